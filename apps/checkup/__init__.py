@@ -1,0 +1,35 @@
+"""The checks of `learn-torchrec doctor`, each a small function of its own."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What one check found.
+
+    Attributes:
+        name: what was looked at, a word or two.
+        ok: whether this project runs with what was found.
+        found: the state of affairs, one line.
+        mend: what to do about it, one line; empty when `ok`.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    mend: str = ""
+
+    def line(self) -> str:
+        """Return the check as one line of the report."""
+        mend = f"; mend: {self.mend}" if self.mend else ""
+        return f"{'OK' if self.ok else 'PROBLEM':<8} {self.name:<15} {self.found}{mend}"
+
+
+def good(name: str, found: str) -> Check:
+    """Return a passed check."""
+    return Check(name=name, ok=True, found=found)
+
+
+def problem(name: str, found: str, mend: str) -> Check:
+    """Return a failed check."""
+    return Check(name=name, ok=False, found=found, mend=mend)

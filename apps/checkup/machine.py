@@ -1,0 +1,80 @@
+"""Checks of what the machine has to spare."""
+
+import os
+import shutil
+from pathlib import Path
+
+from apps.checkup import Check, good, problem
+
+GIB = 1 << 30
+LEAST_SHARED = GIB // 4  # containers start with 64 MiB, too little for loader workers
+LEAST_DISK = 2 * GIB
+LEAST_MEMORY = 2 * GIB
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def check_shared_memory(place: Path = Path("/dev/shm")) -> Check:
+    """Check the memory that data loader workers and ranks pass tensors through."""
+    name = "shared memory"
+    if not place.is_dir():
+        return good(name, f"no {place} here; the system has its own way")
+    usage = shutil.disk_usage(place)
+    found = f"{place}: {usage.free / GIB:.2f} of {usage.total / GIB:.2f} GiB free"
+    if usage.free < LEAST_SHARED:
+        return problem(
+            name,
+            found,
+            "docker run --shm-size=2g (kubernetes: an emptyDir of medium Memory), "
+            f"or remove stale files from {place}",
+        )
+    return good(name, found)
+
+
+def check_disk(directory: Path) -> Check:
+    """Check the free space where runs are written."""
+    free = shutil.disk_usage(directory).free
+    found = f"{free / GIB:.1f} GiB free in {directory}"
+    if free < LEAST_DISK:
+        return problem(
+            "disk", found, f"free {LEAST_DISK // GIB} GiB or run in another directory"
+        )
+    return good("disk", found)
+
+
+def check_memory(available: int | None = None) -> Check:
+    """Check the memory a run may take, and say how many processors there are.
+
+    Args:
+        available: bytes (default: what this process may still take).
+    """
+    available = available_memory() if available is None else available
+    found = f"{available / GIB:.1f} GiB available, {_processors()} processors"
+    if available < LEAST_MEMORY:
+        return problem(
+            "memory",
+            found,
+            f"stop other programs or raise the limit to {LEAST_MEMORY // GIB} GiB",
+        )
+    return good("memory", found)
+
+
+def available_memory() -> int:
+    """Return the bytes a new process may take, within the container's limit."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if _MEMINFO.exists():
+        fields = dict(
+            line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if line
+        )
+        available = int(fields["MemAvailable"].split()[0]) * 1024  # given in kB
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
+    if limit != "max":
+        available = min(available, int(limit) - int(_CGROUP_USED.read_text()))
+    return available
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,86 @@
+"""What every app shares: its configuration options."""
+
+import argparse
+import json
+from pathlib import Path
+
+from apps.program import run as run  # apps say options.run(main)
+from learn_torchrec import config, presets
+
+DATA_HELP = (
+    "data set as ADAPTER:PATH: movielens:auto (the wheel's MovieLens-100K), "
+    "movielens:DIR, or parquet:DIR (items, interactions, impressions .parquet)"
+)
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Return an app's parser with the options that choose its configuration."""
+    result = argparse.ArgumentParser(
+        prog=f"learn-torchrec {name}",
+        description=description,
+        allow_abbrev=False,
+    )
+    group = result.add_argument_group("configuration")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument(
+        "--preset",
+        default="quickstart",
+        choices=sorted(presets.PRESETS),
+        help="named run to start from (default: %(default)s)",
+    )
+    source.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="rerun a saved configuration (config.json beside any artefact)",
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="SECTION.FIELD=VALUE",
+        help="change one setting; may be repeated",
+    )
+    return result
+
+
+def add_data(result: argparse.ArgumentParser) -> None:
+    """Add the option that names the data set."""
+    result.add_argument("--data", required=True, metavar="ADAPTER:PATH", help=DATA_HELP)
+
+
+def add_input(
+    result: argparse.ArgumentParser, option: str, what: str, required: bool = True
+) -> None:
+    """Add an option that names an earlier stage's artefact."""
+    result.add_argument(option, type=Path, required=required, metavar="DIR", help=what)
+
+
+def add_output(result: argparse.ArgumentParser, what: str) -> None:
+    """Add the options of an app that writes an artefact."""
+    result.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help=f"where {what} goes"
+    )
+    result.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an artefact made with other settings or inputs",
+    )
+
+
+def resolve(args: argparse.Namespace) -> presets.Run:
+    """Return the configuration that the options choose."""
+    if args.config is not None:
+        run = config.load(presets.Run, args.config)
+    else:
+        run = presets.PRESETS[args.preset]()
+    return config.apply_overrides(run, args.overrides)
+
+
+def write_json(path: Path, body: object) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    working = path.with_name(f".{path.name}.tmp")
+    working.write_text(json.dumps(body, indent=2) + "\n")
+    working.replace(path)

@@ -1,0 +1,173 @@
+"""Stage 3, inference: score the impressions from split.test_from on, as Parquet."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch.distributed as dist
+
+from apps import options
+from apps.job import Job, describe
+from learn_torchrec import config
+from learn_torchrec.artifact import Manifest, read_manifest
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.split import resolve_times
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.cohorts import activity_before_day
+from learn_torchrec.presets import Run
+from learn_torchrec.ranker.batch import rank_rows
+from learn_torchrec.ranker.rows import prepare_rows
+from learn_torchrec.ranker.training import (
+    KIND_RANKER,
+    RankerConfig,
+    build_ranker,
+    load_ranker,
+    score,
+)
+from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
+from learn_torchrec.ranker.vectors import LearnVectors, load_vectors
+from learn_torchrec.schema import (
+    ACTION,
+    IMPRESSIONS_FILE,
+    INTERACTIONS_FILE,
+    ITEM_ACTIVITY,
+    ITEM_ID,
+    PREDICTIONS_FILE,
+    SCORE,
+    TIMESTAMP,
+    USER_ACTIVITY,
+    USER_ID,
+)
+from learn_torchrec.training.distributed import process_group, write_artifact_together
+
+KIND = "predictions"
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
+    parser = options.parser("predict", __doc__)
+    options.add_data(parser)
+    options.add_input(parser, "--ranker", "trained ranker")
+    options.add_input(parser, "--vectors", "LEARN's vectors", required=False)
+    options.add_output(parser, "the predictions")
+    return parser
+
+
+def plan(args: argparse.Namespace) -> Job:
+    """Return what the app would make."""
+    dataset = open_dataset(args.data)
+    inputs = {
+        name: dataset.fingerprint(name)
+        for name in (INTERACTIONS_FILE, IMPRESSIONS_FILE)
+    }
+    inputs["ranker"] = read_manifest(args.ranker, KIND_RANKER).recipe
+    if args.vectors:
+        inputs["vectors"] = read_manifest(args.vectors, KIND_VECTORS).recipe
+    return describe(args, KIND, ("split", "cohorts"), inputs)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score every test impression once; each rank writes its share."""
+    args = build_parser().parse_args(argv)
+    job = plan(args)
+    if job.is_done():
+        return
+    dataset = open_dataset(args.data)
+    manifest = read_manifest(args.ranker, KIND_RANKER)
+    ranker = config.from_dict(RankerConfig, manifest.config["ranker"], args.ranker)
+    vectors = load_vectors(args.vectors) if args.vectors else None
+    _check_vectors(manifest, vectors, args.ranker)
+    times = resolve_times(job.run.split, dataset.interactions)
+    impressions = _test_impressions(dataset, times.test_from, manifest)
+    if vectors:
+        vectors.refuse_leak(impressions[TIMESTAMP].to_numpy(), "score")
+    rows = prepare_rows(impressions, ranker.features, vectors, IMPRESSIONS_FILE)
+    table = _with_activity(impressions, dataset, job.run)
+    facts = {"rows": len(rows), "coverage": rows.coverage()}
+    with process_group() as device:
+        model = build_ranker(ranker, vectors.dim if vectors else None, device)
+        load_ranker(model, args.ranker)
+        scores = score(model, rows, ranker.training.batch_size, device)
+        mine = table.take(pa.array(rank_rows(len(rows))))
+        with write_artifact_together(
+            job.out, **job.manifest(manifest.cutoff, facts)
+        ) as working:
+            directory = working / PREDICTIONS_FILE
+            directory.mkdir(exist_ok=True)
+            pq.write_table(
+                mine.append_column(SCORE, pa.array(scores.numpy())),
+                directory / f"part-{dist.get_rank():05d}.parquet",
+            )
+
+
+def _check_vectors(
+    manifest: Manifest, vectors: LearnVectors | None, ranker: Path
+) -> None:
+    """Refuse vectors that the ranker was not trained with."""
+    trained_with = manifest.inputs.get("vectors")
+    given = vectors.manifest.recipe if vectors else None
+    if trained_with and not given:
+        raise UserError(f"{ranker}: was trained with LEARN's vectors; add --vectors")
+    if given and not trained_with:
+        raise UserError(f"{ranker}: was trained without vectors; leave out --vectors")
+    if given and given != trained_with:
+        raise UserError(
+            f"{ranker}: was trained with other vectors than those of --vectors; name "
+            "the vectors of its run"
+        )
+
+
+def _test_impressions(dataset: Dataset, test_from: int, manifest: Manifest) -> pa.Table:
+    impressions = dataset.impressions
+    test = impressions.filter(pc.greater_equal(impressions[TIMESTAMP], test_from))
+    if test.num_rows == 0:
+        raise UserError(
+            f"{IMPRESSIONS_FILE}: no impression at or after split.test_from "
+            f"({test_from}, unix seconds); move it earlier"
+        )
+    if manifest.cutoff is not None and test_from < manifest.cutoff:
+        raise UserError(
+            f"leak: the ranker learned from impressions up to {manifest.cutoff}, but "
+            f"those to score start at {test_from} (unix seconds); use a later "
+            "split.test_from, or train the ranker on an earlier one"
+        )
+    return test
+
+
+def _with_activity(impressions: pa.Table, dataset: Dataset, run: Run) -> pa.Table:
+    """Add the counts behind the cohorts; drop list columns, which nobody reads back.
+
+    A user's activity is all their events, an item's the ones of split.actions (the
+    paper: clicks, impressions and purchases of a user; purchases of an item).
+    """
+    lists = [
+        field.name
+        for field in impressions.schema
+        if any(is_list(field.type) for is_list in _LISTS)
+    ]
+    impressions = impressions.drop_columns(lists)
+    events = dataset.interactions
+    wanted = pc.is_in(events[ACTION], value_set=pa.array(run.split.actions))
+    for name, column, log in (
+        (USER_ACTIVITY, USER_ID, events),
+        (ITEM_ACTIVITY, ITEM_ID, events.filter(wanted)),
+    ):
+        activity: np.ndarray = activity_before_day(
+            log[column],
+            log[TIMESTAMP],
+            impressions[column],
+            impressions[TIMESTAMP],
+            run.cohorts.window_days,
+        )
+        impressions = impressions.append_column(name, pa.array(activity))
+    return impressions
+
+
+if __name__ == "__main__":
+    options.run(main)

@@ -1,0 +1,31 @@
+"""How every program starts and ends: logging, and one line for a user's mistake."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from learn_torchrec.errors import UserError
+
+OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
+
+
+def run(
+    main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None
+) -> None:
+    """Run an app's main: a `UserError` becomes one line and exit code 2.
+
+    Args:
+        main: the app's entry point.
+        argv: its options; None for those of the command line.
+    """
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for name in OWN_LOGGERS:  # others at INFO drown ours (fbgemm: a line per library)
+        logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)
+    try:
+        main(argv)
+    except UserError as error:
+        if is_first:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)

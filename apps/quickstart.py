@@ -1,0 +1,221 @@
+"""Every stage on MovieLens-100K: text to vectors to towers to ranker to metrics."""
+
+import argparse
+import importlib
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torchx_components.learn
+from tqdm import tqdm
+
+from apps import evaluate_auc, evaluate_retrieval, options
+from learn_torchrec.errors import UserError
+from learn_torchrec.training.run_log import live_log_path
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+_LAST_LINES = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of the job.
+
+    Attributes:
+        name: of its directory under the output.
+        app: the module that makes it, under `apps`.
+        inputs: option and stage name of each earlier artefact it reads.
+        distributed: whether it runs on several ranks, through torchx.
+    """
+
+    name: str
+    app: str
+    inputs: tuple[tuple[str, str], ...] = ()
+    distributed: bool = True
+
+
+STAGES = (
+    Stage(name="content", app="encode_content", distributed=False),
+    Stage(name="towers", app="train_towers", inputs=(("--content", "content"),)),
+    Stage(
+        name="vectors",
+        app="export_vectors",
+        inputs=(("--content", "content"), ("--towers", "towers")),
+    ),
+    Stage(name="ranker_baseline", app="train_ranker"),
+    Stage(name="ranker_learn", app="train_ranker", inputs=(("--vectors", "vectors"),)),
+    Stage(
+        name="predictions_baseline",
+        app="predict",
+        inputs=(("--ranker", "ranker_baseline"),),
+    ),
+    Stage(
+        name="predictions_learn",
+        app="predict",
+        inputs=(("--ranker", "ranker_learn"), ("--vectors", "vectors")),
+    ),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
+    parser = options.parser("quickstart", __doc__)
+    parser.add_argument(
+        "--data", default="movielens:auto", metavar="ADAPTER:PATH", help=options.DATA_HELP
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where everything goes"
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="ranks of each distributed stage"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run every stage that is not done yet, then evaluate."""
+    args = build_parser().parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    seconds = _Seconds(args.out / "logs" / "seconds.json")
+    for number, stage in enumerate(STAGES, start=1):
+        title = f"[{number}/{len(STAGES) + 1}] {stage.name}"
+        command = _command(stage, args)
+        app = importlib.import_module(f"apps.{stage.app}")
+        if app.plan(app.build_parser().parse_args(command)).is_done():
+            print(f"{title}: done before", flush=True)
+            continue
+        print(f"{title}: running", flush=True)
+        if stage.distributed:
+            seconds.measure(stage.name, lambda: _launch(stage, command, args))
+        else:
+            seconds.measure(stage.name, lambda: app.main(command))
+    print(f"[{len(STAGES) + 1}/{len(STAGES) + 1}] evaluation", flush=True)
+    seconds.measure("evaluation", lambda: _evaluate(args))
+    metrics = {
+        **_read(args.out / "ranking.json"),
+        **_read(args.out / "retrieval.json"),
+        "seconds": seconds.values,
+    }
+    options.write_json(args.out / "metrics.json", metrics)
+    print(f"\nwritten to {args.out / 'metrics.json'}")
+
+
+def _command(stage: Stage, args: argparse.Namespace) -> list[str]:
+    """Return the options of a stage's app."""
+    result = ["--data", args.data, "--out", str(args.out / stage.name), "--overwrite"]
+    for option, name in stage.inputs:
+        result += [option, str(args.out / name)]
+    return result + _configuration(args)
+
+
+def _configuration(args: argparse.Namespace) -> list[str]:
+    if args.config is not None:
+        result = ["--config", str(args.config)]
+    else:
+        result = ["--preset", args.preset]
+    return result + [f"--set={override}" for override in args.overrides]
+
+
+def _launch(stage: Stage, command: list[str], args: argparse.Namespace) -> None:
+    """Run a stage on several ranks through torchx, showing how far it is.
+
+    Raises:
+        UserError: the stage failed; holds its own error line if it gave one.
+    """
+    logs = args.out / "logs"
+    logs.mkdir(exist_ok=True)
+    output = logs / f"{stage.name}.log"
+    progress = live_log_path(args.out / stage.name)
+    progress.unlink(missing_ok=True)
+    component = f"{torchx_components.learn.__file__}:{stage.app}"
+    torchx = [str(Path(sys.executable).with_name("torchx")), "run"]
+    torchx += ["--scheduler", "local_cwd", "--wait", "--log", component]
+    with output.open("w") as stream, tqdm(desc=stage.name, disable=None) as bar:
+        process = subprocess.Popen(
+            [*torchx, "-j", f"1x{args.ranks}", "--", *command],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(_POLL_SECONDS)
+                _show(progress, bar)
+        finally:
+            process.terminate()
+    if process.returncode:
+        raise UserError(_failure(stage.name, output))
+
+
+def _show(progress: Path, bar: "tqdm[None]") -> None:
+    """Move the bar to the last step that the stage logged."""
+    try:
+        lines = progress.read_text().splitlines()
+    except FileNotFoundError:
+        return
+    if lines:
+        last = json.loads(lines[-1])
+        bar.total = last["total"]
+        bar.n = last["step"]
+        bar.refresh()
+
+
+def _failure(name: str, output: Path) -> str:
+    lines = output.read_text().splitlines()
+    for line in lines:
+        before, marker, message = line.partition("error: ")
+        if marker and "Error" not in before:
+            return f"stage {name}: {message}"
+    tail = "\n  ".join(lines[-_LAST_LINES:])
+    return f"stage {name} failed; the end of {output}:\n  {tail}"
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    out = args.out
+    print()
+    evaluate_auc.main(
+        [
+            "--predictions",
+            f"baseline={out / 'predictions_baseline'}",
+            f"learn={out / 'predictions_learn'}",
+            "--out",
+            str(out / "ranking.json"),
+        ]
+    )
+    print()
+    evaluate_retrieval.main(
+        [
+            *("--data", args.data, "--content", str(out / "content")),
+            *("--towers", str(out / "towers"), "--out", str(out / "retrieval.json")),
+            *_configuration(args),
+        ]
+    )
+
+
+class _Seconds:
+    """Seconds that each stage took when it last ran, kept between runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.values: dict[str, float] = _read(path) if path.exists() else {}
+
+    def measure(self, name: str, function: Callable[[], object]) -> None:
+        start = time.monotonic()
+        function()
+        self.values[name] = round(time.monotonic() - start, 1)
+        options.write_json(self._path, self.values)
+
+
+def _read(path: Path) -> dict[str, float]:
+    body: dict[str, float] = json.loads(path.read_text())
+    return body
+
+
+if __name__ == "__main__":
+    options.run(main)

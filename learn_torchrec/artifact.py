@@ -1,0 +1,236 @@
+"""Artefacts: directories that appear whole or not at all, with a manifest.
+
+A stage writes into a directory beside the final one, every file and the manifest
+are flushed to disk, and one rename makes the result visible. The manifest says
+what made the artefact, so that a finished stage is reused and a wrong input is
+refused.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from learn_torchrec.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+FORMAT_VERSION = 1
+_RECORDED_PACKAGES = ("torch", "torchrec", "transformers", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an artefact is and what it was made from.
+
+    Attributes:
+        kind: what it holds, e.g. "content" or "towers".
+        recipe: digest of kind, format, configuration and inputs: two artefacts
+            with the same recipe hold the same thing.
+        config: the part of the configuration that decides the content.
+        inputs: fingerprint of every input, by role.
+        cutoff: unix seconds; nothing at or after it went into the artefact. None
+            for artefacts that hold no behaviour (item text does not).
+        facts: what a reader wants to know (counts, dimensions, statistics).
+        files: size in bytes and SHA-256 of every file.
+    """
+
+    kind: str
+    recipe: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    cutoff: int | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    format_version: int = FORMAT_VERSION
+
+
+def recipe_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the digest that identifies what a stage would produce."""
+    body = {
+        "kind": kind,
+        "format_version": FORMAT_VERSION,
+        "config": config,
+        "inputs": inputs,
+    }
+    return hashlib.sha256(
+        json.dumps(body, sort_keys=True, default=str).encode()
+    ).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_manifest(directory: Path, kind: str) -> Manifest:
+    """Read the manifest of the artefact in `directory`.
+
+    Raises:
+        UserError: the directory holds no artefact, one of another kind, or one
+            of another format version.
+    """
+    path = directory / MANIFEST
+    try:
+        body = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory}: no {kind} artefact here ({MANIFEST} is missing); "
+            "run the stage that makes it, or name its directory"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: not valid JSON ({error}); remove {directory} and make it again"
+        ) from None
+    if body.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format {body.get('format_version')}, this version reads "
+            f"{FORMAT_VERSION}; make the artefact again"
+        )
+    manifest = Manifest(**body)
+    if manifest.kind != kind:
+        raise UserError(
+            f"{directory}: holds a {manifest.kind} artefact, a {kind} artefact is "
+            "needed; name the right directory"
+        )
+    return manifest
+
+
+def is_finished(
+    directory: Path, kind: str, recipe: str, may_replace: bool = False
+) -> bool:
+    """Whether `directory` already holds the artefact that `recipe` would make.
+
+    Args:
+        directory: where the artefact would appear.
+        kind: what it holds.
+        recipe: see `recipe_of`.
+        may_replace: whether an artefact of another recipe may be replaced.
+
+    Raises:
+        UserError: the directory is occupied by something that must not be replaced.
+    """
+    if not directory.exists():
+        return False
+    if not (directory / MANIFEST).exists():
+        if directory.is_dir() and not any(directory.iterdir()):
+            return False
+        raise UserError(
+            f"{directory}: exists and is not an artefact; choose another --out"
+        )
+    if read_manifest(directory, kind).recipe == recipe:
+        logger.info("%s: made before with the same settings, reused", directory)
+        return True
+    if not may_replace:
+        raise UserError(
+            f"{directory}: holds a {kind} artefact made with other settings or "
+            "inputs; choose another --out or pass --overwrite"
+        )
+    return False
+
+
+@contextlib.contextmanager
+def write_artifact(
+    directory: Path,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    cutoff: int | None = None,
+    facts: dict[str, Any] | None = None,
+    run_config: Mapping[str, Any] | None = None,
+) -> Iterator[Path]:
+    """Yield a working directory that becomes `directory` when the block ends well.
+
+    Nothing appears at `directory` if the block raises, and an artefact already
+    there stays until the new one is complete.
+
+    Args:
+        directory: where the artefact appears.
+        kind: what it holds.
+        config: the settings that decide its content (part of the recipe).
+        inputs: fingerprints of what it is made from, by role.
+        cutoff: unix seconds, see `Manifest`.
+        facts: read when the block ends, so the block may fill it in.
+        run_config: the whole resolved configuration, saved as `config.json`
+            for `--config`.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    for stale in directory.parent.glob(f".{directory.name}.*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)  # of a run that was killed
+    working = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp"
+    working.mkdir()
+    try:
+        yield working
+        if run_config is not None:
+            (working / CONFIG).write_text(json.dumps(run_config, indent=2) + "\n")
+        manifest = Manifest(
+            kind=kind,
+            recipe=recipe_of(kind, config, inputs),
+            config=dict(config),
+            inputs=dict(inputs),
+            cutoff=cutoff,
+            facts=facts or {},
+            files=_describe_files(working),
+            versions=_versions(),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        (working / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+        _flush_to_disk(working)
+        _swap(working, directory)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+
+
+def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    return {
+        str(path.relative_to(directory)): {
+            "bytes": path.stat().st_size,
+            "sha256": file_digest(path),
+        }
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _flush_to_disk(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _swap(working: Path, directory: Path) -> None:
+    """Put `working` in the place of `directory`, which may hold an older artefact."""
+    if directory.exists():
+        retired = working.with_suffix(".old")
+        directory.rename(retired)
+        working.rename(directory)
+        shutil.rmtree(retired)
+    else:
+        working.rename(directory)

@@ -1,0 +1,148 @@
+"""Configuration: frozen dataclasses beside their owners, composed by presets.
+
+A run is a plain Python value. `--set section.field=value` changes one field by
+its dotted name, typed by the dataclass; `--config` reads back what a run saved.
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from learn_torchrec.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as JSON-ready nested dictionaries."""
+    dumped: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return dumped
+
+
+def from_dict(kind: type[Config], body: Any, source: str | Path) -> Config:
+    """Build a configuration from nested dictionaries, refusing unknown names.
+
+    Raises:
+        UserError: an unknown field, or a value of the wrong type; names `source`.
+    """
+    _refuse_unknown(kind, body, source, prefix="")
+    try:
+        return TypeAdapter(kind).validate_python(body)
+    except ValidationError as error:
+        raise UserError(f"{source}: {_first_problem(error)}") from None
+
+
+def load(kind: type[Config], path: Path) -> Config:
+    """Read a configuration that a run saved."""
+    try:
+        body = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"--config {path}: not valid JSON ({error})") from None
+    return from_dict(kind, body, source=f"--config {path}")
+
+
+def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """Return `config` with `section.field=value` assignments applied in order.
+
+    Values are parsed by the field's type: numbers, true/false, null, a bare
+    string, or a comma-separated list for tuples.
+
+    Raises:
+        UserError: a malformed assignment, an unknown name or a bad value.
+    """
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator or not name:
+            raise UserError(f"--set {override}: write it as section.field=value")
+        config = _replace(config, name.split("."), text, override)
+    return config
+
+
+def _replace(config: Any, path: list[str], text: str, override: str) -> Any:
+    names = [f.name for f in dataclasses.fields(config)]
+    if path[0] not in names:
+        raise UserError(
+            f"--set {override}: unknown name {path[0]!r}; known here: "
+            + ", ".join(names)
+        )
+    value = getattr(config, path[0])
+    if dataclasses.is_dataclass(value):
+        if len(path) == 1:
+            fields = ", ".join(f.name for f in dataclasses.fields(value))
+            raise UserError(
+                f"--set {override}: {path[0]} is a section; set one of: {fields}"
+            )
+        new = _replace(value, path[1:], text, override)
+    elif len(path) > 1:
+        raise UserError(f"--set {override}: {path[0]} has no fields")
+    else:
+        new = _parse(type(config), path[0], text, override)
+    try:
+        return dataclasses.replace(config, **{path[0]: new})
+    except ValueError as error:  # a cross-field check of __post_init__
+        raise UserError(f"--set {override}: {error}") from None
+
+
+def _parse(kind: type, name: str, text: str, override: str) -> Any:
+    annotation: Any = typing.get_type_hints(kind)[name]
+    value: Any = text
+    if text == "null":
+        value = None
+    elif typing.get_origin(annotation) is tuple:
+        value = _parse_list(text, override)
+    try:
+        if isinstance(value, list):
+            for entry in value:
+                _refuse_unknown_entry(annotation, entry, f"--set {override}")
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"--set {override}: {_first_problem(error)}") from None
+
+
+def _parse_list(text: str, override: str) -> list[Any]:
+    """Read `a,b,c`, or a JSON list where the entries are objects."""
+    if not text.startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        entries: list[Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"--set {override}: not a JSON list ({error})") from None
+    return entries
+
+
+def _refuse_unknown_entry(annotation: Any, entry: Any, source: str | Path) -> None:
+    kind = typing.get_args(annotation)[0]
+    if dataclasses.is_dataclass(kind):
+        _refuse_unknown(kind, entry, source, prefix="")
+
+
+def _refuse_unknown(kind: Any, body: Any, source: str | Path, prefix: str) -> None:
+    if not isinstance(body, dict):
+        raise UserError(f"{source}: {prefix or 'the file'} must be a JSON object")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for name, value in body.items():
+        if name not in fields:
+            raise UserError(
+                f"{source}: unknown name {prefix}{name}; known here: "
+                + ", ".join(fields)
+            )
+        if dataclasses.is_dataclass(hints[name]):
+            _refuse_unknown(hints[name], value, source, f"{prefix}{name}.")
+        elif typing.get_origin(hints[name]) is tuple and isinstance(value, list):
+            for entry in value:
+                _refuse_unknown_entry(hints[name], entry, source)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

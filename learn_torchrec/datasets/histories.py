@@ -1,0 +1,34 @@
+"""Histories of a data set as item rows of a content store."""
+
+from dataclasses import dataclass
+
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.datasets.split import SplitConfig, SplitTimes, resolve_times
+from learn_torchrec.schema import INTERACTIONS_FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histories:
+    """All users' events of the wanted actions, and the moments of the split."""
+
+    sequences: SequenceSet
+    times: SplitTimes
+
+
+def load_histories(
+    dataset: Dataset, store: ContentStore, split: SplitConfig
+) -> Histories:
+    """Read the interactions and sort them into sequences.
+
+    Raises:
+        UserError: bad interactions, items without a content vector, or a split
+            that does not fit the log.
+    """
+    interactions = dataset.interactions
+    times = resolve_times(split, interactions)
+    rows = item_rows(interactions, store.item_ids, INTERACTIONS_FILE)
+    return Histories(
+        sequences=build_sequences(interactions, rows, split.actions), times=times
+    )

@@ -1,0 +1,103 @@
+"""Who trains, who is held out, and when: one description for every stage.
+
+- Before `towers_until` the towers learn.
+- From `towers_until` to `test_from` the ranker learns.
+- From `test_from` on the ranker is tested.
+- Users who first appear after `towers_until` test the towers.
+"""
+
+import datetime
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import TIMESTAMP
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Times may be a share of the interactions (`50%`), an ISO date, or seconds.
+
+    Attributes:
+        towers_until: the towers learn from interactions strictly before it.
+        test_from: the ranker learns from impressions in [towers_until, test_from)
+            and is tested on those at or after it.
+        actions: the actions that make a history.
+        validation_users: share of the towers' users kept apart for validation.
+        min_events: users with fewer events take no part in the towers' training
+            and evaluation.
+        history_share: of an evaluated user's events, the share that is history;
+            the rest are the targets.
+    """
+
+    towers_until: str = "50%"
+    test_from: str = "80%"
+    actions: tuple[str, ...] = ("like",)
+    validation_users: float = 0.1
+    min_events: int = 10
+    history_share: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitTimes:
+    """The two moments of a split, unix seconds."""
+
+    towers_until: int
+    test_from: int
+
+
+def resolve_times(config: SplitConfig, interactions: pa.Table) -> SplitTimes:
+    """Turn the configured moments into unix seconds.
+
+    Raises:
+        UserError: a moment that cannot be read, or moments in the wrong order.
+    """
+    times = interactions[TIMESTAMP].to_numpy()
+    towers_until = _moment("split.towers_until", config.towers_until, times)
+    test_from = _moment("split.test_from", config.test_from, times)
+    if not times.min() < towers_until <= test_from <= times.max():
+        raise UserError(
+            f"split.towers_until={config.towers_until} and split.test_from="
+            f"{config.test_from} must lie in this order inside the log, which runs "
+            f"from {_iso(times.min())} to {_iso(times.max())}"
+        )
+    return SplitTimes(towers_until=towers_until, test_from=test_from)
+
+
+def is_validation_user(user_ids: pa.Array, share: float) -> np.ndarray:
+    """Pick users by a hash of their id: the same ones in every run.
+
+    Args:
+        user_ids: int64 or string [U].
+        share: expected share of users picked.
+
+    Returns:
+        bool [U].
+    """
+    buckets = [
+        int.from_bytes(hashlib.blake2b(str(user).encode(), digest_size=4).digest())
+        for user in user_ids.to_pylist()
+    ]
+    return np.asarray(buckets, np.float64) / 2**32 < share
+
+
+def _moment(option: str, text: str, times: np.ndarray) -> int:
+    try:
+        if text.endswith("%"):
+            return int(np.quantile(times, float(text[:-1]) / 100, method="lower"))
+        if text.lstrip("-").isdigit():
+            return int(text)
+        moment = datetime.datetime.fromisoformat(text)
+        return int(moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp())
+    except ValueError:
+        raise UserError(
+            f"{option}={text}: write a share such as 80%, an ISO date such as "
+            "2011-09-10, or unix seconds"
+        ) from None
+
+
+def _iso(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC).isoformat()

@@ -1,0 +1,160 @@
+"""Checks on tables: a wrong file ends in one line that names file, column and row."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import (
+    ACTION,
+    IMPRESSIONS_FILE,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    LABEL,
+    TIMESTAMP,
+    USER_ID,
+)
+
+# Column kinds, by the word an error message uses for them.
+_KINDS = {
+    "int64 or string": lambda t: pt.is_int64(t) or pt.is_string(t),
+    "int64 (unix seconds)": pt.is_int64,
+    "string": pt.is_string,
+    "0 or 1": lambda t: pt.is_integer(t) or pt.is_floating(t) or pt.is_boolean(t),
+}
+_ID, _TIME, _TEXT, _BINARY = _KINDS
+
+REQUIRED: dict[str, dict[str, str]] = {
+    ITEMS_FILE: {ITEM_ID: _ID},
+    INTERACTIONS_FILE: {USER_ID: _ID, ITEM_ID: _ID, TIMESTAMP: _TIME, ACTION: _TEXT},
+    IMPRESSIONS_FILE: {USER_ID: _ID, ITEM_ID: _ID, TIMESTAMP: _TIME, LABEL: _BINARY},
+}
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read a Parquet file or a directory of them.
+
+    Raises:
+        UserError: the path is missing or not readable as Parquet.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; the data set needs it")
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read as Parquet ({reason}); write it again"
+        ) from None
+
+
+def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table:
+    """Return `table` with plain types once every required column is in order.
+
+    Dictionary-encoded and large strings become strings, narrower integers become
+    int64, and Arrow timestamps become unix seconds.
+
+    Args:
+        table: what was read.
+        required: column name to kind (see `REQUIRED`).
+        source: the file, for the messages.
+
+    Raises:
+        UserError: an empty table, or a column that is missing, of the wrong type
+            or has nulls.
+    """
+    if table.num_rows == 0:
+        raise UserError(f"{source}: has no rows; nothing can be done with it")
+    for name, kind in required.items():
+        if name not in table.column_names:
+            raise UserError(
+                f"{source}: column {name!r} ({kind}) is missing; "
+                f"it has: {', '.join(table.column_names)}"
+            )
+        index = table.column_names.index(name)
+        column = _plain(table.column(name))
+        if not _KINDS[kind](column.type):
+            raise UserError(
+                f"{source}: column {name!r} is {column.type}, must be {kind}; cast it"
+            )
+        if column.null_count:
+            row = pc.index(column.is_null(), pa.scalar(True)).as_py()
+            raise UserError(
+                f"{source}: column {name!r} has {column.null_count} nulls, the first "
+                f"in row {row}; drop or fill those rows"
+            )
+        if kind == _BINARY:
+            column = _binary(column, name, source)
+        table = table.set_column(index, name, column)
+    return table
+
+
+def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> None:
+    """Refuse a table that names an item the item table does not have."""
+    if ids.type != known.type:
+        raise UserError(
+            f"{source}: column {ITEM_ID!r} is {ids.type} but {known.type} in the item "
+            "table; use one type for item ids"
+        )
+    unknown = pc.invert(pc.is_in(ids, value_set=known))
+    row = pc.index(unknown, pa.scalar(True)).as_py()
+    if row >= 0:
+        count = pc.sum(unknown).as_py()
+        raise UserError(
+            f"{source}: row {row} names item {ids[row].as_py()!r}, which the item "
+            f"table does not have ({count} such rows); add it there or drop the rows"
+        )
+
+
+def check_unique(ids: pa.ChunkedArray, source: str) -> None:
+    """Refuse an item table that lists an item twice."""
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(counts.field(1), 1))
+    if len(repeated):
+        raise UserError(
+            f"{source}: item {repeated.field(0)[0].as_py()!r} appears "
+            f"{repeated.field(1)[0].as_py()} times; keep one row for each item"
+        )
+
+
+def files_fingerprint(paths: list[Path]) -> str:
+    """Return a digest of the bytes of files, or of all files of directories."""
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file():
+                with file.open("rb") as stream:
+                    digest.update(file.name.encode())
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pt.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pt.is_large_string(column.type) or pt.is_string_view(column.type):
+        return column.cast(pa.string())
+    if pt.is_timestamp(column.type):
+        return column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+    if pt.is_integer(column.type) and not pt.is_uint64(column.type):
+        return column.cast(pa.int64())
+    return column
+
+
+def _binary(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
+    values = column.cast(pa.float32())
+    wrong = pc.invert(pc.is_in(values, value_set=pa.array([0, 1], pa.float32())))
+    row = pc.index(wrong, pa.scalar(True)).as_py()
+    if row >= 0:
+        raise UserError(
+            f"{source}: column {name!r} is {values[row].as_py()} in row {row}, "
+            "must be 0 or 1"
+        )
+    return values

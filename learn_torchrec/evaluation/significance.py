@@ -1,0 +1,204 @@
+"""Paired bootstrap over users: is one score column better than another?
+
+Impressions of one user are not independent, so users are resampled, not rows.
+Both columns see the same resamples, which removes most of the variance that
+comes from which users were drawn.
+
+U users, N rows, R resamples in a block.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.arrays import Column, Float64Array, Int64Array
+from learn_torchrec.evaluation.auc import ScoredRows, prepare_rows, user_auc
+
+_BLOCK_ELEMENTS = 1 << 22  # float64 values of one [R, N] working array: 32 MiB
+_INTERVAL = (2.5, 97.5)
+
+
+class PairedDifference(NamedTuple):
+    """Candidate minus baseline. NaN where the metric is undefined.
+
+    Attributes:
+        difference: on the rows as they are.
+        low: lower end of the 95 % percentile interval.
+        high: upper end.
+        p_value: two-sided, for "no difference"; at least 2 / (resamples + 1).
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+class _PooledPairs(NamedTuple):
+    """Where each positive stands among the sorted negatives: fixed by the scores.
+
+    `lower[p]` negatives score below positive p, `upper[p]` score no higher.
+    """
+
+    negative_users: Int64Array
+    negative_weights: Float64Array
+    positive_users: Int64Array
+    positive_weights: Float64Array
+    lower: Int64Array
+    upper: Int64Array
+
+
+class _Comparison(NamedTuple):
+    """All that the differences need of the rows, whichever users are drawn.
+
+    Attributes:
+        kept_users: [K] users with both classes.
+        gain: [K] candidate's AUC within the user minus the baseline's.
+        impressions: [K] sum of the user's weights.
+        baseline: pairs of the pooled AUC.
+        candidate: pairs of the pooled AUC.
+    """
+
+    kept_users: Int64Array
+    gain: Float64Array
+    impressions: Float64Array
+    baseline: _PooledPairs
+    candidate: _PooledPairs
+
+
+def paired_bootstrap(
+    user_ids: Column,
+    labels: Column,
+    baseline_scores: Column,
+    candidate_scores: Column,
+    weights: Column | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, PairedDifference]:
+    """Compare two score columns of the same rows, resampling users.
+
+    Args:
+        user_ids: [N] int64 or string.
+        labels: [N] of 0 and 1.
+        baseline_scores: [N] finite numbers.
+        candidate_scores: [N] finite numbers.
+        weights: [N] sample weights, as for `evaluate_auc`.
+        num_resamples: how many times U users are drawn with replacement.
+        seed: of the draws.
+
+    Returns:
+        The difference of "auc", "uauc" and "wuauc". Resamples in which a metric
+        is undefined (no pair drawn) are left out of its interval.
+
+    Raises:
+        UserError: see `evaluate_auc`; fewer than one resample.
+    """
+    if num_resamples < 1:
+        raise UserError(f"num_resamples {num_resamples}: use 1 or more")
+    baseline = prepare_rows(user_ids, labels, baseline_scores, weights)
+    candidate = prepare_rows(user_ids, labels, candidate_scores, weights)
+    num_users = baseline.num_users
+    comparison = _compare(baseline, candidate)
+    observed = _differences(comparison, np.ones((1, num_users)))
+    block = max(1, _BLOCK_ELEMENTS // max(len(baseline.users), 1))
+    blocks = [
+        _differences(comparison, counts)
+        for counts in _resamples(num_users, num_resamples, block, seed)
+    ]
+    return {
+        name: _summarise(
+            float(observed[name][0]), np.concatenate([drawn[name] for drawn in blocks])
+        )
+        for name in observed
+    }
+
+
+def _resamples(
+    num_users: int, num_resamples: int, block: int, seed: int
+) -> Iterator[Float64Array]:
+    """Yield [R, U] blocks of how often each user was drawn (multinomial counts)."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, num_resamples, block):
+        size = min(block, num_resamples - start)
+        if not num_users:
+            yield np.zeros((size, 0))
+            continue
+        drawn = generator.integers(num_users, size=(size, num_users))
+        drawn += np.arange(size)[:, None] * num_users
+        counts = np.bincount(drawn.ravel(), minlength=size * num_users)
+        yield counts.reshape(size, num_users).astype(np.float64)
+
+
+def _compare(baseline: ScoredRows, candidate: ScoredRows) -> _Comparison:
+    before, after = user_auc(baseline), user_auc(candidate)
+    # Which users are kept depends on the labels alone, so they are the same users.
+    return _Comparison(
+        kept_users=before.user_index,
+        gain=after.auc - before.auc,
+        impressions=before.impressions,
+        baseline=_pooled_pairs(baseline),
+        candidate=_pooled_pairs(candidate),
+    )
+
+
+def _differences(
+    comparison: _Comparison, counts: Float64Array
+) -> dict[str, Float64Array]:
+    """Return each metric's difference [R], users counted as `counts` [R, U] says."""
+    kept = counts[:, comparison.kept_users]
+    gain, impressions = comparison.gain, comparison.impressions
+    return {
+        "auc": _pooled_auc(comparison.candidate, counts)
+        - _pooled_auc(comparison.baseline, counts),
+        "uauc": _divide(kept @ gain, kept.sum(axis=1)),
+        "wuauc": _divide(kept @ (impressions * gain), kept @ impressions),
+    }
+
+
+def _pooled_pairs(rows: ScoredRows) -> _PooledPairs:
+    negatives = np.flatnonzero(~rows.is_positive)
+    negatives = negatives[np.argsort(rows.scores[negatives])]
+    positives = np.flatnonzero(rows.is_positive)
+    positives = positives[np.argsort(rows.scores[positives])]
+    sorted_scores = rows.scores[negatives]
+    return _PooledPairs(
+        negative_users=rows.users[negatives],
+        negative_weights=rows.weights[negatives],
+        positive_users=rows.users[positives],
+        positive_weights=rows.weights[positives],
+        lower=np.searchsorted(sorted_scores, rows.scores[positives], side="left"),
+        upper=np.searchsorted(sorted_scores, rows.scores[positives], side="right"),
+    )
+
+
+def _pooled_auc(pairs: _PooledPairs, counts: Float64Array) -> Float64Array:
+    """Return the AUC [R] over all rows, each weighted by its user's count."""
+    negative = counts[:, pairs.negative_users] * pairs.negative_weights
+    positive = counts[:, pairs.positive_users] * pairs.positive_weights
+    # below[:, n] is the weight of the n lowest negatives.
+    below = np.zeros((len(counts), len(pairs.negative_users) + 1))
+    np.cumsum(negative, axis=1, out=below[:, 1:])
+    beaten = (below[:, pairs.lower] + below[:, pairs.upper]) / 2  # ties count 1/2
+    won = np.einsum("rp,rp->r", positive, beaten)
+    return _divide(won, positive.sum(axis=1) * below[:, -1])
+
+
+def _divide(numerator: Float64Array, denominator: Float64Array) -> Float64Array:
+    result = np.full(len(numerator), math.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result
+
+
+def _summarise(observed: float, drawn: Float64Array) -> PairedDifference:
+    drawn = drawn[np.isfinite(drawn)]
+    if math.isnan(observed) or not len(drawn):
+        return PairedDifference(math.nan, math.nan, math.nan, math.nan)
+    low, high = np.percentile(drawn, _INTERVAL)
+    # One is added to both sides of the fraction: the data count as one resample,
+    # and no finite number of resamples proves p = 0.
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    p_value = min(1.0, 2 * (tail + 1) / (len(drawn) + 1))
+    return PairedDifference(observed, float(low), float(high), float(p_value))

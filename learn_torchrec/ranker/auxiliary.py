@@ -1,0 +1,65 @@
+"""The auxiliary network: LEARN's vectors bent towards conversion (paper: section 3.4).
+
+Dimension letters: B rows, D vector dim, H hidden size, E fusion dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AuxiliaryNetwork(nn.Module):
+    """Two linear layers fuse user and item vector; a head predicts conversion.
+
+    The paper's "mid emb" (v1) or "fusion emb" (v2) is the output of the two layers.
+    It enters the main ranker, and the head's own CVR loss shapes it.
+
+    Args:
+        vector_dim: D, of each of the two vectors.
+        hidden_dim: H, between the two linear layers.
+        fusion_dim: E.
+        head_dim: hidden size of the head.
+        device: of the parameters.
+
+    Example:
+        >>> import torch
+        >>> from learn_torchrec import AuxiliaryNetwork
+        >>> network = AuxiliaryNetwork(vector_dim=64)
+        >>> fusion, logits = network(torch.randn(8, 64), torch.randn(8, 64))
+        >>> fusion.shape, logits.shape
+        (torch.Size([8, 64]), torch.Size([8]))
+    """
+
+    def __init__(
+        self,
+        vector_dim: int,
+        hidden_dim: int = 128,
+        fusion_dim: int = 64,
+        head_dim: int = 32,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.fusion_dim = fusion_dim
+        self.fusion_in = nn.Linear(2 * vector_dim, hidden_dim, device=device)
+        self.fusion_out = nn.Linear(hidden_dim, fusion_dim, device=device)
+        self.head = nn.Sequential(
+            nn.Linear(fusion_dim, head_dim, device=device),
+            nn.ReLU(),
+            nn.Linear(head_dim, 1, device=device),
+        )
+
+    def forward(
+        self, user_vectors: Tensor, item_vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Fuse and predict.
+
+        Args:
+            user_vectors: float [B, D].
+            item_vectors: float [B, D].
+
+        Returns:
+            Fusion embedding [B, E] and logits [B].
+        """
+        pair = torch.cat([user_vectors, item_vectors], dim=1)
+        fusion = F.relu(self.fusion_out(F.relu(self.fusion_in(pair))))
+        return fusion, self.head(fusion).squeeze(-1)

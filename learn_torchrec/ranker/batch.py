@@ -1,0 +1,129 @@
+"""Ranking batches: this rank's rows, as TorchRec's pipelines want them.
+
+Dimension letters: B rows, F dense features, D vector dim.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.rows import RankingRows
+from learn_torchrec.ranker.vectors import MISSING, VectorTable
+from learn_torchrec.training.batch import PipelineableBatch
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class RankingBatch(PipelineableBatch):
+    """One rank's share of a global batch.
+
+    Attributes:
+        dense_features: float32 [B, F].
+        sparse_features: an ID feature each, in the order of the configuration.
+        labels: float32 [B].
+        weights: float32 [B]; 0 in padding.
+        user_vectors: float32 [B, D], zeros where missing; None with LEARN off.
+        item_vectors: float32 [B, D], likewise.
+        has_vectors: float32 [B, 2], 1 where the user's, the item's vector is there.
+    """
+
+    dense_features: Tensor
+    sparse_features: KeyedJaggedTensor
+    labels: Tensor
+    weights: Tensor
+    user_vectors: Tensor | None = None
+    item_vectors: Tensor | None = None
+    has_vectors: Tensor | None = None
+
+
+def training_batches(
+    rows: RankingRows, *, batch_size: int, seed: int, epoch: int
+) -> Iterator[RankingBatch]:
+    """Yield this rank's share of every global batch of one shuffled pass.
+
+    The order follows from (seed, epoch) alone; the last, incomplete global batch is
+    left out, so every rank takes the same number of steps.
+
+    Raises:
+        UserError: a batch size that does not fit the ranks or the rows.
+    """
+    world_size, rank = dist.get_world_size(), dist.get_rank()
+    if batch_size % world_size:
+        raise UserError(
+            f"ranker.training.batch_size={batch_size} must be a multiple of the "
+            f"number of ranks, {world_size}"
+        )
+    if batch_size > len(rows):
+        raise UserError(
+            f"ranker.training.batch_size={batch_size} is more than the {len(rows)} "
+            "training rows; make it smaller"
+        )
+    order = np.random.default_rng([seed, epoch]).permutation(len(rows))
+    per_rank = batch_size // world_size
+    for step in range(len(rows) // batch_size):
+        first = step * batch_size + rank * per_rank
+        yield collate(rows, order[first : first + per_rank])
+
+
+def evaluation_batches(rows: RankingRows, batch_size: int) -> Iterator[RankingBatch]:
+    """Yield this rank's contiguous share of the rows, each exactly once.
+
+    Every rank yields as many batches of the same size; what is missing at the end
+    is filled with row 0 at weight 0, to be cut off by `rank_rows`.
+    """
+    mine = rank_rows(len(rows))
+    longest = -(-len(rows) // dist.get_world_size())
+    for first in range(0, longest, batch_size):
+        chosen = mine[first : first + batch_size]
+        width = min(batch_size, longest - first)
+        padding = width - len(chosen)
+        batch = collate(rows, np.r_[chosen, np.zeros(padding, np.int64)])
+        batch.weights[len(chosen) :] = 0.0
+        yield batch
+
+
+def rank_rows(count: int) -> Ints:
+    """Return the rows of `evaluation_batches` that are this rank's."""
+    per_rank = -(-count // dist.get_world_size())
+    first = dist.get_rank() * per_rank
+    return np.arange(min(first, count), min(first + per_rank, count))
+
+
+def collate(rows: RankingRows, index: Ints) -> RankingBatch:
+    """Cut the rows `index` [B] out of all rows."""
+    values, lengths = [], []
+    for feature in rows.sparse.values():
+        feature_values, feature_lengths = feature.take(index)
+        values.append(feature_values)
+        lengths.append(feature_lengths)
+    batch = RankingBatch(
+        dense_features=torch.from_numpy(rows.dense[index]),
+        sparse_features=KeyedJaggedTensor(
+            keys=list(rows.sparse),
+            values=torch.from_numpy(np.concatenate(values)),
+            lengths=torch.from_numpy(np.concatenate(lengths)),
+        ),
+        labels=torch.from_numpy(rows.labels[index]),
+        weights=torch.from_numpy(rows.weights[index]),
+    )
+    if rows.vectors is not None:
+        user_rows, item_rows = rows.user_rows[index], rows.item_rows[index]
+        batch.user_vectors = _gather(rows.vectors.users, user_rows)
+        batch.item_vectors = _gather(rows.vectors.items, item_rows)
+        present = np.stack([user_rows != MISSING, item_rows != MISSING], axis=1)
+        batch.has_vectors = torch.from_numpy(present.astype(np.float32))
+    return batch
+
+
+def _gather(table: VectorTable, rows: Ints) -> Tensor:
+    vectors = table.vectors[np.maximum(rows, 0)]
+    vectors[rows == MISSING] = 0.0
+    return torch.from_numpy(vectors)

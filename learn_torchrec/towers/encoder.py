@@ -1,0 +1,216 @@
+"""The preference encoder: content vectors in, unit vectors of preference out.
+
+The paper's PCH (v1) / PAL (v2), section 3.2. Sequences stay packed: every linear
+layer works on real tokens only, and attention alone sees padding.
+
+Dimension letters: U distinct items, S tokens of all sequences together, B sequences,
+L longest sequence, W width, C content dim, D vector dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_INIT_STD = 0.02  # BERT's
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderShape:
+    """Shape of the transformer; the defaults are the paper's (BERT-base).
+
+    Attributes:
+        width: W, hidden size.
+        num_layers: transformer layers.
+        num_heads: attention heads; divides `width`.
+        feed_forward_dim: inner size of the feed-forward part.
+        vector_dim: D, size of user and item vectors.
+        dropout: in every sub-layer, and of the attention weights.
+        max_positions: longest sequence; 0 leaves learned positions out, as the
+            authors' public code does.
+    """
+
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    feed_forward_dim: int = 3072
+    vector_dim: int = 64
+    dropout: float = 0.1
+    max_positions: int = 80
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width {self.width} is not a multiple of num_heads {self.num_heads}"
+            )
+
+
+class PackedLayout:
+    """Where packed tokens sit in a padded [B, L] grid.
+
+    Args:
+        lengths: int64 [B], tokens of each sequence, all at least 1.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.num_sequences = lengths.shape[0]
+        self.max_length = int(lengths.max())
+        starts = lengths.cumsum(0) - lengths
+        sequence = torch.repeat_interleave(
+            torch.arange(self.num_sequences, device=lengths.device), lengths
+        )
+        self.positions = (
+            torch.arange(sequence.shape[0], device=lengths.device) - starts[sequence]
+        )
+        self.slots = sequence * self.max_length + self.positions
+        self.is_dense = self.slots.shape[0] == self.num_sequences * self.max_length
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """[S, ...] -> [B, L, ...]; the empty slots hold zeros."""
+        grid = (self.num_sequences, self.max_length)
+        if not self.is_dense:
+            rows = self.num_sequences * self.max_length
+            padded = tokens.new_zeros((rows, *tokens.shape[1:]))
+            tokens = padded.index_copy(0, self.slots, tokens)
+        return tokens.view(*grid, *tokens.shape[1:])
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """[B, L, ...] -> [S, ...]."""
+        flat = padded.flatten(0, 1)
+        return flat if self.is_dense else flat[self.slots]
+
+
+class TransformerLayer(nn.Module):
+    """A post-norm transformer layer (BERT's) with causal attention over packed tokens.
+
+    Args:
+        shape: see `EncoderShape`.
+    """
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        self.num_heads = shape.num_heads
+        self.attention_dropout = shape.dropout
+        self.query_key_value = nn.Linear(shape.width, 3 * shape.width)
+        self.attention_output = nn.Linear(shape.width, shape.width)
+        self.attention_norm = nn.LayerNorm(shape.width, eps=1e-12)
+        self.feed_forward_in = nn.Linear(shape.width, shape.feed_forward_dim)
+        self.feed_forward_out = nn.Linear(shape.feed_forward_dim, shape.width)
+        self.feed_forward_norm = nn.LayerNorm(shape.width, eps=1e-12)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
+        """[S, W] -> [S, W]."""
+        attended = self.attention_output(self._attend(tokens, layout))
+        tokens = self.attention_norm(tokens + self.dropout(attended))
+        inner = F.gelu(self.feed_forward_in(tokens))
+        output = self.feed_forward_out(inner)
+        normed: Tensor = self.feed_forward_norm(tokens + self.dropout(output))
+        return normed
+
+    def _attend(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
+        heads = self.query_key_value(tokens).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = layout.pad(heads).permute(
+            2, 0, 3, 1, 4
+        )  # [B, heads, L, W']
+        # Padding is on the right, so the causal mask already hides it from every
+        # real token.
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=True,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        return layout.unpad(attended.transpose(1, 2)).flatten(-2)
+
+
+class PreferenceEncoder(nn.Module):
+    """Content projection, causal transformer, vector projection (paper: 768 -> 64).
+
+    Args:
+        mean: float32 [C], of the catalogue's content vectors; see
+            `ContentStore.mean`. Raw vectors of a language model are a narrow cone,
+            so they are standardised before the projection.
+        std: float32 [C], positive.
+        shape: see `EncoderShape`.
+
+    Example:
+        >>> import torch
+        >>> from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
+        >>> shape = EncoderShape(width=8, num_layers=1, num_heads=2,
+        ...                      feed_forward_dim=16, vector_dim=4)
+        >>> encoder = PreferenceEncoder(torch.zeros(6), torch.ones(6), shape).eval()
+        >>> content = torch.randn(3, 6)            # three distinct items
+        >>> items = torch.tensor([0, 1, 2, 1])     # two histories: 0 1 2, and 1
+        >>> vectors = encoder(content, items, torch.tensor([3, 1]))
+        >>> vectors.shape                          # one vector after every event
+        torch.Size([4, 4])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, shape: EncoderShape) -> None:
+        super().__init__()
+        self.max_positions = shape.max_positions
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.content_projection = nn.Linear(mean.shape[0], shape.width)
+        if shape.max_positions:
+            self.positions = nn.Embedding(shape.max_positions, shape.width)
+            self.input_norm = nn.LayerNorm(shape.width, eps=1e-12)
+            self.input_dropout = nn.Dropout(shape.dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(shape) for _ in range(shape.num_layers)
+        )
+        self.vector_projection = nn.Linear(shape.width, shape.vector_dim)
+        self.apply(_init_like_bert)
+
+    def forward(
+        self,
+        content: Tensor,
+        items: Tensor,
+        lengths: Tensor,
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """Encode packed sequences.
+
+        Args:
+            content: [U, C], float16 or float32, the distinct items' vectors.
+            items: int64 [S], index into `content` of every token.
+            lengths: int64 [B], tokens of each sequence, all at least 1.
+            read: int64 [...], the token indices whose vectors are wanted; all S
+                when None.
+
+        Returns:
+            float32 [S, D] or [..., D], unit vectors; the vector at a token depends
+            on that token and the ones before it in its sequence.
+
+        Raises:
+            ValueError: a sequence is longer than `max_positions`.
+        """
+        layout = PackedLayout(lengths)
+        projected = self.content_projection((content.float() - self.mean) / self.std)
+        tokens = projected[items]
+        if self.max_positions:
+            if layout.max_length > self.max_positions:
+                raise ValueError(
+                    f"a sequence has {layout.max_length} tokens, more than "
+                    f"max_positions {self.max_positions}"
+                )
+            tokens = self.input_norm(tokens + self.positions(layout.positions))
+            tokens = self.input_dropout(tokens)
+        for layer in self.layers:
+            tokens = layer(tokens, layout)
+        if read is not None:
+            tokens = tokens[read]
+        return F.normalize(self.vector_projection(tokens).float(), dim=-1)
+
+
+def _init_like_bert(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=_INIT_STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,133 @@
+"""Vectors from trained towers: the catalogue, and users as of any moment.
+
+Dimension letters: E events, W windows, C content dim, D vector dim.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.towers.model import TwinTower
+
+Ints = NDArray[np.int64]
+_TOKENS_PER_BATCH = 16_384
+
+
+@torch.no_grad()
+def encode_catalogue(
+    towers: TwinTower, store: ContentStore, rows: Ints, device: torch.device
+) -> Tensor:
+    """Encode items, each alone.
+
+    Args:
+        towers: in evaluation mode.
+        store: of the content vectors.
+        rows: int64 [n], store rows of the wanted items.
+        device: where `towers` lives.
+
+    Returns:
+        float32 [n, D] on the CPU, unit vectors.
+    """
+    parts = [torch.empty(0, towers.encoder.vector_projection.out_features)]
+    for start in range(0, len(rows), _TOKENS_PER_BATCH):
+        part = rows[start : start + _TOKENS_PER_BATCH]
+        content = torch.from_numpy(store.gather(part)).to(device)
+        items = torch.arange(len(part), device=device)
+        parts.append(towers.encode_items(content, items).cpu())
+    return torch.cat(parts)
+
+
+def history_windows(sequences: SequenceSet, length: int) -> tuple[Ints, Ints]:
+    """Return the window of the most recent events that ends with each event.
+
+    Returns:
+        First and one-past-last event index of each window, int64 [E] each; window
+        e ends with event e and has at most `length` events of its user.
+    """
+    user_starts = np.repeat(sequences.offsets[:-1], sequences.lengths)
+    ends = np.arange(1, len(sequences.items) + 1)
+    return np.maximum(user_starts, ends - length), ends
+
+
+@torch.no_grad()
+def encode_histories(
+    towers: TwinTower,
+    store: ContentStore,
+    sequences: SequenceSet,
+    events: Ints,
+    history_length: int,
+    device: torch.device,
+) -> Tensor:
+    """Encode each user as of some of their events.
+
+    The vector as of event e is the user tower's over the at most `history_length`
+    most recent events up to and including e. Events within the first
+    `history_length` of a user share one causal pass.
+
+    Args:
+        towers: in evaluation mode.
+        store: of the content vectors.
+        sequences: users and events.
+        events: int64 [n], ascending event indices.
+        history_length: most events a window holds.
+        device: where `towers` lives.
+
+    Returns:
+        float32 [n, D] on the CPU, unit vectors.
+    """
+    vectors = torch.empty(len(events), towers.encoder.vector_projection.out_features)
+    for starts, ends, reads, outputs in _batches(sequences, events, history_length):
+        lengths = ends - starts
+        firsts = np.cumsum(lengths) - lengths
+        tokens = np.arange(lengths.sum()) + np.repeat(starts - firsts, lengths)
+        rows, items = np.unique(sequences.items[tokens], return_inverse=True)
+        window = np.searchsorted(ends, reads + 1)
+        read = firsts[window] + reads - starts[window]
+        vectors[torch.from_numpy(outputs)] = towers.encoder(
+            torch.from_numpy(store.gather(rows)).to(device),
+            torch.from_numpy(items).to(device),
+            torch.from_numpy(lengths).to(device),
+            read=torch.from_numpy(read).to(device),
+        ).cpu()
+    return vectors
+
+
+def _batches(
+    sequences: SequenceSet, events: Ints, history_length: int
+) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
+    """Group the wanted events into windows, and windows into batches.
+
+    Yields:
+        Windows (starts, ends), ascending by end; the events to read, ascending; and
+        their positions in the result.
+    """
+    if len(events) == 0:
+        return
+    starts, ends = history_windows(sequences, history_length)
+    user_starts = np.repeat(sequences.offsets[:-1], sequences.lengths)
+    in_first_window = ends[events] - user_starts[events] <= history_length
+    # Of the events that fit the user's first window, the last one's window has all.
+    last = np.r_[user_starts[events[1:]] != user_starts[events[:-1]], True]
+    last |= np.r_[~in_first_window[1:], True]
+    window_event = np.where(in_first_window, -1, events)
+    closing = in_first_window & last
+    window_event[closing] = events[closing]
+    # Every event reads from the window of the next event that has one.
+    windows = events[window_event >= 0]
+    owner = np.searchsorted(windows, events)
+    costs = np.cumsum(ends[windows] - starts[windows])
+    batch = costs // _TOKENS_PER_BATCH
+    for number in np.unique(batch):
+        chosen = np.flatnonzero(batch == number)
+        mine = (owner >= chosen[0]) & (owner <= chosen[-1])
+        yield (
+            starts[windows[chosen]],
+            ends[windows[chosen]],
+            events[mine],
+            np.flatnonzero(mine),
+        )

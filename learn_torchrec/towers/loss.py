@@ -1,0 +1,201 @@
+"""Dense all-action InfoNCE over the global batch (paper: section 3.3).
+
+For anchor j and positive k of user i, with s the cosine over the temperature,
+
+    loss_ijk = -log( e^{s_ijk} / (e^{s_ijk} + sum over other users' positives e^s) )
+             = softplus( logsumexp over other users' positives  -  s_ijk )
+
+so one log-sum-exp for each anchor serves all its positives. The user's own other
+positives are in neither place, and another user's positive is left out where its
+item is one of this user's targets (an accidental hit).
+
+Dimension letters: B users of this rank, G of all ranks together, N_h anchors and
+N_t positives of a user, D vector dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
+from torch.utils.checkpoint import checkpoint
+
+_USERS_IN_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Settings of the contrastive loss.
+
+    Attributes:
+        temperature: divides the cosine; the authors' public code uses 1/20.
+        sampling_correction: subtract log q of an item, its share of the training
+            events, from its logit, so that frequent items are not pushed down for
+            being drawn often as negatives. Not in the paper; off is the paper.
+    """
+
+    temperature: float = 0.05
+    sampling_correction: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The positives of all ranks: what every anchor is compared with.
+
+    Attributes:
+        vectors: float [G * N_t, D].
+        items: int64 [G * N_t], item ids; -1 in padding.
+        offsets: float [G * N_t], added to the logits (-log q, or zeros).
+        first_user: this rank's first user among the G.
+    """
+
+    vectors: Tensor
+    items: Tensor
+    offsets: Tensor
+    first_user: int
+
+
+def gather_candidates(vectors: Tensor, items: Tensor, offsets: Tensor) -> Candidates:
+    """Bring the positives of all ranks together; gradients flow back to their ranks.
+
+    Args:
+        vectors: float [B, N_t, D]; B is the same on every rank.
+        items: int64 [B, N_t], -1 in padding.
+        offsets: float [B, N_t].
+    """
+    flat = vectors.flatten(0, 1)
+    first_user = 0
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        first_user = dist.get_rank() * vectors.shape[0]
+        group = dist.distributed_c10d._get_default_group()
+        flat = all_gather_tensor_autograd(flat.contiguous(), 0, group)
+        items, offsets = _all_gather(items), _all_gather(offsets)
+    return Candidates(
+        vectors=flat,
+        items=items.flatten(),
+        offsets=offsets.flatten(),
+        first_user=first_user,
+    )
+
+
+def dense_all_action_loss(
+    anchors: Tensor,
+    positives: Tensor,
+    anchor_mask: Tensor,
+    items: Tensor,
+    *,
+    temperature: float,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """Return this rank's share of the global loss; the mean over ranks is the loss.
+
+    Memory does not grow with anchors x candidates: chunks of users are computed
+    one after the other and computed again in the backward pass.
+
+    Args:
+        anchors: float [B, N_h, D], unit user vectors.
+        positives: float [B, N_t, D], unit item vectors.
+        anchor_mask: bool [B, N_h], false in padding.
+        items: int64 [B, N_t], item ids of the positives, -1 in padding.
+        temperature: divides the cosines.
+        offsets: float [B, N_t], added to the logits, for sampling correction.
+
+    Returns:
+        Scalar: W times this rank's sum over valid pairs, divided by the valid pairs
+        of all W ranks. Averaging it and its gradients over ranks, as data-parallel
+        training does, gives the mean over the global batch.
+    """
+    if offsets is None:
+        offsets = torch.zeros_like(items, dtype=anchors.dtype)
+    candidates = gather_candidates(positives, items, offsets)
+    hits = _accidental_hits(items, candidates)
+    pairs = (anchor_mask.sum(1) * (items >= 0).sum(1)).sum()
+    total = anchors.new_zeros(())
+    for start in range(0, anchors.shape[0], _USERS_IN_CHUNK):
+        users = slice(start, start + _USERS_IN_CHUNK)
+        total = total + checkpoint(
+            _chunk_loss,
+            anchors[users] / temperature,
+            positives[users],
+            anchor_mask[users],
+            items[users] >= 0,
+            offsets[users],
+            candidates.vectors,
+            candidates.offsets,
+            _excluded(start, users, hits, candidates, items),
+            use_reentrant=False,
+        )
+    world_size = 1
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        world_size = dist.get_world_size()
+        pairs = pairs.clone()
+        dist.all_reduce(pairs)
+    return total * world_size / pairs
+
+
+def _chunk_loss(
+    anchors: Tensor,
+    positives: Tensor,
+    anchor_mask: Tensor,
+    positive_mask: Tensor,
+    offsets: Tensor,
+    candidate_vectors: Tensor,
+    candidate_offsets: Tensor,
+    excluded: Tensor,
+) -> Tensor:
+    """Sum the losses of a chunk of users; `excluded` is bool [b, G * N_t]."""
+    logits = anchors @ candidate_vectors.T + candidate_offsets  # [b, N_h, G * N_t]
+    logits = logits.masked_fill(excluded[:, None, :], -torch.inf)
+    negatives = logits.logsumexp(-1)  # [b, N_h], -inf where there is no negative
+    scores = anchors @ positives.mT + offsets[:, None, :]  # [b, N_h, N_t]
+    losses = F.softplus(negatives[:, :, None] - scores)
+    valid = anchor_mask[:, :, None] & positive_mask[:, None, :]
+    return losses.masked_fill(~valid, 0.0).sum()
+
+
+def _excluded(
+    start: int, users: slice, hits: Tensor, candidates: Candidates, items: Tensor
+) -> Tensor:
+    """Mark the candidates that are no negatives of a chunk's users: [b, G * N_t]."""
+    per_user = items.shape[1]
+    count = items[users].shape[0]
+    excluded = (candidates.items < 0).repeat(count, 1)
+    own = candidates.first_user + start + torch.arange(count, device=items.device)
+    columns = own[:, None] * per_user + torch.arange(per_user, device=items.device)
+    excluded.scatter_(1, columns, True)
+    inside = hits[(hits[:, 0] >= start) & (hits[:, 0] < start + count)]
+    excluded[inside[:, 0] - start, inside[:, 1]] = True
+    return excluded
+
+
+def _accidental_hits(items: Tensor, candidates: Candidates) -> Tensor:
+    """Pairs (user, candidate) where the candidate's item is a target of the user.
+
+    Found by sorting the candidates once: work and memory follow the number of hits,
+    not users x candidates.
+
+    Returns:
+        int64 [hits, 2].
+    """
+    ordered, order = candidates.items.sort()
+    flat = items.flatten()
+    user = torch.arange(items.shape[0], device=items.device).repeat_interleave(
+        items.shape[1]
+    )
+    user, flat = user[flat >= 0], flat[flat >= 0]
+    first = torch.searchsorted(ordered, flat)
+    counts = torch.searchsorted(ordered, flat, right=True) - first
+    starts = counts.cumsum(0) - counts
+    total = int(counts.sum())
+    within = torch.arange(total, device=items.device) - starts.repeat_interleave(counts)
+    columns = order[first.repeat_interleave(counts) + within]
+    return torch.stack([user.repeat_interleave(counts), columns], dim=1)
+
+
+def _all_gather(values: Tensor) -> Tensor:
+    rows = dist.get_world_size() * values.shape[0]
+    parts = values.new_empty((rows, *values.shape[1:]))
+    dist.all_gather_into_tensor(parts, values.contiguous())
+    return parts

@@ -1,0 +1,119 @@
+"""Two-stage sampling of a user's events (paper: section 3.3; PAL's training pairs).
+
+Stage 1 picks what the model reads: at most H history and T target events, uniformly,
+in their order. Stage 2 picks the pairs the loss compares: N_h history positions,
+weighted to recent ones, and N_t target positions.
+
+Everything random follows from (seed, epoch, user), so a user's sample is the same
+whatever the number of ranks or the composition of the batch.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How a user's events become history, targets and pairs.
+
+    Attributes:
+        history_length: H, the most history events the tower reads.
+        target_length: T, the most target events the tower reads.
+        num_history_samples: N_h, anchors of each user.
+        num_target_samples: N_t, positives of each user.
+        min_history: events that stay before the cut at least.
+        weighting: of the history positions, `recent` (paper v2) or `uniform` (v1).
+        alpha: weight parameter of the oldest position, see `recency_weights`.
+        beta: weight parameter of the newest position.
+    """
+
+    history_length: int = 80
+    target_length: int = 40
+    num_history_samples: int = 10
+    num_target_samples: int = 10
+    min_history: int = 3
+    weighting: Literal["recent", "uniform"] = "recent"
+    alpha: float = 10.0
+    beta: float = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserSample:
+    """One user's part of a batch.
+
+    Attributes:
+        history: int64 [<= H], item rows, oldest first.
+        target: int64 [<= T], item rows, oldest first.
+        anchors: int64 [<= N_h], positions in `history`.
+        positives: int64 [<= N_t], positions in `target`.
+    """
+
+    history: Ints
+    target: Ints
+    anchors: Ints
+    positives: Ints
+
+
+def recency_weights(count: int, alpha: float, beta: float) -> NDArray[np.float64]:
+    """Return the paper's draw probabilities of `count` positions, oldest first.
+
+    Position i of N weighs log(alpha + i (beta - alpha) / (N - 1)); the newest is
+    log(beta) / log(alpha) times as likely as the oldest (4 : 1 by default).
+    """
+    if count == 1:
+        return np.ones(1)
+    ramp = alpha + np.arange(count) * (beta - alpha) / (count - 1)
+    weights = np.log(ramp) / math.log(beta)
+    return weights / weights.sum()
+
+
+def sample_user(
+    events: Ints, config: SamplingConfig, seed: int, epoch: int, user: int
+) -> UserSample:
+    """Cut a user's events at a random moment and sample both sides.
+
+    Args:
+        events: int64 [n], item rows, oldest first; n > min_history.
+        config: how to sample.
+        seed: of the run.
+        epoch: of the pass, so that every pass sees another cut.
+        user: the user's number in the sequence set.
+    """
+    random = np.random.default_rng([seed, epoch, user])
+    cut = int(random.integers(config.min_history, len(events)))
+    history = _thin(events[:cut], config.history_length, random)
+    target = _thin(events[cut:], config.target_length, random)
+    weights = (
+        recency_weights(len(history), config.alpha, config.beta)
+        if config.weighting == "recent"
+        else None
+    )
+    return UserSample(
+        history=history,
+        target=target,
+        anchors=_choose(len(history), config.num_history_samples, random, weights),
+        positives=_choose(len(target), config.num_target_samples, random, None),
+    )
+
+
+def _thin(events: Ints, length: int, random: np.random.Generator) -> Ints:
+    if len(events) <= length:
+        return events
+    return events[np.sort(random.choice(len(events), length, replace=False))]
+
+
+def _choose(
+    count: int,
+    wanted: int,
+    random: np.random.Generator,
+    weights: NDArray[np.float64] | None,
+) -> Ints:
+    if count <= wanted:
+        return np.arange(count)
+    return np.sort(random.choice(count, wanted, replace=False, p=weights))

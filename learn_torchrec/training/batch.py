@@ -1,0 +1,36 @@
+"""The base of every batch: a dataclass that TorchRec's pipelines can move."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torchrec.streamable import Pipelineable
+
+
+class PipelineableBatch(Pipelineable):
+    """Moves every field that can move; subclasses are plain dataclasses.
+
+    Fields are tensors, `KeyedJaggedTensor`s or None.
+    """
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """Return the batch on `device`."""
+        return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator that `stream` uses the batch."""
+        self._map(lambda x: x.record_stream(stream))
+
+    def pin_memory(self) -> Self:
+        """Return the batch in pinned memory."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, function: Callable[[Any], Any]) -> Self:
+        return type(self)(
+            **{
+                field.name: None if value is None else function(value)
+                for field in dataclasses.fields(self)
+                for value in (getattr(self, field.name),)
+            }
+        )

@@ -1,0 +1,64 @@
+"""The training loop over any TorchRec pipeline; only `progress` steps an optimizer."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torchrec.distributed.train_pipeline import TrainPipeline
+
+Batch = TypeVar("Batch")
+
+
+def train_epoch(
+    pipeline: TrainPipeline[Batch, Any],
+    batches: Iterator[Batch],
+    schedule: LRScheduler,
+    on_step: Callable[[Any], None],
+) -> int:
+    """Train until `batches` ends.
+
+    Args:
+        pipeline: of the model in training mode.
+        batches: this rank's batches; every rank must yield as many.
+        schedule: advanced after every step.
+        on_step: called with the model's detached output of every step.
+
+    Returns:
+        Steps taken.
+    """
+    steps = 0
+    pipeline.reset()
+    while True:
+        try:
+            output = pipeline.progress(batches)
+        except StopIteration:
+            return steps
+        schedule.step()
+        on_step(output)
+        steps += 1
+
+
+class RunningMean:
+    """The mean of a scalar over steps, kept on its device until it is asked for."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+        self._count = 0
+
+    def add(self, value: Tensor) -> None:
+        """Take one step's value, a detached scalar."""
+        self._total = value.clone() if self._total is None else self._total + value
+        self._count += 1
+
+    def result(self) -> float:
+        """Return the mean so far and start again; NaN without a value."""
+        if self._total is None:
+            return float("nan")
+        total, count = self._total, self._count
+        self._total, self._count = None, 0
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+            count *= torch.distributed.get_world_size()
+        return float(total) / count

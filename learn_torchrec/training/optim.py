@@ -1,0 +1,80 @@
+"""Optimizers and the learning-rate schedule."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay; the defaults are the authors'.
+
+    Attributes:
+        learning_rate: peak.
+        warmup: share of all steps over which the rate climbs to its peak.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled; not applied to biases and norms.
+        max_grad_norm: gradients are scaled down to this global norm; 0 is off.
+    """
+
+    learning_rate: float = 5e-5
+    warmup: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+def dense_optimizer(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+) -> KeyedOptimizer:
+    """Return AdamW over named parameters, with gradient clipping where configured."""
+    named = {name: value for name, value in parameters if value.requires_grad}
+
+    def adamw(values: list[nn.Parameter]) -> torch.optim.Optimizer:
+        matrices = [value for value in values if value.ndim > 1]
+        others = [value for value in values if value.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+
+    optimizer = KeyedOptimizerWrapper(named, adamw)
+    if not config.max_grad_norm:
+        return optimizer
+    return GradientClippingOptimizer(
+        optimizer,
+        clipping=GradientClipping.NORM,
+        max_gradient=config.max_grad_norm,
+    )
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, total_steps: int, warmup: float
+) -> LambdaLR:
+    """Return a schedule that climbs over `warmup` of the steps, then falls to 0."""
+    warmup_steps = max(1, round(warmup * total_steps))
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    return LambdaLR(optimizer, factor)

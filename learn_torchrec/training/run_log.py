@@ -1,0 +1,53 @@
+"""The run log: one JSON object a line, written by rank 0 while the stage runs."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from learn_torchrec.training.distributed import is_writer
+
+RUN_LOG = "log.jsonl"
+
+
+def live_log_path(out: Path) -> Path:
+    """Where the log of the stage that makes `out` lies while it runs."""
+    return out.parent / "logs" / f"{out.name}.jsonl"
+
+
+class RunLog:
+    """Writes metrics and progress of one stage; other ranks write nothing.
+
+    Args:
+        out: the artefact that the stage makes.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.path = live_log_path(out)
+        self._start = time.monotonic()
+        self._stream = None
+        if is_writer():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("w", buffering=1)
+
+    def write(self, **values: Any) -> None:
+        """Write one line; `seconds` since the start are added.
+
+        `step` and `total` of a line tell a watcher how far the stage is.
+        """
+        if self._stream is not None:
+            values["seconds"] = round(time.monotonic() - self._start, 3)
+            self._stream.write(json.dumps(values) + "\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()

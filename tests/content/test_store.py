@@ -1,0 +1,157 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learn_torchrec.artifact import write_artifact
+from learn_torchrec.content.store import KIND, ContentStore, write_content_store
+from learn_torchrec.errors import UserError
+
+VECTORS = np.array([[1.0, 5.0, 0.25], [2.0, 5.0, -0.5], [6.0, 5.0, 1.0]], np.float32)
+
+
+def write(directory: Path, ids: Any, vectors: np.ndarray = VECTORS) -> ContentStore:
+    with write_artifact(directory, kind=KIND, config={"a": 1}, inputs={}) as working:
+        write_content_store(working, pa.array(ids), vectors)
+    return ContentStore.open(directory)
+
+
+@pytest.mark.parametrize("ids", [[30, 10, 20], ["c", "a", "b"]])
+def test_roundtrip(tmp_path: Path, ids: list[Any]) -> None:
+    store = write(tmp_path / "content", ids)
+    assert len(store) == 3
+    assert store.dim == 3
+    assert store.item_ids.to_pylist() == ids
+    assert store.manifest.kind == "content"
+    assert store.manifest.config == {"a": 1}
+    rows = store.rows_of(pa.array([ids[2], ids[0], ids[2]]))
+    assert rows.dtype == np.int64
+    assert rows.tolist() == [2, 0, 2]
+    gathered = store.gather(rows)
+    assert gathered.dtype == np.float16
+    np.testing.assert_array_equal(gathered, VECTORS[[2, 0, 2]].astype(np.float16))
+
+
+def test_statistics_by_hand_with_a_constant_dimension(tmp_path: Path) -> None:
+    store = write(tmp_path / "content", [1, 2, 3])
+    assert store.mean.dtype == store.std.dtype == np.float64
+    # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 3. The second dimension is constant.
+    # 1/4, -1/2, 1: mean 1/4, variance (0 + 9/16 + 9/16) / 3 = 3/8.
+    np.testing.assert_allclose(store.mean, [3.0, 5.0, 0.25], rtol=1e-12)
+    np.testing.assert_allclose(
+        store.std, [(14 / 3) ** 0.5, 1.0, (3 / 8) ** 0.5], rtol=1e-12
+    )
+
+
+def test_statistics_of_many_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learn_torchrec.content.store._BLOCK_BYTES", 8 * 4 * 7)
+    vectors = np.random.default_rng(0).normal(3.0, 0.1, (100, 4)).astype(np.float32)
+    store = write(tmp_path / "content", np.arange(100), vectors)
+    stored = vectors.astype(np.float16)
+    np.testing.assert_array_equal(store.vectors, stored)
+    np.testing.assert_allclose(store.mean, stored.astype(np.float64).mean(0))
+    np.testing.assert_allclose(store.std, stored.astype(np.float64).std(0))
+
+
+def test_a_spread_below_the_rounding_is_no_content(tmp_path: Path) -> None:
+    # Two neighbours in half precision: 1 and 1 + 2**-10, against a real spread.
+    vectors = np.array([[1.0, 1.0], [1.0 + 2**-10, 1.0 + 2**-6]], np.float32)
+    store = write(tmp_path / "content", [1, 2], vectors)
+    np.testing.assert_allclose(store.std, [1.0, 2**-7], rtol=1e-12)
+
+
+def test_rows_of_unknown_ids_and_other_containers(tmp_path: Path) -> None:
+    store = write(tmp_path / "content", [30, 10, 20])
+    assert store.rows_of(np.array([20, 99, 30], np.int32)).tolist() == [2, -1, 0]
+    assert store.rows_of(pa.chunked_array([[10], [11]])).tolist() == [1, -1]
+    assert store.rows_of(pa.array([10, None])).tolist() == [1, -1]
+    assert store.rows_of(pa.array([20, 20]).dictionary_encode()).tolist() == [2, 2]
+    assert store.rows_of(np.array([], np.int64)).tolist() == []
+    assert store.coverage(np.array([20, 99, 30, 98])) == (2, 4)
+    with pytest.raises(UserError, match="int64 here, but string where"):
+        store.rows_of(np.array(["10"]))
+    with pytest.raises(UserError, match="ids of type double"):
+        store.rows_of(np.array([10.0]))
+
+
+def test_rows_of_strings_from_numpy(tmp_path: Path) -> None:
+    store = write(tmp_path / "content", pa.array(["c", "a", "b"], pa.large_string()))
+    assert store.item_ids.type == pa.string()
+    assert store.rows_of(np.array(["a", "zz"])).tolist() == [1, -1]
+    assert store.rows_of(np.array(["b"], dtype=object)).tolist() == [2]
+
+
+def test_gather_refuses_items_without_content(tmp_path: Path) -> None:
+    store = write(tmp_path / "content", [30, 10, 20])
+    with pytest.raises(UserError, match="2 of 3 items have no content"):
+        store.gather(np.array([-1, 0, -1]))
+    assert store.gather(np.array([], np.int64)).shape == (0, 3)
+
+
+def test_the_matrix_is_mapped_read_only_and_never_pickled(tmp_path: Path) -> None:
+    vectors = np.ones((50_000, 8), np.float16)
+    store = write(tmp_path / "content", np.arange(50_000), vectors)
+    assert isinstance(store.vectors.base, np.memmap)
+    assert type(store.gather(np.array([1]))) is np.ndarray
+    with pytest.raises(ValueError, match="read-only"):
+        store.vectors[0, 0] = 1
+    sent = pickle.dumps(store)
+    assert len(sent) < 1000
+    again = pickle.loads(sent)
+    assert len(again) == 50_000
+    assert isinstance(again.vectors.base, np.memmap)
+
+
+@pytest.mark.parametrize(
+    ("ids", "row", "message"),
+    [
+        ([1, 2, 1], None, "item_id 1 occurs 2 times"),
+        (["x", "y", "y"], None, "item_id 'y' occurs 2 times"),
+        ([1, None, 3], None, "1 items have a null item_id, the first in row 1"),
+        ([1.5, 2.5, 3.5], None, "ids of type double"),
+        ([7, 8, 9], [0, np.nan, 0], "vector of item_id 8 is not finite"),
+        ([7, 8, 9], [0, -np.inf, 0], "vector of item_id 8 is not finite"),
+        ([7, 8, 9], [0, -7e4, 0], "item_id 8 holds 70000, too large for half"),
+    ],
+)
+def test_bad_catalogues_leave_nothing_behind(
+    tmp_path: Path, ids: list[Any], row: list[float] | None, message: str
+) -> None:
+    vectors = VECTORS.copy()
+    if row is not None:
+        vectors[1] = row
+    with pytest.raises(UserError, match=message):
+        write(tmp_path / "content", ids, vectors)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_catalogue_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no items"):
+        write(tmp_path / "content", pa.array([], pa.int64()), np.empty((0, 3)))
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "item_ids.parquet", "statistics.npz"])
+def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / "content"
+    write(directory, [1, 2, 3])
+    (directory / name).write_bytes(b"PK\x03\x04 not what it was")
+    with pytest.raises(UserError, match=rf"{name}: damaged .*make the content store"):
+        ContentStore.open(directory)
+    (directory / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}: missing; make"):
+        ContentStore.open(directory)
+
+
+def test_other_directories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no content artefact here"):
+        ContentStore.open(tmp_path)
+    write(tmp_path / "a", [1, 2, 3])
+    pq.write_table(pa.table({"item_id": [1, 2]}), tmp_path / "a" / "item_ids.parquet")
+    with pytest.raises(UserError, match="do not match"):
+        ContentStore.open(tmp_path / "a")

@@ -1,0 +1,73 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from learn_torchrec.datasets.sequences import build_sequences, item_rows
+from learn_torchrec.datasets.split import (
+    SplitConfig,
+    is_validation_user,
+    resolve_times,
+)
+from learn_torchrec.errors import UserError
+
+LOG = pa.table(
+    {
+        "user_id": ["b", "a", "b", "a", "c", "b"],
+        "item_id": [10, 11, 12, 13, 10, 11],
+        "timestamp": [30, 20, 10, 20, 40, 20],
+        "action": ["like", "like", "like", "like", "skip", "like"],
+    }
+)
+
+
+def test_sequences_are_sorted_by_user_and_time():
+    sequences = build_sequences(LOG, np.array([0, 1, 2, 3, 0, 1]), ["like"])
+    assert sequences.user_ids.to_pylist() == ["a", "b"]
+    assert sequences.offsets.tolist() == [0, 2, 5]
+    assert sequences.of(0).tolist() == [1, 3]  # same time: the log's order
+    assert sequences.of(1).tolist() == [2, 1, 0]
+    assert sequences.times.tolist() == [20, 20, 10, 20, 30]
+
+
+def test_before_and_select_users():
+    sequences = build_sequences(LOG, np.array([0, 1, 2, 3, 0, 1]), ["like", "skip"])
+    early = sequences.before(20)
+    assert early.user_ids.to_pylist() == ["b"]
+    assert early.of(0).tolist() == [2]
+    late = sequences.select_users(np.array([True, False, True]))
+    assert late.user_ids.to_pylist() == ["a", "c"]
+    assert late.of(1).tolist() == [0]
+    assert sequences.first_times().tolist() == [20, 10, 40]
+
+
+def test_before_copes_with_empty_users_at_the_end():
+    sequences = build_sequences(LOG, np.arange(6), ["like", "skip"])
+    assert sequences.before(5).user_ids.to_pylist() == []
+    assert sequences.before(25).before(15).user_ids.to_pylist() == ["b"]
+
+
+def test_unknown_actions_and_items_are_refused():
+    with pytest.raises(UserError, match="no interaction has such an action.*like"):
+        build_sequences(LOG, np.arange(6), ["buy"])
+    with pytest.raises(UserError, match=r"item 12 \(row 2 of the interactions\)"):
+        item_rows(LOG, pa.array([10, 11, 13]), "log.parquet")
+
+
+def test_moments():
+    log = pa.table({"timestamp": np.arange(0, 101) * 86_400})
+    config = SplitConfig(towers_until="50%", test_from="1970-03-22")
+    times = resolve_times(config, log)
+    assert times.towers_until == 50 * 86_400
+    assert times.test_from == 80 * 86_400
+    for bad in ("tomorrow", "x%"):
+        with pytest.raises(UserError, match=f"split.towers_until={bad}"):
+            resolve_times(SplitConfig(towers_until=bad), log)
+    with pytest.raises(UserError, match="must lie in this order"):
+        resolve_times(SplitConfig(towers_until="90%"), log)
+
+
+def test_validation_users_depend_on_their_id_alone():
+    ids = pa.array(range(10_000))
+    chosen = is_validation_user(ids, 0.1)
+    assert 900 < chosen.sum() < 1100
+    assert (is_validation_user(ids[5000:], 0.1) == chosen[5000:]).all()

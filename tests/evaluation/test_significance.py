@@ -1,0 +1,121 @@
+import math
+
+import numpy as np
+import pytest
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation import significance
+from learn_torchrec.evaluation.auc import evaluate_auc
+from learn_torchrec.evaluation.significance import paired_bootstrap
+
+METRICS = ("auc", "uauc", "wuauc")
+
+
+def rows(seed: int, gain: float, num_rows: int = 600, num_users: int = 50):
+    random = np.random.default_rng(seed)
+    users = random.integers(num_users, size=num_rows)
+    labels = (random.random(num_rows) < 0.3).astype(int)
+    baseline = random.normal(size=num_rows).round(1) + 0.5 * labels
+    candidate = baseline + gain * labels + 0.1 * random.normal(size=num_rows).round(1)
+    return users, labels, baseline, candidate
+
+
+def naive_draws(users, labels, baseline, candidate, weights, num_resamples, seed):
+    """Repeat the rows of every drawn user under a new name and evaluate afresh."""
+    names = list(dict.fromkeys(users.tolist()))
+    generator = np.random.default_rng(seed)
+    draws = {name: [] for name in METRICS}
+    for _ in range(num_resamples):
+        picked, new_users = [], []
+        for copy, drawn in enumerate(generator.integers(len(names), size=len(names))):
+            mine = np.flatnonzero(users == names[drawn])
+            picked.extend(mine)
+            new_users.extend([copy] * len(mine))
+        before, after = (
+            evaluate_auc(new_users, labels[picked], scores[picked], weights[picked])
+            for scores in (baseline, candidate)
+        )
+        for name in METRICS:
+            draws[name].append(getattr(after, name) - getattr(before, name))
+    return draws
+
+
+@pytest.mark.parametrize("block_elements", [1, 2_000, 1 << 22])
+def test_equals_evaluating_every_resample_afresh(
+    monkeypatch: pytest.MonkeyPatch, block_elements: int
+) -> None:
+    monkeypatch.setattr(significance, "_BLOCK_ELEMENTS", block_elements)
+    columns = rows(seed=0, gain=0.05, num_rows=200, num_users=25)
+    weights = np.random.default_rng(1).integers(1, 4, size=200) / 2
+    result = paired_bootstrap(*columns, weights, num_resamples=40, seed=7)
+    draws = naive_draws(*columns, weights, num_resamples=40, seed=7)
+    before = evaluate_auc(columns[0], columns[1], columns[2], weights)
+    after = evaluate_auc(columns[0], columns[1], columns[3], weights)
+    for name in METRICS:
+        observed = getattr(after, name) - getattr(before, name)
+        drawn = np.array(draws[name])
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+        assert result[name].difference == pytest.approx(observed, abs=1e-12)
+        assert result[name].low == pytest.approx(low, abs=1e-12)
+        assert result[name].high == pytest.approx(high, abs=1e-12)
+        assert result[name].p_value == pytest.approx(min(1, 2 * (tail + 1) / 41))
+
+
+def test_a_real_gain_is_significant_and_its_reverse_mirrors_it() -> None:
+    users, labels, baseline, candidate = rows(seed=1, gain=0.5)
+    forward = paired_bootstrap(users, labels, baseline, candidate, num_resamples=200)
+    backward = paired_bootstrap(users, labels, candidate, baseline, num_resamples=200)
+    for name in METRICS:
+        assert 0 < forward[name].low < forward[name].difference < forward[name].high
+        assert forward[name].p_value == pytest.approx(2 / 201)
+        assert backward[name].low == pytest.approx(-forward[name].high)
+        assert backward[name].p_value == forward[name].p_value
+
+
+def test_identical_orders_differ_by_exactly_nothing() -> None:
+    users, labels, baseline, _ = rows(seed=2, gain=0)
+    result = paired_bootstrap(users, labels, baseline, 2 * baseline, num_resamples=50)
+    for name in METRICS:
+        assert tuple(result[name]) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_under_no_difference_p_values_are_not_small_too_often() -> None:
+    small = 0
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        users = random.integers(40, size=300)
+        labels = (random.random(300) < 0.3).astype(int)
+        baseline, candidate = random.normal(size=(2, 300))
+        result = paired_bootstrap(
+            users, labels, baseline, candidate, num_resamples=200, seed=seed
+        )
+        small += result["auc"].p_value < 0.05
+    assert small <= 14  # 5 expected; more than 14 has probability below 0.001
+
+
+def test_seed_decides_the_resamples() -> None:
+    columns = rows(seed=3, gain=0.02)
+    first = paired_bootstrap(*columns, num_resamples=50, seed=1)
+    assert paired_bootstrap(*columns, num_resamples=50, seed=1) == first
+    assert paired_bootstrap(*columns, num_resamples=50, seed=2) != first
+
+
+def test_undefined_metrics_are_nan() -> None:
+    empty = paired_bootstrap([], [], [], [], num_resamples=10)
+    one_class = paired_bootstrap([1, 2], [1, 1], [0.1, 0.2], [0.2, 0.1])
+    for result in (empty, one_class):
+        for name in METRICS:
+            assert all(math.isnan(part) for part in result[name])
+
+
+def test_resamples_without_a_pair_are_left_out() -> None:
+    # Drawing one user twice leaves a single class: half of the draws.
+    result = paired_bootstrap([1, 2], [1, 0], [0.1, 0.2], [0.2, 0.1], num_resamples=99)
+    assert result["auc"].difference == result["auc"].low == result["auc"].high == 1.0
+    assert math.isnan(result["uauc"].difference)
+
+
+def test_no_resamples_is_refused() -> None:
+    with pytest.raises(UserError, match="num_resamples 0"):
+        paired_bootstrap([1], [1], [0.1], [0.1], num_resamples=0)

@@ -1,0 +1,152 @@
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker import batch as batches
+from learn_torchrec.ranker.hashing import hash_ids
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
+
+TABLE = pa.table(
+    {
+        "user_id": [1, 2, 3, 4, 5],
+        "item_id": ["a", "b", "a", "c", "b"],
+        "timestamp": [10, 20, 30, 40, 50],
+        "label": pa.array([1, 0, 0, 1, 0], pa.float32()),
+        "tags": [["x"], [], ["x", "y"], ["y"], ["z", "x", "z"]],
+        "price": [1.0, 2.0, 3.0, 4.0, 5.0],
+    }
+)
+FEATURES = FeaturesConfig(
+    sparse=(
+        SparseFeature(column="user_id", num_embeddings=50),
+        SparseFeature(column="tags", num_embeddings=20),
+    ),
+    dense=("price",),
+)
+
+
+def test_rows_by_hand():
+    rows = prepare_rows(TABLE, FEATURES, None, "file")
+    assert rows.dense.tolist() == [[1], [2], [3], [4], [5]]
+    assert rows.labels.tolist() == [1, 0, 0, 1, 0]
+    assert rows.weights.tolist() == [1] * 5
+    assert rows.sparse["tags"].offsets.tolist() == [0, 1, 1, 3, 4, 7]
+    tags = pa.array(["x", "x", "y", "y", "z", "x", "z"])
+    assert rows.sparse["tags"].values.tolist() == hash_ids(tags, 20, "tags").tolist()
+
+
+def test_a_batch_is_cut_out_of_the_rows():
+    rows = prepare_rows(TABLE, FEATURES, None, "file")
+    batch = batches.collate(rows, np.array([4, 1, 2]))
+    assert batch.dense_features.tolist() == [[5], [2], [3]]
+    assert batch.labels.tolist() == [0, 0, 0]
+    tags = batch.sparse_features["tags"].to_dense()
+    expected = [["z", "x", "z"], [], ["x", "y"]]
+    assert [t.tolist() for t in tags] == [
+        hash_ids(pa.array(e, pa.string()), 20, "tags").tolist() for e in expected
+    ]
+    assert batch.user_vectors is None
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 5, 12, 13])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_evaluation_has_every_row_once_and_equal_steps(
+    world_size, count, batch_size, monkeypatch
+):
+    table = pa.table(
+        {
+            "user_id": np.arange(count),
+            "timestamp": np.arange(count),
+            "label": np.zeros(count, np.float32),
+            "row": np.arange(count, dtype=np.float32),
+        }
+    )
+    features = FeaturesConfig(
+        sparse=(SparseFeature(column="user_id", num_embeddings=9),), dense=("row",)
+    )
+    rows = prepare_rows(table, features, None, "file")
+    monkeypatch.setattr(batches.dist, "get_world_size", lambda: world_size)
+    seen, shapes = [], []
+    for rank in range(world_size):
+        monkeypatch.setattr(batches.dist, "get_rank", lambda rank=rank: rank)
+        mine = list(batches.evaluation_batches(rows, batch_size))
+        shapes.append([len(batch.labels) for batch in mine])
+        real = [b.dense_features[b.weights > 0, 0] for b in mine]
+        part = [int(row) for chunk in real for row in chunk]
+        assert part == batches.rank_rows(count).tolist()
+        seen += part
+    assert seen == list(range(count))
+    assert all(shape == shapes[0] for shape in shapes)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_training_batches_do_not_depend_on_the_number_of_ranks(
+    world_size, monkeypatch
+):
+    table = pa.concat_tables([TABLE] * 5)
+    table = table.set_column(
+        table.column_names.index("price"), "price", pa.array(np.arange(25.0))
+    )
+    rows = prepare_rows(table, FEATURES, None, "file")
+
+    def epoch(size):
+        monkeypatch.setattr(batches.dist, "get_world_size", lambda: size)
+        parts = []
+        for rank in range(size):
+            monkeypatch.setattr(batches.dist, "get_rank", lambda rank=rank: rank)
+            parts.append(
+                [
+                    b.dense_features[:, 0].tolist()
+                    for b in batches.training_batches(
+                        rows, batch_size=8, seed=3, epoch=1
+                    )
+                ]
+            )
+        return [sum(step, []) for step in zip(*parts, strict=True)]
+
+    assert epoch(world_size) == epoch(1)
+    assert len(epoch(1)) == 3
+    assert len({row for step in epoch(1) for row in step}) == 24
+
+
+def test_batch_sizes_must_fit(one_rank, monkeypatch):
+    del one_rank
+    rows = prepare_rows(TABLE, FEATURES, None, "file")
+    with pytest.raises(UserError, match="batch_size=6 is more than the 5"):
+        next(batches.training_batches(rows, batch_size=6, seed=0, epoch=0))
+    monkeypatch.setattr(batches.dist, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="batch_size=3 must be a multiple"):
+        next(batches.training_batches(rows, batch_size=3, seed=0, epoch=0))
+
+
+def with_column(name, values):
+    table = TABLE
+    if name in table.column_names:
+        table = table.drop_columns([name])
+    return table.append_column(name, pa.array(values))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (TABLE.drop_columns(["price"]), "file: feature column 'price' is missing"),
+        (with_column("price", [1, 2, None, 4, 5]), "'price' is null in row 2"),
+        (with_column("price", list("abcde")), "dense feature 'price' is string"),
+        (with_column("price", [1, 2, 3, np.inf, 5]), "'price' is inf in row 3"),
+        (with_column("user_id", [0.5] * 5), "column 'user_id' is double"),
+        (with_column("tags", [["x"], [None], [], [], []]), "holds a null"),
+        (with_column("weight", [1.0, 1, 1, -1, 1]), "'weight' is negative in row 3"),
+    ],
+)
+def test_bad_columns_are_refused(table, message):
+    with pytest.raises(UserError, match=message):
+        prepare_rows(table, FEATURES, None, "file")
+
+
+def test_features_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FEATURES.dense = ()

@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from learn_torchrec import artifact
+from learn_torchrec.errors import UserError
+
+MADE = {"kind": "content", "config": {"a": 1}, "inputs": {"items": "x"}}
+RECIPE = artifact.recipe_of("content", {"a": 1}, {"items": "x"})
+
+
+def make(directory: Path, text: str = "hello", **changes: object) -> None:
+    with artifact.write_artifact(directory, **{**MADE, **changes}) as working:
+        (working / "data.txt").write_text(text)
+
+
+def test_holds_files_and_manifest(tmp_path):
+    make(tmp_path / "out", cutoff=5, facts={"rows": 3})
+    manifest = artifact.read_manifest(tmp_path / "out", "content")
+    assert manifest.recipe == RECIPE
+    assert manifest.cutoff == 5
+    assert manifest.facts == {"rows": 3}
+    # echo -n hello | sha256sum
+    digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    assert manifest.files == {"data.txt": {"bytes": 5, "sha256": digest}}
+
+
+def test_failure_leaves_nothing(tmp_path):
+    with (
+        pytest.raises(RuntimeError, match="half way"),
+        artifact.write_artifact(tmp_path / "out", **MADE) as working,
+    ):
+        (working / "data.txt").write_text("hal")
+        raise RuntimeError("half way")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_keeps_the_older_artefact(tmp_path):
+    make(tmp_path / "out", "old")
+    with (
+        pytest.raises(RuntimeError),
+        artifact.write_artifact(tmp_path / "out", **MADE) as working,
+    ):
+        (working / "data.txt").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "out" / "data.txt").read_text() == "old"
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    (tmp_path / ".out.0123abcd.tmp").mkdir()
+    make(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_finished_is_reused_and_others_are_refused(tmp_path):
+    out = tmp_path / "out"
+    assert not artifact.is_finished(out, "content", RECIPE)
+    make(out)
+    assert artifact.is_finished(out, "content", RECIPE)
+    with pytest.raises(UserError, match=r"out: holds a content artefact made with"):
+        artifact.is_finished(out, "content", "another recipe")
+    assert not artifact.is_finished(out, "content", "another recipe", may_replace=True)
+
+
+def test_a_strange_directory_is_never_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="is not an artefact"):
+        artifact.is_finished(tmp_path / "out", "content", RECIPE, may_replace=True)
+
+
+def test_wrong_kind_and_format_are_refused(tmp_path):
+    make(tmp_path / "out")
+    with pytest.raises(UserError, match="holds a content artefact, a towers artefact"):
+        artifact.read_manifest(tmp_path / "out", "towers")
+    path = tmp_path / "out" / "manifest.json"
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps({**body, "format_version": 99}))
+    with pytest.raises(UserError, match="format 99"):
+        artifact.read_manifest(tmp_path / "out", "content")
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(UserError, match="not valid JSON"):
+        artifact.read_manifest(tmp_path / "out", "content")
+    with pytest.raises(UserError, match="no content artefact here"):
+        artifact.read_manifest(tmp_path / "absent", "content")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"kind": "towers"}, {"config": {"a": 2}}, {"inputs": {"items": "y"}}],
+)
+def test_recipe_follows_kind_config_and_inputs(changed):
+    assert artifact.recipe_of(**MADE) == RECIPE
+    assert artifact.recipe_of(**{**MADE, **changed}) != RECIPE

@@ -1,0 +1,88 @@
+import dataclasses
+import json
+
+import pytest
+
+from learn_torchrec import config, presets
+from learn_torchrec.errors import UserError
+
+
+def test_overrides_are_typed():
+    run = config.apply_overrides(
+        presets.Run(),
+        [
+            "towers.model.encoder.num_layers=3",
+            "towers.loss.temperature=0.1",
+            "towers.loss.sampling_correction=true",
+            "towers.model.item_tower=self",
+            "split.actions=buy, click",
+            "content.encoder.layers=8,-1",
+            "content.prompt.template=null",
+        ],
+    )
+    assert run.towers.model.encoder.num_layers == 3
+    assert run.towers.loss.temperature == 0.1
+    assert run.towers.loss.sampling_correction is True
+    assert run.towers.model.item_tower == "self"
+    assert run.split.actions == ("buy", "click")
+    assert run.content.encoder.layers == (8, -1)
+    assert run.content.prompt.template is None
+
+
+def test_lists_of_sections_are_json():
+    text = '[{"column": "user_id", "num_embeddings": 7}, {"column": "shop"}]'
+    run = config.apply_overrides(presets.Run(), [f"ranker.features.sparse={text}"])
+    assert [(f.column, f.num_embeddings) for f in run.ranker.features.sparse] == [
+        ("user_id", 7),
+        ("shop", 100_000),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("towers", "write it as section.field=value"),
+        ("tower.loss=1", "unknown name 'tower'; known here: content, split, towers"),
+        ("towers.loss.tau=1", "unknown name 'tau'; known here: temperature"),
+        ("towers.loss=1", "loss is a section; set one of: temperature"),
+        ("towers.loss.temperature.x=1", "temperature has no fields"),
+        ("towers.training.epochs=many", "should be a valid integer"),
+        ("towers.model.item_tower=both", "'causal' or 'self'"),
+        ("towers.model.encoder.num_heads=5", "768 is not a multiple of num_heads 5"),
+        ('ranker.features.sparse=[{"colum": "x"}]', "unknown name colum"),
+    ],
+)
+def test_bad_overrides_are_refused(override, message):
+    with pytest.raises(UserError) as caught:
+        config.apply_overrides(presets.Run(), [override])
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"--set {override}")
+
+
+@pytest.mark.parametrize("name", sorted(presets.PRESETS))
+def test_saved_runs_read_back(name, tmp_path):
+    run = presets.PRESETS[name]()
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict(run)))
+    assert config.load(presets.Run, path) == run
+
+
+def test_saved_runs_with_unknown_or_bad_values_are_refused(tmp_path):
+    path = tmp_path / "config.json"
+    body = config.to_dict(presets.Run())
+    body["towers"]["loss"]["tau"] = 1
+    path.write_text(json.dumps(body))
+    with pytest.raises(UserError, match=r"unknown name towers\.loss\.tau"):
+        config.load(presets.Run, path)
+    body = config.to_dict(presets.Run())
+    body["towers"]["training"]["epochs"] = "many"
+    path.write_text(json.dumps(body))
+    with pytest.raises(UserError, match=r"towers\.training\.epochs"):
+        config.load(presets.Run, path)
+    with pytest.raises(UserError, match="no such file"):
+        config.load(presets.Run, tmp_path / "absent.json")
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        presets.Run().split.min_events = 3

@@ -1,0 +1,141 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.towers.batch import collate, epoch_batches
+from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
+from learn_torchrec.towers.loss import LossConfig
+from learn_torchrec.towers.model import TwinTower, TwinTowerTrain
+from learn_torchrec.towers.sampling import SamplingConfig, sample_user
+
+SAMPLING = SamplingConfig(
+    history_length=8, target_length=5, num_history_samples=3, num_target_samples=2
+)
+
+
+def make_sequences(users=12):
+    random = np.random.default_rng(1)
+    lengths = random.integers(5, 20, users)
+    return SequenceSet(
+        user_ids=pa.array(range(users)),
+        offsets=np.r_[0, np.cumsum(lengths)],
+        items=random.integers(0, 40, lengths.sum()),
+        times=np.concatenate([np.arange(length) for length in lengths]),
+    )
+
+
+def make_task(store, item_tower="causal", correction=False):
+    torch.manual_seed(0)
+    shape = EncoderShape(
+        width=16, num_layers=2, num_heads=2, feed_forward_dim=32, vector_dim=8
+    )
+    encoder = PreferenceEncoder(
+        torch.from_numpy(store.mean).float(), torch.from_numpy(store.std).float(), shape
+    )
+    log_q = torch.randn(len(store)) if correction else None
+    return TwinTowerTrain(
+        TwinTower(encoder, item_tower), LossConfig(sampling_correction=correction), log_q
+    )
+
+
+def one_batch(store, sequences, users=range(12)):
+    samples = [sample_user(sequences.of(u), SAMPLING, 0, 0, u) for u in users]
+    return collate(np.array(users), samples, store, SAMPLING), samples
+
+
+def test_batches_carry_each_distinct_item_once(store):
+    batch, samples = one_batch(store, make_sequences())
+    rows = batch.item_rows
+    assert len(rows) == len(set(rows.tolist()))
+    assert batch.content.dtype == torch.float16
+    assert np.array_equal(batch.content.numpy(), store.gather(rows.numpy()))
+    history = np.concatenate([sample.history for sample in samples])
+    assert rows[batch.history].tolist() == history.tolist()
+    for user, sample in enumerate(samples):
+        anchors = batch.anchors[user]
+        anchors = anchors[anchors >= 0]
+        assert (
+            rows[batch.history[anchors]].tolist()
+            == sample.history[sample.anchors].tolist()
+        )
+        positives = batch.positives[user]
+        positives = positives[positives >= 0]
+        assert (
+            rows[batch.target[positives]].tolist()
+            == sample.target[sample.positives].tolist()
+        )
+
+
+@pytest.mark.parametrize("item_tower", ["causal", "self"])
+@pytest.mark.parametrize("correction", [False, True])
+def test_every_parameter_learns_and_content_does_not(store, item_tower, correction):
+    task = make_task(store, item_tower, correction)
+    batch, _ = one_batch(store, make_sequences())
+    content = batch.content.clone()
+    loss, (detached, users) = task(batch)
+    loss.backward()
+    assert loss.item() == detached.item()
+    assert not detached.requires_grad
+    assert users.tolist() == list(range(12))
+    position_rows = int(batch.history_lengths.max())
+    for name, parameter in task.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None, name
+        if name.endswith("positions.weight"):
+            gradient = gradient[:position_rows]
+        if name.endswith("query_key_value.bias"):  # a key's bias moves no softmax
+            query, _, value = gradient.chunk(3)
+            gradient = torch.cat([query, value])
+        assert (gradient != 0).float().mean() > 0.9, name
+    assert not batch.content.requires_grad
+    assert torch.equal(batch.content, content)
+
+
+def test_item_towers_differ_only_in_context(store):
+    batch, _ = one_batch(store, make_sequences())
+    causal, alone = (
+        make_task(store, kind).towers.eval()(batch)[1] for kind in ("causal", "self")
+    )
+    first = batch.positives == (
+        batch.target_lengths.cumsum(0) - batch.target_lengths
+    ).unsqueeze(1)
+    assert first.any()
+    torch.testing.assert_close(causal[first], alone[first])
+    later = (batch.positives >= 0) & ~first
+    assert (causal[later] - alone[later]).abs().max() > 1e-3
+
+
+def test_training_learns_a_planted_preference(store, one_rank):
+    """Users like items of one parity; their content says which it is."""
+    del one_rank
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    users, length = 64, 12
+    rows = np.arange(40)
+    items = np.concatenate(
+        [random.choice(rows[rows % 2 == user % 2], length) for user in range(users)]
+    )
+    sequences = SequenceSet(
+        user_ids=pa.array(range(users)),
+        offsets=np.arange(users + 1) * length,
+        items=items,
+        times=np.tile(np.arange(length), users),
+    )
+    task = make_task(store)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
+    for epoch in range(60):
+        for batch in epoch_batches(
+            sequences, store, SAMPLING, batch_size=32, seed=0, epoch=epoch
+        ):
+            optimizer.zero_grad()
+            task(batch)[0].backward()
+            optimizer.step()
+    towers = task.towers.eval()
+    content = torch.from_numpy(store.gather(rows))
+    with torch.no_grad():
+        vectors = towers.encode_items(content, torch.from_numpy(rows))
+        user = towers.encoder(content, torch.tensor([0, 2, 4]), torch.tensor([3]))[-1]
+    scores = vectors @ user
+    assert scores[::2].mean() > scores[1::2].mean() + 0.2
