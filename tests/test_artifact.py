@@ -15,6 +15,12 @@ def make(directory: Path, text: str = "hello", **changes: object) -> None:
         (working / "data.txt").write_text(text)
 
 
+def fail_half_way(directory: Path) -> None:
+    with artifact.write_artifact(directory, **MADE) as working:
+        (working / "data.txt").write_text("hal")
+        raise RuntimeError("half way")
+
+
 def test_holds_files_and_manifest(tmp_path):
     make(tmp_path / "out", cutoff=5, facts={"rows": 3})
     manifest = artifact.read_manifest(tmp_path / "out", "content")
@@ -27,23 +33,15 @@ def test_holds_files_and_manifest(tmp_path):
 
 
 def test_failure_leaves_nothing(tmp_path):
-    with (
-        pytest.raises(RuntimeError, match="half way"),
-        artifact.write_artifact(tmp_path / "out", **MADE) as working,
-    ):
-        (working / "data.txt").write_text("hal")
-        raise RuntimeError("half way")
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_failure_keeps_the_older_artefact(tmp_path):
     make(tmp_path / "out", "old")
-    with (
-        pytest.raises(RuntimeError),
-        artifact.write_artifact(tmp_path / "out", **MADE) as working,
-    ):
-        (working / "data.txt").write_text("new")
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way(tmp_path / "out")
     assert (tmp_path / "out" / "data.txt").read_text() == "old"
 
 

@@ -1,10 +1,12 @@
 """Sharding the ranker's tables over ranks with TorchRec's planner."""
 
+import hashlib
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed import DistributedModelParallel
@@ -22,6 +24,7 @@ from learn_torchrec.training.distributed import local_world_size
 # data_parallel is left out: TorchRec drops the in-backward optimizer of such tables.
 _SHARDING_TYPES = ["table_wise", "row_wise"]
 _ADAGRAD_EPS = 1e-8
+_ROWS_IN_BLOCK = 4096
 
 
 class _Sharder(EmbeddingBagCollectionSharder):
@@ -35,8 +38,12 @@ class _Sharder(EmbeddingBagCollectionSharder):
 def embedding_bag_collection(
     features: tuple[SparseFeature, ...], embedding_dim: int
 ) -> EmbeddingBagCollection:
-    """Return the tables of ID features, `t_<feature>` each, summed bags."""
+    """Return the tables of ID features, `t_<feature>` each, summed bags.
+
+    They hold no values until `shard` has placed and `init_tables` has filled them.
+    """
     return EmbeddingBagCollection(
+        device=torch.device("meta"),  # no rank holds a whole table: see init_tables
         tables=[
             EmbeddingBagConfig(
                 name=f"t_{feature.column}",
@@ -45,7 +52,7 @@ def embedding_bag_collection(
                 feature_names=[feature.column],
             )
             for feature in features
-        ]
+        ],
     )
 
 
@@ -58,7 +65,7 @@ def shard(
     adaptive optimizer that fbgemm has on both CPU and CUDA.
 
     Args:
-        model: with unsharded tables on the CPU, equal on every rank.
+        model: with unsharded tables; its other parameters equal on every rank.
         device: this rank's.
         table_learning_rate: of the tables.
     """
@@ -85,6 +92,40 @@ def shard(
         topology=topology, constraints=constraints
     ).collective_plan(model, sharders, dist.group.WORLD)
     return DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
+
+
+@torch.no_grad()
+def init_tables(model: DistributedModelParallel, seed: int) -> None:
+    """Fill every table as TorchRec does, uniformly within sqrt(1 / rows).
+
+    The values follow from (seed, table, row) alone, so they are the same for any
+    number of ranks and any sharding. TorchRec itself fills each shard by its rank's
+    random state: equal seeds give equal shards, and another number of ranks gives
+    other values.
+    """
+    for name, table in model.state_dict().items():
+        if not isinstance(table, ShardedTensor):
+            continue
+        num_rows, dim = table.size()
+        bound = num_rows**-0.5
+        for shard in table.local_shards():
+            first_row, first_column = shard.metadata.shard_offsets
+            count, width = shard.metadata.shard_sizes
+            columns = slice(first_column, first_column + width)
+            first_block = first_row // _ROWS_IN_BLOCK
+            for block in range(first_block, -(-(first_row + count) // _ROWS_IN_BLOCK)):
+                start = block * _ROWS_IN_BLOCK
+                random = torch.Generator().manual_seed(_block_seed(seed, name, block))
+                rows = torch.rand((_ROWS_IN_BLOCK, dim), generator=random)
+                low = max(first_row, start)
+                high = min(first_row + count, start + _ROWS_IN_BLOCK)
+                values = (2 * rows[low - start : high - start, columns] - 1) * bound
+                shard.tensor[low - first_row : high - first_row].copy_(values)
+
+
+def _block_seed(seed: int, name: str, block: int) -> int:
+    text = f"{seed}/{name}/{block}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

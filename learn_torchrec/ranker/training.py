@@ -25,7 +25,7 @@ from learn_torchrec.ranker.batch import (
 from learn_torchrec.ranker.features import LearnFeatures
 from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain
 from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows
-from learn_torchrec.ranker.sharding import embedding_bag_collection, shard
+from learn_torchrec.ranker.sharding import embedding_bag_collection, init_tables, shard
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
 from learn_torchrec.training.optim import (
@@ -118,7 +118,9 @@ def build_ranker(
         device=device,
     )
     task = LearnRankerTrain(ranker, shape.auxiliary_weight)
-    return shard(task, device, config.training.table_learning_rate)
+    model = shard(task, device, config.training.table_learning_rate)
+    init_tables(model, config.training.seed)
+    return model
 
 
 def train_ranker(

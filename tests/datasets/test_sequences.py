@@ -47,7 +47,7 @@ def test_before_copes_with_empty_users_at_the_end():
 
 
 def test_unknown_actions_and_items_are_refused():
-    with pytest.raises(UserError, match="no interaction has such an action.*like"):
+    with pytest.raises(UserError, match=r"no interaction has such an action.*like"):
         build_sequences(LOG, np.arange(6), ["buy"])
     with pytest.raises(UserError, match=r"item 12 \(row 2 of the interactions\)"):
         item_rows(LOG, pa.array([10, 11, 13]), "log.parquet")

@@ -84,9 +84,7 @@ def test_evaluation_has_every_row_once_and_equal_steps(
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_training_batches_do_not_depend_on_the_number_of_ranks(
-    world_size, monkeypatch
-):
+def test_training_batches_do_not_depend_on_the_number_of_ranks(world_size, monkeypatch):
     table = pa.concat_tables([TABLE] * 5)
     table = table.set_column(
         table.column_names.index("price"), "price", pa.array(np.arange(25.0))
@@ -106,7 +104,7 @@ def test_training_batches_do_not_depend_on_the_number_of_ranks(
                     )
                 ]
             )
-        return [sum(step, []) for step in zip(*parts, strict=True)]
+        return [[x for part in step for x in part] for step in zip(*parts, strict=True)]
 
     assert epoch(world_size) == epoch(1)
     assert len(epoch(1)) == 3

@@ -35,7 +35,10 @@ def make_towers(store):
     shape = EncoderShape(
         width=8, num_layers=1, num_heads=2, feed_forward_dim=16, vector_dim=4
     )
-    mean, std = torch.from_numpy(store.mean).float(), torch.from_numpy(store.std).float()
+    mean, std = (
+        torch.from_numpy(store.mean).float(),
+        torch.from_numpy(store.std).float(),
+    )
     return build_towers(TowersModelConfig(encoder=shape), mean, std).eval()
 
 

@@ -36,7 +36,9 @@ def make_task(store, item_tower="causal", correction=False):
     )
     log_q = torch.randn(len(store)) if correction else None
     return TwinTowerTrain(
-        TwinTower(encoder, item_tower), LossConfig(sampling_correction=correction), log_q
+        TwinTower(encoder, item_tower),
+        LossConfig(sampling_correction=correction),
+        log_q,
     )
 
 
