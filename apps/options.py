@@ -36,7 +36,8 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         dest="overrides",
         metavar="SECTION.FIELD=VALUE",

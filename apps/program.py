@@ -20,7 +20,11 @@ def run(
         argv: its options; None for those of the command line.
     """
     is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,  # importing torchrec has set up another format
+    )
     for name in OWN_LOGGERS:  # others at INFO drown ours (fbgemm: a line per library)
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)
     try:

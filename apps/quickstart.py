@@ -1,19 +1,20 @@
 """Every stage on MovieLens-100K: text to vectors to towers to ranker to metrics."""
 
 import argparse
+import contextlib
 import importlib
 import json
 import logging
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torchx_components.learn
 from tqdm import tqdm
 
+import torchx_components.learn
 from apps import evaluate_auc, evaluate_retrieval, options
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.run_log import live_log_path
@@ -68,7 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
     parser = options.parser("quickstart", __doc__)
     parser.add_argument(
-        "--data", default="movielens:auto", metavar="ADAPTER:PATH", help=options.DATA_HELP
+        "--data",
+        default="movielens:auto",
+        metavar="ADAPTER:PATH",
+        help=options.DATA_HELP,
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="where everything goes"
@@ -92,12 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{title}: done before", flush=True)
             continue
         print(f"{title}: running", flush=True)
-        if stage.distributed:
-            seconds.measure(stage.name, lambda: _launch(stage, command, args))
-        else:
-            seconds.measure(stage.name, lambda: app.main(command))
+        with seconds.measure(stage.name):
+            if stage.distributed:
+                _launch(stage, command, args)
+            else:
+                app.main(command)
     print(f"[{len(STAGES) + 1}/{len(STAGES) + 1}] evaluation", flush=True)
-    seconds.measure("evaluation", lambda: _evaluate(args))
+    with seconds.measure("evaluation"):
+        _evaluate(args)
     metrics = {
         **_read(args.out / "ranking.json"),
         **_read(args.out / "retrieval.json"),
@@ -205,9 +211,11 @@ class _Seconds:
         self._path = path
         self.values: dict[str, float] = _read(path) if path.exists() else {}
 
-    def measure(self, name: str, function: Callable[[], object]) -> None:
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Keep how long the block takes, if it ends well."""
         start = time.monotonic()
-        function()
+        yield
         self.values[name] = round(time.monotonic() - start, 1)
         options.write_json(self._path, self.values)
 

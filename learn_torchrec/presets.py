@@ -54,11 +54,15 @@ def quickstart() -> Run:
                     feed_forward_dim=512,
                     dropout=0.2,
                 ),
+                # On this small log the causal item tower (the paper's default)
+                # finds a user's targets by their neighbours and does not learn to
+                # read items alone: validation R@50 0.19 against 0.33.
+                item_tower="self",
             ),
             sampling=SamplingConfig(),
-            loss=LossConfig(sampling_correction=True),
-            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01),
-            training=TowersTrainingConfig(epochs=40, patience=10, batch_size=64),
+            loss=LossConfig(temperature=0.1, sampling_correction=True),
+            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.1),
+            training=TowersTrainingConfig(epochs=60, patience=20, batch_size=64),
         ),
         ranker=RankerConfig(
             features=FeaturesConfig(
@@ -71,11 +75,13 @@ def quickstart() -> Run:
                     SparseFeature(column="genres", num_embeddings=1_000),
                     SparseFeature(column="release_year", num_embeddings=1_000),
                 ),
-                dense=("user_events", "user_rate", "item_events", "item_rate"),
+                dense=("user_events", "user_log_odds", "item_events", "item_log_odds"),
             ),
             model=RankerModelConfig(embedding_dim=16),
             optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01),
-            training=RankerTrainingConfig(epochs=2, batch_size=512),
+            training=RankerTrainingConfig(
+                epochs=3, batch_size=512, table_learning_rate=0.003
+            ),
         ),
     )
 

@@ -50,11 +50,11 @@ def market(tmp_path: Path) -> Path:
     )
     count, day = 3000, 86_400
     users = random.integers(0, 60, count)
-    # Half of the users arrive in the second half of the log.
+    # A quarter of the users arrive after half of the events.
     times = np.where(
-        users < 30,
+        users < 45,
         random.integers(0, 60 * day, count),
-        random.integers(31 * day, 60 * day, count),
+        random.integers(42 * day, 60 * day, count),
     )
     chosen = random.choice(items, count)
     likes = random.random(count) < np.where(chosen % 2 == users % 2, 0.8, 0.2)
@@ -83,4 +83,14 @@ def market(tmp_path: Path) -> Path:
         ),
         directory / "impressions.parquet",
     )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model on disk."""
+    import tiny_model  # transformers takes seconds to import
+
+    directory: Path = tmp_path_factory.mktemp("tiny-llama")
+    tiny_model.save(directory)
     return directory

@@ -137,8 +137,9 @@ def _counters(ratings: pa.Table) -> dict[str, np.ndarray]:
             ratings[column].to_numpy(), times, labels
         )
         result[f"{name}_events"] = np.log1p(events).astype(np.float32)
-        # Shrunk towards one half: an id without events says nothing.
-        result[f"{name}_rate"] = ((positives + 1) / (events + 2)).astype(np.float32)
+        # Log-odds, shrunk towards even odds: an id without events says nothing.
+        odds = (positives + 1) / (events - positives + 1)
+        result[f"{name}_log_odds"] = np.log(odds).astype(np.float32)
     return result
 
 

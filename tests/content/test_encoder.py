@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_model import HIDDEN, NUM_LAYERS, WORDS
 
 from learn_torchrec import config as configuration
 from learn_torchrec.content import backbone
@@ -17,8 +18,6 @@ from learn_torchrec.content.encoder import (
 )
 from learn_torchrec.errors import UserError
 
-WORDS = ["a", "an", "red", "blue", "green", "mug", "cup", "plate", "of", "the"]
-WORDS += ["with", "handle", "big", "small"]
 TEXTS = [
     "a red mug",
     "the blue cup with a big handle of the red plate",
@@ -27,36 +26,6 @@ TEXTS = [
     "a red cup",
     "plate",
 ]
-NUM_LAYERS = 3
-HIDDEN = 16
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A randomly initialised Llama and a word-level tokenizer without pad token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
-
-    directory = tmp_path_factory.mktemp("tiny-llama")
-    vocabulary = {word: row for row, word in enumerate(["<unk>", "<eos>", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", eos_token="<eos>"
-    ).save_pretrained(directory)
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=HIDDEN,
-        intermediate_size=32,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.5,  # large enough that attention is far from uniform
-    )
-    LlamaModel(shape).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture

@@ -1,0 +1,167 @@
+"""The whole job on a small market: every app, on two ranks through torchx."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from apps import main as command_line
+from apps import quickstart
+
+ROOT = Path(__file__).parents[1]
+FEATURES = json.dumps(
+    [
+        {"column": name, "num_embeddings": rows}
+        for name, rows in (("user_id", 200), ("item_id", 100))
+    ]
+)
+SMALL = [
+    "towers.model.encoder.width=16",
+    "towers.model.encoder.feed_forward_dim=32",
+    "towers.training.epochs=2",
+    "towers.training.batch_size=16",
+    "ranker.training.batch_size=128",
+    "ranker.features.dense=hour",
+    f"ranker.features.sparse={FEATURES}",
+]
+COHORTS = ["all"] + [
+    f"{side}_{name}"
+    for side in ("user", "item")
+    for name in ("cold", "long_tail", "others")
+]
+
+
+@pytest.fixture
+def arguments(market, model_dir, tmp_path):
+    encoder = ["content.encoder.dtype=float32", f"content.encoder.model={model_dir}"]
+    settings = [f"--set={setting}" for setting in [*SMALL, *encoder]]
+    data = ["--data", f"parquet:{market}"]
+    return [*data, "--out", str(tmp_path / "run"), *settings]
+
+
+def run_quickstart(arguments, ranks: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "apps.quickstart", "--ranks", str(ranks)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [*command, *arguments],
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def test_the_whole_job_on_two_ranks(arguments, market, tmp_path):
+    done = run_quickstart(arguments, ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "run"
+    metrics = json.loads((out / "metrics.json").read_text())
+    check_metrics(metrics)
+    check_predictions(out, market)
+    assert set(metrics["seconds"]) == {s.name for s in quickstart.STAGES} | {
+        "evaluation"
+    }
+    leftovers = [path.name for path in out.iterdir() if path.name.startswith(".")]
+    assert leftovers == []
+
+    again = run_quickstart(arguments, ranks=2)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == len(quickstart.STAGES)
+    assert (
+        json.loads((out / "metrics.json").read_text())["ranking"]
+        == (metrics["ranking"])
+    )
+    check_other_number_of_ranks(out, arguments, tmp_path)
+
+
+def check_metrics(metrics: dict) -> None:
+    for name in ("baseline", "learn"):
+        assert list(metrics["ranking"][name]) == COHORTS
+        for values in metrics["ranking"][name].values():
+            assert {"auc", "uauc", "wuauc", "users_kept", "rows"} <= set(values)
+        assert 0.4 < metrics["ranking"][name]["all"]["auc"] < 1
+    for row in ("learn", "popularity", "content_mean"):
+        for name in ("h@50", "r@50", "h@100", "r@100"):
+            assert 0 <= metrics["retrieval"][row][name] <= 1
+    difference = metrics["ranking_difference"]["learn-baseline"]["all"]["uauc"]
+    ours, theirs = (
+        metrics["ranking"][name]["all"]["uauc"] for name in ("learn", "baseline")
+    )
+    assert math.isclose(difference["difference"], ours - theirs, abs_tol=1e-9)
+
+
+def check_predictions(out: Path, market: Path) -> None:
+    """Every test impression is scored once, in the order of the file."""
+    predictions = pq.read_table(out / "predictions_learn" / "predictions.parquet")
+    impressions = pq.read_table(market / "impressions.parquet")
+    test = impressions.filter(
+        pc.greater_equal(impressions["timestamp"], predictions["timestamp"][0].as_py())
+    )
+    assert predictions["timestamp"].equals(test["timestamp"])
+    assert predictions["item_id"].equals(test["item_id"])
+    assert predictions.num_rows == pytest.approx(600, abs=10)
+    assert pc.all(pc.is_finite(predictions["score"])).as_py()
+
+
+def check_other_number_of_ranks(out: Path, arguments: list[str], tmp_path) -> None:
+    """One rank scores like two with the ranker that two ranks trained."""
+    again = tmp_path / "one_rank"
+    common = [a for a in arguments if a.startswith("--set=")]
+    command_line.main(
+        [
+            "predict",
+            *arguments[:2],
+            *("--ranker", str(out / "ranker_learn")),
+            *("--vectors", str(out / "vectors"), "--out", str(again), *common),
+        ]
+    )
+    one, two = (
+        pq.read_table(path / "predictions.parquet")["score"]
+        for path in (again, out / "predictions_learn")
+    )
+    assert pc.max(pc.abs(pc.subtract(one, two))).as_py() < 1e-6
+
+
+def test_a_stage_that_fails_says_why_in_one_line(arguments):
+    done = run_quickstart([*arguments, "--set=towers.training.batch_size=17"], 2)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: stage towers: towers.training.batch_size=17 must be a multiple of "
+        "the number of ranks, 2"
+    )
+
+
+def test_a_planted_leak_is_refused(market, tmp_path, capsys):
+    """Vectors whose towers saw the impressions' time do not reach the ranker."""
+    from learn_torchrec.artifact import write_artifact
+    from learn_torchrec.ranker.vectors import KIND
+
+    flat = pa.array([0.0] * 80, pa.float32())
+    vectors = pa.FixedSizeListArray.from_arrays(flat, 2)
+    items = pa.table({"item_id": range(100, 140), "vector": vectors})
+    users = pa.table({"user_id": range(40), "timestamp": [0] * 40, "vector": vectors})
+    with write_artifact(
+        tmp_path / "late", kind=KIND, config={}, inputs={}, cutoff=50 * 86_400
+    ) as out:
+        pq.write_table(items, out / "item_vectors.parquet")
+        pq.write_table(users, out / "user_vectors.parquet")
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(
+            [
+                *("train-ranker", "--data", f"parquet:{market}"),
+                *("--vectors", str(tmp_path / "late"), "--out", str(tmp_path / "out")),
+                *(f"--set={setting}" for setting in SMALL),
+            ]
+        )
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: leak: the vectors' towers learned from events up to")
+    assert not (tmp_path / "out").exists()
