@@ -61,7 +61,7 @@ def add_input(
 def add_output(result: argparse.ArgumentParser, what: str) -> None:
     """Add the options of an app that writes an artefact."""
     result.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help=f"where {what} goes"
+        "--out", type=Path, required=True, metavar="DIR", help=f"directory for {what}"
     )
     result.add_argument(
         "--overwrite",

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -141,11 +142,13 @@ def _launch(stage: Stage, command: list[str], args: argparse.Namespace) -> None:
     progress = live_log_path(args.out / stage.name)
     progress.unlink(missing_ok=True)
     component = f"{torchx_components.learn.__file__}:{stage.app}"
-    torchx = [str(Path(sys.executable).with_name("torchx")), "run"]
+    programs = Path(sys.executable).parent  # torchx finds torchrun through PATH
+    torchx = [str(programs / "torchx"), "run"]
     torchx += ["--scheduler", "local_cwd", "--wait", "--log", component]
     with output.open("w") as stream, tqdm(desc=stage.name, disable=None) as bar:
         process = subprocess.Popen(
             [*torchx, "-j", f"1x{args.ranks}", "--", *command],
+            env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
             stdout=stream,
             stderr=subprocess.STDOUT,
         )

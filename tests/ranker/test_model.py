@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.models.dlrm import DLRM, DLRMTrain
 
@@ -126,7 +125,6 @@ def test_rows_of_weight_zero_teach_nothing():
 
 def test_missing_vectors_become_zeros_and_a_flag():
     learn = LearnFeatures(vector_dim=4)
-    nn.init.normal_(learn.user_norm.bias)
     has = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
     users, items = torch.randn(3, 4), torch.randn(3, 4)
     features, _ = learn(users, items, has)
