@@ -2,12 +2,15 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from apps import options
+from apps import program
+from learn_torchrec.config import apply_overrides
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import RankingMetrics
+from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.evaluation.predictions import (
     Predictions,
     read_predictions,
@@ -16,6 +19,14 @@ from learn_torchrec.evaluation.predictions import (
 from learn_torchrec.evaluation.significance import PairedDifference
 
 _METRICS = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What `--set` may change here."""
+
+    cohorts: CohortConfig = field(default_factory=CohortConfig)
+
 
 Differences = dict[str, dict[str, PairedDifference]]
 
@@ -38,6 +49,15 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="metrics JSON to write"
+    )
+    result.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="overrides",
+        metavar="cohorts.FIELD=VALUE",
+        help="change a bound of the cohorts, e.g. cohorts.user_others_from=100",
     )
     result.add_argument(
         "--resamples",
@@ -63,8 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: read_predictions(path)
         for name, path in parse_names(args.predictions).items()
     }
-    body = evaluate(files, args.resamples, args.seed)
-    options.write_json(args.out, body)
+    cohorts = apply_overrides(EvaluationConfig(), args.overrides).cohorts
+    body = evaluate(files, cohorts, args.resamples, args.seed)
+    program.write_json(args.out, body)
 
 
 def parse_names(arguments: Sequence[str]) -> dict[str, Path]:
@@ -84,7 +105,12 @@ def parse_names(arguments: Sequence[str]) -> dict[str, Path]:
     return paths
 
 
-def evaluate(files: dict[str, Predictions], num_resamples: int, seed: int) -> object:
+def evaluate(
+    files: dict[str, Predictions],
+    cohorts: CohortConfig,
+    num_resamples: int,
+    seed: int,
+) -> object:
     """Print the tables of named predictions and return the JSON body.
 
     Raises:
@@ -93,13 +119,15 @@ def evaluate(files: dict[str, Predictions], num_resamples: int, seed: int) -> ob
     (baseline_name, baseline), *candidates = files.items()
     for _, candidate in candidates:  # before anything slow
         refuse_different_rows(baseline, candidate)
-    metrics = {name: ranking.metrics_by_cohort(each) for name, each in files.items()}
+    metrics = {
+        name: ranking.metrics_by_cohort(each, cohorts) for name, each in files.items()
+    }
     print(metrics_table(metrics))
     body: dict[str, object] = {"ranking": ranking.to_json(metrics)}
     if candidates:
         differences = {
             f"{name}-{baseline_name}": ranking.differences_by_cohort(
-                baseline, candidate, num_resamples=num_resamples, seed=seed
+                baseline, candidate, cohorts, num_resamples=num_resamples, seed=seed
             )
             for name, candidate in candidates
         }
@@ -149,4 +177,4 @@ def _align(lines: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    options.run(main)
+    program.run(main)

@@ -9,7 +9,8 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ranking import to_json
-from learn_torchrec.towers.export import load_towers
+from learn_torchrec.evaluation.retrieval import RetrievalMetrics
+from learn_torchrec.towers.export import check_towers_inputs, load_towers
 from learn_torchrec.towers.holdout import (
     evaluate_baselines,
     evaluate_towers,
@@ -17,9 +18,6 @@ from learn_torchrec.towers.holdout import (
     split_users,
 )
 from learn_torchrec.training.distributed import process_group
-
-KS = (50, 100)
-_COLUMNS = tuple(f"{metric}@{k}" for k in KS for metric in ("h", "r", "n"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,28 +34,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = open_dataset(args.data)
     store = ContentStore.open(args.content)
     histories = load_histories(dataset, store, run.split)
-    cutoff = histories.times.towers_until
     with process_group() as device:
         towers, config, manifest = load_towers(args.towers, device)
-        if manifest.cutoff is not None and manifest.cutoff > cutoff:
+        check_towers_inputs(args.towers, manifest, store, run.split)
+        cutoff = histories.times.towers_until
+        users = split_users(histories.sequences, cutoff, run.split)
+        if manifest.cutoff is not None and cutoff < manifest.cutoff:
             raise UserError(
                 f"leak: {args.towers} learned from events up to {manifest.cutoff}, "
-                f"but the users to evaluate arrive from {cutoff} on (unix seconds); "
-                "use the split that the towers were trained with"
+                f"users to evaluate arrive from {cutoff} on (unix seconds); train the "
+                "towers on this log"
             )
-        users = split_users(histories.sequences, cutoff, run.split)
         task = retrieval_task(users.test, run.split.history_share)
         length = config.sampling.history_length
         rows = {
-            "learn": evaluate_towers(towers, store, task, length, device, KS),
-            **evaluate_baselines(users.train, store, task, KS),
+            "learn": evaluate_towers(
+                towers, store, task, length, device, run.retrieval
+            ),
+            **evaluate_baselines(users.train, store, task, run.retrieval),
         }
     options.write_json(args.out, {"retrieval": to_json(rows)})
     print(f"{len(users.test)} held-out users, {len(store)} items")
-    print(f"{'':14}" + "".join(f"{column:>8}" for column in _COLUMNS))
+    print(_table(rows, run.retrieval.ks))
+
+
+def _table(rows: dict[str, RetrievalMetrics], ks: Sequence[int]) -> str:
+    columns = [f"{metric}@{k}" for k in ks for metric in ("h", "r", "n")]
+    lines = [f"{'':14}" + "".join(f"{column:>8}" for column in columns)]
     for name, metrics in rows.items():
-        values = "".join(f"{metrics[column]:8.4f}" for column in _COLUMNS)
-        print(f"{name:14}{values}")
+        values = "".join(f"{metrics[column]:8.4f}" for column in columns)
+        lines.append(f"{name:14}{values}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

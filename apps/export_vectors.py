@@ -22,13 +22,18 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.towers.export import (
     KIND_TOWERS,
+    check_towers_inputs,
     load_towers,
     snapshot_events,
     write_item_vectors,
     write_user_vectors,
 )
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
-from learn_torchrec.training.distributed import process_group, write_artifact_together
+from learn_torchrec.training.distributed import (
+    process_group,
+    rank_share,
+    write_artifact_together,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,8 +50,8 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     inputs = {
         INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE),
-        "content": read_manifest(args.content, content.KIND).recipe,
-        "towers": read_manifest(args.towers, KIND_TOWERS).recipe,
+        "content": read_manifest(args.content, content.KIND).fingerprint,
+        "towers": read_manifest(args.towers, KIND_TOWERS).fingerprint,
     }
     return describe(args, KIND, ("split", "export"), inputs)
 
@@ -60,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = content.ContentStore.open(args.content)
     histories = load_histories(open_dataset(args.data), store, job.run.split)
     sequences = histories.sequences
-    snapshots = snapshot_events(sequences, job.run.export, histories.times.test_from)
+    snapshots = snapshot_events(sequences, job.run.export, histories.times)
     with process_group() as device:
         towers, config, towers_manifest = load_towers(args.towers, device)
-        items = _share(np.arange(len(store)))
-        events = _share(snapshots)
+        check_towers_inputs(args.towers, towers_manifest, store, job.run.split)
+        items = np.arange(len(store))[rank_share(len(store))]
+        events = snapshots[rank_share(len(snapshots))]
         item_vectors = encode_catalogue(towers, store, items, device)
         user_vectors = encode_histories(
             towers, store, sequences, events, config.sampling.history_length, device
@@ -88,11 +94,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sequences.times[events],
                 user_vectors,
             )
-
-
-def _share(values: np.ndarray) -> np.ndarray:
-    """This rank's contiguous share."""
-    return np.array_split(values, dist.get_world_size())[dist.get_rank()]
 
 
 def _part(directory: Path) -> Path:

@@ -1,10 +1,10 @@
 """What every app shares: its configuration options."""
 
 import argparse
-import json
 from pathlib import Path
 
 from apps.program import run as run  # apps say options.run(main)
+from apps.program import write_json as write_json
 from learn_torchrec import config, presets
 
 DATA_HELP = (
@@ -77,11 +77,3 @@ def resolve(args: argparse.Namespace) -> presets.Run:
     else:
         run = presets.PRESETS[args.preset]()
     return config.apply_overrides(run, args.overrides)
-
-
-def write_json(path: Path, body: object) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_name(f".{path.name}.tmp")
-    working.write_text(json.dumps(body, indent=2) + "\n")
-    working.replace(path)

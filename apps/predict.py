@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from apps import options
 from apps.job import Job, describe
@@ -66,9 +67,9 @@ def plan(args: argparse.Namespace) -> Job:
         name: dataset.fingerprint(name)
         for name in (INTERACTIONS_FILE, IMPRESSIONS_FILE)
     }
-    inputs["ranker"] = read_manifest(args.ranker, KIND_RANKER).recipe
+    inputs["ranker"] = read_manifest(args.ranker, KIND_RANKER).fingerprint
     if args.vectors:
-        inputs["vectors"] = read_manifest(args.vectors, KIND_VECTORS).recipe
+        inputs["vectors"] = read_manifest(args.vectors, KIND_VECTORS).fingerprint
     return describe(args, KIND, ("split", "cohorts"), inputs)
 
 
@@ -84,16 +85,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     vectors = load_vectors(args.vectors) if args.vectors else None
     _check_vectors(manifest, vectors, args.ranker)
     times = resolve_times(job.run.split, dataset.interactions)
-    impressions = _test_impressions(dataset, times.test_from, manifest)
+    wanted = _test_rows(dataset, times.test_from, manifest)
+    impressions = dataset.impressions.filter(pa.array(wanted))
     if vectors:
         vectors.refuse_leak(impressions[TIMESTAMP].to_numpy(), "score")
-    rows = prepare_rows(impressions, ranker.features, vectors, IMPRESSIONS_FILE)
-    table = _with_activity(impressions, dataset, job.run)
+    rows = prepare_rows(
+        dataset.impressions, ranker.features, vectors, IMPRESSIONS_FILE
+    ).select(wanted)
+    table = _with_activity(_passed_through(impressions), dataset, job.run)
     facts = {"rows": len(rows), "coverage": rows.coverage()}
     with process_group() as device:
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
         load_ranker(model, args.ranker)
         scores = score(model, rows, ranker.training.batch_size, device)
+        _refuse_non_finite(scores.numpy(), table, args.ranker)
         mine = table.take(pa.array(rank_rows(len(rows))))
         with write_artifact_together(
             job.out, **job.manifest(manifest.cutoff, facts)
@@ -111,7 +116,7 @@ def _check_vectors(
 ) -> None:
     """Refuse vectors that the ranker was not trained with."""
     trained_with = manifest.inputs.get("vectors")
-    given = vectors.manifest.recipe if vectors else None
+    given = vectors.manifest.fingerprint if vectors else None
     if trained_with and not given:
         raise UserError(f"{ranker}: was trained with LEARN's vectors; add --vectors")
     if given and not trained_with:
@@ -123,10 +128,25 @@ def _check_vectors(
         )
 
 
-def _test_impressions(dataset: Dataset, test_from: int, manifest: Manifest) -> pa.Table:
-    impressions = dataset.impressions
-    test = impressions.filter(pc.greater_equal(impressions[TIMESTAMP], test_from))
-    if test.num_rows == 0:
+def _refuse_non_finite(
+    scores: NDArray[np.float32], table: pa.Table, ranker: Path
+) -> None:
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        row = int(rank_rows(table.num_rows)[bad[0]])
+        user, item = (table[name][row].as_py() for name in (USER_ID, ITEM_ID))
+        raise UserError(
+            f"{ranker}: scores {len(bad)} impressions with {scores[bad[0]]}, the first "
+            f"for user {user!r} and item {item!r}; train the ranker again with a lower "
+            "learning rate"
+        )
+
+
+def _test_rows(
+    dataset: Dataset, test_from: int, manifest: Manifest
+) -> NDArray[np.bool_]:
+    wanted = dataset.impressions[TIMESTAMP].to_numpy() >= test_from
+    if not wanted.any():
         raise UserError(
             f"{IMPRESSIONS_FILE}: no impression at or after split.test_from "
             f"({test_from}, unix seconds); move it earlier"
@@ -137,21 +157,29 @@ def _test_impressions(dataset: Dataset, test_from: int, manifest: Manifest) -> p
             f"those to score start at {test_from} (unix seconds); use a later "
             "split.test_from, or train the ranker on an earlier one"
         )
-    return test
+    return wanted
 
 
-def _with_activity(impressions: pa.Table, dataset: Dataset, run: Run) -> pa.Table:
-    """Add the counts behind the cohorts; drop list columns, which nobody reads back.
-
-    A user's activity is all their events, an item's the ones of split.actions (the
-    paper: clicks, impressions and purchases of a user; purchases of an item).
-    """
+def _passed_through(impressions: pa.Table) -> pa.Table:
+    """Keep what a reader of predictions wants: no lists, no name taken twice."""
     lists = [
         field.name
         for field in impressions.schema
         if any(is_list(field.type) for is_list in _LISTS)
     ]
     impressions = impressions.drop_columns(lists)
+    ours = (SCORE, USER_ACTIVITY, ITEM_ACTIVITY)
+    return impressions.rename_columns(
+        [f"input_{name}" if name in ours else name for name in impressions.column_names]
+    )
+
+
+def _with_activity(impressions: pa.Table, dataset: Dataset, run: Run) -> pa.Table:
+    """Add the counts behind the cohorts.
+
+    A user's activity is all their events, an item's the ones of split.actions (the
+    paper: clicks, impressions and purchases of a user; purchases of an item).
+    """
     events = dataset.interactions
     wanted = pc.is_in(events[ACTION], value_set=pa.array(run.split.actions))
     for name, column, log in (

@@ -1,12 +1,16 @@
 """How every program starts and ends: logging, and one line for a user's mistake."""
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from learn_torchrec.errors import UserError
 
+# What the system refuses is a user's to mend: rights, a full disk, a wrong path.
+_MENDABLE = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
 
 
@@ -29,7 +33,14 @@ def run(
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)
     try:
         main(argv)
-    except UserError as error:
-        if is_first:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+    except (UserError, *_MENDABLE) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def write_json(path: Path, body: object) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    working = path.with_name(f".{path.name}.tmp")
+    working.write_text(json.dumps(body, indent=2) + "\n")
+    working.replace(path)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import json
 import logging
@@ -168,11 +169,13 @@ def _show(progress: Path, bar: "tqdm[None]") -> None:
         lines = progress.read_text().splitlines()
     except FileNotFoundError:
         return
-    if lines:
-        last = json.loads(lines[-1])
-        bar.total = last["total"]
-        bar.n = last["step"]
-        bar.refresh()
+    for line in reversed(lines):
+        with contextlib.suppress(json.JSONDecodeError):  # the last may be half written
+            last = json.loads(line)
+            bar.total = last["total"]
+            bar.n = last["step"]
+            bar.refresh()
+            return
 
 
 def _failure(name: str, output: Path) -> str:
@@ -187,6 +190,7 @@ def _failure(name: str, output: Path) -> str:
 
 def _evaluate(args: argparse.Namespace) -> None:
     out = args.out
+    cohorts = dataclasses.asdict(options.resolve(args).cohorts)
     print()
     evaluate_auc.main(
         [
@@ -195,6 +199,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             f"learn={out / 'predictions_learn'}",
             "--out",
             str(out / "ranking.json"),
+            *(f"--set=cohorts.{name}={value}" for name, value in cohorts.items()),
         ]
     )
     print()

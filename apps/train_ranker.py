@@ -4,13 +4,13 @@ import argparse
 import shutil
 from collections.abc import Sequence
 
-import pyarrow as pa
+import numpy as np
+from numpy.typing import NDArray
 
 from apps import options
 from apps.job import Job, describe
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.rows import prepare_rows
@@ -43,7 +43,7 @@ def plan(args: argparse.Namespace) -> Job:
         for name in (INTERACTIONS_FILE, IMPRESSIONS_FILE)
     }
     if args.vectors:
-        inputs["vectors"] = read_manifest(args.vectors, KIND_VECTORS).recipe
+        inputs["vectors"] = read_manifest(args.vectors, KIND_VECTORS).fingerprint
     return describe(args, KIND_RANKER, ("split", "ranker"), inputs)
 
 
@@ -55,11 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     dataset = open_dataset(args.data)
     times = resolve_times(job.run.split, dataset.interactions)
-    impressions = _training_impressions(dataset, times)
+    moments = dataset.impressions[TIMESTAMP].to_numpy()
+    wanted = _training_rows(moments, times)
     vectors = load_vectors(args.vectors) if args.vectors else None
     if vectors:
-        vectors.refuse_leak(impressions[TIMESTAMP].to_numpy(), "train on")
-    rows = prepare_rows(impressions, job.run.ranker.features, vectors, IMPRESSIONS_FILE)
+        vectors.refuse_leak(moments[wanted], "train on")
+    # All rows are prepared, so that an error names a row of the file.
+    rows = prepare_rows(
+        dataset.impressions, job.run.ranker.features, vectors, IMPRESSIONS_FILE
+    ).select(wanted)
     with process_group() as device, RunLog(job.out) as log:
         model, facts = train_ranker(job.run.ranker, rows, device, log)
         manifest = job.manifest(times.test_from, facts)
@@ -69,9 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 shutil.copyfile(log.path, working / RUN_LOG)
 
 
-def _training_impressions(dataset: Dataset, times: SplitTimes) -> pa.Table:
-    impressions = dataset.impressions
-    moments = impressions[TIMESTAMP].to_numpy()
+def _training_rows(moments: NDArray[np.int64], times: SplitTimes) -> NDArray[np.bool_]:
     wanted = (moments >= times.towers_until) & (moments < times.test_from)
     if not wanted.any():
         raise UserError(
@@ -79,7 +81,7 @@ def _training_impressions(dataset: Dataset, times: SplitTimes) -> pa.Table:
             f"split.test_from ({times.towers_until} to {times.test_from}, unix "
             "seconds); move them"
         )
-    return impressions.filter(pa.array(wanted))
+    return wanted
 
 
 if __name__ == "__main__":

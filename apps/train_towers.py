@@ -35,9 +35,9 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     inputs = {
         INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE),
-        "content": read_manifest(args.content, content.KIND).recipe,
+        "content": read_manifest(args.content, content.KIND).fingerprint,
     }
-    return describe(args, KIND_TOWERS, ("split", "towers"), inputs)
+    return describe(args, KIND_TOWERS, ("split", "towers", "retrieval"), inputs)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,7 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     validation = retrieval_task(users.validation, split.history_share)
     with process_group() as device, RunLog(job.out) as log:
         trained = train_towers(
-            job.run.towers, users.train, validation, store, device, log
+            job.run.towers,
+            users.train,
+            validation,
+            store,
+            job.run.retrieval,
+            device,
+            log,
         )
         manifest = job.manifest(cutoff, trained.facts)
         with write_artifact_together(job.out, **manifest) as working:

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,14 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
 FORMAT_VERSION = 1
-_RECORDED_PACKAGES = ("torch", "torchrec", "transformers", "pyarrow", "numpy")
+_RECORDED_PACKAGES = (
+    "learn-torchrec",
+    "torch",
+    "torchrec",
+    "transformers",
+    "pyarrow",
+    "numpy",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +48,8 @@ class Manifest:
             with the same recipe hold the same thing.
         config: the part of the configuration that decides the content.
         inputs: fingerprint of every input, by role.
-        cutoff: unix seconds; nothing at or after it went into the artefact. None
-            for artefacts that hold no behaviour (item text does not).
+        cutoff: unix seconds; the models behind the artefact learned from nothing at
+            or after it. None where nothing learned from behaviour.
         facts: what a reader wants to know (counts, dimensions, statistics).
         files: size in bytes and SHA-256 of every file.
     """
@@ -56,6 +64,12 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what the artefact holds: later stages name their inputs by it."""
+        body = json.dumps([self.recipe, self.files], sort_keys=True)
+        return hashlib.sha256(body.encode()).hexdigest()
 
 
 def recipe_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -87,21 +101,25 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
     path = directory / MANIFEST
     try:
         body = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{directory}: no {kind} artefact here ({MANIFEST} is missing); "
             "run the stage that makes it, or name its directory"
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise UserError(
             f"{path}: not valid JSON ({error}); remove {directory} and make it again"
         ) from None
-    if body.get("format_version") != FORMAT_VERSION:
+    version = body.get("format_version") if isinstance(body, dict) else None
+    if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: format {body.get('format_version')}, this version reads "
-            f"{FORMAT_VERSION}; make the artefact again"
+            f"{path}: format {version}, this version reads {FORMAT_VERSION}; make the "
+            "artefact again"
         )
-    manifest = Manifest(**body)
+    try:
+        manifest = Manifest(**body)
+    except TypeError as error:
+        raise UserError(f"{path}: damaged ({error}); make the artefact again") from None
     if manifest.kind != kind:
         raise UserError(
             f"{directory}: holds a {manifest.kind} artefact, a {kind} artefact is "
@@ -124,6 +142,7 @@ def is_finished(
     Raises:
         UserError: the directory is occupied by something that must not be replaced.
     """
+    _recover(directory)
     if not directory.exists():
         return False
     if not (directory / MANIFEST).exists():
@@ -170,7 +189,8 @@ def write_artifact(
             for `--config`.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    for stale in directory.parent.glob(f".{directory.name}.*.tmp"):
+    _recover(directory)
+    for stale in _siblings(directory, "tmp"):
         shutil.rmtree(stale, ignore_errors=True)  # of a run that was killed
     working = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp"
     working.mkdir()
@@ -223,6 +243,23 @@ def _flush_to_disk(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _siblings(directory: Path, suffix: str) -> list[Path]:
+    """Working and retired directories of exactly this artefact."""
+    pattern = re.compile(rf"\.{re.escape(directory.name)}\.[0-9a-f]{{8}}\.{suffix}")
+    if not directory.parent.is_dir():
+        return []
+    return [p for p in directory.parent.iterdir() if pattern.fullmatch(p.name)]
+
+
+def _recover(directory: Path) -> None:
+    """Undo a swap that was killed between its two renames."""
+    for retired in _siblings(directory, "old"):
+        if directory.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            retired.rename(directory)
 
 
 def _swap(working: Path, directory: Path) -> None:

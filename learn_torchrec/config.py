@@ -18,6 +18,16 @@ from learn_torchrec.errors import UserError
 Config = TypeVar("Config")
 
 
+def require(holds: bool, message: str) -> None:
+    """Check a configuration in its `__post_init__`.
+
+    Raises:
+        ValueError: it does not hold; becomes one line that names the option.
+    """
+    if not holds:
+        raise ValueError(message)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as JSON-ready nested dictionaries."""
     dumped: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
@@ -41,57 +51,56 @@ def load(kind: type[Config], path: Path) -> Config:
     """Read a configuration that a run saved."""
     try:
         body = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"--config {path}: no such file") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; name a file") from None
+    except ValueError as error:
         raise UserError(f"--config {path}: not valid JSON ({error})") from None
     return from_dict(kind, body, source=f"--config {path}")
 
 
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """Return `config` with `section.field=value` assignments applied in order.
+    """Return `config` with `section.field=value` assignments applied together.
 
     Values are parsed by the field's type: numbers, true/false, null, a bare
     string, or a comma-separated list for tuples.
 
     Raises:
-        UserError: a malformed assignment, an unknown name or a bad value.
+        UserError: a malformed assignment, an unknown name, a bad value, or values
+            that do not fit each other.
     """
+    body = to_dict(config)
+    overrides = list(overrides)
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator or not name:
             raise UserError(f"--set {override}: write it as section.field=value")
-        config = _replace(config, name.split("."), text, override)
-    return config
+        _assign(type(config), body, name.split("."), text, override)
+    return from_dict(type(config), body, f"--set {' '.join(overrides)}")
 
 
-def _replace(config: Any, path: list[str], text: str, override: str) -> Any:
-    names = [f.name for f in dataclasses.fields(config)]
-    if path[0] not in names:
+def _assign(
+    kind: Any, body: dict[str, Any], path: list[str], text: str, override: str
+) -> None:
+    hints = typing.get_type_hints(kind)
+    name, *rest = path
+    if name not in hints:
         raise UserError(
-            f"--set {override}: unknown name {path[0]!r}; known here: "
-            + ", ".join(names)
+            f"--set {override}: unknown name {name!r}; known here: {', '.join(hints)}"
         )
-    value = getattr(config, path[0])
-    if dataclasses.is_dataclass(value):
-        if len(path) == 1:
-            fields = ", ".join(f.name for f in dataclasses.fields(value))
-            raise UserError(
-                f"--set {override}: {path[0]} is a section; set one of: {fields}"
-            )
-        new = _replace(value, path[1:], text, override)
-    elif len(path) > 1:
-        raise UserError(f"--set {override}: {path[0]} has no fields")
+    is_section = dataclasses.is_dataclass(hints[name])
+    if is_section and not rest:
+        fields = ", ".join(typing.get_type_hints(hints[name]))
+        raise UserError(f"--set {override}: {name} is a section; set one of: {fields}")
+    if rest and not is_section:
+        raise UserError(f"--set {override}: {name} has no fields")
+    if is_section:
+        _assign(hints[name], body[name], rest, text, override)
     else:
-        new = _parse(type(config), path[0], text, override)
-    try:
-        return dataclasses.replace(config, **{path[0]: new})
-    except ValueError as error:  # a cross-field check of __post_init__
-        raise UserError(f"--set {override}: {error}") from None
+        body[name] = _parse(hints[name], text, override)
 
 
-def _parse(kind: type, name: str, text: str, override: str) -> Any:
-    annotation: Any = typing.get_type_hints(kind)[name]
+def _parse(annotation: Any, text: str, override: str) -> Any:
+    """Return a field's value, ready for JSON."""
     value: Any = text
     if text == "null":
         value = None
@@ -101,7 +110,8 @@ def _parse(kind: type, name: str, text: str, override: str) -> Any:
         if isinstance(value, list):
             for entry in value:
                 _refuse_unknown_entry(annotation, entry, f"--set {override}")
-        return TypeAdapter(annotation).validate_python(value)
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        return adapter.dump_python(adapter.validate_python(value), mode="json")
     except ValidationError as error:
         raise UserError(f"--set {override}: {_first_problem(error)}") from None
 

@@ -14,6 +14,7 @@ from learn_torchrec.ranker.training import (
 )
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.export import ExportConfig
+from learn_torchrec.towers.holdout import RetrievalConfig
 from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.sampling import SamplingConfig
@@ -31,6 +32,7 @@ class Run:
         towers: content vectors and histories to user and item vectors.
         export: which vectors the ranker gets.
         ranker: impressions and vectors to conversion probabilities.
+        retrieval: how finding held-out users' items is judged.
         cohorts: bounds of the evaluation's cohorts.
     """
 
@@ -39,6 +41,7 @@ class Run:
     towers: TowersConfig = field(default_factory=TowersConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     cohorts: CohortConfig = field(default_factory=CohortConfig)
 
 
@@ -64,6 +67,7 @@ def quickstart() -> Run:
             optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.1),
             training=TowersTrainingConfig(epochs=60, patience=20, batch_size=64),
         ),
+        retrieval=RetrievalConfig(filter_history=True),  # a film is rated once
         ranker=RankerConfig(
             features=FeaturesConfig(
                 sparse=(

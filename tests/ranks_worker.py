@@ -3,7 +3,6 @@
 usage: ranks_worker.py CONTENT_DIRECTORY MARKET_DIRECTORY OUT_FILE
 """
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,33 +11,48 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.optim.keyed import CombinedOptimizer
-from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.split import SplitConfig
-from learn_torchrec.ranker.batch import rank_rows, training_batches
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
+from learn_torchrec.ranker import training as ranker_training
+from learn_torchrec.ranker.batch import rank_rows
+from learn_torchrec.ranker.rows import (
+    FeaturesConfig,
+    RankingRows,
+    SparseFeature,
+    prepare_rows,
+)
 from learn_torchrec.ranker.training import (
     RankerConfig,
     RankerModelConfig,
     RankerTrainingConfig,
-    build_ranker,
     score,
+    train_ranker,
 )
 from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
-from learn_torchrec.towers.batch import epoch_batches
 from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
-from learn_torchrec.towers.model import TowersModelConfig, TwinTowerTrain
-from learn_torchrec.towers.sampling import SamplingConfig
-from learn_torchrec.towers.training import build_towers
+from learn_torchrec.towers.holdout import RetrievalConfig, retrieval_task, split_users
+from learn_torchrec.towers.loss import dense_all_action_loss
+from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.training import (
+    TowersConfig,
+    TowersTrainingConfig,
+    train_towers,
+)
 from learn_torchrec.training.distributed import gather_objects, process_group
-from learn_torchrec.training.optim import OptimizerConfig, dense_optimizer
+from learn_torchrec.training.optim import OptimizerConfig
 
-STEPS = 6
+
+class Recorder:
+    """Stands where the run log does and keeps what is written."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def write(self, **values: float) -> None:
+        self.lines.append(values)
 
 
 def loss_and_gradient(num_users: int = 8) -> dict[str, object]:
@@ -58,10 +72,8 @@ def loss_and_gradient(num_users: int = 8) -> dict[str, object]:
     loss.backward()
     # Data-parallel training averages gradients over ranks.
     scale = dist.get_world_size()
-    gradients = [
-        [(x / scale).flatten().tolist() for x in (anchors.grad, positives.grad)]
-    ]
-    parts = [part for rank in gather_objects(gradients) for part in rank]
+    gradients = [(x / scale).flatten().tolist() for x in (anchors.grad, positives.grad)]
+    parts = gather_objects(gradients)
     return {
         "loss": float(np.mean(gather_objects(loss.item()))),
         "anchor_gradient": [x for part in parts for x in part[0]],
@@ -69,78 +81,86 @@ def loss_and_gradient(num_users: int = 8) -> dict[str, object]:
     }
 
 
-def towers_curve(content: Path, market: Path, device: torch.device) -> list[float]:
+def towers(content: Path, market: Path, device: torch.device) -> dict[str, object]:
+    """Losses and validation of the real training, dropout off."""
     store = ContentStore.open(content)
-    dataset = open_dataset(f"parquet:{market}")
-    sequences = load_histories(dataset, store, SplitConfig()).sequences
-    torch.manual_seed(0)
+    split = SplitConfig(validation_users=0.2)
+    histories = load_histories(open_dataset(f"parquet:{market}"), store, split)
+    users = split_users(histories.sequences, histories.times.towers_until, split)
     shape = EncoderShape(
         width=16, num_layers=1, num_heads=2, feed_forward_dim=32, dropout=0.0
     )
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    towers = build_towers(TowersModelConfig(encoder=shape), mean, std)
-    model = torch.nn.parallel.DistributedDataParallel(
-        TwinTowerTrain(towers, LossConfig())
+    config = TowersConfig(
+        model=TowersModelConfig(encoder=shape),
+        optimizer=OptimizerConfig(learning_rate=3e-3, max_grad_norm=0.5),
+        training=TowersTrainingConfig(epochs=4, batch_size=16),
     )
-    optimizer = dense_optimizer(
-        model.named_parameters(), OptimizerConfig(learning_rate=3e-3, max_grad_norm=0.5)
+    log = Recorder()
+    trained = train_towers(
+        config,
+        users.train,
+        retrieval_task(users.validation, 0.8),
+        store,
+        RetrievalConfig(ks=(5,)),
+        device,
+        log,
     )
-    curve: list[float] = []
-    for epoch in range(3):
-        for batch in epoch_batches(
-            sequences, store, SamplingConfig(), batch_size=24, seed=0, epoch=epoch
-        ):
-            optimizer.zero_grad()
-            loss, _ = model(batch.to(device))
-            loss.backward()
-            optimizer.step()
-            curve.append(float(np.mean(gather_objects(loss.item()))))
-    return curve
+    return {
+        "loss": [line["loss"] for line in log.lines],
+        "mrr": [line["mrr"] for line in log.lines],
+        "weights": trained.state["encoder.vector_projection.weight"].tolist(),
+    }
 
 
-def ranker_curve(market: Path, device: torch.device) -> dict[str, object]:
+def ranking_rows(market: Path, features: FeaturesConfig) -> RankingRows:
     impressions = open_dataset(f"parquet:{market}").impressions
+    random = np.random.default_rng(0)
+    users = VectorTable(
+        ids=impressions["user_id"].combine_chunks().unique().slice(5),
+        times=np.zeros(len(impressions["user_id"].unique()) - 5, np.int64),
+        vectors=random.normal(size=(60, 4)).astype(np.float32),
+    )
+    items = VectorTable(
+        ids=impressions["item_id"].combine_chunks().unique().slice(3),
+        times=None,
+        vectors=random.normal(size=(40, 4)).astype(np.float32),
+    )
+    vectors = LearnVectors(users=users, items=items, manifest=None)
+    return prepare_rows(impressions, features, vectors, "impressions")
+
+
+def ranker(market: Path, device: torch.device) -> dict[str, object]:
+    """Losses and scores of the real training, and what the pipeline took apart."""
     sparse = tuple(
         SparseFeature(column=name, num_embeddings=64) for name in ("user_id", "item_id")
     )
     config = RankerConfig(
         features=FeaturesConfig(sparse=sparse, dense=("hour",)),
         model=RankerModelConfig(embedding_dim=8, dense_layers=(8,), over_layers=(8,)),
-        training=RankerTrainingConfig(batch_size=64),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        training=RankerTrainingConfig(epochs=3, batch_size=64),
     )
-    rows = prepare_rows(impressions, config.features, None, "impressions")
-    random = np.random.default_rng(0)
-    table = VectorTable(
-        ids=None, times=None, vectors=random.normal(size=(50, 4)).astype(np.float32)
-    )
-    rows = dataclasses.replace(
-        rows,
-        user_rows=random.integers(-1, 50, len(rows)),
-        item_rows=random.integers(-1, 50, len(rows)),
-        vectors=LearnVectors(users=table, items=table, manifest=None),
-    )
-    model = build_ranker(config, 4, device)
-    dense = dense_optimizer(
-        in_backward_optimizer_filter(model.named_parameters()), config.optimizer
-    )
-    optimizer = CombinedOptimizer([model.fused_optimizer, dense])
-    pipeline = TrainPipelineSparseDist(model, optimizer, device)
-    batches = training_batches(rows, batch_size=64, seed=0, epoch=0)
-    curve = [
-        float(np.mean(gather_objects(pipeline.progress(batches)[0].item())))
-        for _ in range(STEPS)
-    ]
-    pipelined = [type(module).__name__ for module in pipeline._pipelined_modules]
-    pipeline.detach()
+    pipelines = []
+
+    class Watched(TrainPipelineSparseDist):
+        def __init__(self, *arguments, **options) -> None:
+            super().__init__(*arguments, **options)
+            pipelines.append(self)
+
+        def detach(self):
+            self.pipelined = [type(m).__name__ for m in self._pipelined_modules]
+            return super().detach()
+
+    ranker_training.TrainPipelineSparseDist = Watched
+    rows, log = ranking_rows(market, config.features), Recorder()
+    model, _ = train_ranker(config, rows, device, log)
     scores = gather_objects(score(model, rows, 100, device).tolist())
-    assert [len(part) for part in gather_objects(rank_rows(len(rows)).tolist())] == [
-        len(part) for part in scores
-    ]
+    sizes = [len(part) for part in gather_objects(rank_rows(len(rows)).tolist())]
+    assert sizes == [len(part) for part in scores]
     return {
-        "loss": curve,
-        "scores": [x for part in scores for x in part][:300],
-        "count": sum(map(len, scores)),
-        "pipelined": pipelined,
+        "loss": [line["loss"] for line in log.lines],
+        "scores": [x for part in scores for x in part],
+        "pipelined": pipelines[0].pipelined,
     }
 
 
@@ -149,8 +169,8 @@ def main() -> None:
     with process_group() as device:
         result = {
             "contrastive": loss_and_gradient(),
-            "towers": towers_curve(content, market, device),
-            "ranker": ranker_curve(market, device),
+            "towers": towers(content, market, device),
+            "ranker": ranker(market, device),
         }
         if dist.get_rank() == 0:
             out.write_text(json.dumps(result))

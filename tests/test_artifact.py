@@ -51,6 +51,27 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_only_this_artefacts_leftovers_are_removed(tmp_path):
+    (tmp_path / ".out.v2.0123abcd.tmp").mkdir()
+    make(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.v2.0123abcd.tmp"}
+
+
+def test_a_swap_killed_half_way_is_undone(tmp_path):
+    make(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.0123abcd.old")
+    assert artifact.is_finished(tmp_path / "out", "content", RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_fingerprint_follows_the_files(tmp_path):
+    prints = []
+    for name, text in (("one", "hello"), ("same", "hello"), ("other", "world")):
+        make(tmp_path / name, text)
+        prints.append(artifact.read_manifest(tmp_path / name, "content").fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
 def test_finished_is_reused_and_others_are_refused(tmp_path):
     out = tmp_path / "out"
     assert not artifact.is_finished(out, "content", RECIPE)
@@ -80,8 +101,12 @@ def test_wrong_kind_and_format_are_refused(tmp_path):
     path.write_text(path.read_text()[:20])
     with pytest.raises(UserError, match="not valid JSON"):
         artifact.read_manifest(tmp_path / "out", "content")
-    with pytest.raises(UserError, match="no content artefact here"):
-        artifact.read_manifest(tmp_path / "absent", "content")
+    path.write_text("[1, 2]")
+    with pytest.raises(UserError, match="format None"):
+        artifact.read_manifest(tmp_path / "out", "content")
+    for wrong in (tmp_path / "absent", path):
+        with pytest.raises(UserError, match="no content artefact here"):
+            artifact.read_manifest(wrong, "content")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ def test_towers(capsys, market, store, out):
     assert "no interaction has such an action; the log has: " in line
     line = fails(capsys, *arguments, "--set=split.min_events=1000")
     assert "no train user has split.min_events=1000 events" in line
+    line = fails(capsys, *arguments, "--set=towers.sampling.min_history=500")
+    assert "towers.sampling.min_history=500: a training user has" in line
     line = fails(capsys, *arguments, "--set=towers.training.batch_size=5000")
     assert "batch_size=5000 is more than the" in line
     interactions = market / "interactions.parquet"

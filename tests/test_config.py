@@ -29,6 +29,14 @@ def test_overrides_are_typed():
     assert run.content.prompt.template is None
 
 
+def test_values_that_depend_on_each_other_are_set_together():
+    run = config.apply_overrides(
+        presets.Run(),
+        ["towers.model.encoder.width=90", "towers.model.encoder.num_heads=5"],
+    )
+    assert run.towers.model.encoder.width == 90
+
+
 def test_lists_of_sections_are_json():
     text = '[{"column": "user_id", "num_embeddings": 7}, {"column": "shop"}]'
     run = config.apply_overrides(presets.Run(), [f"ranker.features.sparse={text}"])
@@ -49,6 +57,12 @@ def test_lists_of_sections_are_json():
         ("towers.training.epochs=many", "should be a valid integer"),
         ("towers.model.item_tower=both", "'causal' or 'self'"),
         ("towers.model.encoder.num_heads=5", "768 is not a multiple of num_heads 5"),
+        ("towers.training.epochs=0", "towers.training.epochs: at least 1"),
+        ("towers.loss.temperature=0", "towers.loss.temperature: above 0"),
+        ("split.actions=", "split.actions: name at least one action"),
+        ("split.history_share=2", "split.history_share: above 0 and below 1"),
+        ("ranker.model.embedding_dim=6", "embedding_dim: a multiple of 4"),
+        ("ranker.features.sparse=", "name at least one column"),
         ('ranker.features.sparse=[{"colum": "x"}]', "unknown name colum"),
     ],
 )
@@ -79,7 +93,7 @@ def test_saved_runs_with_unknown_or_bad_values_are_refused(tmp_path):
     path.write_text(json.dumps(body))
     with pytest.raises(UserError, match=r"towers\.training\.epochs"):
         config.load(presets.Run, path)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="No such file"):
         config.load(presets.Run, tmp_path / "absent.json")
 
 

@@ -30,21 +30,23 @@ def test_several_ranks_equal_one(ranks, store, market, tmp_path):
     one = run(1, store, market, tmp_path / "one.json")
     several = run(ranks, store, market, tmp_path / "several.json")
 
-    def close(*path, tolerance):
-        first, second = one, several
-        for name in path:
-            first, second = first[name], second[name]
+    def close(stage: str, name: str, tolerance: float) -> None:
         np.testing.assert_allclose(
-            second, first, rtol=tolerance, atol=tolerance, err_msg=str(path)
+            several[stage][name],
+            one[stage][name],
+            rtol=tolerance,
+            atol=tolerance,
+            err_msg=f"{stage} {name}",
         )
 
     for name in ("loss", "anchor_gradient", "positive_gradient"):
         close("contrastive", name, tolerance=1e-5)
-    close("towers", tolerance=2e-4)
-    close("ranker", "loss", tolerance=1e-5)
-    close("ranker", "scores", tolerance=1e-5)
-    assert one["towers"][-1] < one["towers"][0]
-    assert one["ranker"]["loss"][-1] < one["ranker"]["loss"][0]
-    assert one["ranker"]["count"] == several["ranker"]["count"] == 3000
+    for name in ("loss", "mrr", "weights"):
+        close("towers", name, tolerance=1e-4)
+    for name in ("loss", "scores"):
+        close("ranker", name, tolerance=1e-4)
+    for stage in ("towers", "ranker"):
+        assert one[stage]["loss"][-1] < one[stage]["loss"][0] - 0.01, stage
+    assert len(one["ranker"]["scores"]) == len(several["ranker"]["scores"]) == 3000
     for result in (one, several):
         assert result["ranker"]["pipelined"] == ["ShardedEmbeddingBagCollection"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,6 +37,18 @@ COHORTS = ["all"] + [
     for side in ("user", "item")
     for name in ("cold", "long_tail", "others")
 ]
+
+
+@pytest.fixture
+def market(market):
+    """The market with string ids: the other tests have integers."""
+    for path in market.iterdir():
+        table = pq.read_table(path)
+        for name in {"user_id", "item_id"} & set(table.column_names):
+            column = pa.array([f"{name[0]}-{x}" for x in table[name].to_pylist()])
+            table = table.set_column(table.column_names.index(name), name, column)
+        pq.write_table(table, path)
+    return market
 
 
 @pytest.fixture
@@ -102,13 +115,28 @@ def check_predictions(out: Path, market: Path) -> None:
     """Every test impression is scored once, in the order of the file."""
     predictions = pq.read_table(out / "predictions_learn" / "predictions.parquet")
     impressions = pq.read_table(market / "impressions.parquet")
-    test = impressions.filter(
-        pc.greater_equal(impressions["timestamp"], predictions["timestamp"][0].as_py())
-    )
-    assert predictions["timestamp"].equals(test["timestamp"])
-    assert predictions["item_id"].equals(test["item_id"])
-    assert predictions.num_rows == pytest.approx(600, abs=10)
+    times = pq.read_table(market / "interactions.parquet")["timestamp"].to_numpy()
+    test_from = np.sort(times)[int(0.8 * (len(times) - 1))]  # the preset's 80 %
+    test = impressions.filter(pc.greater_equal(impressions["timestamp"], test_from))
+    assert predictions.num_rows == test.num_rows > 500
+    for name in ("user_id", "item_id", "timestamp"):
+        assert predictions[name].equals(test[name])
+    assert predictions["label"].to_pylist() == test["label"].to_pylist()
     assert pc.all(pc.is_finite(predictions["score"])).as_py()
+    check_activity(predictions, pq.read_table(market / "interactions.parquet"))
+
+
+def check_activity(predictions: pa.Table, log: pa.Table) -> None:
+    """The cohorts' counts know only the days before the impression's."""
+    users, items = log["user_id"].to_pylist(), log["item_id"].to_pylist()
+    days = log["timestamp"].to_numpy() // 86_400
+    likes = np.array(log["action"].to_pylist()) == "like"
+    for row in predictions.slice(0, 600).to_pylist()[::97]:
+        earlier = days < row["timestamp"] // 86_400
+        of_user = np.array(users) == row["user_id"]
+        of_item = np.array(items) == row["item_id"]
+        assert row["user_activity"] == (earlier & of_user).sum()
+        assert row["item_activity"] == (earlier & of_item & likes).sum()
 
 
 def check_other_number_of_ranks(out: Path, arguments: list[str], tmp_path) -> None:
@@ -137,31 +165,3 @@ def test_a_stage_that_fails_says_why_in_one_line(arguments):
         "error: stage towers: towers.training.batch_size=17 must be a multiple of "
         "the number of ranks, 2"
     )
-
-
-def test_a_planted_leak_is_refused(market, tmp_path, capsys):
-    """Vectors whose towers saw the impressions' time do not reach the ranker."""
-    from learn_torchrec.artifact import write_artifact
-    from learn_torchrec.ranker.vectors import KIND
-
-    flat = pa.array([0.0] * 80, pa.float32())
-    vectors = pa.FixedSizeListArray.from_arrays(flat, 2)
-    items = pa.table({"item_id": range(100, 140), "vector": vectors})
-    users = pa.table({"user_id": range(40), "timestamp": [0] * 40, "vector": vectors})
-    with write_artifact(
-        tmp_path / "late", kind=KIND, config={}, inputs={}, cutoff=50 * 86_400
-    ) as out:
-        pq.write_table(items, out / "item_vectors.parquet")
-        pq.write_table(users, out / "user_vectors.parquet")
-    with pytest.raises(SystemExit) as caught:
-        command_line.main(
-            [
-                *("train-ranker", "--data", f"parquet:{market}"),
-                *("--vectors", str(tmp_path / "late"), "--out", str(tmp_path / "out")),
-                *(f"--set={setting}" for setting in SMALL),
-            ]
-        )
-    assert caught.value.code == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: leak: the vectors' towers learned from events up to")
-    assert not (tmp_path / "out").exists()

@@ -21,13 +21,14 @@ class ContentConfig:
 
 
 def extract(
-    items: pa.Table, config: ContentConfig
+    items: pa.Table, config: ContentConfig, part: slice = slice(None)
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-    """Encode every item.
+    """Encode every item, or a part of them.
 
     Args:
         items: `item_id` and text columns, N rows.
         config: prompt and encoder.
+        part: the rows to encode; the texts of all are checked.
 
     Returns:
         float32 [N, C] in the order of the rows, and facts for the manifest.
@@ -37,7 +38,7 @@ def extract(
     """
     texts = render(items, config.prompt)
     encoder = ContentEncoder(config.encoder)
-    vectors = encoder.encode(texts, progress=True)
+    vectors = encoder.encode(texts[part], progress=True)
     facts = {
         "items": len(texts),
         "dim": encoder.dim,

@@ -12,6 +12,7 @@ from learn_torchrec.schema import (
     INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
+    USER_ID,
 )
 
 
@@ -53,7 +54,10 @@ class Dataset:
     @functools.cached_property
     def impressions(self) -> pa.Table:
         """The ranker's rows, in the order of the file."""
-        return self._checked_against_items(IMPRESSIONS_FILE)
+        table = self._checked_against_items(IMPRESSIONS_FILE)
+        names = f"{self._name(INTERACTIONS_FILE)} and {self._name(IMPRESSIONS_FILE)}"
+        tables.check_same_type(self.interactions, table, USER_ID, names)
+        return table
 
     def _sources(self, file: str) -> list[Path]:
         return [self.directory / file]

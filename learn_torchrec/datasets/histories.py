@@ -6,7 +6,6 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, resolve_times
-from learn_torchrec.schema import INTERACTIONS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,7 @@ def load_histories(
     """
     interactions = dataset.interactions
     times = resolve_times(split, interactions)
-    rows = item_rows(interactions, store.item_ids, INTERACTIONS_FILE)
+    rows = item_rows(interactions, store)
     return Histories(
         sequences=build_sequences(interactions, rows, split.actions), times=times
     )

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
@@ -111,17 +112,18 @@ def build_sequences(
     )
 
 
-def item_rows(interactions: pa.Table, item_ids: pa.Array, source: str) -> Ints:
+def item_rows(interactions: pa.Table, store: ContentStore) -> Ints:
     """Return the content row of every interaction's item.
 
     Raises:
         UserError: an item that the content store does not hold.
     """
-    rows = pc.index_in(interactions[ITEM_ID], value_set=item_ids)
-    if rows.null_count:
-        row = pc.index(rows.is_null(), pa.scalar(True)).as_py()
+    rows = store.rows_of(interactions[ITEM_ID])
+    if len(rows) and rows.min() < 0:
+        row = int(np.argmin(rows))
         raise UserError(
-            f"{source}: item {interactions[ITEM_ID][row].as_py()!r} (row {row} of the "
-            "interactions) has no content vector; encode the items again"
+            f"{store.directory}: has no content vector of item "
+            f"{interactions[ITEM_ID][row].as_py()!r}, which row {row} of the "
+            "interactions names; encode the items again"
         )
-    return rows.to_numpy().astype(np.int64)
+    return rows

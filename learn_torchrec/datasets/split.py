@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.config import require
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import TIMESTAMP
 
@@ -39,6 +40,13 @@ class SplitConfig:
     validation_users: float = 0.1
     min_events: int = 10
     history_share: float = 0.8
+
+    def __post_init__(self) -> None:
+        require(len(self.actions) > 0, "split.actions: name at least one action")
+        for name in ("validation_users", "history_share"):
+            share = getattr(self, name)
+            require(0 < share < 1, f"split.{name}: above 0 and below 1")
+        require(self.min_events >= 2, "split.min_events: at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)

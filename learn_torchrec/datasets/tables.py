@@ -29,6 +29,7 @@ _KINDS = {
     "0 or 1": lambda t: pt.is_integer(t) or pt.is_floating(t) or pt.is_boolean(t),
 }
 _ID, _TIME, _TEXT, _BINARY = _KINDS
+_YEAR_2200 = 7_258_118_400
 
 REQUIRED: dict[str, dict[str, str]] = {
     ITEMS_FILE: {ITEM_ID: _ID},
@@ -47,7 +48,7 @@ def read_parquet(path: Path) -> pa.Table:
         raise UserError(f"{path}: no such file; the data set needs it")
     try:
         return pq.read_table(path)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path}: cannot be read as Parquet ({reason}); write it again"
@@ -91,6 +92,8 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
             )
         if kind == _BINARY:
             column = _binary(column, name, source)
+        if kind == _TIME:
+            _refuse_other_units(column, name, source)
         table = table.set_column(index, name, column)
     return table
 
@@ -109,6 +112,16 @@ def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> No
         raise UserError(
             f"{source}: row {row} names item {ids[row].as_py()!r}, which the item "
             f"table does not have ({count} such rows); add it there or drop the rows"
+        )
+
+
+def check_same_type(table: pa.Table, other: pa.Table, column: str, names: str) -> None:
+    """Refuse two tables whose ids could not be joined."""
+    types = table.schema.field(column).type, other.schema.field(column).type
+    if types[0] != types[1]:
+        raise UserError(
+            f"{names}: column {column!r} is {types[0]} in one and {types[1]} in the "
+            "other; use one type for ids"
         )
 
 
@@ -131,7 +144,7 @@ def files_fingerprint(paths: list[Path]) -> str:
         for file in files:
             if file.is_file():
                 with file.open("rb") as stream:
-                    digest.update(file.name.encode())
+                    digest.update(str(file.relative_to(path)).encode())
                     digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
@@ -148,8 +161,17 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
+def _refuse_other_units(column: pa.ChunkedArray, name: str, source: str) -> None:
+    latest = pc.max(column).as_py()
+    if latest > _YEAR_2200:
+        raise UserError(
+            f"{source}: column {name!r} holds {latest}, which is no time in unix "
+            "seconds before 2200; milliseconds? divide by 1000"
+        )
+
+
 def _binary(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
-    values = column.cast(pa.float32())
+    values = column.cast(pa.float32(), safe=False)
     wrong = pc.invert(pc.is_in(values, value_set=pa.array([0, 1], pa.float32())))
     row = pc.index(wrong, pa.scalar(True)).as_py()
     if row >= 0:

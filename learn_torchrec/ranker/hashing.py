@@ -27,7 +27,9 @@ def hash_ids(values: pa.Array, num_rows: int, column: str) -> NDArray[np.int64]:
             [_string_key(text) for text in encoded.dictionary.to_pylist()], np.uint64
         )[encoded.indices.to_numpy()]
     elif pt.is_integer(values.type):
-        keys = values.cast(pa.int64()).to_numpy().view(np.uint64)
+        if not pt.is_uint64(values.type):
+            values = values.cast(pa.int64())
+        keys = values.to_numpy().view(np.uint64)
     else:
         raise UserError(
             f"column {column!r} is {values.type}; an ID feature must be an integer or "

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 from numpy.typing import NDArray
 
+from learn_torchrec.config import require
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.hashing import hash_ids
 from learn_torchrec.ranker.vectors import LearnVectors
@@ -33,6 +34,9 @@ class SparseFeature:
     column: str
     num_embeddings: int = 100_000
 
+    def __post_init__(self) -> None:
+        require(self.num_embeddings > 0, f"{self.column}.num_embeddings: at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
@@ -48,6 +52,15 @@ class FeaturesConfig:
         SparseFeature(column=ITEM_ID),
     )
     dense: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [feature.column for feature in self.sparse]
+        require(len(names) > 0, "ranker.features.sparse: name at least one column")
+        for kind, listed in (("sparse", names), ("dense", list(self.dense))):
+            require(
+                len(set(listed)) == len(listed),
+                f"ranker.features.{kind}: a column is listed twice",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +102,23 @@ class RankingRows:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, keep: NDArray[np.bool_]) -> "RankingRows":
+        """Return the rows where `keep` [N] is true."""
+        rows = np.flatnonzero(keep)
+        sparse = {}
+        for name, feature in self.sparse.items():
+            values, lengths = feature.take(rows)
+            sparse[name] = JaggedIds(values=values, offsets=np.r_[0, lengths.cumsum()])
+        return dataclasses.replace(
+            self,
+            dense=self.dense[rows],
+            sparse=sparse,
+            labels=self.labels[rows],
+            weights=self.weights[rows],
+            user_rows=self.user_rows[rows] if self.vectors else self.user_rows,
+            item_rows=self.item_rows[rows] if self.vectors else self.item_rows,
+        )
 
     def coverage(self) -> dict[str, float]:
         """Share of rows that have a user vector, and an item vector."""
@@ -163,7 +193,7 @@ def _dense(table: pa.Table, names: tuple[str, ...], source: str) -> Floats:
                 f"{source}: dense feature {name!r} is {kind}, must be a number; "
                 "cast it, or list it under ranker.features.sparse"
             )
-        values = table[name].cast(pa.float32()).to_numpy()
+        values = table[name].cast(pa.float32(), safe=False).to_numpy()
         finite = np.isfinite(values)
         if not finite.all():
             raise UserError(
@@ -176,7 +206,10 @@ def _dense(table: pa.Table, names: tuple[str, ...], source: str) -> Floats:
 
 def _sparse(table: pa.Table, feature: SparseFeature, source: str) -> JaggedIds:
     column = table[feature.column].combine_chunks()
-    if pt.is_list(column.type) or pt.is_large_list(column.type):
+    if pt.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    is_list = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list)
+    if any(matches(column.type) for matches in is_list):
         lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
         values = column.flatten()
     else:

@@ -1,6 +1,7 @@
 """Stage 3, training: impressions, ID tables and LEARN's vectors to a CVR ranker."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from tqdm import tqdm
 
+from learn_torchrec.config import require
+from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork
 from learn_torchrec.ranker.batch import (
     RankingBatch,
@@ -61,6 +64,17 @@ class RankerModelConfig:
     fusion_dim: int = 64
     auxiliary_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        require(
+            self.embedding_dim > 0 and self.embedding_dim % 4 == 0,
+            "ranker.model.embedding_dim: a multiple of 4",
+        )
+        sizes = (*self.dense_layers, *self.over_layers)
+        sizes += (self.fusion_hidden_dim, self.fusion_dim)
+        require(min(sizes) > 0, "ranker.model: layer sizes of at least 1")
+        require(len(self.over_layers) > 0, "ranker.model.over_layers: at least one")
+        require(self.auxiliary_weight >= 0, "ranker.model.auxiliary_weight: at least 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankerTrainingConfig:
@@ -77,6 +91,13 @@ class RankerTrainingConfig:
     batch_size: int = 2048
     table_learning_rate: float = 0.05
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            require(getattr(self, name) > 0, f"ranker.training.{name}: at least 1")
+        require(
+            self.table_learning_rate > 0, "ranker.training.table_learning_rate: above 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +151,17 @@ def train_ranker(
 
     Returns:
         The trained model and facts for the manifest.
+
+    Raises:
+        UserError: settings that do not fit the rows or the number of ranks, or a
+            loss that is not finite.
     """
     vector_dim = None if rows.vectors is None else rows.vectors.dim
+    if vector_dim is None and not config.features.dense:
+        raise UserError(
+            "ranker.features.dense: DLRM without LEARN needs at least one number "
+            "column; name one"
+        )
     model = build_ranker(config, vector_dim, device)
     dense = dense_optimizer(
         in_backward_optimizer_filter(model.named_parameters()), config.optimizer
@@ -152,8 +182,8 @@ def train_ranker(
             loss.add(output[0])
             step += 1
             bar.update()
-            if step % _log_interval(steps) == 0:
-                log.write(step=step, total=steps, loss=loss.result())
+            if step % _log_interval(steps) == 0 or step == steps:
+                log.write(step=step, total=steps, loss=_finite(loss.result(), step))
 
         model.train()
         for epoch in range(training.epochs):
@@ -197,11 +227,18 @@ def save_ranker(model: DistributedModelParallel, directory: Path) -> None:
 def load_ranker(model: DistributedModelParallel, directory: Path) -> None:
     """Load weights that any number of ranks saved; every rank takes part."""
     state = {"model": model.state_dict()}
-    dcp.load(
-        state,
-        checkpoint_id=str(directory / MODEL_DIRECTORY),
-        planner=dcp.DefaultLoadPlanner(flatten_sharded_tensors=False),
-    )
+    path = directory / MODEL_DIRECTORY
+    try:
+        dcp.load(
+            state,
+            checkpoint_id=str(path),
+            planner=dcp.DefaultLoadPlanner(flatten_sharded_tensors=False),
+        )
+    except (dcp.api.CheckpointException, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"{path}: cannot be read ({reason}); train the ranker again"
+        ) from None
     model.load_state_dict(state["model"])
 
 
@@ -210,6 +247,16 @@ def _moved(
 ) -> Iterator[RankingBatch]:
     for batch in batches:
         yield batch.to(device)
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the ranker's loss is {loss} at or before step {step}; lower "
+            "ranker.optimizer.learning_rate or ranker.training.table_learning_rate, or "
+            "scale the features of ranker.features.dense"
+        )
+    return loss
 
 
 def _log_interval(steps: int) -> int:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learn_torchrec.config import require
+
 _INIT_STD = 0.02  # BERT's
 
 
@@ -40,10 +42,20 @@ class EncoderShape:
     max_positions: int = 80
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"width {self.width} is not a multiple of num_heads {self.num_heads}"
-            )
+        for name in (
+            "width",
+            "num_layers",
+            "num_heads",
+            "feed_forward_dim",
+            "vector_dim",
+        ):
+            require(getattr(self, name) > 0, f"{name}: at least 1")
+        require(self.max_positions >= 0, "max_positions: at least 0")
+        require(0 <= self.dropout < 1, "dropout: at least 0, below 1")
+        require(
+            self.width % self.num_heads == 0,
+            f"width {self.width} is not a multiple of num_heads {self.num_heads}",
+        )
 
 
 class PackedLayout:

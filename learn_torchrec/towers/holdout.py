@@ -1,6 +1,5 @@
 """Held-out users: what their towers read, what they should find, and who is who."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from learn_torchrec.config import require
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, is_validation_user
@@ -22,6 +22,23 @@ from learn_torchrec.towers.inference import encode_catalogue, encode_histories
 from learn_torchrec.towers.model import TwinTower, averaged_content
 
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """How retrieval is judged.
+
+    Attributes:
+        ks: cut-offs of the metrics.
+        filter_history: take the items of a user's history out of the ranking. Off
+            in the paper: people buy things again; on where they do not.
+    """
+
+    ks: tuple[int, ...] = (50, 100)
+    filter_history: bool = False
+
+    def __post_init__(self) -> None:
+        require(len(self.ks) > 0 and min(self.ks) > 0, "retrieval.ks: at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +121,9 @@ def evaluate_towers(
     task: RetrievalTask,
     history_length: int,
     device: torch.device,
-    ks: Sequence[int],
+    config: RetrievalConfig,
 ) -> RetrievalMetrics:
-    """Rank the whole catalogue for every user of the task; history is left out."""
+    """Rank the whole catalogue for every user of the task."""
     was_training = towers.training
     towers.eval()
     items = encode_catalogue(towers, store, np.arange(len(store)), device)
@@ -114,20 +131,23 @@ def evaluate_towers(
         towers, store, task.sequences, task.last_history, history_length, device
     )
     towers.train(was_training)
-    return evaluate_retrieval(users, items, task.targets, task.history, ks)
+    return evaluate_retrieval(
+        users, items, task.targets, _removed(task, config), config.ks
+    )
 
 
 def evaluate_baselines(
     train: SequenceSet,
     store: ContentStore,
     task: RetrievalTask,
-    ks: Sequence[int],
+    config: RetrievalConfig,
 ) -> dict[str, RetrievalMetrics]:
     """The rows a tower has to beat: popularity and averaged content vectors.
 
     `popularity` ranks by the training users' event counts; `content_mean` is the
     paper's Baseline-v1: the user is the mean of the history's content vectors.
     """
+    removed = _removed(task, config)
     counts = torch.from_numpy(np.bincount(train.items, minlength=len(store)))
     content = torch.nn.functional.normalize(
         torch.from_numpy(store.gather(np.arange(len(store)))).float(), dim=-1
@@ -144,12 +164,16 @@ def evaluate_baselines(
 
     return {
         "popularity": evaluate_scores(
-            popularity, len(store), task.targets, task.history, ks
+            popularity, len(store), task.targets, removed, config.ks
         ),
         "content_mean": evaluate_retrieval(
-            users, content, task.targets, task.history, ks
+            users, content, task.targets, removed, config.ks
         ),
     }
+
+
+def _removed(task: RetrievalTask, config: RetrievalConfig) -> JaggedRows | None:
+    return task.history if config.filter_history else None
 
 
 def _with_enough(sequences: SequenceSet, split: SplitConfig) -> SequenceSet:

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.utils.checkpoint import checkpoint
 
+from learn_torchrec.config import require
+
 _USERS_IN_CHUNK = 64
 
 
@@ -38,6 +40,9 @@ class LossConfig:
 
     temperature: float = 0.05
     sampling_correction: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "towers.loss.temperature: above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,7 @@ def dense_all_action_loss(
     *,
     temperature: float,
     offsets: Tensor | None = None,
+    targets: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Return this rank's share of the global loss; the mean over ranks is the loss.
 
@@ -101,6 +107,9 @@ def dense_all_action_loss(
         items: int64 [B, N_t], item ids of the positives, -1 in padding.
         temperature: divides the cosines.
         offsets: float [B, N_t], added to the logits, for sampling correction.
+        targets: user number of this rank and item id, int64 [R] each, of all
+            targets, sampled or not; another user's positive that is one of them is
+            no negative. The positives alone when None.
 
     Returns:
         Scalar: W times this rank's sum over valid pairs, divided by the valid pairs
@@ -110,7 +119,10 @@ def dense_all_action_loss(
     if offsets is None:
         offsets = torch.zeros_like(items, dtype=anchors.dtype)
     candidates = gather_candidates(positives, items, offsets)
-    hits = _accidental_hits(items, candidates)
+    if targets is None:
+        user, position = torch.nonzero(items >= 0, as_tuple=True)
+        targets = user, items[user, position]
+    hits = _accidental_hits(*targets, candidates)
     pairs = (anchor_mask.sum(1) * (items >= 0).sum(1)).sum()
     total = anchors.new_zeros(())
     for start in range(0, anchors.shape[0], _USERS_IN_CHUNK):
@@ -170,7 +182,7 @@ def _excluded(
     return excluded
 
 
-def _accidental_hits(items: Tensor, candidates: Candidates) -> Tensor:
+def _accidental_hits(user: Tensor, item: Tensor, candidates: Candidates) -> Tensor:
     """Pairs (user, candidate) where the candidate's item is a target of the user.
 
     Found by sorting the candidates once: work and memory follow the number of hits,
@@ -180,16 +192,11 @@ def _accidental_hits(items: Tensor, candidates: Candidates) -> Tensor:
         int64 [hits, 2].
     """
     ordered, order = candidates.items.sort()
-    flat = items.flatten()
-    user = torch.arange(items.shape[0], device=items.device).repeat_interleave(
-        items.shape[1]
-    )
-    user, flat = user[flat >= 0], flat[flat >= 0]
-    first = torch.searchsorted(ordered, flat)
-    counts = torch.searchsorted(ordered, flat, right=True) - first
+    first = torch.searchsorted(ordered, item)
+    counts = torch.searchsorted(ordered, item, right=True) - first
     starts = counts.cumsum(0) - counts
     total = int(counts.sum())
-    within = torch.arange(total, device=items.device) - starts.repeat_interleave(counts)
+    within = torch.arange(total, device=item.device) - starts.repeat_interleave(counts)
     columns = order[first.repeat_interleave(counts) + within]
     return torch.stack([user.repeat_interleave(counts), columns], dim=1)
 

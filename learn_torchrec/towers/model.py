@@ -122,8 +122,15 @@ class TwinTowerTrain(nn.Module):
             items,
             temperature=self.loss.temperature,
             offsets=offsets,
+            targets=(_users_of(batch.target_lengths), token_items),
         )
         return loss, (loss.detach(), batch.users)
+
+
+def _users_of(lengths: Tensor) -> Tensor:
+    """Number within the batch of each token's user, int64 [sum of lengths]."""
+    users = torch.arange(lengths.shape[0], device=lengths.device)
+    return users.repeat_interleave(lengths)
 
 
 def averaged_content(content: Tensor) -> Tensor:

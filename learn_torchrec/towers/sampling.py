@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from learn_torchrec.config import require
+
 Ints = NDArray[np.int64]
 
 
@@ -41,6 +43,20 @@ class SamplingConfig:
     weighting: Literal["recent", "uniform"] = "recent"
     alpha: float = 10.0
     beta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "history_length",
+            "target_length",
+            "num_history_samples",
+            "num_target_samples",
+            "min_history",
+        ):
+            require(getattr(self, name) > 0, f"towers.sampling.{name}: at least 1")
+        require(
+            1 < self.alpha <= self.beta,
+            "towers.sampling: alpha above 1 and beta at least alpha",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

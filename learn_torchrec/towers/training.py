@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,12 +15,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.train_pipeline import TrainPipelineBase
 from tqdm import tqdm
 
+from learn_torchrec.config import require
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.batch import TowerBatch, epoch_batches
 from learn_torchrec.towers.encoder import PreferenceEncoder
-from learn_torchrec.towers.holdout import RetrievalTask, evaluate_towers
+from learn_torchrec.towers.holdout import (
+    RetrievalConfig,
+    RetrievalTask,
+    evaluate_towers,
+)
 from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig, TwinTower, TwinTowerTrain
 from learn_torchrec.towers.sampling import SamplingConfig
@@ -33,8 +39,6 @@ from learn_torchrec.training.optim import (
 from learn_torchrec.training.run_log import RunLog
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_METRIC = "r@50"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,10 @@ class TowersTrainingConfig:
     patience: int = 10
     batch_size: int = 240
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "batch_size"):
+            require(getattr(self, name) > 0, f"towers.training.{name}: at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +91,35 @@ def train_towers(
     train: SequenceSet,
     validation: RetrievalTask,
     store: ContentStore,
+    retrieval: RetrievalConfig,
     device: torch.device,
     log: RunLog,
 ) -> TrainedTowers:
     """Train on all ranks and keep the weights with the best validation recall.
 
+    One rank and several compute the same, dropout apart: its masks follow from
+    (seed, epoch, rank).
+
+    Args:
+        config: of the towers.
+        train: users and events to learn from.
+        validation: users to choose the best epoch by.
+        store: of the content vectors.
+        retrieval: how validation is judged; its first cut-off's recall decides.
+        device: this rank's.
+        log: gets a line for each epoch.
+
     Raises:
-        UserError: settings that do not fit the data or the number of ranks.
-        FloatingPointError: the loss is not finite; names the users of the batch.
+        UserError: settings that do not fit the data or the number of ranks, or a
+            loss that is not finite, with the users of the batch.
     """
-    _check(config)
+    _check(config, train)
+    metric = f"r@{retrieval.ks[0]}"
     training = config.training
     torch.manual_seed(training.seed)
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
     towers = build_towers(config.model, mean, std)
     task = TwinTowerTrain(towers, config.loss, _log_q(train, len(store))).to(device)
-    torch.manual_seed(training.seed + 1 + dist.get_rank())  # dropout
     optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
     pipeline: TrainPipelineBase[TowerBatch, Any] = TrainPipelineBase(
         DistributedDataParallel(task), optimizer, device
@@ -107,8 +128,14 @@ def train_towers(
     schedule = warmup_cosine(
         optimizer, training.epochs * steps, config.optimizer.warmup
     )
-    best = _Best(training.patience)
+    best = _Best(training.patience, metric)
     loss = RunningMean()
+
+    def watch(output: tuple[Tensor, Tensor]) -> None:
+        value, users = output
+        _refuse_non_finite(value, users, train)
+        loss.add(value)
+
     bar = tqdm(
         total=training.epochs, desc="towers", unit="epoch", disable=_bar_is_off()
     )
@@ -122,14 +149,15 @@ def train_towers(
             epoch=epoch,
         )
         task.train()
-        train_epoch(pipeline, batches, schedule, lambda output: _watch(output, loss))
+        _seed_dropout(training.seed, epoch)
+        train_epoch(pipeline, batches, schedule, watch)
         metrics = evaluate_towers(
             towers,
             store,
             validation,
             config.sampling.history_length,
             device,
-            ks=(50, 100),
+            retrieval,
         )
         line = {"loss": loss.result(), **metrics}
         log.write(step=epoch + 1, total=training.epochs, **line)
@@ -137,8 +165,8 @@ def train_towers(
             "epoch %d: loss %.4f, validation %s %.4f",
             epoch + 1,
             line["loss"],
-            VALIDATION_METRIC,
-            metrics[VALIDATION_METRIC],
+            metric,
+            metrics[metric],
         )
         bar.update()
         # Rank 0 decides: ranks may differ in the last digit of a metric.
@@ -159,15 +187,16 @@ def train_towers(
 class _Best:
     """Keeps the weights of the best epoch and says when to stop waiting."""
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, metric: str) -> None:
         self.patience = patience
+        self.metric = metric
         self.epoch = 0
-        self.metrics: Mapping[str, float] = {VALIDATION_METRIC: -1.0}
+        self.metrics: Mapping[str, float] = {metric: -1.0}
         self.state: dict[str, Tensor] = {}
 
     def take(self, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> bool:
         """Consider an epoch; true when training should stop."""
-        if metrics[VALIDATION_METRIC] > self.metrics[VALIDATION_METRIC]:
+        if metrics[self.metric] > self.metrics[self.metric]:
             self.epoch, self.metrics = epoch, metrics
             self.state = {
                 name: value.detach().cpu().clone()
@@ -176,7 +205,13 @@ class _Best:
         return epoch - self.epoch >= self.patience
 
 
-def _check(config: TowersConfig) -> None:
+def _check(config: TowersConfig, train: SequenceSet) -> None:
+    if train.lengths.min() <= config.sampling.min_history:
+        raise UserError(
+            f"towers.sampling.min_history={config.sampling.min_history}: a training "
+            f"user has {train.lengths.min()} events and needs one more than that; "
+            "raise split.min_events or lower it"
+        )
     longest = max(config.sampling.history_length, config.sampling.target_length)
     if 0 < config.model.encoder.max_positions < longest:
         raise UserError(
@@ -191,13 +226,18 @@ def _log_q(train: SequenceSet, num_items: int) -> Tensor:
     return torch.from_numpy(np.log(counts / counts.sum()).astype(np.float32))
 
 
-def _watch(output: tuple[Tensor, Tensor], loss: RunningMean) -> None:
-    value, users = output
-    if not torch.isfinite(value):
-        raise FloatingPointError(
-            f"the loss is {value.item()} in a batch with users {users.tolist()}"
+def _seed_dropout(seed: int, epoch: int) -> None:
+    numbers = np.random.SeedSequence([seed, epoch, dist.get_rank()])
+    torch.manual_seed(int(numbers.generate_state(1)[0]))
+
+
+def _refuse_non_finite(loss: Tensor, users: Tensor, train: SequenceSet) -> None:
+    if not torch.isfinite(loss):
+        ids = train.user_ids.take(pa.array(users.cpu().numpy())).to_pylist()
+        raise UserError(
+            f"the loss is {loss.item()} in a batch with the users {ids}; lower "
+            "towers.optimizer.learning_rate, or look at their items' content"
         )
-    loss.add(value)
 
 
 def _bar_is_off() -> bool | None:

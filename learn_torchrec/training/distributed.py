@@ -1,4 +1,4 @@
-"""The process group: the only file that reads rank variables.
+"""The process group: the only library file that reads rank variables.
 
 `LOCAL_RANK` chooses the device and nothing else; rank 0 of the job writes.
 """
@@ -83,6 +83,21 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_to_writer(value: Any) -> list[Any] | None:
+    """Return every rank's value, in rank order, on rank 0, and None elsewhere."""
+    values: list[Any] | None = None
+    if is_writer():
+        values = [None] * dist.get_world_size()
+    dist.gather_object(value, values, dst=0)
+    return values
+
+
+def rank_share(count: int) -> slice:
+    """Return this rank's contiguous share of `count` things; shares differ by one."""
+    world_size, rank = dist.get_world_size(), dist.get_rank()
+    return slice(rank * count // world_size, (rank + 1) * count // world_size)
 
 
 @contextlib.contextmanager

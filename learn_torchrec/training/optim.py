@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 
+from learn_torchrec.config import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -32,6 +34,13 @@ class OptimizerConfig:
     eps: float = 1e-6
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "learning_rate: above 0")
+        require(0 <= self.warmup <= 1, "warmup: from 0 to 1")
+        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "betas: from 0, below 1")
+        require(self.weight_decay >= 0, "weight_decay: at least 0")
+        require(self.max_grad_norm >= 0, "max_grad_norm: at least 0")
 
 
 def dense_optimizer(

@@ -91,6 +91,16 @@ BROKEN = [
         "column 'item_id' is string but int64 in the item table",
     ),
     ("interactions.parquet", lambda table: table.slice(0, 0), "has no rows"),
+    (
+        "interactions.parquet",
+        poke("timestamp", 3, 1_700_000_000_000),
+        "'timestamp' holds 1700000000000, .* milliseconds[?] divide by 1000",
+    ),
+    (
+        "impressions.parquet",
+        poke("label", 5, 2**31 + 1),
+        "column 'label' is .* in row 5, must be 0 or 1",
+    ),
     ("impressions.parquet", poke("label", 5, 2), r"'label' is 2\.0 in row 5, must be"),
     (
         "impressions.parquet",
@@ -114,6 +124,14 @@ def test_broken_tables_are_refused(market, file, change, message):
         getattr(dataset, file.removesuffix(".parquet"))
     assert str(caught.value).startswith(str(market / file))
     assert "\n" not in str(caught.value)
+
+
+def test_ids_of_one_type_everywhere(market):
+    path = market / "impressions.parquet"
+    users = [str(user) for user in pq.read_table(path)["user_id"].to_pylist()]
+    rewrite(path, with_values("user_id", users))
+    with pytest.raises(UserError, match="column 'user_id' is int64 in one and string"):
+        _ = open_dataset(f"parquet:{market}").impressions
 
 
 def test_unreadable_files_are_refused(market):

@@ -49,8 +49,15 @@ def test_before_copes_with_empty_users_at_the_end():
 def test_unknown_actions_and_items_are_refused():
     with pytest.raises(UserError, match=r"no interaction has such an action.*like"):
         build_sequences(LOG, np.arange(6), ["buy"])
-    with pytest.raises(UserError, match=r"item 12 \(row 2 of the interactions\)"):
-        item_rows(LOG, pa.array([10, 11, 13]), "log.parquet")
+
+
+def test_items_without_content_are_refused(store):
+    log = pa.table({"item_id": [100, 139, 7]})
+    with pytest.raises(UserError, match="no content vector of item 7, which row 2"):
+        item_rows(log, store)
+    assert item_rows(log.slice(0, 2), store).tolist() == [0, 39]
+    with pytest.raises(UserError, match="item ids are int64 here, but string"):
+        item_rows(pa.table({"item_id": ["100"]}), store)
 
 
 def test_moments():

@@ -51,6 +51,41 @@ def test_a_batch_is_cut_out_of_the_rows():
     assert batch.user_vectors is None
 
 
+def test_selected_rows_keep_everything_together():
+    rows = prepare_rows(TABLE, FEATURES, None, "file")
+    keep = np.array([False, True, True, False, True])
+    chosen = rows.select(keep)
+    expected = prepare_rows(TABLE.filter(pa.array(keep)), FEATURES, None, "file")
+    assert np.array_equal(chosen.dense, expected.dense)
+    assert np.array_equal(chosen.labels, expected.labels)
+    for name, feature in expected.sparse.items():
+        assert np.array_equal(chosen.sparse[name].values, feature.values)
+        assert np.array_equal(chosen.sparse[name].offsets, feature.offsets)
+
+
+def test_other_arrow_types_hash_alike():
+    plain = prepare_rows(TABLE, FEATURES, None, "file").sparse["user_id"].values
+    for kind in (pa.int32(), pa.uint64(), pa.dictionary(pa.int32(), pa.int64())):
+        index = TABLE.column_names.index("user_id")
+        column = TABLE["user_id"].combine_chunks()
+        if pa.types.is_dictionary(kind):
+            column = column.dictionary_encode()
+        else:
+            column = column.cast(kind)
+        table = TABLE.set_column(index, "user_id", column)
+        rows = prepare_rows(table, FEATURES, None, "file")
+        assert rows.sparse["user_id"].values.tolist() == plain.tolist()
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(list("xyxyxyxyxy")), 2)
+    table = TABLE.drop_columns(["tags"]).append_column("tags", pairs)
+    tags = prepare_rows(table, FEATURES, None, "file").sparse["tags"]
+    assert tags.offsets.tolist() == [0, 2, 4, 6, 8, 10]
+
+
+def test_large_numbers_are_rounded_to_float32():
+    table = with_column("price", [20_000_001, 1, 2, 3, 4])
+    assert prepare_rows(table, FEATURES, None, "file").dense[0, 0] == 20_000_000
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [1, 5, 12, 13])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from learn_torchrec.datasets.sequences import SequenceSet
-from learn_torchrec.datasets.split import SplitConfig
+from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers import inference
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.export import ExportConfig, snapshot_events
 from learn_torchrec.towers.holdout import (
+    RetrievalConfig,
     evaluate_baselines,
     retrieval_task,
     split_users,
@@ -78,11 +79,14 @@ def test_catalogue_is_in_the_order_asked_for(store):
 
 def test_snapshots():
     sequences = make_sequences([3, 2, 1])  # times 0 10 20, 0 10, 0
-    every = snapshot_events(sequences, ExportConfig(snapshots="event"), 15)
+    times = SplitTimes(towers_until=5, test_from=15)
+    every = snapshot_events(sequences, ExportConfig(snapshots="event"), times)
     assert every.tolist() == [0, 1, 2, 3, 4, 5]
-    last = snapshot_events(sequences, ExportConfig(snapshots="last"), 15)
-    assert last.tolist() == [1, 4, 5]
-    none = snapshot_events(sequences, ExportConfig(snapshots="last"), 0)
+    # The last events before 5 are 0, 3, 5; the last before 15 are 1, 4, 5.
+    last = snapshot_events(sequences, ExportConfig(snapshots="last"), times)
+    assert last.tolist() == [0, 1, 3, 4, 5]
+    early = SplitTimes(towers_until=0, test_from=0)
+    none = snapshot_events(sequences, ExportConfig(snapshots="last"), early)
     assert none.tolist() == []
 
 
@@ -112,8 +116,11 @@ def test_retrieval_task_and_baselines(store):
     assert task.last_history.tolist() == [3, 5]
     assert task.history.offsets.tolist() == [0, 4, 5]
     assert task.targets.rows.tolist() == [sequences.items[4], sequences.items[6]]
-    rows = evaluate_baselines(sequences, store, task, ks=(40,))
-    # Everything is within the first 40 of 40 items, unless it is in the history.
+    everything = RetrievalConfig(ks=(40,), filter_history=False)
+    for metrics in evaluate_baselines(sequences, store, task, everything).values():
+        assert metrics["r@40"] == 1.0
+    filtered = RetrievalConfig(ks=(40,), filter_history=True)
+    rows = evaluate_baselines(sequences, store, task, filtered)
     expected = np.mean(
         [
             sequences.items[4] not in sequences.items[:4],

@@ -8,13 +8,17 @@ from learn_torchrec.towers import loss as losses
 from learn_torchrec.towers.loss import dense_all_action_loss
 
 
-def naive_loss(anchors, positives, anchor_mask, items, temperature, offsets=None):
+def naive_loss(
+    anchors, positives, anchor_mask, items, temperature, offsets=None, targets=None
+):
     """The paper's formula, one pair at a time."""
     if offsets is None:
         offsets = torch.zeros(items.shape, dtype=anchors.dtype)
     terms = []
     for i in range(len(anchors)):
         own = {int(x) for x in items[i] if x >= 0}
+        if targets is not None:
+            own |= {int(item) for user, item in zip(*targets, strict=True) if user == i}
         for j in range(anchors.shape[1]):
             if not anchor_mask[i, j]:
                 continue
@@ -71,15 +75,25 @@ def test_accidental_hits_leave_the_denominator():
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("chunk", [2, 64])
 @pytest.mark.parametrize("with_offsets", [False, True])
-def test_equals_the_naive_formula(seed, chunk, with_offsets, monkeypatch):
+@pytest.mark.parametrize("with_targets", [False, True])
+def test_equals_the_naive_formula(seed, chunk, with_offsets, with_targets, monkeypatch):
     monkeypatch.setattr(losses, "_USERS_IN_CHUNK", chunk)
     anchors, positives, mask, items = random_batch(seed)
-    offsets = torch.randn(items.shape) if with_offsets else None
+    options = {"temperature": 0.1}
+    if with_offsets:
+        options["offsets"] = torch.randn(items.shape)
+    if with_targets:  # more targets than were sampled
+        options["targets"] = torch.randint(0, 7, (20,)), torch.randint(0, 12, (20,))
+        user, position = torch.nonzero(items >= 0, as_tuple=True)
+        sampled = user, items[user, position]
+        options["targets"] = tuple(
+            torch.cat(parts) for parts in zip(options["targets"], sampled, strict=True)
+        )
     results = []
     for function in (dense_all_action_loss, naive_loss):
         a = anchors.clone().requires_grad_()
         p = positives.clone().requires_grad_()
-        value = function(a, p, mask, items, temperature=0.1, offsets=offsets)
+        value = function(a, p, mask, items, **options)
         value.backward()
         results.append((value.detach(), a.grad, p.grad))
     for ours, naive in zip(*results, strict=True):

@@ -1,0 +1,115 @@
+"""What every benchmark shares: side-by-side timing, the machine's rate, memory."""
+
+import gc
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def interleaved_medians(
+    contenders: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, float]:
+    """Return the median seconds of each contender, run in turns.
+
+    Turns matter on a shared machine: what slows one round slows all contenders of
+    it alike. Each is run once before the first timed round.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
+        run()
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def gemm_rate(
+    shapes: list[tuple[int, int, int, int]], dtype: torch.dtype, repeats: int = 5
+) -> float:
+    """Return the machine's FLOP/s on matrix products of the given shapes.
+
+    Args:
+        shapes: (m, k, n, count): products [m, k] x [k, n], `count` of them in the
+            work being compared; the rate is total work over total time.
+        dtype: of the matrices.
+        repeats: of each product; the median counts.
+    """
+    work, total = 0.0, 0.0
+    for m, k, n, count in shapes:
+        left = torch.randn(m, k).to(dtype)
+        right = torch.randn(n, k).to(dtype)
+        seconds = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            seconds.append(time.perf_counter() - start)
+        work += 2.0 * m * k * n * count
+        total += statistics.median(seconds[1:]) * count
+    return work / total
+
+
+def peak_memory_mb(module: str, function: str, *arguments: Any) -> float:
+    """Return how much a call raises the peak memory of a fresh process, in MB.
+
+    The function is called as `function(*arguments)`; it must print nothing and
+    return another function without arguments, the part that is measured.
+    """
+    code = (
+        f"import json, sys\nfrom apps.benchmarks.measure import _measured\n"
+        f"from {module} import {function} as prepare\n"
+        f"print(_measured(prepare(*json.loads(sys.argv[1]))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def _measured(run: Callable[[], object]) -> float:
+    before = _resident_mb()
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def _resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine a figure was measured on."""
+    name = platform.processor() or platform.machine()
+    with Path("/proc/cpuinfo").open() as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return {
+        "processor": name,
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+    }
+
+
+def has_native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)

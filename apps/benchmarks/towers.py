@@ -1,0 +1,309 @@
+"""The towers beside the reference execution: the same work, timed in turns.
+
+The reference is how the authors' public code runs: `transformers`' BERT encoder,
+histories and targets padded to H and T, and float32 content vectors [B, L, C] put
+together sample by sample. It gets our weights and our batch; its loss must equal
+ours before anything is timed.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEncoder
+
+from apps import options
+from apps.benchmarks import measure
+from learn_torchrec.artifact import write_artifact
+from learn_torchrec.content.store import KIND, ContentStore, write_content_store
+from learn_torchrec.towers.batch import TowerBatch, collate
+from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
+from learn_torchrec.towers.loss import LossConfig
+from learn_torchrec.towers.model import TwinTower, TwinTowerTrain
+from learn_torchrec.towers.sampling import SamplingConfig, UserSample
+from learn_torchrec.training.optim import OptimizerConfig, dense_optimizer
+
+TOLERANCE = 1e-4
+USERS = 30
+SAMPLING = SamplingConfig()
+CONTENT_DIM = 4096
+CATALOGUE = 10_000
+TEMPERATURE = 0.05
+
+
+@dataclass(frozen=True)
+class Work:
+    """The samples of one batch and the store of their content vectors."""
+
+    samples: list[UserSample]
+    store: ContentStore
+
+
+def make_work(directory: Path, seed: int = 0) -> Work:
+    """Draw users whose histories and targets fill half of H and T on average."""
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((CATALOGUE, CONTENT_DIM), np.float32)
+    with write_artifact(directory, kind=KIND, config={}, inputs={}) as working:
+        write_content_store(working, pa.array(range(CATALOGUE)), vectors)
+    samples = []
+    for _ in range(USERS):
+        history, target = (
+            random.choice(CATALOGUE, random.integers(1, longest + 1))
+            for longest in (SAMPLING.history_length, SAMPLING.target_length)
+        )
+        anchors, positives = (
+            np.sort(random.permutation(len(rows))[:10]) for rows in (history, target)
+        )
+        samples.append(
+            UserSample(
+                history=history, target=target, anchors=anchors, positives=positives
+            )
+        )
+    return Work(samples=samples, store=ContentStore.open(directory))
+
+
+class Reference(nn.Module):
+    """The padded BERT execution with the same weights as a `PreferenceEncoder`."""
+
+    def __init__(self, ours: PreferenceEncoder, dropout: float) -> None:
+        super().__init__()
+        paper = EncoderShape()
+        shape = BertConfig(
+            hidden_size=paper.width,
+            num_hidden_layers=paper.num_layers,
+            num_attention_heads=paper.num_heads,
+            intermediate_size=paper.feed_forward_dim,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+        self.encoder = BertEncoder(shape)
+        self.adaptor = nn.Linear(CONTENT_DIM, shape.hidden_size)
+        self.head = nn.Linear(shape.hidden_size, paper.vector_dim)
+        self._copy(ours)
+
+    @torch.no_grad()
+    def _copy(self, ours: PreferenceEncoder) -> None:
+        self.adaptor.load_state_dict(ours.content_projection.state_dict())
+        self.head.load_state_dict(ours.vector_projection.state_dict())
+        for theirs, layer in zip(self.encoder.layer, ours.layers, strict=True):
+            attention = theirs.attention.self
+            for kind in ("weight", "bias"):
+                parts = getattr(layer.query_key_value, kind).chunk(3)
+                for name, part in zip(("query", "key", "value"), parts, strict=True):
+                    getattr(getattr(attention, name), kind).copy_(part)
+            pairs: list[tuple[Any, Any]] = [
+                (theirs.attention.output.dense, layer.attention_output),
+                (theirs.attention.output.LayerNorm, layer.attention_norm),
+                (theirs.intermediate.dense, layer.feed_forward_in),
+                (theirs.output.dense, layer.feed_forward_out),
+                (theirs.output.LayerNorm, layer.feed_forward_norm),
+            ]
+            for module, source in pairs:
+                module.load_state_dict(source.state_dict())
+
+    def encode(self, content: Tensor, mask: Tensor) -> Tensor:
+        """Float32 [B, L, C] and its padding mask [B, L] to unit vectors [B, L, D]."""
+        length = mask.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        allowed = causal[None] & mask[:, None, :]
+        additive = (~allowed)[:, None].float() * -10_000.0
+        tokens = self.encoder(
+            self.adaptor(content), attention_mask=additive
+        ).last_hidden_state
+        return F.normalize(self.head(tokens).float(), dim=-1)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the dense all-action loss from one matrix of all logits."""
+        users = self.encode(batch["history"], batch["history_mask"])
+        items = self.encode(batch["target"], batch["target_mask"])
+        rows = torch.arange(USERS)[:, None]
+        anchors = users[rows, batch["anchors"].clamp(min=0)]
+        positives = items[rows, batch["positives"].clamp(min=0)]
+        real = batch["positives"] >= 0
+        ids = batch["ids"].masked_fill(~real, -1)
+        own = torch.einsum("ajd,akd->ajk", anchors, positives) / TEMPERATURE
+        logits = torch.einsum("ajd,bkd->ajbk", anchors, positives) / TEMPERATURE
+        hit = (ids[:, :, None, None] == ids[None, None]).any(1)  # [B, B, N_t]
+        hit |= torch.eye(USERS, dtype=torch.bool)[:, :, None] | ~real[None]
+        logits = logits.masked_fill(hit[:, None], -torch.inf)
+        negatives = logits.flatten(2).logsumexp(-1)
+        losses = F.softplus(negatives[:, :, None] - own)
+        pairs = (batch["anchors"] >= 0)[:, :, None] & real[:, None]
+        return losses[pairs].mean()
+
+
+def reference_batch(work: Work) -> dict[str, Tensor]:
+    """Build the padded batch sample by sample, as a data set's items are."""
+    parts = [_padded_sample(work, sample) for sample in work.samples]
+    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def _padded_sample(work: Work, sample: UserSample) -> dict[str, Tensor]:
+    result = {}
+    for name, rows, longest in (
+        ("history", sample.history, SAMPLING.history_length),
+        ("target", sample.target, SAMPLING.target_length),
+    ):
+        content = np.zeros((longest, CONTENT_DIM), np.float32)
+        for position, row in enumerate(rows):
+            content[position] = work.store.vectors[row]
+        result[name] = torch.from_numpy(content)
+        result[f"{name}_mask"] = torch.arange(longest) < len(rows)
+    for name, positions in (
+        ("anchors", sample.anchors),
+        ("positives", sample.positives),
+    ):
+        padded = np.full(10, -1, np.int64)
+        padded[: len(positions)] = positions
+        result[name] = torch.from_numpy(padded)
+    items = sample.target[np.maximum(result["positives"].numpy(), 0)]
+    result["ids"] = torch.from_numpy(items)
+    return result
+
+
+def our_batch(work: Work) -> TowerBatch:
+    """Build our batch: jagged ids, each distinct vector once, half precision."""
+    return collate(np.arange(USERS), work.samples, work.store, SAMPLING)
+
+
+def paper_encoder(dropout: float) -> PreferenceEncoder:
+    """The paper's shape; without positions and input norm, as the reference has it."""
+    torch.manual_seed(0)
+    shape = EncoderShape(max_positions=0, dropout=dropout)
+    return PreferenceEncoder(torch.zeros(CONTENT_DIM), torch.ones(CONTENT_DIM), shape)
+
+
+def training_steps(
+    work: Work, dtype: torch.dtype
+) -> tuple[dict[str, Callable[[], object]], float]:
+    """Return one training step of each contender, and how far their losses differ.
+
+    Raises:
+        AssertionError: the losses differ by more than the tolerance.
+    """
+    ours, theirs = our_batch(work), reference_batch(work)
+    encoder = paper_encoder(dropout=0.0)
+    task = TwinTowerTrain(TwinTower(encoder, "causal"), LossConfig())
+    with torch.no_grad():
+        loss = task(ours)[0].item()
+        reference_loss = Reference(encoder, dropout=0.0)(theirs).item()
+    difference = float(abs(loss - reference_loss) / reference_loss)
+    if difference > TOLERANCE:
+        raise AssertionError(f"losses differ: {loss} and {reference_loss}")
+    encoder = paper_encoder(dropout=0.1)
+    task = TwinTowerTrain(TwinTower(encoder, "causal"), LossConfig())
+    reference = Reference(encoder, dropout=0.1)
+    config = OptimizerConfig(max_grad_norm=0.0)
+    optimizer = dense_optimizer(task.named_parameters(), config)
+    reference_optimizer = torch.optim.AdamW(
+        reference.parameters(), lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0
+    )
+    steps: dict[str, Callable[[], object]] = {
+        "ours": _step(lambda: task(ours)[0], optimizer, dtype),
+        "reference": _step(lambda: reference(theirs), reference_optimizer, dtype),
+    }
+    return steps, difference
+
+
+def _step(
+    loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, dtype: torch.dtype
+) -> Callable[[], None]:
+    def run() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            value = loss()
+        value.backward()
+        optimizer.step()
+
+    return run
+
+
+def linear_products(work: Work) -> list[tuple[int, int, int, int]]:
+    """The matrix products of one of our steps: (m, k, n, count), 3 passes each."""
+    shape = EncoderShape()
+    result = []
+    for rows in (
+        sum(len(sample.history) for sample in work.samples),
+        sum(len(sample.target) for sample in work.samples),
+    ):
+        width, inner = shape.width, shape.feed_forward_dim
+        for k, n in (
+            (width, 3 * width),
+            (width, width),
+            (width, inner),
+            (inner, width),
+        ):
+            result.append((rows, k, n, 3 * shape.num_layers))
+    batch = our_batch(work)
+    # The content needs no gradient: forward, and the weight's gradient.
+    result.append((len(batch.item_rows), CONTENT_DIM, shape.width, 2))
+    return result
+
+
+def measure_training(work: Work, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    """Time training steps; see the module's docstring."""
+    steps, difference = training_steps(work, dtype)
+    seconds = measure.interleaved_medians(steps, repeats)
+    products = linear_products(work)
+    flops = sum(2.0 * m * k * n * count for m, k, n, count in products)
+    return {
+        "users_per_s": USERS / seconds["ours"],
+        "reference_users_per_s": USERS / seconds["reference"],
+        "users_per_s_ratio": seconds["reference"] / seconds["ours"],
+        "gemm_share": flops / seconds["ours"] / measure.gemm_rate(products, dtype),
+        "reference_gemm_share": flops
+        / seconds["reference"]
+        / measure.gemm_rate(products, dtype),
+        "loss_difference": difference,
+    }
+
+
+def measure_loader(work: Work, repeats: int) -> dict[str, float]:
+    """Time the data path alone, and weigh what leaves it."""
+    seconds = measure.interleaved_medians(
+        {"ours": lambda: our_batch(work), "reference": lambda: reference_batch(work)},
+        repeats,
+    )
+    ours, theirs = our_batch(work), reference_batch(work)
+    ids = ("history", "history_lengths", "target", "target_lengths")
+    return {
+        "loader_samples_per_s_ratio": seconds["reference"] / seconds["ours"],
+        "content_bytes_ratio": ours.content.nbytes
+        / (theirs["history"].nbytes + theirs["target"].nbytes),
+        "id_bytes_per_sample": sum(getattr(ours, name).nbytes for name in ids) / USERS,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--repeats", type=int, default=3, help="timed rounds")
+    args = parser.parse_args(argv)
+    result: dict[str, Any] = {"machine": measure.machine()}
+    with tempfile.TemporaryDirectory() as directory:
+        work = make_work(Path(directory) / "content")
+        result |= measure_loader(work, repeats=5)
+        result["float32"] = measure_training(work, torch.float32, args.repeats)
+        result["bfloat16"] = (
+            measure_training(work, torch.bfloat16, args.repeats)
+            if measure.has_native_bfloat16()
+            else {"skipped": "this processor has no bfloat16 arithmetic"}
+        )
+    print(json.dumps(result, indent=2))
+    if args.json:
+        options.write_json(args.json, result)
+
+
+if __name__ == "__main__":
+    options.run(main)

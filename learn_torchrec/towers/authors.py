@@ -1,0 +1,86 @@
+"""The authors' checkpoints: their state-dict names, ours, and what differs.
+
+Their public code (Amazon experiments) has the encoder of `EncoderShape(num_layers=4,
+vector_dim=4096, max_positions=0)`: no positions, no norm on the input, and content
+vectors that are not standardised.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from learn_torchrec.errors import UserError
+
+_LAYER = "summary_encoder.layer."
+_RENAMED = {
+    "attention.output.dense": "attention_output",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "feed_forward_in",
+    "output.dense": "feed_forward_out",
+    "output.LayerNorm": "feed_forward_norm",
+}
+_HEADS = {"adaptor": "content_projection", "mlp.0": "vector_projection"}
+
+
+def convert_authors_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state of a `PreferenceEncoder` from one of the authors' models.
+
+    Args:
+        state: of their preference module, also as saved from data-parallel training
+            (names that begin with `module.`).
+
+    Returns:
+        Names and tensors for `PreferenceEncoder.load_state_dict`, with a mean of 0
+        and a deviation of 1 for the content vectors.
+
+    Raises:
+        UserError: a name that their model does not have, or one that is missing.
+    """
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    converted = {}
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if name.startswith(_LAYER):
+            number, _, rest = name.removeprefix(_LAYER).partition(".")
+            layers.setdefault(number, {})[rest] = value
+            continue
+        module, _, kind = name.rpartition(".")
+        if module not in _HEADS:
+            raise UserError(
+                f"checkpoint: {name} is no parameter of the authors' model; expected "
+                f"{_LAYER}*, {', '.join(_HEADS)}"
+            )
+        converted[f"{_HEADS[module]}.{kind}"] = value
+    for number, parameters in layers.items():
+        for name, value in _convert_layer(number, parameters).items():
+            converted[f"layers.{number}.{name}"] = value
+    for head in _HEADS.values():
+        if f"{head}.weight" not in converted:
+            raise UserError(f"checkpoint: holds no {head}; is it one of the authors'?")
+    content_dim = converted["content_projection.weight"].shape[1]
+    return {
+        "mean": torch.zeros(content_dim),
+        "std": torch.ones(content_dim),
+        **converted,
+    }
+
+
+def _convert_layer(number: str, layer: dict[str, Tensor]) -> dict[str, Tensor]:
+    converted = {}
+    try:
+        for kind in ("weight", "bias"):
+            converted[f"query_key_value.{kind}"] = torch.cat(
+                [
+                    layer[f"attention.self.{part}.{kind}"]
+                    for part in ("query", "key", "value")
+                ]
+            )
+            for theirs, ours in _RENAMED.items():
+                converted[f"{ours}.{kind}"] = layer[f"{theirs}.{kind}"]
+    except KeyError as error:
+        raise UserError(
+            f"checkpoint: layer {number} has no {error.args[0]}; is it one of the "
+            "authors'?"
+        ) from None
+    return converted
