@@ -34,6 +34,7 @@ from learn_torchrec.training.distributed import (
     rank_share,
     write_artifact_together,
 )
+from learn_torchrec.training.run_log import RunLog
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,14 +67,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     histories = load_histories(open_dataset(args.data), store, job.run.split)
     sequences = histories.sequences
     snapshots = snapshot_events(sequences, job.run.export, histories.times)
-    with process_group() as device:
+    with process_group() as device, RunLog(job.out) as log:
         towers, config, towers_manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, towers_manifest, store, job.run.split)
         items = np.arange(len(store))[rank_share(len(store))]
         events = snapshots[rank_share(len(snapshots))]
         item_vectors = encode_catalogue(towers, store, items, device)
         user_vectors = encode_histories(
-            towers, store, sequences, events, config.sampling.history_length, device
+            towers,
+            store,
+            sequences,
+            events,
+            config.sampling.history_length,
+            device,
+            log.progress,
         )
         users = np.searchsorted(sequences.offsets, events, side="right") - 1
         facts = {

@@ -45,6 +45,7 @@ from learn_torchrec.schema import (
     USER_ID,
 )
 from learn_torchrec.training.distributed import process_group, write_artifact_together
+from learn_torchrec.training.run_log import RunLog
 
 KIND = "predictions"
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -94,10 +95,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     ).select(wanted)
     table = _with_activity(_passed_through(impressions), dataset, job.run)
     facts = {"rows": len(rows), "coverage": rows.coverage()}
-    with process_group() as device:
+    with process_group() as device, RunLog(job.out) as log:
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
         load_ranker(model, args.ranker)
-        scores = score(model, rows, ranker.training.batch_size, device)
+        batch_size = ranker.training.batch_size
+        scores = score(model, rows, batch_size, device, log.progress)
         _refuse_non_finite(scores.numpy(), table, args.ranker)
         mine = table.take(pa.array(rank_rows(len(rows))))
         with write_artifact_together(

@@ -24,6 +24,7 @@ from learn_torchrec.training.run_log import live_log_path
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}]"
 _LAST_LINES = 15
 
 
@@ -146,7 +147,10 @@ def _launch(stage: Stage, command: list[str], args: argparse.Namespace) -> None:
     programs = Path(sys.executable).parent  # torchx finds torchrun through PATH
     torchx = [str(programs / "torchx"), "run"]
     torchx += ["--scheduler", "local_cwd", "--wait", "--log", component]
-    with output.open("w") as stream, tqdm(desc=stage.name, disable=None) as bar:
+    with (
+        output.open("w") as stream,
+        tqdm(desc=stage.name, disable=None, bar_format=_BAR) as bar,
+    ):
         process = subprocess.Popen(
             [*torchx, "-j", f"1x{args.ranks}", "--", *command],
             env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},

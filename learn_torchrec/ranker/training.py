@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,18 +203,29 @@ def score(
     rows: RankingRows,
     batch_size: int,
     device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Score this rank's share of the rows (see `rank_rows`).
+
+    Args:
+        model: sharded over the ranks.
+        rows: all of them.
+        batch_size: rows of a rank's batch.
+        device: this rank's.
+        on_progress: called with the number of rows done and of this rank's.
 
     Returns:
         Probabilities, float32 [this rank's rows] on the CPU.
     """
     model.eval()
     parts = [torch.empty(0)]
+    mine = len(rank_rows(len(rows)))
     for batch in _moved(evaluation_batches(rows, batch_size), device):
         _, (_, logits, _) = model(batch)
         parts.append(torch.sigmoid(logits).cpu())
-    return torch.cat(parts)[: len(rank_rows(len(rows)))]
+        if on_progress is not None:
+            on_progress(min(sum(map(len, parts)), mine), mine)
+    return torch.cat(parts)[:mine]
 
 
 def save_ranker(model: DistributedModelParallel, directory: Path) -> None:

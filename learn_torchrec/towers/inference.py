@@ -3,7 +3,7 @@
 Dimension letters: E events, W windows, C content dim, D vector dim.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ def encode_histories(
     events: Ints,
     history_length: int,
     device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Encode each user as of some of their events.
 
@@ -76,10 +77,12 @@ def encode_histories(
         events: int64 [n], ascending event indices.
         history_length: most events a window holds.
         device: where `towers` lives.
+        on_progress: called with the number of events done and of all.
 
     Returns:
         float32 [n, D] on the CPU, unit vectors.
     """
+    done = 0
     vectors = torch.empty(len(events), towers.encoder.vector_projection.out_features)
     for starts, ends, reads, outputs in _batches(sequences, events, history_length):
         lengths = ends - starts
@@ -94,6 +97,9 @@ def encode_histories(
             torch.from_numpy(lengths).to(device),
             read=torch.from_numpy(read).to(device),
         ).cpu()
+        done += len(reads)
+        if on_progress is not None:
+            on_progress(done, len(events))
     return vectors
 
 

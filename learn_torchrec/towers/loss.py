@@ -131,12 +131,11 @@ def dense_all_action_loss(
             _chunk_loss,
             anchors[users] / temperature,
             positives[users],
-            anchor_mask[users],
-            items[users] >= 0,
+            anchor_mask[users, :, None] & (items[users, None, :] >= 0),
             offsets[users],
-            candidates.vectors,
-            candidates.offsets,
-            _excluded(start, users, hits, candidates, items),
+            start,
+            candidates,
+            hits,
             use_reentrant=False,
         )
     world_size = 1
@@ -150,35 +149,35 @@ def dense_all_action_loss(
 def _chunk_loss(
     anchors: Tensor,
     positives: Tensor,
-    anchor_mask: Tensor,
-    positive_mask: Tensor,
+    pair_mask: Tensor,
     offsets: Tensor,
-    candidate_vectors: Tensor,
-    candidate_offsets: Tensor,
-    excluded: Tensor,
+    start: int,
+    candidates: Candidates,
+    hits: Tensor,
 ) -> Tensor:
-    """Sum the losses of a chunk of users; `excluded` is bool [b, G * N_t]."""
-    logits = anchors @ candidate_vectors.T + candidate_offsets  # [b, N_h, G * N_t]
+    """Sum the losses of a chunk of b users, the first of them number `start`."""
+    logits = anchors @ candidates.vectors.T + candidates.offsets  # [b, N_h, G * N_t]
+    excluded = _excluded(start, len(anchors), offsets.shape[1], candidates, hits)
     logits = logits.masked_fill(excluded[:, None, :], -torch.inf)
     negatives = logits.logsumexp(-1)  # [b, N_h], -inf where there is no negative
     scores = anchors @ positives.mT + offsets[:, None, :]  # [b, N_h, N_t]
     losses = F.softplus(negatives[:, :, None] - scores)
-    valid = anchor_mask[:, :, None] & positive_mask[:, None, :]
-    return losses.masked_fill(~valid, 0.0).sum()
+    return losses.masked_fill(~pair_mask, 0.0).sum()
 
 
 def _excluded(
-    start: int, users: slice, hits: Tensor, candidates: Candidates, items: Tensor
+    start: int, count: int, per_user: int, candidates: Candidates, hits: Tensor
 ) -> Tensor:
     """Mark the candidates that are no negatives of a chunk's users: [b, G * N_t]."""
-    per_user = items.shape[1]
-    count = items[users].shape[0]
+    device = hits.device
     excluded = (candidates.items < 0).repeat(count, 1)
-    own = candidates.first_user + start + torch.arange(count, device=items.device)
-    columns = own[:, None] * per_user + torch.arange(per_user, device=items.device)
+    own = candidates.first_user + start + torch.arange(count, device=device)
+    columns = own[:, None] * per_user + torch.arange(per_user, device=device)
     excluded.scatter_(1, columns, True)
-    inside = hits[(hits[:, 0] >= start) & (hits[:, 0] < start + count)]
-    excluded[inside[:, 0] - start, inside[:, 1]] = True
+    bounds = torch.tensor([start, start + count], device=device)
+    first, last = torch.searchsorted(hits[0], bounds)
+    inside = hits[:, first:last]
+    excluded[inside[0] - start, inside[1]] = True
     return excluded
 
 
@@ -189,8 +188,10 @@ def _accidental_hits(user: Tensor, item: Tensor, candidates: Candidates) -> Tens
     not users x candidates.
 
     Returns:
-        int64 [hits, 2].
+        int64 [2, hits]: users, ascending, and candidates.
     """
+    by_user = user.argsort(stable=True)
+    user, item = user[by_user], item[by_user]
     ordered, order = candidates.items.sort()
     first = torch.searchsorted(ordered, item)
     counts = torch.searchsorted(ordered, item, right=True) - first
@@ -198,7 +199,7 @@ def _accidental_hits(user: Tensor, item: Tensor, candidates: Candidates) -> Tens
     total = int(counts.sum())
     within = torch.arange(total, device=item.device) - starts.repeat_interleave(counts)
     columns = order[first.repeat_interleave(counts) + within]
-    return torch.stack([user.repeat_interleave(counts), columns], dim=1)
+    return torch.stack([user.repeat_interleave(counts), columns])
 
 
 def _all_gather(values: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The run log: one JSON object a line, written by rank 0 while the stage runs."""
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Any, Self
 from learn_torchrec.training.distributed import is_writer
 
 RUN_LOG = "log.jsonl"
+_PROGRESS_SECONDS = 1.0
 
 
 def live_log_path(out: Path) -> Path:
@@ -26,6 +28,7 @@ class RunLog:
     def __init__(self, out: Path) -> None:
         self.path = live_log_path(out)
         self._start = time.monotonic()
+        self._last_progress = -math.inf
         self._stream = None
         if is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,6 +42,13 @@ class RunLog:
         if self._stream is not None:
             values["seconds"] = round(time.monotonic() - self._start, 3)
             self._stream.write(json.dumps(values) + "\n")
+
+    def progress(self, done: int, total: int) -> None:
+        """Write how far the stage is, at most once a second."""
+        now = time.monotonic()
+        if now - self._last_progress >= _PROGRESS_SECONDS or done == total:
+            self._last_progress = now
+            self.write(step=done, total=total)
 
     def __enter__(self) -> Self:
         return self

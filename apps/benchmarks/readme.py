@@ -1,0 +1,77 @@
+"""Writes the measured tables into the README: `python -m apps.benchmarks.readme`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from apps.benchmarks.measure import RESULTS
+
+README = Path(__file__).parents[2] / "README.md"
+_COHORTS = {
+    "all": "all",
+    "user_cold": "user cold-start",
+    "user_long_tail": "user long-tail",
+    "user_others": "user others",
+    "item_cold": "item cold-start",
+    "item_long_tail": "item long-tail",
+    "item_others": "item others",
+}
+_RETRIEVAL = {
+    "learn": "LEARN (content only)",
+    "popularity": "popularity",
+    "content_mean": "averaged content vectors (paper's Baseline-v1)",
+}
+
+
+def render(text: str) -> str:
+    """Return the README's text with every measured block made anew."""
+    for name, block in (("retrieval", retrieval_table), ("ranking", ranking_table)):
+        results = json.loads((RESULTS / "quickstart.json").read_text())
+        pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
+        text, count = re.subn(
+            pattern,
+            lambda match, table=block(results): match[1] + table + match[2],
+            text,
+            flags=re.DOTALL,
+        )
+        if count != 1:
+            raise ValueError(f"README: {count} blocks named {name}, one is needed")
+    return text
+
+
+def retrieval_table(results: dict[str, Any]) -> str:
+    """The quickstart's retrieval metrics as Markdown."""
+    metrics = ("h@50", "r@50", "h@100", "r@100")
+    lines = ["| | " + " | ".join(metric.upper() for metric in metrics) + " |"]
+    lines.append("|---" * (len(metrics) + 1) + "|")
+    for name, title in _RETRIEVAL.items():
+        values = [f"{results['retrieval'][name][metric]:.4f}" for metric in metrics]
+        lines.append(f"| {title} | " + " | ".join(values) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ranking_table(results: dict[str, Any]) -> str:
+    """The quickstart's ranking metrics by cohort as Markdown."""
+    head = ["cohort", "rows", "baseline UAUC", "LEARN UAUC"]
+    head += ["UAUC, points", "WUAUC, points", "AUC, points"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for cohort, title in _COHORTS.items():
+        baseline, learn = (
+            results["ranking"][name][cohort] for name in ("baseline", "learn")
+        )
+        cells = [title, f"{baseline['rows']:,}"]
+        cells += [f"{row['uauc']:.4f}" for row in (baseline, learn)]
+        for metric in ("uauc", "wuauc", "auc"):
+            value = results["ranking_difference"]["learn-baseline"][cohort][metric]
+            numbers = [f"{100 * value[part]:+.2f}" for part in _PARTS]
+            cells.append("{} ({}, {})".format(*numbers))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+_PARTS = ("difference", "low", "high")
+
+
+if __name__ == "__main__":
+    README.write_text(render(README.read_text()))
