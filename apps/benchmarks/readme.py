@@ -26,17 +26,15 @@ _RETRIEVAL = {
 
 def render(text: str) -> str:
     """Return the README's text with every measured block made anew."""
-    for name, block in (("retrieval", retrieval_table), ("ranking", ranking_table)):
-        results = json.loads((RESULTS / "quickstart.json").read_text())
+    results = json.loads((RESULTS / "quickstart.json").read_text())
+    blocks = {"retrieval": retrieval_table(results), "ranking": ranking_table(results)}
+    for name, table in blocks.items():
         pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
-        text, count = re.subn(
-            pattern,
-            lambda match, table=block(results): match[1] + table + match[2],
-            text,
-            flags=re.DOTALL,
-        )
-        if count != 1:
-            raise ValueError(f"README: {count} blocks named {name}, one is needed")
+        parts = re.split(pattern, text, flags=re.DOTALL)
+        if len(parts) != 4:
+            raise ValueError(f"README: one block named {name} is needed")
+        before, begin, end, after = parts
+        text = before + begin + table + end + after
     return text
 
 
