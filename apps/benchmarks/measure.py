@@ -37,29 +37,29 @@ def interleaved_medians(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def gemm_rate(
-    shapes: list[tuple[int, int, int, int]], dtype: torch.dtype, repeats: int = 5
-) -> float:
-    """Return the machine's FLOP/s on matrix products of the given shapes.
+def bare_products(
+    shapes: list[tuple[int, int, int, int]], dtype: torch.dtype
+) -> Callable[[], None]:
+    """Return a function that does matrix products and nothing else.
+
+    Timed in turns with real work, it tells which share of the work's time the
+    machine needs for the products alone.
 
     Args:
-        shapes: (m, k, n, count): products [m, k] x [k, n], `count` of them in the
-            work being compared; the rate is total work over total time.
+        shapes: (m, k, n, count): `count` products [m, k] x [k, n] each.
         dtype: of the matrices.
-        repeats: of each product; the median counts.
     """
-    work, total = 0.0, 0.0
-    for m, k, n, count in shapes:
-        left = torch.randn(m, k).to(dtype)
-        right = torch.randn(n, k).to(dtype)
-        seconds = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            torch.nn.functional.linear(left, right)
-            seconds.append(time.perf_counter() - start)
-        work += 2.0 * m * k * n * count
-        total += statistics.median(seconds[1:]) * count
-    return work / total
+    operands = [
+        (torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), count)
+        for m, k, n, count in shapes
+    ]
+
+    def run() -> None:
+        for left, right, count in operands:
+            for _ in range(count):
+                torch.mm(left, right)
+
+    return run
 
 
 def peak_memory_mb(module: str, function: str, *arguments: Any) -> float:

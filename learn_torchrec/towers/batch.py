@@ -1,10 +1,11 @@
-"""Batches of the towers: jagged item indices and each distinct content vector once.
+"""Batches of the towers: jagged ids travel, vectors join them where they are used.
 
 Dimension letters: B users, U distinct items of the batch, S history tokens of all
 users together, R target tokens, C content dim.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,8 @@ class TowerBatch(PipelineableBatch):
     """One rank's share of a global batch.
 
     Attributes:
-        content: float16 [U, C], the distinct items' content vectors.
-        item_rows: int64 [U], their rows in the content store.
-        history: int64 [S], indices into `content`, user after user.
+        item_rows: int64 [U], the distinct items' rows in the content store.
+        history: int64 [S], indices into `item_rows`, user after user.
         history_lengths: int64 [B].
         target: int64 [R].
         target_lengths: int64 [B].
@@ -37,9 +37,10 @@ class TowerBatch(PipelineableBatch):
             has fewer.
         positives: int64 [B, N_t], token indices into `target`; PADDING likewise.
         users: int64 [B], numbers in the sequence set.
+        content: float16 [U, C], the distinct items' content vectors; None until
+            `attach_content`.
     """
 
-    content: Tensor
     item_rows: Tensor
     history: Tensor
     history_lengths: Tensor
@@ -48,11 +49,11 @@ class TowerBatch(PipelineableBatch):
     anchors: Tensor
     positives: Tensor
     users: Tensor
+    content: Tensor | None = None
 
 
 def epoch_batches(
     sequences: SequenceSet,
-    store: ContentStore,
     sampling: SamplingConfig,
     *,
     batch_size: int,
@@ -66,7 +67,6 @@ def epoch_batches(
 
     Args:
         sequences: the training users.
-        store: where the content vectors come from.
         sampling: see `SamplingConfig`.
         batch_size: users in a global batch; a multiple of the number of ranks.
         seed: of the run.
@@ -80,23 +80,30 @@ def epoch_batches(
             sample_user(sequences.of(user), sampling, seed, epoch, int(user))
             for user in users
         ]
-        yield collate(users, samples, store, sampling)
+        yield collate(users, samples, sampling)
+
+
+def attach_content(
+    batches: Iterable[TowerBatch], store: ContentStore
+) -> Iterator[TowerBatch]:
+    """Gather each batch's vectors, once for each distinct item, in half precision."""
+    for batch in batches:
+        content = torch.from_numpy(store.gather(batch.item_rows.numpy()))
+        yield dataclasses.replace(batch, content=content)
 
 
 def collate(
     users: NDArray[np.int64],
     samples: list[UserSample],
-    store: ContentStore,
     sampling: SamplingConfig,
 ) -> TowerBatch:
-    """Pack samples into a batch; each distinct item's vector is gathered once."""
+    """Pack samples into a batch of ids."""
     history = np.concatenate([sample.history for sample in samples])
     target = np.concatenate([sample.target for sample in samples])
     rows, index = np.unique(np.r_[history, target], return_inverse=True)
     history_lengths = np.array([len(sample.history) for sample in samples])
     target_lengths = np.array([len(sample.target) for sample in samples])
     return TowerBatch(
-        content=torch.from_numpy(store.gather(rows)),
         item_rows=torch.from_numpy(rows),
         history=torch.from_numpy(index[: len(history)]),
         history_lengths=torch.from_numpy(history_lengths),

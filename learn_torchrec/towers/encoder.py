@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learn_torchrec.config import require
+from learn_torchrec.towers.dropout import Dropout, dropout
 
 _INIT_STD = 0.02  # BERT's
 
@@ -110,7 +111,7 @@ class TransformerLayer(nn.Module):
         self.feed_forward_in = nn.Linear(shape.width, shape.feed_forward_dim)
         self.feed_forward_out = nn.Linear(shape.feed_forward_dim, shape.width)
         self.feed_forward_norm = nn.LayerNorm(shape.width, eps=1e-12)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
 
     def forward(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """[S, W] -> [S, W]."""
@@ -128,14 +129,25 @@ class TransformerLayer(nn.Module):
         )  # [B, heads, L, W']
         # Padding is on the right, so the causal mask already hides it from every
         # real token.
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=True,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-        )
+        rate = self.attention_dropout if self.training else 0.0
+        if rate and query.device.type == "cpu":
+            # The fused kernel has no dropout on the CPU: PyTorch would take the same
+            # steps with slower masks.
+            attended = _causal_attention(query, key, value, rate)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, dropout_p=rate
+            )
         return layout.unpad(attended.transpose(1, 2)).flatten(-2)
+
+
+def _causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float) -> Tensor:
+    """Causal attention with dropout, [B, heads, L, W / heads] each."""
+    length = query.shape[2]
+    future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+    scores = (query * query.shape[3] ** -0.5) @ key.mT
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    return dropout(weights, p, training=True) @ value
 
 
 class PreferenceEncoder(nn.Module):
@@ -173,7 +185,7 @@ class PreferenceEncoder(nn.Module):
         if shape.max_positions:
             self.positions = nn.Embedding(shape.max_positions, shape.width)
             self.input_norm = nn.LayerNorm(shape.width, eps=1e-12)
-            self.input_dropout = nn.Dropout(shape.dropout)
+            self.input_dropout = Dropout(shape.dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(shape) for _ in range(shape.num_layers)
         )

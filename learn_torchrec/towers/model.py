@@ -53,6 +53,8 @@ class TwinTower(nn.Module):
             User vectors [B, N_h, D] at the anchors and item vectors [B, N_t, D] of
             the positives, unit norm; rows of padding hold some other token's vector.
         """
+        if batch.content is None:
+            raise ValueError("the batch has no content; see attach_content")
         user_vectors = self.encoder(
             batch.content,
             batch.history,

@@ -19,7 +19,7 @@ from learn_torchrec.config import require
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.batch import TowerBatch, epoch_batches
+from learn_torchrec.towers.batch import TowerBatch, attach_content, epoch_batches
 from learn_torchrec.towers.encoder import PreferenceEncoder
 from learn_torchrec.towers.holdout import (
     RetrievalConfig,
@@ -142,7 +142,6 @@ def train_towers(
     for epoch in range(training.epochs):
         batches = epoch_batches(
             train,
-            store,
             config.sampling,
             batch_size=training.batch_size,
             seed=training.seed,
@@ -150,7 +149,7 @@ def train_towers(
         )
         task.train()
         _seed_dropout(training.seed, epoch)
-        train_epoch(pipeline, batches, schedule, watch)
+        train_epoch(pipeline, attach_content(batches, store), schedule, watch)
         metrics = evaluate_towers(
             towers,
             store,

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from learn_torchrec.towers import encoder as encoder_module
 from learn_torchrec.towers.encoder import (
     EncoderShape,
     PackedLayout,
@@ -66,6 +67,15 @@ def test_equals_the_plain_computation():
     expected = torch.cat([naive(encoder, CONTENT, s) for s in SEQUENCES])
     torch.testing.assert_close(
         encode(encoder, SEQUENCES), expected, atol=1e-6, rtol=1e-5
+    )
+
+
+def test_attention_with_dropout_is_the_fused_kernels(monkeypatch):
+    query, key, value = torch.randn(3, 2, 4, 5, 8)
+    monkeypatch.setattr(encoder_module, "dropout", lambda x, p, training: x)
+    torch.testing.assert_close(
+        encoder_module._causal_attention(query, key, value, 0.5),
+        F.scaled_dot_product_attention(query, key, value, is_causal=True),
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from learn_torchrec.datasets.sequences import SequenceSet
-from learn_torchrec.towers.batch import collate, epoch_batches
+from learn_torchrec.towers.batch import attach_content, collate, epoch_batches
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
 from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TwinTower, TwinTowerTrain
@@ -44,7 +44,9 @@ def make_task(store, item_tower="causal", correction=False):
 
 def one_batch(store, sequences, users=range(12)):
     samples = [sample_user(sequences.of(u), SAMPLING, 0, 0, u) for u in users]
-    return collate(np.array(users), samples, store, SAMPLING), samples
+    ids = collate(np.array(users), samples, SAMPLING)
+    assert ids.content is None
+    return next(attach_content([ids], store)), samples
 
 
 def test_batches_carry_each_distinct_item_once(store):
@@ -128,9 +130,8 @@ def test_training_learns_a_planted_preference(store, one_rank):
     task = make_task(store)
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
     for epoch in range(60):
-        for batch in epoch_batches(
-            sequences, store, SAMPLING, batch_size=32, seed=0, epoch=epoch
-        ):
+        ids = epoch_batches(sequences, SAMPLING, batch_size=32, seed=0, epoch=epoch)
+        for batch in attach_content(ids, store):
             optimizer.zero_grad()
             task(batch)[0].backward()
             optimizer.step()
