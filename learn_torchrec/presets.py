@@ -1,8 +1,10 @@
 """Named runs: functions that return the whole configuration of all stages."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from learn_torchrec.content.encoder import EncoderConfig
 from learn_torchrec.content.extract import ContentConfig
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.evaluation.cohorts import CohortConfig
@@ -90,4 +92,58 @@ def quickstart() -> Run:
     )
 
 
-PRESETS: dict[str, Callable[[], Run]] = {"quickstart": quickstart}
+def paper_v2() -> Run:
+    """The industrial setting of the paper's second version (section 4.1).
+
+    BERT-base-shaped towers over Baichuan2-7B content, H = 80, T = 40, 10 x 10 pairs
+    weighted to recent history, global batch 240 (30 on each of 8 GPUs), 10 epochs.
+    The model's repository brings its own code: add
+    `--set content.encoder.trust_remote_code=true` if you trust it.
+    """
+    return Run(
+        content=ContentConfig(
+            encoder=EncoderConfig(model="baichuan-inc/Baichuan2-7B-Base")
+        ),
+        split=SplitConfig(actions=("buy", "click")),
+    )
+
+
+def paper_v1() -> Run:
+    """The first version's: as `paper-v2`, with history positions drawn uniformly."""
+    run = paper_v2()
+    sampling = dataclasses.replace(run.towers.sampling, weighting="uniform")
+    towers = dataclasses.replace(run.towers, sampling=sampling)
+    return dataclasses.replace(run, towers=towers)
+
+
+def official_amazon() -> Run:
+    """The shape and rates of the authors' public code (Amazon pre-training).
+
+    Four layers, vectors of the content's 4096 dims, no positions, content as it is,
+    one pair for each user. Their last-position anchor and their batch of 1024 on each
+    of 4 GPUs, 20 of 30 planned epochs, are settings of theirs to set on top.
+    """
+    run = paper_v2()
+    shape = EncoderShape(num_layers=4, vector_dim=4096, max_positions=0)
+    towers = TowersConfig(
+        model=TowersModelConfig(encoder=shape, standardize=False),
+        sampling=SamplingConfig(
+            history_length=40,
+            target_length=1,
+            num_history_samples=1,
+            num_target_samples=1,
+            min_history=2,
+        ),
+        optimizer=OptimizerConfig(learning_rate=6e-5, warmup=1 / 30, max_grad_norm=0.0),
+        training=TowersTrainingConfig(epochs=30, patience=30, batch_size=4096),
+    )
+    split = dataclasses.replace(run.split, min_events=5)
+    return dataclasses.replace(run, towers=towers, split=split)
+
+
+PRESETS: dict[str, Callable[[], Run]] = {
+    "quickstart": quickstart,
+    "paper-v1": paper_v1,
+    "paper-v2": paper_v2,
+    "official-amazon": official_amazon,
+}

@@ -55,7 +55,7 @@ def test_lists_of_sections_are_json():
         ("towers.loss=1", "loss is a section; set one of: temperature"),
         ("towers.loss.temperature.x=1", "temperature has no fields"),
         ("towers.training.epochs=many", "should be a valid integer"),
-        ("towers.model.item_tower=both", "'causal' or 'self'"),
+        ("towers.model.item_tower=both", "'causal', 'self' or 'content'"),
         ("towers.model.encoder.num_heads=5", "768 is not a multiple of num_heads 5"),
         ("towers.training.epochs=0", "towers.training.epochs: at least 1"),
         ("towers.loss.temperature=0", "towers.loss.temperature: above 0"),

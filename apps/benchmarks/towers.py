@@ -374,6 +374,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             if measure.has_native_bfloat16()
             else {"skipped": "this processor has no bfloat16 arithmetic"}
         )
+    result["loss_difference"] = result["float32"]["loss_difference"]
+    rates = [result[name].get("users_per_s", 0.0) for name in ("float32", "bfloat16")]
+    reference = result["float32"]["reference_users_per_s"]
+    result["best_over_reference_default"] = max(rates) / reference
     print(json.dumps(result, indent=2))
     if args.json:
         options.write_json(args.json, result)

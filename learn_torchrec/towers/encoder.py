@@ -216,7 +216,7 @@ class PreferenceEncoder(nn.Module):
             ValueError: a sequence is longer than `max_positions`.
         """
         layout = PackedLayout(lengths)
-        projected = self.content_projection((content.float() - self.mean) / self.std)
+        projected = self.content_projection(self.standardized(content))
         tokens = projected[items]
         if self.max_positions:
             if layout.max_length > self.max_positions:
@@ -231,6 +231,10 @@ class PreferenceEncoder(nn.Module):
         if read is not None:
             tokens = tokens[read]
         return F.normalize(self.vector_projection(tokens).float(), dim=-1)
+
+    def standardized(self, content: Tensor) -> Tensor:
+        """Content [U, C] in float32, by the catalogue's mean and deviation."""
+        return (content.float() - self.mean) / self.std
 
 
 def _init_like_bert(module: nn.Module) -> None:

@@ -33,12 +33,14 @@ class LossConfig:
 
     Attributes:
         temperature: divides the cosine; the authors' public code uses 1/20.
+        learn_temperature: start from it and learn it, as CLIP does.
         sampling_correction: subtract log q of an item, its share of the training
             events, from its logit, so that frequent items are not pushed down for
             being drawn often as negatives. Not in the paper; off is the paper.
     """
 
     temperature: float = 0.05
+    learn_temperature: bool = False
     sampling_correction: bool = False
 
     def __post_init__(self) -> None:
@@ -91,7 +93,7 @@ def dense_all_action_loss(
     anchor_mask: Tensor,
     items: Tensor,
     *,
-    temperature: float,
+    temperature: float | Tensor,
     offsets: Tensor | None = None,
     targets: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:

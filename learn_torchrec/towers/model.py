@@ -3,6 +3,7 @@
 Dimension letters: B users, N_h anchors and N_t positives of a user, D vector dim.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,9 @@ from learn_torchrec.towers.batch import TowerBatch
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
 from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
 
+_LEAST_TEMPERATURE = 0.01
+ItemTower = Literal["causal", "self", "content"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TowersModelConfig:
@@ -23,12 +27,18 @@ class TowersModelConfig:
         encoder: the transformer that both towers share.
         item_tower: what the item side reads in training (paper: table "item tower").
             `causal` (variant 1): the target sequence, each item in the context of
-            the earlier targets; `self` (variant 2): each target item alone.
-            At inference an item is always alone.
+            the earlier targets; `self` (variant 2): each target item alone;
+            `content` (variant 3): the item's content vector itself, so that
+            encoder.vector_dim must be the content's. At inference an item is always
+            alone.
+        standardize: bring every dimension of the content to mean 0 and deviation 1
+            over the catalogue. Vectors of a language model are a narrow cone, which
+            towers learn little from; the authors' public code does not do it.
     """
 
     encoder: EncoderShape = field(default_factory=EncoderShape)
-    item_tower: Literal["causal", "self"] = "causal"
+    item_tower: ItemTower = "causal"
+    standardize: bool = True
 
 
 class TwinTower(nn.Module):
@@ -39,9 +49,7 @@ class TwinTower(nn.Module):
         item_tower: see `TowersModelConfig`.
     """
 
-    def __init__(
-        self, encoder: PreferenceEncoder, item_tower: Literal["causal", "self"]
-    ) -> None:
+    def __init__(self, encoder: PreferenceEncoder, item_tower: ItemTower) -> None:
         super().__init__()
         self.encoder = encoder
         self.item_tower = item_tower
@@ -62,7 +70,7 @@ class TwinTower(nn.Module):
             read=batch.anchors.clamp(min=0),
         )
         positives = batch.positives.clamp(min=0)
-        if self.item_tower == "self":
+        if self.item_tower != "causal":
             items = batch.target[positives]
             flat = items.flatten()
             vectors = self.encode_items(batch.content, flat)
@@ -73,7 +81,7 @@ class TwinTower(nn.Module):
         return user_vectors, item_vectors
 
     def encode_items(self, content: Tensor, items: Tensor) -> Tensor:
-        """Encode items alone, as sequences of length 1.
+        """Encode items alone: sequences of length 1, or the content itself.
 
         Args:
             content: [U, C].
@@ -82,6 +90,8 @@ class TwinTower(nn.Module):
         Returns:
             float32 [N, D], unit vectors.
         """
+        if self.item_tower == "content":
+            return F.normalize(self.encoder.standardized(content)[items], dim=-1)
         vectors: Tensor = self.encoder(content, items, torch.ones_like(items))
         return vectors
 
@@ -106,6 +116,10 @@ class TwinTowerTrain(nn.Module):
             raise ValueError("sampling_correction needs item_log_q")
         self.towers = towers
         self.loss = loss
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(loss.temperature)),
+            requires_grad=loss.learn_temperature,
+        )
         self.register_buffer("item_log_q", item_log_q, persistent=False)
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -122,11 +136,15 @@ class TwinTowerTrain(nn.Module):
             item_vectors,
             batch.anchors >= 0,
             items,
-            temperature=self.loss.temperature,
+            temperature=self.temperature(),
             offsets=offsets,
             targets=(_users_of(batch.target_lengths), token_items),
         )
         return loss, (loss.detach(), batch.users)
+
+    def temperature(self) -> Tensor:
+        """The temperature in use: fixed, or learned and kept from collapsing."""
+        return self.log_temperature.exp().clamp(min=_LEAST_TEMPERATURE)
 
 
 def _users_of(lengths: Tensor) -> Tensor:

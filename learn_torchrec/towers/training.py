@@ -2,7 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+import resource
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 from torchrec.distributed.train_pipeline import TrainPipelineBase
 from tqdm import tqdm
 
@@ -113,33 +116,18 @@ def train_towers(
         UserError: settings that do not fit the data or the number of ranks, or a
             loss that is not finite, with the users of the batch.
     """
-    _check(config, train)
-    metric = f"r@{retrieval.ks[0]}"
-    training = config.training
-    torch.manual_seed(training.seed)
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    towers = build_towers(config.model, mean, std)
-    task = TwinTowerTrain(towers, config.loss, _log_q(train, len(store))).to(device)
-    optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
-    pipeline: TrainPipelineBase[TowerBatch, Any] = TrainPipelineBase(
-        DistributedDataParallel(task), optimizer, device
-    )
-    steps = len(train) // training.batch_size
-    schedule = warmup_cosine(
-        optimizer, training.epochs * steps, config.optimizer.warmup
-    )
-    best = _Best(training.patience, metric)
-    loss = RunningMean()
+    _check(config, train, store)
+    training, metric = config.training, f"r@{retrieval.ks[0]}"
+    task, pipeline, schedule = _prepare(config, train, store, device)
+    best, loss = _Best(training.patience, metric), RunningMean()
 
     def watch(output: tuple[Tensor, Tensor]) -> None:
         value, users = output
         _refuse_non_finite(value, users, train)
         loss.add(value)
 
-    bar = tqdm(
-        total=training.epochs, desc="towers", unit="epoch", disable=_bar_is_off()
-    )
-    for epoch in range(training.epochs):
+    for epoch in _progress(training.epochs):
+        speed = _Speed()
         batches = epoch_batches(
             train,
             config.sampling,
@@ -149,38 +137,82 @@ def train_towers(
         )
         task.train()
         _seed_dropout(training.seed, epoch)
-        train_epoch(pipeline, attach_content(batches, store), schedule, watch)
+        train_epoch(
+            pipeline, attach_content(speed.count(batches), store), schedule, watch
+        )
+        line = {"loss": loss.result(), "temperature": float(task.temperature())}
+        line |= speed.result()
+        length = config.sampling.history_length
         metrics = evaluate_towers(
-            towers,
-            store,
-            validation,
-            config.sampling.history_length,
-            device,
-            retrieval,
+            task.towers, store, validation, length, device, retrieval
         )
-        line = {"loss": loss.result(), **metrics}
-        log.write(step=epoch + 1, total=training.epochs, **line)
+        log.write(step=epoch + 1, total=training.epochs, **line, **metrics)
         logger.info(
-            "epoch %d: loss %.4f, validation %s %.4f",
-            epoch + 1,
-            line["loss"],
-            metric,
-            metrics[metric],
+            "epoch %d: loss %.4f, validation %s %.4f, %.0f users/s",
+            *(epoch + 1, line["loss"], metric, metrics[metric], line["users_per_s"]),
         )
-        bar.update()
         # Rank 0 decides: ranks may differ in the last digit of a metric.
-        if from_writer(best.take(epoch + 1, metrics, towers)):
+        if from_writer(best.take(epoch + 1, metrics, task.towers)):
             break
-    bar.close()
-    return TrainedTowers(
-        state=best.state,
-        facts={
-            "train_users": len(train),
-            "best_epoch": best.epoch,
-            "validation": best.metrics,
-            "parameters": sum(p.numel() for p in task.parameters()),
-        },
+    facts = {
+        "train_users": len(train),
+        "best_epoch": best.epoch,
+        "validation": best.metrics,
+        "parameters": sum(p.numel() for p in task.towers.parameters()),
+    }
+    return TrainedTowers(state=best.state, facts=facts)
+
+
+def _prepare(
+    config: TowersConfig, train: SequenceSet, store: ContentStore, device: torch.device
+) -> tuple[TwinTowerTrain, TrainPipelineBase[TowerBatch, Any], LRScheduler]:
+    """Return the fresh task, its pipeline over all ranks and the schedule."""
+    torch.manual_seed(config.training.seed)
+    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
+    if not config.model.standardize:
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    towers = build_towers(config.model, mean, std)
+    task = TwinTowerTrain(towers, config.loss, _log_q(train, len(store))).to(device)
+    optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
+    pipeline: TrainPipelineBase[TowerBatch, Any] = TrainPipelineBase(
+        DistributedDataParallel(task), optimizer, device
     )
+    steps = config.training.epochs * (len(train) // config.training.batch_size)
+    return task, pipeline, warmup_cosine(optimizer, steps, config.optimizer.warmup)
+
+
+def _progress(epochs: int) -> Iterator[int]:
+    is_off = None if is_writer() else True  # None: off where there is no terminal
+    yield from tqdm(range(epochs), desc="towers", unit="epoch", disable=is_off)
+
+
+class _Speed:
+    """Users and tokens that pass this rank in a second, and the memory's peak."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._users = 0
+        self._tokens = 0
+
+    def count(self, batches: Iterator[TowerBatch]) -> Iterator[TowerBatch]:
+        """Pass batches on and count what is in them."""
+        for batch in batches:
+            self._users += len(batch.users)
+            self._tokens += len(batch.history) + len(batch.target)
+            yield batch
+
+    def result(self) -> dict[str, float]:
+        """Rates of all ranks together, as one rank sees them."""
+        scale = dist.get_world_size() / (time.monotonic() - self._start)
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {
+            "users_per_s": round(self._users * scale, 1),
+            "tokens_per_s": round(self._tokens * scale, 1),
+            "peak_memory_mb": round(peak, 1),
+        }
 
 
 class _Best:
@@ -204,7 +236,13 @@ class _Best:
         return epoch - self.epoch >= self.patience
 
 
-def _check(config: TowersConfig, train: SequenceSet) -> None:
+def _check(config: TowersConfig, train: SequenceSet, store: ContentStore) -> None:
+    vector_dim = config.model.encoder.vector_dim
+    if config.model.item_tower == "content" and vector_dim != store.dim:
+        raise UserError(
+            f"towers.model.item_tower=content compares with content vectors of dim "
+            f"{store.dim}; set towers.model.encoder.vector_dim to it (now {vector_dim})"
+        )
     if train.lengths.min() <= config.sampling.min_history:
         raise UserError(
             f"towers.sampling.min_history={config.sampling.min_history}: a training "
@@ -237,7 +275,3 @@ def _refuse_non_finite(loss: Tensor, users: Tensor, train: SequenceSet) -> None:
             f"the loss is {loss.item()} in a batch with the users {ids}; lower "
             "towers.optimizer.learning_rate, or look at their items' content"
         )
-
-
-def _bar_is_off() -> bool | None:
-    return None if is_writer() else True

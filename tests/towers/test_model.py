@@ -26,20 +26,20 @@ def make_sequences(users=12):
     )
 
 
-def make_task(store, item_tower="causal", correction=False):
+def make_encoder(store, vector_dim=8):
     torch.manual_seed(0)
     shape = EncoderShape(
-        width=16, num_layers=2, num_heads=2, feed_forward_dim=32, vector_dim=8
+        width=16, num_layers=2, num_heads=2, feed_forward_dim=32, vector_dim=vector_dim
     )
-    encoder = PreferenceEncoder(
-        torch.from_numpy(store.mean).float(), torch.from_numpy(store.std).float(), shape
-    )
+    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
+    return PreferenceEncoder(mean, std, shape)
+
+
+def make_task(store, item_tower="causal", correction=False):
+    encoder = make_encoder(store)
     log_q = torch.randn(len(store)) if correction else None
-    return TwinTowerTrain(
-        TwinTower(encoder, item_tower),
-        LossConfig(sampling_correction=correction),
-        log_q,
-    )
+    config = LossConfig(sampling_correction=correction)
+    return TwinTowerTrain(TwinTower(encoder, item_tower), config, log_q)
 
 
 def one_batch(store, sequences, users=range(12)):
@@ -85,6 +85,9 @@ def test_every_parameter_learns_and_content_does_not(store, item_tower, correcti
     assert users.tolist() == list(range(12))
     position_rows = int(batch.history_lengths.max())
     for name, parameter in task.named_parameters():
+        if not parameter.requires_grad:
+            assert name == "log_temperature"  # fixed unless asked for
+            continue
         gradient = parameter.grad
         assert gradient is not None, name
         if name.endswith("positions.weight"):
@@ -95,6 +98,38 @@ def test_every_parameter_learns_and_content_does_not(store, item_tower, correcti
         assert (gradient != 0).float().mean() > 0.9, name
     assert not batch.content.requires_grad
     assert torch.equal(batch.content, content)
+
+
+def test_the_content_tower_is_the_content(store):
+    encoder = make_encoder(store, vector_dim=store.dim)
+    towers = TwinTower(encoder, "content").eval()
+    batch, _ = one_batch(store, make_sequences())
+    raw = (batch.content.double() - torch.from_numpy(store.mean)) / torch.from_numpy(
+        store.std
+    )
+    expected = torch.nn.functional.normalize(raw, dim=-1).float()
+    _, vectors = towers(batch)
+    real = batch.positives >= 0
+    torch.testing.assert_close(
+        vectors[real], expected[batch.target[batch.positives[real]]]
+    )
+    TwinTowerTrain(towers, LossConfig())(batch)[0].backward()
+    assert encoder.vector_projection.weight.grad.abs().sum() > 0
+
+
+def test_a_learned_temperature_learns_and_a_fixed_one_stays(store):
+    batch, _ = one_batch(store, make_sequences())
+    for learned in (True, False):
+        towers = make_task(store).towers
+        config = LossConfig(temperature=0.2, learn_temperature=learned)
+        task = TwinTowerTrain(towers, config)
+        assert task.temperature().item() == pytest.approx(0.2)
+        task(batch)[0].backward()
+        gradient = task.log_temperature.grad
+        assert (gradient is not None and gradient != 0) == learned
+    with torch.no_grad():
+        task.log_temperature.fill_(-100.0)
+    assert task.temperature().item() == pytest.approx(0.01)
 
 
 def test_item_towers_differ_only_in_context(store):
