@@ -26,8 +26,15 @@ _RETRIEVAL = {
 
 def render(text: str) -> str:
     """Return the README's text with every measured block made anew."""
-    results = json.loads((RESULTS / "quickstart.json").read_text())
-    blocks = {"retrieval": retrieval_table(results), "ranking": ranking_table(results)}
+    results, towers = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("quickstart", "towers")
+    )
+    blocks = {
+        "retrieval": retrieval_table(results),
+        "ranking": ranking_table(results),
+        "towers": towers_table(towers),
+    }
     for name, table in blocks.items():
         pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
         parts = re.split(pattern, text, flags=re.DOTALL)
@@ -66,6 +73,29 @@ def ranking_table(results: dict[str, Any]) -> str:
             cells.append("{} ({}, {})".format(*numbers))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def towers_table(results: dict[str, Any]) -> str:
+    """The towers beside the reference execution as Markdown."""
+    rates = results["float32"]
+    shares = rates["gemm_share"], rates["reference_gemm_share"]
+    peak = results["loss_memory_ratio"], results["loss_peak_mb"]
+    rows = {
+        "training users/s": f"{rates['users_per_s_ratio']:.2f} x",
+        "share of a step that its bare matrix products take": (
+            "{:.2f} (reference {:.2f})".format(*shares)
+        ),
+        "loader, samples/s (ids)": f"{results['loader_samples_per_s_ratio']:.0f} x",
+        "loader and gathered vectors, samples/s": (
+            f"{results['loader_with_vectors_ratio']:.1f} x"
+        ),
+        "bytes leaving the loader": f"{results['content_bytes_ratio']:.4f} x",
+        "peak memory of the loss, 4,096 users x 10 x 10": (
+            "{:.3f} x ({:.0f} MB)".format(*peak)
+        ),
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | ours over the reference |", "|---|---|", *lines]) + "\n"
 
 
 _PARTS = ("difference", "low", "high")

@@ -33,7 +33,7 @@ from learn_torchrec.towers.model import TwinTower, TwinTowerTrain
 from learn_torchrec.towers.sampling import SamplingConfig, UserSample
 from learn_torchrec.training.optim import OptimizerConfig, dense_optimizer
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 USERS = 30
 SAMPLING = SamplingConfig()
 CONTENT_DIM = 4096
@@ -50,17 +50,18 @@ class Work:
 
 
 def make_work(directory: Path, seed: int = 0) -> Work:
-    """Draw users whose histories and targets fill half of H and T on average."""
+    """Draw users whose lengths are spread evenly from 1 to H and to T: half full."""
     random = np.random.default_rng(seed)
     vectors = random.standard_normal((CATALOGUE, CONTENT_DIM), np.float32)
     with write_artifact(directory, kind=KIND, config={}, inputs={}) as working:
         write_content_store(working, pa.array(range(CATALOGUE)), vectors)
     samples = []
-    for _ in range(USERS):
-        history, target = (
-            random.choice(CATALOGUE, random.integers(1, longest + 1))
-            for longest in (SAMPLING.history_length, SAMPLING.target_length)
-        )
+    lengths = [
+        random.permutation(np.linspace(1, longest, USERS).astype(int))
+        for longest in (SAMPLING.history_length, SAMPLING.target_length)
+    ]
+    for both in zip(*lengths, strict=True):
+        history, target = (random.choice(CATALOGUE, length) for length in both)
         anchors, positives = (
             np.sort(random.permutation(len(rows))[:10]) for rows in (history, target)
         )
@@ -133,7 +134,8 @@ class Reference(nn.Module):
         ids = batch["ids"].masked_fill(~real, -1)
         own = torch.einsum("ajd,akd->ajk", anchors, positives) / TEMPERATURE
         logits = torch.einsum("ajd,bkd->ajbk", anchors, positives) / TEMPERATURE
-        hit = (ids[:, :, None, None] == ids[None, None]).any(1)  # [B, B, N_t]
+        wanted = batch["target_ids"]  # [B, T]: all targets, sampled or not
+        hit = (wanted[:, :, None, None] == ids[None, None]).any(1)  # [B, B, N_t]
         hit |= torch.eye(USERS, dtype=torch.bool)[:, :, None] | ~real[None]
         logits = logits.masked_fill(hit[:, None], -torch.inf)
         negatives = logits.flatten(2).logsumexp(-1)
@@ -168,6 +170,9 @@ def _padded_sample(work: Work, sample: UserSample) -> dict[str, Tensor]:
         result[name] = torch.from_numpy(padded)
     items = sample.target[np.maximum(result["positives"].numpy(), 0)]
     result["ids"] = torch.from_numpy(items)
+    wanted = np.full(SAMPLING.target_length, -2, np.int64)  # equals no candidate
+    wanted[: len(sample.target)] = sample.target
+    result["target_ids"] = torch.from_numpy(wanted)
     return result
 
 
@@ -277,6 +282,12 @@ def measure_training(work: Work, dtype: torch.dtype, repeats: int) -> dict[str, 
     }
 
 
+def mean_fill(work: Work) -> float:
+    """Share of the padded H + T positions that hold an event."""
+    real = sum(len(sample.history) + len(sample.target) for sample in work.samples)
+    return real / (USERS * (SAMPLING.history_length + SAMPLING.target_length))
+
+
 def measure_loader(work: Work, repeats: int) -> dict[str, float]:
     """Time the data path alone, and weigh what leaves the loader.
 
@@ -367,6 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result |= measure_loss_memory()
     with tempfile.TemporaryDirectory() as directory:
         work = make_work(Path(directory) / "content")
+        result["mean_fill"] = mean_fill(work)
         result |= measure_loader(work, repeats=5)
         result["float32"] = measure_training(work, torch.float32, args.repeats)
         result["bfloat16"] = (
