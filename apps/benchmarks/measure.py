@@ -107,9 +107,3 @@ def machine() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
-
-
-def has_native_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware."""
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)

@@ -25,6 +25,7 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from apps import options
 from apps.benchmarks import measure
 from learn_torchrec.artifact import write_artifact
+from learn_torchrec.content.encoder import cpu_has_bfloat16
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.towers.batch import TowerBatch, attach_content, collate
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
@@ -383,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["float32"] = measure_training(work, torch.float32, args.repeats)
         result["bfloat16"] = (
             measure_training(work, torch.bfloat16, args.repeats)
-            if measure.has_native_bfloat16()
+            if cpu_has_bfloat16()
             else {"skipped": "this processor has no bfloat16 arithmetic"}
         )
     result["loss_difference"] = result["float32"]["loss_difference"]
