@@ -36,6 +36,9 @@ def run(
     except (UserError, *_MENDABLE) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 def write_json(path: Path, body: object) -> None:

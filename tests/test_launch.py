@@ -134,6 +134,16 @@ def test_broken_import_of_our_own_keeps_its_traceback(
         main.main(["try-it"])
 
 
+def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(argv: Sequence[str] | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        program.run(interrupted)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted; run it again to go on\n"
+
+
 def test_every_rank_prints_a_users_mistake(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
