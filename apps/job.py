@@ -1,7 +1,6 @@
 """A job: what an app would make, known before any work is done."""
 
 import argparse
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,6 @@ from apps import options
 from learn_torchrec import config
 from learn_torchrec.artifact import is_finished, recipe_of
 from learn_torchrec.presets import Run
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,10 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = open_dataset(args.data)
-    inputs = {
-        name: dataset.fingerprint(name)
-        for name in (INTERACTIONS_FILE, IMPRESSIONS_FILE)
-    }
+    inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
     inputs["ranker"] = read_manifest(args.ranker, KIND_RANKER).fingerprint
     if args.vectors:
         inputs["vectors"] = read_manifest(args.vectors, KIND_VECTORS).fingerprint

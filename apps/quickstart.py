@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import importlib
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -20,8 +19,6 @@ import torchx_components.learn
 from apps import evaluate_auc, evaluate_retrieval, options
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.run_log import live_log_path
-
-logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.5
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}]"

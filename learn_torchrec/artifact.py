@@ -259,7 +259,9 @@ def _recover(directory: Path) -> None:
         if directory.exists():
             shutil.rmtree(retired, ignore_errors=True)
         else:
-            retired.rename(directory)
+            # Another rank that asks at the same moment may have been quicker.
+            with contextlib.suppress(FileNotFoundError):
+                retired.rename(directory)
 
 
 def _swap(working: Path, directory: Path) -> None:

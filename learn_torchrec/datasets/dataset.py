@@ -39,6 +39,10 @@ class Dataset:
         """Return the digest of what a table is read from."""
         return tables.files_fingerprint(self._sources(file))
 
+    def fingerprints(self, *files: str) -> dict[str, str]:
+        """Return the digests of several tables by file name."""
+        return {file: self.fingerprint(file) for file in files}
+
     @functools.cached_property
     def items(self) -> pa.Table:
         """The item table."""
