@@ -12,7 +12,7 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.schema import INTERACTIONS_FILE
 from learn_torchrec.towers.export import KIND_TOWERS, save_towers
-from learn_torchrec.towers.holdout import retrieval_task, split_users
+from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.distributed import (
     is_writer,
@@ -49,20 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = job.run.split
     store = content.ContentStore.open(args.content)
     histories = load_histories(open_dataset(args.data), store, split)
-    cutoff = histories.times.towers_until
-    users = split_users(histories.sequences, cutoff, split)
-    validation = retrieval_task(users.validation, split.history_share)
+    data = split_towers(histories.sequences, histories.times, split)
     with process_group() as device, RunLog(job.out) as log:
         trained = train_towers(
             job.run.towers,
-            users.train,
-            validation,
+            data,
             store,
             job.run.retrieval,
             device,
             log,
         )
-        manifest = job.manifest(cutoff, trained.facts)
+        manifest = job.manifest(data.known_until, trained.facts)
         with write_artifact_together(job.out, **manifest) as working:
             if is_writer():
                 save_towers(working, trained.state)

@@ -33,7 +33,7 @@ from learn_torchrec.ranker.training import (
 )
 from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
 from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.holdout import RetrievalConfig, retrieval_task, split_users
+from learn_torchrec.towers.holdout import RetrievalConfig, split_towers
 from learn_torchrec.towers.loss import dense_all_action_loss
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.training import (
@@ -86,7 +86,7 @@ def towers(content: Path, market: Path, device: torch.device) -> dict[str, objec
     store = ContentStore.open(content)
     split = SplitConfig(validation_users=0.2)
     histories = load_histories(open_dataset(f"parquet:{market}"), store, split)
-    users = split_users(histories.sequences, histories.times.towers_until, split)
+    data = split_towers(histories.sequences, histories.times, split)
     shape = EncoderShape(
         width=16, num_layers=1, num_heads=2, feed_forward_dim=32, dropout=0.0
     )
@@ -98,8 +98,7 @@ def towers(content: Path, market: Path, device: torch.device) -> dict[str, objec
     log = Recorder()
     trained = train_towers(
         config,
-        users.train,
-        retrieval_task(users.validation, 0.8),
+        data,
         store,
         RetrievalConfig(ks=(5,)),
         device,
