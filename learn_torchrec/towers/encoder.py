@@ -161,6 +161,10 @@ class PreferenceEncoder(nn.Module):
         shape: see `EncoderShape`.
         reads_content: false for the paper's ID row: items are their ids alone.
 
+    Attributes:
+        precision: of the matrix products over tokens, float32 or bfloat16 (autocast);
+            parameters and the vectors that come out are float32 either way.
+
     Example:
         >>> import torch
         >>> from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
@@ -186,6 +190,7 @@ class PreferenceEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.max_positions = shape.max_positions
+        self.precision = torch.float32
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.content_projection = None
@@ -228,6 +233,23 @@ class PreferenceEncoder(nn.Module):
             ValueError: a sequence is longer than `max_positions`.
         """
         layout = PackedLayout(lengths)
+        # Where the two are equal there is nothing to cast, and autocast would warn.
+        is_mixed = self.precision != torch.float32
+        dtype = self.precision if is_mixed else None
+        with torch.autocast(items.device.type, dtype=dtype, enabled=is_mixed):
+            tokens = self._transform(content, items, layout, id_vectors)
+        if read is not None:
+            tokens = tokens[read]
+        return self.project(tokens.float())
+
+    def _transform(
+        self,
+        content: Tensor,
+        items: Tensor,
+        layout: PackedLayout,
+        id_vectors: Tensor | None,
+    ) -> Tensor:
+        """Packed items [S] to transformed tokens [S, W]."""
         tokens = self.embed(content, id_vectors)[items]
         if self.max_positions:
             if layout.max_length > self.max_positions:
@@ -239,9 +261,7 @@ class PreferenceEncoder(nn.Module):
             tokens = self.input_dropout(tokens)
         for layer in self.layers:
             tokens = layer(tokens, layout)
-        if read is not None:
-            tokens = tokens[read]
-        return self.project(tokens)
+        return tokens
 
     def embed(self, content: Tensor, id_vectors: Tensor | None = None) -> Tensor:
         """Return what the transformer reads of distinct items, [U, W]."""

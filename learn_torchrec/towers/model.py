@@ -162,8 +162,6 @@ class TwinTowerTrain(nn.Module):
         loss: settings of the loss.
         item_log_q: float32 [N], log of each catalogue item's share of the training
             events, needed for the sampling correction.
-        precision: of the towers' matrix products, float32 or bfloat16; vectors and
-            loss are float32.
     """
 
     item_log_q: Tensor | None
@@ -173,14 +171,12 @@ class TwinTowerTrain(nn.Module):
         towers: TwinTower,
         loss: LossConfig,
         item_log_q: Tensor | None = None,
-        precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if loss.sampling_correction and item_log_q is None:
             raise ValueError("sampling_correction needs item_log_q")
         self.towers = towers
         self.loss = loss
-        self.precision = precision
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(loss.temperature)),
             requires_grad=loss.learn_temperature,
@@ -196,8 +192,7 @@ class TwinTowerTrain(nn.Module):
         return loss, (loss.detach(), batch.users)
 
     def _dense_all_action(self, batch: TowerBatch) -> Tensor:
-        with self._autocast():
-            user_vectors, item_vectors = self.towers(batch)
+        user_vectors, item_vectors = self.towers(batch)
         padding = batch.positives < 0
         token_items = batch.item_rows[batch.target]
         items = token_items[batch.positives.clamp(min=0)].masked_fill(padding, -1)
@@ -217,25 +212,18 @@ class TwinTowerTrain(nn.Module):
     def _next_item(self, batch: TowerBatch) -> Tensor:
         if batch.content is None or batch.candidates is None:
             raise ValueError("the batch has no content or no candidates")
-        with self._autocast():
-            id_vectors = self.towers.id_vectors(batch.item_ids)
-            vectors = self.towers.encode_items(
-                batch.content, _all_of(batch.item_rows), id_vectors
-            )
-            anchors = self.towers.encode_anchors(batch, id_vectors)
+        id_vectors = self.towers.id_vectors(batch.item_ids)
+        vectors = self.towers.encode_items(
+            batch.content, _all_of(batch.item_rows), id_vectors
+        )
         return next_item_loss(
-            anchors,
+            self.towers.encode_anchors(batch, id_vectors),
             vectors,
             batch.anchors >= 0,
             batch.target[batch.positives.clamp(min=0)],
             batch.candidates,
             temperature=self.temperature(),
         )
-
-    def _autocast(self) -> torch.autocast:
-        device = self.log_temperature.device.type
-        enabled = self.precision != torch.float32
-        return torch.autocast(device, dtype=self.precision, enabled=enabled)
 
     def temperature(self) -> Tensor:
         """The temperature in use: fixed, or learned and kept from collapsing."""

@@ -193,8 +193,7 @@ def train_towers(
             "epoch %d: loss %.4f, validation %s %.4f, %.0f users/s",
             *(epoch + 1, line["loss"], metric, metrics[metric], line["users_per_s"]),
         )
-        # Rank 0 decides: ranks may differ in the last digit of a metric.
-        if from_writer(best.take(epoch + 1, metrics, task.towers)):
+        if best.take(epoch + 1, metrics, task.towers):
             break
     facts = {
         "train_users": len(train),
@@ -222,9 +221,8 @@ def _prepare(
     towers = build_towers(config.model, mean, std, counts, torch.device("meta"))
     if initial is not None:
         load_encoder(towers.encoder, initial)
-    task = TwinTowerTrain(
-        towers, config.loss, _log_q(counts), _DTYPES[training.precision]
-    )
+    towers.encoder.precision = _DTYPES[training.precision]
+    task = TwinTowerTrain(towers, config.loss, _log_q(counts))
     steps = training.epochs * (len(train) // training.batch_size)
     if towers.ids is None:
         task = task.to(device)
@@ -340,8 +338,9 @@ class _Best:
         self.state: dict[str, Tensor] = {}
 
     def take(self, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> bool:
-        """Consider an epoch; true when training should stop."""
-        if metrics[self.metric] > self.metrics[self.metric]:
+        """Consider an epoch, on all ranks; true when training should stop."""
+        # Rank 0 decides: ranks may differ in the last digit of a metric.
+        if from_writer(metrics[self.metric] > self.metrics[self.metric]):
             self.epoch, self.metrics = epoch, metrics
             self.state = whole_state(model)
         return epoch - self.epoch >= self.patience
