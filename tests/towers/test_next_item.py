@@ -263,6 +263,25 @@ def test_training_finds_an_order_and_comes_back_from_disk(store, one_rank, tmp_p
     )
 
 
+def test_training_may_start_from_given_weights(store, one_rank, tmp_path):
+    del one_rank
+    encoder = make_towers(store).encoder
+    torch.nn.init.normal_(encoder.vector_projection.weight)
+    optimizer = OptimizerConfig(learning_rate=1e-12)
+    with RunLog(tmp_path / "towers") as log:
+        trained = train_towers(
+            config_of(optimizer=optimizer, epochs=1),
+            data_of(make_sequences()),
+            store,
+            RetrievalConfig(ks=(1,)),
+            CPU,
+            log,
+            encoder.state_dict(),
+        )
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(trained.state[f"encoder.{name}"], value)
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_users(store, one_rank, tmp_path):
     del one_rank
     optimizer = OptimizerConfig(learning_rate=1e30, max_grad_norm=0.0, warmup=0.0)
