@@ -40,6 +40,10 @@ class LossConfig:
             every event against the one after it, all of the catalogue as candidates).
         candidates: of `next_item`, how many items drawn from the catalogue stand for
             it in a step; 0 for all of them.
+        logit_adjustment: of `next_item`, how much of an item's log share of the
+            training events is added to its logit in training and left out afterwards:
+            what popularity explains is not learned again by the vectors, so that rare
+            items rank higher. Not in the paper; 0 is off, 1 takes popularity out.
         temperature: divides the cosine; the authors' public code uses 1/20.
         learn_temperature: start from it and learn it, as CLIP does.
         sampling_correction: subtract log q of an item, its share of the training
@@ -49,6 +53,7 @@ class LossConfig:
 
     objective: Literal["dense_all_action", "next_item"] = "dense_all_action"
     candidates: int = 0
+    logit_adjustment: float = 0.0
     temperature: float = 0.05
     learn_temperature: bool = False
     sampling_correction: bool = False
@@ -56,6 +61,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         require(self.temperature > 0, "towers.loss.temperature: above 0")
         require(self.candidates >= 0, "towers.loss.candidates: at least 0")
+        require(self.logit_adjustment >= 0, "towers.loss.logit_adjustment: at least 0")
         require(
             self.objective == "dense_all_action" or not self.sampling_correction,
             "towers.loss.sampling_correction: next_item draws its candidates evenly "
@@ -169,6 +175,7 @@ def next_item_loss(
     candidates: Tensor,
     *,
     temperature: float | Tensor,
+    offsets: Tensor | None = None,
     seen: Seen | None = None,
 ) -> Tensor:
     """Return this rank's share of the global next-item loss; the mean is the loss.
@@ -183,6 +190,7 @@ def next_item_loss(
         positives: int64 [B, N], index into `vectors` of each anchor's next item.
         candidates: int64 [K], indices into `vectors`, the same items on every rank.
         temperature: divides the cosines.
+        offsets: float [U], added to the logits, for adjustment.
         seen: added to the similarity of items that an anchor has met; items as
             indices into `vectors`.
 
@@ -192,7 +200,9 @@ def next_item_loss(
     """
     users = anchors[anchor_mask] / temperature  # [P, D]
     own = positives[anchor_mask]
-    own_extra = users.new_zeros(len(users))
+    if offsets is None:
+        offsets = vectors.new_zeros(len(vectors))
+    own_extra = offsets[own]
     if seen is not None:
         number = anchor_mask.flatten().cumsum(0) - 1
         seen = Seen(number[seen.anchor], seen.item, seen.score)
@@ -210,6 +220,7 @@ def next_item_loss(
             vectors[own[chunk]],
             own_extra[chunk],
             items,
+            offsets[candidates],
             own[chunk, None] == candidates,
             start,
             extra,
@@ -223,11 +234,12 @@ def _next_item_chunk(
     own: Tensor,
     own_extra: Tensor,
     items: Tensor,
+    offsets: Tensor,
     is_own: Tensor,
     start: int,
     extra: "_Extra | None",
 ) -> Tensor:
-    logits = _with_extra(users @ items.T, start, extra)
+    logits = _with_extra(users @ items.T + offsets, start, extra)
     others = logits.masked_fill(is_own, -torch.inf).logsumexp(-1)
     return F.softplus(others - (users * own).sum(-1) - own_extra).sum()
 

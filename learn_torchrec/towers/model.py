@@ -169,7 +169,7 @@ class TwinTowerTrain(nn.Module):
         towers: the model.
         loss: settings of the loss.
         item_log_q: float32 [N], log of each catalogue item's share of the training
-            events, needed for the sampling correction.
+            events, needed for the sampling correction and the adjustment.
     """
 
     item_log_q: Tensor | None
@@ -181,8 +181,8 @@ class TwinTowerTrain(nn.Module):
         item_log_q: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if loss.sampling_correction and item_log_q is None:
-            raise ValueError("sampling_correction needs item_log_q")
+        if item_log_q is None and (loss.sampling_correction or loss.logit_adjustment):
+            raise ValueError("the loss needs item_log_q")
         self.towers = towers
         self.loss = loss
         self.log_temperature = nn.Parameter(
@@ -225,6 +225,9 @@ class TwinTowerTrain(nn.Module):
         vectors = self.towers.encode_items(
             batch.content, _all_of(batch.item_rows), id_vectors
         )
+        offsets = None
+        if self.loss.logit_adjustment and self.item_log_q is not None:
+            offsets = self.loss.logit_adjustment * self.item_log_q[batch.item_rows]
         return next_item_loss(
             self.towers.encode_anchors(batch, id_vectors),
             vectors,
@@ -232,6 +235,7 @@ class TwinTowerTrain(nn.Module):
             batch.target[batch.positives.clamp(min=0)],
             batch.candidates,
             temperature=self.temperature(),
+            offsets=offsets,
             seen=self._seen(batch.history, batch),
         )
 
