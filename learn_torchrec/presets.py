@@ -9,6 +9,7 @@ from learn_torchrec.content.extract import ContentConfig
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
+from learn_torchrec.ranker.tables import TableOptimizerConfig
 from learn_torchrec.ranker.training import (
     RankerConfig,
     RankerModelConfig,
@@ -85,9 +86,8 @@ def quickstart() -> Run:
             ),
             model=RankerModelConfig(embedding_dim=16),
             optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01),
-            training=RankerTrainingConfig(
-                epochs=3, batch_size=512, table_learning_rate=0.003
-            ),
+            tables=TableOptimizerConfig(learning_rate=0.003),
+            training=RankerTrainingConfig(epochs=3, batch_size=512),
         ),
     )
 

@@ -67,11 +67,11 @@ def test_with_learn_off_it_is_torchrecs_dlrm_bit_for_bit():
     expected = theirs(batch.dense_features, batch.sparse_features).squeeze(-1)
     assert auxiliary is None
     assert torch.equal(logits, expected)
-    loss, (_, logits, labels) = LearnRankerTrain(ours)(batch)
+    loss, output = LearnRankerTrain(ours)(batch)
     their_loss, (_, their_logits, _) = DLRMTrain(theirs)(batch)
     assert torch.equal(loss, their_loss)
-    assert torch.equal(logits, their_logits)
-    assert torch.equal(labels, batch.labels)
+    assert torch.equal(output.logits, their_logits)
+    assert torch.equal(output.labels, batch.labels)
     loss.backward()
     their_loss.backward()
     for (name, one), other in zip(
