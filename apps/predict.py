@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = prepare_rows(
         dataset.impressions, ranker.features, vectors, IMPRESSIONS_FILE
     ).select(wanted)
-    table = _with_activity(_passed_through(impressions), dataset, job.run)
+    table = with_activity(_passed_through(impressions), dataset, job.run)
     report = rows.report()
     with process_group() as device, RunLog(job.out) as log:
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
@@ -176,7 +176,7 @@ def _passed_through(impressions: pa.Table) -> pa.Table:
     )
 
 
-def _with_activity(impressions: pa.Table, dataset: Dataset, run: Run) -> pa.Table:
+def with_activity(impressions: pa.Table, dataset: Dataset, run: Run) -> pa.Table:
     """Add the counts behind the cohorts.
 
     A user's activity is all their events, an item's the ones of split.actions (the

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.market import Market
 from learn_torchrec.datasets.movielens import MovieLens
 from learn_torchrec.datasets.movielens_1m import MovieLens1M
 from learn_torchrec.errors import UserError
 
 _ADAPTERS = {
+    "market": Market,
     "movielens": MovieLens,
     "movielens_1m": lambda path: MovieLens1M(Path(path)),
     "parquet": lambda path: Dataset(Path(path)),

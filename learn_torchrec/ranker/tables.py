@@ -231,9 +231,10 @@ def init_tables(model: DistributedModelParallel, seed: int) -> None:
     random state: equal seeds give equal shards, and another number of ranks gives
     other values.
     """
-    for name, table in model.state_dict().items():
-        if not is_table(name):
+    for parameter, table in model.state_dict().items():
+        if not is_table(parameter):
             continue
+        name = parameter.split(".")[-2]
         num_rows, dim = table.size()
         if not isinstance(table, ShardedTensor):  # replicated
             _fill(table, (0, 0), (num_rows, dim), seed, name)
