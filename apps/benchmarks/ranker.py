@@ -33,13 +33,8 @@ from apps.benchmarks import measure
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.ranker.batch import RankingBatch, training_batches
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
-from learn_torchrec.ranker.sharding import shard
 from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
-from learn_torchrec.ranker.tables import (
-    embedding_bag_collection,
-    init_tables,
-    step_in_backward,
-)
+from learn_torchrec.ranker.tables import embedding_bag_collection, sharding_kinds
 from learn_torchrec.ranker.training import (
     RankerConfig,
     RankerTrainingConfig,
@@ -52,6 +47,7 @@ from learn_torchrec.training.distributed import (
     process_group,
 )
 from learn_torchrec.training.loop import train_epoch
+from learn_torchrec.training.sharding import init_tables, shard_tables
 
 ROWS_PER_RANK = 2048
 STEPS = 40
@@ -180,8 +176,8 @@ def torchrec_dlrm(config: RankerConfig, device: torch.device) -> Any:
             dense_device=device,
         )
     )
-    step_in_backward(model, config.tables)
-    sharded = shard(model, features.sparse, config.sharding, device)
+    kinds = sharding_kinds(features.sparse, config.sharding)
+    sharded = shard_tables(model, device, config.tables, kinds)
     init_tables(sharded, config.training.seed)
     return sharded
 

@@ -148,12 +148,8 @@ class Market(Dataset):
         born[days == config.days - 1] = config.days - 1
         items = born * config.items_per_day
         items += random.integers(0, config.items_per_day, count)
-        likes = np.stack(
-            [
-                random.permutation(len(TOPICS)) < config.liked_topics
-                for _ in range(config.users)
-            ]
-        )
+        ranks = [random.permutation(len(TOPICS)) for _ in range(config.users)]
+        likes = np.stack(ranks) < config.liked_topics  # [users, topics]
         oracle = np.where(
             likes[users, self._topics[items]], config.liked_rate, config.other_rate
         )
@@ -193,8 +189,9 @@ def _parse(settings: str) -> MarketConfig:
         name, separator, value = pair.partition("=")
         if not separator or name not in known:
             raise UserError(
-                f"--data market:{settings}: {pair!r} is no setting; write NAME=VALUE,... "
-                f"with names of: {', '.join(known)}"
+                f"--data market:{settings}: {pair!r} is no setting; write "
+                "NAME=VALUE,... with names of: "
+                f"{', '.join(known)}"
             )
         values[name] = value
     try:

@@ -50,12 +50,13 @@ class TrainingMetrics:
                 weights={_TASK: output.weights},
             )
 
-    def result(self) -> dict[str, float | None]:
-        """Return the windowed metrics; every rank takes part. None is undefined."""
-        result: dict[str, float | None] = {}
+    def result(self) -> dict[str, float]:
+        """Return the windowed metrics that are defined; every rank takes part."""
+        result = {}
         for name, metric in self._metrics.items():
             values = metric.compute()
             key = next(k for k in values if k.rpartition("|")[2] == f"window_{name}")
             value = float(values[key])
-            result[name] = value if math.isfinite(value) else None
+            if math.isfinite(value):
+                result[name] = value
         return result

@@ -19,6 +19,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.hashing import as_integers, hash_ids, raw_keys
 from learn_torchrec.ranker.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID, WEIGHT
+from learn_torchrec.training.sharding import ShardingKind
 
 logger = logging.getLogger(__name__)
 
@@ -27,16 +28,6 @@ Floats = NDArray[np.float32]
 
 
 IdKind = Literal["hash", "index", "managed_collision"]
-ShardingKind = Literal[
-    "auto",
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-]
 
 
 @dataclass(frozen=True, kw_only=True)

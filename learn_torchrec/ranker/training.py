@@ -29,17 +29,13 @@ from learn_torchrec.ranker.features import LearnFeatures
 from learn_torchrec.ranker.metrics import TrainingMetrics
 from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain, RankerOutput
 from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, RowsReport
-from learn_torchrec.ranker.sharding import ShardingConfig, shard
 from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
 from learn_torchrec.ranker.tables import (
-    TableOptimizerConfig,
+    ShardingConfig,
     embedding_bag_collection,
-    init_tables,
-    is_table,
     managed_collection,
-    refuse_unsupported,
-    replicated_optimizer,
-    step_in_backward,
+    refuse_managed,
+    sharding_kinds,
 )
 from learn_torchrec.training.distributed import gather_objects, is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
@@ -50,6 +46,11 @@ from learn_torchrec.training.optim import (
     warmup_decay,
 )
 from learn_torchrec.training.run_log import RunLog
+from learn_torchrec.training.sharding import init_tables, shard_tables, table_of
+from learn_torchrec.training.table_optimizer import (
+    TableOptimizerConfig,
+    replicated_optimizer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -201,10 +202,10 @@ def build_ranker(
         UserError: tables, or their optimizer, that the backend cannot run.
     """
     sparse = config.features.sparse
-    refuse_unsupported(config.tables, sparse, device)
+    refuse_managed(sparse, config.tables, device)
     task = build_task(config, vector_dim, device)
-    step_in_backward(task, config.tables)
-    model = shard(task, sparse, config.sharding, device, on_plan)
+    kinds = sharding_kinds(sparse, config.sharding)
+    model = shard_tables(task, device, config.tables, kinds, on_plan)
     init_tables(model, config.training.seed)
     return model
 
@@ -217,7 +218,7 @@ def ranker_optimizer(
     Tables step inside the backward pass; replicated ones with the others.
     """
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
-    replicated = {name: value for name, value in rest.items() if is_table(name)}
+    replicated = {name: value for name, value in rest.items() if table_of(name)}
     others = ((name, value) for name, value in rest.items() if name not in replicated)
     parts = [model.fused_optimizer, dense_optimizer(others, config.optimizer)]
     if replicated:
