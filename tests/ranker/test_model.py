@@ -111,6 +111,17 @@ def test_the_loss_is_main_plus_weighted_auxiliary():
     torch.testing.assert_close(loss, bce(logits) + 0.3 * bce(auxiliary))
 
 
+def test_the_auxiliary_head_learns_from_its_own_label():
+    batch = make_batch(vectors=True)
+    ranker = make_ranker(LearnFeatures(vector_dim=4))
+    same = LearnRankerTrain(ranker)(batch)[1]
+    batch.auxiliary_labels = 1 - batch.labels
+    other = LearnRankerTrain(ranker)(batch)[1]
+    main = [output.loss - output.auxiliary_loss for output in (same, other)]
+    torch.testing.assert_close(*main)
+    assert abs(same.auxiliary_loss - other.auxiliary_loss) > 1e-4
+
+
 def test_rows_of_weight_zero_teach_nothing():
     task = LearnRankerTrain(make_ranker())
     batch = make_batch()
