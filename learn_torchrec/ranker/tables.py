@@ -29,7 +29,10 @@ class ShardingConfig:
 
     Attributes:
         kind: of every table that does not name its own; "auto" lets TorchRec's
-            planner choose between table-wise and row-wise for each.
+            planner choose between table-wise and row-wise for each. Where columns are
+            divided (column_wise, table_column_wise, grid_shard), row-wise Adagrad
+            keeps a state for each part of a row: another step than an undivided
+            table's, so results then depend on the number of ranks.
     """
 
     kind: ShardingKind = "auto"

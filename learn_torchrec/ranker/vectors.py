@@ -144,7 +144,7 @@ class LearnVectors:
             float32 [B, D], [B, D] and [B, 2]; zeros where a vector is missing.
         """
         ids = (_as_ids(user_ids), _as_ids(item_ids))
-        times = None if timestamps is None else np.asarray(timestamps, np.int64)
+        times = None if timestamps is None else _as_ids(timestamps).to_numpy()
         users, items = self.rows(*ids, times, source="the batch")
         has = np.stack([users != MISSING, items != MISSING], axis=1)
         return (
