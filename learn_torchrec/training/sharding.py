@@ -50,7 +50,7 @@ ShardingKind = Literal[
 _PLANNED = ("table_wise", "row_wise")
 # What runs on the CPU although TorchRec's sharder does not offer it there.
 _HIDDEN_ON_CPU = ("row_wise", "table_row_wise", "grid_shard")
-_NARROWEST_COLUMNS = 4  # fbgemm reads rows in fours of float32
+_COLUMN_MULTIPLE = 4  # fbgemm reads rows in fours of float32
 _ROWS_IN_BLOCK = 4096
 
 
@@ -105,7 +105,10 @@ def shard_tables(
     )
     planner = EmbeddingShardingPlanner(
         topology=topology,
-        constraints={name: _constraints(kind) for name, kind in wanted.items()},
+        constraints={
+            name: _constraints(kind, tables[name].shape[1])
+            for name, kind in wanted.items()
+        },
     )
     sharders: list[ModuleSharder[nn.Module]] = [
         _BagSharder(),
@@ -118,12 +121,20 @@ def shard_tables(
     return DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
 
 
-def _constraints(kind: ShardingKind) -> ParameterConstraints:
+def _constraints(kind: ShardingKind, dim: int) -> ParameterConstraints:
+    ranks = dist.get_world_size()
+    parts = ranks // local_world_size() if kind == "grid_shard" else ranks
     return ParameterConstraints(
         sharding_types=list(_PLANNED) if kind == "auto" else [kind],
         compute_kernels=["dense" if kind == "data_parallel" else "fused"],
-        min_partition=_NARROWEST_COLUMNS,
+        min_partition=_column_width(dim, parts),
     )
+
+
+def _column_width(dim: int, parts: int) -> int:
+    """Return the width that divides `dim` columns into at most `parts` equal ones."""
+    widths = range(_COLUMN_MULTIPLE, dim, _COLUMN_MULTIPLE)
+    return next((w for w in widths if dim % w == 0 and w * parts >= dim), dim)
 
 
 def _plan_together(
