@@ -17,7 +17,7 @@ from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
-ROWS, BATCH, DIM = 640, 64, 4
+ROWS, BATCH, DIM = 643, 64, 4  # rows do not divide evenly among ranks
 KINDS = (
     "auto",
     "data_parallel",
@@ -34,6 +34,16 @@ CASES = dict.fromkeys(KINDS, ("rowwise_adagrad", "cosine")) | {
     "row_wise/sgd": ("sgd", "constant"),
     "data_parallel/sgd": ("sgd", "cosine"),
 }
+
+
+class Recorder:
+    """Stands where the run log does and keeps what is written."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def write(self, **values: float) -> None:
+        self.lines.append(values)
 
 
 def table() -> pa.Table:

@@ -10,6 +10,7 @@ from pathlib import Path
 import problem
 import torch
 import torch.distributed as dist
+from problem import Recorder
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule
 
@@ -17,16 +18,6 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.ranker import training
 from learn_torchrec.ranker.training import load_ranker, save_ranker, score, train_ranker
 from learn_torchrec.training.distributed import gather_objects, process_group
-
-
-class Recorder:
-    """Stands where the run log does and keeps what is written."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, float]] = []
-
-    def write(self, **values: float) -> None:
-        self.lines.append(values)
 
 
 class Watched(TrainPipelineSparseDist):

@@ -11,11 +11,17 @@ import numpy as np
 import problem
 import pytest
 import torch
+from problem import Recorder
 from torchrec.optim.keyed import CombinedOptimizer
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.batch import collate, training_batches
-from learn_torchrec.ranker.training import build_ranker, build_task
+from learn_torchrec.ranker.training import (
+    build_ranker,
+    build_task,
+    score,
+    train_ranker,
+)
 from learn_torchrec.training.optim import dense_optimizer, warmup_decay
 from learn_torchrec.training.sharding import init_tables, table_of
 from learn_torchrec.training.table_optimizer import replicated_optimizer
@@ -123,6 +129,19 @@ def test_what_fbgemm_lacks_on_the_cpu_is_refused(tables, managed, message, one_r
     )
     with pytest.raises(UserError, match=message):
         build_ranker(config, problem.DIM, one_rank)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", ["auto", "data_parallel", "row_wise/sgd"])
+def test_on_cuda_it_is_the_same(case, one_rank):
+    losses, scores = unsharded(case)
+    config = problem.config(case)
+    rows, log = problem.rows(config), Recorder()
+    model, _ = train_ranker(config, rows, one_rank, log)
+    found = score(model, rows, 50, one_rank)
+    np.testing.assert_allclose([x["loss"] for x in log.lines], losses, rtol=1e-3)
+    np.testing.assert_allclose(found.numpy(), scores, rtol=1e-3, atol=1e-4)
 
 
 def test_the_plan_is_printed(one_rank):
