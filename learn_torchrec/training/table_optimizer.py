@@ -57,14 +57,21 @@ class TableOptimizerConfig:
             require(0 <= beta < 1, "ranker.tables.beta1, beta2: from 0, below 1")
 
     def arguments(self) -> dict[str, Any]:
-        """Return a fresh dictionary: what takes it in the backward pass alters it."""
+        """Return fresh arguments for fbgemm, which alters them."""
         result: dict[str, Any] = {"lr": self.learning_rate}
         if self.weight_decay:
             result["weight_decay"] = self.weight_decay
         if self.optimizer != "sgd":
             result["eps"] = self.eps
         if self.optimizer == "adam":
-            result["betas"] = (self.beta1, self.beta2)
+            result |= {"beta1": self.beta1, "beta2": self.beta2}
+        return result
+
+    def plain_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the same optimizer outside the backward pass."""
+        result = self.arguments()
+        if self.optimizer == "adam":
+            result["betas"] = (result.pop("beta1"), result.pop("beta2"))
         return result
 
 
@@ -108,7 +115,7 @@ def replicated_optimizer(
 
     def make(values: list[nn.Parameter]) -> torch.optim.Optimizer:
         optimizer: Any = _PLAIN[config.optimizer]
-        result: torch.optim.Optimizer = optimizer(values, **config.arguments())
+        result: torch.optim.Optimizer = optimizer(values, **config.plain_arguments())
         return result
 
     return KeyedOptimizerWrapper(tables, make)
