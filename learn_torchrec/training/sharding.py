@@ -97,7 +97,9 @@ def shard_tables(
     refuse_unsupported(optimizer, device)
     tables = dict(named_tables(model))
     step_in_backward(tables.values(), optimizer)
-    wanted = {name: (kinds or {}).get(name, "auto") for name in tables}
+    wanted: dict[str, ShardingKind] = {
+        name: kinds[name] if kinds and name in kinds else "auto" for name in tables
+    }
     topology = Topology(
         world_size=dist.get_world_size(),
         local_world_size=local_world_size(),
