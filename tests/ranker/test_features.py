@@ -71,7 +71,9 @@ def test_in_a_torchrec_model(directory):
         dense_arch_layer_sizes=[8, 4],
         over_arch_layer_sizes=[8, 1],
     )
-    cities = KeyedJaggedTensor(["city"], torch.tensor([1, 2, 3]), torch.ones(3).int())
+    cities = KeyedJaggedTensor(
+        ["city"], torch.tensor([1, 2, 3]), lengths=torch.ones(3).int()
+    )
     learned, auxiliary_logits = learn.of_ids(["a", "b", "c"], [7, 9, 8])
     logits = dlrm(torch.cat([torch.randn(3, 3), learned], dim=1), cities).squeeze(1)
     loss = bce(logits, LABELS) + learn.auxiliary_loss(auxiliary_logits, LABELS)
