@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from apps import options
 from apps.job import Job, describe
+from apps.learn_inputs import open_vectors, vector_inputs
 from learn_torchrec import config
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.datasets import open_dataset
@@ -30,8 +31,6 @@ from learn_torchrec.ranker.training import (
     load_ranker,
     score,
 )
-from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
-from learn_torchrec.ranker.vectors import LearnVectors, load_vectors
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
@@ -44,7 +43,11 @@ from learn_torchrec.schema import (
     USER_ACTIVITY,
     USER_ID,
 )
-from learn_torchrec.training.distributed import process_group, write_artifact_together
+from learn_torchrec.training.distributed import (
+    is_writer,
+    process_group,
+    write_artifact_together,
+)
 from learn_torchrec.training.run_log import RunLog
 
 KIND = "predictions"
@@ -57,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_data(parser)
     options.add_input(parser, "--ranker", "trained ranker")
     options.add_input(parser, "--vectors", "LEARN's vectors", required=False)
+    options.add_input(parser, "--content", "raw content vectors", required=False)
     options.add_output(parser, "the predictions")
     return parser
 
@@ -66,8 +70,7 @@ def plan(args: argparse.Namespace) -> Job:
     dataset = open_dataset(args.data)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
     inputs["ranker"] = read_manifest(args.ranker, KIND_RANKER).fingerprint
-    if args.vectors:
-        inputs["vectors"] = read_manifest(args.vectors, KIND_VECTORS).fingerprint
+    inputs |= vector_inputs(args)
     return describe(args, KIND, ("split", "cohorts"), inputs)
 
 
@@ -80,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = open_dataset(args.data)
     manifest = read_manifest(args.ranker, KIND_RANKER)
     ranker = config.from_dict(RankerConfig, manifest.config["ranker"], args.ranker)
-    vectors = load_vectors(args.vectors) if args.vectors else None
-    _check_vectors(manifest, vectors, args.ranker)
+    vectors = open_vectors(args, dataset, job.run)
+    _check_vectors(manifest, vector_inputs(args), args.ranker)
     times = resolve_times(job.run.split, dataset.interactions)
     wanted = _test_rows(dataset, times.test_from, manifest)
     impressions = dataset.impressions.filter(pa.array(wanted))
@@ -90,17 +93,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = prepare_rows(
         dataset.impressions, ranker.features, vectors, IMPRESSIONS_FILE
     ).select(wanted)
-    table = _with_activity(_passed_through(impressions), dataset, job.run)
-    facts = {"rows": len(rows), "coverage": rows.coverage()}
+    table = with_activity(_passed_through(impressions), dataset, job.run)
+    report = rows.report()
     with process_group() as device, RunLog(job.out) as log:
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
         load_ranker(model, args.ranker)
         batch_size = ranker.training.batch_size
         scores = score(model, rows, batch_size, device, log.progress)
         _refuse_non_finite(scores.numpy(), table, args.ranker)
+        if is_writer():
+            report.log()
         mine = table.take(pa.array(rank_rows(len(rows))))
         with write_artifact_together(
-            job.out, **job.manifest(manifest.cutoff, facts)
+            job.out, **job.manifest(manifest.cutoff, report.facts())
         ) as working:
             directory = working / PREDICTIONS_FILE
             directory.mkdir(exist_ok=True)
@@ -110,21 +115,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
 
 
-def _check_vectors(
-    manifest: Manifest, vectors: LearnVectors | None, ranker: Path
-) -> None:
+def _check_vectors(manifest: Manifest, given: dict[str, str], ranker: Path) -> None:
     """Refuse vectors that the ranker was not trained with."""
-    trained_with = manifest.inputs.get("vectors")
-    given = vectors.manifest.fingerprint if vectors else None
-    if trained_with and not given:
-        raise UserError(f"{ranker}: was trained with LEARN's vectors; add --vectors")
-    if given and not trained_with:
-        raise UserError(f"{ranker}: was trained without vectors; leave out --vectors")
-    if given and given != trained_with:
-        raise UserError(
-            f"{ranker}: was trained with other vectors than those of --vectors; name "
-            "the vectors of its run"
-        )
+    for name in ("vectors", "content"):
+        trained_with, option = manifest.inputs.get(name), f"--{name}"
+        if trained_with and name not in given:
+            raise UserError(f"{ranker}: was trained with {name}; add {option}")
+        if name in given and not trained_with:
+            raise UserError(f"{ranker}: was trained without {name}; leave out {option}")
+        if trained_with and given[name] != trained_with:
+            raise UserError(
+                f"{ranker}: was trained with other {name} than {option} names; name "
+                "those of its run"
+            )
 
 
 def _refuse_non_finite(
@@ -173,7 +176,7 @@ def _passed_through(impressions: pa.Table) -> pa.Table:
     )
 
 
-def _with_activity(impressions: pa.Table, dataset: Dataset, run: Run) -> pa.Table:
+def with_activity(impressions: pa.Table, dataset: Dataset, run: Run) -> pa.Table:
     """Add the counts behind the cohorts.
 
     A user's activity is all their events, an item's the ones of split.actions (the

@@ -9,14 +9,16 @@ from numpy.typing import NDArray
 
 from apps import options
 from apps.job import Job, describe
-from learn_torchrec.artifact import read_manifest
+from apps.learn_inputs import open_vectors, vector_inputs
 from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.rows import prepare_rows
+from learn_torchrec.presets import Run
+from learn_torchrec.ranker.rows import RankingRows, prepare_rows
+from learn_torchrec.ranker.stream import StreamedRows
 from learn_torchrec.ranker.training import KIND_RANKER, save_ranker, train_ranker
-from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
-from learn_torchrec.ranker.vectors import load_vectors
+from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, TIMESTAMP
 from learn_torchrec.training.distributed import (
     is_writer,
@@ -31,7 +33,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.parser("train-ranker", __doc__)
     options.add_data(parser)
     options.add_input(parser, "--vectors", "LEARN's vectors", required=False)
+    options.add_input(
+        parser,
+        "--content",
+        "raw content vectors instead of the towers' (ablation)",
+        required=False,
+    )
     options.add_output(parser, "the trained ranker")
+    parser.add_argument(
+        "--print-sharding-plan",
+        "--print_sharding_plan",
+        action="store_true",
+        help="print which rank holds which part of each table",
+    )
     return parser
 
 
@@ -39,8 +53,7 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = open_dataset(args.data)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
-    if args.vectors:
-        inputs["vectors"] = read_manifest(args.vectors, KIND_VECTORS).fingerprint
+    inputs |= vector_inputs(args)
     return describe(args, KIND_RANKER, ("split", "ranker"), inputs)
 
 
@@ -52,22 +65,59 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     dataset = open_dataset(args.data)
     times = resolve_times(job.run.split, dataset.interactions)
-    moments = dataset.impressions[TIMESTAMP].to_numpy()
-    wanted = _training_rows(moments, times)
-    vectors = load_vectors(args.vectors) if args.vectors else None
-    if vectors:
-        vectors.refuse_leak(moments[wanted], "train on")
-    # All rows are prepared, so that an error names a row of the file.
-    rows = prepare_rows(
-        dataset.impressions, job.run.ranker.features, vectors, IMPRESSIONS_FILE
-    ).select(wanted)
+    vectors = open_vectors(args, dataset, job.run)
+    streams = job.run.ranker.training.stream.enabled
+    rows = (_streamed if streams else _loaded)(dataset, job.run, times, vectors)
+    on_plan = _print_plan if args.print_sharding_plan else None
     with process_group() as device, RunLog(job.out) as log:
-        model, facts = train_ranker(job.run.ranker, rows, device, log)
+        model, facts = train_ranker(job.run.ranker, rows, device, log, on_plan)
         manifest = job.manifest(times.test_from, facts)
         with write_artifact_together(job.out, **manifest) as working:
             save_ranker(model, working)
             if is_writer():
                 shutil.copyfile(log.path, working / RUN_LOG)
+
+
+def _loaded(
+    dataset: Dataset, run: Run, times: SplitTimes, vectors: LearnVectors | None
+) -> RankingRows:
+    moments = dataset.impressions[TIMESTAMP].to_numpy()
+    wanted = _training_rows(moments, times)
+    if vectors:
+        vectors.refuse_leak(moments[wanted], "train on")
+    # All rows are prepared, so that an error names a row of the file.
+    rows = prepare_rows(
+        dataset.impressions, run.ranker.features, vectors, IMPRESSIONS_FILE
+    )
+    return rows.select(wanted)
+
+
+def _streamed(
+    dataset: Dataset, run: Run, times: SplitTimes, vectors: LearnVectors | None
+) -> StreamedRows:
+    path = dataset.directory / IMPRESSIONS_FILE
+    if type(dataset) is not Dataset or not path.exists():
+        raise UserError(
+            "ranker.training.stream.enabled: only `parquet:` data can be streamed; "
+            "set it to false"
+        )
+    ranker = run.ranker
+    rows = StreamedRows(
+        path,
+        ranker.features,
+        vectors,
+        first=times.towers_until,
+        end=times.test_from,
+        config=ranker.training.stream,
+    )
+    if vectors:
+        vectors.refuse_leak(np.array([rows.earliest]), "train on")
+    return rows
+
+
+def _print_plan(text: str) -> None:
+    if is_writer():
+        print(text, flush=True)
 
 
 def _training_rows(moments: NDArray[np.int64], times: SplitTimes) -> NDArray[np.bool_]:

@@ -22,6 +22,7 @@ from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.training import TowersConfig, TowersTrainingConfig
 from learn_torchrec.training.optim import OptimizerConfig
+from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,8 @@ def quickstart() -> Run:
             ),
             model=RankerModelConfig(embedding_dim=16),
             optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01),
-            training=RankerTrainingConfig(
-                epochs=3, batch_size=512, table_learning_rate=0.003
-            ),
+            tables=TableOptimizerConfig(learning_rate=0.003),
+            training=RankerTrainingConfig(epochs=3, batch_size=512),
         ),
     )
 

@@ -122,12 +122,12 @@ class MovieLens(Dataset):
         table = table.append_column(
             "release_year", movies["release_year"].take(item_row)
         )
-        for name, values in _counters(ratings).items():
+        for name, values in counters(ratings).items():
             table = table.append_column(name, pa.array(values))
         return table
 
 
-def _counters(ratings: pa.Table) -> dict[str, np.ndarray]:
+def counters(ratings: pa.Table) -> dict[str, np.ndarray]:
     """The features a live ranker would have: counts and rates before each row."""
     times = ratings[TIMESTAMP].to_numpy()
     labels = ratings[LABEL].to_numpy()

@@ -63,3 +63,17 @@ class AuxiliaryNetwork(nn.Module):
         pair = torch.cat([user_vectors, item_vectors], dim=1)
         fusion = F.relu(self.fusion_out(F.relu(self.fusion_in(pair))))
         return fusion, self.head(fusion).squeeze(-1)
+
+
+def weighted_bce(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Return the mean over rows of weight times binary cross-entropy, a scalar.
+
+    Args:
+        logits: float [B].
+        labels: float [B] of 0 and 1.
+        weights: float [B], 1 when None.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return losses.mean() if weights is None else (weights * losses).mean()

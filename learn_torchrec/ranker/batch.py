@@ -3,7 +3,7 @@
 Dimension letters: B rows, F dense features, D vector dim.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.rows import RankingRows
-from learn_torchrec.ranker.vectors import MISSING, VectorTable
+from learn_torchrec.ranker.rows import JaggedIds, RankingRows
+from learn_torchrec.ranker.vectors import MISSING
 from learn_torchrec.training.batch import PipelineableBatch
 
 Ints = NDArray[np.int64]
@@ -27,12 +27,15 @@ class RankingBatch(PipelineableBatch):
 
     Attributes:
         dense_features: float32 [B, F].
-        sparse_features: an ID feature each, in the order of the configuration.
+        sparse_features: an ID feature each, in the order of the configuration;
+            weighted where one of them is.
         labels: float32 [B].
         weights: float32 [B]; 0 in padding.
         user_vectors: float32 [B, D], zeros where missing; None with LEARN off.
         item_vectors: float32 [B, D], likewise.
         has_vectors: float32 [B, 2], 1 where the user's, the item's vector is there.
+        auxiliary_labels: float32 [B], of the auxiliary network; None for `labels`.
+        managed_features: ID features whose rows TorchRec finds; None without any.
     """
 
     dense_features: Tensor
@@ -42,6 +45,8 @@ class RankingBatch(PipelineableBatch):
     user_vectors: Tensor | None = None
     item_vectors: Tensor | None = None
     has_vectors: Tensor | None = None
+    auxiliary_labels: Tensor | None = None
+    managed_features: KeyedJaggedTensor | None = None
 
 
 def training_batches(
@@ -99,31 +104,39 @@ def rank_rows(count: int) -> Ints:
 
 def collate(rows: RankingRows, index: Ints) -> RankingBatch:
     """Cut the rows `index` [B] out of all rows."""
-    values, lengths = [], []
-    for feature in rows.sparse.values():
-        feature_values, feature_lengths = feature.take(index)
-        values.append(feature_values)
-        lengths.append(feature_lengths)
+    managed = {n: x for n, x in rows.sparse.items() if n in rows.managed}
+    hashed = {n: x for n, x in rows.sparse.items() if n not in rows.managed}
     batch = RankingBatch(
         dense_features=torch.from_numpy(rows.dense[index]),
-        sparse_features=KeyedJaggedTensor(
-            keys=list(rows.sparse),
-            values=torch.from_numpy(np.concatenate(values)),
-            lengths=torch.from_numpy(np.concatenate(lengths)),
-        ),
+        sparse_features=_keyed_jagged(hashed, index),
         labels=torch.from_numpy(rows.labels[index]),
         weights=torch.from_numpy(rows.weights[index]),
     )
+    if managed:
+        batch.managed_features = _keyed_jagged(managed, index)
+    if rows.auxiliary_labels is not None:
+        batch.auxiliary_labels = torch.from_numpy(rows.auxiliary_labels[index])
     if rows.vectors is not None:
         user_rows, item_rows = rows.user_rows[index], rows.item_rows[index]
-        batch.user_vectors = _gather(rows.vectors.users, user_rows)
-        batch.item_vectors = _gather(rows.vectors.items, item_rows)
+        batch.user_vectors = torch.from_numpy(rows.vectors.users.gather(user_rows))
+        batch.item_vectors = torch.from_numpy(rows.vectors.items.gather(item_rows))
         present = np.stack([user_rows != MISSING, item_rows != MISSING], axis=1)
         batch.has_vectors = torch.from_numpy(present.astype(np.float32))
     return batch
 
 
-def _gather(table: VectorTable, rows: Ints) -> Tensor:
-    vectors = table.vectors[np.maximum(rows, 0)]
-    vectors[rows == MISSING] = 0.0
-    return torch.from_numpy(vectors)
+def _keyed_jagged(features: Mapping[str, JaggedIds], index: Ints) -> KeyedJaggedTensor:
+    taken = [feature.take(index) for feature in features.values()]
+    weights = None
+    if any(ids.weights is not None for ids in taken):
+        parts = [
+            np.ones(len(ids.values), np.float32) if ids.weights is None else ids.weights
+            for ids in taken
+        ]
+        weights = torch.from_numpy(np.concatenate(parts))
+    return KeyedJaggedTensor(
+        keys=list(features),
+        values=torch.from_numpy(np.concatenate([ids.values for ids in taken])),
+        lengths=torch.from_numpy(np.concatenate([ids.lengths for ids in taken])),
+        weights=weights,
+    )

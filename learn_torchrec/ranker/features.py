@@ -3,14 +3,20 @@
 Dimension letters: B rows, D vector dim, E fusion dim.
 """
 
+from pathlib import Path
+from typing import Any, Literal, Self
+
 import torch
 from torch import Tensor, nn
 
-from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork
+from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork, weighted_bce
+from learn_torchrec.ranker.vectors import Ids, LearnVectors, Times, load_vectors
+
+FeatureSet = Literal["all", "vectors", "fusion"]
 
 
 class LearnFeatures(nn.Module):
-    """User and item vectors in, dense features and auxiliary logits out.
+    """User and item vectors, or ids, in; dense features and auxiliary logits out.
 
     The features are the auxiliary network's fusion embedding, both vectors and
     whether each vector is there (paper: section 3.4). The vectors stay as the towers
@@ -19,11 +25,15 @@ class LearnFeatures(nn.Module):
 
     Args:
         vector_dim: D.
-        auxiliary: settings of `AuxiliaryNetwork`.
+        auxiliary: the auxiliary network; None for one of the default shape.
+        features: what the ranker gets besides the two flags: "all", the "vectors"
+            (then there is no auxiliary network), or the "fusion" embedding.
+        stop_gradient: shape the fusion embedding by the auxiliary loss alone.
+        vectors: where `of_ids` finds vectors; not a part of the state.
         device: of the parameters.
 
     Attributes:
-        out_features: width of the dense features: E + 2 D + 2.
+        out_features: width of the dense features: E + 2 D + 2 with "all".
 
     Example:
         >>> import torch
@@ -36,25 +46,51 @@ class LearnFeatures(nn.Module):
         >>> logits = ranker(torch.cat([torch.randn(8, 10), features], dim=1))
         >>> labels = torch.randint(0, 2, (8,)).float()
         >>> bce = nn.functional.binary_cross_entropy_with_logits
-        >>> loss = bce(logits.squeeze(-1), labels) + bce(auxiliary_logits, labels)
+        >>> loss = bce(logits.squeeze(-1), labels)
+        >>> loss = loss + learn.auxiliary_loss(auxiliary_logits, labels)
     """
 
     def __init__(
         self,
         vector_dim: int,
         auxiliary: AuxiliaryNetwork | None = None,
+        features: FeatureSet = "all",
+        stop_gradient: bool = False,
+        vectors: LearnVectors | None = None,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.auxiliary = auxiliary or AuxiliaryNetwork(vector_dim, device=device)
-        self.out_features = self.auxiliary.fusion_dim + 2 * vector_dim + 2
+        self.auxiliary: AuxiliaryNetwork | None = None
+        self.out_features = 2
+        if features != "vectors":
+            self.auxiliary = auxiliary or AuxiliaryNetwork(vector_dim, device=device)
+            self.out_features += self.auxiliary.fusion_dim
+        if features != "fusion":
+            self.out_features += 2 * vector_dim
+        self.features = features
+        self.stop_gradient = stop_gradient
+        self.vectors = vectors
+
+    @classmethod
+    def load(cls, directory: str | Path, **options: Any) -> Self:
+        """Return fresh features over a vectors artefact, ready for `of_ids`.
+
+        Args:
+            directory: what `export-vectors` wrote.
+            options: further arguments of the constructor.
+
+        Raises:
+            UserError: no such artefact, or files that do not hold vectors.
+        """
+        vectors = load_vectors(Path(directory))
+        return cls(vectors.dim, vectors=vectors, **options)
 
     def forward(
         self,
         user_vectors: Tensor,
         item_vectors: Tensor,
         has_vectors: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the features of a batch.
 
         Args:
@@ -64,11 +100,51 @@ class LearnFeatures(nn.Module):
                 there; all there when None.
 
         Returns:
-            Dense features [B, out_features] and auxiliary logits [B].
+            Dense features [B, out_features], and auxiliary logits [B] or, without an
+            auxiliary network, None.
         """
         if has_vectors is None:
             has_vectors = user_vectors.new_ones(user_vectors.shape[0], 2)
         users = user_vectors * has_vectors[:, :1]
         items = item_vectors * has_vectors[:, 1:]
+        if self.auxiliary is None:
+            return torch.cat([users, items, has_vectors], dim=1), None
         fusion, logits = self.auxiliary(users, items)
-        return torch.cat([fusion, users, items, has_vectors], dim=1), logits
+        if self.stop_gradient:
+            fusion = fusion.detach()
+        parts = [fusion, users, items] if self.features == "all" else [fusion]
+        return torch.cat([*parts, has_vectors], dim=1), logits
+
+    def of_ids(
+        self, user_ids: Ids, item_ids: Ids, timestamps: Times | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the features of users and items by id, as `forward` does.
+
+        Args:
+            user_ids: int64 or string [B].
+            item_ids: int64 or string [B].
+            timestamps: unix seconds [B]: each user is seen as of strictly before;
+                None for each user's latest vector (serving).
+
+        Raises:
+            UserError: ids of another type than the vectors'.
+            ValueError: made without `vectors`.
+        """
+        if self.vectors is None:
+            raise ValueError("of_ids needs vectors: make it with LearnFeatures.load")
+        found = self.vectors.lookup(user_ids, item_ids, timestamps)
+        parameter = next(self.parameters(), found[0])
+        return self(*(tensor.to(parameter.device) for tensor in found))
+
+    @staticmethod
+    def auxiliary_loss(
+        logits: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean CVR loss of the auxiliary logits, to add to the main loss.
+
+        Args:
+            logits: float [B].
+            labels: float [B] of 0 and 1.
+            weights: float [B] of the rows, 1 when None.
+        """
+        return weighted_bce(logits, labels, weights)

@@ -14,28 +14,50 @@ def hash_ids(values: pa.Array, num_rows: int, column: str) -> NDArray[np.int64]:
     """Map ids to rows 0 to num_rows - 1, the same in every process and version.
 
     Args:
-        values: int64 or string [N], no nulls.
+        values: integer or string [N], no nulls.
         num_rows: rows of the table.
         column: name, for the message.
 
     Raises:
         UserError: ids of another type.
     """
+    keys = _mix(_keys(values, column))
+    return (keys % np.uint64(num_rows)).astype(np.int64)
+
+
+def raw_keys(values: pa.Array, column: str) -> NDArray[np.int64]:
+    """Return one non-negative 63-bit key for each id; arguments of `hash_ids`."""
+    return (_mix(_keys(values, column)) >> np.uint64(1)).astype(np.int64)
+
+
+def as_integers(values: pa.Array, column: str) -> NDArray[np.int64]:
+    """Return ids that are rows of a table already.
+
+    Raises:
+        UserError: ids that are no integers.
+    """
+    if not pt.is_integer(values.type) or pt.is_uint64(values.type):
+        raise UserError(
+            f"column {column!r} is {values.type}; ids of the kind 'index' must be "
+            "int64: cast it, or use the kind 'hash'"
+        )
+    return values.cast(pa.int64()).to_numpy()
+
+
+def _keys(values: pa.Array, column: str) -> NDArray[np.uint64]:
     if pt.is_string(values.type) or pt.is_large_string(values.type):
         encoded = values.dictionary_encode()
-        keys = np.array(
+        return np.array(
             [_string_key(text) for text in encoded.dictionary.to_pylist()], np.uint64
         )[encoded.indices.to_numpy()]
-    elif pt.is_integer(values.type):
+    if pt.is_integer(values.type):
         if not pt.is_uint64(values.type):
             values = values.cast(pa.int64())
-        keys = values.to_numpy().view(np.uint64)
-    else:
-        raise UserError(
-            f"column {column!r} is {values.type}; an ID feature must be an integer or "
-            "a string, or a list of them"
-        )
-    return (_mix(keys) % np.uint64(num_rows)).astype(np.int64)
+        return values.to_numpy().view(np.uint64)
+    raise UserError(
+        f"column {column!r} is {values.type}; an ID feature must be an integer or a "
+        "string, or a list of them"
+    )
 
 
 def _string_key(text: str) -> int:

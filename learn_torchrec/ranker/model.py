@@ -1,16 +1,41 @@
 """The CVR ranker: TorchRec's DLRM, with LEARN's vectors among its dense features.
 
-Dimension letters: B rows, F dense features, D vector dim.
+Dimension letters: B rows, F dense features, D vector dim, S ID features.
 """
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as functional
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 from torchrec.models.dlrm import DenseArch, InteractionArch, OverArch, SparseArch
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
+from learn_torchrec.ranker.auxiliary import weighted_bce
 from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.features import LearnFeatures
+
+
+class ManagedSparseArch(nn.Module):
+    """TorchRec's `SparseArch` for ID features that get their rows while training.
+
+    Args:
+        collection: its tables, all of one embedding dim.
+    """
+
+    def __init__(self, collection: ManagedCollisionEmbeddingBagCollection) -> None:
+        super().__init__()
+        self.collection = collection
+        configs = collection._embedding_module.embedding_bag_configs()
+        self.names = [name for config in configs for name in config.feature_names]
+        self.embedding_dim: int = configs[0].embedding_dim
+
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        """Return the embeddings [B, S, embedding_dim] of `features` over B rows."""
+        embedded, _ = self.collection(features)
+        by_name = embedded.to_dict()
+        together = torch.cat([by_name[name] for name in self.names], dim=1)
+        return together.reshape(-1, len(self.names), self.embedding_dim)
 
 
 class LearnRanker(nn.Module):
@@ -22,6 +47,7 @@ class LearnRanker(nn.Module):
         dense_arch_layer_sizes: of the bottom MLP; the last is the embedding dim.
         over_arch_layer_sizes: of the top MLP; the last is 1.
         learn: LEARN's features, or None for the baseline.
+        managed_collection: further ID features, of the same embedding dim.
         device: of the dense parameters.
 
     Raises:
@@ -35,6 +61,7 @@ class LearnRanker(nn.Module):
         dense_arch_layer_sizes: list[int],
         over_arch_layer_sizes: list[int],
         learn: LearnFeatures | None = None,
+        managed_collection: ManagedCollisionEmbeddingBagCollection | None = None,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
@@ -50,6 +77,10 @@ class LearnRanker(nn.Module):
         self.learn = learn
         self.sparse_arch = SparseArch(embedding_bag_collection)
         num_features = len(self.sparse_arch.sparse_feature_names)
+        self.managed_arch: ManagedSparseArch | None = None
+        if managed_collection is not None:
+            self.managed_arch = ManagedSparseArch(managed_collection)
+            num_features += len(self.managed_arch.names)
         if learn is not None:
             dense_in_features += learn.out_features
         self.dense_arch = DenseArch(dense_in_features, dense_arch_layer_sizes, device)
@@ -66,6 +97,7 @@ class LearnRanker(nn.Module):
         user_vectors: Tensor | None = None,
         item_vectors: Tensor | None = None,
         has_vectors: Tensor | None = None,
+        managed_features: KeyedJaggedTensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Score rows.
 
@@ -75,6 +107,7 @@ class LearnRanker(nn.Module):
             user_vectors: float [B, D], needed with `learn`.
             item_vectors: float [B, D], needed with `learn`.
             has_vectors: float [B, 2], see `LearnFeatures`.
+            managed_features: KJT over B rows, needed with `managed_collection`.
 
         Returns:
             Logits [B], and the auxiliary network's logits [B] or None.
@@ -87,8 +120,29 @@ class LearnRanker(nn.Module):
             dense_features = torch.cat([dense_features, features], dim=1)
         embedded_dense = self.dense_arch(dense_features)
         embedded_sparse = self.sparse_arch(sparse_features)
+        if self.managed_arch is not None:
+            managed = self.managed_arch(managed_features)
+            embedded_sparse = torch.cat([embedded_sparse, managed], dim=1)
         interactions = self.inter_arch(embedded_dense, embedded_sparse)
         return self.over_arch(interactions).squeeze(-1), auxiliary_logits
+
+
+class RankerOutput(NamedTuple):
+    """What a training step shows, detached.
+
+    Attributes:
+        loss: main plus auxiliary, a scalar.
+        logits: [B].
+        labels: [B].
+        weights: [B].
+        auxiliary_loss: a scalar, before lambda; 0 without an auxiliary network.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor
+    auxiliary_loss: Tensor
 
 
 class LearnRankerTrain(nn.Module):
@@ -107,10 +161,8 @@ class LearnRankerTrain(nn.Module):
         self.ranker = ranker
         self.auxiliary_weight = auxiliary_weight
 
-    def forward(
-        self, batch: RankingBatch
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Return the loss and, detached, (loss, logits, labels).
+    def forward(self, batch: RankingBatch) -> tuple[Tensor, RankerOutput]:
+        """Return the loss, and what the step shows.
 
         The loss is the mean over rows of weight times binary cross-entropy.
         """
@@ -120,16 +172,22 @@ class LearnRankerTrain(nn.Module):
             batch.user_vectors,
             batch.item_vectors,
             batch.has_vectors,
+            batch.managed_features,
         )
-        loss = _weighted_bce(logits, batch.labels, batch.weights)
+        loss = weighted_bce(logits, batch.labels, batch.weights)
+        auxiliary = torch.zeros_like(loss)
         if auxiliary_logits is not None:
-            auxiliary = _weighted_bce(auxiliary_logits, batch.labels, batch.weights)
+            labels = batch.auxiliary_labels
+            auxiliary = weighted_bce(
+                auxiliary_logits,
+                batch.labels if labels is None else labels,
+                batch.weights,
+            )
             loss = loss + self.auxiliary_weight * auxiliary
-        return loss, (loss.detach(), logits.detach(), batch.labels)
-
-
-def _weighted_bce(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    losses = functional.binary_cross_entropy_with_logits(
-        logits, labels, reduction="none"
-    )
-    return (weights * losses).mean()
+        return loss, RankerOutput(
+            loss=loss.detach(),
+            logits=logits.detach(),
+            labels=batch.labels,
+            weights=batch.weights,
+            auxiliary_loss=auxiliary.detach(),
+        )

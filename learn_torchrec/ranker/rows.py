@@ -4,7 +4,9 @@ Dimension letters: N rows, F dense features, D vector dim.
 """
 
 import dataclasses
+import logging
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +16,18 @@ from numpy.typing import NDArray
 
 from learn_torchrec.config import require
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.hashing import hash_ids
-from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.ranker.hashing import as_integers, hash_ids, raw_keys
+from learn_torchrec.ranker.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import ITEM_ID, LABEL, TIMESTAMP, USER_ID, WEIGHT
+from learn_torchrec.training.sharding import ShardingKind
+
+logger = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+
+IdKind = Literal["hash", "index", "managed_collision"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +36,39 @@ class SparseFeature:
 
     Attributes:
         column: of the impressions; also the feature's name.
-        num_embeddings: rows of its table; ids are hashed to them.
+        num_embeddings: rows of its table.
+        ids: how ids become rows of the table. "hash": any id, by a stable hash.
+            "index": integers that are rows already; others are left out of the row's
+            bag, and counted. "managed_collision": any id, TorchRec gives frequent
+            ones a row of their own while it trains; for ids without bound.
+        weights: a column of numbers like `column`, one for each id: its weight in
+            the row's sum. None is 1 for all.
+        sharding: of its table; None as `ranker.sharding.kind` says.
     """
 
     column: str
     num_embeddings: int = 100_000
+    ids: IdKind = "hash"
+    weights: str | None = None
+    sharding: ShardingKind | None = None
 
     def __post_init__(self) -> None:
         require(self.num_embeddings > 0, f"{self.column}.num_embeddings: at least 1")
+        if self.ids == "managed_collision":
+            require(
+                self.weights is None,
+                f"{self.column}.weights: not with managed_collision",
+            )
+            require(
+                self.sharding in (None, "auto", "row_wise"),
+                f"{self.column}.sharding={self.sharding}: TorchRec shards tables with "
+                "managed_collision row-wise only",
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it reads."""
+        return (self.column, self.weights) if self.weights else (self.column,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +78,8 @@ class FeaturesConfig:
     Attributes:
         sparse: ID features.
         dense: number columns.
+        auxiliary_label: column of 0 and 1 that the auxiliary network learns from;
+            None for the ranker's own label.
     """
 
     sparse: tuple[SparseFeature, ...] = (
@@ -52,30 +87,65 @@ class FeaturesConfig:
         SparseFeature(column=ITEM_ID),
     )
     dense: tuple[str, ...] = ()
+    auxiliary_label: str | None = None
 
     def __post_init__(self) -> None:
         names = [feature.column for feature in self.sparse]
         require(len(names) > 0, "ranker.features.sparse: name at least one column")
+        require(
+            any(f.ids != "managed_collision" for f in self.sparse),
+            "ranker.features.sparse: at least one without managed_collision",
+        )
         for kind, listed in (("sparse", names), ("dense", list(self.dense))):
             require(
                 len(set(listed)) == len(listed),
                 f"ranker.features.{kind}: a column is listed twice",
             )
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The feature columns that must be there, each once."""
+        sparse = [name for feature in self.sparse for name in feature.columns]
+        extra = [self.auxiliary_label] if self.auxiliary_label else []
+        return tuple(dict.fromkeys([*sparse, *self.dense, *extra]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class JaggedIds:
-    """One ID feature of all rows: values [sum] and offsets [N + 1], int64."""
+    """One ID feature of all rows.
+
+    Attributes:
+        values: int64 [sum of lengths].
+        offsets: int64 [N + 1].
+        weights: float32 [sum of lengths]; None is 1 for all.
+        left_out: ids of each row that are in no table, int64 [N]; None is none.
+    """
 
     values: Ints
     offsets: Ints
+    weights: Floats | None = None
+    left_out: Ints | None = None
 
-    def take(self, rows: Ints) -> tuple[Ints, Ints]:
-        """Return the values and lengths of some rows."""
+    def take(self, rows: Ints) -> "JaggedIds":
+        """Return the feature of some rows."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]
-        starts = self.offsets[rows] - (np.cumsum(lengths) - lengths)
-        index = np.arange(lengths.sum()) + np.repeat(starts, lengths)
-        return self.values[index], lengths
+        ends = np.cumsum(lengths)
+        starts = self.offsets[rows] - (ends - lengths)
+        if (lengths == 1).all():
+            index = self.offsets[rows]
+        else:
+            index = np.arange(lengths.sum()) + np.repeat(starts, lengths)
+        return JaggedIds(
+            values=self.values[index],
+            offsets=np.r_[0, ends],
+            weights=None if self.weights is None else self.weights[index],
+            left_out=None if self.left_out is None else self.left_out[rows],
+        )
+
+    @property
+    def lengths(self) -> Ints:
+        """Ids in each row, int64 [N]."""
+        return np.diff(self.offsets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +157,22 @@ class RankingRows:
         sparse: an ID feature each, in the order of the configuration.
         labels: float32 [N] of 0 and 1.
         weights: float32 [N].
+        auxiliary_labels: float32 [N] of 0 and 1; None where they are the labels.
         user_rows: int64 [N], rows of the user vectors, -1 where missing.
         item_rows: int64 [N], likewise.
         vectors: where those rows point; None with LEARN off.
+        managed: ID features whose values are keys that TorchRec maps to rows.
     """
 
     dense: Floats
     sparse: dict[str, JaggedIds]
     labels: Floats
     weights: Floats
+    auxiliary_labels: Floats | None = None
     user_rows: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     item_rows: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     vectors: LearnVectors | None = None
+    managed: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -106,28 +180,84 @@ class RankingRows:
     def select(self, keep: NDArray[np.bool_]) -> "RankingRows":
         """Return the rows where `keep` [N] is true."""
         rows = np.flatnonzero(keep)
-        sparse = {}
-        for name, feature in self.sparse.items():
-            values, lengths = feature.take(rows)
-            sparse[name] = JaggedIds(values=values, offsets=np.r_[0, lengths.cumsum()])
+        auxiliary = self.auxiliary_labels
         return dataclasses.replace(
             self,
             dense=self.dense[rows],
-            sparse=sparse,
+            sparse={name: ids.take(rows) for name, ids in self.sparse.items()},
             labels=self.labels[rows],
             weights=self.weights[rows],
+            auxiliary_labels=None if auxiliary is None else auxiliary[rows],
             user_rows=self.user_rows[rows] if self.vectors else self.user_rows,
             item_rows=self.item_rows[rows] if self.vectors else self.item_rows,
         )
 
-    def coverage(self) -> dict[str, float]:
-        """Share of rows that have a user vector, and an item vector."""
-        if self.vectors is None:
-            return {}
-        return {
-            "user_vectors": float((self.user_rows >= 0).mean()),
-            "item_vectors": float((self.item_rows >= 0).mean()),
+    def report(self) -> "RowsReport":
+        """Count what the rows lack."""
+        missing = {}
+        if self.vectors is not None:
+            missing["user_vectors"] = int((self.user_rows == MISSING).sum())
+            missing["item_vectors"] = int((self.item_rows == MISSING).sum())
+        left_out = {
+            name: int(ids.left_out.sum())
+            for name, ids in self.sparse.items()
+            if ids.left_out is not None
         }
+        return RowsReport(rows=len(self), missing=missing, left_out=left_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsReport:
+    """What a set of rows lacks.
+
+    Attributes:
+        rows: N.
+        missing: rows without a user vector, and without an item vector.
+        left_out: ids of each feature that are in no table.
+    """
+
+    rows: int
+    missing: dict[str, int]
+    left_out: dict[str, int]
+
+    def __add__(self, other: "RowsReport") -> "RowsReport":
+        return RowsReport(
+            rows=self.rows + other.rows,
+            missing=_sum(self.missing, other.missing),
+            left_out=_sum(self.left_out, other.left_out),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a manifest keeps; `coverage` is the share that has a vector."""
+        coverage = {
+            name: 1 - count / max(self.rows, 1) for name, count in self.missing.items()
+        }
+        return {
+            "rows": self.rows,
+            "coverage": coverage,
+            "missing_vectors": self.missing,
+            "ids_left_out": self.left_out,
+        }
+
+    def log(self) -> None:
+        """Warn of what is missing."""
+        for name, count in self.missing.items():
+            if count:
+                logger.warning(
+                    "%d of %d rows have no %s: zeros and a flag stand for it",
+                    count,
+                    self.rows,
+                    name.replace("_", " ").removesuffix("s"),
+                )
+        for name, count in self.left_out.items():
+            if count:
+                logger.warning(
+                    "feature %r: %d ids are outside its table and left out", name, count
+                )
+
+
+def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: count + other.get(name, 0) for name, count in one.items()}
 
 
 def prepare_rows(
@@ -142,8 +272,9 @@ def prepare_rows(
         UserError: a feature column that is missing, has nulls or the wrong type, or
             ids whose type differs from the vectors'.
     """
-    for name in (*(f.column for f in features.sparse), *features.dense):
+    for name in features.columns:
         _require(impressions, name, source)
+    auxiliary = features.auxiliary_label
     rows = RankingRows(
         dense=_dense(impressions, features.dense, source),
         sparse={
@@ -152,21 +283,21 @@ def prepare_rows(
         },
         labels=impressions[LABEL].to_numpy().astype(np.float32),
         weights=_weights(impressions, source),
+        auxiliary_labels=_binary(impressions, auxiliary, source) if auxiliary else None,
+        managed=frozenset(
+            f.column for f in features.sparse if f.ids == "managed_collision"
+        ),
     )
     if vectors is None:
         return rows
-    times = impressions[TIMESTAMP].to_numpy()
-    found = []
-    for column, table in ((USER_ID, vectors.users), (ITEM_ID, vectors.items)):
-        ids = impressions[column].combine_chunks()
-        if ids.type != table.ids.type:
-            raise UserError(
-                f"{source}: column {column!r} is {ids.type} but {table.ids.type} in "
-                "the vectors; use one type for ids"
-            )
-        found.append(table.rows_as_of(ids, times))
+    user_rows, item_rows = vectors.rows(
+        impressions[USER_ID].combine_chunks(),
+        impressions[ITEM_ID].combine_chunks(),
+        impressions[TIMESTAMP].to_numpy(),
+        source,
+    )
     return dataclasses.replace(
-        rows, user_rows=found[0], item_rows=found[1], vectors=vectors
+        rows, user_rows=user_rows, item_rows=item_rows, vectors=vectors
     )
 
 
@@ -205,24 +336,73 @@ def _dense(table: pa.Table, names: tuple[str, ...], source: str) -> Floats:
 
 
 def _sparse(table: pa.Table, feature: SparseFeature, source: str) -> JaggedIds:
-    column = table[feature.column].combine_chunks()
+    values, lengths = _flatten(table, feature.column, source)
+    offsets = np.r_[0, np.cumsum(lengths)]
+    weights = None
+    if feature.weights:
+        weights = _id_weights(table, feature, lengths, source)
+    if feature.ids == "index":
+        return _indexed(as_integers(values, feature.column), offsets, weights, feature)
+    if feature.ids == "managed_collision":
+        rows = raw_keys(values, feature.column)
+    else:
+        rows = hash_ids(values, feature.num_embeddings, feature.column)
+    return JaggedIds(values=rows, offsets=offsets, weights=weights)
+
+
+def _flatten(table: pa.Table, name: str, source: str) -> tuple[pa.Array, Ints]:
+    """Return a column's entries and how many each row has, 1 where it is no list."""
+    column = table[name].combine_chunks()
     if pt.is_dictionary(column.type):
         column = column.dictionary_decode()
     is_list = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list)
-    if any(matches(column.type) for matches in is_list):
-        lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
-        values = column.flatten()
-    else:
-        lengths = np.ones(len(column), np.int64)
-        values = column
+    if not any(matches(column.type) for matches in is_list):
+        return column, np.ones(len(column), np.int64)
+    values = column.flatten()
     if values.null_count:
+        raise UserError(f"{source}: a list in column {name!r} holds a null; drop it")
+    return values, pc.list_value_length(column).to_numpy().astype(np.int64)
+
+
+def _id_weights(
+    table: pa.Table, feature: SparseFeature, lengths: Ints, source: str
+) -> Floats:
+    name = str(feature.weights)
+    values, counts = _flatten(table, name, source)
+    if not np.array_equal(counts, lengths):
+        row = int(np.argmax(counts != lengths))
         raise UserError(
-            f"{source}: a list in column {feature.column!r} holds a null; drop it"
+            f"{source}: column {name!r} has {counts[row]} weights in row {row}, but "
+            f"{feature.column!r} has {lengths[row]} ids; write one weight for each id"
         )
+    entries = pa.table({name: values})
+    return _dense(entries, (name,), source)[:, 0]
+
+
+def _indexed(
+    ids: Ints, offsets: Ints, weights: Floats | None, feature: SparseFeature
+) -> JaggedIds:
+    """Leave out ids that are no rows of the table, and count them by row."""
+    inside = (ids >= 0) & (ids < feature.num_embeddings)
+    kept_before = np.r_[0, np.cumsum(inside)]
+    kept_offsets = kept_before[offsets]
     return JaggedIds(
-        values=hash_ids(values, feature.num_embeddings, feature.column),
-        offsets=np.r_[0, np.cumsum(lengths)],
+        values=ids[inside],
+        offsets=kept_offsets,
+        weights=None if weights is None else weights[inside],
+        left_out=np.diff(offsets) - np.diff(kept_offsets),
     )
+
+
+def _binary(table: pa.Table, name: str, source: str) -> Floats:
+    values: Floats = _dense(table, (name,), source)[:, 0]
+    wrong = (values != 0) & (values != 1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise UserError(
+            f"{source}: column {name!r} is {values[row]} in row {row}, must be 0 or 1"
+        )
+    return values
 
 
 def _weights(table: pa.Table, source: str) -> Floats:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -26,18 +26,31 @@ from learn_torchrec.ranker.batch import (
     training_batches,
 )
 from learn_torchrec.ranker.features import LearnFeatures
-from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain
-from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows
-from learn_torchrec.ranker.tables import embedding_bag_collection
-from learn_torchrec.training.distributed import is_writer
+from learn_torchrec.ranker.metrics import TrainingMetrics
+from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain, RankerOutput
+from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, RowsReport
+from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
+from learn_torchrec.ranker.tables import (
+    ShardingConfig,
+    embedding_bag_collection,
+    managed_collection,
+    refuse_managed,
+    sharding_kinds,
+)
+from learn_torchrec.training.distributed import gather_objects, is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
 from learn_torchrec.training.optim import (
+    Decay,
     OptimizerConfig,
     dense_optimizer,
-    warmup_cosine,
+    warmup_decay,
 )
 from learn_torchrec.training.run_log import RunLog
-from learn_torchrec.training.sharding import init_tables, shard
+from learn_torchrec.training.sharding import init_tables, shard_tables, table_of
+from learn_torchrec.training.table_optimizer import (
+    TableOptimizerConfig,
+    replicated_optimizer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +66,23 @@ class RankerModelConfig:
         embedding_dim: of every ID feature; a multiple of 4.
         dense_layers: hidden sizes of the bottom MLP, before the embedding dim.
         over_layers: hidden sizes of the top MLP, before the logit.
+        learn: what the ranker gets where it is given vectors: "all", the "vectors"
+            without an auxiliary network, the "fusion" embedding only, or nothing
+            ("off": the baseline).
         fusion_hidden_dim: between the auxiliary network's two linear layers.
         fusion_dim: of the fusion embedding.
         auxiliary_weight: lambda, of the auxiliary network's CVR loss.
+        stop_gradient: keep the main loss from shaping the fusion embedding.
     """
 
     embedding_dim: int = 32
     dense_layers: tuple[int, ...] = (128,)
     over_layers: tuple[int, ...] = (128, 64)
+    learn: Literal["all", "vectors", "fusion", "off"] = "all"
     fusion_hidden_dim: int = 128
     fusion_dim: int = 64
     auxiliary_weight: float = 1.0
+    stop_gradient: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -84,39 +103,52 @@ class RankerTrainingConfig:
     Attributes:
         epochs: passes over the training rows.
         batch_size: rows in a global batch, over all ranks.
-        table_learning_rate: of the ID tables' row-wise Adagrad.
+        decay: of all learning rates, tables' too, after their warm-up.
+        eviction_interval: steps between two moments at which `managed_collision`
+            features may give up rare ids for new ones.
+        stream: how rows are read.
         seed: of weights and order.
     """
 
     epochs: int = 1
     batch_size: int = 2048
-    table_learning_rate: float = 0.05
+    decay: Decay = "cosine"
+    eviction_interval: int = 100
+    stream: StreamConfig = field(default_factory=StreamConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "eviction_interval"):
             require(getattr(self, name) > 0, f"ranker.training.{name}: at least 1")
-        require(
-            self.table_learning_rate > 0, "ranker.training.table_learning_rate: above 0"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankerConfig:
-    """Everything that decides the ranker, given impressions and vectors."""
+    """Everything that decides the ranker, given impressions and vectors.
+
+    Attributes:
+        features: the columns it reads.
+        model: its shape.
+        optimizer: of everything but the tables; its warm-up is theirs too.
+        tables: the tables' optimizer.
+        sharding: of the tables.
+        training: how long.
+    """
 
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     model: RankerModelConfig = field(default_factory=RankerModelConfig)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
     )
+    tables: TableOptimizerConfig = field(default_factory=TableOptimizerConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
     training: RankerTrainingConfig = field(default_factory=RankerTrainingConfig)
 
 
-def build_ranker(
+def build_task(
     config: RankerConfig, vector_dim: int | None, device: torch.device
-) -> DistributedModelParallel:
-    """Return a fresh ranker, sharded over the ranks.
+) -> LearnRankerTrain:
+    """Return a fresh ranker before it is sharded: its tables hold no values yet.
 
     Args:
         config: of the ranker.
@@ -124,29 +156,82 @@ def build_ranker(
         device: this rank's.
     """
     torch.manual_seed(config.training.seed)
-    shape = config.model
+    shape, features = config.model, config.features
     learn = None
-    if vector_dim is not None:
-        network = AuxiliaryNetwork(
-            vector_dim, shape.fusion_hidden_dim, shape.fusion_dim, device=device
+    if vector_dim is not None and shape.learn != "off":
+        network = None
+        if shape.learn != "vectors":
+            network = AuxiliaryNetwork(
+                vector_dim, shape.fusion_hidden_dim, shape.fusion_dim, device=device
+            )
+        learn = LearnFeatures(
+            vector_dim, network, shape.learn, shape.stop_gradient, device=device
         )
-        learn = LearnFeatures(vector_dim, network, device=device)
     ranker = LearnRanker(
-        embedding_bag_collection(config.features.sparse, shape.embedding_dim),
-        dense_in_features=len(config.features.dense),
+        embedding_bag_collection(features.sparse, shape.embedding_dim),
+        dense_in_features=len(features.dense),
         dense_arch_layer_sizes=[*shape.dense_layers, shape.embedding_dim],
         over_arch_layer_sizes=[*shape.over_layers, 1],
         learn=learn,
+        managed_collection=managed_collection(
+            features.sparse,
+            shape.embedding_dim,
+            config.training.eviction_interval,
+            device,
+        ),
         device=device,
     )
-    task = LearnRankerTrain(ranker, shape.auxiliary_weight)
-    model = shard(task, device, config.training.table_learning_rate)
+    return LearnRankerTrain(ranker, shape.auxiliary_weight)
+
+
+def build_ranker(
+    config: RankerConfig,
+    vector_dim: int | None,
+    device: torch.device,
+    on_plan: Callable[[str], None] | None = None,
+) -> DistributedModelParallel:
+    """Return a fresh ranker, sharded over the ranks.
+
+    Args:
+        config: of the ranker.
+        vector_dim: D with LEARN on, None for the baseline.
+        device: this rank's.
+        on_plan: called with the sharding plan as text.
+
+    Raises:
+        UserError: tables, or their optimizer, that the backend cannot run.
+    """
+    sparse = config.features.sparse
+    refuse_managed(sparse, config.tables, device)
+    task = build_task(config, vector_dim, device)
+    kinds = sharding_kinds(sparse, config.sharding)
+    model = shard_tables(task, device, config.tables, kinds, on_plan)
     init_tables(model, config.training.seed)
     return model
 
 
+def ranker_optimizer(
+    model: DistributedModelParallel, config: RankerConfig
+) -> CombinedOptimizer:
+    """Return the optimizers of the tables and of all else, stepped as one.
+
+    Tables step inside the backward pass; replicated ones with the others.
+    """
+    rest = dict(in_backward_optimizer_filter(model.named_parameters()))
+    replicated = {name: value for name, value in rest.items() if table_of(name)}
+    others = ((name, value) for name, value in rest.items() if name not in replicated)
+    parts = [model.fused_optimizer, dense_optimizer(others, config.optimizer)]
+    if replicated:
+        parts.append(replicated_optimizer(replicated, config.tables))
+    return CombinedOptimizer(parts)
+
+
 def train_ranker(
-    config: RankerConfig, rows: RankingRows, device: torch.device, log: RunLog
+    config: RankerConfig,
+    rows: RankingRows | StreamedRows,
+    device: torch.device,
+    log: RunLog,
+    on_plan: Callable[[str], None] | None = None,
 ) -> tuple[DistributedModelParallel, dict[str, Any]]:
     """Train on all ranks.
 
@@ -154,48 +239,89 @@ def train_ranker(
         The trained model and facts for the manifest.
 
     Raises:
-        UserError: settings that do not fit the rows or the number of ranks, or a
-            loss that is not finite.
+        UserError: settings that do not fit the rows or the number of ranks, a plan
+            that the backend cannot run, or a loss that is not finite.
     """
     vector_dim = None if rows.vectors is None else rows.vectors.dim
+    if config.model.learn == "off":
+        vector_dim = None
     if vector_dim is None and not config.features.dense:
         raise UserError(
             "ranker.features.dense: DLRM without LEARN needs at least one number "
             "column; name one"
         )
-    model = build_ranker(config, vector_dim, device)
-    dense = dense_optimizer(
-        in_backward_optimizer_filter(model.named_parameters()), config.optimizer
-    )
-    optimizer = CombinedOptimizer([model.fused_optimizer, dense])
     training = config.training
+    model = build_ranker(config, vector_dim, device, on_plan)
+    optimizer = ranker_optimizer(model, config)
     steps = training.epochs * (len(rows) // training.batch_size)
-    schedule = warmup_cosine(optimizer, steps, config.optimizer.warmup)
+    schedule = warmup_decay(optimizer, steps, config.optimizer.warmup, training.decay)
     pipeline: TrainPipelineSparseDist[RankingBatch, Any] = TrainPipelineSparseDist(
         model, optimizer, device
     )
-    loss = RunningMean()
-    step = 0
+    progress = _Progress(steps, training.batch_size, device, log)
     with tqdm(total=steps, desc="ranker", disable=_bar_is_off()) as bar:
 
-        def on_step(output: tuple[Tensor, Tensor, Tensor]) -> None:
-            nonlocal step
-            loss.add(output[0])
-            step += 1
+        def on_step(output: RankerOutput) -> None:
             bar.update()
-            if step % _log_interval(steps) == 0 or step == steps:
-                log.write(step=step, total=steps, loss=_finite(loss.result(), step))
+            progress.add(output)
 
         model.train()
         for epoch in range(training.epochs):
-            batches = training_batches(
-                rows, batch_size=training.batch_size, seed=training.seed, epoch=epoch
-            )
-            train_epoch(pipeline, batches, schedule, on_step)
+            train_epoch(pipeline, _batches(rows, training, epoch), schedule, on_step)
     pipeline.detach()
-    facts = {"rows": len(rows), "steps": steps, "coverage": rows.coverage()}
+    report = _report(rows)
+    if is_writer():
+        report.log()
     logger.info("trained on %d rows in %d steps", len(rows), steps)
-    return model, facts
+    return model, {"steps": steps, **report.facts()}
+
+
+def _batches(
+    rows: RankingRows | StreamedRows, training: RankerTrainingConfig, epoch: int
+) -> Iterator[RankingBatch]:
+    order = {"batch_size": training.batch_size, "seed": training.seed, "epoch": epoch}
+    if isinstance(rows, StreamedRows):
+        return rows.batches(**order)
+    return training_batches(rows, **order)
+
+
+def _report(rows: RankingRows | StreamedRows) -> RowsReport:
+    if isinstance(rows, RankingRows):
+        return rows.report()
+    first, *others = gather_objects(rows.report)  # each rank read its own rows
+    for other in others:
+        first = first + other
+    result: RowsReport = first
+    return result
+
+
+class _Progress:
+    """Logs loss, NE and calibration of the training steps, some fifty times."""
+
+    def __init__(
+        self, steps: int, batch_size: int, device: torch.device, log: RunLog
+    ) -> None:
+        self._steps, self._log = steps, log
+        self._interval = max(1, steps // 50)
+        per_rank = max(1, batch_size // torch.distributed.get_world_size())
+        self._metrics = TrainingMetrics(per_rank, device)
+        self._loss, self._auxiliary = RunningMean(), RunningMean()
+        self._step = 0
+
+    def add(self, output: RankerOutput) -> None:
+        """Take one step's output; every rank takes part."""
+        self._step += 1
+        self._loss.add(output.loss)
+        self._auxiliary.add(output.auxiliary_loss)
+        self._metrics.add(output)
+        if self._step % self._interval == 0 or self._step == self._steps:
+            self._log.write(
+                step=self._step,
+                total=self._steps,
+                loss=_finite(self._loss.result(), self._step),
+                auxiliary_loss=self._auxiliary.result(),
+                **self._metrics.result(),
+            )
 
 
 @torch.no_grad()
@@ -206,7 +332,7 @@ def score(
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Score this rank's share of the rows (see `rank_rows`).
+    """Score this rank's share of the rows (see `rank_rows`), through the pipeline.
 
     Args:
         model: sharded over the ranks.
@@ -219,13 +345,24 @@ def score(
         Probabilities, float32 [this rank's rows] on the CPU.
     """
     model.eval()
+    # In evaluation mode the pipeline neither goes backward nor steps.
+    pipeline: TrainPipelineSparseDist[RankingBatch, Any] = TrainPipelineSparseDist(
+        model, model.fused_optimizer, device
+    )
     parts = [torch.empty(0)]
     mine = len(rank_rows(len(rows)))
-    for batch in _moved(evaluation_batches(rows, batch_size), device):
-        _, (_, logits, _) = model(batch)
-        parts.append(torch.sigmoid(logits).cpu())
+    batches = evaluation_batches(rows, batch_size)
+    done = 0
+    while True:
+        try:
+            output = pipeline.progress(batches)
+        except StopIteration:
+            break
+        parts.append(torch.sigmoid(output.logits).cpu())
+        done = min(done + len(parts[-1]), mine)
         if on_progress is not None:
-            on_progress(min(sum(map(len, parts)), mine), mine)
+            on_progress(done, mine)
+    pipeline.detach()
     return torch.cat(parts)[:mine]
 
 
@@ -254,25 +391,14 @@ def load_ranker(model: DistributedModelParallel, directory: Path) -> None:
     model.load_state_dict(state["model"])
 
 
-def _moved(
-    batches: Iterator[RankingBatch], device: torch.device
-) -> Iterator[RankingBatch]:
-    for batch in batches:
-        yield batch.to(device)
-
-
 def _finite(loss: float, step: int) -> float:
     if not math.isfinite(loss):
         raise UserError(
             f"the ranker's loss is {loss} at or before step {step}; lower "
-            "ranker.optimizer.learning_rate or ranker.training.table_learning_rate, or "
+            "ranker.optimizer.learning_rate or ranker.tables.learning_rate, or "
             "scale the features of ranker.features.dense"
         )
     return loss
-
-
-def _log_interval(steps: int) -> int:
-    return max(1, steps // 50)
 
 
 def _bar_is_off() -> bool | None:

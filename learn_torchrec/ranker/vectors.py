@@ -1,16 +1,19 @@
 """LEARN's vectors as the ranker finds them: by item, and by user as of a moment."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.types as pt
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from learn_torchrec.artifact import Manifest, read_manifest
-from learn_torchrec.datasets.as_of import latest_before
 from learn_torchrec.datasets.tables import read_parquet
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
@@ -24,6 +27,8 @@ from learn_torchrec.schema import (
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Ids: TypeAlias = Any  # pa.Array, or integers or strings as an array, tensor or list
+Times: TypeAlias = NDArray[np.int64] | Tensor | Sequence[int]
 KIND = "vectors"
 MISSING = -1
 
@@ -42,25 +47,74 @@ class VectorTable:
     times: Ints | None
     vectors: Floats
 
-    def rows_as_of(self, ids: pa.Array, times: Ints) -> Ints:
+    def rows_as_of(self, ids: pa.Array, times: Ints | None) -> Ints:
         """Return each query's row: its latest vector strictly before its time.
+
+        What is searched is sorted once, so that a batch costs no pass over the table.
 
         Args:
             ids: [N], of the type of `self.ids`.
-            times: int64 [N].
+            times: int64 [N]; None for each id's latest vector.
 
         Returns:
             int64 [N], MISSING where there is none.
         """
+        codes = self._known.codes(ids)
         if self.times is None:
-            found = pc.index_in(ids, value_set=self.ids)
-            return found.fill_null(MISSING).to_numpy().astype(np.int64)
-        known = self.ids.unique()
-        codes = pc.index_in(self.ids, value_set=known).to_numpy().astype(np.int64)
-        queries = pc.index_in(ids, value_set=known).fill_null(MISSING)
-        return latest_before(
-            codes, self.times, queries.to_numpy().astype(np.int64), times
-        )
+            return codes
+        keys, order, moments = self._by_moment
+        if not len(keys):
+            return np.full(len(ids), MISSING)
+        stride = len(moments) + 1
+        before = len(moments) if times is None else np.searchsorted(moments, times)
+        place = np.searchsorted(keys, codes * stride + before) - 1
+        found = (codes >= 0) & (place >= 0) & (keys[place] // stride == codes)
+        return np.where(found, order[place], MISSING)
+
+    def gather(self, rows: Ints) -> Floats:
+        """Return the vectors of `rows` [N], float32 [N, D], zeros where MISSING."""
+        vectors: Floats = self.vectors[np.maximum(rows, 0)]
+        vectors[rows == MISSING] = 0.0
+        return vectors
+
+    @functools.cached_property
+    def _known(self) -> "_Codes":
+        return _Codes(self.ids if self.times is None else self.ids.unique())
+
+    @functools.cached_property
+    def _by_moment(self) -> tuple[Ints, Ints, Ints]:
+        """Sorted keys of (id, moment), the row of each, and all moments in order."""
+        assert self.times is not None
+        moments, ranks = np.unique(self.times, return_inverse=True)
+        keys = self._known.codes(self.ids) * (len(moments) + 1) + ranks
+        order = np.argsort(keys, kind="stable")  # of equal moments the last row wins
+        return keys[order], order, moments
+
+
+class _Codes:
+    """Distinct ids to their places 0, 1, ...; unknown ones to MISSING."""
+
+    def __init__(self, ids: pa.Array) -> None:
+        self._places: dict[str, int] | None = None
+        if pt.is_integer(ids.type):
+            values = ids.to_numpy()
+            self._order = np.argsort(values)
+            self._sorted = values[self._order]
+        else:
+            self._places = {text: i for i, text in enumerate(ids.to_pylist())}
+
+    def codes(self, ids: pa.Array) -> Ints:
+        if self._places is not None:
+            places = self._places
+            found = (places.get(text, MISSING) for text in ids.to_pylist())
+            return np.fromiter(found, np.int64, len(ids))
+        if not len(self._sorted):
+            return np.full(len(ids), MISSING)
+        values = ids.to_numpy()
+        place = np.searchsorted(self._sorted, values)
+        place = np.minimum(place, len(self._sorted) - 1)
+        known = self._sorted[place] == values
+        return np.where(known, self._order[place], MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +129,59 @@ class LearnVectors:
     def dim(self) -> int:
         """D."""
         return int(self.items.vectors.shape[1])
+
+    def lookup(
+        self, user_ids: Ids, item_ids: Ids, timestamps: Times | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `LearnFeatures` takes: user, item vectors, and which are there.
+
+        Args:
+            user_ids: int64 or string [B].
+            item_ids: int64 or string [B].
+            timestamps: unix seconds [B], see `rows`.
+
+        Returns:
+            float32 [B, D], [B, D] and [B, 2]; zeros where a vector is missing.
+        """
+        ids = (_as_ids(user_ids), _as_ids(item_ids))
+        times = None if timestamps is None else _as_ids(timestamps).to_numpy()
+        users, items = self.rows(*ids, times, source="the batch")
+        has = np.stack([users != MISSING, items != MISSING], axis=1)
+        return (
+            torch.from_numpy(self.users.gather(users)),
+            torch.from_numpy(self.items.gather(items)),
+            torch.from_numpy(has.astype(np.float32)),
+        )
+
+    def rows(
+        self, user_ids: pa.Array, item_ids: pa.Array, times: Ints | None, source: str
+    ) -> tuple[Ints, Ints]:
+        """Find the rows of users, as of strictly before `times`, and of items.
+
+        Args:
+            user_ids: [N].
+            item_ids: [N].
+            times: unix seconds [N]; None for each user's latest vector.
+            source: where the ids come from, for the message.
+
+        Returns:
+            int64 [N] each, MISSING where there is none.
+
+        Raises:
+            UserError: ids of another type than the vectors'.
+        """
+        found = []
+        for column, ids, table in (
+            (USER_ID, user_ids, self.users),
+            (ITEM_ID, item_ids, self.items),
+        ):
+            if ids.type != table.ids.type:
+                raise UserError(
+                    f"{source}: column {column!r} is {ids.type} but {table.ids.type} "
+                    "in the vectors; use one type for ids"
+                )
+            found.append(table.rows_as_of(ids, times))
+        return found[0], found[1]
 
     def refuse_leak(self, times: Ints, purpose: str) -> None:
         """Refuse impressions that the towers may have learned from.
@@ -118,6 +225,12 @@ def load_vectors(directory: Path) -> LearnVectors:
         ),
         manifest=manifest,
     )
+
+
+def _as_ids(ids: Ids) -> pa.Array:
+    if isinstance(ids, pa.Array):
+        return ids
+    return pa.array(ids.cpu().numpy() if isinstance(ids, Tensor) else ids)
 
 
 def _column(table: pa.Table, name: str, path: Path) -> pa.Array:

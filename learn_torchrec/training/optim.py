@@ -1,8 +1,9 @@
 """Optimizers and the learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 
 from learn_torchrec.config import require
+
+Decay = Literal["cosine", "linear", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +81,30 @@ def warmup_cosine(
     optimizer: torch.optim.Optimizer, total_steps: int, warmup: float
 ) -> LambdaLR:
     """Return a schedule that climbs over `warmup` of the steps, then falls to 0."""
+    return warmup_decay(optimizer, total_steps, warmup, "cosine")
+
+
+def warmup_decay(
+    optimizer: torch.optim.Optimizer, total_steps: int, warmup: float, decay: Decay
+) -> LambdaLR:
+    """Return a schedule that climbs over `warmup` of the steps, then decays.
+
+    It scales the rate of every group of `optimizer`, so a `CombinedOptimizer`
+    takes tables that are updated in the backward pass along.
+    """
     warmup_steps = max(1, round(warmup * total_steps))
 
     def factor(step: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return _DECAYS[decay](min(progress, 1.0))
 
     return LambdaLR(optimizer, factor)
+
+
+_DECAYS: dict[Decay, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "constant": lambda progress: 1.0,
+}

@@ -1,77 +1,218 @@
-"""Sharding a model's ID tables over ranks with TorchRec's planner."""
+"""Sharding a model's ID tables over ranks: planned by TorchRec, or pinned."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.mc_embeddingbag import (
+    ManagedCollisionEmbeddingBagCollectionSharder,
+)
 from torchrec.distributed.planner import (
     EmbeddingShardingPlanner,
     ParameterConstraints,
     Topology,
 )
-from torchrec.optim import RowWiseAdagrad
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingPlan
 
-from learn_torchrec.training.distributed import local_world_size
+from learn_torchrec.errors import UserError
+from learn_torchrec.training.distributed import (
+    from_writer,
+    is_writer,
+    local_world_size,
+)
+from learn_torchrec.training.table_optimizer import (
+    TableOptimizerConfig,
+    refuse_unsupported,
+    step_in_backward,
+)
 
-# data_parallel is left out: TorchRec drops the in-backward optimizer of such tables,
-# and fbgemm's unfused kernel is wrong for an EmbeddingCollection on a CPU.
-_SHARDING_TYPES = ["table_wise", "row_wise"]
-_ADAGRAD_EPS = 1e-8
+ShardingKind = Literal[
+    "auto",
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+# What the planner chooses from. data_parallel is left out: whole gradients would
+# travel, and fbgemm's unfused kernel is wrong for an EmbeddingCollection on a CPU.
+_PLANNED = ("table_wise", "row_wise")
+# What runs on the CPU although TorchRec's sharder does not offer it there.
+_HIDDEN_ON_CPU = ("row_wise", "table_row_wise", "grid_shard")
+_COLUMN_MULTIPLE = 4  # fbgemm reads rows in fours of float32
 _ROWS_IN_BLOCK = 4096
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, which hides row-wise sharding on CPU although it works."""
+    """TorchRec's sharder, which hides on the CPU kinds that work there."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types: list[str] = super().sharding_types(compute_device_type)
-        return types + [kind for kind in _SHARDING_TYPES if kind not in types]
+        return types + [kind for kind in _HIDDEN_ON_CPU if kind not in types]
 
 
 def shard(
     model: nn.Module, device: torch.device, table_learning_rate: float
 ) -> DistributedModelParallel:
+    """Shard as the planner likes, with row-wise Adagrad: see `shard_tables`."""
+    return shard_tables(
+        model, device, TableOptimizerConfig(learning_rate=table_learning_rate)
+    )
+
+
+def shard_tables(
+    model: nn.Module,
+    device: torch.device,
+    optimizer: TableOptimizerConfig,
+    kinds: Mapping[str, ShardingKind] | None = None,
+    on_plan: Callable[[str], None] | None = None,
+) -> DistributedModelParallel:
     """Shard every table of `model` and replicate the rest.
 
-    Tables are updated inside the backward pass with row-wise Adagrad, the one
-    adaptive optimizer that fbgemm has on both CPU and CUDA.
+    Tables are updated inside the backward pass. Replicated (data-parallel) ones are
+    not: they need `table_optimizer.replicated_optimizer`.
 
     Args:
         model: with unsharded tables; its other parameters equal on every rank.
         device: this rank's.
-        table_learning_rate: of the tables.
+        optimizer: of the tables.
+        kinds: of tables by name; "auto" where a table is not named. Tables of an
+            `EmbeddingCollection` must not be data-parallel.
+        on_plan: called with the plan as text.
+
+    Raises:
+        UserError: an optimizer or a plan that the backend cannot run, with the reason.
     """
-    tables = dict(_tables(model))
-    for parameter in tables.values():
-        _apply_optimizer_in_backward(
-            RowWiseAdagrad,
-            [parameter],
-            {"lr": table_learning_rate, "eps": _ADAGRAD_EPS},
-        )
-    constraints = {
-        name: ParameterConstraints(
-            sharding_types=_SHARDING_TYPES, compute_kernels=["fused"]
-        )
-        for name in tables
+    refuse_unsupported(optimizer, device)
+    tables = dict(named_tables(model))
+    step_in_backward(tables.values(), optimizer)
+    wanted: dict[str, ShardingKind] = {
+        name: kinds[name] if kinds and name in kinds else "auto" for name in tables
     }
     topology = Topology(
         world_size=dist.get_world_size(),
         local_world_size=local_world_size(),
         compute_device=device.type,
     )
-    sharders = [_BagSharder(), EmbeddingCollectionSharder()]
-    plan = EmbeddingShardingPlanner(
-        topology=topology, constraints=constraints
-    ).collective_plan(model, sharders, dist.group.WORLD)
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        constraints={
+            name: _constraints(kind, tables[name].shape[1])
+            for name, kind in wanted.items()
+        },
+    )
+    sharders: list[ModuleSharder[nn.Module]] = [
+        _BagSharder(),
+        EmbeddingCollectionSharder(),
+        ManagedCollisionEmbeddingBagCollectionSharder(ebc_sharder=_BagSharder()),
+    ]
+    plan = _plan_together(lambda: planner.plan(model, sharders), wanted, device)
+    if on_plan is not None:
+        on_plan(describe(plan, tables))
     return DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
+
+
+def _constraints(kind: ShardingKind, dim: int) -> ParameterConstraints:
+    ranks = dist.get_world_size()
+    parts = ranks // local_world_size() if kind == "grid_shard" else ranks
+    return ParameterConstraints(
+        sharding_types=list(_PLANNED) if kind == "auto" else [kind],
+        compute_kernels=["dense" if kind == "data_parallel" else "fused"],
+        min_partition=_column_width(dim, parts),
+    )
+
+
+def _column_width(dim: int, parts: int) -> int:
+    """Return the width that divides `dim` columns into at most `parts` equal ones."""
+    widths = range(_COLUMN_MULTIPLE, dim, _COLUMN_MULTIPLE)
+    return next((w for w in widths if dim % w == 0 and w * parts >= dim), dim)
+
+
+def _plan_together(
+    make: Callable[[], ShardingPlan],
+    kinds: Mapping[str, ShardingKind],
+    device: torch.device,
+) -> ShardingPlan:
+    """Plan on rank 0; its failure is every rank's, so that none waits for a plan."""
+    outcome: ShardingPlan | UserError | None = None
+    if is_writer():
+        try:
+            outcome = make()
+        except (PlannerError, RuntimeError, IndexError, ValueError) as error:
+            outcome = UserError(_refusal(error, kinds, device))
+    outcome = from_writer(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def _refusal(
+    error: Exception, kinds: Mapping[str, ShardingKind], device: torch.device
+) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    pinned = [f"{table} {kind}" for table, kind in kinds.items() if kind != "auto"]
+    return (
+        f"sharding: TorchRec finds no plan for {dist.get_world_size()} ranks on "
+        f"{device.type} ({', '.join(pinned) or 'nothing pinned'}): {reason}; pin "
+        "another kind, let the planner choose (auto), or make the tables smaller"
+    )
+
+
+def describe(plan: ShardingPlan, tables: Mapping[str, Tensor]) -> str:
+    """Return a plan as text: a line for each table."""
+    lines = [
+        f"{table}: {tables[table].shape[0]:,} x {tables[table].shape[1]}, "
+        f"{placed.sharding_type}, {placed.compute_kernel}: {', '.join(_places(placed))}"
+        for placements in plan.plan.values()
+        for table, placed in placements.items()
+    ]
+    return "\n".join(sorted(lines))
+
+
+def _places(placed: ParameterSharding) -> Iterator[str]:
+    if placed.sharding_spec is None:
+        yield "every rank holds all of it"
+        return
+    for place in placed.sharding_spec.shards:
+        (row, column), (rows, columns) = place.shard_offsets, place.shard_sizes
+        yield (
+            f"rank {place.placement.rank()} rows {row:,}-{row + rows:,} "
+            f"columns {column}-{column + columns}"
+        )
+
+
+def named_tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the tables of an unsharded model by name."""
+    for module in model.modules():
+        if isinstance(module, EmbeddingBagCollection):
+            for name, bag in module.embedding_bags.items():
+                yield name, bag.weight
+        elif isinstance(module, EmbeddingCollection):
+            for name, table in module.embeddings.items():
+                yield name, table.weight
+
+
+def table_of(parameter: str) -> str | None:
+    """Return the name of the table that a parameter holds; None for other parameters.
+
+    TorchRec names them `<module>.embedding_bags.<table>.weight`, or `.embeddings.`.
+    """
+    parts = parameter.split(".")
+    if len(parts) < 3 or parts[-1] != "weight":
+        return None
+    return parts[-2] if parts[-3] in ("embedding_bags", "embeddings") else None
 
 
 @torch.no_grad()
@@ -83,24 +224,41 @@ def init_tables(model: DistributedModelParallel, seed: int) -> None:
     random state: equal seeds give equal shards, and another number of ranks gives
     other values.
     """
-    for name, table in model.state_dict().items():
-        if not isinstance(table, ShardedTensor):
+    for parameter, table in model.state_dict().items():
+        name = table_of(parameter)
+        if name is None:
             continue
         num_rows, dim = table.size()
-        bound = num_rows**-0.5
+        if not isinstance(table, ShardedTensor):  # replicated
+            _fill(table, (0, 0), (num_rows, dim), seed, name)
+            continue
         for shard in table.local_shards():
-            first_row, first_column = shard.metadata.shard_offsets
-            count, width = shard.metadata.shard_sizes
-            columns = slice(first_column, first_column + width)
-            first_block = first_row // _ROWS_IN_BLOCK
-            for block in range(first_block, -(-(first_row + count) // _ROWS_IN_BLOCK)):
-                start = block * _ROWS_IN_BLOCK
-                random = torch.Generator().manual_seed(_block_seed(seed, name, block))
-                rows = torch.rand((_ROWS_IN_BLOCK, dim), generator=random)
-                low = max(first_row, start)
-                high = min(first_row + count, start + _ROWS_IN_BLOCK)
-                values = (2 * rows[low - start : high - start, columns] - 1) * bound
-                shard.tensor[low - first_row : high - first_row].copy_(values)
+            place = shard.metadata
+            _fill(
+                shard.tensor,
+                place.shard_offsets,
+                (num_rows, dim),
+                seed,
+                name,
+            )
+
+
+def _fill(
+    part: Tensor, offsets: Any, size: tuple[int, int], seed: int, name: str
+) -> None:
+    """Fill the part of a table of `size` that starts at row and column `offsets`."""
+    num_rows, dim = size
+    (first_row, first_column), (count, width) = offsets, part.shape
+    columns = slice(first_column, first_column + width)
+    first_block = first_row // _ROWS_IN_BLOCK
+    for block in range(first_block, -(-(first_row + count) // _ROWS_IN_BLOCK)):
+        start = block * _ROWS_IN_BLOCK
+        random = torch.Generator().manual_seed(_block_seed(seed, name, block))
+        rows = torch.rand((_ROWS_IN_BLOCK, dim), generator=random)
+        low = max(first_row, start)
+        high = min(first_row + count, start + _ROWS_IN_BLOCK)
+        values = (2 * rows[low - start : high - start, columns] - 1) * num_rows**-0.5
+        part[low - first_row : high - first_row].copy_(values)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
@@ -123,13 +281,3 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 def _block_seed(seed: int, name: str, block: int) -> int:
     text = f"{seed}/{name}/{block}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
-
-
-def _tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for module in model.modules():
-        if isinstance(module, EmbeddingBagCollection):
-            for name, bag in module.embedding_bags.items():
-                yield name, bag.weight
-        elif isinstance(module, EmbeddingCollection):
-            for name, table in module.embeddings.items():
-                yield name, table.weight

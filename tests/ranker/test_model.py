@@ -67,11 +67,11 @@ def test_with_learn_off_it_is_torchrecs_dlrm_bit_for_bit():
     expected = theirs(batch.dense_features, batch.sparse_features).squeeze(-1)
     assert auxiliary is None
     assert torch.equal(logits, expected)
-    loss, (_, logits, labels) = LearnRankerTrain(ours)(batch)
+    loss, output = LearnRankerTrain(ours)(batch)
     their_loss, (_, their_logits, _) = DLRMTrain(theirs)(batch)
     assert torch.equal(loss, their_loss)
-    assert torch.equal(logits, their_logits)
-    assert torch.equal(labels, batch.labels)
+    assert torch.equal(output.logits, their_logits)
+    assert torch.equal(output.labels, batch.labels)
     loss.backward()
     their_loss.backward()
     for (name, one), other in zip(
@@ -109,6 +109,17 @@ def test_the_loss_is_main_plus_weighted_auxiliary():
 
     loss = LearnRankerTrain(ranker, auxiliary_weight=0.3)(batch)[0]
     torch.testing.assert_close(loss, bce(logits) + 0.3 * bce(auxiliary))
+
+
+def test_the_auxiliary_head_learns_from_its_own_label():
+    batch = make_batch(vectors=True)
+    ranker = make_ranker(LearnFeatures(vector_dim=4))
+    same = LearnRankerTrain(ranker)(batch)[1]
+    batch.auxiliary_labels = 1 - batch.labels
+    other = LearnRankerTrain(ranker)(batch)[1]
+    main = [output.loss - output.auxiliary_loss for output in (same, other)]
+    torch.testing.assert_close(*main)
+    assert abs(same.auxiliary_loss - other.auxiliary_loss) > 1e-4
 
 
 def test_rows_of_weight_zero_teach_nothing():

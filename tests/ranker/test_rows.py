@@ -180,6 +180,120 @@ def test_bad_columns_are_refused(table, message):
         prepare_rows(table, FEATURES, None, "file")
 
 
+def sparse(**options):
+    return FeaturesConfig(sparse=(SparseFeature(**options),), dense=("price",))
+
+
+def test_ids_outside_an_indexed_table_are_left_out_and_counted():
+    table = with_column("tags", [[3], [], [4, 0, -1], [2, 7], [1, 1]])
+    features = sparse(column="tags", num_embeddings=4, ids="index")
+    rows = prepare_rows(table, features, None, "file")
+    tags = rows.sparse["tags"]
+    assert tags.values.tolist() == [3, 0, 2, 1, 1]
+    assert tags.offsets.tolist() == [0, 1, 1, 2, 3, 5]
+    assert rows.report().left_out == {"tags": 3}
+    kept = rows.select(np.array([True, True, True, False, False]))
+    assert kept.report().left_out == {"tags": 2}
+    both = kept.report() + kept.report()
+    assert both.facts()["ids_left_out"] == {"tags": 4}
+    assert both.facts()["rows"] == 6
+
+
+def test_weights_go_with_their_ids():
+    table = with_column("shares", [[0.5], [], [0.25, 2.0], [1.0], [3.0, 4.0, 5.0]])
+    features = FeaturesConfig(
+        sparse=(
+            SparseFeature(column="user_id", num_embeddings=50),
+            SparseFeature(column="tags", num_embeddings=20, weights="shares"),
+        ),
+        dense=("price",),
+    )
+    batch = batches.collate(
+        prepare_rows(table, features, None, "file"), np.array([4, 2])
+    )
+    weights = batch.sparse_features.weights().tolist()
+    assert weights == [1, 1, 3, 4, 5, 0.25, 2]  # users have weight 1
+    assert batch.sparse_features["tags"].lengths().tolist() == [3, 2]
+
+
+def test_weights_of_ids_left_out_go_too():
+    table = with_column("tags", [[3], [], [9, 0], [2], [1, 1, 8]])
+    table = table.append_column(
+        "shares", pa.array([[0.5], [], [0.25, 2.0], [1.0], [3.0, 4.0, 5.0]])
+    )
+    features = sparse(column="tags", num_embeddings=4, ids="index", weights="shares")
+    tags = prepare_rows(table, features, None, "file").sparse["tags"]
+    assert tags.values.tolist() == [3, 0, 2, 1, 1]
+    assert tags.weights.tolist() == [0.5, 2, 1, 3, 4]
+
+
+def test_the_auxiliary_network_may_have_its_own_label():
+    table = with_column("bought", [0, 1, 1, 0, 1])
+    features = dataclasses.replace(FEATURES, auxiliary_label="bought")
+    rows = prepare_rows(table, features, None, "file")
+    batch = batches.collate(rows, np.array([0, 1]))
+    assert batch.auxiliary_labels.tolist() == [0, 1]
+    assert batch.labels.tolist() == [1, 0]
+    none = batches.collate(prepare_rows(TABLE, FEATURES, None, "file"), np.array([0]))
+    assert none.auxiliary_labels is None
+
+
+def test_managed_ids_travel_apart():
+    features = FeaturesConfig(
+        sparse=(
+            SparseFeature(column="user_id", ids="managed_collision"),
+            SparseFeature(column="tags", num_embeddings=20),
+        ),
+        dense=("price",),
+    )
+    rows = prepare_rows(TABLE, features, None, "file")
+    batch = batches.collate(rows, np.arange(5))
+    assert batch.sparse_features.keys() == ["tags"]
+    assert batch.managed_features.keys() == ["user_id"]
+    keys = batch.managed_features.values()
+    assert len(set(keys.tolist())) == 5
+    assert (keys >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "message"),
+    [
+        (TABLE, {"column": "item_id", "ids": "index"}, "'index' must be int64"),
+        (
+            with_column("shares", [[1.0], [1.0], [], [1.0], []]),
+            {"column": "tags", "weights": "shares"},
+            "'shares' has 1 weights in row 1, but 'tags' has 0 ids",
+        ),
+        (
+            with_column("shares", [["a"]] * 5),
+            {"column": "user_id", "weights": "shares"},
+            "'shares' is string, must be a number",
+        ),
+    ],
+)
+def test_bad_id_features_are_refused(table, options, message):
+    with pytest.raises(UserError, match=message):
+        prepare_rows(table, sparse(**options), None, "file")
+
+
+def test_a_bad_auxiliary_label_is_refused():
+    features = dataclasses.replace(FEATURES, auxiliary_label="price")
+    with pytest.raises(UserError, match=r"'price' is 2\.0 in row 1, must be 0 or 1"):
+        prepare_rows(TABLE, features, None, "file")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "w"}, "not with managed_collision"),
+        ({"sharding": "table_wise"}, "row-wise only"),
+    ],
+)
+def test_what_managed_collision_cannot_do_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SparseFeature(column="user_id", ids="managed_collision", **options)
+
+
 def test_features_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FEATURES.dense = ()

@@ -1,0 +1,288 @@
+"""The ranker beside TorchRec's DLRM: the same tables, batches, optimizer, pipeline.
+
+Random data: 20 ID features of 100,000 rows x 32, 13 numbers, 2,048 rows a rank. "off"
+is our ranker without LEARN, whose losses must equal DLRM's bit for bit before anything
+is timed; "on" has LEARN's vectors and auxiliary network. From memory, batches lie
+ready; from Parquet, each pass opens the file and reads, hashes and joins while it
+trains. Every launch times its contenders in turns, launches of one and of two
+single-threaded ranks take turns too, and the ratios are medians over the rounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.models.dlrm import DLRM, DLRMTrain
+
+from apps import options
+from apps.benchmarks import measure
+from learn_torchrec.artifact import Manifest
+from learn_torchrec.ranker.batch import RankingBatch, training_batches
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
+from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
+from learn_torchrec.ranker.tables import embedding_bag_collection, sharding_kinds
+from learn_torchrec.ranker.training import (
+    RankerConfig,
+    RankerTrainingConfig,
+    build_ranker,
+    ranker_optimizer,
+)
+from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
+from learn_torchrec.training.distributed import (
+    gather_objects,
+    is_writer,
+    process_group,
+)
+from learn_torchrec.training.loop import train_epoch
+from learn_torchrec.training.sharding import init_tables, shard_tables
+
+ROWS_PER_RANK = 2048
+STEPS = 40
+NUM_TABLES, TABLE_ROWS, NUM_DENSE = 20, 100_000, 13
+VECTOR_DIM, IDS = 64, 10_000
+_COMPARED_STEPS = 5
+Contender = Callable[[], object]
+
+
+def configuration() -> RankerConfig:
+    """Return the setting of the measurement, for this number of ranks."""
+    return RankerConfig(
+        features=FeaturesConfig(
+            sparse=tuple(
+                SparseFeature(column=f"id_{i}", num_embeddings=TABLE_ROWS)
+                for i in range(NUM_TABLES)
+            ),
+            dense=tuple(f"number_{i}" for i in range(NUM_DENSE)),
+        ),
+        training=RankerTrainingConfig(
+            batch_size=ROWS_PER_RANK * dist.get_world_size(),
+            stream=StreamConfig(enabled=True, lanes=4, shuffle_rows=8 * ROWS_PER_RANK),
+        ),
+    )
+
+
+def write_impressions(path: Path, rows: int) -> None:
+    """Write random impressions in row groups of 16,384."""
+    random = np.random.default_rng(0)
+    columns: dict[str, Any] = {
+        "user_id": random.integers(0, IDS, rows),
+        "item_id": random.integers(0, IDS, rows),
+        "timestamp": np.arange(rows) + 1,
+        "label": random.integers(0, 2, rows),
+    }
+    for i in range(NUM_TABLES):
+        columns[f"id_{i}"] = random.integers(0, 10**12, rows)
+    for i in range(NUM_DENSE):
+        columns[f"number_{i}"] = random.standard_normal(rows, np.float32)
+    columns["unused"] = [f"a column that nobody asked for {i}" for i in range(rows)]
+    pq.write_table(pa.table(columns), path, row_group_size=16_384)
+
+
+def random_vectors() -> LearnVectors:
+    """Return a vector of each user, made before every impression, and each item."""
+    random = np.random.default_rng(1)
+    tables = [
+        VectorTable(
+            ids=pa.array(np.arange(IDS)),
+            times=times,
+            vectors=random.standard_normal((IDS, VECTOR_DIM), np.float32),
+        )
+        for times in (np.zeros(IDS, np.int64), None)
+    ]
+    manifest = Manifest(kind="vectors", recipe="", config={}, inputs={})
+    return LearnVectors(users=tables[0], items=tables[1], manifest=manifest)
+
+
+def write_rates(path: Path, turns: int, out: Path) -> None:
+    """Write examples/s of every contender over all ranks; every rank takes part.
+
+    Raises:
+        AssertionError: with LEARN off the losses are not DLRM's.
+    """
+    with process_group() as device:
+        contenders = make_contenders(path, device)
+        seconds = measure.interleaved_medians(contenders, turns)
+        slowest = gather_objects(seconds)
+        rows = STEPS * ROWS_PER_RANK * dist.get_world_size()
+        result = {
+            name: rows / max(rank[name] for rank in slowest) for name in contenders
+        }
+        if is_writer():
+            out.write_text(json.dumps(result))
+
+
+def make_contenders(path: Path, device: torch.device) -> dict[str, Contender]:
+    """Return one pass over the data for each way to train on it."""
+    config, vectors = configuration(), random_vectors()
+    training = config.training
+    table = pq.read_table(path, columns=_columns(config))
+    order = {"batch_size": training.batch_size, "seed": 0, "epoch": 0}
+    memory = {
+        learn: list(
+            training_batches(
+                prepare_rows(table, config.features, given, str(path)), **order
+            )
+        )
+        for learn, given in (("off", None), ("on", vectors))
+    }
+    models = {
+        "dlrm": torchrec_dlrm(config, device),
+        "off": build_ranker(config, None, device),
+        "on": build_ranker(config, VECTOR_DIM, device),
+    }
+    passes = {name: pass_over(model, config, device) for name, model in models.items()}
+    few = memory["off"][:_COMPARED_STEPS]
+    theirs, ours = (passes[name](iter(few)) for name in ("dlrm", "off"))
+    if theirs != ours:
+        raise AssertionError(f"LEARN off is not DLRM: losses {ours} and {theirs}")
+
+    def stream(given: LearnVectors | None) -> Iterator[RankingBatch]:
+        rows = StreamedRows(path, config.features, given, 0, 2**40, training.stream)
+        return rows.batches(**order)
+
+    data: dict[str, Callable[[], Iterable[RankingBatch]]] = {
+        "dlrm": lambda: memory["off"],
+        "off": lambda: memory["off"],
+        "on": lambda: memory["on"],
+        "off_parquet": lambda: stream(None),
+        "on_parquet": lambda: stream(vectors),
+    }
+
+    def contender(name: str) -> Contender:
+        run = passes[name.partition("_")[0]]
+        return lambda: run(iter(data[name]()))
+
+    return {name: contender(name) for name in data}
+
+
+def torchrec_dlrm(config: RankerConfig, device: torch.device) -> Any:
+    """Return TorchRec's DLRM with the same tables, sharded by the same planner."""
+    torch.manual_seed(config.training.seed)
+    shape, features = config.model, config.features
+    model = DLRMTrain(
+        DLRM(
+            embedding_bag_collection(features.sparse, shape.embedding_dim),
+            dense_in_features=len(features.dense),
+            dense_arch_layer_sizes=[*shape.dense_layers, shape.embedding_dim],
+            over_arch_layer_sizes=[*shape.over_layers, 1],
+            dense_device=device,
+        )
+    )
+    kinds = sharding_kinds(features.sparse, config.sharding)
+    sharded = shard_tables(model, device, config.tables, kinds)
+    init_tables(sharded, config.training.seed)
+    return sharded
+
+
+def pass_over(
+    model: Any, config: RankerConfig, device: torch.device
+) -> Callable[[Iterator[RankingBatch]], list[float]]:
+    """Return a function that trains on batches and returns the losses."""
+    optimizer = ranker_optimizer(model, config)
+    constant = LambdaLR(optimizer, lambda step: 1.0)
+    pipeline: TrainPipelineSparseDist[Any, Any] = TrainPipelineSparseDist(
+        model, optimizer, device
+    )
+
+    def run(batches: Iterator[RankingBatch]) -> list[float]:
+        losses: list[torch.Tensor] = []
+        steps = train_epoch(
+            pipeline, batches, constant, lambda output: losses.append(output[0])
+        )
+        result = torch.stack(losses).tolist()  # waits for the device
+        if steps not in (STEPS, _COMPARED_STEPS):
+            raise AssertionError(f"{steps} steps taken, {STEPS} wanted")
+        return result
+
+    return run
+
+
+def _columns(config: RankerConfig) -> list[str]:
+    return ["user_id", "item_id", "timestamp", "label", *config.features.columns]
+
+
+def launch(ranks: int, path: Path, turns: int) -> dict[str, float]:
+    """Measure in fresh processes, `ranks` of them, one thread each."""
+    out = path.with_name(f"rates_{ranks}.json")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", str(ranks), "-m", "apps.benchmarks.ranker"),
+            *("--worker", str(path), "--json", str(out), "--turns", str(turns)),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"a run on {ranks} ranks failed:\n{done.stderr[-3000:]}")
+    result: dict[str, float] = json.loads(out.read_text())
+    return result
+
+
+def ratios(rounds: list[dict[int, dict[str, float]]]) -> dict[str, float]:
+    """Return the medians over rounds of what is compared within a round."""
+
+    def median(ratio: Callable[[dict[int, dict[str, float]]], float]) -> float:
+        return statistics.median(ratio(measured) for measured in rounds)
+
+    return {
+        "off_over_dlrm": median(lambda r: r[1]["off"] / r[1]["dlrm"]),
+        "on_over_dlrm": median(lambda r: r[1]["on"] / r[1]["dlrm"]),
+        "parquet_over_memory": median(lambda r: r[1]["on_parquet"] / r[1]["on"]),
+        "off_parquet_over_memory": median(lambda r: r[1]["off_parquet"] / r[1]["off"]),
+        "two_ranks_over_one": median(lambda r: r[2]["on"] / r[1]["on"]),
+        "off_two_ranks_over_one": median(lambda r: r[2]["off"] / r[1]["off"]),
+        "dlrm_two_ranks_over_one": median(lambda r: r[2]["dlrm"] / r[1]["dlrm"]),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--rounds", type=int, default=3, help="launches of each kind")
+    parser.add_argument("--turns", type=int, default=3, help="turns in a launch")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.worker:
+        write_rates(args.worker, args.turns, args.json)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        paths = {}
+        for ranks in (1, 2):
+            paths[ranks] = Path(directory) / f"impressions_{ranks}.parquet"
+            write_impressions(paths[ranks], STEPS * ROWS_PER_RANK * ranks)
+        rounds = [
+            {ranks: launch(ranks, path, args.turns) for ranks, path in paths.items()}
+            for _ in range(args.rounds)
+        ]
+    result: dict[str, Any] = {"machine": measure.machine(), **ratios(rounds)}
+    result["examples_per_s"] = {
+        f"{name}, {ranks} rank(s)": round(
+            statistics.median(measured[ranks][name] for measured in rounds)
+        )
+        for ranks in (1, 2)
+        for name in rounds[0][1]
+    }
+    print(json.dumps(result, indent=2))
+    if args.json:
+        options.write_json(args.json, result)
+
+
+if __name__ == "__main__":
+    options.run(main)

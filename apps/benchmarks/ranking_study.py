@@ -1,0 +1,330 @@
+"""Baseline and LEARN on one data set: both tuned alike, then several seeds, by cohort.
+
+Both rankers draw the same number of settings from the same space and are judged on a
+validation period that lies between the towers' data and the test; LEARN's draws vary
+its own switches besides. The best settings of each, by validation UAUC, are then
+trained on everything before the test with each seed, baseline and LEARN in pairs, and
+tested once. A user's gain is averaged over the seeds, and the interval comes from
+resampling users; the spread over seeds is shown beside it.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from apps import options
+from apps.benchmarks import measure
+from apps.predict import with_activity
+from learn_torchrec import config as configuration
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.split import resolve_times
+from learn_torchrec.evaluation.auc import evaluate_auc, per_user_auc
+from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
+from learn_torchrec.presets import Run
+from learn_torchrec.ranker.rows import RankingRows, prepare_rows
+from learn_torchrec.ranker.training import RankerConfig, score, train_ranker
+from learn_torchrec.ranker.vectors import load_vectors
+from learn_torchrec.schema import (
+    IMPRESSIONS_FILE,
+    ITEM_ACTIVITY,
+    LABEL,
+    TIMESTAMP,
+    USER_ACTIVITY,
+    USER_ID,
+)
+from learn_torchrec.training.distributed import process_group
+from learn_torchrec.training.run_log import RunLog
+
+Scores = NDArray[np.float64]
+ARMS = ("baseline", "learn")
+_RESAMPLES = 2000
+# Every draw is a value of each of these; the ranges were fixed before any run.
+_SPACE: dict[str, tuple[Any, ...]] = {
+    "optimizer.learning_rate": (3e-4, 1e-3, 3e-3),
+    "optimizer.weight_decay": (0.01, 0.1),
+    "tables.learning_rate": (0.001, 0.003, 0.01, 0.03),
+    "training.epochs": (1, 2, 3, 5),
+    "model.embedding_dim": (8, 16, 32),
+}
+_LEARN_SPACE: dict[str, tuple[Any, ...]] = {
+    "model.learn": ("all", "vectors", "fusion"),
+    "model.auxiliary_weight": (0.1, 0.3, 1.0),
+    "model.stop_gradient": (False, True),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What both rankers see: all impressions, and who trains on which."""
+
+    run: Run
+    dataset: Dataset
+    rows: dict[str, RankingRows]
+    train: NDArray[np.bool_]
+    validation: NDArray[np.bool_]
+    test: NDArray[np.bool_]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the program's options."""
+    parser = options.parser("ranking-study", __doc__)
+    options.add_data(parser)
+    options.add_input(parser, "--vectors", "LEARN's vectors")
+    parser.add_argument(
+        "--validation-from",
+        required=True,
+        metavar="MOMENT",
+        help="start of the validation period, as split.test_from",
+    )
+    parser.add_argument("--trials", type=int, default=12, help="settings for each")
+    parser.add_argument("--seeds", type=int, default=5, help="paired runs of the test")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Tune, test, print; write JSON where asked."""
+    args = build_parser().parse_args(argv)
+    study = prepare(args)
+    with process_group() as device, tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log"
+        tuned = {arm: tune(study, arm, args.trials, device, log) for arm in ARMS}
+        scores = {
+            arm: test_scores(
+                study, arm, tuned[arm]["settings"], args.seeds, device, log
+            )
+            for arm in ARMS
+        }
+    result = {
+        "machine": measure.machine(),
+        "data": args.data.partition(":")[0],
+        "rows": {
+            name: int(getattr(study, name).sum())
+            for name in ("train", "validation", "test")
+        },
+        "trials": args.trials,
+        "seeds": args.seeds,
+        "interval": "95 %, users resampled, gains averaged over seeds; points",
+        "tuned": tuned,
+        "cohorts": compare(study, scores),
+    }
+    print(json.dumps(result, indent=2))
+    if args.json:
+        options.write_json(args.json, result)
+
+
+def prepare(args: argparse.Namespace) -> Study:
+    """Read data and vectors, and divide the impressions by time."""
+    run = options.resolve(args)
+    dataset = open_dataset(args.data)
+    times = resolve_times(run.split, dataset.interactions)
+    earlier = dataclasses.replace(run.split, test_from=args.validation_from)
+    validation_from = resolve_times(earlier, dataset.interactions).test_from
+    moments = dataset.impressions[TIMESTAMP].to_numpy()
+    vectors = load_vectors(args.vectors)
+    vectors.refuse_leak(moments[moments >= times.towers_until], "train on")
+    features = run.ranker.features
+    return Study(
+        run=run,
+        dataset=dataset,
+        rows={
+            "baseline": prepare_rows(
+                dataset.impressions, features, None, IMPRESSIONS_FILE
+            ),
+            "learn": prepare_rows(
+                dataset.impressions, features, vectors, IMPRESSIONS_FILE
+            ),
+        },
+        train=(moments >= times.towers_until) & (moments < validation_from),
+        validation=(moments >= validation_from) & (moments < times.test_from),
+        test=moments >= times.test_from,
+    )
+
+
+def tune(
+    study: Study, arm: str, trials: int, device: torch.device, log: Path
+) -> dict[str, Any]:
+    """Return the settings with the best validation UAUC, and all draws' UAUC."""
+    space = _SPACE if arm == "baseline" else {**_SPACE, **_LEARN_SPACE}
+    random = np.random.default_rng(0)
+    tried: list[dict[str, Any]] = []
+    for _ in range(trials):
+        settings = {
+            name: values[random.integers(len(values))] for name, values in space.items()
+        }
+        ranker = with_settings(study.run.ranker, settings, seed=0)
+        scores = fit_and_score(
+            study, arm, ranker, study.train, study.validation, device, log
+        )
+        metrics = _metrics(study, study.validation, scores)
+        tried.append({"settings": settings, "uauc": metrics["uauc"]})
+        print(f"{arm} {settings}: validation UAUC {metrics['uauc']:.4f}", flush=True)
+    best = max(tried, key=lambda trial: trial["uauc"])
+    return {**best, "validation_uauc_of_all": [trial["uauc"] for trial in tried]}
+
+
+def with_settings(
+    ranker: RankerConfig, settings: dict[str, Any], seed: int
+) -> RankerConfig:
+    """Return the configuration with some settings changed."""
+    overrides = [
+        f"{name}={json.dumps(value).strip(chr(34))}"
+        for name, value in {**settings, "training.seed": seed}.items()
+    ]
+    return configuration.apply_overrides(ranker, overrides)
+
+
+def test_scores(
+    study: Study,
+    arm: str,
+    settings: dict[str, Any],
+    seeds: int,
+    device: torch.device,
+    log: Path,
+) -> list[Scores]:
+    """Train on all before the test with each seed; return the test's scores."""
+    before = study.train | study.validation
+    return [
+        fit_and_score(
+            study,
+            arm,
+            with_settings(study.run.ranker, settings, seed),
+            before,
+            study.test,
+            device,
+            log,
+        )
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def fit_and_score(
+    study: Study,
+    arm: str,
+    ranker: RankerConfig,
+    learned: NDArray[np.bool_],
+    judged: NDArray[np.bool_],
+    device: torch.device,
+    log: Path,
+) -> Scores:
+    """Train on some rows and score others."""
+    rows = study.rows[arm]
+    with RunLog(log) as run_log:
+        model, _ = train_ranker(ranker, rows.select(learned), device, run_log)
+    scores = score(model, rows.select(judged), ranker.training.batch_size, device)
+    return scores.numpy().astype(np.float64)
+
+
+def compare(study: Study, scores: dict[str, list[Scores]]) -> dict[str, Any]:
+    """Return metrics and paired differences of each cohort."""
+    table = study.dataset.impressions.filter(pa.array(study.test))
+    table = with_activity(table, study.dataset, study.run)
+    return {
+        name: _compare_rows(study, mask, scores)
+        for name, mask in _cohorts(table, study.run.cohorts).items()
+    }
+
+
+def _cohorts(table: pa.Table, bounds: CohortConfig) -> dict[str, NDArray[np.bool_]]:
+    result = {"all": np.ones(table.num_rows, bool)}
+    for side, column in (("user", USER_ACTIVITY), ("item", ITEM_ACTIVITY)):
+        masks = assign_cohorts(
+            table[column].to_numpy(),
+            getattr(bounds, f"{side}_long_tail_from"),
+            getattr(bounds, f"{side}_others_from"),
+        )
+        result |= {f"{side}_{name}": mask for name, mask in masks.items()}
+    return result
+
+
+def _compare_rows(
+    study: Study, mask: NDArray[np.bool_], scores: dict[str, list[Scores]]
+) -> dict[str, Any]:
+    rows = np.flatnonzero(study.test)[mask]
+    chosen = np.zeros(len(study.test), bool)
+    chosen[rows] = True
+    if not len(rows):
+        return {"rows": 0}
+    metrics = {
+        arm: [_metrics(study, chosen, values[mask]) for values in scores[arm]]
+        for arm in ARMS
+    }
+    result: dict[str, Any] = {
+        "rows": len(rows),
+        **{k: metrics["baseline"][0][k] for k in ("users", "users_kept", "positives")},
+    }
+    for name in ("auc", "uauc", "wuauc", "ne"):
+        by_arm = {arm: [seed[name] for seed in metrics[arm]] for arm in ARMS}
+        gains = np.subtract(by_arm["learn"], by_arm["baseline"])
+        result[name] = {
+            **{arm: float(np.mean(by_arm[arm])) for arm in ARMS},
+            "points": 100 * float(gains.mean()),
+            "points_by_seed": [100 * float(gain) for gain in gains],
+            "seed_std": 100 * float(gains.std(ddof=1)) if len(gains) > 1 else None,
+        }
+    gains, impressions = _gains_by_user(study, chosen, mask, scores)
+    intervals = bootstrap(gains, impressions)
+    for name, interval in intervals.items():
+        result[name]["interval"] = interval
+    return result
+
+
+def _gains_by_user(
+    study: Study,
+    chosen: NDArray[np.bool_],
+    mask: NDArray[np.bool_],
+    scores: dict[str, list[Scores]],
+) -> tuple[Scores, Scores]:
+    """Return each kept user's AUC gain, averaged over seeds, and impressions."""
+    users, labels = _columns(study, chosen)
+    by_arm = {
+        arm: [per_user_auc(users, labels, values[mask]) for values in scores[arm]]
+        for arm in ARMS
+    }
+    means = {arm: np.mean([seed.auc for seed in by_arm[arm]], axis=0) for arm in ARMS}
+    return means["learn"] - means["baseline"], by_arm["learn"][0].impressions
+
+
+def bootstrap(
+    gains: Scores, impressions: Scores, seed: int = 0
+) -> dict[str, list[float] | None]:
+    """Return the 95 % interval of the mean gain, unweighted and weighted, in points."""
+    if not len(gains):
+        return {"uauc": None, "wuauc": None}
+    random = np.random.default_rng(seed)
+    drawn = random.integers(len(gains), size=(_RESAMPLES, len(gains)))
+    weights = impressions[drawn]
+    means = {
+        "uauc": gains[drawn].mean(1),
+        "wuauc": (gains[drawn] * weights).sum(1) / weights.sum(1),
+    }
+    return {
+        name: [100 * float(x) for x in np.percentile(values, (2.5, 97.5))]
+        for name, values in means.items()
+    }
+
+
+def _metrics(
+    study: Study, chosen: NDArray[np.bool_], scores: Scores
+) -> dict[str, float]:
+    return dataclasses.asdict(evaluate_auc(*_columns(study, chosen), scores))
+
+
+def _columns(study: Study, chosen: NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:
+    table = study.dataset.impressions.filter(pa.array(chosen))
+    return table[USER_ID].combine_chunks(), table[LABEL].combine_chunks()
+
+
+if __name__ == "__main__":
+    options.run(main)

@@ -1,0 +1,40 @@
+"""The vectors that `train-ranker` and `predict` take: the towers', or raw content."""
+
+import argparse
+
+from learn_torchrec.artifact import read_manifest
+from learn_torchrec.content.store import KIND as KIND_CONTENT
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.errors import UserError
+from learn_torchrec.presets import Run
+from learn_torchrec.ranker.content import content_vectors
+from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
+from learn_torchrec.ranker.vectors import LearnVectors, load_vectors
+
+
+def vector_inputs(args: argparse.Namespace) -> dict[str, str]:
+    """Return the fingerprint of what --vectors or --content names.
+
+    Raises:
+        UserError: both are given, or no such artefact.
+    """
+    if args.vectors and args.content:
+        raise UserError("--vectors and --content: give one of them")
+    if args.vectors:
+        return {"vectors": read_manifest(args.vectors, KIND_VECTORS).fingerprint}
+    if args.content:
+        return {"content": read_manifest(args.content, KIND_CONTENT).fingerprint}
+    return {}
+
+
+def open_vectors(
+    args: argparse.Namespace, dataset: Dataset, run: Run
+) -> LearnVectors | None:
+    """Return what --vectors or --content names; None where neither is given."""
+    if args.vectors:
+        return load_vectors(args.vectors)
+    if args.content:
+        store = ContentStore.open(args.content)
+        return content_vectors(store, dataset.interactions, run.split.actions)
+    return None

@@ -1,0 +1,98 @@
+"""MovieLens-1M, its last 20 months as a ranking log: train, valid and test by time.
+
+The three files share one numbering of users and films; a film's text is its title.
+Licence of the data: GroupLens, research use, no redistribution.
+"""
+
+import functools
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.movielens import DISLIKE, LIKE, counters
+from learn_torchrec.datasets.tables import read_parquet
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import (
+    ACTION,
+    IMPRESSIONS_FILE,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    LABEL,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+)
+
+_FILES = ("train.parquet", "valid.parquet", "test.parquet")
+_COLUMNS = {
+    "uid": USER_ID,
+    "iid": ITEM_ID,
+    "timestamp": TIMESTAMP,
+    "label": LABEL,
+    "title": TITLE,
+}
+
+
+class MovieLens1M(Dataset):
+    """Every row is an impression and, as like or dislike, an interaction.
+
+    The liked histories that the files carry hold nothing but earlier rows of the
+    same users, so they are not read.
+    """
+
+    def _sources(self, file: str) -> list[Path]:
+        del file  # each table is made from all of them
+        return [self.directory / name for name in _FILES]
+
+    def _name(self, file: str) -> str:
+        del file
+        return str(self.directory / _FILES[0])
+
+    def _read(self, file: str) -> pa.Table:
+        return {
+            ITEMS_FILE: self._read_items,
+            INTERACTIONS_FILE: self._read_interactions,
+            IMPRESSIONS_FILE: self._read_impressions,
+        }[file]()
+
+    @functools.cached_property
+    def _rows(self) -> pa.Table:
+        parts = [self._part(path) for path in self._sources(IMPRESSIONS_FILE)]
+        rows = pa.concat_tables(parts)
+        return rows.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
+
+    def _part(self, path: Path) -> pa.Table:
+        table = read_parquet(path)
+        missing = [name for name in _COLUMNS if name not in table.column_names]
+        if missing:
+            raise UserError(
+                f"{path}: column {missing[0]!r} is missing; it has: "
+                f"{', '.join(table.column_names)}; name the folder of the ranking log"
+            )
+        return table.select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values()))
+
+    def _read_items(self) -> pa.Table:
+        items = self._rows.select([ITEM_ID, TITLE]).group_by([ITEM_ID, TITLE])
+        table = items.aggregate([]).sort_by(ITEM_ID)
+        for name, other in ((ITEM_ID, TITLE), (TITLE, ITEM_ID)):
+            counts = table.group_by(name).aggregate([(other, "count")])
+            twice = counts.filter(pc.greater(counts[f"{other}_count"], 1))
+            if twice.num_rows:
+                raise UserError(
+                    f"{self.directory}: {name} {twice[name][0].as_py()!r} has more "
+                    f"than one {other}; the files do not belong together"
+                )
+        return table
+
+    def _read_interactions(self) -> pa.Table:
+        action = pc.if_else(pc.equal(self._rows[LABEL], 1), LIKE, DISLIKE)
+        return self._rows.drop_columns([LABEL, TITLE]).append_column(ACTION, action)
+
+    def _read_impressions(self) -> pa.Table:
+        table = self._rows.drop_columns([TITLE])
+        for name, values in counters(self._rows).items():
+            table = table.append_column(name, pa.array(values))
+        return table

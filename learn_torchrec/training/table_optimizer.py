@@ -1,0 +1,121 @@
+"""The optimizer of ID tables: it steps inside the backward pass, by fbgemm."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
+from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
+
+from learn_torchrec.config import require
+from learn_torchrec.errors import UserError
+
+# In the backward pass by fbgemm, and as a plain optimizer of replicated tables.
+_IN_BACKWARD = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": Adagrad,
+    "sgd": SGD,
+    "adam": Adam,
+}
+_PLAIN = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptimizerConfig:
+    """The optimizer of the ID tables; it steps inside the backward pass.
+
+    Attributes:
+        optimizer: fbgemm has row-wise Adagrad, Adagrad and SGD on both backends, and
+            Adam on CUDA only.
+        learning_rate: peak; warm-up and decay are those of `ranker.optimizer`.
+        eps: added to the root of the second moment.
+        weight_decay: on CUDA only: fbgemm's CPU kernels ignore it.
+        beta1: of Adam.
+        beta2: of Adam.
+    """
+
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    learning_rate: float = 0.05
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "ranker.tables.learning_rate: above 0")
+        require(self.eps > 0, "ranker.tables.eps: above 0")
+        require(self.weight_decay >= 0, "ranker.tables.weight_decay: at least 0")
+        for beta in (self.beta1, self.beta2):
+            require(0 <= beta < 1, "ranker.tables.beta1, beta2: from 0, below 1")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return fresh arguments for fbgemm, which alters them."""
+        result: dict[str, Any] = {"lr": self.learning_rate}
+        if self.weight_decay:
+            result["weight_decay"] = self.weight_decay
+        if self.optimizer != "sgd":
+            result["eps"] = self.eps
+        if self.optimizer == "adam":
+            result |= {"beta1": self.beta1, "beta2": self.beta2}
+        return result
+
+    def plain_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the same optimizer outside the backward pass."""
+        result = self.arguments()
+        if self.optimizer == "adam":
+            result["betas"] = (result.pop("beta1"), result.pop("beta2"))
+        return result
+
+
+def refuse_unsupported(config: TableOptimizerConfig, device: torch.device) -> None:
+    """Refuse what fbgemm's CPU kernels lack, or would silently ignore.
+
+    Raises:
+        UserError: names the setting and the mend.
+    """
+    if device.type != "cpu":
+        return
+    if config.optimizer == "adam":
+        raise UserError(
+            "ranker.tables.optimizer=adam: fbgemm has no Adam for tables on the CPU; "
+            "use rowwise_adagrad, adagrad or sgd, or train on CUDA"
+        )
+    if config.weight_decay:
+        raise UserError(
+            f"ranker.tables.weight_decay={config.weight_decay}: fbgemm ignores weight "
+            "decay of tables on the CPU; set it to 0, or train on CUDA"
+        )
+
+
+def step_in_backward(
+    tables: Iterable[nn.Parameter], config: TableOptimizerConfig
+) -> None:
+    """Let tables of an unsharded model be updated inside the backward pass."""
+    for parameter in tables:
+        _apply_optimizer_in_backward(
+            _IN_BACKWARD[config.optimizer], [parameter], config.arguments()
+        )
+
+
+def replicated_optimizer(
+    tables: dict[str, nn.Parameter], config: TableOptimizerConfig
+) -> KeyedOptimizer:
+    """Return the same optimizer for data-parallel tables, which get a plain gradient.
+
+    TorchRec drops the in-backward optimizer of such tables.
+    """
+
+    def make(values: list[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer: Any = _PLAIN[config.optimizer]
+        result: torch.optim.Optimizer = optimizer(values, **config.plain_arguments())
+        return result
+
+    return KeyedOptimizerWrapper(tables, make)

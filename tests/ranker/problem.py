@@ -1,0 +1,113 @@
+"""One small ranking problem for the sharding tests: its rows and its settings."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeature
+from learn_torchrec.ranker.rows import prepare_rows as prepare
+from learn_torchrec.ranker.tables import ShardingConfig
+from learn_torchrec.ranker.training import (
+    RankerConfig,
+    RankerModelConfig,
+    RankerTrainingConfig,
+)
+from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
+from learn_torchrec.training.optim import OptimizerConfig
+from learn_torchrec.training.table_optimizer import TableOptimizerConfig
+
+ROWS, BATCH, DIM = 643, 64, 4  # rows do not divide evenly among ranks
+KINDS = (
+    "auto",
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+)
+# Every kind with the default optimizer; the other optimizers and decays once.
+CASES = dict.fromkeys(KINDS, ("rowwise_adagrad", "cosine")) | {
+    "column_wise/adagrad": ("adagrad", "linear"),
+    "row_wise/sgd": ("sgd", "constant"),
+    "data_parallel/sgd": ("sgd", "cosine"),
+}
+
+
+class Recorder:
+    """Stands where the run log does and keeps what is written."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def write(self, **values: float) -> None:
+        self.lines.append(values)
+
+
+def table() -> pa.Table:
+    random = np.random.default_rng(3)
+    lengths = random.integers(0, 4, ROWS)
+    offsets = pa.array(np.r_[0, lengths.cumsum()].astype(np.int32))
+    tags = random.integers(0, 30, lengths.sum())
+    shares = random.random(lengths.sum()).astype(np.float32)
+    users, items = random.integers(0, 25, ROWS), random.integers(0, 40, ROWS)
+    return pa.table(
+        {
+            "user_id": users,
+            "item_id": items,
+            "timestamp": np.arange(ROWS) + 10,
+            "label": ((users + items) % 3 == 0).astype(np.float32),
+            "weight": random.random(ROWS).astype(np.float32),
+            "hour": random.random(ROWS).astype(np.float32),
+            "bought": random.integers(0, 2, ROWS),
+            "tags": pa.ListArray.from_arrays(offsets, pa.array(tags)),
+            "shares": pa.ListArray.from_arrays(offsets, pa.array(shares)),
+        }
+    )
+
+
+def config(case: str, managed: bool = False) -> RankerConfig:
+    optimizer, decay = CASES[case]
+    features = [
+        SparseFeature(column="user_id", num_embeddings=32),
+        SparseFeature(column="item_id", num_embeddings=36, ids="index"),
+        SparseFeature(column="tags", num_embeddings=40, weights="shares"),
+    ]
+    if managed:
+        features[0] = dataclasses.replace(
+            features[0], ids="managed_collision", num_embeddings=64
+        )
+    return RankerConfig(
+        features=FeaturesConfig(
+            sparse=tuple(features), dense=("hour",), auxiliary_label="bought"
+        ),
+        model=RankerModelConfig(
+            embedding_dim=8,
+            dense_layers=(8,),
+            over_layers=(8,),
+            fusion_hidden_dim=8,
+            fusion_dim=4,
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=0.3),
+        tables=TableOptimizerConfig(optimizer=optimizer, learning_rate=0.1),
+        sharding=ShardingConfig(kind=case.partition("/")[0]),
+        training=RankerTrainingConfig(
+            batch_size=BATCH, decay=decay, eviction_interval=3
+        ),
+    )
+
+
+def rows(settings: RankerConfig) -> RankingRows:
+    random = np.random.default_rng(4)
+    users, items = (
+        VectorTable(
+            ids=pa.array(range(count)),
+            times=times,
+            vectors=random.normal(size=(count, DIM)).astype(np.float32),
+        )
+        for count, times in ((20, np.zeros(20, np.int64)), (35, None))
+    )
+    vectors = LearnVectors(users=users, items=items, manifest=None)
+    return prepare(table(), settings.features, vectors, "impressions")

@@ -1,0 +1,97 @@
+"""What `test_sharding.py` runs under torchrun: every sharding kind, one launch.
+
+usage: sharding_worker.py OUT_FILE
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import problem
+import torch
+import torch.distributed as dist
+from problem import Recorder
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.types import ShardedModule
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker import training
+from learn_torchrec.ranker.training import load_ranker, save_ranker, score, train_ranker
+from learn_torchrec.training.distributed import gather_objects, process_group
+
+
+class Watched(TrainPipelineSparseDist):
+    """Notes which sharded modules the pipeline took over."""
+
+    seen: list[list[str]]
+
+    def detach(self):
+        Watched.seen.append(sorted(type(m).__name__ for m in self._pipelined_modules))
+        return super().detach()
+
+
+def run(config, device: torch.device) -> dict[str, object]:
+    Watched.seen, plans, log = [], [], Recorder()
+    rows = problem.rows(config)
+    model, facts = train_ranker(config, rows, device, log, plans.append)
+    parts = gather_objects(score(model, rows, 50, device).tolist())
+    sharded = [m for m in model.modules() if isinstance(m, ShardedModule)]
+    tops = {type(m).__name__ for m in sharded} - {"ShardedManagedCollisionCollection"}
+    if "ShardedManagedCollisionEmbeddingBagCollection" not in tops:
+        assert len(sharded) == 1
+    return {
+        "loss": [line["loss"] for line in log.lines],
+        "auxiliary_loss": [line["auxiliary_loss"] for line in log.lines],
+        "ne": [line.get("ne") for line in log.lines],
+        "scores": [x for part in parts for x in part],
+        "pipelined": Watched.seen,
+        "plan": plans[0],
+        "facts": facts,
+    }
+
+
+def managed(directory: Path, device: torch.device) -> dict[str, object]:
+    """Managed collision: trains, is pipelined, and comes back from its checkpoint."""
+    config = problem.config("row_wise/sgd", managed=True)
+    result = run(config, device)
+    rows = problem.rows(config)
+    model, _ = train_ranker(config, rows, device, Recorder())
+    save_ranker(model, directory)
+    dist.barrier()
+    again = training.build_ranker(config, problem.DIM, device)
+    load_ranker(again, directory)
+    for name, each in (("before", model), ("after", again)):
+        parts = gather_objects(score(each, rows, 50, device).tolist())
+        result[name] = [x for part in parts for x in part]
+    return result
+
+
+def refusal(device: torch.device) -> str:
+    """A plan that TorchRec does not find ends on every rank alike."""
+    try:
+        config = problem.config("row_wise")
+        training.shard_tables(
+            training.build_task(config, problem.DIM, device),
+            device,
+            config.tables,
+            {"t_user_id": "nonsense"},
+        )
+    except UserError as error:
+        return str(error)
+    return "not refused"
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    training.TrainPipelineSparseDist = Watched
+    with process_group() as device:
+        result = {case: run(problem.config(case), device) for case in problem.CASES}
+        result["managed"] = managed(out.with_suffix(".model"), device)
+        messages = gather_objects(refusal(device))
+        result["refusals"] = messages
+        if dist.get_rank() == 0:
+            out.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""`train-ranker` and `predict` with the switches that the quickstart does not use."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from apps import main as command_line
+
+SETTINGS = [
+    "ranker.features.dense=hour",
+    "ranker.training.batch_size=64",
+    'ranker.features.sparse=[{"column": "user_id", "num_embeddings": 90}]',
+]
+
+
+@pytest.fixture
+def run(market, tmp_path):
+    """Runs a command on the market with the settings, into a named directory."""
+
+    def command(name, out, *options):
+        settings = [f"--set={setting}" for setting in SETTINGS]
+        directory = tmp_path / out
+        data = ["--data", f"parquet:{market}", "--out", str(directory)]
+        command_line.main([name, *data, *settings, *options])
+        return directory
+
+    return command
+
+
+def facts(directory):
+    return json.loads((directory / "manifest.json").read_text())["facts"]
+
+
+def test_streamed_training_and_the_printed_plan(run, capsys):
+    ranker = run(
+        *("train-ranker", "streamed", "--print_sharding_plan"),
+        "--set=ranker.training.stream.enabled=true",
+        "--set=ranker.sharding.kind=row_wise",
+    )
+    plan = "t_user_id: 90 x 16, row_wise, fused: rank 0 rows 0-90 columns 0-16"
+    assert plan in capsys.readouterr().out
+    found = facts(ranker)
+    assert found["steps"] == found["rows"] // 64 * 3
+    assert found["rows"] > 500
+    predictions = run("predict", "predictions", "--ranker", str(ranker))
+    scored = pq.read_table(predictions / "predictions.parquet")
+    assert facts(predictions)["rows"] == scored.num_rows > 500
+    lines = [json.loads(line) for line in (ranker / "log.jsonl").open()]
+    assert {"loss", "auxiliary_loss", "ne", "calibration"} <= set(lines[-1])
+    assert 0.5 < lines[-1]["calibration"] < 2
+
+
+def test_raw_content_vectors_take_the_place_of_learns(run, store, capsys):
+    content = ["--content", str(store.directory)]
+    ranker = run("train-ranker", "ranker", *content)
+    missing = facts(ranker)["missing_vectors"]
+    assert missing["item_vectors"] == 0
+    assert missing["user_vectors"] < 200
+    predictions = run("predict", "predictions", "--ranker", str(ranker), *content)
+    scored = pq.read_table(predictions / "predictions.parquet")
+    assert np.isfinite(scored["score"].to_numpy()).all()
+    with pytest.raises(SystemExit) as caught:
+        run("predict", "refused", "--ranker", str(ranker))
+    assert caught.value.code == 2
+    assert "was trained with content; add --content" in capsys.readouterr().err
+
+
+def test_vectors_and_content_exclude_each_other(run, store, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run("train-ranker", "x", "--vectors", "v", "--content", str(store.directory))
+    assert caught.value.code == 2
+    assert "--vectors and --content: give one of them" in capsys.readouterr().err
+
+
+def test_only_parquet_can_be_streamed(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(
+            [
+                *(
+                    "train-ranker",
+                    "--data",
+                    "market:users=20",
+                    "--out",
+                    str(tmp_path / "x"),
+                ),
+                "--set=ranker.training.stream.enabled=true",
+            ]
+        )
+    assert "only `parquet:` data can be streamed" in capsys.readouterr().err

@@ -1,0 +1,121 @@
+"""On a market where content alone decides, LEARN finds it and ids cannot."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from apps import main as command_line
+from learn_torchrec.artifact import write_artifact
+from learn_torchrec.content.store import KIND, ContentStore, write_content_store
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.market import DAY, START, TOPICS
+from learn_torchrec.evaluation.auc import evaluate_auc
+from learn_torchrec.ranker.content import content_vectors
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
+from learn_torchrec.ranker.training import (
+    RankerConfig,
+    RankerModelConfig,
+    RankerTrainingConfig,
+    score,
+    train_ranker,
+)
+from learn_torchrec.training.optim import OptimizerConfig
+
+MARKET = "market:seed=7"
+TOLERANCE = 0.02
+FEATURES = FeaturesConfig(
+    sparse=(
+        SparseFeature(column="user_id", num_embeddings=2000),
+        SparseFeature(column="item_id", num_embeddings=2000),
+    ),
+    dense=("user_events", "user_log_odds", "item_events", "item_log_odds"),
+)
+
+
+class Silent:
+    """Stands where the run log does."""
+
+    def write(self, **values: float) -> None:
+        del values
+
+
+def write_content(market, directory):
+    """Vectors that hold the topic, among dimensions that say nothing."""
+    topics = [list(TOPICS).index(name) for name in market.items["category"].to_pylist()]
+    noise = np.random.default_rng(0).normal(size=(len(topics), 16))
+    vectors = np.hstack([np.eye(len(TOPICS))[topics], 0.2 * noise])
+    with write_artifact(directory, kind=KIND, config={}, inputs={}) as out:
+        write_content_store(out, market.items["item_id"].combine_chunks(), vectors)
+
+
+def uauc(rows: pa.Table, scores) -> float:
+    labels = rows["label"].to_numpy()
+    return evaluate_auc(rows["user_id"].combine_chunks(), labels, scores).uauc
+
+
+def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
+    market = open_dataset(MARKET)
+    write_content(market, tmp_path / "content")
+    store = ContentStore.open(tmp_path / "content")
+    vectors = content_vectors(store, market.interactions, ("like",))
+    config = RankerConfig(
+        features=FEATURES,
+        model=RankerModelConfig(embedding_dim=8, dense_layers=(64,), over_layers=(32,)),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        training=RankerTrainingConfig(epochs=3, batch_size=512),
+    )
+    times = market.impressions["timestamp"].to_numpy()
+    test = times >= market.test_from
+    train = (times >= START + 5 * DAY) & ~test
+    impressions = market.impressions.filter(pa.array(test))
+    oracle = uauc(impressions, impressions["oracle"].to_numpy())
+    reached = {}
+    for name, given in (("ids", None), ("learn", vectors)):
+        rows = prepare_rows(market.impressions, FEATURES, given, name)
+        model, _ = train_ranker(config, rows.select(train), one_rank, Silent())
+        scores = score(model, rows.select(test), 1000, one_rank)
+        reached[name] = uauc(impressions, scores.numpy())
+    assert oracle > 0.75
+    assert reached["learn"] > oracle - TOLERANCE, reached
+    assert reached["ids"] < 0.6, reached
+
+
+@pytest.mark.slow
+def test_towers_and_ranker_recover_it_from_the_command_line(tmp_path):
+    """The whole job: content, towers, vectors, both rankers, predictions."""
+    market = open_dataset(MARKET)
+    write_content(market, tmp_path / "content")
+    sparse = [{"column": f.column, "num_embeddings": 2000} for f in FEATURES.sparse]
+    settings = [
+        f"split.towers_until={START + 8 * DAY}",
+        f"split.test_from={market.test_from}",
+        f"ranker.features.sparse={json.dumps(sparse)}",
+        f"ranker.features.dense={','.join(FEATURES.dense)}",
+        "ranker.optimizer.learning_rate=0.003",
+        "towers.training.epochs=20",
+    ]
+    common = ["--data", MARKET, *(f"--set={setting}" for setting in settings)]
+    content = ["--content", str(tmp_path / "content")]
+    towers, vectors = tmp_path / "towers", tmp_path / "vectors"
+    command_line.main(["train-towers", *common, *content, "--out", str(towers)])
+    command_line.main(
+        [
+            *("export-vectors", *common, *content),
+            *("--towers", str(towers), "--out", str(vectors)),
+        ]
+    )
+    reached = {}
+    for name, given in (("ids", []), ("learn", ["--vectors", str(vectors)])):
+        ranker, out = tmp_path / f"ranker_{name}", tmp_path / name
+        command_line.main(["train-ranker", *common, *given, "--out", str(ranker)])
+        command_line.main(
+            ["predict", *common, *given, "--ranker", str(ranker), "--out", str(out)]
+        )
+        rows = pq.read_table(out / "predictions.parquet")
+        reached[name] = uauc(rows, rows["score"].to_numpy())
+    oracle = uauc(rows, rows["oracle"].to_numpy())
+    assert reached["learn"] > oracle - TOLERANCE, (reached, oracle)
+    assert reached["ids"] < 0.6, reached

@@ -1,0 +1,152 @@
+"""Tables sharded in every way compute what one unsharded model does."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import problem
+import pytest
+import torch
+from problem import Recorder
+from torchrec.optim.keyed import CombinedOptimizer
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.batch import collate, training_batches
+from learn_torchrec.ranker.training import (
+    build_ranker,
+    build_task,
+    score,
+    train_ranker,
+)
+from learn_torchrec.training.optim import dense_optimizer, warmup_decay
+from learn_torchrec.training.sharding import init_tables, table_of
+from learn_torchrec.training.table_optimizer import replicated_optimizer
+
+WORKER = Path(__file__).with_name("sharding_worker.py")
+
+
+def launch(ranks: int, out: Path) -> dict:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(ranks), str(WORKER), str(out)]
+    root = f"{WORKER.parents[2]}{os.pathsep}{WORKER.parent}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(out.read_text())
+
+
+def unsharded(case: str) -> tuple[list[float], list[float]]:
+    """Losses and scores of plain modules and plain optimizers, step by step."""
+    config = problem.config(case)
+    rows = problem.rows(config)
+    task = build_task(config, problem.DIM, torch.device("cpu"))
+    task.ranker.sparse_arch.to_empty(device="cpu")
+    init_tables(task, config.training.seed)
+    tables = {n: p for n, p in task.named_parameters() if table_of(n)}
+    others = [(n, p) for n, p in task.named_parameters() if not table_of(n)]
+    optimizer = CombinedOptimizer(
+        [
+            dense_optimizer(others, config.optimizer),
+            replicated_optimizer(tables, config.tables),
+        ]
+    )
+    steps = problem.ROWS // problem.BATCH
+    schedule = warmup_decay(
+        optimizer, steps, config.optimizer.warmup, config.training.decay
+    )
+    losses = []
+    for batch in training_batches(rows, batch_size=problem.BATCH, seed=0, epoch=0):
+        optimizer.zero_grad()
+        loss, _ = task(batch)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        _, output = task(collate(rows, np.arange(len(rows))))
+    return losses, torch.sigmoid(output.logits).tolist()
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_kind_equals_the_unsharded_model(ranks, tmp_path, one_rank):
+    del one_rank
+    results = launch(ranks, tmp_path / "out.json")
+    first = None
+    for case in problem.CASES:
+        losses, scores = unsharded(case)
+        result = results[case]
+        np.testing.assert_allclose(result["loss"], losses, rtol=1e-4, err_msg=case)
+        np.testing.assert_allclose(
+            result["scores"], scores, rtol=1e-4, atol=1e-5, err_msg=case
+        )
+        assert result["pipelined"] == [["ShardedEmbeddingBagCollection"]] * 2, case
+        if case.startswith("auto"):
+            first = losses
+            continue
+        kind = case.partition("/")[0]
+        for line in result["plan"].splitlines():
+            assert f", {kind}, " in line, (case, line)
+    assert first[-1] < first[0]
+    items = problem.table()["item_id"].to_numpy()
+    facts = results["auto"]["facts"]
+    assert facts["ids_left_out"] == {"item_id": int((items >= 36).sum())}
+    assert facts["missing_vectors"]["item_vectors"] == int((items >= 35).sum())
+    assert all(value > 0 for value in results["auto"]["auxiliary_loss"])
+    check_managed(results["managed"])
+    assert len(set(results["refusals"])) == 1
+    assert "finds no plan" in results["refusals"][0]
+    assert "t_user_id nonsense" in results["refusals"][0]
+
+
+def check_managed(result: dict) -> None:
+    names = [
+        "ShardedEmbeddingBagCollection",
+        "ShardedManagedCollisionEmbeddingBagCollection",
+    ]
+    assert result["pipelined"] == [names] * 2
+    assert np.isfinite(result["loss"]).all()
+    np.testing.assert_allclose(result["after"], result["before"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tables", "managed", "message"),
+    [
+        ({"optimizer": "adam"}, False, "optimizer=adam: fbgemm has no Adam .* CPU"),
+        ({"weight_decay": 0.1}, False, "weight_decay=0.1: fbgemm ignores weight decay"),
+        ({}, True, "rowwise_adagrad: .* feature 'user_id' .managed_collision"),
+    ],
+)
+def test_what_fbgemm_lacks_on_the_cpu_is_refused(tables, managed, message, one_rank):
+    config = problem.config("auto", managed)
+    config = dataclasses.replace(
+        config, tables=dataclasses.replace(config.tables, **tables)
+    )
+    with pytest.raises(UserError, match=message):
+        build_ranker(config, problem.DIM, one_rank)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", ["auto", "data_parallel", "row_wise/sgd"])
+def test_on_cuda_it_is_the_same(case, one_rank):
+    losses, scores = unsharded(case)
+    config = problem.config(case)
+    rows, log = problem.rows(config), Recorder()
+    model, _ = train_ranker(config, rows, one_rank, log)
+    found = score(model, rows, 50, one_rank)
+    np.testing.assert_allclose([x["loss"] for x in log.lines], losses, rtol=1e-3)
+    np.testing.assert_allclose(found.numpy(), scores, rtol=1e-3, atol=1e-4)
+
+
+def test_the_plan_is_printed(one_rank):
+    plans = []
+    build_ranker(problem.config("row_wise"), problem.DIM, one_rank, plans.append)
+    assert plans[0].splitlines()[2] == (
+        "t_user_id: 32 x 8, row_wise, fused: rank 0 rows 0-32 columns 0-8"
+    )

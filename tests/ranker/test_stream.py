@@ -1,0 +1,177 @@
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker import stream
+from learn_torchrec.ranker.batch import collate
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
+from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
+from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
+
+ROWS, BATCH = 500, 16
+FEATURES = FeaturesConfig(
+    sparse=(
+        SparseFeature(column="user_id", num_embeddings=50),
+        SparseFeature(column="tags", num_embeddings=9, ids="index"),
+    ),
+    dense=("row",),
+)
+# Rows 100 to 459 lie inside; their times repeat and straddle row groups.
+FIRST, END = 50, 230
+
+
+def table():
+    random = np.random.default_rng(0)
+    lengths = random.integers(0, 3, ROWS)
+    offsets = pa.array(np.r_[0, lengths.cumsum()].astype(np.int32))
+    tags = pa.array(random.integers(0, 12, lengths.sum()))
+    return pa.table(
+        {
+            "user_id": random.integers(0, 30, ROWS),
+            "item_id": random.integers(0, 30, ROWS),
+            "timestamp": np.arange(ROWS) // 2,
+            "label": random.integers(0, 2, ROWS),
+            "tags": pa.ListArray.from_arrays(offsets, tags),
+            "row": np.arange(ROWS, dtype=np.float32),
+            "never_read": ["x"] * ROWS,
+        }
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Two files of several row groups each."""
+    directory = tmp_path / "impressions.parquet"
+    directory.mkdir()
+    whole = table()
+    pq.write_table(whole.slice(0, 270), directory / "a.parquet", row_group_size=64)
+    pq.write_table(whole.slice(270), directory / "b.parquet", row_group_size=50)
+    return directory
+
+
+def vectors():
+    random = np.random.default_rng(1)
+    users, items = (
+        VectorTable(
+            ids=pa.array(range(25)),
+            times=times,
+            vectors=random.normal(size=(25, 4)).astype(np.float32),
+        )
+        for times in (np.full(25, 60), None)
+    )
+    return LearnVectors(users=users, items=items, manifest=None)
+
+
+def opened(path, learn=None, lanes=4, shuffle_rows=64, **bounds):
+    bounds = {"first": FIRST, "end": END, **bounds}
+    config = StreamConfig(enabled=True, lanes=lanes, shuffle_rows=shuffle_rows)
+    return StreamedRows(path, FEATURES, learn, config=config, **bounds)
+
+
+def epoch(path, monkeypatch, world_size, number=0, **options):
+    """Rows of every global batch, in the order of the ranks."""
+    monkeypatch.setattr(stream.dist, "get_world_size", lambda: world_size)
+    parts = []
+    for rank in range(world_size):
+        monkeypatch.setattr(stream.dist, "get_rank", lambda rank=rank: rank)
+        batches = opened(path, **options).batches(
+            batch_size=BATCH, seed=1, epoch=number
+        )
+        parts.append([b.dense_features[:, 0].long().tolist() for b in batches])
+    return [[x for part in step for x in part] for step in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_batches_do_not_depend_on_the_number_of_ranks(path, world_size, monkeypatch):
+    batches = epoch(path, monkeypatch, world_size)
+    assert batches == epoch(path, monkeypatch, 1)
+    assert len(batches) == 360 // BATCH
+    assert {len(batch) for batch in batches} == {BATCH}
+    seen = [row for batch in batches for row in batch]
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= set(range(100, 460))
+
+
+def test_the_order_follows_from_the_epoch(path, monkeypatch):
+    first, second = (epoch(path, monkeypatch, 1, number) for number in (0, 1))
+    assert first == epoch(path, monkeypatch, 1, 0)
+    assert first != second
+    # A batch takes from all lanes, not from one stretch of the file.
+    assert all(max(batch) - min(batch) > 60 for batch in first)
+
+
+def test_a_batch_is_what_rows_in_memory_give(path, monkeypatch):
+    monkeypatch.setattr(stream.dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(stream.dist, "get_rank", lambda: 0)
+    learn = vectors()
+    rows = prepare_rows(table(), FEATURES, learn, "memory")
+    streamed = opened(path, learn)
+    for batch in streamed.batches(batch_size=BATCH, seed=1, epoch=0):
+        expected = collate(rows, batch.dense_features[:, 0].long().numpy())
+        for field in dataclasses.fields(batch):
+            ours, theirs = getattr(batch, field.name), getattr(expected, field.name)
+            if field.name == "sparse_features":
+                assert ours.values().equal(theirs.values())
+                assert ours.lengths().equal(theirs.lengths())
+            elif ours is None:
+                assert theirs is None
+            else:
+                assert ours.equal(theirs), field.name
+    seen = 360 // BATCH * BATCH
+    assert streamed.report.rows == seen
+    assert 0 < streamed.report.missing["user_vectors"] < seen
+    assert streamed.report.left_out["tags"] > 0
+
+
+def test_only_wanted_columns_and_row_groups_are_read(path, monkeypatch):
+    monkeypatch.setattr(stream.dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(stream.dist, "get_rank", lambda: 0)
+    read = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def watched(self, size, groups, columns, **options):
+        read.append((self.metadata.num_rows, groups[0], tuple(columns)))
+        return iter_batches(self, size, groups, columns, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", watched)
+    list(opened(path, lanes=1).batches(batch_size=BATCH, seed=0, epoch=0))
+    columns = {columns for _, _, columns in read}
+    assert columns == {("user_id", "item_id", "timestamp", "label", "tags", "row")}
+    # The first row group of the first file (rows 0 to 63) has no wanted row.
+    assert (270, 0) not in {(rows, group) for rows, group, _ in read}
+    assert len(read) == len(set(read)) == 4 + 4
+
+
+def test_an_error_while_reading_reaches_the_reader(path, monkeypatch):
+    monkeypatch.setattr(stream.dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(stream.dist, "get_rank", lambda: 0)
+    bad = table().set_column(3, "label", pa.array(np.full(ROWS, 2)))
+    pq.write_table(bad.slice(270), path / "b.parquet", row_group_size=50)
+    batches = opened(path).batches(batch_size=BATCH, seed=1, epoch=0)
+    with pytest.raises(UserError, match=r"'label' is 2\.0 in row"):
+        list(batches)
+
+
+def test_what_does_not_fit_is_refused(path, monkeypatch):
+    monkeypatch.setattr(stream.dist, "get_world_size", lambda: 3)
+    with pytest.raises(UserError, match=r"lanes=4 must be a multiple of .* ranks, 3"):
+        opened(path).batches(batch_size=BATCH, seed=0, epoch=0)
+    with pytest.raises(UserError, match=r"no impression lies in \[900, 1000\)"):
+        opened(path, first=900, end=1000)
+    features = FeaturesConfig(dense=("price",))
+    with pytest.raises(UserError, match="column 'price' is missing"):
+        StreamedRows(path, features, None, 0, 10, StreamConfig())
+
+
+def test_a_reader_that_stops_early_leaves_no_thread(path, monkeypatch):
+    monkeypatch.setattr(stream.dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(stream.dist, "get_rank", lambda: 0)
+    batches = opened(path).batches(batch_size=BATCH, seed=0, epoch=0)
+    next(batches)
+    batches.close()
+    names = {thread.name for thread in stream.threading.enumerate()}
+    assert "prefetch" not in names
