@@ -159,6 +159,7 @@ def _differences(
 
 
 def _pooled_pairs(rows: ScoredRows) -> _PooledPairs:
+    weights = rows.row_weights()
     negatives = np.flatnonzero(~rows.is_positive)
     negatives = negatives[np.argsort(rows.scores[negatives])]
     positives = np.flatnonzero(rows.is_positive)
@@ -166,9 +167,9 @@ def _pooled_pairs(rows: ScoredRows) -> _PooledPairs:
     sorted_scores = rows.scores[negatives]
     return _PooledPairs(
         negative_users=rows.users[negatives],
-        negative_weights=rows.weights[negatives],
+        negative_weights=weights[negatives],
         positive_users=rows.users[positives],
-        positive_weights=rows.weights[positives],
+        positive_weights=weights[positives],
         lower=np.searchsorted(sorted_scores, rows.scores[positives], side="left"),
         upper=np.searchsorted(sorted_scores, rows.scores[positives], side="right"),
     )
