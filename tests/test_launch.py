@@ -24,7 +24,7 @@ COMPONENTS = (
     "train_ranker",
     "predict",
 )
-NOT_APPS = {"job", "__init__", "main", "options", "program"}
+NOT_APPS = {"job", "__init__", "main", "options", "program", "tables"}
 
 
 def run(

@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -179,9 +179,7 @@ class ProbabilitySums:
         base_rate = positive / self.weight
         if not 0 < base_rate < 1:
             return log_loss, math.nan, calibration
-        entropy = -(
-            base_rate * math.log(base_rate) + (1 - base_rate) * math.log(1 - base_rate)
-        )
+        entropy = float(binary_entropy(np.float64(base_rate)))
         return log_loss, log_loss / entropy, calibration
 
 
@@ -414,17 +412,15 @@ def probability_sums(
         return ProbabilitySums()
     outside = int(((scores < 0) | (scores > 1)).sum())
     values = scores.astype(np.float64)
-    likelihood = np.where(is_positive, values, 1 - values)
-    np.maximum(likelihood, _PROBABILITY_FLOOR, out=likelihood)
-    surprise = np.log(likelihood, out=likelihood)
+    surprise = binary_cross_entropy(is_positive, values)
     positives = int(is_positive.sum())
     if weights is None:
-        sums = (len(scores), positives, values.sum(), -surprise.sum())
+        sums = (len(scores), positives, values.sum(), surprise.sum())
     else:
         values *= weights
         surprise *= weights
         positive_weight = weights[is_positive].sum()
-        sums = (weights.sum(), positive_weight, values.sum(), -surprise.sum())
+        sums = (weights.sum(), positive_weight, values.sum(), surprise.sum())
     weight, positive_weight, score, log_loss = map(float, sums)
     return ProbabilitySums(
         rows=len(scores),
@@ -435,6 +431,24 @@ def probability_sums(
         log_loss=log_loss,
         outside=outside,
     )
+
+
+def binary_cross_entropy(
+    is_positive: BoolArray, probabilities: Float64Array
+) -> Float64Array:
+    """Return -log of the probability given to each row's label, float64 [N]."""
+    likelihood = np.where(is_positive, probabilities, 1 - probabilities)
+    np.maximum(likelihood, _PROBABILITY_FLOOR, out=likelihood)
+    np.log(likelihood, out=likelihood)
+    return np.negative(likelihood, out=likelihood)
+
+
+def binary_entropy(base_rate: Any) -> Any:
+    """Return the entropy in nats of a label that is 1 at this rate; 0 at 0 and 1."""
+    is_mixed = (base_rate > 0) & (base_rate < 1)
+    rate = np.where(is_mixed, base_rate, 0.5)
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    return np.where(is_mixed, entropy, 0.0)
 
 
 def count_users(rows: ScoredRows, convention: Convention = PAPER) -> UserPairs:
