@@ -146,9 +146,8 @@ def test_app_simulates_says_so_and_writes(
 def test_days_may_be_dates(tmp_path: Path) -> None:
     days = pa.array(TABLE["day"], pa.int32()).cast(pa.date32())
     dated = reading(write(tmp_path / "dates.parquet", day=days))
-    assert dated.daily == reading(write(tmp_path / "numbers.parquet")).daily or (
-        [one.day for one in dated.daily["conversion_rate"]] == [0, 1]
-    )
+    numbered = reading(write(tmp_path / "numbers.parquet"))
+    assert str(dated.daily) == str(numbered.daily)  # undefined ones are equal too
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from learn_torchrec.evaluation.arrays import Float64Array
 from learn_torchrec.evaluation.report.parts import Figure
 
-_SIZE = (4.6, 3.1)  # inches: the width of a phone, so that text is not scaled down
+_SIZE = (4.2, 3.0)  # inches: the width of a phone, so that text is not scaled down
 _INK, _GRID = "#010203", "#040506"
 _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04")
 _VARIABLES = {_INK: "ink", _GRID: "grid"} | {
@@ -126,7 +126,7 @@ def _style() -> dict[str, Any]:
     return {
         "svg.fonttype": "none",  # text stays text
         "font.family": "sans-serif",
-        "font.size": 9,
+        "font.size": 10,
         "text.color": _INK,
         "axes.edgecolor": _GRID,
         "axes.labelcolor": _INK,
@@ -146,7 +146,7 @@ def _style() -> dict[str, Any]:
 
 
 def _legend(axes: Any) -> None:
-    legend = axes.legend(fontsize=8, frameon=False)
+    legend = axes.legend(fontsize=9, frameon=False, markerscale=1.5)
     for text in legend.get_texts():
         text.set_color(_INK)
 

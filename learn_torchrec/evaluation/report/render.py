@@ -41,9 +41,9 @@ def to_html(report: Report) -> str:
 def to_markdown(report: Report) -> str:
     """Return the same text and tables; figures as their words."""
     lines = [f"# {report.title}", "", report.subtitle, ""]
+    lines += [f"> **{notice}**\n" for notice in report.notices]
     for section in report.sections:
         lines += [f"## {section.title}", ""]
-        lines += [f"> **{notice}**\n" for notice in report.notices]
         lines += [f"{text}\n" for text in section.text]
         for table in section.tables:
             lines += [f"### {table.title}", "", *_markdown_table(table), ""]

@@ -36,7 +36,7 @@ COHORT_TITLES = {
     "item_long_tail": "item long-tail",
     "item_others": "item others",
 }
-SIMULATED = "Simulated: the A/B outcomes were generated, no live test was run."
+SIMULATED = "The A/B test below is simulated: generated users, no live test."
 _RETRIEVAL_TITLES = {
     "learn": "LEARN",
     "popularity": "popularity",
@@ -274,7 +274,7 @@ def _ab(ab: Mapping[str, Any]) -> Iterator[Section]:
     head = ["cohort", "metric", "revenue share, %", "control", "treatment", "lift, %"]
     table = Table(
         name="ab-lifts",
-        title="Lifts by cohort",
+        title=f"Lifts by cohort{_simulated(ab)}",
         columns=[*head, "low", "high", "p", "bootstrap low", "bootstrap high"],
         formats=["", "", ".2f", ".5g", ".5g", *["+.2f"] * 3, ".3f", "+.2f", "+.2f"],
         rows=rows,
@@ -283,7 +283,7 @@ def _ab(ab: Mapping[str, Any]) -> Iterator[Section]:
     )
     yield Section(
         name="ab",
-        title="A/B test",
+        title="A/B test, simulated" if ab["is_simulated"] else "A/B test",
         text=[
             f"{ab['days']} days; {ratio['control_users']:,} control and "
             f"{ratio['treatment_users']:,} treatment users; sample ratio {verdict} "
@@ -292,6 +292,10 @@ def _ab(ab: Mapping[str, Any]) -> Iterator[Section]:
         tables=[table],
         figures=[_ab_cohorts(ab), _ab_days(ab)],
     )
+
+
+def _simulated(ab: Mapping[str, Any]) -> str:
+    return ", simulated" if ab["is_simulated"] else ""
 
 
 def _ab_cohorts(ab: Mapping[str, Any]) -> Figure:
@@ -304,7 +308,7 @@ def _ab_cohorts(ab: Mapping[str, Any]) -> Figure:
     words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)
     return figures.intervals(
         "ab-cohorts",
-        "Revenue per user, lift by cohort",
+        f"Revenue per user, lift by cohort{_simulated(ab)}",
         rows,
         "lift, %",
         f"Relative lift in per cent with 95 % intervals: {words}.",
@@ -320,7 +324,7 @@ def _ab_days(ab: Mapping[str, Any]) -> Figure:
     words = "; ".join(f"{n} {v:+.2f}" for n, v, *_ in rows)
     return figures.intervals(
         "ab-days",
-        "Revenue per user, lift by day",
+        f"Revenue per user, lift by day{_simulated(ab)}",
         rows,
         "lift, %",
         f"Relative lift in per cent: {words}.",
