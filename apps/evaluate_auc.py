@@ -20,6 +20,7 @@ from learn_torchrec.evaluation.gate import GateResult, check_gate, parse_gate
 from learn_torchrec.evaluation.peers import PeerNumbers, compare_conventions
 from learn_torchrec.evaluation.predictions import (
     Predictions,
+    column_names,
     read_predictions,
     refuse_different_rows,
     stream_predictions,
@@ -79,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--stream",
         action="store_true",
-        help="read in batches, for files larger than memory and, under torchrun, on "
-        "many ranks: all rows together, no cohorts, no comparison",
+        help="read in batches, once a cohort, for files larger than memory and, under "
+        "torchrun, on many ranks; files are not compared",
     )
     result.add_argument(
         "--compare-conventions",
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--gate: compares files; name two or more --predictions")
     if args.stream:
         _refuse_with_stream(args)
-        stream(paths, config.convention, args.out)
+        stream(paths, config, args.out)
         return
     files = {
         name: read_predictions(path, args.cohort_column) for name, path in paths.items()
@@ -153,7 +154,7 @@ def _refuse_with_stream(args: argparse.Namespace) -> None:
             raise UserError(f"{option}: needs all rows in memory; leave out --stream")
 
 
-def stream(paths: Mapping[str, Path], convention: Convention, out: Path) -> None:
+def stream(paths: Mapping[str, Path], config: EvaluationConfig, out: Path) -> None:
     """Evaluate files in batches, on all ranks of the job that torchrun describes."""
     import torch.distributed as dist  # takes seconds to load: only where it is used
 
@@ -163,11 +164,14 @@ def stream(paths: Mapping[str, Path], convention: Convention, out: Path) -> None
         ranks: Ranks = OneRank()
         if dist.is_torchelastic_launched():
             ranks = TorchRanks(job.enter_context(process_group()))
-        metrics = {}
+        metrics: dict[str, dict[str, RankingMetrics]] = {}
         for name, path in paths.items():
-            rows = MetricsStream(convention, ranks=ranks)
-            stream_predictions(path, rows, ranks)
-            metrics[name] = {ranking.ALL: rows.finish()}
+            filters = ranking.cohort_filters(column_names(path), config.cohorts)
+            metrics[name] = {}
+            for cohort, chosen in filters.items():
+                rows = MetricsStream(config.convention, ranks=ranks)
+                stream_predictions(path, rows, ranks, chosen)
+                metrics[name][cohort] = rows.finish()
         if ranks.rank == 0:
             print(metrics_table(metrics))
             program.write_json(out, ranking.to_json({"ranking": metrics}))

@@ -104,10 +104,29 @@ def read_predictions(path: Path, cohort_column: str | None = None) -> Prediction
     return predictions
 
 
+def predictions_path(path: Path) -> Path:
+    """Return the file, or the directory of files, that an artefact's path means."""
+    inside = path / PREDICTIONS_FILE
+    return inside if inside.exists() else path
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the names of a prediction file's columns.
+
+    Raises:
+        UserError: see `read_predictions`.
+    """
+    path = predictions_path(path)
+    with _readable(path):
+        names: list[str] = pq.ParquetDataset(path).schema.names
+    return names
+
+
 def stream_predictions(
     path: Path,
     stream: MetricsStream,
     ranks: Ranks | None = None,
+    rows: ds.Expression | None = None,
 ) -> None:
     """Add a prediction file's rows to a stream, reading only the columns it needs.
 
@@ -116,13 +135,13 @@ def stream_predictions(
             `predictions.parquet`.
         stream: takes the rows.
         ranks: each reads its share of the row groups.
+        rows: which rows to add, e.g. one of `ranking.cohort_filters`; None for all.
 
     Raises:
         UserError: see `read_predictions`; a file without rows.
     """
     ranks = ranks or OneRank()
-    if (path / PREDICTIONS_FILE).exists():
-        path = path / PREDICTIONS_FILE
+    path = predictions_path(path)
     with _readable(path):
         names = _known_columns(path, _STREAMED)
         groups = [
@@ -134,7 +153,9 @@ def stream_predictions(
         if not sum(part.count_rows() for part in groups):
             raise UserError(f"{path}: no rows; predict some impressions first")
         for part in mine:
-            for batch in part.to_batches(columns=names, batch_size=_BATCH_ROWS):
+            for batch in part.to_batches(
+                columns=names, filter=rows, batch_size=_BATCH_ROWS
+            ):
                 _add(stream, batch, str(path))
 
 

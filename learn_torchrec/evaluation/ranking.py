@@ -2,15 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.arrays import BoolArray
 from learn_torchrec.evaluation.auc import RankingMetrics, evaluate_auc
-from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
+from learn_torchrec.evaluation.cohorts import (
+    COLD,
+    LONG_TAIL,
+    OTHERS,
+    CohortConfig,
+    assign_cohorts,
+)
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.predictions import Predictions, refuse_different_rows
 from learn_torchrec.evaluation.significance import (
@@ -18,6 +25,7 @@ from learn_torchrec.evaluation.significance import (
     adjust_p_values,
     paired_bootstrap,
 )
+from learn_torchrec.schema import ITEM_ACTIVITY, USER_ACTIVITY
 
 ALL = "all"
 _MOST_COHORTS = 50
@@ -49,6 +57,29 @@ def cohort_masks(
             )
             masks |= {f"{side}_{name}": mask for name, mask in parts.items()}
     return masks | _own_cohorts(predictions, masks)
+
+
+def cohort_filters(
+    columns: Collection[str], cohorts: CohortConfig | None = None
+) -> dict[str, ds.Expression | None]:
+    """Return what chooses the rows of each cohort while a file is read; None: all.
+
+    The names are those of `cohort_masks`.
+
+    Args:
+        columns: names of the file's columns.
+        cohorts: bounds.
+    """
+    cohorts = cohorts or CohortConfig()
+    filters: dict[str, ds.Expression | None] = {ALL: None}
+    for side, column in (("user", USER_ACTIVITY), ("item", ITEM_ACTIVITY)):
+        if column in columns:
+            is_warm = ds.field(column) >= getattr(cohorts, f"{side}_long_tail_from")
+            is_other = ds.field(column) >= getattr(cohorts, f"{side}_others_from")
+            filters[f"{side}_{COLD}"] = ~is_warm
+            filters[f"{side}_{LONG_TAIL}"] = is_warm & ~is_other
+            filters[f"{side}_{OTHERS}"] = is_other
+    return filters
 
 
 def _own_cohorts(

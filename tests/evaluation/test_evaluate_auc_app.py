@@ -224,6 +224,9 @@ def test_two_ranks_stream_what_one_reads(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("users_kept") == 1  # rank 0 alone prints
-    expected = metrics_of(table["user_id"], table["label"], table["score"])
-    body = json.loads(out.read_text())["ranking"]["a"]["all"]
-    assert body == pytest.approx(vars(expected), abs=1e-12)
+    streamed = json.loads(out.read_text())["ranking"]["a"]
+    evaluate_auc.main(options)
+    expected = json.loads(out.read_text())["ranking"]["a"]
+    assert list(streamed) == list(expected)  # the cohorts as well
+    for cohort, values in expected.items():
+        assert streamed[cohort] == pytest.approx(values, abs=1e-12)
