@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from learn_torchrec.evaluation.ranks import OneRank, Ranks, TorchRanks
 from learn_torchrec.evaluation.significance import PairedDifference
 from learn_torchrec.evaluation.stream import MetricsStream
 
+_SIGNIFICANT = 0.05
 _METRICS = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
 
 
@@ -238,7 +240,7 @@ def evaluate(
             for name, candidate in candidates
         }
         print()
-        print(differences_table(differences))
+        print(differences_table(differences, num_resamples))
         body["ranking_difference"] = differences
     return body
 
@@ -254,7 +256,9 @@ def metrics_table(metrics: Mapping[str, Mapping[str, RankingMetrics]]) -> str:
     return align(lines)
 
 
-def differences_table(differences: Mapping[str, Differences]) -> str:
+def differences_table(
+    differences: Mapping[str, Differences], num_resamples: int
+) -> str:
     """Return one line per pair, cohort and metric, in percentage points."""
     lines = [["difference", "cohort", "metric", "points", "low", "high", "p", "p_holm"]]
     for pair, cohorts in differences.items():
@@ -267,10 +271,14 @@ def differences_table(differences: Mapping[str, Differences]) -> str:
                 p_values = [f"{p:.3f}" for p in (value.p_value, value.p_adjusted)]
                 lines.append([pair, cohort, metric, *points, *p_values])
     count = sum(len(metrics) for metrics in next(iter(differences.values())).values())
-    return align(lines) + (
-        f"\n{count} comparisons a pair: one in twenty falls below p = 0.05 by chance; "
+    note = (
+        f"{count} comparisons a pair: one in twenty falls below p = 0.05 by chance; "
         "p_holm corrects for their number"
     )
+    if 2 * count / (num_resamples + 1) > _SIGNIFICANT:
+        needed = math.ceil(2 * count / _SIGNIFICANT)
+        note += f" (and needs --resamples {needed} to fall below {_SIGNIFICANT})"
+    return f"{align(lines)}\n{note}"
 
 
 def conventions_table(conventions: Mapping[str, Sequence[PeerNumbers]]) -> str:

@@ -71,7 +71,12 @@ def test_later_files_are_compared_with_the_first(
     assert 0 < gain["low"] < gain["high"]
     assert differences["worse-base"]["all"]["auc"]["high"] < 0
     assert differences["learn-base"]["user_cold"]["auc"]["p_value"] is None
-    assert f"{100 * gain['difference']:+.2f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{100 * gain['difference']:+.2f}" in printed
+    # 24 comparisons: the least p, 2 / 101, times 24 is no evidence.
+    assert "24 comparisons a pair" in printed
+    assert "needs --resamples 960 to fall below 0.05" in printed
+    assert gain["p_adjusted"] >= gain["p_value"]
 
 
 @pytest.mark.parametrize(
