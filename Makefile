@@ -64,6 +64,7 @@ $(ENV_STAMP): $(SPEC) | $(BIN)/python
 $(DEV_STAMP): $(ENV_STAMP)
 	@echo "[dev] installing the test tools"
 	@$(PIP) install --requirement requirements/dev.txt
+	@$(PIP) install --no-deps --requirement requirements/dev-no-deps.txt
 	@touch $@
 
 quickstart: env ## every stage on MovieLens-100K, into runs/quickstart

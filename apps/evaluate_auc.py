@@ -1,23 +1,36 @@
 """Score prediction files: AUC, UAUC, WUAUC, NE and calibration by cohort."""
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from apps import program
+from apps.tables import align
 from learn_torchrec.config import apply_overrides
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
-from learn_torchrec.evaluation.auc import RankingMetrics
+from learn_torchrec.evaluation.auc import RankingMetrics, prepare_rows
 from learn_torchrec.evaluation.cohorts import CohortConfig
+from learn_torchrec.evaluation.conventions import PAPER, Convention
+from learn_torchrec.evaluation.gate import GateResult, check_gate, parse_gate
+from learn_torchrec.evaluation.peers import PeerNumbers, compare_conventions
 from learn_torchrec.evaluation.predictions import (
     Predictions,
+    column_names,
     read_predictions,
     refuse_different_rows,
+    stream_predictions,
 )
+from learn_torchrec.evaluation.ranks import OneRank, Ranks, TorchRanks
 from learn_torchrec.evaluation.significance import PairedDifference
+from learn_torchrec.evaluation.stream import MetricsStream
 
+_SIGNIFICANT = 0.05
 _METRICS = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
 
 
@@ -26,6 +39,7 @@ class EvaluationConfig:
     """What `--set` may change here."""
 
     cohorts: CohortConfig = field(default_factory=CohortConfig)
+    convention: Convention = PAPER
 
 
 Differences = dict[str, dict[str, PairedDifference]]
@@ -37,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         prog="learn-torchrec evaluate-auc",
         description=__doc__,
         epilog="With two or more files, each later one is compared with the first "
-        "by a paired bootstrap over users.",
+        "by a paired bootstrap over users. Exit code 1: a gate did not hold.",
         allow_abbrev=False,
     )
     result.add_argument(
@@ -56,8 +70,33 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         dest="overrides",
-        metavar="cohorts.FIELD=VALUE",
-        help="change a bound of the cohorts, e.g. cohorts.user_others_from=100",
+        metavar="SECTION.FIELD=VALUE",
+        help="change a bound of the cohorts (cohorts.user_others_from=100) or the "
+        "convention (convention.user_weight=clicks)",
+    )
+    result.add_argument(
+        "--cohort-column",
+        metavar="COLUMN",
+        help="a column of the predictions whose values are cohorts of their own",
+    )
+    result.add_argument(
+        "--stream",
+        action="store_true",
+        help="read in batches, once a cohort, for files larger than memory and, under "
+        "torchrun, on many ranks; files are not compared",
+    )
+    result.add_argument(
+        "--compare-conventions",
+        action="store_true",
+        help="print what TorchRec, TorchEasyRec, RecBole, FuxiCTR and RecIS would",
+    )
+    result.add_argument(
+        "--gate",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="of every comparison, e.g. 'uauc>=+0.002', 'auc.low>0', "
+        "'uauc.p@user_cold<0.05'; may be repeated",
     )
     result.add_argument(
         "--resamples",
@@ -73,19 +112,83 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the files, print the tables and write the JSON."""
+    """Read the files, print the tables, write the JSON and check the gates."""
     args = parser().parse_args(argv)
     if args.resamples < 1:
         raise UserError(f"--resamples {args.resamples}: use 1 or more")
     if args.out.is_dir():
         raise UserError(f"--out {args.out}: is a directory; name a JSON file")
+    paths = parse_names(args.predictions)
+    config = apply_overrides(EvaluationConfig(), args.overrides)
+    gates = [parse_gate(text) for text in args.gate]
+    if args.gate and len(paths) < 2:
+        raise UserError("--gate: compares files; name two or more --predictions")
+    if args.stream:
+        _refuse_with_stream(args)
+        stream(paths, config, args.out)
+        return
     files = {
-        name: read_predictions(path)
-        for name, path in parse_names(args.predictions).items()
+        name: read_predictions(path, args.cohort_column) for name, path in paths.items()
     }
-    cohorts = apply_overrides(EvaluationConfig(), args.overrides).cohorts
-    body = evaluate(files, cohorts, args.resamples, args.seed)
-    program.write_json(args.out, body)
+    body = evaluate(files, config, args.resamples, args.seed)
+    if args.compare_conventions:
+        body["conventions"] = _conventions(files)
+    results = [
+        (pair, check_gate(gate, differences))
+        for pair, differences in body.get("ranking_difference", {}).items()
+        for gate in gates
+    ]
+    if results:
+        print("\n" + gates_table(results))
+        body["gates"] = [{"difference": pair, **one._asdict()} for pair, one in results]
+    program.write_json(args.out, ranking.to_json(body))
+    if not all(one.passed for _, one in results):
+        sys.exit(1)
+
+
+def _refuse_with_stream(args: argparse.Namespace) -> None:
+    for option, is_given in (
+        ("--gate", args.gate),
+        ("--compare-conventions", args.compare_conventions),
+        ("--cohort-column", args.cohort_column),
+    ):
+        if is_given:
+            raise UserError(f"{option}: needs all rows in memory; leave out --stream")
+
+
+def stream(paths: Mapping[str, Path], config: EvaluationConfig, out: Path) -> None:
+    """Evaluate files in batches, on all ranks of the job that torchrun describes."""
+    import torch.distributed as dist  # takes seconds to load: only where it is used
+
+    from learn_torchrec.training.distributed import process_group
+
+    with contextlib.ExitStack() as job:
+        ranks: Ranks = OneRank()
+        if dist.is_torchelastic_launched():
+            ranks = TorchRanks(job.enter_context(process_group()))
+        metrics: dict[str, dict[str, RankingMetrics]] = {}
+        for name, path in paths.items():
+            filters = ranking.cohort_filters(column_names(path), config.cohorts)
+            metrics[name] = {}
+            for cohort, chosen in filters.items():
+                rows = MetricsStream(config.convention, ranks=ranks)
+                stream_predictions(path, rows, ranks, chosen)
+                metrics[name][cohort] = rows.finish()
+        if ranks.rank == 0:
+            print(metrics_table(metrics))
+            program.write_json(out, ranking.to_json({"ranking": metrics}))
+
+
+def _conventions(files: Mapping[str, Predictions]) -> dict[str, list[PeerNumbers]]:
+    """Print and return what other libraries would print."""
+    result = {
+        name: compare_conventions(
+            prepare_rows(each.user_ids, each.labels, each.scores, each.weights)
+        )
+        for name, each in files.items()
+    }
+    print("\n" + conventions_table(result))
+    return result
 
 
 def parse_names(arguments: Sequence[str]) -> dict[str, Path]:
@@ -106,12 +209,12 @@ def parse_names(arguments: Sequence[str]) -> dict[str, Path]:
 
 
 def evaluate(
-    files: dict[str, Predictions],
-    cohorts: CohortConfig,
+    files: Mapping[str, Predictions],
+    config: EvaluationConfig,
     num_resamples: int,
     seed: int,
-) -> object:
-    """Print the tables of named predictions and return the JSON body.
+) -> dict[str, Any]:
+    """Print the tables of named predictions and return the numbers.
 
     Raises:
         UserError: files to compare hold different rows.
@@ -120,24 +223,29 @@ def evaluate(
     for _, candidate in candidates:  # before anything slow
         refuse_different_rows(baseline, candidate)
     metrics = {
-        name: ranking.metrics_by_cohort(each, cohorts) for name, each in files.items()
+        name: ranking.metrics_by_cohort(each, config.cohorts, config.convention)
+        for name, each in files.items()
     }
     print(metrics_table(metrics))
-    body: dict[str, object] = {"ranking": ranking.to_json(metrics)}
+    body: dict[str, Any] = {"ranking": metrics}
     if candidates:
         differences = {
             f"{name}-{baseline_name}": ranking.differences_by_cohort(
-                baseline, candidate, cohorts, num_resamples=num_resamples, seed=seed
+                baseline,
+                candidate,
+                config.cohorts,
+                num_resamples=num_resamples,
+                seed=seed,
             )
             for name, candidate in candidates
         }
         print()
-        print(differences_table(differences))
-        body["ranking_difference"] = ranking.to_json(differences)
+        print(differences_table(differences, num_resamples))
+        body["ranking_difference"] = differences
     return body
 
 
-def metrics_table(metrics: dict[str, dict[str, RankingMetrics]]) -> str:
+def metrics_table(metrics: Mapping[str, Mapping[str, RankingMetrics]]) -> str:
     """Return one line per name and cohort."""
     lines = [["predictions", "cohort", "rows", "users_kept", *_METRICS]]
     for name, cohorts in metrics.items():
@@ -145,12 +253,14 @@ def metrics_table(metrics: dict[str, dict[str, RankingMetrics]]) -> str:
             numbers = [f"{getattr(values, metric):.4f}" for metric in _METRICS]
             counts = [str(values.rows), f"{values.users_kept}/{values.users}"]
             lines.append([name, cohort, *counts, *numbers])
-    return _align(lines)
+    return align(lines)
 
 
-def differences_table(differences: dict[str, Differences]) -> str:
+def differences_table(
+    differences: Mapping[str, Differences], num_resamples: int
+) -> str:
     """Return one line per pair, cohort and metric, in percentage points."""
-    lines = [["difference", "cohort", "metric", "points", "low", "high", "p"]]
+    lines = [["difference", "cohort", "metric", "points", "low", "high", "p", "p_holm"]]
     for pair, cohorts in differences.items():
         for cohort, metrics in cohorts.items():
             for metric, value in metrics.items():
@@ -158,22 +268,42 @@ def differences_table(differences: dict[str, Differences]) -> str:
                     f"{100 * part:+.2f}"
                     for part in (value.difference, value.low, value.high)
                 ]
-                lines.append([pair, cohort, metric, *points, f"{value.p_value:.3f}"])
-    return _align(lines)
-
-
-def _align(lines: list[list[str]]) -> str:
-    """Pad columns: the first two to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def pad(column: int, cell: str) -> str:
-        width = widths[column]
-        return cell.ljust(width) if column < 2 else cell.rjust(width)
-
-    return "\n".join(
-        "  ".join(pad(column, cell) for column, cell in enumerate(line))
-        for line in lines
+                p_values = [f"{p:.3f}" for p in (value.p_value, value.p_adjusted)]
+                lines.append([pair, cohort, metric, *points, *p_values])
+    count = sum(len(metrics) for metrics in next(iter(differences.values())).values())
+    note = (
+        f"{count} comparisons a pair: one in twenty falls below p = 0.05 by chance; "
+        "p_holm corrects for their number"
     )
+    if 2 * count / (num_resamples + 1) > _SIGNIFICANT:
+        needed = math.ceil(2 * count / _SIGNIFICANT)
+        note += f" (and needs --resamples {needed} to fall below {_SIGNIFICANT})"
+    return f"{align(lines)}\n{note}"
+
+
+def conventions_table(conventions: Mapping[str, Sequence[PeerNumbers]]) -> str:
+    """Return one line per file and library."""
+    lines = [["predictions", "as", "auc", "grouped"]]
+    rules = [""]
+    for name, table in conventions.items():
+        for one in table:
+            numbers = [f"{one.auc:.4f}", f"{one.grouped_auc:.4f}"]
+            lines.append([name, one.library, *numbers])
+            rules.append(one.rule)
+    table_lines = align(lines).splitlines()
+    return "\n".join(
+        f"{line}  {rule}".rstrip()
+        for line, rule in zip(table_lines, rules, strict=True)
+    )
+
+
+def gates_table(results: Sequence[tuple[str, GateResult]]) -> str:
+    """Return one line per pair and gate."""
+    lines = [["difference", "gate", "measured", ""]]
+    for pair, one in results:
+        word = "holds" if one.passed else "FAILS"
+        lines.append([pair, one.gate, f"{one.value:+.5f}", word])
+    return align(lines)
 
 
 if __name__ == "__main__":

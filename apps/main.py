@@ -23,6 +23,8 @@ COMMANDS = {
     "predict": "trained ranker + impressions -> predictions",
     "evaluate-retrieval": "vectors -> hit rate, recall, NDCG and MRR at k",
     "evaluate-auc": "predictions -> AUC, UAUC, wUAUC, NE and calibration",
+    "evaluate-ab": "outcomes of an A/B test -> lifts by cohort and day",
+    "report": "a run's directory -> one HTML page, Markdown and JSON",
 }
 _OWN_PACKAGES = ("apps", "learn_torchrec")
 

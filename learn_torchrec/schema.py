@@ -10,6 +10,7 @@ TIMESTAMP = "timestamp"
 ACTION = "action"
 LABEL = "label"
 WEIGHT = "weight"
+CLICK = "click"
 SCORE = "score"
 VECTOR = "vector"
 

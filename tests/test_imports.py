@@ -109,11 +109,12 @@ def test_torchx_components_need_only_torchx() -> None:
 def test_every_package_imported_is_in_the_requirements() -> None:
     lines = [
         line.partition("#")[0].partition("=")[0].strip()
-        for name in ("common.txt", "no-deps.txt", "cpu.txt")
+        for name in ("common.txt", "no-deps.txt", "cpu.txt", "dev.txt")
         for line in (ROOT / "requirements" / name).read_text().splitlines()
     ]
     required = {line.replace("-", "_") for line in lines if line and line[0] != "-"}
     required |= {"fbgemm_gpu", "apps", "learn_torchrec", "torchx_components"}
+    required |= {"faiss", "sklearn"}  # the modules of faiss-cpu and scikit-learn
 
     for path in (*LIBRARY_FILES, *OTHER_FILES):
         roots = {name.partition(".")[0] for name in imports_of(path)}

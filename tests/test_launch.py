@@ -24,7 +24,15 @@ COMPONENTS = (
     "train_ranker",
     "predict",
 )
-NOT_APPS = {"job", "__init__", "learn_inputs", "main", "options", "program"}
+NOT_APPS = {
+    "job",
+    "__init__",
+    "learn_inputs",
+    "main",
+    "options",
+    "program",
+    "tables",
+}
 
 
 def run(

@@ -17,9 +17,14 @@ Column = Any
 _ROWS_NAMED = 5
 
 
-def name_rows(is_bad: BoolArray) -> str:
-    """Return "row 3" or "rows 3, 8, ... and 2 more" (from 0) for the true entries."""
-    rows = np.flatnonzero(is_bad)
+def name_rows(is_bad: BoolArray, first_row: int = 0) -> str:
+    """Return "row 3" or "rows 3, 8, ... and 2 more" (from 0) for the true entries.
+
+    Args:
+        is_bad: bool [N].
+        first_row: number of the first entry's row.
+    """
+    rows = np.flatnonzero(is_bad) + first_row
     named = ", ".join(str(row) for row in rows[:_ROWS_NAMED])
     rest = len(rows) - _ROWS_NAMED
     more = f" and {rest} more" if rest > 0 else ""

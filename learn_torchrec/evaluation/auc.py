@@ -1,16 +1,17 @@
 """AUC over all rows and within users, exactly, plus NE, log loss and calibration.
 
 Users whose rows are all of one class are left out of UAUC and WUAUC, the usual
-convention of the two metrics the paper reports for its ranker. Libraries that give
-such users 0.5, or merge users only within a batch, print numbers that differ by far
-more than rankers do.
+convention of the two metrics the paper reports for its ranker; `conventions.py` names
+the others. `stream.py` computes the same of rows that do not fit in memory.
 
 N rows, U distinct users, K users kept (both classes present).
 """
 
+import functools
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,9 @@ from learn_torchrec.evaluation.arrays import (
     encode_ids,
     name_rows,
 )
-from learn_torchrec.schema import LABEL, SCORE, USER_ID, WEIGHT
+from learn_torchrec.evaluation.conventions import PAPER, Convention
+from learn_torchrec.evaluation.pairs import GroupPairs, Scores, count_pairs
+from learn_torchrec.schema import CLICK, LABEL, SCORE, USER_ID, WEIGHT
 
 # Keeps log(p) finite where a float32 sigmoid saturates to exactly 0 or 1.
 _PROBABILITY_FLOOR = 1e-12
@@ -73,6 +76,24 @@ class PerUserAuc(NamedTuple):
     impressions: Float64Array
 
 
+class Columns(NamedTuple):
+    """Checked columns of the rows of positive weight.
+
+    Attributes:
+        is_positive: bool [N].
+        scores: float32 or float64 [N], finite.
+        weights: float64 [N], positive; None for 1.
+        clicks: float64 [N], or None where there is no such column.
+        kept: bool, which of the rows given these are; None for all.
+    """
+
+    is_positive: BoolArray
+    scores: Scores
+    weights: Float64Array | None
+    clicks: Float64Array | None
+    kept: BoolArray | None
+
+
 class ScoredRows(NamedTuple):
     """Checked rows of positive weight, ready for the metrics.
 
@@ -80,19 +101,104 @@ class ScoredRows(NamedTuple):
         users: int64 [N] in [0, num_users), numbered by first appearance.
         num_users: U.
         is_positive: bool [N].
-        scores: float64 [N], finite.
-        weights: float64 [N], positive.
+        scores: float32 or float64 [N], finite.
+        weights: float64 [N], positive; None for 1.
+        clicks: float64 [N], or None.
     """
 
     users: Int64Array
     num_users: int
     is_positive: BoolArray
-    scores: Float64Array
-    weights: Float64Array
+    scores: Scores
+    weights: Float64Array | None
+    clicks: Float64Array | None = None
+
+    def row_weights(self) -> Float64Array:
+        """Return the weights [N], written out."""
+        return np.ones(len(self.users)) if self.weights is None else self.weights
+
+
+class UserPairs(NamedTuple):
+    """What every convention needs of each user, float64 [U]; see `GroupPairs`.
+
+    Attributes:
+        won: pairs in which the positive outranks the negative.
+        positives: sum of the positives' weights.
+        negatives: sum of the negatives' weights.
+        clicks: sum of the clicks, or None where there is no such column.
+    """
+
+    won: Float64Array
+    positives: Float64Array
+    negatives: Float64Array
+    clicks: Float64Array | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilitySums:
+    """Sums over rows behind log loss, NE and calibration.
+
+    Attributes:
+        rows: rows counted.
+        positives: rows with label 1.
+        weight: sum of the weights.
+        positive_weight: of the positives.
+        score: weighted sum of the scores.
+        log_loss: weighted sum of the binary cross-entropies.
+        outside: rows whose score is no probability.
+    """
+
+    rows: int = 0
+    positives: int = 0
+    weight: float = 0.0
+    positive_weight: float = 0.0
+    score: float = 0.0
+    log_loss: float = 0.0
+    outside: int = 0
+
+    def __add__(self, other: "ProbabilitySums") -> "ProbabilitySums":
+        return ProbabilitySums(
+            **{
+                field.name: getattr(self, field.name) + getattr(other, field.name)
+                for field in fields(self)
+            }
+        )
+
+    @classmethod
+    def total(cls, parts: Iterable["ProbabilitySums"]) -> "ProbabilitySums":
+        """Return the sum of several."""
+        return functools.reduce(cls.__add__, parts, cls())
+
+    def metrics(self) -> tuple[float, float, float]:
+        """Return (log loss, NE, calibration); NaN unless all scores are in [0, 1]."""
+        if not self.rows or self.outside:
+            return math.nan, math.nan, math.nan
+        log_loss = self.log_loss / self.weight
+        positive = self.positive_weight
+        calibration = self.score / positive if positive else math.nan
+        base_rate = positive / self.weight
+        if not 0 < base_rate < 1:
+            return log_loss, math.nan, calibration
+        entropy = float(binary_entropy(np.float64(base_rate)))
+        return log_loss, log_loss / entropy, calibration
+
+
+class Totals(NamedTuple):
+    """Everything that the metrics of a table are made from."""
+
+    users: UserPairs
+    pooled: GroupPairs
+    probabilities: ProbabilitySums
 
 
 def evaluate_auc(
-    user_ids: Column, labels: Column, scores: Column, weights: Column | None = None
+    user_ids: Column,
+    labels: Column,
+    scores: Column,
+    weights: Column | None = None,
+    *,
+    clicks: Column | None = None,
+    convention: Convention = PAPER,
 ) -> RankingMetrics:
     """Compute ranking and probability metrics of one score column.
 
@@ -104,36 +210,24 @@ def evaluate_auc(
         weights: [N] non-negative sample weights, by default 1. A pair counts
             weight(positive) * weight(negative). Rows of weight 0 are padding and
             are left out of everything.
+        clicks: [N] non-negative numbers, for `user_weight="clicks"`.
+        convention: which users count, by what weight, and who wins a tie.
 
     Returns:
         The metrics; NaN where undefined (no rows, one class, no kept user).
 
     Raises:
         UserError: columns of different lengths, ids of another type, labels other
-            than 0 and 1, non-finite scores, negative or non-finite weights.
+            than 0 and 1, non-finite scores, negative or non-finite weights, or no
+            clicks where the convention needs them.
 
     Example:
         >>> metrics = evaluate_auc([1, 1, 2, 2], [1, 0, 1, 0], [0.9, 0.2, 0.5, 0.5])
         >>> metrics.uauc
         0.75
     """
-    rows = prepare_rows(user_ids, labels, scores, weights)
-    by_user = _auc_by_group(rows, rows.users, rows.num_users)
-    uauc, wuauc = mean_auc(by_user)
-    pooled = _auc_by_group(rows, np.zeros_like(rows.users), 1).auc
-    log_loss, ne, calibration = _probability_metrics(rows)
-    return RankingMetrics(
-        auc=float(pooled[0]) if len(pooled) else math.nan,
-        uauc=uauc,
-        wuauc=wuauc,
-        ne=ne,
-        log_loss=log_loss,
-        calibration=calibration,
-        rows=len(rows.users),
-        users=rows.num_users,
-        users_kept=len(by_user.auc),
-        positives=int(rows.is_positive.sum()),
-    )
+    rows = prepare_rows(user_ids, labels, scores, weights, clicks)
+    return metrics_of(totals_of(rows, convention), convention)
 
 
 def per_user_auc(
@@ -146,19 +240,86 @@ def per_user_auc(
 
 def user_auc(rows: ScoredRows) -> PerUserAuc:
     """`per_user_auc` of rows that `prepare_rows` has checked."""
-    return _auc_by_group(rows, rows.users, rows.num_users)
+    return _mixed_users(count_users(rows, PAPER))
 
 
-def mean_auc(by_user: PerUserAuc) -> tuple[float, float]:
-    """Return (UAUC, WUAUC) of per-user AUCs; NaN without users."""
-    if not len(by_user.auc):
+def totals_of(rows: ScoredRows, convention: Convention = PAPER) -> Totals:
+    """Return the sums behind the metrics of checked rows."""
+    everyone = np.zeros_like(rows.users)
+    columns = (rows.is_positive, rows.scores, rows.weights, convention.ties)
+    return Totals(
+        users=count_users(rows, convention),
+        pooled=count_pairs(everyone, 1, *columns),
+        probabilities=probability_sums(rows.is_positive, rows.scores, rows.weights),
+    )
+
+
+def metrics_of(totals: Totals, convention: Convention = PAPER) -> RankingMetrics:
+    """Return the metrics that a convention makes of the sums.
+
+    Raises:
+        UserError: the convention weights by clicks, and there are none.
+    """
+    users, pooled, sums = totals
+    uauc, wuauc = user_means(users, convention)
+    pairs = float((pooled.positives * pooled.negatives).sum())
+    undefined = 0.5 if sums.rows and convention.single_class == "half" else math.nan
+    log_loss, ne, calibration = sums.metrics()
+    kept = users.positives * users.negatives > 0
+    return RankingMetrics(
+        auc=float(pooled.won.sum()) / pairs if pairs else undefined,
+        uauc=uauc,
+        wuauc=wuauc,
+        ne=ne,
+        log_loss=log_loss,
+        calibration=calibration,
+        rows=sums.rows,
+        users=len(kept),
+        users_kept=int(kept.sum()),
+        positives=sums.positives,
+    )
+
+
+def user_means(users: UserPairs, convention: Convention) -> tuple[float, float]:
+    """Return (UAUC, WUAUC) under a convention; NaN without users.
+
+    Raises:
+        UserError: the convention weights by clicks, and there are none.
+    """
+    pairs = users.positives * users.negatives
+    weights = _user_weights(users, convention)
+    auc = np.full(len(pairs), 0.5)
+    np.divide(users.won, pairs, out=auc, where=pairs > 0)
+    if convention.single_class == "exclude":
+        auc, weights = auc[pairs > 0], weights[pairs > 0]
+    if not len(auc):
         return math.nan, math.nan
-    weighted = by_user.impressions @ by_user.auc / by_user.impressions.sum()
-    return float(by_user.auc.mean()), float(weighted)
+    total = float(weights.sum())
+    weighted = float((weights * auc).sum()) / total if total else math.nan
+    return float(auc.mean()), weighted
+
+
+def _user_weights(users: UserPairs, convention: Convention) -> Float64Array:
+    if convention.user_weight == "positives":
+        return users.positives
+    if convention.user_weight == "none":
+        return np.ones(len(users.won))
+    if convention.user_weight == "impressions":
+        return users.positives + users.negatives
+    if users.clicks is None:
+        raise UserError(
+            f"{CLICK}: no such column, and user_weight=clicks needs it; add it to the "
+            "predictions or weight by impressions"
+        )
+    return users.clicks
 
 
 def prepare_rows(
-    user_ids: Column, labels: Column, scores: Column, weights: Column | None = None
+    user_ids: Column,
+    labels: Column,
+    scores: Column,
+    weights: Column | None = None,
+    clicks: Column | None = None,
 ) -> ScoredRows:
     """Check the columns and drop rows of weight 0; arguments of `evaluate_auc`.
 
@@ -166,99 +327,164 @@ def prepare_rows(
         UserError: see `evaluate_auc`.
     """
     users, num_users = encode_ids(user_ids, USER_ID)
-    label_values = _as_float(labels, LABEL, len(users))
-    score_values = _as_float(scores, SCORE, len(users))
-    if weights is None:
-        weight_values = np.ones(len(users))
-    else:
-        weight_values = _as_float(weights, WEIGHT, len(users))
-    _refuse(
-        ~np.isfinite(weight_values) | (weight_values < 0),
-        f"{WEIGHT}: negative or not finite",
-        "weights must be 0 (ignore the row) or more",
+    columns = check_columns(len(users), labels, scores, weights, clicks)
+    if columns.kept is not None:
+        users, num_users = encode_ids(users[columns.kept], USER_ID)
+    return ScoredRows(
+        users=users,
+        num_users=num_users,
+        is_positive=columns.is_positive,
+        scores=columns.scores,
+        weights=columns.weights,
+        clicks=columns.clicks,
     )
-    keep = weight_values > 0
-    _refuse(
-        keep & (label_values != 0) & (label_values != 1),
+
+
+def check_columns(
+    length: int,
+    labels: Column,
+    scores: Column,
+    weights: Column | None = None,
+    clicks: Column | None = None,
+    first_row: int = 0,
+) -> Columns:
+    """Check the columns beside the ids and drop rows of weight 0.
+
+    Args:
+        length: N, the number of ids.
+        labels: see `evaluate_auc`, as the next three.
+        scores: [N].
+        weights: [N], or None.
+        clicks: [N], or None.
+        first_row: number of the first row, for messages.
+
+    Raises:
+        UserError: see `evaluate_auc`.
+    """
+
+    def refuse(is_bad: BoolArray, problem: str, mend: str) -> None:
+        if is_bad.any():
+            raise UserError(f"{problem} in {name_rows(is_bad, first_row)}; {mend}")
+
+    label_values = _as_numbers(labels, LABEL, length)
+    score_values = _as_float(scores, SCORE, length)
+    weight_values: Float64Array | None = None
+    click_values: Float64Array | None = None
+    kept: BoolArray | None = None
+    if weights is not None:
+        weight_values = _as_float(weights, WEIGHT, length).astype(np.float64)
+        refuse(
+            ~np.isfinite(weight_values) | (weight_values < 0),
+            f"{WEIGHT}: negative or not finite",
+            "weights must be 0 (ignore the row) or more",
+        )
+        if not weight_values.all():
+            kept = weight_values > 0
+    is_used = np.True_ if kept is None else kept
+    refuse(
+        is_used & (label_values != 0) & (label_values != 1),
         f"{LABEL}: neither 0 nor 1",
         "write labels as 0 or 1",
     )
-    _refuse(
-        keep & ~np.isfinite(score_values),
+    refuse(
+        is_used & ~np.isfinite(score_values),
         f"{SCORE}: not finite",
         "find what made the NaN or infinity before evaluating",
     )
-    if not keep.all():
-        users, num_users = encode_ids(users[keep], USER_ID)
-        label_values, score_values = label_values[keep], score_values[keep]
-        weight_values = weight_values[keep]
-    return ScoredRows(users, num_users, label_values == 1, score_values, weight_values)
+    if clicks is not None:
+        click_values = _as_float(clicks, CLICK, length).astype(np.float64)
+        refuse(
+            is_used & ~(click_values >= 0),
+            f"{CLICK}: negative or not a number",
+            "clicks must be 0 or more",
+        )
+    columns = (label_values == 1, score_values, weight_values, click_values)
+    if kept is None:
+        return Columns._make([*columns, None])
+    return Columns._make([*(c if c is None else c[kept] for c in columns), kept])
 
 
-def _as_float(column: Column, name: str, length: int) -> Float64Array:
-    try:
-        values = np.asarray(column).astype(np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}: not numeric; write numbers") from None
+def probability_sums(
+    is_positive: BoolArray, scores: Scores, weights: Float64Array | None
+) -> ProbabilitySums:
+    """Return the sums behind log loss, NE and calibration of checked columns."""
+    if not len(scores):
+        return ProbabilitySums()
+    outside = int(((scores < 0) | (scores > 1)).sum())
+    values = scores.astype(np.float64)
+    surprise = binary_cross_entropy(is_positive, values)
+    positives = int(is_positive.sum())
+    if weights is None:
+        sums = (len(scores), positives, values.sum(), surprise.sum())
+    else:
+        values *= weights
+        surprise *= weights
+        positive_weight = weights[is_positive].sum()
+        sums = (weights.sum(), positive_weight, values.sum(), surprise.sum())
+    weight, positive_weight, score, log_loss = map(float, sums)
+    return ProbabilitySums(
+        rows=len(scores),
+        positives=positives,
+        weight=weight,
+        positive_weight=positive_weight,
+        score=score,
+        log_loss=log_loss,
+        outside=outside,
+    )
+
+
+def binary_cross_entropy(
+    is_positive: BoolArray, probabilities: Float64Array
+) -> Float64Array:
+    """Return -log of the probability given to each row's label, float64 [N]."""
+    likelihood = np.where(is_positive, probabilities, 1 - probabilities)
+    np.maximum(likelihood, _PROBABILITY_FLOOR, out=likelihood)
+    np.log(likelihood, out=likelihood)
+    return np.negative(likelihood, out=likelihood)
+
+
+def binary_entropy(base_rate: Any) -> Any:
+    """Return the entropy in nats of a label that is 1 at this rate; 0 at 0 and 1."""
+    is_mixed = (base_rate > 0) & (base_rate < 1)
+    rate = np.where(is_mixed, base_rate, 0.5)
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    return np.where(is_mixed, entropy, 0.0)
+
+
+def count_users(rows: ScoredRows, convention: Convention = PAPER) -> UserPairs:
+    """Return what every user's pairs and clicks add up to."""
+    columns = (rows.is_positive, rows.scores, rows.weights, convention.ties)
+    clicks: Float64Array | None = None
+    if rows.clicks is not None:
+        clicks = np.bincount(rows.users, rows.clicks, rows.num_users).astype(np.float64)
+    pairs = count_pairs(rows.users, rows.num_users, *columns)
+    return UserPairs(*pairs, clicks)
+
+
+def _mixed_users(users: UserPairs) -> PerUserAuc:
+    """Return the AUC of the users with both classes."""
+    pairs = users.positives * users.negatives
+    kept = np.flatnonzero(pairs > 0)
+    impressions: Float64Array = users.positives[kept] + users.negatives[kept]
+    return PerUserAuc(kept, users.won[kept] / pairs[kept], impressions)
+
+
+def _as_float(column: Column, name: str, length: int) -> Scores:
+    """Return a column as float32 if it is that already, else as float64."""
+    values = _as_numbers(column, name, length)
+    return values if values.dtype == np.float32 else values.astype(np.float64)
+
+
+def _as_numbers(column: Column, name: str, length: int) -> np.ndarray:
+    values = np.asarray(column)
+    if values.dtype.kind not in "biuf":
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError):
+            raise UserError(f"{name}: not numeric; write numbers") from None
     if values.shape != (length,):
         raise UserError(
             f"{name}: shape {list(values.shape)}, {USER_ID} has {length} rows; "
             "pass one value per row"
         )
     return values
-
-
-def _refuse(is_bad: BoolArray, problem: str, mend: str) -> None:
-    if is_bad.any():
-        raise UserError(f"{problem} in {name_rows(is_bad)}; {mend}")
-
-
-def _auc_by_group(rows: ScoredRows, groups: Int64Array, num_groups: int) -> PerUserAuc:
-    """Mann-Whitney AUC within every group that has both classes: one sort in all."""
-    if not len(groups):
-        nothing = np.zeros(0)
-        return PerUserAuc(np.zeros(0, np.int64), nothing, nothing)
-    order = np.lexsort((rows.scores, groups))
-    group, score = groups[order], rows.scores[order]
-    weight, is_positive = rows.weights[order], rows.is_positive[order]
-    is_new_group = np.diff(group, prepend=-1) != 0
-    # A tie block is a run of equal scores within one group.
-    is_new_block = is_new_group.copy()
-    is_new_block[1:] |= score[1:] != score[:-1]
-    block_starts = np.flatnonzero(is_new_block)
-    positive = np.add.reduceat(weight * is_positive, block_starts)
-    negative = np.add.reduceat(weight * ~is_positive, block_starts)
-    block_group = group[block_starts]
-
-    first_block = np.flatnonzero(is_new_group[block_starts])
-    below = np.cumsum(negative) - negative
-    below -= np.repeat(
-        below[first_block], np.diff(first_block, append=len(block_starts))
-    )
-    won = np.bincount(block_group, positive * (below + negative / 2), num_groups)
-    all_positive = np.bincount(block_group, positive, num_groups)
-    all_negative = np.bincount(block_group, negative, num_groups)
-    pairs = all_positive * all_negative
-    kept = np.flatnonzero(pairs > 0)
-    impressions: Float64Array = np.asarray(all_positive + all_negative, np.float64)
-    return PerUserAuc(kept, won[kept] / pairs[kept], impressions[kept])
-
-
-def _probability_metrics(rows: ScoredRows) -> tuple[float, float, float]:
-    """Return (log loss, NE, calibration); NaN unless all scores lie in [0, 1]."""
-    scores, weights = rows.scores, rows.weights
-    if not len(scores) or scores.min() < 0 or scores.max() > 1:
-        return math.nan, math.nan, math.nan
-    total = weights.sum()
-    positive = weights[rows.is_positive].sum()
-    clipped = np.clip(scores, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
-    likelihood = np.where(rows.is_positive, clipped, 1 - clipped)
-    log_loss = float(-(weights @ np.log(likelihood)) / total)
-    calibration = float(weights @ scores / positive) if positive else math.nan
-    base_rate = positive / total
-    if not 0 < base_rate < 1:
-        return log_loss, math.nan, calibration
-    entropy = -(
-        base_rate * math.log(base_rate) + (1 - base_rate) * math.log(1 - base_rate)
-    )
-    return log_loss, float(log_loss / entropy), calibration

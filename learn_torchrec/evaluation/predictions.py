@@ -1,10 +1,15 @@
 """Reading prediction files: every column checked before anything is computed."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from learn_torchrec.errors import UserError
@@ -14,8 +19,11 @@ from learn_torchrec.evaluation.arrays import (
     as_id_array,
     name_rows,
 )
-from learn_torchrec.evaluation.auc import prepare_rows
+from learn_torchrec.evaluation.auc import check_columns
+from learn_torchrec.evaluation.ranks import OneRank, Ranks
+from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.schema import (
+    CLICK,
     ITEM_ACTIVITY,
     ITEM_ID,
     LABEL,
@@ -29,8 +37,10 @@ from learn_torchrec.schema import (
 
 _ID_COLUMNS = (USER_ID, ITEM_ID)
 _INTEGER_COLUMNS = (TIMESTAMP, USER_ACTIVITY, ITEM_ACTIVITY)
-_NUMBER_COLUMNS = (LABEL, SCORE, WEIGHT)
+_NUMBER_COLUMNS = (LABEL, SCORE, WEIGHT, CLICK)
 _REQUIRED = (USER_ID, LABEL, SCORE)
+_STREAMED = (USER_ID, LABEL, SCORE, WEIGHT, CLICK)
+_BATCH_ROWS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +57,8 @@ class Predictions:
         timestamps: unix seconds, int64 [N].
         user_activity: events of the user before the row's day, int64 [N].
         item_activity: events of the item before the row's day, int64 [N].
+        clicks: float64 [N].
+        cohorts: string [N], the column whose values are cohorts of their own.
     """
 
     source: str
@@ -58,14 +70,17 @@ class Predictions:
     timestamps: Int64Array | None = None
     user_activity: Int64Array | None = None
     item_activity: Int64Array | None = None
+    clicks: Float64Array | None = None
+    cohorts: pa.Array | None = None
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path, cohort_column: str | None = None) -> Predictions:
     """Read and check predictions.
 
     Args:
         path: a Parquet file, or an artefact directory that holds
             `predictions.parquet`.
+        cohort_column: a further column, each value of which is a cohort.
 
     Raises:
         UserError: a missing, unreadable or empty file; a missing column, one of
@@ -74,18 +89,86 @@ def read_predictions(path: Path) -> Predictions:
     """
     if path.is_dir():
         path = path / PREDICTIONS_FILE
-    table = _read_table(path)
+    table = _read_table(path, cohort_column)
     try:
-        predictions = _from_table(table, source=str(path))
-        prepare_rows(
-            predictions.user_ids,
+        predictions = _from_table(table, str(path), cohort_column)
+        check_columns(
+            len(predictions.labels),
             predictions.labels,
             predictions.scores,
             predictions.weights,
+            predictions.clicks,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return predictions
+
+
+def predictions_path(path: Path) -> Path:
+    """Return the file, or the directory of files, that an artefact's path means."""
+    inside = path / PREDICTIONS_FILE
+    return inside if inside.exists() else path
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the names of a prediction file's columns.
+
+    Raises:
+        UserError: see `read_predictions`.
+    """
+    path = predictions_path(path)
+    with _readable(path):
+        names: list[str] = pq.ParquetDataset(path).schema.names
+    return names
+
+
+def stream_predictions(
+    path: Path,
+    stream: MetricsStream,
+    ranks: Ranks | None = None,
+    rows: ds.Expression | None = None,
+) -> None:
+    """Add a prediction file's rows to a stream, reading only the columns it needs.
+
+    Args:
+        path: a Parquet file, a directory of them, or an artefact directory that holds
+            `predictions.parquet`.
+        stream: takes the rows.
+        ranks: each reads its share of the row groups.
+        rows: which rows to add, e.g. one of `ranking.cohort_filters`; None for all.
+
+    Raises:
+        UserError: see `read_predictions`; a file without rows.
+    """
+    ranks = ranks or OneRank()
+    path = predictions_path(path)
+    with _readable(path):
+        names = _known_columns(path, _STREAMED)
+        groups = [
+            part
+            for fragment in ds.dataset(path, format="parquet").get_fragments()
+            for part in fragment.split_by_row_group()
+        ]
+        mine = groups[ranks.rank :: ranks.size]
+        if not sum(part.count_rows() for part in groups):
+            raise UserError(f"{path}: no rows; predict some impressions first")
+        for part in mine:
+            for batch in part.to_batches(
+                columns=names, filter=rows, batch_size=_BATCH_ROWS
+            ):
+                _add(stream, batch, str(path))
+
+
+def _add(stream: MetricsStream, batch: pa.RecordBatch, source: str) -> None:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    try:
+        for name, column in columns.items():
+            _refuse_null(column, name)
+            if name != USER_ID:
+                columns[name] = _numbers(column, name)
+        stream.add(*(columns.get(name) for name in _STREAMED))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None:
@@ -129,17 +212,11 @@ def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None
             )
 
 
-def _read_table(path: Path) -> pa.Table:
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn the reader's failures into a user's mistake."""
     try:
-        schema = pq.ParquetDataset(path).schema
-        missing = [name for name in _REQUIRED if name not in schema.names]
-        if missing:
-            raise UserError(
-                f"{path}: no column {', '.join(missing)}; "
-                f"predictions need {', '.join(_REQUIRED)}"
-            )
-        known = (*_ID_COLUMNS, *_INTEGER_COLUMNS, *_NUMBER_COLUMNS)
-        table = pq.read_table(path, columns=[n for n in known if n in schema.names])
+        yield
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; name a prediction file or its directory"
@@ -147,22 +224,48 @@ def _read_table(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable Parquet file ({first_line})") from None
+
+
+def _known_columns(path: Path, known: Sequence[str]) -> list[str]:
+    """Return those of the known columns that a file has."""
+    schema = pq.ParquetDataset(path).schema
+    missing = [name for name in _REQUIRED if name not in schema.names]
+    if missing:
+        raise UserError(
+            f"{path}: no column {', '.join(missing)}; "
+            f"predictions need {', '.join(_REQUIRED)}"
+        )
+    return [name for name in known if name in schema.names]
+
+
+def _read_table(path: Path, cohort_column: str | None) -> pa.Table:
+    known = [*_ID_COLUMNS, *_INTEGER_COLUMNS, *_NUMBER_COLUMNS]
+    if cohort_column is not None:
+        known.append(cohort_column)
+    with _readable(path):
+        table = pq.read_table(path, columns=_known_columns(path, known))
     if not table.num_rows:
         raise UserError(f"{path}: no rows; predict some impressions first")
     return table
 
 
-def _from_table(table: pa.Table, source: str) -> Predictions:
+def _refuse_null(column: pa.Array, name: str) -> None:
+    if column.null_count:
+        bad = np.asarray(column.is_null().to_numpy(zero_copy_only=False), dtype=bool)
+        raise UserError(f"{name}: null in {name_rows(bad)}; remove or fill them")
+
+
+def _from_table(table: pa.Table, source: str, cohort_column: str | None) -> Predictions:
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     for name, column in columns.items():
-        if column.null_count:
-            bad = np.asarray(
-                column.is_null().to_numpy(zero_copy_only=False), dtype=bool
-            )
-            raise UserError(f"{name}: null in {name_rows(bad)}; remove or fill them")
+        _refuse_null(column, name)
     ids = {n: as_id_array(columns[n], n) for n in _ID_COLUMNS if n in columns}
     integers = {n: _integers(columns[n], n) for n in _INTEGER_COLUMNS if n in columns}
-    numbers = {n: _numbers(columns[n], n) for n in _NUMBER_COLUMNS if n in columns}
+    numbers = {
+        n: _numbers(columns[n], n).astype(np.float64)
+        for n in _NUMBER_COLUMNS
+        if n in columns
+    }
     for name in (USER_ACTIVITY, ITEM_ACTIVITY):
         if name in integers and (integers[name] < 0).any():
             raise UserError(
@@ -179,7 +282,28 @@ def _from_table(table: pa.Table, source: str) -> Predictions:
         timestamps=integers.get(TIMESTAMP),
         user_activity=integers.get(USER_ACTIVITY),
         item_activity=integers.get(ITEM_ACTIVITY),
+        clicks=numbers.get(CLICK),
+        cohorts=_cohort_values(columns, cohort_column),
     )
+
+
+def _cohort_values(
+    columns: dict[str, pa.Array], cohort_column: str | None
+) -> pa.Array | None:
+    if cohort_column is None:
+        return None
+    if cohort_column not in columns:
+        raise UserError(
+            f"{cohort_column}: no such column to take cohorts from; name one of the "
+            "predictions' own"
+        )
+    try:
+        return columns[cohort_column].cast(pa.large_string())
+    except pa.ArrowException:
+        raise UserError(
+            f"{cohort_column}: {columns[cohort_column].type} values are no cohorts; "
+            "use strings or integers"
+        ) from None
 
 
 def _integers(column: pa.Array, name: str) -> Int64Array:
@@ -188,7 +312,7 @@ def _integers(column: pa.Array, name: str) -> Int64Array:
     return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64)
 
 
-def _numbers(column: pa.Array, name: str) -> Float64Array:
+def _numbers(column: pa.Array, name: str) -> npt.NDArray[Any]:
     kind = column.type
     if not (
         pa.types.is_floating(kind)
@@ -196,4 +320,4 @@ def _numbers(column: pa.Array, name: str) -> Float64Array:
         or pa.types.is_boolean(kind)
     ):
         raise UserError(f"{name}: {kind}; a number is needed")
-    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.float64)
+    return np.asarray(column.to_numpy(zero_copy_only=False))

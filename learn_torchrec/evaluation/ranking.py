@@ -1,18 +1,34 @@
 """Ranking metrics by activity cohort, for one prediction file or a pair of them."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 
+from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.arrays import BoolArray
 from learn_torchrec.evaluation.auc import RankingMetrics, evaluate_auc
-from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
+from learn_torchrec.evaluation.cohorts import (
+    COLD,
+    LONG_TAIL,
+    OTHERS,
+    CohortConfig,
+    assign_cohorts,
+)
+from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.predictions import Predictions, refuse_different_rows
-from learn_torchrec.evaluation.significance import PairedDifference, paired_bootstrap
+from learn_torchrec.evaluation.significance import (
+    PairedDifference,
+    adjust_p_values,
+    paired_bootstrap,
+)
+from learn_torchrec.schema import ITEM_ACTIVITY, USER_ACTIVITY
 
 ALL = "all"
+_MOST_COHORTS = 50
 
 
 def cohort_masks(
@@ -21,7 +37,11 @@ def cohort_masks(
     """Return the rows [N] of each cohort, by name.
 
     The names are "all", then "user_cold", "user_long_tail", "user_others" and the
-    same for items; those of an absent activity column are left out.
+    same for items; those of an absent activity column are left out. Values of the
+    column that `read_predictions` was asked for follow, in order.
+
+    Raises:
+        UserError: that column has very many values, or one that is a cohort's name.
     """
     cohorts = cohorts or CohortConfig()
     masks = {ALL: np.ones(len(predictions.labels), dtype=bool)}
@@ -36,20 +56,68 @@ def cohort_masks(
                 getattr(cohorts, f"{side}_others_from"),
             )
             masks |= {f"{side}_{name}": mask for name, mask in parts.items()}
-    return masks
+    return masks | _own_cohorts(predictions, masks)
+
+
+def cohort_filters(
+    columns: Collection[str], cohorts: CohortConfig | None = None
+) -> dict[str, ds.Expression | None]:
+    """Return what chooses the rows of each cohort while a file is read; None: all.
+
+    The names are those of `cohort_masks`.
+
+    Args:
+        columns: names of the file's columns.
+        cohorts: bounds.
+    """
+    cohorts = cohorts or CohortConfig()
+    filters: dict[str, ds.Expression | None] = {ALL: None}
+    for side, column in (("user", USER_ACTIVITY), ("item", ITEM_ACTIVITY)):
+        if column in columns:
+            is_warm = ds.field(column) >= getattr(cohorts, f"{side}_long_tail_from")
+            is_other = ds.field(column) >= getattr(cohorts, f"{side}_others_from")
+            filters[f"{side}_{COLD}"] = ~is_warm
+            filters[f"{side}_{LONG_TAIL}"] = is_warm & ~is_other
+            filters[f"{side}_{OTHERS}"] = is_other
+    return filters
+
+
+def _own_cohorts(
+    predictions: Predictions, taken: Mapping[str, BoolArray]
+) -> dict[str, BoolArray]:
+    if predictions.cohorts is None:
+        return {}
+    encoded = predictions.cohorts.dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    names = encoded.dictionary.to_pylist()
+    if len(names) > _MOST_COHORTS:
+        raise UserError(
+            f"{predictions.source}: {len(names)} cohorts in the column asked for, "
+            f"{_MOST_COHORTS} at most; group its values first"
+        )
+    clash = sorted(set(names) & set(taken))
+    if clash:
+        raise UserError(
+            f"{predictions.source}: {clash[0]!r} in the column asked for is a cohort "
+            "already; rename it"
+        )
+    return {name: codes == names.index(name) for name in sorted(names)}
 
 
 def metrics_by_cohort(
-    predictions: Predictions, cohorts: CohortConfig | None = None
+    predictions: Predictions,
+    cohorts: CohortConfig | None = None,
+    convention: Convention = PAPER,
 ) -> dict[str, RankingMetrics]:
     """Return the ranking metrics of each cohort; see `cohort_masks` for the names."""
-    weights = predictions.weights
+    columns = (predictions.labels, predictions.scores, predictions.weights)
+    clicks = predictions.clicks
     return {
         name: evaluate_auc(
             predictions.user_ids.filter(mask),
-            predictions.labels[mask],
-            predictions.scores[mask],
-            None if weights is None else weights[mask],
+            *(None if column is None else column[mask] for column in columns),
+            clicks=None if clicks is None else clicks[mask],
+            convention=convention,
         )
         for name, mask in cohort_masks(predictions, cohorts).items()
     }
@@ -62,16 +130,17 @@ def differences_by_cohort(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, PairedDifference]]:
-    """Return candidate minus baseline by cohort and metric ("auc", "uauc", "wuauc").
+    """Return candidate minus baseline by cohort and metric, see `paired_bootstrap`.
 
-    Cohorts are the baseline's; the rows of both must be the same.
+    Cohorts are the baseline's; the rows of both must be the same. Adjusted p-values
+    take all cohorts and metrics as one family.
 
     Raises:
         UserError: different rows, see `refuse_different_rows`.
     """
     refuse_different_rows(baseline, candidate)
     weights = baseline.weights
-    return {
+    differences = {
         name: paired_bootstrap(
             baseline.user_ids.filter(mask),
             baseline.labels[mask],
@@ -83,16 +152,24 @@ def differences_by_cohort(
         )
         for name, mask in cohort_masks(baseline, cohorts).items()
     }
+    family = [one for metrics in differences.values() for one in metrics.values()]
+    adjusted = iter(adjust_p_values(family))
+    return {
+        cohort: {metric: next(adjusted) for metric in metrics}
+        for cohort, metrics in differences.items()
+    }
 
 
 def to_json(value: Any) -> Any:
-    """Return metrics as JSON-ready values: dataclasses to objects, NaN to null."""
-    if isinstance(value, RankingMetrics):
+    """Return metrics as JSON-ready values: records to objects, NaN to null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
-    elif isinstance(value, PairedDifference):
+    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
         return {key: to_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -2,20 +2,27 @@
 
 Impressions of one user are not independent, so users are resampled, not rows.
 Both columns see the same resamples, which removes most of the variance that
-comes from which users were drawn.
+comes from which users were drawn. Where many cohorts and metrics are looked at, some
+p-value is small by chance: `adjust_p_values` corrects a family of them.
 
 U users, N rows, R resamples in a block.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.arrays import Column, Float64Array, Int64Array
-from learn_torchrec.evaluation.auc import ScoredRows, prepare_rows, user_auc
+from learn_torchrec.evaluation.auc import (
+    ScoredRows,
+    binary_cross_entropy,
+    binary_entropy,
+    prepare_rows,
+    user_auc,
+)
 
 _BLOCK_ELEMENTS = 1 << 22  # float64 values of one [R, N] working array: 32 MiB
 _INTERVAL = (2.5, 97.5)
@@ -29,12 +36,15 @@ class PairedDifference(NamedTuple):
         low: lower end of the 95 % percentile interval.
         high: upper end.
         p_value: two-sided, for "no difference"; at least 2 / (resamples + 1).
+        p_adjusted: the p-value among all comparisons of its family (Holm); NaN until
+            `adjust_p_values` has seen the family.
     """
 
     difference: float
     low: float
     high: float
     p_value: float
+    p_adjusted: float = math.nan
 
 
 class _PooledPairs(NamedTuple):
@@ -51,6 +61,16 @@ class _PooledPairs(NamedTuple):
     upper: Int64Array
 
 
+class _UserSums(NamedTuple):
+    """Sums over every user's rows, float64 [U]; NaN where scores are no probabilities.
+
+    `log_loss` and `score` are weighted sums over the rows of one column.
+    """
+
+    log_loss: Float64Array
+    score: Float64Array
+
+
 class _Comparison(NamedTuple):
     """All that the differences need of the rows, whichever users are drawn.
 
@@ -58,15 +78,23 @@ class _Comparison(NamedTuple):
         kept_users: [K] users with both classes.
         gain: [K] candidate's AUC within the user minus the baseline's.
         impressions: [K] sum of the user's weights.
+        weight: [U] sum of the user's weights.
+        positive_weight: [U] of the positives.
         baseline: pairs of the pooled AUC.
         candidate: pairs of the pooled AUC.
+        baseline_sums: of the probability metrics.
+        candidate_sums: of the probability metrics.
     """
 
     kept_users: Int64Array
     gain: Float64Array
     impressions: Float64Array
+    weight: Float64Array
+    positive_weight: Float64Array
     baseline: _PooledPairs
     candidate: _PooledPairs
+    baseline_sums: _UserSums
+    candidate_sums: _UserSums
 
 
 def paired_bootstrap(
@@ -90,8 +118,9 @@ def paired_bootstrap(
         seed: of the draws.
 
     Returns:
-        The difference of "auc", "uauc" and "wuauc". Resamples in which a metric
-        is undefined (no pair drawn) are left out of its interval.
+        The difference of "auc", "uauc", "wuauc", "ne", "log_loss" and "calibration".
+        Resamples in which a metric is undefined (no pair drawn) are left out of its
+        interval.
 
     Raises:
         UserError: see `evaluate_auc`; fewer than one resample.
@@ -116,6 +145,26 @@ def paired_bootstrap(
     }
 
 
+def adjust_p_values(
+    family: Sequence[PairedDifference],
+) -> list[PairedDifference]:
+    """Return the same differences with Holm's adjusted p-values.
+
+    The smallest of m p-values is multiplied by m, the next by m - 1 and so on, never
+    below the one before: a bound on the chance of even one false finding among all m.
+    Undefined differences do not count.
+    """
+    defined = [i for i, one in enumerate(family) if not math.isnan(one.p_value)]
+    defined.sort(key=lambda i: family[i].p_value)
+    adjusted = list(family)
+    largest = 0.0
+    for place, i in enumerate(defined):
+        scaled = family[i].p_value * (len(defined) - place)
+        largest = min(1.0, max(largest, scaled))
+        adjusted[i] = family[i]._replace(p_adjusted=largest)
+    return adjusted
+
+
 def _resamples(
     num_users: int, num_resamples: int, block: int, seed: int
 ) -> Iterator[Float64Array]:
@@ -134,13 +183,35 @@ def _resamples(
 
 def _compare(baseline: ScoredRows, candidate: ScoredRows) -> _Comparison:
     before, after = user_auc(baseline), user_auc(candidate)
+    weights = baseline.row_weights()
     # Which users are kept depends on the labels alone, so they are the same users.
     return _Comparison(
         kept_users=before.user_index,
         gain=after.auc - before.auc,
         impressions=before.impressions,
+        weight=_by_user(baseline, weights),
+        positive_weight=_by_user(baseline, weights * baseline.is_positive),
         baseline=_pooled_pairs(baseline),
         candidate=_pooled_pairs(candidate),
+        baseline_sums=_user_sums(baseline),
+        candidate_sums=_user_sums(candidate),
+    )
+
+
+def _by_user(rows: ScoredRows, values: Float64Array) -> Float64Array:
+    """Return the sums [U] of the users' values [N]."""
+    return np.bincount(rows.users, values, rows.num_users).astype(np.float64)
+
+
+def _user_sums(rows: ScoredRows) -> _UserSums:
+    scores = rows.scores.astype(np.float64)
+    if ((scores < 0) | (scores > 1)).any():
+        undefined = np.full(rows.num_users, math.nan)
+        return _UserSums(undefined, undefined)
+    weights = rows.row_weights()
+    surprise = binary_cross_entropy(rows.is_positive, scores)
+    return _UserSums(
+        _by_user(rows, weights * surprise), _by_user(rows, weights * scores)
     )
 
 
@@ -155,10 +226,28 @@ def _differences(
         - _pooled_auc(comparison.baseline, counts),
         "uauc": _divide(kept @ gain, kept.sum(axis=1)),
         "wuauc": _divide(kept @ (impressions * gain), kept @ impressions),
+        **_probability_differences(comparison, counts),
+    }
+
+
+def _probability_differences(
+    comparison: _Comparison, counts: Float64Array
+) -> dict[str, Float64Array]:
+    before, after = comparison.baseline_sums, comparison.candidate_sums
+    weight = counts @ comparison.weight
+    positive = counts @ comparison.positive_weight
+    log_loss = _divide(counts @ (after.log_loss - before.log_loss), weight)
+    base_rate = _divide(positive, weight)
+    entropy = binary_entropy(base_rate)
+    return {
+        "ne": _divide(log_loss, entropy),
+        "log_loss": log_loss,
+        "calibration": _divide(counts @ (after.score - before.score), positive),
     }
 
 
 def _pooled_pairs(rows: ScoredRows) -> _PooledPairs:
+    weights = rows.row_weights()
     negatives = np.flatnonzero(~rows.is_positive)
     negatives = negatives[np.argsort(rows.scores[negatives])]
     positives = np.flatnonzero(rows.is_positive)
@@ -166,9 +255,9 @@ def _pooled_pairs(rows: ScoredRows) -> _PooledPairs:
     sorted_scores = rows.scores[negatives]
     return _PooledPairs(
         negative_users=rows.users[negatives],
-        negative_weights=rows.weights[negatives],
+        negative_weights=weights[negatives],
         positive_users=rows.users[positives],
-        positive_weights=rows.weights[positives],
+        positive_weights=weights[positives],
         lower=np.searchsorted(sorted_scores, rows.scores[positives], side="left"),
         upper=np.searchsorted(sorted_scores, rows.scores[positives], side="right"),
     )

@@ -11,6 +11,7 @@ import pytest
 from apps import evaluate_auc
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import evaluate_auc as metrics_of
+from learn_torchrec.evaluation.conventions import Convention
 
 
 def write(path: Path, gain: float, first_user: int = 0) -> dict[str, np.ndarray]:
@@ -70,7 +71,12 @@ def test_later_files_are_compared_with_the_first(
     assert 0 < gain["low"] < gain["high"]
     assert differences["worse-base"]["all"]["auc"]["high"] < 0
     assert differences["learn-base"]["user_cold"]["auc"]["p_value"] is None
-    assert f"{100 * gain['difference']:+.2f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{100 * gain['difference']:+.2f}" in printed
+    # 24 comparisons: the least p, 2 / 101, times 24 is no evidence.
+    assert "24 comparisons a pair" in printed
+    assert "needs --resamples 960 to fall below 0.05" in printed
+    assert gain["p_adjusted"] >= gain["p_value"]
 
 
 @pytest.mark.parametrize(
@@ -111,3 +117,121 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert "predictions.parquet: no such file" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not out.exists()
+
+
+def compare(tmp_path: Path, *options: str) -> dict:
+    for name, gain in (("base", 0.0), ("learn", 0.5)):
+        write(tmp_path / f"{name}.parquet", gain)
+    files = [f"{name}={tmp_path / name}.parquet" for name in ("base", "learn")]
+    out = tmp_path / "metrics.json"
+    command = ["--predictions", *files, "--out", str(out), "--resamples", "50"]
+    evaluate_auc.main([*command, *options])
+    return json.loads(out.read_text())
+
+
+def test_gates_that_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gates = ("uauc>=+0.002", "auc.low > 0", "wuauc.p@user_others<0.9", "ne<0")
+    body = compare(tmp_path, *(f"--gate={gate}" for gate in gates))
+    assert [one["gate"] for one in body["gates"]] == list(gates)
+    assert all(one["passed"] for one in body["gates"])
+    difference = body["ranking_difference"]["learn-base"]["all"]["uauc"]["difference"]
+    assert body["gates"][0]["value"] == difference
+    assert "holds" in capsys.readouterr().out
+
+
+def test_a_gate_that_fails_is_exit_code_1_after_everything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        compare(tmp_path, "--gate=uauc>=0.9", "--gate=auc@user_cold>0")
+    assert ended.value.code == 1
+    body = json.loads((tmp_path / "metrics.json").read_text())
+    # No row is of a cold user: an undefined difference passes no gate.
+    assert [one["passed"] for one in body["gates"]] == [False, False]
+    assert capsys.readouterr().out.count("FAILS") == 2
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ("uauc", "write METRIC"),
+        ("uauc>=high", "write METRIC"),
+        ("uauc.mean>0", "write METRIC"),
+        ("gauc>0", "no metric gauc; there are auc, uauc"),
+        ("uauc@nobody>0", "no cohort nobody; there are all, user_cold"),
+    ],
+)
+def test_unfit_gates_are_refused(tmp_path: Path, gate: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compare(tmp_path, f"--gate={gate}")
+
+
+def test_conventions_are_printed_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = compare(tmp_path, "--compare-conventions")
+    table = {one["library"]: one for one in body["conventions"]["base"]}
+    assert table["paper, UAUC"]["grouped_auc"] == body["ranking"]["base"]["all"]["uauc"]
+    assert {"TorchRec", "TorchEasyRec", "RecBole", "FuxiCTR, gAUC", "RecIS"} < set(
+        table
+    )
+    assert "weighted by positives" in capsys.readouterr().out
+
+
+def test_a_convention_and_a_column_of_cohorts(tmp_path: Path) -> None:
+    table = write(tmp_path / "p.parquet", gain=0.3)
+    levels = np.where(np.arange(200) < 120, "gold", "silver")
+    clicks = np.arange(200) % 3
+    pq.write_table(
+        pa.table(table | {"level": levels, "click": clicks}), tmp_path / "p.parquet"
+    )
+    out = tmp_path / "m.json"
+    command = ["--predictions", f"a={tmp_path / 'p.parquet'}", "--out", str(out)]
+    options = ["--cohort-column=level", "--set=convention.user_weight=clicks"]
+    evaluate_auc.main([*command, *options])
+    body = json.loads(out.read_text())["ranking"]["a"]
+    assert list(body)[-2:] == ["gold", "silver"]
+    expected = metrics_of(
+        *(table[name][:120] for name in ("user_id", "label", "score")),
+        clicks=clicks[:120],
+        convention=Convention(user_weight="clicks"),
+    )
+    assert body["gold"] == vars(expected)
+
+
+def test_clicks_and_cohorts_must_be_there(tmp_path: Path) -> None:
+    write(tmp_path / "p.parquet", gain=0.3)
+    command = ["--predictions", f"a={tmp_path / 'p.parquet'}", "--out", "unused.json"]
+    with pytest.raises(UserError, match="click: no such column"):
+        evaluate_auc.main([*command, "--set=convention.user_weight=clicks"])
+    with pytest.raises(UserError, match="level: no such column to take cohorts from"):
+        evaluate_auc.main([*command, "--cohort-column=level"])
+    with pytest.raises(UserError, match="convention"):
+        evaluate_auc.main([*command, "--set=convention.ties=never"])
+    with pytest.raises(UserError, match="--gate: compares files"):
+        evaluate_auc.main([*command, "--gate=uauc>0"])
+    with pytest.raises(UserError, match="--cohort-column: needs all rows in memory"):
+        evaluate_auc.main([*command, "--stream", "--cohort-column=level"])
+
+
+def test_two_ranks_stream_what_one_reads(tmp_path: Path) -> None:
+    table = write(tmp_path / "p.parquet", gain=0.3)
+    pq.write_table(pa.table(table), tmp_path / "p.parquet", row_group_size=60)
+    out = tmp_path / "m.json"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    options = ["--predictions", f"a={tmp_path / 'p.parquet'}", "--out", str(out)]
+    done = subprocess.run(
+        [*torchrun, "--standalone", "-m", "apps.evaluate_auc", "--stream", *options],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("users_kept") == 1  # rank 0 alone prints
+    streamed = json.loads(out.read_text())["ranking"]["a"]
+    evaluate_auc.main(options)
+    expected = json.loads(out.read_text())["ranking"]["a"]
+    assert list(streamed) == list(expected)  # the cohorts as well
+    for cohort, values in expected.items():
+        assert streamed[cohort] == pytest.approx(values, abs=1e-12)

@@ -6,9 +6,14 @@ import pytest
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import significance
 from learn_torchrec.evaluation.auc import evaluate_auc
-from learn_torchrec.evaluation.significance import paired_bootstrap
+from learn_torchrec.evaluation.significance import (
+    PairedDifference,
+    adjust_p_values,
+    paired_bootstrap,
+)
 
-METRICS = ("auc", "uauc", "wuauc")
+RANK_METRICS = ("auc", "uauc", "wuauc")
+METRICS = (*RANK_METRICS, "ne", "log_loss", "calibration")
 
 
 def rows(seed: int, gain: float, num_rows: int = 600, num_users: int = 50):
@@ -17,7 +22,7 @@ def rows(seed: int, gain: float, num_rows: int = 600, num_users: int = 50):
     labels = (random.random(num_rows) < 0.3).astype(int)
     baseline = random.normal(size=num_rows).round(1) + 0.5 * labels
     candidate = baseline + gain * labels + 0.1 * random.normal(size=num_rows).round(1)
-    return users, labels, baseline, candidate
+    return users, labels, *(1 / (1 + np.exp(-x)) for x in (baseline, candidate))
 
 
 def naive_draws(users, labels, baseline, candidate, weights, num_resamples, seed):
@@ -66,7 +71,7 @@ def test_a_real_gain_is_significant_and_its_reverse_mirrors_it() -> None:
     users, labels, baseline, candidate = rows(seed=1, gain=0.5)
     forward = paired_bootstrap(users, labels, baseline, candidate, num_resamples=200)
     backward = paired_bootstrap(users, labels, candidate, baseline, num_resamples=200)
-    for name in METRICS:
+    for name in RANK_METRICS:
         assert 0 < forward[name].low < forward[name].difference < forward[name].high
         assert forward[name].p_value == pytest.approx(2 / 201)
         assert backward[name].low == pytest.approx(-forward[name].high)
@@ -76,8 +81,8 @@ def test_a_real_gain_is_significant_and_its_reverse_mirrors_it() -> None:
 def test_identical_orders_differ_by_exactly_nothing() -> None:
     users, labels, baseline, _ = rows(seed=2, gain=0)
     result = paired_bootstrap(users, labels, baseline, 2 * baseline, num_resamples=50)
-    for name in METRICS:
-        assert tuple(result[name]) == (0.0, 0.0, 0.0, 1.0)
+    for name in RANK_METRICS:
+        assert tuple(result[name])[:4] == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_under_no_difference_p_values_are_not_small_too_often() -> None:
@@ -105,7 +110,7 @@ def test_undefined_metrics_are_nan() -> None:
     empty = paired_bootstrap([], [], [], [], num_resamples=10)
     one_class = paired_bootstrap([1, 2], [1, 1], [0.1, 0.2], [0.2, 0.1])
     for result in (empty, one_class):
-        for name in METRICS:
+        for name in (*RANK_METRICS, "ne"):
             assert all(math.isnan(part) for part in result[name])
 
 
@@ -119,3 +124,50 @@ def test_resamples_without_a_pair_are_left_out() -> None:
 def test_no_resamples_is_refused() -> None:
     with pytest.raises(UserError, match="num_resamples 0"):
         paired_bootstrap([1], [1], [0.1], [0.1], num_resamples=0)
+
+
+def test_holm_by_hand() -> None:
+    family = [
+        PairedDifference(0.1, 0.0, 0.2, p) for p in (0.01, 0.04, 0.03, math.nan, 0.5)
+    ]
+    adjusted = [one.p_adjusted for one in adjust_p_values(family)]
+    # 4 defined: 0.01 * 4, then 0.03 * 3, then 0.04 * 2 raised to 0.09, then 0.5 * 1.
+    assert adjusted[:3] == pytest.approx([0.04, 0.09, 0.09])
+    assert math.isnan(adjusted[3])
+    assert adjusted[4] == 0.5
+    assert [one.p_value for one in family][:3] == [0.01, 0.04, 0.03]
+
+
+def test_scores_that_are_no_probabilities_leave_those_metrics_undefined() -> None:
+    users, labels, baseline, candidate = rows(seed=3, gain=0.2)
+    result = paired_bootstrap(users, labels, baseline, 2 * candidate, num_resamples=20)
+    assert math.isnan(result["ne"].difference)
+    assert math.isnan(result["calibration"].low)
+    assert math.isfinite(result["uauc"].difference)
+
+
+@pytest.mark.slow
+def test_the_interval_covers_a_known_difference() -> None:
+    """1,000 tables whose true difference of UAUC and WUAUC is known.
+
+    Every user has one positive and four negatives, and the baseline's scores say
+    nothing (its AUC is 1/2). The candidate ranks the positive first with the user's
+    own chance q and at random otherwise: an AUC of 1/2 + q/2, 0.6 on average for q
+    uniform on [0, 0.4].
+    """
+    covered = dict.fromkeys(("uauc", "wuauc", "auc"), 0)
+    num_users = 150
+    users = np.repeat(np.arange(num_users), 5)
+    labels = np.tile([1, 0, 0, 0, 0], num_users)
+    for repeat in range(1000):
+        random = np.random.default_rng(repeat)
+        baseline, candidate = random.random((2, 5 * num_users))
+        is_first = random.random(num_users) < random.uniform(0, 0.4, num_users)
+        candidate[::5] = np.where(is_first, 1.0, candidate[::5])
+        result = paired_bootstrap(
+            users, labels, baseline, candidate, num_resamples=500, seed=repeat
+        )
+        for name in covered:
+            covered[name] += result[name].low <= 0.1 <= result[name].high
+    # Pooled: the positive also beats other users' negatives with the same chances.
+    assert all(930 <= count <= 970 for count in covered.values()), covered

@@ -1,0 +1,204 @@
+"""Exact metrics and exact top-K beside scikit-learn and FAISS.
+
+`python -m apps.benchmarks.metrics --json FILE`. Measured:
+
+- AUC, UAUC and WUAUC (NE and calibration come along) of 100 million rows and 5 million
+  users, from a Parquet file to the metrics, in a process of its own;
+- the per-user AUCs of one million rows beside a `roc_auc_score` per user;
+- the top 100 of 200,000 items, 64 dims: in turns with FAISS's `IndexFlatIP` on some
+  users (both take time in proportion to them), then for all 240,000 in a process of
+  its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from sklearn.metrics import roc_auc_score
+
+from apps import program
+from apps.benchmarks.measure import interleaved_medians, machine
+from learn_torchrec.evaluation.auc import per_user_auc
+from learn_torchrec.evaluation.predictions import stream_predictions
+from learn_torchrec.evaluation.stream import MetricsStream
+from learn_torchrec.evaluation.topk import top_items
+
+_ROWS_PER_USER = 20
+_ROW_GROUP = 1 << 20
+_SKLEARN_ROWS = 1_000_000
+_NUM_ITEMS, _DIM, _K = 200_000, 64, 100
+_TIMED_USERS = 4_096
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--rows", type=int, default=100_000_000)
+    parser.add_argument("--users", type=int, default=240_000, help="of the top-K")
+    args = parser.parse_args(argv)
+    body = {
+        **measure_rows(args.rows),
+        **measure_against_sklearn(),
+        **measure_top_items(args.users),
+        "machine": machine(),
+    }
+    program.write_json(args.json, body)
+
+
+def measure_rows(num_rows: int) -> dict[str, Any]:
+    """Return the time and peak memory of `num_rows` rows from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions.parquet"
+        _write_rows(path, num_rows)
+        alone = _alone("rows_from_file", str(path))
+    return {"rows": num_rows, **alone}
+
+
+def measure_against_sklearn() -> dict[str, Any]:
+    """Return the time ratio to scikit-learn per user, and the largest difference."""
+    users, labels, scores = _rows(np.random.default_rng(1), _SKLEARN_ROWS)
+    order = np.argsort(users, kind="stable")
+    users, labels, scores = users[order], labels[order], scores[order]
+
+    def by_sklearn() -> np.ndarray:
+        cuts = np.flatnonzero(np.diff(users)) + 1
+        groups = zip(np.split(labels, cuts), np.split(scores, cuts), strict=True)
+        return np.array(
+            [roc_auc_score(*group) for group in groups if 0 < group[0].mean() < 1]
+        )
+
+    def ours() -> np.ndarray:
+        return per_user_auc(users, labels, scores).auc
+
+    # scikit-learn once: it takes most of a minute, and hundreds of times as long.
+    start = time.perf_counter()
+    expected = by_sklearn()
+    sklearn_seconds = time.perf_counter() - start
+    difference = np.abs(expected - ours()).max()
+    seconds = interleaved_medians({"ours": ours}, repeats=5)
+    return {
+        "over_sklearn": sklearn_seconds / seconds["ours"],
+        "max_difference": float(difference),
+        "sklearn_rows": _SKLEARN_ROWS,
+        "sklearn_users_kept": len(expected),
+    }
+
+
+def measure_top_items(num_users: int) -> dict[str, Any]:
+    """Return the time ratio to FAISS on some users; time and memory of all."""
+    users, items = _vectors(_TIMED_USERS)
+    index = faiss.IndexFlatIP(_DIM)
+    index.add(items.numpy())
+    seconds = interleaved_medians(
+        {
+            "ours": lambda: top_items(users, items, _K),
+            "faiss": lambda: index.search(users.numpy(), _K),
+        },
+        repeats=3,
+    )
+    found = top_items(users, items, _K).scores
+    assert np.allclose(found, index.search(users.numpy(), _K)[0], atol=1e-4)
+    alone = _alone("all_top_items", num_users)
+    return {
+        "topk_over_faiss": seconds["ours"] / seconds["faiss"],
+        "topk_timed_users": _TIMED_USERS,
+        "topk_users": num_users,
+        "topk_seconds": alone["seconds"],
+        "topk_peak_gb": alone["peak_gb"],
+    }
+
+
+def rows_from_file(path: str) -> Callable[[], Any]:
+    """Return the work that `measure_rows` measures."""
+
+    def run() -> dict[str, Any]:
+        stream = MetricsStream()
+        stream_predictions(Path(path), stream)
+        return asdict(stream.finish())
+
+    return run
+
+
+def all_top_items(num_users: int) -> Callable[[], None]:
+    """Return the work that `measure_top_items` measures."""
+    vectors = _vectors(num_users)
+    return lambda: top_items(*vectors, _K) and None
+
+
+def _alone(function: str, argument: Any) -> dict[str, Any]:
+    """Return the seconds, peak memory and result of work done in a fresh process.
+
+    The memory is the whole process's, interpreter and libraries included.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", __spec__.name, function, json.dumps(argument)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    body: dict[str, Any] = json.loads(done.stdout)
+    return body
+
+
+def _report(function: str, argument: str) -> None:
+    prepare: Callable[[Any], Callable[[], Any]] = globals()[function]
+    run = prepare(json.loads(argument))
+    start = time.perf_counter()
+    result = run()
+    seconds = time.perf_counter() - start
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    body = {"seconds": round(seconds, 2), "peak_gb": round(peak_gb, 3)}
+    print(json.dumps(body | ({"metrics": result} if result else {})))
+
+
+def _write_rows(path: Path, num_rows: int) -> None:
+    generator = np.random.default_rng(0)
+    schema = pa.schema(
+        {"user_id": pa.int64(), "label": pa.int8(), "score": pa.float32()}
+    )
+    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
+        for start in range(0, num_rows, _ROW_GROUP):
+            count = min(_ROW_GROUP, num_rows - start)
+            columns = _rows(generator, count, num_rows // _ROWS_PER_USER)
+            writer.write_table(pa.table(list(columns), schema=schema))
+
+
+def _rows(
+    generator: np.random.Generator, count: int, num_users: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return users int64, labels int8 (one in ten positive) and scores float32."""
+    num_users = num_users or count // _ROWS_PER_USER
+    scores = generator.random(count, dtype=np.float32)
+    labels = generator.random(count, dtype=np.float32) < scores / 5
+    users = generator.integers(num_users, size=count) * 7919
+    return users, labels.astype(np.int8), scores
+
+
+def _vectors(num_users: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    users, items = (
+        torch.nn.functional.normalize(torch.randn(n, _DIM, generator=generator))
+        for n in (num_users, _NUM_ITEMS)
+    )
+    return users, items
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3 and not sys.argv[1].startswith("-"):
+        _report(*sys.argv[1:])
+    else:
+        program.run(main)

@@ -1,0 +1,138 @@
+"""Read an A/B test from per-user-day outcomes: lifts with intervals, by cohort, day."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from apps import program
+from apps.tables import align
+from learn_torchrec.config import apply_overrides
+from learn_torchrec.datasets.ab_replay import AbReplayConfig, write_ab_replay
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.ab import (
+    ALL,
+    METRICS,
+    AbConfig,
+    AbReading,
+    read_ab,
+    read_outcomes,
+)
+from learn_torchrec.evaluation.ranking import to_json
+
+SIMULATED_NOTE = "SIMULATED: generated users, no live test; planted lifts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateAbConfig:
+    """What `--set` may change here."""
+
+    ab: AbConfig = field(default_factory=AbConfig)
+    replay: AbReplayConfig = field(default_factory=AbReplayConfig)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of this app."""
+    result = argparse.ArgumentParser(
+        prog="learn-torchrec evaluate-ab",
+        description=__doc__,
+        epilog="Columns: user_id, arm, day, impressions, conversions, revenue, and any "
+        "cohort columns. Rows are a user's day, or a part of it.",
+        allow_abbrev=False,
+    )
+    result.add_argument(
+        "--outcomes", type=Path, required=True, metavar="FILE", help="Parquet file"
+    )
+    result.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="JSON to write"
+    )
+    result.add_argument(
+        "--cohort-column",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="values are cohorts of users or of items; may be repeated",
+    )
+    result.add_argument(
+        "--simulate",
+        action="store_true",
+        help="first write --outcomes: a simulated 9-day test, 20 %% of users an arm",
+    )
+    result.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="overrides",
+        metavar="SECTION.FIELD=VALUE",
+        help="e.g. ab.treatment=new, ab.treatment_share=0.1, replay.users=1000000",
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the outcomes, print the tables and write the JSON."""
+    args = parser().parse_args(argv)
+    config = apply_overrides(EvaluateAbConfig(), args.overrides)
+    if args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a directory; name a JSON file")
+    cohort_columns = list(args.cohort_column)
+    if args.simulate:
+        if args.outcomes.exists():
+            raise UserError(
+                f"--simulate: {args.outcomes} exists; name a new file for the outcomes"
+            )
+        write_ab_replay(args.outcomes, config.replay)
+        cohort_columns = cohort_columns or ["user_cohort", "item_cohort"]
+    reading = read_ab(
+        read_outcomes(args.outcomes, config.ab, cohort_columns), config.ab
+    )
+    if reading.is_simulated:
+        print(SIMULATED_NOTE)
+    print(sample_ratio_line(reading))
+    print("\n" + lifts_table(reading))
+    print("\n" + daily_table(reading))
+    program.write_json(args.out, to_json(reading))
+
+
+def sample_ratio_line(reading: AbReading) -> str:
+    """Return one line on the sizes of the arms."""
+    ratio = reading.sample_ratio
+    word = "MISMATCH: trust nothing below" if ratio.is_mismatch else "as meant"
+    return (
+        f"sample ratio: {ratio.treatment_users:,} treatment and "
+        f"{ratio.control_users:,} control users, {ratio.expected_share:.0%} meant for "
+        f"the treatment: {word} (p = {ratio.p_value:.3g}); {reading.days} days"
+    )
+
+
+def lifts_table(reading: AbReading) -> str:
+    """Return one line per cohort and metric, in per cent."""
+    head = ["cohort", "metric", "share", "control", "treatment"]
+    lines = [[*head, "lift", "low", "high", "p", "boot low", "boot high"]]
+    for cohort, metrics in reading.lifts.items():
+        for metric, one in metrics.items():
+            percents = [f"{100 * x:+.2f}%" for x in (one.lift, one.low, one.high)]
+            boot = [f"{100 * x:+.2f}%" for x in (one.bootstrap_low, one.bootstrap_high)]
+            share = f"{reading.shares[cohort]:.2%}"
+            values = [f"{x:.5g}" for x in (one.control, one.treatment)]
+            p_value = f"{one.p_value:.3f}"
+            lines.append([cohort, metric, share, *values, *percents, p_value, *boot])
+    return align(lines)
+
+
+def daily_table(reading: AbReading) -> str:
+    """Return one line a day, every metric's lift in per cent."""
+    lines = [["day", *METRICS]]
+    for place, one in enumerate(reading.daily[next(iter(METRICS))]):
+        lifts = [reading.daily[metric][place] for metric in METRICS]
+        cells = [
+            f"{100 * x.lift:+.2f} ({100 * x.low:+.2f}, {100 * x.high:+.2f})"
+            for x in lifts
+        ]
+        lines.append([str(one.day), *cells])
+    return f"{ALL}, lift a day in per cent:\n" + align(lines)
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,46 @@
+"""Make a report of a run: one HTML page without network, and Markdown and JSON."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from apps import program
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.report.render import write_report
+from learn_torchrec.evaluation.report.run import read_run
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of this app."""
+    result = argparse.ArgumentParser(
+        prog="learn-torchrec report", description=__doc__, allow_abbrev=False
+    )
+    result.add_argument(
+        "--run", type=Path, required=True, metavar="DIR", help="what quickstart made"
+    )
+    result.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="HTML file; .md and .json of the same name are written beside it",
+    )
+    result.add_argument(
+        "--ab", type=Path, metavar="FILE", help="JSON that evaluate-ab wrote"
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the run and write the three files."""
+    args = parser().parse_args(argv)
+    if args.out.suffix not in (".html", ".htm") or args.out.is_dir():
+        raise UserError(f"--out {args.out}: name an .html file")
+    if not args.run.is_dir():
+        raise UserError(f"--run {args.run}: no such directory; name a run's directory")
+    for path in write_report(read_run(args.run, args.ab), args.out):
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,15 @@
+"""Tables on a terminal."""
+
+
+def align(lines: list[list[str]]) -> str:
+    """Pad columns: the first two to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def pad(column: int, cell: str) -> str:
+        width = widths[column]
+        return cell.ljust(width) if column < 2 else cell.rjust(width)
+
+    return "\n".join(
+        "  ".join(pad(column, cell) for column, cell in enumerate(line))
+        for line in lines
+    )

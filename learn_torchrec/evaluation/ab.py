@@ -1,0 +1,450 @@
+"""Reading an A/B test from per-user-day outcomes: lifts, intervals, daily series.
+
+Users are what was assigned, so users are what varies: a user's days are summed before
+anything is compared. Rates (conversions per impression, revenue per impression) are
+ratios of two such sums, whose variance the delta method gives; a bootstrap over users
+gives the same without its linearisation.
+
+N user-days, U users of an arm, C cohorts.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.arrays import (
+    BoolArray,
+    Float64Array,
+    Int64Array,
+    encode_ids,
+    name_rows,
+)
+from learn_torchrec.schema import USER_ID
+
+ARM, DAY = "arm", "day"
+# Key of the file's metadata; b"true" marks generated outcomes.
+SIMULATED = b"simulated"
+IMPRESSIONS, CONVERSIONS, REVENUE = "impressions", "conversions", "revenue"
+ALL = "all"
+OUTCOMES = (IMPRESSIONS, CONVERSIONS, REVENUE)
+# Metric: outcome of its numerator, and of its denominator (None: users).
+METRICS: dict[str, tuple[str, str | None]] = {
+    "revenue_per_user": (REVENUE, None),
+    "conversions_per_user": (CONVERSIONS, None),
+    "impressions_per_user": (IMPRESSIONS, None),
+    "conversion_rate": (CONVERSIONS, IMPRESSIONS),
+    "revenue_per_impression": (REVENUE, IMPRESSIONS),
+}
+_NORMAL_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbConfig:
+    """How a test is read.
+
+    Attributes:
+        control: name of the control arm in the column `arm`.
+        treatment: name of the other.
+        treatment_share: users meant for the treatment, of those in the test.
+        mismatch_p: a sample ratio less likely than this is a mismatch.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    control: str = "control"
+    treatment: str = "treatment"
+    treatment_share: float = 0.5
+    mismatch_p: float = 0.001
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.control == self.treatment:
+            raise ValueError(f"control={self.control!r}: is the treatment too")
+        for name in ("treatment_share", "mismatch_p"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: use 0 to 1, exclusive")
+        if self.resamples < 1:
+            raise ValueError(f"resamples={self.resamples}: use 1 or more")
+
+
+class Lift(NamedTuple):
+    """Treatment over control, minus 1. NaN where undefined.
+
+    Attributes:
+        control: the metric in the control arm.
+        treatment: in the treatment arm.
+        lift: relative difference.
+        low: lower end of the delta method's 95 % interval.
+        high: upper end.
+        p_value: two-sided, for "no lift", by the delta method.
+        bootstrap_low: lower end of the bootstrap's 95 % interval.
+        bootstrap_high: upper end.
+    """
+
+    control: float
+    treatment: float
+    lift: float
+    low: float
+    high: float
+    p_value: float
+    bootstrap_low: float
+    bootstrap_high: float
+
+
+class SampleRatio(NamedTuple):
+    """Whether the arms have the sizes they were meant to have.
+
+    Attributes:
+        control_users: users seen in the control arm.
+        treatment_users: users seen in the treatment arm.
+        expected_share: of the treatment.
+        p_value: of a chi-square test with one degree of freedom.
+        is_mismatch: nothing else of the test can be trusted.
+    """
+
+    control_users: int
+    treatment_users: int
+    expected_share: float
+    p_value: float
+    is_mismatch: bool
+
+
+class DayLift(NamedTuple):
+    """One day's lift of a metric, by the delta method."""
+
+    day: int
+    lift: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbReading:
+    """Everything read from one test.
+
+    Attributes:
+        sample_ratio: the check to look at first.
+        lifts: by cohort ("all" first) and metric.
+        shares: of the control arm's revenue, by cohort.
+        daily: by metric, one entry a day.
+        days: how many days.
+        is_simulated: the outcomes were generated, not observed.
+    """
+
+    sample_ratio: SampleRatio
+    lifts: dict[str, dict[str, Lift]]
+    shares: dict[str, float]
+    daily: dict[str, list[DayLift]]
+    days: int
+    is_simulated: bool
+
+
+class Outcomes(NamedTuple):
+    """Checked rows of a test: a user's day, or a part of it (one item cohort's).
+
+    Attributes:
+        users: int64 [N] in [0, num_users).
+        is_treatment: bool [num_users].
+        days: int64 [N].
+        values: float64 [N, 3] impressions, conversions and revenue.
+        cohorts: bool [N] rows of every cohort, by name; "all" first.
+        is_simulated: as the file says of itself.
+    """
+
+    users: Int64Array
+    is_treatment: BoolArray
+    days: Int64Array
+    values: Float64Array
+    cohorts: dict[str, BoolArray]
+    is_simulated: bool
+
+
+def read_outcomes(
+    path: Path, config: AbConfig, cohort_columns: Sequence[str] = ()
+) -> Outcomes:
+    """Read and check a Parquet file of outcomes.
+
+    Args:
+        path: columns `user_id`, `arm`, `day` (integer or date), `impressions`,
+            `conversions` and `revenue`; rows of other arms are left out.
+        config: names the arms.
+        cohort_columns: columns whose values are cohorts, of users or of items.
+
+    Raises:
+        UserError: a missing or unreadable file, a missing column, nulls, negative or
+            non-finite outcomes, an arm without rows, a user in both arms.
+    """
+    names = [USER_ID, ARM, DAY, *OUTCOMES, *cohort_columns]
+    try:
+        schema = pq.read_schema(path)
+        missing = [name for name in names if name not in schema.names]
+        if missing:
+            raise UserError(
+                f"{path}: no column {', '.join(missing)}; outcomes need "
+                f"{', '.join(names)}"
+            )
+        table = pq.read_table(path, columns=names)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; name the outcomes of a test") from None
+    except (pa.ArrowException, OSError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable Parquet file ({first_line})") from None
+    try:
+        outcomes = _checked(table, config, cohort_columns)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    is_simulated = (schema.metadata or {}).get(SIMULATED) == b"true"
+    return outcomes._replace(is_simulated=is_simulated)
+
+
+def _checked(
+    table: pa.Table, config: AbConfig, cohort_columns: Sequence[str]
+) -> Outcomes:
+    for name in table.column_names:
+        if table[name].null_count:
+            raise UserError(f"{name}: null in some rows; remove or fill them")
+    arms = table[ARM].cast(pa.large_string())
+    table = table.filter(pc.is_in(arms, pa.array([config.control, config.treatment])))
+    arms = table[ARM].cast(pa.large_string())
+    in_treatment = np.asarray(pc.equal(arms, config.treatment))
+    for arm, is_there in (
+        (config.control, (~in_treatment).any()),
+        (config.treatment, in_treatment.any()),
+    ):
+        if not is_there:
+            raise UserError(f"{ARM}: no row of {arm!r}; name the arms with --set")
+    users, num_users = encode_ids(table[USER_ID], USER_ID)
+    is_treatment = np.zeros(num_users, dtype=bool)
+    is_treatment[users] = in_treatment
+    in_both = is_treatment[users] != in_treatment
+    if in_both.any():
+        user = table[USER_ID][int(np.flatnonzero(in_both)[0])].as_py()
+        raise UserError(
+            f"{USER_ID}: {user!r} is in both arms; a user belongs to one arm"
+        )
+    values = np.stack([_outcome(table[name], name) for name in OUTCOMES], axis=1)
+    cohorts = {ALL: np.ones(len(users), dtype=bool)}
+    for name in cohort_columns:
+        column = table[name].cast(pa.large_string())
+        for value in sorted(column.unique().to_pylist()):
+            cohorts[f"{name}={value}"] = np.asarray(pc.equal(column, value))
+    return Outcomes(users, is_treatment, _days(table[DAY]), values, cohorts, False)
+
+
+def _outcome(column: pa.ChunkedArray, name: str) -> Float64Array:
+    try:
+        values = np.asarray(column).astype(np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}: {column.type}; a number is needed") from None
+    is_bad = ~np.isfinite(values) | (values < 0)
+    if is_bad.any():
+        raise UserError(
+            f"{name}: negative or not finite in {name_rows(is_bad)}; outcomes are 0 "
+            "or more"
+        )
+    return values
+
+
+def _days(column: pa.ChunkedArray) -> Int64Array:
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.date32()).cast(pa.int32())
+    if not pa.types.is_integer(column.type):
+        raise UserError(f"{DAY}: {column.type}; an integer or a date is needed")
+    return np.asarray(column).astype(np.int64)
+
+
+def read_ab(outcomes: Outcomes, config: AbConfig) -> AbReading:
+    """Read a test: sample ratio, lifts by cohort with intervals, daily series."""
+    num_users = len(outcomes.is_treatment)
+    lifts = {}
+    shares = {}
+    revenue = OUTCOMES.index(REVENUE)
+    whole = _user_sums(outcomes, np.ones(len(outcomes.users), dtype=bool))
+    in_control = ~outcomes.is_treatment
+    cohorts = {}
+    for name, rows in outcomes.cohorts.items():
+        sums = _user_sums(outcomes, rows)
+        cohorts[name] = (sums, _members(outcomes, rows))
+        total = whole[in_control, revenue].sum()
+        part = sums[in_control, revenue].sum()
+        shares[name] = float(part / total) if total else math.nan
+    drawn = _bootstrap(cohorts, outcomes.is_treatment, config)
+    for name, (sums, members) in cohorts.items():
+        lifts[name] = {
+            metric: _lift(sums, members, outcomes.is_treatment, metric)._replace(
+                bootstrap_low=low, bootstrap_high=high
+            )
+            for metric, (low, high) in drawn[name].items()
+        }
+    everyone = np.ones(num_users, dtype=bool)
+    daily: dict[str, list[DayLift]] = {metric: [] for metric in METRICS}
+    days = np.unique(outcomes.days)
+    for day in days:
+        sums = _user_sums(outcomes, outcomes.days == day)
+        for metric in METRICS:
+            one = _lift(sums, everyone, outcomes.is_treatment, metric)
+            daily[metric].append(DayLift(int(day), one.lift, one.low, one.high))
+    return AbReading(
+        sample_ratio=check_sample_ratio(outcomes.is_treatment, config),
+        lifts=lifts,
+        shares=shares,
+        daily=daily,
+        days=len(days),
+        is_simulated=outcomes.is_simulated,
+    )
+
+
+def check_sample_ratio(is_treatment: BoolArray, config: AbConfig) -> SampleRatio:
+    """Test the arms' sizes against the shares they were meant to have."""
+    total, treatment = len(is_treatment), int(is_treatment.sum())
+    expected = config.treatment_share * total
+    spread = expected * (1 - config.treatment_share)
+    p_value = math.erfc(math.sqrt((treatment - expected) ** 2 / spread / 2))
+    return SampleRatio(
+        control_users=total - treatment,
+        treatment_users=treatment,
+        expected_share=config.treatment_share,
+        p_value=p_value,
+        is_mismatch=p_value < config.mismatch_p,
+    )
+
+
+def _user_sums(outcomes: Outcomes, rows: BoolArray) -> Float64Array:
+    """Return every user's outcomes summed over some rows, float64 [U, 3]."""
+    users, num_users = outcomes.users[rows], len(outcomes.is_treatment)
+    columns = [
+        np.bincount(users, values, num_users) for values in outcomes.values[rows].T
+    ]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _members(outcomes: Outcomes, rows: BoolArray) -> BoolArray:
+    """Return the users [U] a cohort is about.
+
+    A cohort of users holds all rows of its users. Where users have rows outside it as
+    well, it is one of items, and about everyone: a user who met none of them counts.
+    """
+    num_users = len(outcomes.is_treatment)
+    inside = np.bincount(outcomes.users[rows], minlength=num_users) > 0
+    outside = np.bincount(outcomes.users[~rows], minlength=num_users) > 0
+    if (inside & outside).any():
+        return np.ones(num_users, dtype=bool)
+    return inside
+
+
+def _lift(
+    sums: Float64Array, members: BoolArray, is_treatment: BoolArray, metric: str
+) -> Lift:
+    """Return a metric's lift with the delta method's interval; no bootstrap yet."""
+    control, treatment = (
+        _mean_and_variance(sums[members & (is_treatment == arm)], metric)
+        for arm in (False, True)
+    )
+    undefined = [math.nan] * 6
+    if not control[0] > 0 or not treatment[0] >= 0:
+        return Lift(control[0], treatment[0], *undefined)
+    ratio = treatment[0] / control[0]
+    variance = (treatment[1] + ratio**2 * control[1]) / control[0] ** 2
+    error = math.sqrt(variance)
+    p_value = math.nan
+    if error > 0:
+        p_value = math.erfc(abs(ratio - 1) / error / math.sqrt(2))
+    reach = _NORMAL_95 * error
+    lift = ratio - 1
+    return Lift(
+        control[0],
+        treatment[0],
+        lift,
+        lift - reach,
+        lift + reach,
+        p_value,
+        math.nan,
+        math.nan,
+    )
+
+
+def _mean_and_variance(sums: Float64Array, metric: str) -> tuple[float, float]:
+    """Return a metric of one arm and the variance of that estimate."""
+    numerator, denominator = _columns(sums, metric)
+    num_users, total = len(sums), float(denominator.sum())
+    if num_users < 2 or not total:
+        return math.nan, math.nan
+    value = float(numerator.sum()) / total
+    residual = (numerator - value * denominator) * (num_users / total)
+    return value, float(residual.var(ddof=1)) / num_users
+
+
+def _columns(sums: Float64Array, metric: str) -> tuple[Float64Array, Float64Array]:
+    above, below = METRICS[metric]
+    numerator = sums[..., OUTCOMES.index(above)]
+    if below is None:
+        return numerator, np.ones_like(numerator)
+    return numerator, sums[..., OUTCOMES.index(below)]
+
+
+def _bootstrap(
+    cohorts: Mapping[str, tuple[Float64Array, BoolArray]],
+    is_treatment: BoolArray,
+    config: AbConfig,
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return the interval of every lift, all from the same draws of users."""
+    # Per cohort: the three outcomes, and 1 for a user the cohort is about.
+    stacked = np.concatenate(
+        [np.column_stack([sums, members]) for sums, members in cohorts.values()], axis=1
+    )
+    generator = np.random.default_rng(config.seed)
+    totals = {
+        arm: _resampled_totals(stacked[is_treatment == arm], config, generator)
+        for arm in (False, True)
+    }
+    result = {}
+    for place, name in enumerate(cohorts):
+        block = slice(4 * place, 4 * place + 4)
+        result[name] = {
+            metric: _percentiles(
+                _rates(totals[True][:, block], metric)
+                / _rates(totals[False][:, block], metric)
+                - 1
+            )
+            for metric in METRICS
+        }
+    return result
+
+
+def _rates(totals: Float64Array, metric: str) -> Float64Array:
+    """Return a metric [R] of resampled totals [R, 4]."""
+    above, below = METRICS[metric]
+    denominator = totals[:, 3 if below is None else OUTCOMES.index(below)]
+    rate = np.full(len(totals), math.nan)
+    numerator = totals[:, OUTCOMES.index(above)]
+    np.divide(numerator, denominator, out=rate, where=denominator > 0)
+    return np.where(rate > 0, rate, math.nan)
+
+
+def _resampled_totals(
+    sums: Float64Array, config: AbConfig, generator: np.random.Generator
+) -> Float64Array:
+    """Return the column sums [R, K] of users [U, K] drawn with replacement."""
+    num_users = len(sums)
+    totals = np.empty((config.resamples, sums.shape[1]))
+    for resample in range(config.resamples):
+        drawn = generator.integers(num_users, size=num_users)
+        totals[resample] = np.bincount(drawn, minlength=num_users) @ sums
+    return totals
+
+
+def _percentiles(drawn: Float64Array) -> tuple[float, float]:
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return math.nan, math.nan
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)

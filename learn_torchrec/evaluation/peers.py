@@ -1,0 +1,163 @@
+"""What other libraries print for the same predictions, rule by rule.
+
+Each rule was read in the library's source; tests run TorchRec, RecBole, FuxiCTR and
+torchmetrics (TorchEasyRec's AUC) themselves beside ours. TorchEasyRec's grouped AUC
+and RecIS are not on PyPI: their rules are held against references written from their
+source. Rounding and sums in float32 apart.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.arrays import BoolArray
+from learn_torchrec.evaluation.auc import (
+    ScoredRows,
+    count_users,
+    metrics_of,
+    totals_of,
+    user_means,
+)
+from learn_torchrec.evaluation.conventions import PAPER, Convention
+from learn_torchrec.evaluation.pairs import Scores
+
+_THRESHOLDS = 200
+_RECIS_EPSILON = 1e-6
+_TORCHREC = Convention(single_class="half", ties="first", user_weight="none")
+_BY_POSITIVES = Convention(user_weight="positives")
+
+_EXCLUDED = "users of one class left out"
+
+
+class PeerNumbers(NamedTuple):
+    """What one library prints.
+
+    Attributes:
+        library: its name, and the metric's where it has several.
+        auc: over all rows.
+        grouped_auc: over users.
+        rule: how the two are made.
+    """
+
+    library: str
+    auc: float
+    grouped_auc: float
+    rule: str
+
+
+def compare_conventions(rows: ScoredRows, batch_rows: int = 1024) -> list[PeerNumbers]:
+    """Return what each library prints for the rows.
+
+    Args:
+        rows: checked rows, in the file's order. TorchRec weights rows; the other
+            libraries ignore the weights.
+        batch_rows: of RecIS, which does not merge a user's rows across batches.
+
+    Raises:
+        UserError: batches of less than two rows.
+    """
+    if batch_rows < 2:
+        raise UserError(f"batch rows {batch_rows}: use 2 or more")
+    ours = metrics_of(totals_of(rows))
+    single = rows._replace(scores=rows.scores.astype(np.float32))
+    torchrec = metrics_of(totals_of(single, _TORCHREC), _TORCHREC)
+    plain = rows._replace(weights=None)
+    auc = metrics_of(totals_of(plain)).auc
+    users = count_users(plain)
+    mean, by_impressions = user_means(users, PAPER)
+    by_positives = user_means(users, _BY_POSITIVES)[1]
+    binned = binned_auc(rows.is_positive, rows.scores)
+    recis = recis_auc(rows.is_positive, rows.scores)
+    recis_users = recis_grouped_auc(plain, batch_rows)
+    table = (
+        ("paper, UAUC", ours.auc, ours.uauc, f"exact; {_EXCLUDED}; mean"),
+        (
+            "paper, WUAUC",
+            ours.auc,
+            ours.wuauc,
+            f"exact; {_EXCLUDED}; weighted by impressions",
+        ),
+        (
+            "TorchRec",
+            torchrec.auc,
+            torchrec.uauc,
+            "ties as its sort leaves them (here: in the rows' order); users of one "
+            "class count 0.5; mean",
+        ),
+        (
+            "TorchEasyRec",
+            binned,
+            mean,
+            f"AUC at {_THRESHOLDS} thresholds; {_EXCLUDED}; mean",
+        ),
+        (
+            "RecBole",
+            auc,
+            by_positives,
+            f"exact; {_EXCLUDED}; weighted by positives",
+        ),
+        (
+            "FuxiCTR, gAUC",
+            auc,
+            by_impressions,
+            f"exact; {_EXCLUDED}; weighted by impressions",
+        ),
+        ("FuxiCTR, avgAUC", auc, mean, f"exact; {_EXCLUDED}; mean"),
+        (
+            "RecIS",
+            recis,
+            recis_users,
+            f"AUC at {_THRESHOLDS} thresholds; neighbouring rows of a user in a batch "
+            f"of {batch_rows} are a user; one class left out; weighted by positives",
+        ),
+    )
+    return [PeerNumbers(*line) for line in table]
+
+
+def binned_auc(is_positive: BoolArray, scores: Scores) -> float:
+    """Return the AUC of torchmetrics at 200 thresholds from 0 to 1; NaN for one class.
+
+    Scores within one bin are tied, those below 0 and above 1 as well.
+    """
+    thresholds = np.linspace(0, 1, _THRESHOLDS, dtype=np.float32)
+    bins = np.searchsorted(thresholds, scores.astype(np.float32), side="right")
+    true, false = (
+        np.bincount(bins[chosen], minlength=_THRESHOLDS + 1)[:0:-1].cumsum()
+        for chosen in (is_positive, ~is_positive)
+    )
+    totals = float(is_positive.sum()), float((~is_positive).sum())
+    if not all(totals):
+        return math.nan
+    # The curve starts at the highest threshold, not at (0, 0), as torchmetrics' does.
+    return float(np.trapezoid(true / totals[0], false / totals[1]))
+
+
+def recis_auc(is_positive: BoolArray, scores: Scores) -> float:
+    """Return RecIS's AUC: 200 thresholds, a score counts above those it exceeds."""
+    inner = np.arange(1, _THRESHOLDS - 1, dtype=np.float32) / (_THRESHOLDS - 1)
+    thresholds = np.concatenate(([-1e-7], inner, [1 + 1e-7])).astype(np.float32)
+    above = np.searchsorted(thresholds, scores.astype(np.float32), side="left")
+    true, false = (
+        len(above[chosen])
+        - np.bincount(above[chosen], minlength=_THRESHOLDS + 1).cumsum()[:_THRESHOLDS]
+        for chosen in (is_positive, ~is_positive)
+    )
+    positives, negatives = int(is_positive.sum()), int((~is_positive).sum())
+    recall = (true + _RECIS_EPSILON) / (positives + _RECIS_EPSILON)
+    false_rate = false / (negatives + _RECIS_EPSILON)
+    return float(-np.trapezoid(recall, false_rate))
+
+
+def recis_grouped_auc(rows: ScoredRows, batch_rows: int) -> float:
+    """Return RecIS's grouped AUC: runs of one user's rows within a batch.
+
+    It sorts equal scores in no defined order; they count one half here.
+    """
+    starts = np.diff(rows.users, prepend=-1) != 0
+    starts[::batch_rows] = True
+    runs = np.cumsum(starts) - 1
+    num_runs = int(runs[-1]) + 1 if len(runs) else 0
+    by_run = rows._replace(users=runs, num_users=num_runs)
+    return user_means(count_users(by_run), _BY_POSITIVES)[1]

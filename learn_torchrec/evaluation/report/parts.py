@@ -1,0 +1,88 @@
+"""What a report is made of, before it is written in any format."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Numbers in rows.
+
+    Attributes:
+        name: key in the JSON, anchor in the page.
+        title: above it.
+        columns: names of the columns.
+        rows: one list of cells a row, each a string or a number; None or NaN where
+            undefined.
+        formats: format of each column's numbers, e.g. "+.2f"; "" for strings.
+        note: below it.
+    """
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[Any]]
+    formats: list[str]
+    note: str = ""
+
+    def text(self, row: int, column: int) -> str:
+        """Return a cell as it is read."""
+        value = self.rows[row][column]
+        if value is None or value != value:  # not a number
+            return "–"  # noqa: RUF001  a dash, not a minus
+        return format(value, self.formats[column])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A drawing and the words for those who do not see it.
+
+    Attributes:
+        name: anchor in the page.
+        title: above it.
+        svg: the drawing; its colours are the page's.
+        alternative: what it shows, in words.
+    """
+
+    name: str
+    title: str
+    svg: str
+    alternative: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading and what stands under it.
+
+    Attributes:
+        name: anchor in the page.
+        title: the heading.
+        text: paragraphs of plain text.
+        tables: numbers.
+        figures: drawings.
+        code: text in its own layout, such as a configuration.
+    """
+
+    name: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    code: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All of it.
+
+    Attributes:
+        title: of the page.
+        subtitle: what run, when, with which versions.
+        notices: what a reader must know before any number, on every page.
+        sections: in order.
+    """
+
+    title: str
+    subtitle: str
+    notices: list[str]
+    sections: list[Section]

@@ -1,0 +1,95 @@
+"""A report as HTML, Markdown and JSON of the same numbers."""
+
+import json
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from learn_torchrec.evaluation.report.parts import Report, Table
+
+_TEMPLATE = "page.html.j2"
+
+
+def write_report(report: Report, path: Path) -> list[Path]:
+    """Write the page and, beside it, `.md` and `.json`; return the three paths."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bodies = {
+        path: to_html(report),
+        path.with_suffix(".md"): to_markdown(report),
+        path.with_suffix(".json"): json.dumps(to_json(report), indent=2) + "\n",
+    }
+    for one, body in bodies.items():
+        working = one.with_name(f".{one.name}.tmp")
+        working.write_text(body)
+        working.replace(one)
+    return list(bodies)
+
+
+def to_html(report: Report) -> str:
+    """Return one page that needs nothing else."""
+    template = resources.files(__package__).joinpath(_TEMPLATE).read_text()
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["sort_key"] = _sort_key
+    return environment.from_string(template).render(report=report)
+
+
+def to_markdown(report: Report) -> str:
+    """Return the same text and tables; figures as their words."""
+    lines = [f"# {report.title}", "", report.subtitle, ""]
+    lines += [f"> **{notice}**\n" for notice in report.notices]
+    for section in report.sections:
+        lines += [f"## {section.title}", ""]
+        lines += [f"{text}\n" for text in section.text]
+        for table in section.tables:
+            lines += [f"### {table.title}", "", *_markdown_table(table), ""]
+            lines += [table.note, ""] if table.note else []
+        for figure in section.figures:
+            lines += [f"*{figure.title}*: {figure.alternative}", ""]
+        lines += ["```", section.code, "```", ""] if section.code else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Return the numbers by table, unrounded."""
+    return {
+        "title": report.title,
+        "subtitle": report.subtitle,
+        "notices": report.notices,
+        "tables": {
+            table.name: [
+                dict(zip(table.columns, map(_finite, row), strict=True))
+                for row in table.rows
+            ]
+            for section in report.sections
+            for table in section.tables
+        },
+    }
+
+
+def _markdown_table(table: Table) -> list[str]:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    columns = range(len(table.columns))
+    rows = [
+        line([table.text(row, column) for column in columns])
+        for row in range(len(table.rows))
+    ]
+    rule = "|" + "|".join("---:" if table.formats[c] else "---" for c in columns) + "|"
+    return [line(table.columns), rule, *rows]
+
+
+def _sort_key(value: Any) -> str:
+    """Return what the page sorts a cell by; undefined cells come last."""
+    if _finite(value) is None:
+        return ""
+    return repr(float(value)) if isinstance(value, int | float) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

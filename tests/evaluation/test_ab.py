@@ -1,0 +1,182 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from apps import evaluate_ab
+from learn_torchrec.datasets.ab_replay import AbReplayConfig, write_ab_replay
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.ab import (
+    METRICS,
+    AbConfig,
+    check_sample_ratio,
+    read_ab,
+    read_outcomes,
+)
+
+# Users 1 to 3 are control, 4 and 5 treatment; 6 is of another arm.
+TABLE = {
+    "user_id": [1, 1, 2, 3, 4, 4, 5, 6],
+    "arm": ["control"] * 4 + ["treatment"] * 3 + ["other"],
+    "day": [0, 1, 0, 0, 0, 1, 1, 0],
+    "impressions": [2, 2, 4, 2, 5, 5, 2, 9],
+    "conversions": [1, 0, 2, 0, 2, 1, 1, 9],
+    "revenue": [10.0, 0.0, 30.0, 0.0, 20.0, 20.0, 10.0, 999.0],
+    "level": ["a", "a", "a", "b", "a", "a", "b", "a"],
+    "item": ["x", "y", "x", "y", "x", "y", "y", "x"],
+}
+
+
+def write(path: Path, **changes) -> Path:
+    pq.write_table(pa.table(TABLE | changes), path)
+    return path
+
+
+def reading(path: Path, *cohort_columns: str, **options):
+    config = AbConfig(**options)
+    return read_ab(read_outcomes(path, config, cohort_columns), config)
+
+
+def test_lifts_by_hand(tmp_path: Path) -> None:
+    read = reading(write(tmp_path / "ab.parquet"), "level", "item")
+    lifts = read.lifts["all"]
+    # revenue: control (10, 30, 0), treatment (40, 10).
+    per_user = lifts["revenue_per_user"]
+    assert per_user.control == pytest.approx(40 / 3)
+    assert per_user.treatment == 25
+    assert per_user.lift == pytest.approx(25 / (40 / 3) - 1)
+    variances = np.var([40, 10], ddof=1) / 2, np.var([10, 30, 0], ddof=1) / 3
+    ratio = 25 / (40 / 3)
+    error = math.sqrt(variances[0] + ratio**2 * variances[1]) / (40 / 3)
+    assert per_user.high - per_user.lift == pytest.approx(1.959964 * error, rel=1e-5)
+    # conversions over impressions: 3/10 against 4/12.
+    assert lifts["conversion_rate"].lift == pytest.approx((4 / 12) / (3 / 10) - 1)
+    # A cohort of users is about its own users, one of items about all users.
+    assert read.lifts["level=a"]["revenue_per_user"].control == 20
+    assert read.lifts["item=x"]["revenue_per_user"].control == pytest.approx(40 / 3)
+    assert read.lifts["item=y"]["revenue_per_user"].treatment == 15
+    assert read.shares == pytest.approx(
+        {"all": 1, "level=a": 1, "level=b": 0, "item=x": 1, "item=y": 0}
+    )
+    assert [one.day for one in read.daily["revenue_per_user"]] == [0, 1]
+    assert read.daily["revenue_per_user"][0].lift == pytest.approx(10 / (40 / 3) - 1)
+    assert math.isnan(read.daily["revenue_per_user"][1].lift)  # nothing to divide by
+    assert (read.days, read.is_simulated) == (2, False)
+
+
+def test_the_delta_method_agrees_with_the_bootstrap(tmp_path: Path) -> None:
+    write_ab_replay(tmp_path / "ab.parquet", AbReplayConfig(users=8000))
+    read = reading(tmp_path / "ab.parquet", resamples=400)
+    for metric in METRICS:
+        one = read.lifts["all"][metric]
+        assert one.bootstrap_low == pytest.approx(
+            one.low, abs=0.25 * (one.high - one.low)
+        )
+        assert one.bootstrap_high - one.bootstrap_low == pytest.approx(
+            one.high - one.low, rel=0.2
+        )
+
+
+def test_planted_lifts_are_inside_the_intervals(tmp_path: Path) -> None:
+    planted = (0.5, 0.3, 0.1)
+    config = AbReplayConfig(users=30_000, user_lifts=planted)
+    write_ab_replay(tmp_path / "ab.parquet", config)
+    read = reading(tmp_path / "ab.parquet", "user_cohort", resamples=50)
+    assert read.is_simulated
+    assert read.days == 9
+    for name, lift in zip(("cold", "long_tail", "others"), planted, strict=True):
+        one = read.lifts[f"user_cohort={name}"]["conversion_rate"]
+        assert one.low < lift < one.high
+    assert not read.sample_ratio.is_mismatch
+    assert read.lifts["user_cohort=long_tail"]["conversion_rate"].p_value < 0.01
+
+
+@pytest.mark.slow
+def test_both_intervals_cover_a_planted_lift(tmp_path: Path) -> None:
+    covered = dict.fromkeys(("delta", "bootstrap"), 0)
+    for seed in range(300):
+        config = AbReplayConfig(
+            users=2500, days=2, user_lifts=(0.2, 0.2, 0.2), seed=seed
+        )
+        write_ab_replay(tmp_path / "ab.parquet", config)
+        one = reading(tmp_path / "ab.parquet", resamples=200).lifts["all"][
+            "conversion_rate"
+        ]
+        covered["delta"] += one.low < 0.2 < one.high
+        covered["bootstrap"] += one.bootstrap_low < 0.2 < one.bootstrap_high
+    # 285 expected of 300; four standard errors are 15.
+    assert all(270 <= count <= 299 for count in covered.values()), covered
+
+
+def test_sample_ratio_by_hand() -> None:
+    # 5,000 and 5,300 of 10,300 with equal shares: z = 150 / sqrt(2575) = 2.956.
+    is_treatment = np.arange(10_300) < 5_300
+    ratio = check_sample_ratio(is_treatment, AbConfig())
+    assert ratio.p_value == pytest.approx(0.003116, rel=1e-3)
+    assert not ratio.is_mismatch
+    assert check_sample_ratio(is_treatment, AbConfig(mismatch_p=0.01)).is_mismatch
+    assert check_sample_ratio(is_treatment, AbConfig(treatment_share=0.1)).is_mismatch
+
+
+def test_app_simulates_says_so_and_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes, out = tmp_path / "ab.parquet", tmp_path / "ab.json"
+    command = ["--outcomes", str(outcomes), "--out", str(out)]
+    settings = ["--set", "replay.users=2000", "ab.resamples=20"]
+    evaluate_ab.main([*command, "--simulate", *settings])
+    printed = capsys.readouterr().out
+    assert printed.startswith("SIMULATED")
+    assert "sample ratio: " in printed
+    body = json.loads(out.read_text())
+    assert body["is_simulated"] is True
+    assert len(body["daily"]["revenue_per_user"]) == 9
+    assert set(body["lifts"]) >= {"all", "user_cohort=cold", "item_cohort=long_tail"}
+    # The file itself says what it is: reading it later says so again.
+    evaluate_ab.main([*command, "--set", "ab.resamples=20"])
+    assert capsys.readouterr().out.startswith("SIMULATED")
+    with pytest.raises(UserError, match="exists; name a new file"):
+        evaluate_ab.main([*command, "--simulate"])
+
+
+def test_days_may_be_dates(tmp_path: Path) -> None:
+    days = pa.array(TABLE["day"], pa.int32()).cast(pa.date32())
+    dated = reading(write(tmp_path / "dates.parquet", day=days))
+    numbered = reading(write(tmp_path / "numbers.parquet"))
+    assert str(dated.daily) == str(numbered.daily)  # undefined ones are equal too
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"revenue": [-1.0] + [0.0] * 7}, "revenue: negative or not finite in row 0"),
+        ({"revenue": ["a"] * 8}, "revenue: string; a number is needed"),
+        ({"impressions": [None] + [1] * 7}, "impressions: null"),
+        ({"user_id": [1] * 8}, "user_id: 1 is in both arms"),
+        ({"arm": ["control"] * 8}, "arm: no row of 'treatment'"),
+        ({"day": [0.5] * 8}, "day: double; an integer or a date is needed"),
+    ],
+)
+def test_unfit_outcomes_are_refused(tmp_path: Path, changes, message: str) -> None:
+    path = write(tmp_path / "ab.parquet", **changes)
+    with pytest.raises(UserError, match=message) as refused:
+        reading(path)
+    assert str(path) in str(refused.value)
+
+
+def test_missing_files_columns_and_unfit_settings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        reading(tmp_path / "none.parquet")
+    path = write(tmp_path / "ab.parquet")
+    with pytest.raises(UserError, match="no column city"):
+        reading(path, "city")
+    for unfit in ({"treatment_share": 1.0}, {"resamples": 0}, {"control": "treatment"}):
+        with pytest.raises(ValueError, match=next(iter(unfit))):
+            AbConfig(**unfit)
+    for unfit in ({"users": 1}, {"treatment_share": 0.9}, {"user_lifts": (0.1,)}):
+        with pytest.raises(ValueError, match=next(iter(unfit))):
+            AbReplayConfig(**unfit)

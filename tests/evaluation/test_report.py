@@ -1,0 +1,333 @@
+"""The report of a small run, read as files and looked at in a real browser."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from apps import evaluate_ab, evaluate_auc, report
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.predictions import Predictions
+from learn_torchrec.evaluation.report import run
+from learn_torchrec.evaluation.report.parts import Report, Section, Table
+from learn_torchrec.evaluation.report.render import to_html, to_markdown
+
+NUM_ITEMS = 40
+
+
+def make_predictions(directory: Path, gain: float) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(2, size=400)
+    directory.mkdir()
+    table = {
+        "user_id": random.integers(20, size=400),
+        "item_id": random.integers(NUM_ITEMS, size=400),
+        "label": labels,
+        "score": (random.random(400) + gain * labels) / (1 + gain),
+        "user_activity": random.integers(60, size=400),
+        "item_activity": random.integers(60, size=400),
+    }
+    pq.write_table(pa.table(table), directory / "predictions.parquet")
+    manifest(
+        directory, "predictions", {"rows": 400, "coverage": {"item_vectors": 0.75}}
+    )
+    (directory / "config.json").write_text(json.dumps({"split": {"test_from": "80%"}}))
+
+
+def manifest(directory: Path, kind: str, facts: dict) -> None:
+    directory.mkdir(exist_ok=True)
+    body = {
+        "kind": kind,
+        "facts": facts,
+        "cutoff": 86_400,
+        "created": "2024-01-01T00:00:00+00:00",
+        "versions": {"torch": "2"},
+    }
+    (directory / "manifest.json").write_text(json.dumps(body))
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory as quickstart lays it, with a hostile name in it."""
+    out = tmp_path_factory.mktemp("report") / "my <b>run"
+    out.mkdir()
+    for name, gain in (("baseline", 0.1), ("learn", 0.5)):
+        make_predictions(out / f"predictions_{name}", gain)
+    files = [f"{name}={out / f'predictions_{name}'}" for name in ("baseline", "learn")]
+    evaluate_auc.main(
+        ["--predictions", *files, "--out", str(out / "ranking.json"), "--resamples=50"]
+    )
+    numbers = {"h@50": 0.25, "r@50": 0.5, "mrr": 0.1, "users": 7}
+    retrieval = {"learn": numbers, "popularity": {"all": numbers, "new": numbers}}
+    (out / "retrieval.json").write_text(json.dumps({"retrieval": retrieval}))
+    random = np.random.default_rng(1)
+    manifest(out / "content", "content", {"items": NUM_ITEMS})
+    np.save(out / "content" / "vectors.npy", random.normal(size=(NUM_ITEMS, 6)))
+    ids = {"item_id": np.arange(NUM_ITEMS)}
+    pq.write_table(pa.table(ids), out / "content" / "item_ids.parquet")
+    manifest(out / "vectors", "vectors", {"dim": 4})
+    vectors = random.normal(size=(NUM_ITEMS, 4)).tolist()
+    order = np.arange(NUM_ITEMS)[::-1]
+    pq.write_table(
+        pa.table({"item_id": order, "vector": vectors}),
+        out / "vectors" / "item_vectors.parquet",
+    )
+    manifest(out / "towers", "towers", {"parameters": 10})
+    lines = [{"step": n, "loss": 5 / n, "r@50": n / 10} for n in range(1, 9)]
+    log = "\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo'  # cut off
+    (out / "towers" / "log.jsonl").write_text(log)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    files = ["--outcomes", str(folder / "ab.parquet"), "--out", str(folder / "ab.json")]
+    settings = ["--set", "replay.users=1000", "ab.resamples=20"]
+    evaluate_ab.main(["--simulate", *files, *settings])
+    out = folder / "report.html"
+    command = ["--run", str(finished_run), "--out", str(out)]
+    report.main([*command, "--ab", str(folder / "ab.json")])
+    return out
+
+
+def test_every_part_of_the_run_is_there(page: Path, finished_run: Path) -> None:
+    body = json.loads(page.with_suffix(".json").read_text())
+    metrics = json.loads((finished_run / "ranking.json").read_text())
+    first = body["tables"]["ranking-metrics"][0]
+    assert first["uauc"] == metrics["ranking"]["baseline"]["all"]["uauc"]  # unrounded
+    difference = metrics["ranking_difference"]["learn-baseline"]["all"]["auc"]
+    row = body["tables"]["difference-learn-baseline"][0]
+    assert row["points"] == 100 * difference["difference"]
+    assert row["p (Holm)"] == difference["p_adjusted"]
+    names = [row["vectors"] for row in body["tables"]["retrieval-metrics"]]
+    assert names == ["LEARN", "popularity, all", "popularity, new"]
+    assert {"predictions_learn", "predictions_baseline"} == {
+        row["predictions"] for row in body["tables"]["calibration-bins"]
+    }
+    facts = {(r["stage"], r["fact"]): r["value"] for r in body["tables"]["facts"]}
+    assert facts["predictions_learn", "coverage.item_vectors"] == "0.7500"
+    text = page.read_text()
+    for part in ("lift-learn-baseline-uauc", "curve-towers-training-loss"):
+        assert f'id="{part}"' in text
+    for part in ("map-before", "map-after", "calibration-curve", "ab-days"):
+        assert f'id="{part}"' in text
+    assert "&#34;test_from&#34;: &#34;80%&#34;" in text  # the resolved configuration
+
+
+def test_html_markdown_and_json_hold_the_same_numbers(page: Path) -> None:
+    body = json.loads(page.with_suffix(".json").read_text())
+    value = body["tables"]["ranking-metrics"][3]["wuauc"]
+    assert f">{value:.4f}</td>" in page.read_text()
+    assert f"| {value:.4f} |" in page.with_suffix(".md").read_text()
+
+
+def test_a_simulated_test_says_so_in_every_format(page: Path) -> None:
+    assert json.loads(page.with_suffix(".json").read_text())["notices"] == [
+        run.SIMULATED
+    ]
+    for text in (page.read_text(), page.with_suffix(".md").read_text()):
+        assert run.SIMULATED in text
+        assert "A/B test, simulated" in text
+
+
+class _References(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.outside: list[str] = []
+        self.inside: list[str] = []
+
+    def handle_starttag(self, tag, attrs) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            elif name in ("src", "href", "xlink:href"):
+                inside = value.startswith(("#", "data:"))
+                (self.inside if inside else self.outside).append(value)
+
+
+def test_the_page_needs_no_network_and_no_id_twice(page: Path) -> None:
+    text = page.read_text()
+    found = _References()
+    found.feed(text)
+    assert found.outside == []
+    assert "@import" not in text
+    assert len(found.ids) == len(set(found.ids))
+    targets = {link[1:] for link in found.inside if link.startswith("#")}
+    assert targets <= set(found.ids)
+    for target in re.findall(r"url\(#([^)]*)\)", text):
+        assert target in found.ids
+    assert "my &lt;b&gt;run" in text  # a name is text, never markup
+    assert "<b>run" not in text
+
+
+def test_an_empty_and_a_damaged_run_are_refused(tmp_path: Path) -> None:
+    out = str(tmp_path / "r.html")
+    with pytest.raises(UserError, match=r"no metrics.json and no artefacts"):
+        report.main(["--run", str(tmp_path), "--out", out])
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics.json: not valid JSON"):
+        report.main(["--run", str(tmp_path), "--out", out])
+    with pytest.raises(UserError, match=r"name an .html file"):
+        report.main(["--run", str(tmp_path), "--out", str(tmp_path / "r.pdf")])
+    with pytest.raises(UserError, match="no such directory"):
+        report.main(["--run", str(tmp_path / "none"), "--out", out])
+
+
+def test_parts_that_are_missing_have_no_section(tmp_path: Path) -> None:
+    manifest(tmp_path / "content", "content", {"items": 3})
+    made = run.read_run(tmp_path)
+    assert [section.name for section in made.sections] == ["data"]
+    assert "–" in to_markdown(made)  # the seconds of a stage that no one measured
+
+
+def test_bars_in_cells_do_not_break_markdown() -> None:
+    table = Table(
+        name="t", title="T", columns=["a", "b"], formats=["", ".1f"], rows=[["x|y", 2]]
+    )
+    section = Section(name="s", title="S", tables=[table], code="{}")
+    made = Report(title="R", subtitle="", notices=[], sections=[section])
+    assert "| x\\|y | 2.0 |" in to_markdown(made)
+    assert "<details" in to_html(made)
+
+
+def test_calibration_bins_by_hand() -> None:
+    scores = np.repeat([0.1, 0.6], [30, 10])
+    labels = np.concatenate([np.ones(6), np.zeros(24), np.ones(9), np.zeros(1)])
+    columns = {"source": "", "user_ids": pa.array([1] * 40), "labels": labels}
+    bins = run.calibration_bins(Predictions(scores=scores, **columns))
+    assert bins == [
+        (pytest.approx(0.1), pytest.approx(0.2), 30),
+        (pytest.approx(0.6), pytest.approx(0.9), 10),
+    ]
+    assert run.calibration_bins(Predictions(scores=scores + 1, **columns)) == []
+
+
+def test_what_is_said_of_vectors_by_hand() -> None:
+    assert run.mean_cosine(np.array([[1.0, 0], [2, 0], [0, 3]])) == pytest.approx(1 / 3)
+    corners = np.array([[0.0, 0], [0, 1], [9, 9], [9, 10]])
+    assert run.neighbours_kept(corners, corners, 1) == 1
+    swapped = corners[[0, 2, 1, 3]]
+    assert run.neighbours_kept(corners, swapped, 1) == 0
+    flat = run.two_dimensions(np.outer(np.arange(5.0), [1, 1, 1]))
+    assert np.abs(flat[:, 1]).max() < 1e-9
+    ends, steps = abs(flat[0, 0] - flat[4, 0]), abs(flat[0, 0] - flat[1, 0])
+    assert ends == pytest.approx(4 * steps)
+
+
+# --- in a browser -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        if path is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("needs a browser: apt-get install chromium")
+        options = {"executable_path": path} if path else {}
+        browser = playwright.chromium.launch(args=["--no-sandbox"], **options)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """The page in one window, with all that it complained about or asked for."""
+
+    def __init__(self, browser, path: Path, width: int, scheme: str) -> None:
+        viewport = {"width": width, "height": 800}
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        self.tab = context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.tab.on("console", lambda message: self.complaints.append(message.text))
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("request", lambda request: self.requests.append(request.url))
+        self.tab.goto(path.as_uri())
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")]
+)
+def test_it_renders(browser, page: Path, width: int, scheme: str) -> None:
+    opened = Opened(browser, page, width, scheme)
+    tab = opened.tab
+    assert opened.complaints == []
+    assert [url for url in opened.requests if not url.startswith("data:")] == [
+        page.as_uri()
+    ]
+    # Nothing but a table's own box scrolls sideways, on a phone too.
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    figures = tab.locator("figure")
+    assert figures.count() >= 8
+    for number in range(figures.count()):
+        box = figures.nth(number).locator("svg").bounding_box()
+        assert box["width"] > 200
+        assert box["height"] > 120
+        label = figures.nth(number).get_by_role("img").get_attribute("aria-label")
+        assert len(label) > 20
+    # Text stands out from the page in both schemes, in drawings as well.
+    for chosen in ("body", "figure svg text"):
+        ratio = tab.evaluate(CONTRAST, chosen)
+        assert ratio > 7, chosen
+
+
+CONTRAST = """(chosen) => {
+  const light = (text) => text.match(/[0-9.]+/g).slice(0, 3).map((part) => {
+    const value = part / 255;
+    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  }).reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+  const element = document.querySelector(chosen);
+  const style = getComputedStyle(element);
+  const ink = light(chosen === "body" ? style.color : style.fill);
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
+}"""
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(browser, page: Path) -> None:
+    tab = Opened(browser, page, 1200, "light").tab
+    table = tab.locator("table").first
+    column = table.locator("th").all_inner_texts().index("auc")
+    cells = table.locator(f"tbody tr td:nth-child({column + 1})")
+    before = cells.all_inner_texts()
+    undefined = before.count("–")
+    head = table.locator("th").nth(column)
+    button = head.get_by_role("button")
+
+    def numbers() -> list[float]:
+        texts = cells.all_inner_texts()
+        assert sorted(texts) == sorted(before)
+        assert texts[len(texts) - undefined :] == ["–"] * undefined
+        return [float(text) for text in texts[: len(texts) - undefined]]
+
+    button.click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert numbers() == sorted(numbers())
+    button.focus()
+    tab.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert numbers() == sorted(numbers(), reverse=True)
+
+
+def test_the_keyboard_reaches_everything(browser, page: Path) -> None:
+    tab = Opened(browser, page, 1200, "light").tab
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.innerText") == "Skip to the content"
+    reached = set()
+    for _ in range(400):
+        tab.keyboard.press("Tab")
+        kind = tab.evaluate("document.activeElement.tagName")
+        reached.add(kind)
+        if kind == "SUMMARY":
+            break
+    assert {"A", "BUTTON", "DIV", "SUMMARY"} <= reached  # links, heads, tables' boxes
+    tab.keyboard.press("Enter")
+    assert tab.locator("details").first.get_attribute("open") is not None
