@@ -12,6 +12,7 @@ from torch import Tensor
 
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.towers.ids import keyed
 from learn_torchrec.towers.model import TwinTower
 
 Ints = NDArray[np.int64]
@@ -36,9 +37,9 @@ def encode_catalogue(
     parts = [torch.empty(0, towers.encoder.vector_projection.out_features)]
     for start in range(0, len(rows), _TOKENS_PER_BATCH):
         part = rows[start : start + _TOKENS_PER_BATCH]
-        content = torch.from_numpy(store.gather(part)).to(device)
+        content, id_vectors = _inputs(towers, store, part, device)
         items = torch.arange(len(part), device=device)
-        parts.append(towers.encode_items(content, items).cpu())
+        parts.append(towers.encode_items(content, items, id_vectors).cpu())
     return torch.cat(parts)
 
 
@@ -91,16 +92,26 @@ def encode_histories(
         rows, items = np.unique(sequences.items[tokens], return_inverse=True)
         window = np.searchsorted(ends, reads + 1)
         read = firsts[window] + reads - starts[window]
+        content, id_vectors = _inputs(towers, store, rows, device)
         vectors[torch.from_numpy(outputs)] = towers.encoder(
-            torch.from_numpy(store.gather(rows)).to(device),
+            content,
             torch.from_numpy(items).to(device),
             torch.from_numpy(lengths).to(device),
             read=torch.from_numpy(read).to(device),
+            id_vectors=id_vectors,
         ).cpu()
         done += len(reads)
         if on_progress is not None:
             on_progress(done, len(events))
     return vectors
+
+
+def _inputs(
+    towers: TwinTower, store: ContentStore, rows: Ints, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """What the towers read of items: content [U, C], and id vectors [U, W] or None."""
+    content = torch.from_numpy(store.gather(rows)).to(device)
+    return content, towers.id_vectors(keyed(torch.from_numpy(rows).to(device)))
 
 
 def _batches(

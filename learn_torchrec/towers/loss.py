@@ -14,6 +14,7 @@ N_t positives of a user, D vector dim.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from learn_torchrec.config import require
 
 _USERS_IN_CHUNK = 64
+_ANCHORS_IN_CHUNK = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,11 @@ class LossConfig:
     """Settings of the contrastive loss.
 
     Attributes:
+        objective: `dense_all_action` (the paper's: every anchor against each sampled
+            target), or `next_item` (the authors' fine-tuning on short sequences:
+            every event against the one after it, all of the catalogue as candidates).
+        candidates: of `next_item`, how many items drawn from the catalogue stand for
+            it in a step; 0 for all of them.
         temperature: divides the cosine; the authors' public code uses 1/20.
         learn_temperature: start from it and learn it, as CLIP does.
         sampling_correction: subtract log q of an item, its share of the training
@@ -39,12 +46,20 @@ class LossConfig:
             being drawn often as negatives. Not in the paper; off is the paper.
     """
 
+    objective: Literal["dense_all_action", "next_item"] = "dense_all_action"
+    candidates: int = 0
     temperature: float = 0.05
     learn_temperature: bool = False
     sampling_correction: bool = False
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "towers.loss.temperature: above 0")
+        require(self.candidates >= 0, "towers.loss.candidates: at least 0")
+        require(
+            self.objective == "dense_all_action" or not self.sampling_correction,
+            "towers.loss.sampling_correction: next_item draws its candidates evenly "
+            "and has nothing to correct; set it to false",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +89,7 @@ def gather_candidates(vectors: Tensor, items: Tensor, offsets: Tensor) -> Candid
     """
     flat = vectors.flatten(0, 1)
     first_user = 0
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if _world_size() > 1:
         first_user = dist.get_rank() * vectors.shape[0]
         group = dist.distributed_c10d._get_default_group()
         flat = all_gather_tensor_autograd(flat.contiguous(), 0, group)
@@ -140,12 +155,53 @@ def dense_all_action_loss(
             hits,
             use_reentrant=False,
         )
-    world_size = 1
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        world_size = dist.get_world_size()
-        pairs = pairs.clone()
-        dist.all_reduce(pairs)
-    return total * world_size / pairs
+    return total * _world_size() / _over_ranks(pairs)
+
+
+def next_item_loss(
+    anchors: Tensor,
+    vectors: Tensor,
+    anchor_mask: Tensor,
+    positives: Tensor,
+    candidates: Tensor,
+    *,
+    temperature: float | Tensor,
+) -> Tensor:
+    """Return this rank's share of the global next-item loss; see the loss above.
+
+    The cross-entropy of each anchor's own positive among the candidates. A candidate
+    that is the positive counts once.
+
+    Args:
+        anchors: float [B, N, D], unit user vectors.
+        vectors: float [U, D], unit vectors of the batch's distinct items.
+        anchor_mask: bool [B, N], false in padding.
+        positives: int64 [B, N], index into `vectors` of each anchor's next item.
+        candidates: int64 [K], indices into `vectors`, the same items on every rank.
+        temperature: divides the cosines.
+    """
+    users = anchors[anchor_mask] / temperature  # [P, D]
+    own = positives[anchor_mask]
+    items = vectors[candidates]
+    total = anchors.new_zeros(())
+    for start in range(0, len(users), _ANCHORS_IN_CHUNK):
+        chunk = slice(start, start + _ANCHORS_IN_CHUNK)
+        total = total + checkpoint(
+            _next_item_chunk,
+            users[chunk],
+            vectors[own[chunk]],
+            items,
+            own[chunk, None] == candidates,
+            use_reentrant=False,
+        )
+    return total * _world_size() / _over_ranks(anchor_mask.sum())
+
+
+def _next_item_chunk(
+    users: Tensor, own: Tensor, items: Tensor, is_own: Tensor
+) -> Tensor:
+    others = (users @ items.T).masked_fill(is_own, -torch.inf).logsumexp(-1)
+    return F.softplus(others - (users * own).sum(-1)).sum()
 
 
 def _chunk_loss(
@@ -202,6 +258,19 @@ def _accidental_hits(user: Tensor, item: Tensor, candidates: Candidates) -> Tens
     within = torch.arange(total, device=item.device) - starts.repeat_interleave(counts)
     columns = order[first.repeat_interleave(counts) + within]
     return torch.stack([user.repeat_interleave(counts), columns])
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _over_ranks(count: Tensor) -> Tensor:
+    """The sum of a count over ranks."""
+    if _world_size() == 1:
+        return count
+    total = count.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def _all_gather(values: Tensor) -> Tensor:

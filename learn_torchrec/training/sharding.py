@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec import EmbeddingBagCollection, EmbeddingCollection
@@ -101,6 +101,23 @@ def init_tables(model: DistributedModelParallel, seed: int) -> None:
                 high = min(first_row + count, start + _ROWS_IN_BLOCK)
                 values = (2 * rows[low - start : high - start, columns] - 1) * bound
                 shard.tensor[low - first_row : high - first_row].copy_(values)
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copy a model's state to the CPU, every sharded table whole; all ranks call it.
+
+    Returns:
+        Names and tensors; on ranks other than 0 sharded tables are empty.
+    """
+    state = {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, ShardedTensor):
+            whole = torch.empty(value.size() if dist.get_rank() == 0 else 0)
+            value.gather(dst=0, out=whole if dist.get_rank() == 0 else None)
+            state[name] = whole
+        else:
+            state[name] = value.detach().cpu().clone()
+    return state
 
 
 def _block_seed(seed: int, name: str, block: int) -> int:
