@@ -12,8 +12,8 @@ there are no more readers than lanes, so that a row group is decoded by one of t
 - Evaluation leaves no row out and repeats none; training leaves out the rows that
   make no full batch, and says how many.
 
-torchdata's `StatefulDataLoader` keeps one state for each worker, which another number of
-workers cannot load; here torch's own `DataLoader` only runs the processes.
+torchdata's `StatefulDataLoader` keeps one state for each worker, which another number
+of workers cannot load; here torch's own `DataLoader` only runs the processes.
 
 Letters: B rows of a global batch, G row groups.
 """

@@ -119,14 +119,22 @@ class Location:
     def digest(self) -> str:
         """Return what tells this file's content from another's.
 
-        The SHA-256 of a local file's bytes; of a remote one, its size and the time
-        of its last change, for reading it only to name it would cost a transfer.
+        The SHA-256 of the bytes; of a remote file its size and the time of its last
+        change, where there is one: reading it only to name it would cost a transfer.
         """
-        if self.is_local:
-            with Path(self.path).open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
         info = self._info()
-        return f"{info.size} bytes, changed {info.mtime_ns}"
+        if not self.is_local and info.mtime_ns is not None:
+            return f"{info.size} bytes, changed {info.mtime_ns}"
+        try:
+            with self.filesystem.open_input_stream(
+                self.path, compression=None
+            ) as stream:
+                digest = hashlib.sha256()
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise UserError(f"{self}: {_reason(error)}") from None
+        return digest.hexdigest()
 
     def _info(self) -> pafs.FileInfo:
         try:
