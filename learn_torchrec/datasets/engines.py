@@ -4,6 +4,7 @@ Both are optional packages, imported when they are asked for. The statements tha
 are given (see `datasets.prepare`) keep to what both understand.
 """
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -92,11 +93,14 @@ class DuckDB:
 
     def table(self, sql: str) -> pa.Table:
         """See `Engine`."""
-        return self._run(sql).to_arrow_table()
+        with self._one_line():
+            return self._connection.sql(sql).to_arrow_table()
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
         """See `Engine`."""
-        yield from self._run(sql).to_arrow_reader(_STREAM_ROWS)
+        # A relation streams; the result of `execute` would be a second copy.
+        with self._one_line():
+            yield from self._connection.sql(sql).to_arrow_reader(_STREAM_ROWS)
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
         """See `Engine`."""
@@ -108,11 +112,16 @@ class DuckDB:
         """See `Engine`."""
         self._connection.close()
 
-    def _run(self, sql: str) -> Any:
+    def _run(self, sql: str) -> None:
+        with self._one_line():
+            self._connection.execute(sql)
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
         import duckdb
 
         try:
-            return self._connection.execute(sql)
+            yield
         except duckdb.Error as error:
             raise UserError(f"duckdb: {str(error).splitlines()[0]}") from error
 
@@ -169,7 +178,7 @@ class Spark:
         """See `Engine`."""
         path = self._written("result", sql)
         files = sorted(path.glob("part-*.parquet"))  # their order is the result's
-        yield pq.read_schema(files[0]).empty_table().to_batches()[0]
+        yield pa.RecordBatch.from_pylist([], schema=pq.read_schema(files[0]))
         for file in files:
             yield from pq.ParquetFile(file).iter_batches(_STREAM_ROWS)
         shutil.rmtree(path)

@@ -39,9 +39,9 @@ def read_json(where: str | Path | Location) -> dict[str, Any]:
         UserError: no such file, not JSON, or no object.
     """
     location = Location.of(where)
+    stream = location.open()
     try:
-        with location.open() as stream:
-            body = json.loads(stream.read())
+        body = json.loads(stream.read())
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{location}: not valid JSON ({reason})") from None

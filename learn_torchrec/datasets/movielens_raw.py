@@ -53,7 +53,6 @@ class _Layout:
     ratings: str
     movies: str
     separator: str
-    movies_separator: str
     has_header: bool = False
     encoding: str = "utf-8"
 
@@ -63,21 +62,18 @@ _LAYOUTS = (
         ratings="u.data",
         movies="u.item",
         separator="\t",
-        movies_separator="|",
         encoding="latin-1",
     ),
     _Layout(
         ratings="ratings.dat",
         movies="movies.dat",
         separator="::",
-        movies_separator="::",
         encoding="latin-1",
     ),
     _Layout(
         ratings="ratings.csv",
         movies="movies.csv",
         separator=",",
-        movies_separator=",",
         has_header=True,
     ),
 )
@@ -128,7 +124,7 @@ class MovieLensRaw(Dataset):
     def _read_movies(self) -> pa.Table:
         layout = self._layout
         location = self.location / layout.movies
-        if layout.movies_separator == "|":
+        if layout.movies == "u.item":
             rows = [_flagged(line, location) for line in _lines(location, layout)]
         else:
             kinds = {ITEM_ID: pa.int64(), TITLE: pa.string(), CATEGORY: pa.string()}

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from learn_torchrec.config import require
 from learn_torchrec.datasets.engines import Engine
+from learn_torchrec.datasets.tables import plain
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
@@ -121,16 +122,16 @@ def prepare(
             f"{source}: none of its {counts['rows_read']} rows can be used "
             f"({_reasons(counts)}); look at its columns and at the item table"
         )
-    moment = counts["last"] + 1 - config.target_days * _DAY
+    moment = counts["latest"] + 1 - config.target_days * _DAY
     first = moment - config.history_days * _DAY if config.history_days else 1
     dropped = {name: counts[name] for name in ("nulls", "bad_times", "unknown_items")}
     engine.keep("events", _events_sql(time, first, config))
     distinct = engine.table(
         "SELECT CAST(count(*) AS BIGINT) AS n, "
-        "CAST(coalesce(sum(copies), 0) AS BIGINT) AS read FROM events"
+        "CAST(coalesce(sum(copies), 0) AS BIGINT) AS good FROM events"
     ).to_pylist()[0]
-    dropped["outside_window"] = counts["good"] - distinct["read"]
-    dropped["repeats"] = distinct["read"] - distinct["n"]
+    dropped["outside_window"] = counts["good"] - distinct["good"]
+    dropped["repeats"] = distinct["good"] - distinct["n"]
     _keep_latest(engine, config)
     kept = _count(engine, "kept")
     dropped["over_cap"] = distinct["n"] - kept
@@ -141,6 +142,7 @@ def prepare(
     engine.add("actions", actions)
     engine.keep("users", _users_sql(moment, config))
     users = engine.table("SELECT * FROM users ORDER BY user_id")
+    users = users.set_column(0, USER_ID, plain(users[USER_ID]))
     if users.num_rows == 0:
         raise UserError(
             f"{source}: no user has prepare.min_events={config.min_events} events; "
@@ -181,7 +183,7 @@ def _count_rows(engine: Engine, time: str) -> dict[str, int]:
     )
     row: dict[str, int] = engine.table(
         f"SELECT CAST(count(*) AS BIGINT) AS rows_read, {sums}, "
-        f"CAST(max(CASE WHEN {cases['good']} THEN {time} END) AS BIGINT) AS last "
+        f"CAST(max(CASE WHEN {cases['good']} THEN {time} END) AS BIGINT) AS latest "
         f"FROM log l LEFT JOIN items i ON l.{ITEM_ID} = i.{ITEM_ID}"
     ).to_pylist()[0]
     return row

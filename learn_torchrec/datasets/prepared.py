@@ -124,8 +124,8 @@ class PreparedDataset(Dataset):
         """
         names = self.manifest.facts["actions"]
         refuse_unknown_actions(actions, names)
-        with pa.memory_map(str(self.directory / USER_IDS_FILE)) as source:
-            user_ids = pa.ipc.open_file(source).read_all()[USER_ID].combine_chunks()
+        source = pa.memory_map(str(self.directory / USER_IDS_FILE))
+        user_ids = pa.ipc.open_file(source).read_all()[USER_ID].combine_chunks()
         whole = SequenceSet(
             user_ids=user_ids,
             offsets=self._map("offsets"),

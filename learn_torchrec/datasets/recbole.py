@@ -8,6 +8,7 @@ any, make likes and dislikes; without times an event's time is its line's number
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
+import pyarrow.types as pt
 
 from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.location import Location
@@ -61,12 +62,7 @@ class RecBole(Dataset):
         (source,) = self._sources(file)
         table = read_atomic(source)
         if file == ITEMS_FILE:
-            taken = set(table.column_names)
-            names = [
-                _RENAMED[name] if _RENAMED.get(name, name) not in taken else name
-                for name in table.column_names
-            ]
-            return table.rename_columns(names)
+            return _as_items(table)
         if file == IMPRESSIONS_FILE:
             return self._impressions(table, source)
         action = pa.array([INTERACTION] * table.num_rows)
@@ -86,6 +82,19 @@ class RecBole(Dataset):
                 "impressions to rank"
             )
         return _events(table, source).append_column(LABEL, label.cast(pa.float32()))
+
+
+def _as_items(table: pa.Table) -> pa.Table:
+    """Give the text columns our names; a title of many tokens is one text again."""
+    names = table.column_names
+    for number, name in enumerate(names):
+        ours = _RENAMED.get(name, name)
+        names[number] = name if ours in names else ours
+    table = table.rename_columns(names)
+    if TITLE in names and pt.is_list(table[TITLE].type):
+        titles = pc.binary_join(table[TITLE], " ")
+        table = table.set_column(names.index(TITLE), TITLE, titles)
+    return table
 
 
 def read_atomic(location: Location) -> pa.Table:

@@ -81,7 +81,7 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
                 f"it has: {', '.join(table.column_names)}"
             )
         index = table.column_names.index(name)
-        column = _plain(table.column(name))
+        column = plain(table.column(name))
         if not _KINDS[kind](column.type):
             raise UserError(
                 f"{source}: column {name!r} is {column.type}, must be {kind}; cast it"
@@ -149,7 +149,11 @@ def files_fingerprint(sources: Sequence[Path | Location]) -> str:
     return digest.hexdigest()
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without dictionaries, large strings and narrow integers.
+
+    Arrow timestamps become unix seconds.
+    """
     if pt.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pt.is_large_string(column.type) or pt.is_string_view(column.type):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ATTRIBUTES, BRAND, CATEGORY, ITEM_ID, PRICE, TITLE
 
 DESCRIPTION = "description"
@@ -18,10 +19,23 @@ def catalogue(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Return an item table from objects with `item_id` and texts.
 
     Columns are those that any object has; a missing value is null.
+
+    Raises:
+        UserError: a column whose values are of several types.
     """
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: [row.get(name) for row in rows] for name in names})
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"items: column {name!r} holds values of several types ({reason}); "
+                "use one"
+            ) from None
+    return pa.table(columns)
 
 
 def text_fields(row: Mapping[str, Any]) -> dict[str, str | None]:

@@ -200,7 +200,7 @@ def test_recbole(tmp_path: Path) -> None:
     assert items(spec) == [
         {
             "item_id": "i1",
-            "title": ["red", "mug"],
+            "title": "red mug",
             "category": ["kitchen", "cups"],
             "price": 4.5,
         }
