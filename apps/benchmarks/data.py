@@ -119,7 +119,9 @@ def measure_scale(count: int, memory: str, scratch: Path) -> dict[str, Any]:
 def write_impressions(path: Path, count: int) -> None:
     """Write ranking rows: four ids, ten numbers, a label."""
     random = np.random.default_rng(0)
-    columns = {f"id{n}": random.integers(0, 10**6, count) for n in range(4)}
+    columns: dict[str, np.ndarray] = {
+        f"id{n}": random.integers(0, 10**6, count) for n in range(4)
+    }
     columns |= {f"dense{n}": random.random(count, np.float32) for n in range(10)}
     columns["label"] = random.integers(0, 2, count).astype(np.float32)
     pq.write_table(pa.table(columns), path, row_group_size=_ROW_GROUP)

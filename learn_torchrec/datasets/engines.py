@@ -58,7 +58,7 @@ def open_engine(name: str, scratch: Path, memory: str) -> Engine:
     Raises:
         UserError: its package, or Java, is missing.
     """
-    return {"duckdb": DuckDB, "spark": Spark}[name](scratch, memory)
+    return DuckDB(scratch, memory) if name == "duckdb" else Spark(scratch, memory)
 
 
 class DuckDB:

@@ -199,7 +199,7 @@ def test_times_of_arrow_and_files(duckdb: Engine, tmp_path: Path) -> None:
 
 def test_nothing_left(duckdb: Engine) -> None:
     kind = load(duckdb, log().slice(650, 5))
-    with pytest.raises(UserError, match=r"none of its .* \(3 nulls, 2 bad"):
+    with pytest.raises(UserError, match=r"none of its 5 .* \(3 nulls, 1 bad times"):
         prepare(duckdb, CONFIG, kind, "log").events()
 
 
