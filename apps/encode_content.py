@@ -1,18 +1,33 @@
-"""Stage 1: encode every item's text with a frozen language model."""
+"""Stage 1: encode every item's text with a frozen language model.
+
+What an interrupted run has encoded is kept beside --out and not encoded again. With
+--overwrite, or --reuse DIR, only items that are new or whose text has changed are.
+"""
 
 import argparse
+import contextlib
+import functools
+import operator
 from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
+import torch.distributed as dist
 
 from apps import options
 from apps.job import Job, describe
-from learn_torchrec.content import store
-from learn_torchrec.content.extract import encoder_fingerprint, extract
+from learn_torchrec.content import extract, store
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.content.vector_cache import (
+    ENCODER_FACT,
+    VectorCache,
+    earlier_store,
+)
 from learn_torchrec.datasets import open_dataset
+from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 from learn_torchrec.training.distributed import (
-    gather_to_writer,
+    gather_objects,
+    is_writer,
     process_group,
     rank_share,
     write_artifact_together,
@@ -24,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.parser("encode-content", __doc__)
     options.add_data(parser)
     options.add_output(parser, "the content store")
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        metavar="DIR",
+        help="an earlier content store: its vectors serve items whose text is there",
+    )
     return parser
 
 
@@ -31,7 +52,7 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     inputs = {
         ITEMS_FILE: open_dataset(args.data).fingerprint(ITEMS_FILE),
-        "encoder": encoder_fingerprint(options.resolve(args).content),
+        "encoder": extract.encoder_fingerprint(options.resolve(args).content),
     }
     return describe(args, store.KIND, ("content",), inputs)
 
@@ -42,15 +63,49 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = plan(args)
     if job.is_done():
         return
+    config = job.run.content
+    encoder = extract.encoder_identity(config)
     items = open_dataset(args.data).items
+    ids = store.checked_ids(items[ITEM_ID])
     with process_group():
-        part, facts = extract(items, job.run.content, rank_share(items.num_rows))
-        vectors = gather_to_writer(part)
-        manifest = job.manifest(None, facts)
-        with write_artifact_together(job.out, **manifest) as working:
-            if vectors is not None:
-                ids = items[ITEM_ID].combine_chunks()
-                store.write_content_store(working, ids, np.concatenate(vectors))
+        part = rank_share(items.num_rows)
+        mine = items.slice(part.start, part.stop - part.start)
+        cache = VectorCache(_unfinished(job.out, encoder), _earlier(args, encoder))
+        done = extract.extract(mine, config, cache)
+        dim = max(gather_objects(cache.dim or 0))
+        facts = extract.describe(items, config) | {ENCODER_FACT: encoder, "dim": dim}
+        with write_artifact_together(job.out, **job.manifest(None, facts)) as working:
+            moments = store.write_shard(
+                working,
+                dist.get_rank(),
+                lambda rows: cache.gather(done.positions[rows]),
+                done.hashes,
+                dim,
+            )
+            parts = gather_objects((moments, done.encoded, done.facts))
+            if is_writer():
+                facts["encoded"] = sum(encoded for _, encoded, _ in parts)
+                for _, _, loaded in parts:
+                    facts.update(loaded)
+                total = functools.reduce(operator.add, (part[0] for part in parts))
+                facts["text_hash"] = store.finish_content_store(working, ids, total)
+        if is_writer():
+            cache.remove()
+
+
+def _unfinished(out: Path, encoder: str) -> Path:
+    """Return where a run keeps its vectors until the store is complete."""
+    return out.parent / f".{out.name}.{encoder[:12]}.partial"
+
+
+def _earlier(args: argparse.Namespace, encoder: str) -> ContentStore | None:
+    """Return the store whose vectors may be taken over, if there is one."""
+    if args.reuse is not None:
+        return earlier_store(args.reuse, encoder)
+    # What is about to be replaced serves as well, if the same encoder made it.
+    with contextlib.suppress(UserError):
+        return earlier_store(args.out, encoder)
+    return None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from learn_torchrec.errors import UserError
 COMMANDS = {
     "quickstart": "run every stage on MovieLens-100K and report the metrics",
     "doctor": "check this machine and installation, with a mend for each problem",
+    "prepare": "a log of any size -> clean, sorted, memory-mapped sequences",
     "encode-content": "item text -> content vectors (frozen language model)",
     "train-towers": "interactions + content vectors -> user and item towers",
     "export-vectors": "trained towers -> user and item vectors",

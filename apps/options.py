@@ -9,7 +9,9 @@ from learn_torchrec import config, presets
 
 DATA_HELP = (
     "data set as ADAPTER:PATH: movielens:auto (the wheel's MovieLens-100K), "
-    "movielens:DIR, or parquet:DIR (items, interactions, impressions .parquet)"
+    "parquet:DIR (items, interactions, impressions .parquet; a path or a URI such as "
+    "s3://...), prepared:DIR (what prepare wrote), csv:DIR#user_id=COLUMN,..., or one "
+    "of amazon, lcrec, movielens, online-retail, recbole, recformer, sequences"
 )
 
 

@@ -1,5 +1,6 @@
 """How every program starts and ends: logging, and one line for a user's mistake."""
 
+import errno
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from learn_torchrec.errors import UserError
 
 # What the system refuses is a user's to mend: rights, a full disk, a wrong path.
 _MENDABLE = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
 
 
@@ -33,7 +35,10 @@ def run(
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)
     try:
         main(argv)
-    except (UserError, *_MENDABLE) as error:
+    except (UserError, OSError) as error:
+        mendable = isinstance(error, (UserError, *_MENDABLE))
+        if not mendable and getattr(error, "errno", None) not in _FULL:
+            raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:

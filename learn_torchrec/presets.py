@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from learn_torchrec.content.encoder import EncoderConfig
 from learn_torchrec.content.extract import ContentConfig
+from learn_torchrec.datasets.prepare import PrepareConfig
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
@@ -30,6 +31,7 @@ class Run:
     """The configuration of a run, one section for each stage.
 
     Attributes:
+        prepare: a log to sequences.
         content: item text to content vectors.
         split: who trains and who is held out, and when.
         towers: content vectors and histories to user and item vectors.
@@ -39,6 +41,7 @@ class Run:
         cohorts: bounds of the evaluation's cohorts.
     """
 
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     content: ContentConfig = field(default_factory=ContentConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)

@@ -94,3 +94,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory: Path = tmp_path_factory.mktemp("tiny-llama")
     tiny_model.save(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def wide_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model as wide as a real one, few of its layers: for rounding."""
+    import tiny_model
+
+    directory: Path = tmp_path_factory.mktemp("wide-llama")
+    tiny_model.save(directory, hidden=576, spread=0.05)
+    return directory

@@ -1,7 +1,9 @@
 """Imports point one way: apps -> stages -> training -> vocabulary."""
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +115,10 @@ def test_every_package_imported_is_in_the_requirements() -> None:
         for line in (ROOT / "requirements" / name).read_text().splitlines()
     ]
     required = {line.replace("-", "_") for line in lines if line and line[0] != "-"}
+    # What is asked for by an option only is an extra, imported where it is used.
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for packages in extras["optional-dependencies"].values():
+        required |= {re.split("[<>=]", package)[0] for package in packages}
     required |= {"fbgemm_gpu", "apps", "learn_torchrec", "torchx_components"}
     required |= {"faiss", "sklearn"}  # the modules of faiss-cpu and scikit-learn
 

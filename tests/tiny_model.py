@@ -12,8 +12,11 @@ NUM_LAYERS = 3
 HIDDEN = 16
 
 
-def save(directory: Path) -> None:
-    """Write a randomly initialised Llama and a tokenizer without a pad token."""
+def save(directory: Path, hidden: int = HIDDEN, spread: float = 0.5) -> None:
+    """Write a randomly initialised Llama and a tokenizer without a pad token.
+
+    The spread of the weights is large, so that attention is far from uniform.
+    """
     vocabulary = {word: row for row, word in enumerate(["<unk>", "<eos>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -23,12 +26,12 @@ def save(directory: Path) -> None:
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=HIDDEN,
-        intermediate_size=32,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=NUM_LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        initializer_range=0.5,  # large enough that attention is far from uniform
+        initializer_range=spread,
     )
     LlamaModel(shape).save_pretrained(directory)

@@ -6,7 +6,6 @@ dim (H times the number of layers).
 """
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -123,39 +122,40 @@ class ContentEncoder:
             UserError: a text has no tokens, its vector is not finite, or a batch
                 does not fit into memory.
         """
-        started = time.monotonic()
         position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        tokens = self._tokenize(list(position))
-        num_tokens = sum(map(len, tokens))
-        vectors = np.empty((len(tokens), self.dim), dtype=np.float32)
-        done = 0
+        distinct = list(position)
+        vectors = np.empty((len(distinct), self.dim), dtype=np.float32)
         with tqdm(
-            total=num_tokens,
-            unit="token",
-            unit_scale=True,
+            total=len(distinct),
+            unit="item",
             desc="encoding",
             disable=None if progress else True,
         ) as bar:
-            for rows in token_budget_batches(
-                [len(t) for t in tokens], self.config.tokens_per_batch
-            ):
-                vectors[rows] = self._encode_batch([tokens[row] for row in rows])
-                done += len(rows)
-                bar.update(sum(len(tokens[row]) for row in rows))
-                rate = done / (time.monotonic() - started)
-                bar.set_postfix_str(f"{rate:.1f} items/s", refresh=False)
-        self._refuse_non_finite(vectors, list(position))
-        seconds = time.monotonic() - started
-        logger.info(
-            "encoded %d distinct texts, %d tokens, in %.1f s (%.0f tokens/s)",
-            len(tokens),
-            num_tokens,
-            seconds,
-            num_tokens / max(seconds, 1e-9),
-        )
-        if len(tokens) == len(texts):
+            for rows, part in self.encode_batches(distinct):
+                vectors[rows] = part
+                bar.update(len(rows))
+        if len(distinct) == len(texts):
             return vectors
         return vectors[[position[text] for text in texts]]
+
+    def encode_batches(
+        self, texts: Sequence[str]
+    ) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
+        """Yield the vectors of `texts` as their batches are done, the longest first.
+
+        Yields:
+            The rows of a batch, [B], and their vectors, float32 [B, C].
+
+        Raises:
+            UserError: see `encode`.
+        """
+        tokens = self._tokenize(list(texts))
+        for rows in token_budget_batches(
+            [len(ids) for ids in tokens], self.config.tokens_per_batch
+        ):
+            vectors = self._encode_batch([tokens[row] for row in rows])
+            self._refuse_non_finite(vectors, [texts[row] for row in rows])
+            yield rows, vectors
 
     def _encode_batch(
         self, batch: list[npt.NDArray[np.int32]]
@@ -182,6 +182,11 @@ class ContentEncoder:
             ) from error
         vectors: npt.NDArray[np.float32] = pooled.cpu().numpy()
         return vectors
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a model from the hub; None for files on disk."""
+        return getattr(self.model.config, "_commit_hash", None)
 
     @torch.inference_mode()
     def _forward(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,36 @@
-"""Stage 1: item texts in, content vectors out (paper: CEG, section 3.1)."""
+"""Stage 1: item texts in, content vectors out (paper: CEG, section 3.1).
 
+Letters: n items of a rank's part, C content dim.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from tqdm import tqdm
 
+from learn_torchrec.artifact import recipe_of
+from learn_torchrec.config import to_dict
 from learn_torchrec.content import backbone
 from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
 from learn_torchrec.content.prompt import PromptConfig, render
+from learn_torchrec.content.store import to_half
+from learn_torchrec.content.vector_cache import Hashes, VectorCache, hash_texts
+from learn_torchrec.schema import ITEM_ID
+
+# Settings of the encoder that change its speed and not its vectors.
+_SPEED_ONLY = ("tokens_per_batch", "device", "trust_remote_code")
+_RENDERED_ROWS = 65_536
+# Texts that are sorted by length together, and those that a kill may cost.
+_WINDOW, _BLOCK_ITEMS, _BLOCK_SECONDS = 8_192, 4_096, 30.0
+_LOG_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,34 +41,173 @@ class ContentConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """What one rank knows when its items are done.
+
+    Attributes:
+        hashes: uint64 [n, 2], of the items' texts.
+        positions: int64 [n], of their vectors in the cache.
+        encoded: how many distinct texts were read by the model this time.
+        facts: about the encoder; empty where nothing had to be encoded.
+    """
+
+    hashes: Hashes
+    positions: npt.NDArray[np.int64]
+    encoded: int
+    facts: dict[str, Any]
+
+
 def extract(
-    items: pa.Table, config: ContentConfig, part: slice = slice(None)
-) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-    """Encode every item, or a part of them.
+    items: pa.Table,
+    config: ContentConfig,
+    cache: VectorCache,
+    make_encoder: Callable[[EncoderConfig], ContentEncoder] = ContentEncoder,
+) -> Extracted:
+    """Bring the vectors of all items into the cache, encoding those it lacks.
+
+    Equal texts are read once. What is done is written as it goes: a run that is
+    killed and started again encodes the rest.
 
     Args:
-        items: `item_id` and text columns, N rows.
+        items: `item_id` and text columns: a rank's part of the catalogue, n rows.
         config: prompt and encoder.
-        part: the rows to encode; the texts of all are checked.
-
-    Returns:
-        float32 [N, C] in the order of the rows, and facts for the manifest.
+        cache: vectors that are there already; keeps the new ones.
+        make_encoder: loads the model; called only if something is to be encoded.
 
     Raises:
-        UserError: an item without text, or an encoder that cannot be loaded.
+        UserError: an item without text, an encoder that cannot be loaded, or a
+            vector that half precision cannot hold.
     """
-    texts = render(items, config.prompt)
-    encoder = ContentEncoder(config.encoder)
-    vectors = encoder.encode(texts[part], progress=True)
-    facts = {
-        "items": len(texts),
-        "dim": encoder.dim,
-        "dtype": str(encoder.dtype).removeprefix("torch."),
-        "example": texts[0],
-    }
-    return vectors, facts
+    hashes = np.concatenate(
+        [np.empty((0, 2), np.uint64)]
+        + [hash_texts(render(piece, config.prompt)) for piece in _pieces(items)]
+    )
+    missing = np.flatnonzero(cache.find(hashes) < 0)
+    _, first = np.unique(hashes[missing], axis=0, return_index=True)
+    rows = missing[np.sort(first)]  # one item for each distinct text
+    logger.info("%d of %d items are to be encoded", len(missing), len(hashes))
+    facts: dict[str, Any] = {}
+    if len(rows):
+        encoder = make_encoder(config.encoder)
+        _encode(items, rows, hashes, config.prompt, encoder, cache)
+        cache.reload()
+        facts = {
+            "dtype": str(encoder.dtype).removeprefix("torch."),
+            "revision": encoder.revision,
+        }
+    return Extracted(
+        hashes=hashes, positions=cache.find(hashes), encoded=len(rows), facts=facts
+    )
 
 
 def encoder_fingerprint(config: ContentConfig) -> str:
     """Return the identity of the model's files, for the manifest's inputs."""
     return backbone.fingerprint(config.encoder.model)
+
+
+def encoder_identity(config: ContentConfig) -> str:
+    """Return what two encoders share if they give a text the same vector."""
+    settings = to_dict(config.encoder)
+    for name in _SPEED_ONLY:
+        del settings[name]
+    return recipe_of("encoder", settings, {"model": encoder_fingerprint(config)})
+
+
+def describe(items: pa.Table, config: ContentConfig) -> dict[str, Any]:
+    """Return what the manifest says of every store: model, prompt, pooling."""
+    encoder, prompt = config.encoder, config.prompt
+    return {
+        "model": encoder.model,
+        "pooling": encoder.pooling,
+        "layers": list(encoder.layers),
+        "normalization": "l2" if encoder.l2_normalize else "none",
+        "prompt": prompt.template or f"the paper's, {prompt.language}",
+        "items": items.num_rows,
+        "example": render(items.slice(0, 1), prompt)[0],
+    }
+
+
+def _pieces(items: pa.Table) -> Iterator[pa.Table]:
+    """Yield slices whose texts are small beside memory."""
+    for start in range(0, items.num_rows, _RENDERED_ROWS):
+        yield items.slice(start, _RENDERED_ROWS)
+
+
+def _encode(
+    items: pa.Table,
+    rows: npt.NDArray[np.int64],
+    hashes: Hashes,
+    prompt: PromptConfig,
+    encoder: ContentEncoder,
+    cache: VectorCache,
+) -> None:
+    """Encode the items in `rows` and write blocks of vectors as they are done."""
+    with _Progress(len(rows)) as progress:
+        for start in range(0, len(rows), _WINDOW):
+            window = rows[start : start + _WINDOW]
+            part = items.take(pa.array(window))
+            block = _Block(cache, hashes[window], part[ITEM_ID].combine_chunks())
+            try:
+                for done, vectors in encoder.encode_batches(render(part, prompt)):
+                    block.add(done, vectors)
+                    progress.advance(len(done))
+            finally:  # what was done before an interrupt need not be done again
+                block.write()
+
+
+class _Block:
+    """Vectors of a window that wait to be written together."""
+
+    def __init__(self, cache: VectorCache, hashes: Hashes, ids: pa.Array) -> None:
+        self._cache, self._hashes, self._ids = cache, hashes, ids
+        self._rows: list[int] = []
+        self._vectors: list[npt.NDArray[np.float16]] = []
+        self._since = time.monotonic()
+
+    def add(self, rows: list[int], vectors: npt.NDArray[np.float32]) -> None:
+        ids = self._ids.take(pa.array(rows))
+        self._vectors.append(to_half(vectors, ids))
+        self._rows.extend(rows)
+        late = time.monotonic() - self._since > _BLOCK_SECONDS
+        if late or len(self._rows) >= _BLOCK_ITEMS:
+            self.write()
+
+    def write(self) -> None:
+        if self._rows:
+            vectors = np.concatenate(self._vectors)
+            self._cache.write_block(self._hashes[self._rows], vectors)
+        self._rows, self._vectors, self._since = [], [], time.monotonic()
+
+
+class _Progress:
+    """A bar on a terminal; a line in the log now and then everywhere."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+        self._started = self._logged = time.monotonic()
+        self._bar = tqdm(total=total, unit="item", desc="encoding", disable=None)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._log()
+
+    def advance(self, items: int) -> None:
+        self._done += items
+        self._bar.update(items)
+        if time.monotonic() - self._logged > _LOG_SECONDS:
+            self._log()
+
+    def _log(self) -> None:
+        self._logged = time.monotonic()
+        rate = self._done / max(self._logged - self._started, 1e-9)
+        logger.info(
+            "encoded %d of %d items, %.1f items/s, %.0f s left",
+            self._done,
+            self._total,
+            rate,
+            (self._total - self._done) / rate if rate else float("inf"),
+        )

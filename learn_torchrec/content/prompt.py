@@ -28,7 +28,49 @@ from learn_torchrec.schema import (
     TITLE,
 )
 
-_LEAD_IN = "An item is described as follows."
+
+@dataclass(frozen=True, kw_only=True)
+class _Wording:
+    """A language's own words around the values; `{}` is the quoted value."""
+
+    lead_in: str
+    title: str
+    category: str
+    brand: str
+    both: str
+    price: str
+    keywords: str
+    attributes: str
+    stop: str
+    gap: str
+
+
+_WORDINGS = {
+    "en": _Wording(
+        lead_in="An item is described as follows",
+        title="Its title is {}",
+        category="Its category is {}",
+        brand="Its brand is {}",
+        both="Its category is {} and its brand is {}",
+        price="Its price is {}",
+        keywords="Its keywords are {}",
+        attributes="It supports {}",
+        stop=".",
+        gap=" ",
+    ),
+    "zh": _Wording(
+        lead_in="商品描述如下",
+        title="商品的标题是{}",
+        category="商品的类目是{}",
+        brand="商品的品牌是{}",
+        both="商品的类目是{}，品牌是{}",  # noqa: RUF001 (a Chinese comma)
+        price="商品的价格是{}",
+        keywords="商品的关键词是{}",
+        attributes="商品支持{}",
+        stop="。",
+        gap="",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +78,15 @@ class PromptConfig:
     """How an item becomes text.
 
     Attributes:
-        language: the language of the prompt's own words; values stay as they are.
+        language: of the prompt's own words, English or Chinese; values stay as they
+            are.
         currency: the word after a price, e.g. "yuan"; empty for none.
         template: a text with `{column}` placeholders that replaces the built-in
             sentences, e.g. `"{title}. {brand}."`. A missing value becomes empty.
             None for the paper's prompt.
     """
 
-    language: Literal["en"] = "en"
+    language: Literal["en", "zh"] = "en"
     currency: str = ""
     template: str | None = None
 
@@ -88,28 +131,31 @@ Its price is "4.5 yuan".'
         for values in zip(*columns.values(), strict=True)
     )
     if config.template is None:
-        return [_describe(row) for row in rows]
+        words = _WORDINGS[config.language]
+        return [_describe(row, words) for row in rows]
     return [config.template.format_map(row) for row in rows]
 
 
-def _describe(texts: dict[str, str]) -> str:
+def _describe(texts: dict[str, str], words: _Wording) -> str:
     """Return the paper's prompt for one item; a missing field is an empty text."""
 
-    def clause(words: str, name: str) -> str:
-        value = texts.get(name, "")
-        return f'{words} "{value}"' if value else ""
+    def clause(wording: str, *names: str) -> str:
+        values = [texts.get(name, "") for name in names]
+        return (
+            wording.format(*(f'"{value}"' for value in values)) if all(values) else ""
+        )
 
-    category = clause("its category is", CATEGORY)
-    brand = clause("its brand is", BRAND)
     clauses = [
-        clause("its title is", TITLE),
-        " and ".join(part for part in (category, brand) if part),
-        clause("its price is", PRICE),
-        clause("its keywords are", KEYWORDS),
-        clause("it supports", ATTRIBUTES),
+        words.lead_in,
+        clause(words.title, TITLE),
+        clause(words.both, CATEGORY, BRAND)
+        or clause(words.category, CATEGORY)
+        or clause(words.brand, BRAND),
+        clause(words.price, PRICE),
+        clause(words.keywords, KEYWORDS),
+        clause(words.attributes, ATTRIBUTES),
     ]
-    sentences = [f"{part[0].upper()}{part[1:]}." for part in clauses if part]
-    return " ".join([_LEAD_IN, *sentences])
+    return words.gap.join(f"{part}{words.stop}" for part in clauses if part)
 
 
 def _placeholders(template: str, columns: Sequence[str]) -> list[str]:

@@ -1,22 +1,47 @@
 """Data sets: adapters that bring a log into our schema."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from learn_torchrec.datasets.amazon import Amazon
 from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.mapped import Mapped
 from learn_torchrec.datasets.market import Market
 from learn_torchrec.datasets.movielens import MovieLens
 from learn_torchrec.datasets.movielens_1m import MovieLens1M
+from learn_torchrec.datasets.movielens_raw import MovieLensRaw
 from learn_torchrec.datasets.online_retail import OnlineRetail
+from learn_torchrec.datasets.prepared import PreparedDataset
+from learn_torchrec.datasets.recbole import RecBole
+from learn_torchrec.datasets.research_json import LcRec, RecFormer
 from learn_torchrec.datasets.sequence_file import SequenceFile
 from learn_torchrec.errors import UserError
 
-_ADAPTERS = {
+
+def _movielens(path: str) -> Dataset:
+    """Open RecBole's copy, or a folder as GroupLens publishes it."""
+    if path == "auto" or any(Path(path).glob("*.inter")):
+        return MovieLens(path)
+    return MovieLensRaw(path)
+
+
+def _parquet(path: str) -> Dataset:
+    return Mapped(path, ".parquet") if "#" in path else Dataset(path)
+
+
+_ADAPTERS: dict[str, Callable[[str], Dataset]] = {
+    "amazon": Amazon,
+    "csv": lambda path: Mapped(path, ".csv"),
+    "lcrec": LcRec,
     "market": Market,
-    "movielens": MovieLens,
-    "movielens-1m": lambda path: MovieLens1M(Path(path)),
-    "online-retail": lambda path: OnlineRetail(Path(path)),
-    "parquet": lambda path: Dataset(Path(path)),
-    "sequences": lambda path: SequenceFile(Path(path)),
+    "movielens": _movielens,
+    "movielens-1m": MovieLens1M,
+    "online-retail": OnlineRetail,
+    "parquet": _parquet,
+    "prepared": PreparedDataset,
+    "recbole": RecBole,
+    "recformer": RecFormer,
+    "sequences": SequenceFile,
 }
 
 

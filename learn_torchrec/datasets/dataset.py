@@ -1,17 +1,24 @@
 """A data set: three tables, read when asked for, each with a fingerprint."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets import tables
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
+    TIMESTAMP,
     USER_ID,
 )
 
@@ -25,15 +32,20 @@ class Dataset:
       `weight`, and the feature columns that the ranker's configuration names.
 
     Every table is checked as it is read: see `tables.check`.
+
+    Attributes:
+        location: the folder, on any file system.
+        directory: the folder of an adapter that reads local files only.
     """
 
-    def __init__(self, directory: Path) -> None:
-        if not directory.is_dir():
+    def __init__(self, where: str | Path) -> None:
+        self.location = Location.of(where)
+        self.directory = Path(self.location.path)
+        if not self.location.is_dir():
             raise UserError(
-                f"--data {directory}: no such directory; name the folder that holds "
+                f"--data {where}: no such directory; name the folder that holds "
                 f"{ITEMS_FILE}, {INTERACTIONS_FILE} and {IMPRESSIONS_FILE}"
             )
-        self.directory = directory
 
     def fingerprint(self, file: str) -> str:
         """Return the digest of what a table is read from."""
@@ -63,14 +75,41 @@ class Dataset:
         tables.check_same_type(self.interactions, table, USER_ID, names)
         return table
 
-    def _sources(self, file: str) -> list[Path]:
-        return [self.directory / file]
+    @property
+    def times(self) -> NDArray[np.int64]:
+        """The interactions' times, int64 [N]."""
+        times: NDArray[np.int64] = self.interactions[TIMESTAMP].to_numpy()
+        return times
+
+    def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
+        """Return every user's events of the wanted actions, as rows of the store.
+
+        Raises:
+            UserError: bad interactions, or items without a content vector.
+        """
+        rows = item_rows(self.interactions, store)
+        return build_sequences(self.interactions, rows, actions)
+
+    def parquet(self, file: str) -> Location | None:
+        """Return where a table lies as Parquet with our columns, if it does.
+
+        An engine reads it from there, without checks and without memory for all of
+        it; where this is None, `raw` has it.
+        """
+        return self.location / file if type(self) is Dataset else None
+
+    def raw(self, file: str) -> pa.Table:
+        """Return a table as it is read, before any check."""
+        return self._read(file)
+
+    def _sources(self, file: str) -> Sequence[Path | Location]:
+        return [self.location / file]
 
     def _read(self, file: str) -> pa.Table:
-        return tables.read_parquet(self.directory / file)
+        return tables.read_parquet(self.location / file)
 
     def _name(self, file: str) -> str:
-        return str(self.directory / file)
+        return str(self.location / file)
 
     def _checked(self, file: str) -> pa.Table:
         return tables.check(self._read(file), tables.REQUIRED[file], self._name(file))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, resolve_times
 
 
@@ -25,9 +25,5 @@ def load_histories(
         UserError: bad interactions, items without a content vector, or a split
             that does not fit the log.
     """
-    interactions = dataset.interactions
-    times = resolve_times(split, interactions)
-    rows = item_rows(interactions, store)
-    return Histories(
-        sequences=build_sequences(interactions, rows, split.actions), times=times
-    )
+    times = resolve_times(split, dataset.times)
+    return Histories(sequences=dataset.sequences(store, split.actions), times=times)

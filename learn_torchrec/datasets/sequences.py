@@ -53,19 +53,23 @@ class SequenceSet:
             times=self.times[events],
         )
 
-    def before(self, time: int) -> "SequenceSet":
-        """Return the set with only events strictly before `time`, no empty users."""
-        keep = self.times < time
-        kept = np.add.reduceat(np.r_[keep, False], self.offsets[:-1]) * (
-            self.lengths > 0
-        )
-        trimmed = SequenceSet(
+    def select_events(self, keep: NDArray[np.bool_]) -> "SequenceSet":
+        """Return the set with only the events where `keep` [E] is true.
+
+        Users without any left stay, with an empty sequence.
+        """
+        kept = np.add.reduceat(np.r_[keep, False], self.offsets[:-1], dtype=np.int64)
+        return SequenceSet(
             user_ids=self.user_ids,
-            offsets=np.r_[0, np.cumsum(kept)],
+            offsets=np.r_[0, np.cumsum(kept * (self.lengths > 0))],
             items=self.items[keep],
             times=self.times[keep],
         )
-        return trimmed.select_users(kept > 0)
+
+    def before(self, time: int) -> "SequenceSet":
+        """Return the set with only events strictly before `time`, no empty users."""
+        trimmed = self.select_events(self.times < time)
+        return trimmed.select_users(trimmed.lengths > 0)
 
     def without_last(self, count: int) -> "SequenceSet":
         """Return the set without each user's last `count` events.
@@ -103,12 +107,7 @@ def build_sequences(
         UserError: no interaction has one of the actions.
     """
     wanted = pc.is_in(interactions[ACTION], value_set=pa.array(actions))
-    if not pc.any(wanted).as_py():
-        present = ", ".join(map(str, pc.unique(interactions[ACTION]).to_pylist()[:8]))
-        raise UserError(
-            f"split.actions={','.join(actions)}: no interaction has such an action; "
-            f"the log has: {present}"
-        )
+    refuse_unknown_actions(actions, pc.unique(interactions[ACTION]).to_pylist())
     mask = wanted.to_numpy(zero_copy_only=False)
     users = interactions[USER_ID].filter(wanted).combine_chunks().dictionary_encode()
     codes = users.indices.to_numpy().astype(np.int64)
@@ -125,6 +124,19 @@ def build_sequences(
         items=item_rows[mask][order],
         times=times[order],
     )
+
+
+def refuse_unknown_actions(actions: Sequence[str], present: Sequence[str]) -> None:
+    """Refuse actions of which the log has none.
+
+    Raises:
+        UserError: none of `actions` is `present`.
+    """
+    if not set(actions) & set(present):
+        raise UserError(
+            f"split.actions={','.join(actions)}: no interaction has such an action; "
+            f"the log has: {', '.join(map(str, present[:8]))}"
+        )
 
 
 def item_rows(interactions: pa.Table, store: ContentStore) -> Ints:

@@ -77,13 +77,17 @@ class SplitTimes:
     test_from: int
 
 
-def resolve_times(config: SplitConfig, interactions: pa.Table) -> SplitTimes:
+def resolve_times(config: SplitConfig, log: pa.Table | NDArray[np.int64]) -> SplitTimes:
     """Turn the configured moments into unix seconds.
+
+    Args:
+        config: with the moments.
+        log: the interactions, or their times, int64 [N].
 
     Raises:
         UserError: a moment that cannot be read, or moments in the wrong order.
     """
-    times = interactions[TIMESTAMP].to_numpy()
+    times = log[TIMESTAMP].to_numpy() if isinstance(log, pa.Table) else log
     if config.holdout == "leave_one_out":
         end = int(times.max()) + 1
         return SplitTimes(towers_until=end, test_from=end)

@@ -1,14 +1,15 @@
 """Checks on tables: a wrong file ends in one line that names file, column and row."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.row_groups import open_parquet
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
@@ -38,20 +39,21 @@ REQUIRED: dict[str, dict[str, str]] = {
 }
 
 
-def read_parquet(path: Path) -> pa.Table:
-    """Read a Parquet file or a directory of them.
+def read_parquet(where: Path | Location) -> pa.Table:
+    """Read a Parquet file, a folder of them, or a partitioned folder.
 
     Raises:
         UserError: the path is missing or not readable as Parquet.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file; the data set needs it")
+    location = Location.of(where)
+    if not location.exists():
+        raise UserError(f"{location}: no such file; the data set needs it")
     try:
-        return pq.read_table(path)
+        return open_parquet(location).to_table()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: cannot be read as Parquet ({reason}); write it again"
+            f"{location}: cannot be read as Parquet ({reason}); write it again"
         ) from None
 
 
@@ -79,7 +81,7 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
                 f"it has: {', '.join(table.column_names)}"
             )
         index = table.column_names.index(name)
-        column = _plain(table.column(name))
+        column = plain(table.column(name))
         if not _KINDS[kind](column.type):
             raise UserError(
                 f"{source}: column {name!r} is {column.type}, must be {kind}; cast it"
@@ -136,20 +138,22 @@ def check_unique(ids: pa.ChunkedArray, source: str) -> None:
         )
 
 
-def files_fingerprint(paths: list[Path]) -> str:
-    """Return a digest of the bytes of files, or of all files of directories."""
+def files_fingerprint(sources: Sequence[Path | Location]) -> str:
+    """Return a digest of the content of files, or of all files of folders."""
     digest = hashlib.sha256()
-    for path in paths:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
-            if file.is_file():
-                with file.open("rb") as stream:
-                    digest.update(str(file.relative_to(path)).encode())
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    for source in sources:
+        location = Location.of(source)
+        for file in location.files():
+            digest.update(file.path.removeprefix(location.path).encode())
+            digest.update(file.digest().encode())
     return digest.hexdigest()
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column without dictionaries, large strings and narrow integers.
+
+    Arrow timestamps become unix seconds.
+    """
     if pt.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pt.is_large_string(column.type) or pt.is_string_view(column.type):

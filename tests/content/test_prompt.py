@@ -27,6 +27,29 @@ def test_all_fields_in_the_papers_order() -> None:
     ]
 
 
+def test_chinese() -> None:
+    items = pa.table(
+        {
+            "item_id": [1, 2],
+            "title": ["红色杯子", None],
+            "category": ["厨房", None],
+            "brand": ["Acme", "Acme"],
+            "price": [29.9, None],
+            "keywords": [["杯子", "礼物"], None],
+            "attributes": [["包邮"], None],
+        }
+    )
+    assert render(items, PromptConfig(language="zh", currency="元")) == [
+        "商品描述如下。"
+        '商品的标题是"红色杯子"。'
+        '商品的类目是"厨房"，品牌是"Acme"。'
+        '商品的价格是"29.9 元"。'
+        '商品的关键词是"杯子, 礼物"。'
+        '商品支持"包邮"。',
+        '商品描述如下。商品的品牌是"Acme"。',
+    ]
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

@@ -1,14 +1,24 @@
+import json
 import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import pytest
 
 from learn_torchrec.artifact import write_artifact
-from learn_torchrec.content.store import KIND, ContentStore, write_content_store
+from learn_torchrec.content.store import (
+    KIND,
+    ContentStore,
+    finish_content_store,
+    write_content_store,
+    write_shard,
+)
 from learn_torchrec.errors import UserError
 
 VECTORS = np.array([[1.0, 5.0, 0.25], [2.0, 5.0, -0.5], [6.0, 5.0, 1.0]], np.float32)
@@ -50,7 +60,7 @@ def test_statistics_by_hand_with_a_constant_dimension(tmp_path: Path) -> None:
 def test_statistics_of_many_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learn_torchrec.content.store._BLOCK_BYTES", 8 * 4 * 7)
+    monkeypatch.setattr("learn_torchrec.content.matrix._BLOCK_BYTES", 8 * 4 * 7)
     vectors = np.random.default_rng(0).normal(3.0, 0.1, (100, 4)).astype(np.float32)
     store = write(tmp_path / "content", np.arange(100), vectors)
     stored = vectors.astype(np.float16)
@@ -73,7 +83,6 @@ def test_rows_of_unknown_ids_and_other_containers(tmp_path: Path) -> None:
     assert store.rows_of(pa.array([10, None])).tolist() == [1, -1]
     assert store.rows_of(pa.array([20, 20]).dictionary_encode()).tolist() == [2, 2]
     assert store.rows_of(np.array([], np.int64)).tolist() == []
-    assert store.coverage(np.array([20, 99, 30, 98])) == (2, 4)
     with pytest.raises(UserError, match="int64 here, but string where"):
         store.rows_of(np.array(["10"]))
     with pytest.raises(UserError, match="ids of type double"):
@@ -89,23 +98,27 @@ def test_rows_of_strings_from_numpy(tmp_path: Path) -> None:
 
 def test_gather_refuses_items_without_content(tmp_path: Path) -> None:
     store = write(tmp_path / "content", [30, 10, 20])
+    rows = np.array([-1, 0, -1])
     with pytest.raises(UserError, match="2 of 3 items have no content"):
-        store.gather(np.array([-1, 0, -1]))
+        store.gather(rows)
+    filled = store.gather(rows, missing="zeros")
+    assert filled.dtype == np.float16
+    np.testing.assert_array_equal(filled, [[0, 0, 0], VECTORS[0], [0, 0, 0]])
     assert store.gather(np.array([], np.int64)).shape == (0, 3)
 
 
 def test_the_matrix_is_mapped_read_only_and_never_pickled(tmp_path: Path) -> None:
     vectors = np.ones((50_000, 8), np.float16)
     store = write(tmp_path / "content", np.arange(50_000), vectors)
-    assert isinstance(store.vectors.base, np.memmap)
+    assert isinstance(store.vectors.shards[0].base, np.memmap)
     assert type(store.gather(np.array([1]))) is np.ndarray
     with pytest.raises(ValueError, match="read-only"):
-        store.vectors[0, 0] = 1
+        store.vectors.shards[0][0, 0] = 1
     sent = pickle.dumps(store)
     assert len(sent) < 1000
     again = pickle.loads(sent)
     assert len(again) == 50_000
-    assert isinstance(again.vectors.base, np.memmap)
+    assert isinstance(again.vectors.shards[0].base, np.memmap)
 
 
 @pytest.mark.parametrize(
@@ -136,12 +149,19 @@ def test_an_empty_catalogue_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "content", pa.array([], pa.int64()), np.empty((0, 3)))
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "item_ids.parquet", "statistics.npz"])
+FILES = ["vectors-00000.npy", "item_ids.arrow", "id_keys.npy", "statistics.npz"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_missing_and_damaged_files_are_named(tmp_path: Path, name: str) -> None:
     directory = tmp_path / "content"
     write(directory, [1, 2, 3])
-    (directory / name).write_bytes(b"PK\x03\x04 not what it was")
+    whole = (directory / name).read_bytes()
+    (directory / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=rf"{name}: damaged .*make the content store"):
+        ContentStore.open(directory)
+    (directory / name).write_bytes(b"PK\x03\x04".ljust(len(whole), b"?"))
+    with pytest.raises(UserError, match=r"damaged .*make the content store"):
         ContentStore.open(directory)
     (directory / name).unlink()
     with pytest.raises(UserError, match=rf"{name}: missing; make"):
@@ -152,6 +172,106 @@ def test_other_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no content artefact here"):
         ContentStore.open(tmp_path)
     write(tmp_path / "a", [1, 2, 3])
-    pq.write_table(pa.table({"item_id": [1, 2]}), tmp_path / "a" / "item_ids.parquet")
+    write(tmp_path / "b", [1, 2], VECTORS[:2])
+    for name in ("id_keys.npy", "id_rows.npy", "item_ids.arrow"):
+        shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        entry["bytes"] = (tmp_path / "a" / name).stat().st_size
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="do not match"):
         ContentStore.open(tmp_path / "a")
+    manifest["files"] = {}
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="earlier version's layout"):
+        ContentStore.open(tmp_path / "a")
+
+
+def test_shards_are_one_matrix(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float16)
+    hashes = np.arange(20, dtype=np.uint64).reshape(10, 2)
+    parts = [slice(0, 4), slice(4, 4), slice(4, 10)]  # a rank without items
+    with write_artifact(tmp_path / "c", kind=KIND, config={}, inputs={}) as working:
+        moments = [
+            write_shard(
+                working, n, lambda rows, p=p: vectors[p][rows], hashes[p], dim=4
+            )
+            for n, p in enumerate(parts)
+        ]
+        total = moments[0] + moments[1] + moments[2]
+        finish_content_store(working, pa.array(range(10)), total)
+    store = ContentStore.open(tmp_path / "c")
+    assert len(store.vectors.shards) == 2
+    rows = np.array([9, 0, 3, 4, 4])
+    np.testing.assert_array_equal(store.gather(rows), vectors[rows])
+    np.testing.assert_array_equal(store.vectors[5], vectors[5])
+    np.testing.assert_array_equal(store.vectors, vectors)
+    np.testing.assert_array_equal(store.text_hashes(), hashes)
+    np.testing.assert_allclose(store.mean, vectors.astype(np.float64).mean(0))
+    np.testing.assert_allclose(store.std, vectors.astype(np.float64).std(0))
+
+
+@pytest.mark.parametrize("prefix", ["", "é" * 40])
+def test_lookups_equal_a_dictionary(tmp_path: Path, prefix: str) -> None:
+    random = np.random.default_rng(1)
+    names = [f"{prefix}{k}" for k in random.permutation(2000)]
+    if not prefix:
+        names[7] = ""
+    for ids in (names, random.integers(-(2**63), 2**63, 2000).tolist()):
+        store = write(tmp_path / f"c{type(ids[0])}", ids, np.ones((2000, 1)))
+        unknown = [f"{prefix}x{k}" for k in range(50)]
+        if isinstance(ids[0], int):
+            unknown = list(range(50))
+        asked = random.permutation(np.array([*ids, *unknown], object)).tolist()
+        row = {id_: number for number, id_ in enumerate(ids)}
+        expected = [row.get(id_, -1) for id_ in asked]
+        assert store.rows_of(pa.array(asked)).tolist() == expected
+
+
+def test_two_strings_of_one_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another seed parts ids of the catalogue; the text itself, all others."""
+
+    def colliding(values: pa.Array, seed: int = 0) -> np.ndarray:
+        lengths = pc.binary_length(values).to_numpy().astype(np.uint64)
+        return lengths if seed == 0 else lengths + 10 * (values.to_numpy(False) < "b")
+
+    monkeypatch.setattr("learn_torchrec.content.ids.hash_strings", colliding)
+    store = write(tmp_path / "content", ["a", "b", "ccc"])
+    assert store.rows_of(pa.array(["b", "a", "c", "ccc"])).tolist() == [1, 0, -1, 2]
+
+
+def test_coverage(tmp_path: Path) -> None:
+    store = write(tmp_path / "content", ["c", "a", "b"])
+    report = store.coverage(pa.array(["a", "x", "y", "a", "y", "c", "y"]))
+    assert (report.events, report.covered_events) == (7, 3)
+    assert (report.items, report.covered_items) == (4, 2)
+    assert report.examples == ("y", "x")
+    assert str(report) == (
+        "2 of 4 items and 3 of 7 events have content; without: 'y', 'x'"
+    )
+    assert store.coverage(pa.array(["a"])).to_dict()["examples"] == ()
+
+
+@pytest.mark.slow
+def test_ten_million_items_open_in_under_a_second(tmp_path: Path) -> None:
+    count = 10_000_000
+    write(tmp_path / "content", np.arange(count) * 7, np.ones((count, 8), np.float16))
+    code = (
+        "import resource, time, sys; from pathlib import Path\n"
+        "from learn_torchrec.content.store import ContentStore\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "start = time.perf_counter(); store = ContentStore.open(Path(sys.argv[1]))\n"
+        "seconds = time.perf_counter() - start\n"
+        "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "print(len(store), seconds, grown / 1024, store.rows_of([70, 71])[0])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "content")],
+        **{"check": True, "capture_output": True, "text": True},
+    )
+    size, seconds, megabytes, row = map(float, done.stdout.split())
+    assert (size, row) == (count, 10)
+    assert seconds < 1
+    assert megabytes < 10  # the matrix alone is 160 MB

@@ -146,7 +146,7 @@ def test_unreadable_files_are_refused(market):
 
 @pytest.mark.parametrize("spec", ["parquet", "parquet:", "hdfs:x", "movielens"])
 def test_bad_data_arguments_are_refused(spec):
-    with pytest.raises(UserError, match=r"--data .*ADAPTER:PATH; adapters: movielens"):
+    with pytest.raises(UserError, match=r"--data .*ADAPTER:PATH; adapters: amazon"):
         open_dataset(spec)
 
 

@@ -1,0 +1,156 @@
+"""Tokens a second of content extraction.
+
+`over_one_by_one`: batches by token budget over one item at a time, as the authors' code
+runs, with the same model and dtype. `over_sentence_transformers`: over the `encode` of
+sentence-transformers with the same model, where that package and a model that it can
+load (--sentence-model) are there. `gemm_share`: the time that the model's matrix
+products alone take on this machine, as a share of the whole.
+"""
+
+import argparse
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from apps.benchmarks.measure import (
+    RESULTS,
+    bare_products,
+    interleaved_medians,
+    machine,
+)
+from apps.program import run, write_json
+from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
+from learn_torchrec.content.prompt import PromptConfig, render
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.errors import UserError
+
+_REPEATS = 3
+
+logger = logging.getLogger(__name__)
+
+
+def sample_texts(data: str, count: int) -> list[str]:
+    """Return the prompts of `count` items spread over a catalogue."""
+    items = open_dataset(data).items
+    rows = np.linspace(0, items.num_rows - 1, count).astype(np.int64)
+    return render(items.take(rows), PromptConfig())
+
+
+def linear_shapes(
+    encoder: ContentEncoder, texts: list[str]
+) -> list[tuple[int, int, int, int]]:
+    """Return (m, k, n, count) of every matrix product of encoding `texts`."""
+    shapes: dict[tuple[int, int, int], int] = {}
+
+    def record(module: Any, inputs: tuple[torch.Tensor, ...], _: Any) -> None:
+        rows = inputs[0].numel() // module.in_features
+        shape = rows, module.in_features, module.out_features
+        shapes[shape] = shapes.get(shape, 0) + 1
+
+    hooks = [
+        module.register_forward_hook(record)
+        for module in encoder.model.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    encoder.encode(texts)
+    for hook in hooks:
+        hook.remove()
+    return [(*shape, count) for shape, count in shapes.items()]
+
+
+def sentence_transformer(model: str, texts: list[str]) -> Callable[[], object]:
+    """Return the other library's encoding of `texts`, with its own settings.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise UserError(
+            "--sentence-model: the package sentence-transformers is not installed; run "
+            "pip install sentence-transformers, or leave the option out"
+        )
+    module = importlib.import_module("sentence_transformers")
+    encoder = module.SentenceTransformer(model, device="cpu")
+    return lambda: encoder.encode(texts, show_progress_bar=False)
+
+
+def measure(config: EncoderConfig, texts: list[str]) -> dict[str, Any]:
+    """Return the figures of one model."""
+    encoder = ContentEncoder(config)
+    tokens = sum(map(len, encoder.tokenizer(texts)["input_ids"]))
+    products = bare_products(linear_shapes(encoder, texts), encoder.dtype)
+    seconds = interleaved_medians(
+        {
+            "batches": lambda: encoder.encode(texts),
+            "one_by_one": lambda: [encoder.encode([text]) for text in texts],
+            "products": products,
+        },
+        repeats=_REPEATS,
+    )
+    return {
+        "model": config.model,
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "items": len(texts),
+        "tokens_per_s": round(tokens / seconds["batches"], 1),
+        "over_one_by_one": round(seconds["one_by_one"] / seconds["batches"], 2),
+        "gemm_share": round(seconds["products"] / seconds["batches"], 2),
+    }
+
+
+def over_sentence_transformers(model: str, texts: list[str]) -> float:
+    """Return our speed over the other library's, on the same model in float32."""
+    ours = ContentEncoder(EncoderConfig(model=model, dtype="float32", device="cpu"))
+    seconds = interleaved_medians(
+        {
+            "ours": lambda: ours.encode(texts),
+            "theirs": sentence_transformer(model, texts),
+        },
+        repeats=_REPEATS,
+    )
+    return round(seconds["theirs"] / seconds["ours"], 2)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; with --json also write the results."""
+    parser = argparse.ArgumentParser(
+        prog="apps.benchmarks.content", description=__doc__
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=RESULTS / "content.json",
+        metavar="FILE",
+        help="write the figures (default file: %(const)s)",
+    )
+    parser.add_argument("--data", default="movielens:auto", metavar="ADAPTER:PATH")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--items", type=int, default=64)
+    parser.add_argument(
+        "--sentence-model",
+        metavar="DIR",
+        help="a sentence-transformers model (MiniLM) on disk, to compare with",
+    )
+    args = parser.parse_args(argv)
+    texts = sample_texts(args.data, args.items)
+    results: dict[str, Any] = {
+        "machine": machine(),
+        **measure(EncoderConfig(model=args.model), texts),
+    }
+    if args.sentence_model:
+        results["over_sentence_transformers"] = over_sentence_transformers(
+            args.sentence_model, texts
+        )
+    print(json.dumps(results, indent=2))
+    if args.json:
+        write_json(args.json, results)
+
+
+if __name__ == "__main__":
+    run(main)

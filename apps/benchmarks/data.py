@@ -1,0 +1,232 @@
+"""Rows a second and memory of the preparation, and batches a second of the loader.
+
+`scale`: the whole preparation (clean, repeats, group, sort, split, counts, written as a
+sequence set) of a generated log by DuckDB, each size in a process of its own.
+`batches_over_plain_loop`: ranking batches from Parquet, against a plain loop of pyarrow
+and torch over the same columns in the files' order; shuffled too.
+"""
+
+import argparse
+import json
+import logging
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import torch
+
+from apps.benchmarks.measure import RESULTS, interleaved_medians, machine
+from apps.program import run, write_json
+from learn_torchrec.artifact import write_artifact
+from learn_torchrec.datasets.engines import open_engine
+from learn_torchrec.datasets.loader import ROW_NUMBER, Loader, LoaderConfig
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.prepare import PrepareConfig, prepare
+from learn_torchrec.datasets.prepared import KIND, write_prepared
+from learn_torchrec.datasets.row_groups import RowGroups
+
+_ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000
+_DAYS = 300
+_BATCH, _RANKING_ROWS, _REPEATS = 4096, 2_000_000, 5
+_CONFIG = PrepareConfig(history_days=270, target_days=30, min_events=2)
+
+logger = logging.getLogger(__name__)
+
+
+def write_log(directory: Path, count: int) -> int:
+    """Write `count` interactions as Parquet files; return the number of items.
+
+    Fifty events a user on average, items by a long tail, in the order of time.
+    """
+    num_items = max(1000, count // 100)
+    directory.mkdir(parents=True)
+    for start in range(0, count, _FILE_ROWS):
+        size = min(_FILE_ROWS, count - start)
+        random = np.random.default_rng([7, start])
+        times = np.sort(random.integers(start, start + size, size))
+        table = pa.table(
+            {
+                "user_id": random.integers(0, count // 50, size),
+                "item_id": (num_items * random.random(size) ** 3).astype(np.int64),
+                "timestamp": times * (_DAYS * 86_400) // count + 1,
+                "action": pa.DictionaryArray.from_arrays(
+                    random.integers(0, 3, size).astype(np.int32), ["buy", "cart", "see"]
+                ),
+            }
+        )
+        path = directory / f"part-{start // _FILE_ROWS:05d}.parquet"
+        pq.write_table(table, path, row_group_size=_ROW_GROUP)
+    return num_items
+
+
+def prepare_once(directory: Path, num_items: int, memory: str) -> dict[str, Any]:
+    """Prepare the log in `directory`; return seconds, the peak memory and counts."""
+    items = pa.table({"item_id": range(num_items)})
+    out = directory.parent / "prepared"
+    scratch = directory.parent / "scratch"
+    scratch.mkdir()
+    started = time.perf_counter()
+    engine = open_engine("duckdb", scratch, memory)
+    engine.add("items", items.append_column("item", items["item_id"]))
+    engine.read("log", Location.of(directory))
+    prepared = prepare(engine, _CONFIG, pa.int64(), str(directory))
+    with write_artifact(out, kind=KIND, config={}, inputs={}) as working:
+        facts = write_prepared(working, prepared, items)
+    engine.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak_mb": peak, "events": facts["events"]}
+
+
+def measure_scale(count: int, memory: str, scratch: Path) -> dict[str, Any]:
+    """Return a line of `scale`, from a process that does nothing else."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        directory = Path(folder) / "log"
+        code = (
+            "import json, sys; from pathlib import Path; "
+            "from apps.benchmarks import data; "
+            "print(json.dumps(data.prepare_once(Path(sys.argv[1]), int(sys.argv[2]), "
+            "sys.argv[3])))"
+        )
+        num_items = write_log(directory, count)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(directory), str(num_items), memory],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    measured = json.loads(done.stdout.splitlines()[-1])
+    line = {
+        "rows": count,
+        "rows_per_s": round(count / measured["seconds"]),
+        "peak_mb": round(measured["peak_mb"]),
+        "events_kept": measured["events"],
+    }
+    logger.info("%s", line)
+    return line
+
+
+def write_impressions(path: Path, count: int) -> None:
+    """Write ranking rows: four ids, ten numbers, a label."""
+    random = np.random.default_rng(0)
+    columns: dict[str, np.ndarray] = {
+        f"id{n}": random.integers(0, 10**6, count) for n in range(4)
+    }
+    columns |= {f"dense{n}": random.random(count, np.float32) for n in range(10)}
+    columns["label"] = random.integers(0, 2, count).astype(np.float32)
+    pq.write_table(pa.table(columns), path, row_group_size=_ROW_GROUP)
+
+
+def as_tensors(table: pa.Table | pa.RecordBatch) -> dict[str, torch.Tensor]:
+    """Return every column as a tensor."""
+    return {
+        name: torch.from_numpy(np.array(table.column(name)))
+        for name in table.schema.names
+        if name != ROW_NUMBER
+    }
+
+
+def plain_loop(path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches as a loop without a library's help would."""
+    for batch in ds.dataset(path).to_batches(batch_size=_BATCH, use_threads=False):
+        yield as_tensors(batch)
+
+
+def own_loader(path: Path, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches of the loader."""
+    config = LoaderConfig(batch_size=_BATCH, drop_last=False, **options)
+    for batch in Loader(RowGroups(path), config).batches(epoch=0):
+        yield as_tensors(batch)
+
+
+def compare_loaders(scratch: Path) -> dict[str, float]:
+    """Return batches a second over the plain loop's: in order, and shuffled."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder) / "impressions.parquet"
+        write_impressions(path, _RANKING_ROWS)
+        batches = -(-_RANKING_ROWS // _BATCH)
+
+        def drain(make: Callable[[], Iterator[Any]]) -> Callable[[], None]:
+            def drained() -> None:
+                rows = sum(len(batch["label"]) for batch in make())
+                assert rows == _RANKING_ROWS, rows
+
+            return drained
+
+        seconds = interleaved_medians(
+            {
+                "plain": drain(lambda: plain_loop(path)),
+                "ordered": drain(lambda: own_loader(path, shuffle=False, lanes=1)),
+                "shuffled": drain(lambda: own_loader(path)),
+            },
+            repeats=_REPEATS,
+        )
+    return {
+        "batches_per_s": round(batches / seconds["ordered"], 1),
+        "batches_over_plain_loop": round(seconds["plain"] / seconds["ordered"], 2),
+        "shuffled_over_plain_loop": round(seconds["plain"] / seconds["shuffled"], 2),
+    }
+
+
+def hang_tests() -> dict[str, int]:
+    """Run the tests that the loader cannot hang; return how many passed and failed."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/datasets/test_loader.py"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    counts = {
+        word: int(count)
+        for count, word in re.findall(r"(\d+) (passed|failed)", done.stdout)
+    }
+    return {"passed": counts.get("passed", 0), "failed": counts.get("failed", 0)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print; with --json also write the results."""
+    parser = argparse.ArgumentParser(prog="apps.benchmarks.data", description=__doc__)
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=RESULTS / "data.json",
+        metavar="FILE",
+        help="write the figures (default file: %(const)s)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[1_000_000, 10_000_000, 100_000_000],
+        help="sizes of the log (default: %(default)s)",
+    )
+    parser.add_argument("--memory", default="1GB", help="DuckDB's (default: 1GB)")
+    parser.add_argument("--scratch", type=Path, help="folder with room for the data")
+    args = parser.parse_args(argv)
+    results = {
+        "machine": machine(),
+        "engine_memory": args.memory,
+        "scale": [measure_scale(n, args.memory, args.scratch) for n in args.rows],
+        **compare_loaders(args.scratch),
+        "loader_hang_tests": hang_tests(),
+    }
+    print(json.dumps(results, indent=2))
+    if args.json:
+        write_json(args.json, results)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,99 @@
+"""Before the stages: a log of any size -> sequences that are memory-mapped.
+
+Cleans, cuts, caps, groups, sorts, splits and counts the interactions out of core, with
+DuckDB on this machine or with Spark, and says how many rows were left out and why. The
+result is a data set too: --data prepared:DIR.
+"""
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from apps import options
+from apps.job import Job, describe
+from learn_torchrec.artifact import write_artifact
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.engines import Engine, open_engine
+from learn_torchrec.datasets.prepare import ITEMS, LOG, prepare
+from learn_torchrec.datasets.prepared import KIND, write_prepared
+from learn_torchrec.datasets.row_groups import open_parquet
+from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TIMESTAMP
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
+    parser = options.parser("prepare", __doc__)
+    options.add_data(parser)
+    options.add_output(parser, "the prepared data set")
+    parser.add_argument(
+        "--engine",
+        default="duckdb",
+        choices=("duckdb", "spark"),
+        help="what runs the preparation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory",
+        default="2GB",
+        metavar="SIZE",
+        help="that the engine may use; the rest goes to disk (default: %(default)s)",
+    )
+    return parser
+
+
+def plan(args: argparse.Namespace) -> Job:
+    """Return what the app would make; engines differ only in the time they take."""
+    inputs = open_dataset(args.data).fingerprints(ITEMS_FILE, INTERACTIONS_FILE)
+    return describe(args, KIND, ("prepare",), inputs)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write a prepared data set."""
+    args = build_parser().parse_args(argv)
+    job = plan(args)
+    if job.is_done():
+        return
+    dataset = open_dataset(args.data)
+    facts: dict[str, object] = {}
+    with (
+        write_artifact(job.out, **job.manifest(None, facts)) as working,
+        tempfile.TemporaryDirectory(
+            prefix=f".{job.out.name}.", dir=job.out.parent
+        ) as scratch,
+    ):
+        engine = open_engine(args.engine, Path(scratch), args.memory)
+        try:
+            time_type = _load(engine, dataset)
+            prepared = prepare(engine, job.run.prepare, time_type, args.data)
+            facts.update(write_prepared(working, prepared, dataset.items))
+        finally:
+            engine.close()
+    dropped = ", ".join(f"{n} {name}" for name, n in prepared.dropped.items() if n)
+    logger.info(
+        "%s events of %s users; left out: %s; history and targets part at %s",
+        *(facts["events"], facts["users"], dropped or "nothing", facts["moment"]),
+    )
+
+
+def _load(engine: Engine, dataset: Dataset) -> pa.DataType:
+    """Give an engine the log and the items; return the type of the log's times."""
+    ids = dataset.items[ITEM_ID]
+    rows = pa.array(range(len(ids)), pa.int64())
+    engine.add(ITEMS, pa.table({ITEM_ID: ids, "item": rows}))
+    location = dataset.parquet(INTERACTIONS_FILE)
+    if location is None:
+        table = dataset.raw(INTERACTIONS_FILE)
+        engine.add(LOG, table)
+        return table.schema.field(TIMESTAMP).type
+    engine.read(LOG, location)
+    return open_parquet(location).schema.field(TIMESTAMP).type
+
+
+if __name__ == "__main__":
+    options.run(main)

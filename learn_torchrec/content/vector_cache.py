@@ -1,0 +1,130 @@
+"""Vectors that are done already: by an interrupted run, or in an earlier store.
+
+A vector is found by the hash of the text it was made from, so that a killed run goes
+on where it stopped, at any number of ranks, and only new or changed items are encoded.
+An interrupted run's vectors lie in blocks, two files each; the hashes are written
+last, so that a block either counts whole or not at all.
+
+Letters: n texts, C content dim.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from learn_torchrec.content.matrix import ShardedMatrix
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.errors import UserError
+
+ENCODER_FACT = "encoder"
+
+Hashes = npt.NDArray[np.uint64]
+Halves = npt.NDArray[np.float16]
+
+
+class VectorCache:
+    """Finished vectors by the hash of their text.
+
+    Args:
+        directory: where an interrupted run left its blocks, and this one leaves its
+            own; made when the first block is written.
+        earlier: a store whose vectors the same encoder made.
+    """
+
+    def __init__(self, directory: Path, earlier: ContentStore | None = None) -> None:
+        self.directory = directory
+        self._hashes = [np.empty((0, 2), np.uint64)]
+        self._shards: list[Halves] = []
+        self._blocks: set[str] = set()
+        if earlier is not None:
+            self._hashes.append(earlier.text_hashes())
+            self._shards.extend(earlier.vectors.shards)
+        self.reload()
+
+    @property
+    def dim(self) -> int | None:
+        """C, or None while there are no vectors."""
+        return self._shards[0].shape[1] if self._shards else None
+
+    def find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """Return a position for `gather` of every text, int64 [n]; -1 for none."""
+        if not len(self._sorted):
+            return np.full(len(hashes), -1, np.int64)
+        place = np.searchsorted(self._sorted, hashes[:, 0])
+        place = np.minimum(place, len(self._sorted) - 1)
+        position = self._order[place]
+        same = (self._all_hashes[position] == hashes).all(axis=1)
+        return np.where(same, position, -1)
+
+    def gather(self, positions: npt.NDArray[np.int64]) -> Halves:
+        """Return vectors [n, C] by what `find` returned, all of it found."""
+        return self._vectors[positions]
+
+    def write_block(self, hashes: Hashes, vectors: Halves) -> None:
+        """Keep vectors [n, C], safe from any kill from here on."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex[:12]
+        _write_aside(self.directory / f"{name}.vectors.npy", vectors)
+        _write_aside(self.directory / f"{name}.hashes.npy", hashes)
+
+    def reload(self) -> None:
+        """Take in the blocks that were written since."""
+        for path in sorted(self.directory.glob("*.hashes.npy")):
+            if path.name not in self._blocks:
+                self._blocks.add(path.name)
+                self._hashes.append(np.load(path))
+                vectors = path.with_name(path.name.replace(".hashes.", ".vectors."))
+                self._shards.append(np.asarray(np.load(vectors, mmap_mode="r")))
+        self._all_hashes = np.concatenate(self._hashes)
+        self._order = np.argsort(self._all_hashes[:, 0], kind="stable")
+        self._sorted = self._all_hashes[self._order, 0]
+        if self._shards:
+            self._vectors = ShardedMatrix(self._shards)
+
+    def remove(self) -> None:
+        """Delete the blocks: the store that they were for is complete."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def hash_texts(texts: Sequence[str]) -> Hashes:
+    """Return a 128-bit hash of every text, uint64 [n, 2]."""
+    digests = b"".join(
+        hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts
+    )
+    return np.frombuffer(digests, np.uint64).reshape(len(texts), 2)
+
+
+def earlier_store(directory: Path, encoder: str) -> ContentStore:
+    """Open a store whose vectors may be taken over.
+
+    Args:
+        directory: of the store.
+        encoder: identity of the encoder that would make the vectors again.
+
+    Raises:
+        UserError: another encoder made it, or it does not know its texts.
+    """
+    store = ContentStore.open(directory)
+    same = store.manifest.facts.get(ENCODER_FACT) == encoder
+    if not (same and store.knows_texts):
+        raise UserError(
+            f"--reuse {directory}: its vectors were made by another model or with "
+            "other encoder settings; leave it out, or encode with its settings"
+        )
+    return store
+
+
+def _write_aside(path: Path, array: npt.NDArray[Any]) -> None:
+    working = path.with_suffix(".tmp")
+    with working.open("wb") as stream:
+        np.save(stream, array)
+        stream.flush()
+        os.fsync(stream.fileno())
+    working.replace(path)

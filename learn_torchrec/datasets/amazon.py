@@ -1,0 +1,116 @@
+"""Amazon reviews as they are published: 2014, 2018 and 2023 (`amazon:DIR`).
+
+A folder with a review file and a metadata file, lines of JSON, gzipped or not: names
+with `meta` in them are the metadata. A review of 4 or 5 stars is a like, another a
+dislike. A product without metadata has its id as its title; further reviews of a user
+of one product at one moment stay. Data: research use.
+
+| | user | item | time | metadata |
+|---|---|---|---|---|
+| 2014, 2018 | reviewerID | asin | unixReviewTime | asin, title, brand, categor(ies) |
+| 2023 | user_id | parent_asin | timestamp, milliseconds | parent_asin, store, ... |
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.lines import read_lines
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.ratings import action_of, events
+from learn_torchrec.datasets.text_fields import catalogue, item
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import (
+    IMPRESSIONS_FILE,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    TITLE,
+)
+
+_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+_MILLISECONDS = 10**11  # in seconds, the year 5138
+
+
+class Amazon(Dataset):
+    """Reviews and products of one category or of several."""
+
+    def _sources(self, file: str) -> list[Location]:
+        files = self.location.files(*_SUFFIXES)
+        meta = [f for f in files if "meta" in f.file_name.lower()]
+        reviews = [f for f in files if f not in meta]
+        for what, found in (("review", reviews), ("metadata", meta)):
+            if not found:
+                raise UserError(
+                    f"{self.location}: has no {what} file; an amazon: folder holds "
+                    "reviews (NAME.json) and metadata (meta_NAME.json), perhaps as .gz"
+                )
+        return meta if file == ITEMS_FILE else reviews
+
+    def _name(self, file: str) -> str:
+        return str(self._sources(file)[0])
+
+    def _read(self, file: str) -> pa.Table:
+        if file == ITEMS_FILE:
+            return self._read_items()
+        if file == IMPRESSIONS_FILE:
+            raise UserError(
+                f"{self.location}: an amazon: data set has no impressions to rank; it "
+                "serves encode-content, train-towers and evaluate-retrieval"
+            )
+        return self._reviews()
+
+    def _reviews(self) -> pa.Table:
+        return events(
+            _review(row, number, source)
+            for source in self._sources(INTERACTIONS_FILE)
+            for number, row in enumerate(read_lines(source), 1)
+        )
+
+    def _read_items(self) -> pa.Table:
+        products: dict[str, dict[str, Any]] = {}
+        for source in self._sources(ITEMS_FILE):
+            for number, row in enumerate(read_lines(source), 1):
+                product = _value(row, ("parent_asin", "asin"), number, source)
+                products.setdefault(product, item(product, row))
+        for id_ in dict.fromkeys(self._reviews()[ITEM_ID].to_pylist()):
+            products.setdefault(id_, {ITEM_ID: id_})
+        for id_, row in products.items():
+            row[TITLE] = row.get(TITLE) or id_
+        return catalogue(products.values())
+
+
+def _review(
+    row: Mapping[str, Any], number: int, source: Location
+) -> tuple[str, str, int, str]:
+    user = _value(row, ("user_id", "reviewerID"), number, source)
+    product = _value(row, ("parent_asin", "asin"), number, source)
+    time = _value(row, ("timestamp", "unixReviewTime"), number, source)
+    stars = _value(row, ("rating", "overall"), number, source)
+    try:
+        seconds = int(time)
+        return (
+            str(user),
+            str(product),
+            seconds // 1000 if seconds > _MILLISECONDS else seconds,
+            action_of(float(stars)),
+        )
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{source}: line {number} has time {time!r} and rating {stars!r}; numbers "
+            "are needed"
+        ) from None
+
+
+def _value(
+    row: Mapping[str, Any], names: tuple[str, ...], number: int, source: Location
+) -> Any:
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    raise UserError(
+        f"{source}: line {number} has no {' or '.join(names)}; it has: "
+        f"{', '.join(list(row)[:12])}"
+    )

@@ -1,0 +1,155 @@
+"""Where data lies: a path, or a URI of any file system that `pyarrow.fs` knows.
+
+`s3://`, `hdfs://`, `gs://`, `abfs://`, `file://`, and `fsspec+NAME://` for whatever
+fsspec can open. Credentials and endpoints are those of the file system's own library.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from learn_torchrec.errors import UserError
+
+_LOCAL = pafs.LocalFileSystem()
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder.
+
+    Attributes:
+        name: as the user wrote it, for messages.
+        filesystem: that holds it.
+        path: within the file system.
+    """
+
+    name: str
+    filesystem: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def of(cls, where: "str | Path | Location") -> "Location":
+        """Return the location of a path or URI, without touching it.
+
+        Raises:
+            UserError: a URI whose scheme or server is unknown.
+        """
+        if isinstance(where, Location):
+            return where
+        text = str(where)
+        if "://" not in text:
+            return cls(text, _LOCAL, str(Path(text).expanduser()))
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(text)
+        except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{text}: {reason}; write a path, or a URI such as s3://bucket/folder, "
+                "hdfs://host:port/folder or gs://bucket/folder"
+            ) from None
+        return cls(text, filesystem, path)
+
+    def __truediv__(self, name: str) -> "Location":
+        """Return what `name` is called in this folder."""
+        return Location(
+            f"{self.name.rstrip('/')}/{name}",
+            self.filesystem,
+            f"{self.path.rstrip('/')}/{name}",
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the operating system can open the path itself."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def is_dir(self) -> bool:
+        """Whether a folder is here."""
+        return self._info().type == pafs.FileType.Directory
+
+    def exists(self) -> bool:
+        """Whether a file or a folder is here."""
+        return self._info().type != pafs.FileType.NotFound
+
+    def files(self, *suffixes: str) -> list["Location"]:
+        """Return the files of the folder and those below it, sorted by path.
+
+        Hidden files and those of Spark's bookkeeping (`_SUCCESS`) are left out; a
+        file is its own only member.
+
+        Args:
+            suffixes: keep names that end so; all where none is given.
+        """
+        if not self.is_dir():
+            return [self] if self.exists() else []
+        infos = self.filesystem.get_file_info(
+            pafs.FileSelector(self.path, recursive=True)
+        )
+        kept = sorted(
+            info.path
+            for info in infos
+            if info.type == pafs.FileType.File
+            and not _is_hidden(info.path[len(self.path) :])
+            and (not suffixes or info.path.endswith(suffixes))
+        )
+        return [self / path[len(self.path) :].lstrip("/") for path in kept]
+
+    def open(self) -> Any:
+        """Return a binary stream, decompressed as the name says (`.gz`, `.bz2`).
+
+        Raises:
+            UserError: no such file, or one that may not be read.
+        """
+        try:
+            return self.filesystem.open_input_stream(self.path, compression="detect")
+        except OSError as error:
+            raise UserError(f"{self}: {_reason(error)}") from None
+
+    def digest(self) -> str:
+        """Return what tells this file's content from another's.
+
+        The SHA-256 of the bytes; of a remote file its size and the time of its last
+        change, where there is one: reading it only to name it would cost a transfer.
+        """
+        info = self._info()
+        if not self.is_local and info.mtime_ns is not None:
+            return f"{info.size} bytes, changed {info.mtime_ns}"
+        try:
+            with self.filesystem.open_input_stream(
+                self.path, compression=None
+            ) as stream:
+                digest = hashlib.sha256()
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise UserError(f"{self}: {_reason(error)}") from None
+        return digest.hexdigest()
+
+    def _info(self) -> pafs.FileInfo:
+        try:
+            return self.filesystem.get_file_info(self.path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self}: {_reason(error)}") from None
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/") if part)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "may not be read; check its permissions"
+    return str(error).splitlines()[0]

@@ -1,0 +1,200 @@
+"""MovieLens as GroupLens publishes it: the folders of 100K, 1M, 10M, 20M and 25M.
+
+| folder | ratings | movies | users |
+|---|---|---|---|
+| ml-100k | u.data, tabs | u.item, genre flags | u.user |
+| ml-1m, ml-10m | ratings.dat, `::` | movies.dat | users.dat (1M) |
+| ml-20m, ml-25m | ratings.csv | movies.csv | - |
+
+A rating of 4 or 5 is a like, another a dislike. Licence of the data: GroupLens,
+research use.
+"""
+
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pv
+
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.ratings import DISLIKE, LIKE, POSITIVE_RATING
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import (
+    ACTION,
+    ATTRIBUTES,
+    CATEGORY,
+    IMPRESSIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    LABEL,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+)
+
+_RATING = "rating"
+_YEAR = re.compile(r"^(.*?)\s*\((\d{4})[^)]*\)\s*$")
+# The genre flags of u.item, in their order.
+_GENRES = (
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime"),
+    *("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery"),
+    *("Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How one of the releases is written."""
+
+    ratings: str
+    movies: str
+    separator: str
+    has_header: bool = False
+    encoding: str = "utf-8"
+
+
+_LAYOUTS = (
+    _Layout(
+        ratings="u.data",
+        movies="u.item",
+        separator="\t",
+        encoding="latin-1",
+    ),
+    _Layout(
+        ratings="ratings.dat",
+        movies="movies.dat",
+        separator="::",
+        encoding="latin-1",
+    ),
+    _Layout(
+        ratings="ratings.csv",
+        movies="movies.csv",
+        separator=",",
+        has_header=True,
+    ),
+)
+
+
+class MovieLensRaw(Dataset):
+    """A release's folder. An impression is a rating, its label whether it is a like."""
+
+    @property
+    def _layout(self) -> _Layout:
+        for layout in _LAYOUTS:
+            if (self.location / layout.ratings).exists():
+                return layout
+        raise UserError(
+            f"{self.location}: has none of "
+            + ", ".join(layout.ratings for layout in _LAYOUTS)
+            + "; name a folder of MovieLens"
+        )
+
+    def _sources(self, file: str) -> list[Location]:
+        layout = self._layout
+        return [
+            self.location / (layout.movies if file == ITEMS_FILE else layout.ratings)
+        ]
+
+    def _name(self, file: str) -> str:
+        return str(self._sources(file)[0])
+
+    def _read(self, file: str) -> pa.Table:
+        if file == ITEMS_FILE:
+            return self._read_movies()
+        ratings = self._read_ratings()
+        likes = pc.greater_equal(ratings[_RATING], POSITIVE_RATING)
+        events = ratings.drop_columns([_RATING])
+        if file == IMPRESSIONS_FILE:
+            return events.append_column(LABEL, likes.cast(pa.int64()))
+        return events.append_column(ACTION, pc.if_else(likes, LIKE, DISLIKE))
+
+    def _read_ratings(self) -> pa.Table:
+        layout = self._layout
+        names = [USER_ID, ITEM_ID, _RATING, TIMESTAMP]
+        kinds = [pa.int64(), pa.int64(), pa.float64(), pa.int64()]
+        table = _read_separated(
+            self.location / layout.ratings, layout, dict(zip(names, kinds, strict=True))
+        )
+        return table.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
+
+    def _read_movies(self) -> pa.Table:
+        layout = self._layout
+        location = self.location / layout.movies
+        if layout.movies == "u.item":
+            rows = [_flagged(line, location) for line in _lines(location, layout)]
+        else:
+            kinds = {ITEM_ID: pa.int64(), TITLE: pa.string(), CATEGORY: pa.string()}
+            table = _read_separated(location, layout, kinds)
+            rows = [
+                (row[ITEM_ID], row[TITLE], row[CATEGORY].replace("|", ", "))
+                for row in table.to_pylist()
+            ]
+        titles = [_title_and_year(title) for _, title, _ in rows]
+        return pa.table(
+            {
+                ITEM_ID: pa.array([id_ for id_, _, _ in rows], pa.int64()),
+                TITLE: [title for title, _ in titles],
+                CATEGORY: [_genres(genres) for _, _, genres in rows],
+                ATTRIBUTES: [year and f"released in {year}" for _, year in titles],
+            }
+        )
+
+
+def _read_separated(
+    location: Location, layout: _Layout, kinds: dict[str, pa.DataType]
+) -> pa.Table:
+    """Read a separated file without trusting its header's names."""
+    stream: Any = location.open()
+    delimiter = layout.separator
+    if len(delimiter) > 1:  # Arrow splits at one character, which no title has
+        delimiter = "\x1f"
+        text = stream.read().decode(layout.encoding)
+        stream = io.BytesIO(text.replace(layout.separator, delimiter).encode())
+    try:
+        return pv.read_csv(
+            stream,
+            read_options=pv.ReadOptions(
+                column_names=list(kinds), skip_rows=int(layout.has_header)
+            ),
+            parse_options=pv.ParseOptions(
+                delimiter=delimiter, quote_char='"' if layout.has_header else False
+            ),
+            convert_options=pv.ConvertOptions(
+                column_types=kinds, strings_can_be_null=False
+            ),
+        )
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{location}: cannot be read ({reason})") from None
+
+
+def _lines(location: Location, layout: _Layout) -> list[str]:
+    text: str = location.open().read().decode(layout.encoding)
+    return text.splitlines()
+
+
+def _flagged(line: str, location: Location) -> tuple[int, str, str]:
+    """Read a line of u.item: id, title, dates, address, and a flag for each genre."""
+    fields = line.split("|")
+    if len(fields) != 5 + len(_GENRES) or not fields[0].isdigit():
+        raise UserError(f"{location}: {line[:40]!r} is no line of u.item")
+    genres = [g for g, flag in zip(_GENRES, fields[5:], strict=True) if flag == "1"]
+    return int(fields[0]), fields[1], ", ".join(genres)
+
+
+def _title_and_year(title: str) -> tuple[str, str | None]:
+    """Part `Matrix, The (1999)` into `The Matrix` and its year."""
+    match = _YEAR.match(title)
+    name, year = match.groups() if match else (title.strip(), None)
+    for article in ("The", "A", "An"):
+        if name.endswith(f", {article}"):
+            name = f"{article} {name.removesuffix(f', {article}')}"
+    return name, year
+
+
+def _genres(text: str) -> str | None:
+    return None if text in ("", "unknown", "(no genres listed)") else text

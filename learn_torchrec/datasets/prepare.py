@@ -1,0 +1,253 @@
+"""The preparation of a log: clean, cut, cap, group, sort, split, count.
+
+One description in SQL that DuckDB and Spark both run (see `datasets.engines`), for logs
+that are larger than memory. What is left out is counted by reason:
+
+- `nulls`: a row without user, item, time or action;
+- `bad_times`: a time before 1970 or after 2200;
+- `unknown_items`: an item that the item table does not have;
+- `outside_window`: before the history, or after the targets (`history_days`);
+- `repeats`: a further row with the same user, item, time and action;
+- `over_cap`: a user's oldest events of a behaviour beyond its cap;
+- `short_users`: events of users with fewer than `min_events`.
+
+Events of a user are sorted by time; at equal times by item and action, so that every
+engine gives the same order. Users are in the order of their ids.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from learn_torchrec.config import require
+from learn_torchrec.datasets.engines import Engine
+from learn_torchrec.datasets.tables import plain
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
+
+_DAY = 86_400
+_YEAR_2200 = 7_258_118_400
+LOG, ITEMS = "log", "items"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How a log becomes sequences.
+
+    Attributes:
+        history_days: days of history that are kept before the moment that parts
+            history from targets (the paper: 270, nine months); 0 keeps everything.
+        target_days: days from that moment to the end of the log (the paper: 30).
+        split: what parts a user's history from the targets: that moment ("time"),
+            a share of the events ("ratio"), or the last event ("leave_one_out").
+        history_share: that share.
+        test_users: share of the users marked as test users, by a hash of their id.
+        length_quantile: caps the events a user may have of a behaviour (action) at
+            this quantile of all users' numbers of them; the latest are kept. 1 caps
+            nothing.
+        min_events: users with fewer events are left out.
+        drop_repeats: an event that is exactly repeated counts once.
+    """
+
+    history_days: int = 0
+    target_days: int = 30
+    split: Literal["time", "ratio", "leave_one_out"] = "time"
+    history_share: float = 0.8
+    test_users: float = 0.2
+    length_quantile: float = 1.0
+    min_events: int = 1
+    drop_repeats: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.history_days >= 0, "prepare.history_days: at least 0")
+        require(self.target_days >= 1, "prepare.target_days: at least 1")
+        require(0 < self.history_share < 1, "prepare.history_share: above 0, below 1")
+        require(0 <= self.test_users < 1, "prepare.test_users: from 0 to below 1")
+        require(0 < self.length_quantile <= 1, "prepare.length_quantile: from 0 to 1")
+        require(self.min_events >= 1, "prepare.min_events: at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A log in an engine, ready to be written.
+
+    Attributes:
+        users: `user_id`, `events`, `history_events`, `first_time`, `last_time` and
+            `is_test`, in the order of the ids.
+        items: of every item with an event: `item` (its row in the item table),
+            `events` and `history_events`.
+        actions: names; an event's action is a number into them.
+        moment: that parts history from targets, unix seconds.
+        dropped: rows left out, by reason.
+    """
+
+    users: pa.Table
+    items: pa.Table
+    actions: list[str]
+    moment: int
+    dropped: dict[str, int]
+    engine: Engine
+
+    def events(self) -> Iterator[pa.RecordBatch]:
+        """Yield `item`, `event_time` and `action`, sorted by user and time."""
+        yield from self.engine.stream(
+            "SELECT e.item, e.event_time, a.code AS action FROM kept e "
+            "JOIN users u ON e.user_id = u.user_id "
+            "JOIN actions a ON e.action = a.action "
+            "ORDER BY e.user_id, e.event_time, e.item, a.code"
+        )
+
+
+def prepare(
+    engine: Engine, config: PrepareConfig, time_type: pa.DataType, source: str
+) -> Prepared:
+    """Run the preparation on the tables `log` and `items` of an engine.
+
+    Args:
+        engine: with `log` (`user_id`, `item_id`, `timestamp`, `action`) and `items`
+            (`item_id` and its row number `item`).
+        config: see `PrepareConfig`.
+        time_type: of the log's times: integers are unix seconds.
+        source: of the log, for messages.
+
+    Raises:
+        UserError: nothing is left, or a statement that the engine refuses.
+    """
+    time = engine.seconds(f"l.{TIMESTAMP}", time_type)
+    counts = _count_rows(engine, time)
+    if counts["good"] == 0:
+        raise UserError(
+            f"{source}: none of its {counts['rows_read']} rows can be used "
+            f"({_reasons(counts)}); look at its columns and at the item table"
+        )
+    moment = counts["latest"] + 1 - config.target_days * _DAY
+    first = moment - config.history_days * _DAY if config.history_days else 1
+    dropped = {name: counts[name] for name in ("nulls", "bad_times", "unknown_items")}
+    engine.keep("events", _events_sql(time, first, config))
+    distinct = engine.table(
+        "SELECT CAST(count(*) AS BIGINT) AS n, "
+        "CAST(coalesce(sum(copies), 0) AS BIGINT) AS good FROM events"
+    ).to_pylist()[0]
+    dropped["outside_window"] = counts["good"] - distinct["good"]
+    dropped["repeats"] = distinct["good"] - distinct["n"]
+    _keep_latest(engine, config)
+    kept = _count(engine, "kept")
+    dropped["over_cap"] = distinct["n"] - kept
+    actions = engine.table("SELECT DISTINCT action FROM kept ORDER BY action")
+    actions = actions.append_column(
+        "code", pa.array(range(actions.num_rows), pa.int16())
+    )
+    engine.add("actions", actions)
+    engine.keep("users", _users_sql(moment, config))
+    users = engine.table("SELECT * FROM users ORDER BY user_id")
+    users = users.set_column(0, USER_ID, plain(users[USER_ID]))
+    if users.num_rows == 0:
+        raise UserError(
+            f"{source}: no user has prepare.min_events={config.min_events} events; "
+            "lower it, or keep more days (prepare.history_days)"
+        )
+    dropped["short_users"] = kept - sum(users["events"].to_pylist())
+    items = engine.table(
+        "SELECT e.item, CAST(count(*) AS BIGINT) AS events, "
+        f"CAST(sum(CASE WHEN e.event_time < {moment} THEN 1 ELSE 0 END) AS BIGINT) "
+        "AS history_events FROM kept e JOIN users u ON e.user_id = u.user_id "
+        "GROUP BY e.item ORDER BY e.item"
+    )
+    return Prepared(
+        users=users,
+        items=items,
+        actions=actions[ACTION].to_pylist(),
+        moment=moment,
+        dropped=dropped,
+        engine=engine,
+    )
+
+
+def _count_rows(engine: Engine, time: str) -> dict[str, int]:
+    null = " OR ".join(
+        f"l.{name} IS NULL" for name in (USER_ID, ITEM_ID, TIMESTAMP, ACTION)
+    )
+    wild = f"({time} < 1 OR {time} >= {_YEAR_2200})"
+    cases = {
+        "nulls": null,
+        "bad_times": f"NOT ({null}) AND {wild}",
+        "unknown_items": f"NOT ({null}) AND NOT {wild} AND i.item IS NULL",
+        "good": f"NOT ({null}) AND NOT {wild} AND i.item IS NOT NULL",
+    }
+    sums = ", ".join(
+        f"CAST(coalesce(sum(CASE WHEN {case} THEN 1 ELSE 0 END), 0) AS BIGINT) "
+        f"AS {name}"
+        for name, case in cases.items()
+    )
+    row: dict[str, int] = engine.table(
+        f"SELECT CAST(count(*) AS BIGINT) AS rows_read, {sums}, "
+        f"CAST(max(CASE WHEN {cases['good']} THEN {time} END) AS BIGINT) AS latest "
+        f"FROM log l LEFT JOIN items i ON l.{ITEM_ID} = i.{ITEM_ID}"
+    ).to_pylist()[0]
+    return row
+
+
+def _events_sql(time: str, first: int, config: PrepareConfig) -> str:
+    """The good rows inside the window; `copies` of each where repeats count once."""
+    columns = f"l.{USER_ID} AS user_id, i.item AS item, {time} AS event_time, l.action"
+    rows = (
+        f"FROM log l JOIN items i ON l.{ITEM_ID} = i.{ITEM_ID} "
+        f"WHERE l.{USER_ID} IS NOT NULL AND l.{ACTION} IS NOT NULL "
+        f"AND {time} >= {first} AND {time} < {_YEAR_2200}"
+    )
+    if not config.drop_repeats:
+        return f"SELECT {columns}, 1 AS copies {rows}"
+    return (
+        f"SELECT {columns}, count(*) AS copies {rows} "
+        f"GROUP BY l.{USER_ID}, i.item, {time}, l.action"
+    )
+
+
+def _keep_latest(engine: Engine, config: PrepareConfig) -> None:
+    """Make `kept`: events within the cap of their behaviour."""
+    columns = "user_id, item, event_time, action"
+    if config.length_quantile == 1:
+        engine.keep("kept", f"SELECT {columns} FROM events")
+        return
+    engine.keep(
+        "caps",
+        f"SELECT action, percentile_disc({config.length_quantile}) "
+        "WITHIN GROUP (ORDER BY n) AS cap FROM (SELECT user_id, action, count(*) AS n "
+        "FROM events GROUP BY user_id, action) lengths GROUP BY action",
+    )
+    engine.keep(
+        "kept",
+        "SELECT r.user_id, r.item, r.event_time, r.action FROM ("
+        f"SELECT {columns}, row_number() OVER (PARTITION BY user_id, action "
+        "ORDER BY event_time DESC, item DESC) AS recency FROM events) r "
+        "JOIN caps c ON r.action = c.action WHERE r.recency <= c.cap",
+    )
+
+
+def _users_sql(moment: int, config: PrepareConfig) -> str:
+    history = {
+        "time": f"sum(CASE WHEN event_time < {moment} THEN 1 ELSE 0 END)",
+        "ratio": f"floor(count(*) * {config.history_share})",
+        "leave_one_out": "count(*) - 1",
+    }[config.split]
+    # The first 32 bits of the hash, as text: both engines spell them the same way.
+    bound = f"{min(round(config.test_users * 2**32), 2**32 - 1):08x}"
+    return (
+        "SELECT user_id, CAST(count(*) AS BIGINT) AS events, "
+        f"CAST({history} AS BIGINT) AS history_events, "
+        "min(event_time) AS first_time, max(event_time) AS last_time, "
+        f"substr(md5(CAST(user_id AS STRING)), 1, 8) < '{bound}' AS is_test "
+        f"FROM kept GROUP BY user_id HAVING count(*) >= {config.min_events}"
+    )
+
+
+def _count(engine: Engine, name: str) -> int:
+    sql = f"SELECT CAST(count(*) AS BIGINT) AS n FROM {name}"
+    return int(engine.table(sql)["n"][0].as_py())
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    names = ("nulls", "bad_times", "unknown_items")
+    return ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in names)

@@ -1,0 +1,187 @@
+"""A prepared data set on disk: sequences that are memory-mapped (`prepared:DIR`).
+
+An artefact (kind "sequences"): `items.parquet`, the item table; `user_ids.arrow`;
+`users.parquet` and `item_counts.parquet`, the cohorts' counts; and, a value for each
+event, `items.npy` (rows of the item table), `times.npy` and `actions.npy`, with
+`offsets.npy` where each user's events begin.
+"""
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from learn_torchrec.artifact import Manifest, read_manifest
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.prepare import Prepared
+from learn_torchrec.datasets.sequences import SequenceSet, refuse_unknown_actions
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import (
+    ACTION,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    TIMESTAMP,
+    USER_ID,
+)
+
+KIND = "sequences"
+USERS_FILE, ITEM_COUNTS_FILE = "users.parquet", "item_counts.parquet"
+USER_IDS_FILE = "user_ids.arrow"
+_COLUMNS = {"items": np.int64, "times": np.int64, "actions": np.int16}
+
+logger = logging.getLogger(__name__)
+
+
+def write_prepared(
+    working_dir: Path, prepared: Prepared, items: pa.Table
+) -> dict[str, object]:
+    """Write a prepared log and its item table, a batch of events at a time.
+
+    Args:
+        working_dir: of the artefact.
+        prepared: what `prepare` returned.
+        items: the item table whose rows the events name.
+
+    Returns:
+        Facts for the manifest.
+    """
+    users = prepared.users
+    offsets = np.r_[0, np.cumsum(users["events"].to_numpy())]
+    np.save(working_dir / "offsets.npy", offsets)
+    count = int(offsets[-1])
+    arrays = [
+        np.lib.format.open_memmap(
+            working_dir / f"{name}.npy", mode="w+", dtype=kind, shape=(count,)
+        )
+        for name, kind in _COLUMNS.items()
+    ]
+    done = 0
+    for batch in prepared.events():
+        for array, column in zip(arrays, batch.columns, strict=True):
+            array[done : done + len(column)] = column.to_numpy(zero_copy_only=False)
+        done += batch.num_rows
+    if done != count:
+        raise RuntimeError(f"{done} events came, {count} were counted")
+    for array in arrays:
+        array.flush()
+    pq.write_table(items, working_dir / ITEMS_FILE)
+    pq.write_table(users, working_dir / USERS_FILE)
+    counts = prepared.items
+    item_ids = items[ITEM_ID].take(counts["item"])
+    pq.write_table(
+        counts.set_column(0, ITEM_ID, item_ids), working_dir / ITEM_COUNTS_FILE
+    )
+    ids = pa.table({USER_ID: users[USER_ID].combine_chunks()})
+    with pa.ipc.new_file(str(working_dir / USER_IDS_FILE), ids.schema) as sink:
+        sink.write_table(ids)
+    return {
+        "events": count,
+        "users": users.num_rows,
+        "test_users": int(np.count_nonzero(users["is_test"].to_numpy())),
+        "items": items.num_rows,
+        "items_with_events": counts.num_rows,
+        "actions": prepared.actions,
+        "moment": prepared.moment,
+        "dropped": prepared.dropped,
+    }
+
+
+class PreparedDataset(Dataset):
+    """What `learn-torchrec prepare` wrote.
+
+    Its sequences are memory-mapped; give `split.towers_until` as the manifest's
+    `moment`. It has no impressions.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(Path(path))
+        self.manifest: Manifest = read_manifest(self.directory, KIND)
+
+    def fingerprint(self, file: str) -> str:
+        """Return the digest of the artefact, or of its item table."""
+        if file == ITEMS_FILE:
+            return super().fingerprint(file)
+        return self.manifest.fingerprint
+
+    @functools.cached_property
+    def times(self) -> NDArray[np.int64]:
+        """Times of all events, memory-mapped."""
+        return self._map("times")
+
+    def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
+        """Return the users' events of the wanted actions.
+
+        Memory-mapped as they are where all actions are wanted and the content store
+        has the item table's order; otherwise picked or renumbered in memory.
+        """
+        names = self.manifest.facts["actions"]
+        refuse_unknown_actions(actions, names)
+        source = pa.memory_map(str(self.directory / USER_IDS_FILE))
+        user_ids = pa.ipc.open_file(source).read_all()[USER_ID].combine_chunks()
+        whole = SequenceSet(
+            user_ids=user_ids,
+            offsets=self._map("offsets"),
+            items=self._rows_in(store),
+            times=self.times,
+        )
+        if set(names) <= set(actions):
+            return whole
+        wanted = [number for number, name in enumerate(names) if name in actions]
+        chosen = whole.select_events(np.isin(self._map("actions"), wanted))
+        return chosen.select_users(chosen.lengths > 0)
+
+    def _rows_in(self, store: ContentStore) -> NDArray[np.int64]:
+        items = self._map("items")
+        ids = self.items[ITEM_ID].combine_chunks()
+        rows = store.rows_of(ids)
+        counts = pq.read_table(self.directory / ITEM_COUNTS_FILE, columns=[ITEM_ID])
+        seen = pc.is_in(ids, value_set=counts[ITEM_ID].combine_chunks())
+        lacking = np.flatnonzero(seen.to_numpy(zero_copy_only=False) & (rows < 0))
+        if lacking.size:
+            raise UserError(
+                f"{store.directory}: has no content vector of item "
+                f"{ids[int(lacking[0])].as_py()!r} ({lacking.size} such items with "
+                f"events in {self.directory}); encode its items again"
+            )
+        if np.array_equal(rows, np.arange(len(rows))):
+            return items
+        logger.info("%s: events are renumbered to the store's rows", self.directory)
+        return rows[items]
+
+    def _read(self, file: str) -> pa.Table:
+        if file == ITEMS_FILE:
+            return super()._read(file)
+        if file != INTERACTIONS_FILE:
+            raise UserError(
+                f"{self.directory}: a prepared: data set has no impressions; give the "
+                "ranker's stages the data set that it was made from"
+            )
+        names = pa.array(self.manifest.facts["actions"])
+        users = pq.read_table(self.directory / USERS_FILE, columns=[USER_ID, "events"])
+        owner = np.repeat(np.arange(users.num_rows), users["events"].to_numpy())
+        return pa.table(
+            {
+                USER_ID: users[USER_ID].take(pa.array(owner)),
+                ITEM_ID: self.items[ITEM_ID].take(pa.array(self._map("items"))),
+                TIMESTAMP: pa.array(self.times),
+                ACTION: names.take(pa.array(self._map("actions"))),
+            }
+        )
+
+    def _map(self, name: str) -> NDArray[np.int64]:
+        path = self.directory / f"{name}.npy"
+        try:
+            return np.asarray(np.load(path, mmap_mode="r"))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: damaged ({reason}); prepare the data again"
+            ) from None

@@ -1,0 +1,145 @@
+"""RecBole's atomic files of any data set (`recbole:DIR`).
+
+`NAME.inter` and `NAME.item`, separated by tabs; a header field is `name:type` with the
+types token, token_seq, float and float_seq. Ids are strings. Ratings, where there are
+any, make likes and dislikes; without times an event's time is its line's number.
+"""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pv
+import pyarrow.types as pt
+
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.ratings import DISLIKE, LIKE, POSITIVE_RATING
+from learn_torchrec.datasets.sequence_file import INTERACTION
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import (
+    ACTION,
+    BRAND,
+    CATEGORY,
+    IMPRESSIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    LABEL,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+)
+
+_RENAMED = {
+    "movie_title": TITLE,
+    "name": TITLE,
+    "class": CATEGORY,
+    "genre": CATEGORY,
+    "genres": CATEGORY,
+    "categories": CATEGORY,
+    "store": BRAND,
+}
+_RATING = "rating"
+
+
+class RecBole(Dataset):
+    """Atomic files; an impression is a rating, or a row with a `label`."""
+
+    def _sources(self, file: str) -> list[Location]:
+        return [self._atomic(".item" if file == ITEMS_FILE else ".inter")]
+
+    def _name(self, file: str) -> str:
+        return str(self._sources(file)[0])
+
+    def _atomic(self, suffix: str) -> Location:
+        found = self.location.files(suffix)
+        if len(found) != 1:
+            raise UserError(
+                f"{self.location}: has {len(found)} *{suffix} files, one is needed; "
+                "name a folder with a data set in RecBole's atomic format"
+            )
+        return found[0]
+
+    def _read(self, file: str) -> pa.Table:
+        (source,) = self._sources(file)
+        table = read_atomic(source)
+        if file == ITEMS_FILE:
+            return _as_items(table)
+        if file == IMPRESSIONS_FILE:
+            return self._impressions(table, source)
+        action = pa.array([INTERACTION] * table.num_rows)
+        if _RATING in table.column_names:
+            likes = pc.greater_equal(table[_RATING], POSITIVE_RATING)
+            action = pc.if_else(likes, LIKE, DISLIKE)
+        return _events(table, source).append_column(ACTION, action)
+
+    def _impressions(self, table: pa.Table, source: Location) -> pa.Table:
+        if LABEL in table.column_names:
+            label = table[LABEL].cast(pa.float64())
+        elif _RATING in table.column_names:
+            label = pc.greater_equal(table[_RATING], POSITIVE_RATING)
+        else:
+            raise UserError(
+                f"{source}: has neither {_RATING} nor {LABEL}, so that there are no "
+                "impressions to rank"
+            )
+        return _events(table, source).append_column(LABEL, label.cast(pa.float32()))
+
+
+def _as_items(table: pa.Table) -> pa.Table:
+    """Give the text columns our names; a title of many tokens is one text again."""
+    names = table.column_names
+    for number, name in enumerate(names):
+        ours = _RENAMED.get(name, name)
+        names[number] = name if ours in names else ours
+    table = table.rename_columns(names)
+    if TITLE in names and pt.is_list(table[TITLE].type):
+        titles = pc.binary_join(table[TITLE], " ")
+        table = table.set_column(names.index(TITLE), TITLE, titles)
+    return table
+
+
+def read_atomic(location: Location) -> pa.Table:
+    """Read an atomic file; a sequence becomes a list.
+
+    Raises:
+        UserError: no such file, or a header or value that is not as it says.
+    """
+    header = location.open().read(1 << 16).partition(b"\n")[0].decode()
+    fields = [field.strip().partition(":")[::2] for field in header.split("\t")]
+    kinds = {"float": pa.float64()}
+    try:
+        table = pv.read_csv(
+            location.open(),
+            read_options=pv.ReadOptions(
+                column_names=[name for name, _ in fields], skip_rows=1
+            ),
+            parse_options=pv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pv.ConvertOptions(
+                column_types={n: kinds.get(kind, pa.string()) for n, kind in fields}
+            ),
+        )
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{location}: is no atomic file ({reason})") from None
+    for number, (name, kind) in enumerate(fields):
+        if kind in ("token_seq", "float_seq"):
+            parts = pc.split_pattern(pc.fill_null(table[name], ""), " ")
+            if kind == "float_seq":
+                parts = parts.cast(pa.list_(pa.float64()))
+            table = table.set_column(number, name, parts)
+    return table
+
+
+def _events(table: pa.Table, source: Location) -> pa.Table:
+    for name in (USER_ID, ITEM_ID):
+        if name not in table.column_names:
+            raise UserError(
+                f"{source}: column {name!r} is missing; it has: "
+                + ", ".join(table.column_names)
+            )
+    if TIMESTAMP in table.column_names:
+        times = pc.floor(table[TIMESTAMP].cast(pa.float64())).cast(pa.int64())
+    else:
+        times = pa.array(range(table.num_rows), pa.int64())
+    return pa.table(
+        {USER_ID: table[USER_ID], ITEM_ID: table[ITEM_ID], TIMESTAMP: times}
+    )

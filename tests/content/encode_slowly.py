@@ -1,0 +1,22 @@
+"""Runs encode-content with small blocks and a pause after each batch: to be killed."""
+
+import sys
+import time
+
+from apps import encode_content, options
+from learn_torchrec.content import extract
+from learn_torchrec.content.encoder import ContentEncoder
+
+
+class Slow(ContentEncoder):
+    def encode_batches(self, texts):
+        for batch in super().encode_batches(texts):
+            yield batch
+            time.sleep(0.05)
+
+
+extract._BLOCK_ITEMS = 2
+extract.extract.__defaults__ = (Slow,)
+
+if __name__ == "__main__":
+    options.run(encode_content.main, sys.argv[1:])

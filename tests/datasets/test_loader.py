@@ -1,0 +1,217 @@
+import itertools
+import os
+import pickle
+import re
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learn_torchrec.datasets.loader import (
+    ROW_NUMBER,
+    Loader,
+    LoaderConfig,
+    cut_into_lanes,
+    evaluation,
+)
+from learn_torchrec.datasets.row_groups import RowGroups
+from learn_torchrec.errors import UserError
+
+CONFIG = LoaderConfig(batch_size=24, lanes=8, seed=3)
+
+
+def write(directory: Path, sizes: tuple[int, ...], group: int = 20) -> Path:
+    """Files of `sizes` rows whose `value` is the row's number, and a list column."""
+    directory.mkdir(exist_ok=True)
+    first = 0
+    for number, size in enumerate(sizes):
+        values = np.arange(first, first + size)
+        table = pa.table({"value": values, "ids": [[v, v + 1] for v in values]})
+        path = directory / f"part-{number:05d}.parquet"
+        pq.write_table(table, path, row_group_size=group)
+        first += size
+    return directory
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> RowGroups:
+    return RowGroups(write(tmp_path / "log", (50, 7, 93, 61)))  # 211 rows
+
+
+def read(rows: RowGroups, config: LoaderConfig, ranks: int = 1, **options) -> list:
+    """What all ranks together read, step by step: lists of rows' values."""
+    start = options.pop("start", 0)
+    loaders = [Loader(rows, config, rank=r, ranks=ranks) for r in range(ranks)]
+    parts = [list(loader.batches(options.get("epoch", 0), start)) for loader in loaders]
+    assert len({len(part) for part in parts}) == 1, "ranks differ in their steps"
+    assert len(parts[0]) == loaders[0].steps - start
+    return [
+        [value for part in step for value in part["value"].to_pylist()]
+        for step in zip(*parts, strict=True)
+    ]
+
+
+def test_lanes_by_hand() -> None:
+    lanes = cut_into_lanes(np.array([4, 2, 5]), np.array([2, 0, 1]), 3)
+    # Laid out: group 2 (5 rows), group 0 (4), group 1 (2); cut after 3 and 7 of 11.
+    assert [[(s.group, s.start, s.stop) for s in lane] for lane in lanes] == [
+        [(2, 0, 3)],
+        [(2, 3, 5), (0, 0, 2)],
+        [(0, 2, 4), (1, 0, 2)],
+    ]
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 8, 50])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_evaluation_reads_every_row_once(
+    rows: RowGroups, lanes: int, ranks: int
+) -> None:
+    steps = read(rows, evaluation(replace(CONFIG, lanes=lanes)), ranks)
+    assert sorted(itertools.chain(*steps)) == list(range(211))
+    if lanes == 1:
+        assert list(itertools.chain(*steps)) == list(range(211))  # the files' order
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8, 12])
+def test_any_number_of_ranks_makes_the_same_batches(
+    rows: RowGroups, ranks: int
+) -> None:
+    one = read(rows, CONFIG)
+    assert read(rows, CONFIG, ranks) == one
+    assert all(len(step) == 24 for step in one)
+    assert len(set(itertools.chain(*one))) == 24 * 8  # no row twice
+
+
+def test_shares_are_equal_and_what_is_dropped_is_counted(rows: RowGroups) -> None:
+    loaders = [Loader(rows, CONFIG, rank=rank, ranks=4) for rank in range(4)]
+    for loader in loaders:
+        assert (loader.steps, loader.dropped_rows) == (8, 211 - 8 * 24)
+        assert {batch.num_rows for batch in loader.batches(0)} == {6}
+    whole = Loader(rows, evaluation(CONFIG))
+    assert whole.dropped_rows == 0
+
+
+def test_the_order_follows_from_seed_and_epoch(rows: RowGroups) -> None:
+    assert read(rows, CONFIG) == read(rows, CONFIG)
+    orders = [read(rows, CONFIG), read(rows, CONFIG, epoch=1)]
+    orders.append(read(rows, replace(CONFIG, seed=4)))
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+    first = list(itertools.chain(*orders[0]))
+    # Well mixed: a batch holds rows of most files, and neighbours are rare.
+    assert np.ptp(orders[0][0]) > 150
+    assert np.mean(np.abs(np.diff(first)) == 1) < 0.1
+
+
+def test_row_numbers_and_lists_travel(rows: RowGroups) -> None:
+    for batch in Loader(rows, CONFIG).batches(0):
+        values = batch["value"].to_pylist()
+        assert batch[ROW_NUMBER].to_pylist() == values
+        assert batch["ids"].to_pylist() == [[v, v + 1] for v in values]
+
+
+def test_resuming_at_another_number_of_ranks(rows: RowGroups) -> None:
+    whole = read(rows, CONFIG, epoch=2)
+    saved = pickle.loads(pickle.dumps(Loader(rows, CONFIG, ranks=2).state(2, 5)))
+    config = replace(CONFIG, prefetch=7, timeout=9.0)
+    epoch, step = Loader(rows, config, rank=1, ranks=3).resume(saved)
+    assert read(rows, config, ranks=3, epoch=epoch, start=step) == whole[5:]
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"batch_size": 48}, {"lanes": 4}, {"shuffle": False}]
+)
+def test_other_settings_are_no_place_to_resume(rows: RowGroups, change: dict) -> None:
+    state = Loader(rows, CONFIG).state(0, 1)
+    with pytest.raises(UserError, match="are not those of the saved position"):
+        Loader(rows, replace(CONFIG, **change)).resume(state)
+
+
+def test_other_files_are_no_place_to_resume(rows: RowGroups, tmp_path: Path) -> None:
+    state = Loader(rows, CONFIG).state(0, 1)
+    write(tmp_path / "log", (50, 7, 93, 61, 4))
+    with pytest.raises(UserError, match="are not those of the saved position"):
+        Loader(RowGroups(tmp_path / "log"), CONFIG).resume(state)
+
+
+def test_batches_that_cannot_be(rows: RowGroups) -> None:
+    with pytest.raises(UserError, match=r"batch_size=24 must be a multiple .* 5"):
+        Loader(rows, CONFIG, ranks=5)
+    with pytest.raises(UserError, match=r"batch_size=999 is more than the 211 rows"):
+        Loader(rows, replace(CONFIG, batch_size=999))
+
+
+def double(table: pa.Table) -> pa.Table:
+    return table.append_column("pid", pa.array([os.getpid()] * table.num_rows))
+
+
+def die(table: pa.Table) -> pa.Table:
+    if 30 in table["value"].to_pylist():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return table
+
+
+def hang(table: pa.Table) -> pa.Table:
+    time.sleep(60)
+    return table
+
+
+def refuse(table: pa.Table) -> pa.Table:
+    raise UserError("part 7: column 'x' is bad; mend it")
+
+
+def test_workers(rows: RowGroups) -> None:
+    """Read the same batches in several processes; those that fail say why."""
+    config = replace(CONFIG, workers=3)
+    for ranks in (1, 2):
+        assert read(rows, config, ranks) == read(rows, CONFIG)
+    batch = next(Loader(rows, config, transform=double).batches(0))
+    pids = set(batch["pid"].to_pylist())
+    assert len(pids) == 3
+    assert os.getpid() not in pids
+    with pytest.raises(UserError, match=r"part 7: column 'x' is bad; mend it$"):
+        list(Loader(rows, config, transform=refuse).batches(0))
+    with pytest.raises(UserError) as caught:
+        list(Loader(rows, config, rank=1, ranks=2, transform=die).batches(0))
+    line = str(caught.value)
+    assert re.search(r"process of rank 1 failed at step \d+ \(.*Killed", line), line
+    assert "\n" not in line
+    slow = replace(config, timeout=2.0)
+    with pytest.raises(UserError, match=r"step 0 \(gave nothing for 2 s\); raise"):
+        list(Loader(rows, slow, transform=hang).batches(0))
+
+
+def test_partitioned_folders_and_pruned_columns(tmp_path: Path) -> None:
+    table = pa.table({"value": [3, 1, 2], "day": ["b", "a", "b"], "x": [0, 0, 0]})
+    pq.write_to_dataset(table, tmp_path / "p", partition_cols=["day"])
+    (tmp_path / "p" / "_SUCCESS").touch()
+    rows = RowGroups(tmp_path / "p", columns=["value", "day"])
+    assert rows.schema.names == ["value", "day"]
+    read_back = pa.concat_tables(rows.read(group) for group in range(len(rows)))
+    assert read_back.to_pylist() == [
+        {"value": 1, "day": "a"},
+        {"value": 3, "day": "b"},
+        {"value": 2, "day": "b"},
+    ]
+
+
+def test_files_of_narrower_and_other_types(tmp_path: Path) -> None:
+    directory = write(tmp_path / "log", (5,))
+    other = pa.table({"value": pa.array([5], pa.int32()), "ids": [[1]]})
+    pq.write_table(other, directory / "part-1.parquet")
+    rows = RowGroups(directory)
+    assert rows.schema.field("value").type == pa.int64()
+    assert rows.read(len(rows) - 1)["value"].to_pylist() == [5]
+    pq.write_table(pa.table({"value": ["5"], "ids": [[1]]}), directory / "z.parquet")
+    with pytest.raises(UserError, match=r"z\.parquet: column 'value' is string, but"):
+        RowGroups(directory)
+    pq.write_table(pa.table({"value": [5]}), directory / "z.parquet")
+    with pytest.raises(UserError, match=r"z\.parquet: column 'ids' is missing"):
+        RowGroups(directory)
+    assert len(RowGroups(directory, columns=["value"])) == 3
+    with pytest.raises(UserError, match=r"column 'no' is missing; it has: value, ids"):
+        RowGroups(directory, columns=["no"])

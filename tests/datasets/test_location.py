@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.row_groups import RowGroups
+from learn_torchrec.errors import UserError
+
+
+def test_files_are_sorted_and_bookkeeping_left_out(tmp_path: Path) -> None:
+    for name in ("b.parquet", "a.parquet", "_SUCCESS", ".part.crc", "d/c.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "_temporary").mkdir()
+    (tmp_path / "_temporary" / "x.parquet").touch()
+    for where in (tmp_path, f"file://{tmp_path}"):
+        files = Location.of(where).files(".parquet")
+        assert [file.file_name for file in files] == [
+            "a.parquet",
+            "b.parquet",
+            "c.parquet",
+        ]
+        assert files[2].name == f"{where}/d/c.parquet"
+    assert not Location.of(tmp_path / "no").exists()
+    assert (Location.of(str(tmp_path)) / "d").is_dir()
+
+
+def test_a_file_system_of_objects() -> None:
+    """What holds for one that fsspec opens holds for S3, HDFS and GCS."""
+    folder = Location.of("fsspec+memory:///bucket/log")
+    folder.filesystem.create_dir(folder.path)
+    for name, value in (("b", 2), ("a", 1)):
+        with folder.filesystem.open_output_stream(f"{folder.path}/{name}.parquet") as f:
+            pq.write_table(pa.table({"value": [value]}), f)
+    rows = RowGroups("fsspec+memory:///bucket/log")
+    assert [rows.read(group)["value"][0].as_py() for group in range(2)] == [1, 2]
+    assert folder.files()[0].digest() != folder.files()[1].digest()
+
+
+def test_the_mock_file_system_of_arrow() -> None:
+    location = Location.of("mock:///a/b")
+    assert not location.exists()
+    with pytest.raises(UserError, match=r"mock:///a/b: no such file or folder"):
+        RowGroups(location)
+
+
+def test_unknown_schemes_are_one_line() -> None:
+    with pytest.raises(UserError, match=r"^gopher://x/y: .*; write a path, or a URI"):
+        Location.of("gopher://x/y")
+
+
+def test_compressed_files_are_read_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "x.json.gz"
+    local = pafs.LocalFileSystem()
+    with local.open_output_stream(str(path), compression="gzip") as stream:
+        stream.write(b"line")
+    assert Location.of(path).open().read() == b"line"
+    with pytest.raises(UserError, match="no such file"):
+        Location.of(tmp_path / "absent").open()

@@ -1,0 +1,303 @@
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learn_torchrec.artifact import write_artifact
+from learn_torchrec.content.store import KIND as CONTENT
+from learn_torchrec.content.store import ContentStore, write_content_store
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.engines import Engine, open_engine
+from learn_torchrec.datasets.histories import load_histories
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.prepare import PrepareConfig, Prepared, prepare
+from learn_torchrec.datasets.prepared import KIND, write_prepared
+from learn_torchrec.datasets.split import SplitConfig
+from learn_torchrec.errors import UserError
+
+DAY = 86_400
+CONFIG = PrepareConfig(history_days=60, target_days=20, min_events=2, test_users=0.3)
+
+
+def log(count: int = 600) -> pa.Table:
+    """Interactions with everything in them that a preparation has to mend."""
+    random = np.random.default_rng(0)
+    users = [f"u{u}" for u in random.integers(0, 40, count)]
+    items = random.integers(0, 30, count)
+    times = random.integers(100 * DAY, 200 * DAY, count)
+    times[::7] = times[0]  # ties
+    actions = random.choice(["buy", "click", "click"], count).tolist()
+    table = pa.table(
+        {"user_id": users, "item_id": items, "timestamp": times, "action": actions}
+    )
+    broken = pa.table(
+        {
+            "user_id": ["u1", None, "u1", "u1", "u2", "lonely", "u3", "u3"],
+            "item_id": [1, 1, None, 1, 999, 3, 4, 4],
+            "timestamp": [None, 5, 6, -5, 10**7, 150 * DAY, 10**13, 10**12],
+            "action": ["buy"] * 7 + [None],
+        }
+    )
+    return pa.concat_tables([table, table.slice(0, 50), broken])
+
+
+ITEMS = pa.table({"item_id": range(30), "title": [f"thing {n}" for n in range(30)]})
+
+
+def naive(table: pa.Table, config: PrepareConfig) -> dict[str, object]:
+    """The same preparation as plain loops."""
+    rows, dropped = clean(table)
+    moment = max(row["timestamp"] for row in rows) + 1 - config.target_days * DAY
+    events: list[tuple] = []
+    for row in rows:
+        event = (row["user_id"], row["timestamp"], row["item_id"], row["action"])
+        if row["timestamp"] < moment - config.history_days * DAY:
+            dropped["outside_window"] += 1
+        elif event in events:
+            dropped["repeats"] += 1
+        else:
+            events.append(event)
+    count = len(events)
+    events = capped(events, config.length_quantile)
+    dropped["over_cap"] = count - len(events)
+    count = len(events)
+    users = [e[0] for e in events]
+    events = [e for e in events if users.count(e[0]) >= config.min_events]
+    dropped["short_users"] = count - len(events)
+    return {"events": sorted(events), "dropped": dropped, "moment": moment}
+
+
+def clean(table: pa.Table) -> tuple[list[dict], dict[str, int]]:
+    known = set(ITEMS["item_id"].to_pylist())
+    dropped = dict.fromkeys(
+        ("nulls", "bad_times", "unknown_items", "outside_window", "repeats"), 0
+    )
+    rows = []
+    for row in table.to_pylist():
+        if None in row.values():
+            dropped["nulls"] += 1
+        elif not 1 <= row["timestamp"] < 7_258_118_400:
+            dropped["bad_times"] += 1
+        elif row["item_id"] not in known:
+            dropped["unknown_items"] += 1
+        else:
+            rows.append(row)
+    return rows, dropped
+
+
+def capped(events: list[tuple], quantile: float) -> list[tuple]:
+    kept = list(events)
+    for action in {event[3] for event in events}:
+        of_action = [event for event in events if event[3] == action]
+        users = {event[0] for event in of_action}
+        lengths = sorted(sum(e[0] == user for e in of_action) for user in users)
+        cap = lengths[max(0, int(np.ceil(quantile * len(lengths))) - 1)]
+        for user in users:
+            for event in sorted(e for e in of_action if e[0] == user)[:-cap]:
+                kept.remove(event)
+    return kept
+
+
+def load(engine: Engine, source: pa.Table | Path) -> pa.DataType:
+    engine.add("items", pa.table({"item_id": ITEMS["item_id"], "item": range(30)}))
+    if isinstance(source, Path):
+        engine.read("log", Location.of(source))
+        return pq.read_schema(source).field("timestamp").type
+    engine.add("log", source)
+    return source.schema.field("timestamp").type
+
+
+def as_rows(prepared: Prepared) -> list[tuple]:
+    users = np.repeat(
+        prepared.users["user_id"].to_pylist(), prepared.users["events"].to_numpy()
+    )
+    table = pa.Table.from_batches(prepared.events())
+    return [
+        (str(user), time, item, prepared.actions[action])
+        for user, item, time, action in zip(
+            users, *(column.to_pylist() for column in table.columns), strict=True
+        )
+    ]
+
+
+def without_spark() -> str:
+    if importlib.util.find_spec("pyspark") is None:
+        return "pyspark is not installed"
+    if not (os.environ.get("JAVA_HOME") or shutil.which("java")):
+        return "there is no Java"
+    return ""
+
+
+@pytest.fixture
+def duckdb(tmp_path: Path) -> Iterator[Engine]:
+    pytest.importorskip("duckdb")
+    (tmp_path / "duckdb").mkdir()
+    engine = open_engine("duckdb", tmp_path / "duckdb", "500MB")
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("quantile", [1.0, 0.5])
+def test_duckdb_equals_plain_loops(duckdb: Engine, quantile: float) -> None:
+    config = replace(CONFIG, length_quantile=quantile)
+    expected = naive(log(), config)
+    prepared = prepare(duckdb, config, load(duckdb, log()), "log")
+    assert prepared.moment == expected["moment"]
+    assert prepared.dropped == expected["dropped"]
+    assert min(prepared.dropped.values()) > 0 or quantile == 1
+    rows = as_rows(prepared)
+    assert rows == expected["events"]
+    assert prepared.actions == ["buy", "click"]
+    for user in prepared.users.to_pylist():
+        mine = [row for row in rows if row[0] == user["user_id"]]
+        assert user["events"] == len(mine)
+        early = [row for row in mine if row[1] < prepared.moment]
+        assert user["history_events"] == len(early)
+        assert (user["first_time"], user["last_time"]) == (mine[0][1], mine[-1][1])
+    assert 0 < sum(prepared.users["is_test"].to_pylist()) < len(prepared.users)
+    for item in prepared.items.to_pylist():
+        mine = [row for row in rows if row[2] == item["item"]]
+        assert item["events"] == len(mine)
+        early = [row for row in mine if row[1] < prepared.moment]
+        assert item["history_events"] == len(early)
+
+
+@pytest.mark.parametrize(("split", "of_ten"), [("ratio", 8), ("leave_one_out", 9)])
+def test_other_splits(duckdb: Engine, split: str, of_ten: int) -> None:
+    table = pa.table(
+        {
+            "user_id": [7] * 10,
+            "item_id": range(10),
+            "timestamp": range(100, 110),
+            "action": ["buy"] * 10,
+        }
+    )
+    config = PrepareConfig(split=split)
+    prepared = prepare(duckdb, config, load(duckdb, table), "log")
+    assert prepared.users["history_events"].to_pylist() == [of_ten]
+
+
+def test_times_of_arrow_and_files(duckdb: Engine, tmp_path: Path) -> None:
+    table = log()
+    times = table["timestamp"].to_pylist()
+    kept = table.filter(pa.array([t is not None and 0 < t < 10**10 for t in times]))
+    stamps = kept["timestamp"].cast(pa.timestamp("s")).cast(pa.timestamp("us"))
+    table = kept.set_column(2, "timestamp", stamps)
+    pq.write_table(table, tmp_path / "log.parquet")
+    kind = load(duckdb, tmp_path / "log.parquet")
+    prepared = prepare(duckdb, CONFIG, kind, "log")
+    assert as_rows(prepared) == naive(kept, CONFIG)["events"]
+
+
+def test_nothing_left(duckdb: Engine) -> None:
+    kind = load(duckdb, log().slice(650, 5))
+    with pytest.raises(UserError, match=r"none of its 5 .* \(3 nulls, 1 bad times"):
+        prepare(duckdb, CONFIG, kind, "log").events()
+
+
+def test_no_user_with_enough(duckdb: Engine) -> None:
+    config = replace(CONFIG, min_events=9999)
+    with pytest.raises(UserError, match=r"no user has prepare\.min_events=9999"):
+        prepare(duckdb, config, load(duckdb, log()), "log")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(without_spark() != "", reason=without_spark() or "-")
+def test_spark_equals_duckdb_row_for_row(duckdb: Engine, tmp_path: Path) -> None:
+    config = replace(CONFIG, length_quantile=0.5)
+    pq.write_table(log(5000), tmp_path / "log.parquet")
+    (tmp_path / "spark").mkdir()
+    spark = open_engine("spark", tmp_path / "spark", "1GB")
+    results = []
+    for engine in (duckdb, spark):
+        kind = load(engine, tmp_path / "log.parquet")
+        prepared = prepare(engine, config, kind, "log")
+        results.append(
+            (
+                as_rows(prepared),
+                prepared.users.to_pylist(),
+                prepared.items.to_pylist(),
+                prepared.dropped,
+                prepared.moment,
+            )
+        )
+    spark.close()
+    for one, other in zip(*results, strict=True):
+        assert one == other
+
+
+def test_engines_that_are_missing_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for engine, package in (("duckdb", "duckdb"), ("spark", "pyspark")):
+        with pytest.raises(UserError, match=f"pip install {package}, or"):
+            open_engine(engine, tmp_path, "1GB")
+
+
+def content(directory: Path, ids: list[int]) -> ContentStore:
+    with write_artifact(directory, kind=CONTENT, config={}, inputs={}) as working:
+        write_content_store(working, pa.array(ids), np.ones((len(ids), 2)))
+    return ContentStore.open(directory)
+
+
+def test_a_prepared_data_set_serves_the_towers(duckdb: Engine, tmp_path: Path) -> None:
+    prepared = prepare(duckdb, CONFIG, load(duckdb, log()), "log")
+    facts: dict[str, object] = {}
+    out = tmp_path / "prepared"
+    with write_artifact(out, kind=KIND, config={}, inputs={}, facts=facts) as working:
+        facts.update(write_prepared(working, prepared, ITEMS))
+    expected = naive(log(), CONFIG)["events"]
+    dataset = open_dataset(f"prepared:{out}")
+    whole = dataset.sequences(content(tmp_path / "same", range(30)), ["buy", "click"])
+    assert isinstance(whole.items.base, np.memmap)
+    assert isinstance(whole.times.base, np.memmap)
+    assert whole.items.tolist() == [event[2] for event in expected]
+    assert whole.times.tolist() == [event[1] for event in expected]
+    assert whole.user_ids.to_pylist() == sorted({event[0] for event in expected})
+    # A store in another order, and one action only.
+    other = content(tmp_path / "other", range(29, -1, -1))
+    split = SplitConfig(towers_until=str(facts["moment"]), actions=("buy",))
+    histories = load_histories(dataset, other, split)
+    assert histories.times.towers_until == facts["moment"]
+    buys = [event for event in expected if event[3] == "buy"]
+    assert histories.sequences.items.tolist() == [29 - event[2] for event in buys]
+    assert len(histories.sequences) == len({event[0] for event in buys})
+    assert (histories.sequences.lengths > 0).all()
+    again = [
+        (row["user_id"], row["timestamp"], row["item_id"], row["action"])
+        for row in dataset.interactions.to_pylist()
+    ]
+    assert again == expected
+    with pytest.raises(UserError, match="no content vector of item"):
+        dataset.sequences(content(tmp_path / "less", range(5)), ["buy"])
+    with pytest.raises(UserError, match=r"no impressions; give the ranker's stages"):
+        _ = dataset.impressions
+    assert json.loads((out / "manifest.json").read_text())["facts"]["dropped"]["nulls"]
+
+
+def test_the_app(market: Path, tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    from apps import prepare as app
+
+    out = tmp_path / "results" / "prepared"
+    options = ["--data", f"parquet:{market}", "--out", str(out), "--memory", "500MB"]
+    app.main([*options, "--set", "prepare.target_days=10"])
+    assert [path.name for path in out.parent.iterdir()] == ["prepared"]
+    dataset = open_dataset(f"prepared:{out}")
+    raw = open_dataset(f"parquet:{market}").interactions
+    assert dataset.interactions.num_rows + dataset.manifest.facts["dropped"][
+        "repeats"
+    ] == (raw.num_rows)
+    with pytest.raises(UserError, match="--memory lots"):
+        app.main(
+            ["--data", f"parquet:{market}", "--out", f"{out}2", "--memory", "lots"]
+        )
