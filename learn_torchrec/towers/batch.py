@@ -86,10 +86,8 @@ def epoch_batches(
         batch_size: users in a global batch; a multiple of the number of ranks.
         seed: of the run.
         epoch: number of the pass.
-        cuts: int64 [users], see `TowersSplit`; needed for sampling.cut=split.
+        cuts: int64 [users], events of the history, 0 for a random number.
     """
-    if sampling.cut == "random":
-        cuts = None
     for users in _epoch_users(sequences, batch_size, seed, epoch):
         samples = [
             sample_user(
@@ -98,7 +96,7 @@ def epoch_batches(
                 seed,
                 epoch,
                 int(user),
-                None if cuts is None else int(cuts[user]),
+                0 if cuts is None else int(cuts[user]),
             )
             for user in users
         ]

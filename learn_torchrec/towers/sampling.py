@@ -32,7 +32,8 @@ class SamplingConfig:
         min_history: events that stay before the cut at least.
         cut: where a user's events part into history and targets: at a `random` event,
             another one in every epoch, or at the `split`'s moment (the paper), which
-            only split.holdout=time has.
+            only split.holdout=time has; users with events on one side of it alone
+            are cut at random.
         weighting: of the history positions, `recent` (paper v2) or `uniform` (v1).
         alpha: weight parameter of the oldest position, see `recency_weights`.
         beta: weight parameter of the newest position.
@@ -99,7 +100,7 @@ def sample_user(
     seed: int,
     epoch: int,
     user: int,
-    cut: int | None = None,
+    cut: int = 0,
 ) -> UserSample:
     """Part a user's events into history and targets, and sample both sides.
 
@@ -109,10 +110,10 @@ def sample_user(
         seed: of the run.
         epoch: of the pass, so that every pass sees another cut.
         user: the user's number in the sequence set.
-        cut: events of the history, 0 < cut < n; a random number when None.
+        cut: events of the history; 0 for a random number.
     """
     random = np.random.default_rng([seed, epoch, user])
-    if cut is None:
+    if not cut:
         cut = int(random.integers(config.min_history, len(events)))
     history = _thin(events[:cut], config.history_length, random)
     target = _thin(events[cut:], config.target_length, random)

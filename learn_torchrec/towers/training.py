@@ -374,23 +374,23 @@ def _trained_on(
                 "towers.model.item_tower to self or projection"
             )
         return data.train, None
+    shortest = data.train.lengths.min()
+    if shortest <= sampling.min_history:
+        raise UserError(
+            f"towers.sampling.min_history={sampling.min_history}: a training user "
+            f"has {shortest} events and needs one more than that; raise "
+            "split.min_events or lower it"
+        )
     if sampling.cut == "random":
-        shortest = data.train.lengths.min()
-        if shortest <= sampling.min_history:
-            raise UserError(
-                f"towers.sampling.min_history={sampling.min_history}: a training user "
-                f"has {shortest} events and needs one more than that; raise "
-                "split.min_events or lower it"
-            )
         return data.train, None
     if data.cuts is None:
         raise UserError(
             "towers.sampling.cut=split: only split.holdout=time parts training users' "
             "events at a moment; set towers.sampling.cut=random"
         )
-    lengths = data.train.lengths
-    fits = (data.cuts >= sampling.min_history) & (data.cuts < lengths)
-    return data.train.select_users(fits), data.cuts[fits]
+    # Users with events on one side of the moment alone are cut at random.
+    fits = (data.cuts >= sampling.min_history) & (data.cuts < data.train.lengths)
+    return data.train, np.where(fits, data.cuts, 0)
 
 
 def _log_q(counts: Tensor) -> Tensor:

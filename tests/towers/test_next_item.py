@@ -1,5 +1,6 @@
 """Item ids and the next-item objective: the towers for short sequences."""
 
+import dataclasses
 import json
 import math
 
@@ -28,6 +29,7 @@ from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
 from learn_torchrec.towers.training import (
     TowersConfig,
     TowersTrainingConfig,
+    _trained_on,
     build_towers,
     train_towers,
 )
@@ -350,3 +352,18 @@ def test_wrong_settings_are_named(store, one_rank, tmp_path):
                 CPU,
                 log,
             )
+
+
+def test_users_on_one_side_of_the_moment_are_cut_at_random(store):
+    sequences = make_sequences()
+    data = dataclasses.replace(
+        data_of(sequences), train=sequences, cuts=np.arange(30) % 10
+    )
+    config = TowersConfig(
+        model=TowersModelConfig(encoder=SHAPE),
+        sampling=SamplingConfig(cut="split", min_history=2),
+    )
+    train, cuts = _trained_on(config, data, store)
+    assert len(train) == 30
+    for cut, given, length in zip(cuts, data.cuts, sequences.lengths, strict=True):
+        assert cut == (given if 2 <= given < length else 0)

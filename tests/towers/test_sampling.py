@@ -66,3 +66,16 @@ def test_stage_two_prefers_recent_positions():
     assert uniform[0] == pytest.approx(10 / 80, abs=0.03)
     assert recent[0] < 0.6 * uniform[0]
     assert recent[40:].mean() > recent[:40].mean()
+
+
+def test_a_given_cut_parts_history_from_targets():
+    events = np.arange(10)
+    config = SamplingConfig(min_history=2)
+    for epoch in range(3):
+        sample = sample_user(events, config, 0, epoch, 5, cut=7)
+        assert sample.history.tolist() == list(range(7))
+        assert sample.target.tolist() == [7, 8, 9]
+    drawn = {
+        len(sample_user(events, config, 0, epoch, 5).history) for epoch in range(9)
+    }
+    assert len(drawn) > 3
