@@ -338,7 +338,7 @@ def test_wrong_settings_are_named(store, one_rank, tmp_path):
     with pytest.raises(ValueError, match="nothing to correct"):
         LossConfig(objective="next_item", sampling_correction=True)
     causal = TowersConfig(loss=LossConfig(objective="next_item"))
-    split = TowersConfig(sampling=SamplingConfig(cut="split"))
+    split = TowersConfig(sampling=SamplingConfig(cut="split", min_history=1))
     for config, message in (
         (causal, "set towers.model.item_tower to self or projection"),
         (split, r"only split\.holdout=time"),
