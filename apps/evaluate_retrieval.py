@@ -1,6 +1,6 @@
 """Stage 4: can the towers find what held-out users do next?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apps import options
@@ -10,56 +10,93 @@ from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ranking import to_json
 from learn_torchrec.evaluation.retrieval import RetrievalMetrics
+from learn_torchrec.presets import Run
 from learn_torchrec.towers.export import check_towers_inputs, load_towers
 from learn_torchrec.towers.holdout import (
-    evaluate_baselines,
-    evaluate_towers,
-    retrieval_task,
-    split_users,
+    PROTOCOLS,
+    RetrievalConfig,
+    baseline_scores,
+    evaluate_rows,
+    split_towers,
+    towers_scores,
 )
 from learn_torchrec.training.distributed import process_group
 
+_GROUPS = {
+    "all": "all targets",
+    "new": "new targets: not in the user's history, which leaves the ranking",
+    "tail": "tail targets: items with at most {tail_events} training events",
+}
+_LEAVE_ONE_OUT = ("recformer", "hstu")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Rank the whole catalogue for users who arrive after the towers' cut-off."""
+    """Rank the whole catalogue for the users or events held out from the towers."""
     parser = options.parser("evaluate-retrieval", __doc__)
     options.add_data(parser)
     options.add_input(parser, "--content", "content store of the items")
     options.add_input(parser, "--towers", "trained towers")
     parser.add_argument(
+        "--protocol",
+        choices=sorted(PROTOCOLS),
+        help="published way to judge, in place of the configuration's",
+    )
+    parser.add_argument(
+        "--part",
+        choices=("test", "validation"),
+        default="test",
+        help="validation: to choose settings by without looking at the test",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="metrics as JSON"
     )
     args = parser.parse_args(argv)
     run = options.resolve(args)
+    retrieval = _retrieval(run, args.protocol)
     dataset = open_dataset(args.data)
     store = ContentStore.open(args.content)
     histories = load_histories(dataset, store, run.split)
     with process_group() as device:
         towers, config, manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, manifest, store, run.split)
-        cutoff = histories.times.towers_until
-        users = split_users(histories.sequences, cutoff, run.split)
-        if manifest.cutoff is not None and cutoff < manifest.cutoff:
+        data = split_towers(histories.sequences, histories.times, run.split)
+        if manifest.cutoff is not None and data.known_until < manifest.cutoff:
             raise UserError(
                 f"leak: {args.towers} learned from events up to {manifest.cutoff}, "
-                f"users to evaluate arrive from {cutoff} on (unix seconds); train the "
-                "towers on this log"
+                f"those to evaluate come after {data.known_until} (unix seconds); "
+                "train the towers on this log"
             )
-        task = retrieval_task(users.test, run.split.history_share)
+        task = data.test if args.part == "test" else data.validation
         length = config.sampling.history_length
-        rows = {
-            "learn": evaluate_towers(
-                towers, store, task, length, device, run.retrieval
-            ),
-            **evaluate_baselines(users.train, store, task, run.retrieval),
+        scores = {
+            "learn": towers_scores(towers, store, task, length, device),
+            **baseline_scores(data.train, store, task),
         }
-    options.write_json(args.out, {"retrieval": to_json(rows)})
-    print(f"{len(users.test)} held-out users, {len(store)} items")
-    print(_table(rows, run.retrieval.ks))
+        groups = evaluate_rows(scores, data.train, len(store), task, retrieval)
+    body = {"retrieval": to_json(groups["all"])}
+    body |= {f"{name}_targets": to_json(groups[name]) for name in ("new", "tail")}
+    options.write_json(args.out, body)
+    print(f"{len(task.sequences)} {args.part} users, {len(store)} items")
+    for name, rows in groups.items():
+        title = _GROUPS[name].format(tail_events=retrieval.tail_events)
+        print(f"\n{title} ({rows['learn']['targets']})\n{_table(rows, retrieval.ks)}")
 
 
-def _table(rows: dict[str, RetrievalMetrics], ks: Sequence[int]) -> str:
-    columns = [f"{metric}@{k}" for k in ks for metric in ("h", "r", "n")]
+def _retrieval(run: Run, protocol: str | None) -> RetrievalConfig:
+    """Return how to judge: the protocol's way, or the configuration's."""
+    if protocol is None:
+        return run.retrieval
+    if protocol in _LEAVE_ONE_OUT and run.split.holdout != "leave_one_out":
+        raise UserError(
+            f"--protocol {protocol}: is leave-one-out, split.holdout is "
+            f"{run.split.holdout}; train with --preset amazon, or "
+            "--set split.holdout=leave_one_out"
+        )
+    return PROTOCOLS[protocol]
+
+
+def _table(rows: Mapping[str, RetrievalMetrics], ks: Sequence[int]) -> str:
+    columns = [f"{metric}@{k}" for k in ks for metric in ("h", "r", "n")] + ["mrr"]
     lines = [f"{'':14}" + "".join(f"{column:>8}" for column in columns)]
     for name, metrics in rows.items():
         values = "".join(f"{metrics[column]:8.4f}" for column in columns)

@@ -3,6 +3,7 @@
 import argparse
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from apps import options
 from apps.job import Job, describe
@@ -10,9 +11,11 @@ from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
+from learn_torchrec.datasets.tables import files_fingerprint
 from learn_torchrec.schema import INTERACTIONS_FILE
+from learn_torchrec.towers.authors import read_authors_checkpoint
 from learn_torchrec.towers.export import KIND_TOWERS, save_towers
-from learn_torchrec.towers.holdout import retrieval_task, split_users
+from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.distributed import (
     is_writer,
@@ -28,6 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_data(parser)
     options.add_input(parser, "--content", "content store of the items")
     options.add_output(parser, "the trained towers")
+    parser.add_argument(
+        "--authors-checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="start from a model of the paper's authors (.safetensors, or what "
+        "torch.save wrote of its state_dict); use --preset official-amazon",
+    )
     return parser
 
 
@@ -37,6 +47,8 @@ def plan(args: argparse.Namespace) -> Job:
         INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE),
         "content": read_manifest(args.content, content.KIND).fingerprint,
     }
+    if args.authors_checkpoint is not None:
+        inputs["authors_checkpoint"] = files_fingerprint([args.authors_checkpoint])
     return describe(args, KIND_TOWERS, ("split", "towers", "retrieval"), inputs)
 
 
@@ -49,20 +61,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     split = job.run.split
     store = content.ContentStore.open(args.content)
     histories = load_histories(open_dataset(args.data), store, split)
-    cutoff = histories.times.towers_until
-    users = split_users(histories.sequences, cutoff, split)
-    validation = retrieval_task(users.validation, split.history_share)
+    data = split_towers(histories.sequences, histories.times, split)
+    initial = None
+    if args.authors_checkpoint is not None:
+        initial = read_authors_checkpoint(args.authors_checkpoint)
     with process_group() as device, RunLog(job.out) as log:
         trained = train_towers(
             job.run.towers,
-            users.train,
-            validation,
+            data,
             store,
             job.run.retrieval,
             device,
             log,
+            initial,
         )
-        manifest = job.manifest(cutoff, trained.facts)
+        manifest = job.manifest(data.known_until, trained.facts)
         with write_artifact_together(job.out, **manifest) as working:
             if is_writer():
                 save_towers(working, trained.state)

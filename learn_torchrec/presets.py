@@ -16,7 +16,7 @@ from learn_torchrec.ranker.training import (
 )
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.export import ExportConfig
-from learn_torchrec.towers.holdout import RetrievalConfig
+from learn_torchrec.towers.holdout import PROTOCOLS, RetrievalConfig
 from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.sampling import SamplingConfig
@@ -141,9 +141,83 @@ def official_amazon() -> Run:
     return dataclasses.replace(run, towers=towers, split=split)
 
 
+def amazon() -> Run:
+    """Amazon reviews, leave-one-out: short sequences, a catalogue of thousands.
+
+    The paper's fine-tuning there is the next item against the whole catalogue.
+    """
+    return Run(
+        content=ContentConfig(encoder=EncoderConfig(layers=(8, 30))),
+        split=SplitConfig(
+            actions=("interaction",), holdout="leave_one_out", min_events=4
+        ),
+        towers=TowersConfig(
+            model=TowersModelConfig(
+                encoder=EncoderShape(
+                    width=128,
+                    num_layers=2,
+                    num_heads=4,
+                    feed_forward_dim=512,
+                    dropout=0.3,
+                    max_positions=50,
+                ),
+                inputs="content+id",
+                id_half_trust=5.0,
+                item_tower="projection",
+                repeat=True,
+            ),
+            sampling=SamplingConfig(history_length=50, target_length=50),
+            loss=LossConfig(
+                objective="next_item", temperature=0.1, logit_adjustment=0.5
+            ),
+            optimizer=OptimizerConfig(learning_rate=1e-3),
+            training=TowersTrainingConfig(epochs=20, patience=20, batch_size=128),
+        ),
+        retrieval=PROTOCOLS["recformer"],
+    )
+
+
+def retail() -> Run:
+    """The paper's own setting on Online Retail II: long histories, many targets.
+
+    Users are disjoint, targets lie at or after 2011-09-10 (about the last tenth of the
+    log), H = 80, T = 40, dense all-action over 10 x 10 pairs.
+    """
+    return Run(
+        content=ContentConfig(encoder=EncoderConfig(layers=(8, 30))),
+        split=SplitConfig(
+            actions=("buy",),
+            holdout="time",
+            towers_until="2011-09-10",
+            test_from="2011-09-10",
+            min_events=5,
+        ),
+        towers=TowersConfig(
+            model=TowersModelConfig(
+                encoder=EncoderShape(
+                    width=128,
+                    num_layers=2,
+                    num_heads=4,
+                    feed_forward_dim=512,
+                    dropout=0.2,
+                ),
+                inputs="content+id",
+                id_half_trust=5.0,
+                item_tower="self",
+                repeat=True,
+            ),
+            loss=LossConfig(temperature=0.1, sampling_correction=True),
+            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.1),
+            training=TowersTrainingConfig(epochs=30, patience=30, batch_size=64),
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], Run]] = {
     "quickstart": quickstart,
     "paper-v1": paper_v1,
     "paper-v2": paper_v2,
     "official-amazon": official_amazon,
+    "amazon": amazon,
+    "retail": retail,
 }

@@ -32,10 +32,12 @@ from learn_torchrec.ranker.training import (
     train_ranker,
 )
 from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
+from learn_torchrec.towers import training as towers_training
 from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.holdout import RetrievalConfig, retrieval_task, split_users
-from learn_torchrec.towers.loss import dense_all_action_loss
+from learn_torchrec.towers.holdout import RetrievalConfig, split_towers
+from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
 from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.training import (
     TowersConfig,
     TowersTrainingConfig,
@@ -86,7 +88,7 @@ def towers(content: Path, market: Path, device: torch.device) -> dict[str, objec
     store = ContentStore.open(content)
     split = SplitConfig(validation_users=0.2)
     histories = load_histories(open_dataset(f"parquet:{market}"), store, split)
-    users = split_users(histories.sequences, histories.times.towers_until, split)
+    data = split_towers(histories.sequences, histories.times, split)
     shape = EncoderShape(
         width=16, num_layers=1, num_heads=2, feed_forward_dim=32, dropout=0.0
     )
@@ -98,8 +100,7 @@ def towers(content: Path, market: Path, device: torch.device) -> dict[str, objec
     log = Recorder()
     trained = train_towers(
         config,
-        users.train,
-        retrieval_task(users.validation, 0.8),
+        data,
         store,
         RetrievalConfig(ks=(5,)),
         device,
@@ -110,6 +111,57 @@ def towers(content: Path, market: Path, device: torch.device) -> dict[str, objec
         "mrr": [line["mrr"] for line in log.lines],
         "weights": trained.state["encoder.vector_projection.weight"].tolist(),
     }
+
+
+def next_item(content: Path, market: Path, device: torch.device) -> dict[str, object]:
+    """The same with item ids in a sharded table and drawn candidates."""
+    store = ContentStore.open(content)
+    split = SplitConfig(holdout="leave_one_out", min_events=4)
+    histories = load_histories(open_dataset(f"parquet:{market}"), store, split)
+    shape = EncoderShape(
+        width=16, num_layers=1, num_heads=2, feed_forward_dim=32, dropout=0.0
+    )
+    config = TowersConfig(
+        model=TowersModelConfig(
+            encoder=shape,
+            inputs="content+id",
+            item_tower="projection",
+            id_half_trust=3.0,
+        ),
+        sampling=SamplingConfig(history_length=20),
+        loss=LossConfig(objective="next_item", candidates=30),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        training=TowersTrainingConfig(epochs=3, batch_size=16),
+    )
+    log = Recorder()
+    towers_training.TrainPipelineSparseDist, pipelines = watched()
+    data = split_towers(histories.sequences, histories.times, split)
+    retrieval = RetrievalConfig(ks=(5,))
+    trained = train_towers(config, data, store, retrieval, device, log)
+    table = trained.state["ids.table.embeddings.t_item_id.weight"]
+    return {
+        "loss": [line["loss"] for line in log.lines],
+        "mrr": [line["mrr"] for line in log.lines],
+        "weights": trained.state["encoder.vector_projection.weight"].tolist(),
+        "table": table.tolist(),
+        "pipelined": pipelines[0].pipelined,
+    }
+
+
+def watched() -> tuple[type, list[TrainPipelineSparseDist]]:
+    """TorchRec's pipeline, which keeps the names of what it took apart."""
+    pipelines: list[TrainPipelineSparseDist] = []
+
+    class Watched(TrainPipelineSparseDist):
+        def __init__(self, *arguments, **options) -> None:
+            super().__init__(*arguments, **options)
+            pipelines.append(self)
+
+        def detach(self):
+            self.pipelined = [type(m).__name__ for m in self._pipelined_modules]
+            return super().detach()
+
+    return Watched, pipelines
 
 
 def ranking_rows(market: Path, features: FeaturesConfig) -> RankingRows:
@@ -140,18 +192,7 @@ def ranker(market: Path, device: torch.device) -> dict[str, object]:
         optimizer=OptimizerConfig(learning_rate=1e-2),
         training=RankerTrainingConfig(epochs=3, batch_size=64),
     )
-    pipelines = []
-
-    class Watched(TrainPipelineSparseDist):
-        def __init__(self, *arguments, **options) -> None:
-            super().__init__(*arguments, **options)
-            pipelines.append(self)
-
-        def detach(self):
-            self.pipelined = [type(m).__name__ for m in self._pipelined_modules]
-            return super().detach()
-
-    ranker_training.TrainPipelineSparseDist = Watched
+    ranker_training.TrainPipelineSparseDist, pipelines = watched()
     rows, log = ranking_rows(market, config.features), Recorder()
     model, _ = train_ranker(config, rows, device, log)
     scores = gather_objects(score(model, rows, 100, device).tolist())
@@ -170,6 +211,7 @@ def main() -> None:
         result = {
             "contrastive": loss_and_gradient(),
             "towers": towers(content, market, device),
+            "next_item": next_item(content, market, device),
             "ranker": ranker(market, device),
         }
         if dist.get_rank() == 0:

@@ -95,7 +95,8 @@ class Reference(nn.Module):
 
     @torch.no_grad()
     def _copy(self, ours: PreferenceEncoder) -> None:
-        self.adaptor.load_state_dict(ours.content_projection.state_dict())
+        self.adaptor.weight.copy_(ours.get_parameter("content_projection.weight"))
+        self.adaptor.bias.copy_(ours.get_parameter("content_projection.bias"))
         self.head.load_state_dict(ours.vector_projection.state_dict())
         for theirs, layer in zip(self.encoder.layer, ours.layers, strict=True):
             attention = theirs.attention.self
@@ -179,7 +180,12 @@ def _padded_sample(work: Work, sample: UserSample) -> dict[str, Tensor]:
 
 def our_ids(work: Work) -> TowerBatch:
     """Build what leaves our loader: jagged ids."""
-    return collate(np.arange(USERS), work.samples, SAMPLING)
+    return collate(
+        np.arange(USERS),
+        work.samples,
+        SAMPLING.num_history_samples,
+        SAMPLING.num_target_samples,
+    )
 
 
 def our_batch(work: Work) -> TowerBatch:

@@ -4,11 +4,15 @@ from pathlib import Path
 
 from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.movielens import MovieLens
+from learn_torchrec.datasets.online_retail import OnlineRetail
+from learn_torchrec.datasets.sequence_file import SequenceFile
 from learn_torchrec.errors import UserError
 
 _ADAPTERS = {
     "movielens": MovieLens,
+    "online-retail": lambda path: OnlineRetail(Path(path)),
     "parquet": lambda path: Dataset(Path(path)),
+    "sequences": lambda path: SequenceFile(Path(path)),
 }
 
 

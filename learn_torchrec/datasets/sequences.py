@@ -67,6 +67,21 @@ class SequenceSet:
         )
         return trimmed.select_users(kept > 0)
 
+    def without_last(self, count: int) -> "SequenceSet":
+        """Return the set without each user's last `count` events.
+
+        Every user must have more than `count`.
+        """
+        lengths = self.lengths
+        position = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
+        keep = position < np.repeat(lengths - count, lengths)
+        return SequenceSet(
+            user_ids=self.user_ids,
+            offsets=np.r_[0, np.cumsum(lengths - count)],
+            items=self.items[keep],
+            times=self.times[keep],
+        )
+
     def first_times(self) -> Ints:
         """Time of each user's first event, int64 [U]; no user may be empty."""
         return self.times[self.offsets[:-1]]

@@ -3,15 +3,20 @@
 - Before `towers_until` the towers learn.
 - From `towers_until` to `test_from` the ranker learns.
 - From `test_from` on the ranker is tested.
-- Users who first appear after `towers_until` test the towers.
+
+Which users and events test the towers is `holdout`: by default the users who first
+appear after `towers_until`; for data without a ranker also the paper's own split at a
+moment, and leave-one-out.
 """
 
 import datetime
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from learn_torchrec.config import require
 from learn_torchrec.errors import UserError
@@ -27,25 +32,40 @@ class SplitConfig:
         test_from: the ranker learns from impressions in [towers_until, test_from)
             and is tested on those at or after it.
         actions: the actions that make a history.
-        validation_users: share of the towers' users kept apart for validation.
+        holdout: who and what tests the towers.
+            `new_users`: users who first appear at or after towers_until; nothing the
+            towers learn from is as late, so that a ranker may learn next.
+            `time` (the paper): users are disjoint, and the moment towers_until parts
+            every user's history from the targets, in training and test alike.
+            `leave_one_out`: all users train; each one's last event is the test, the
+            one before it the validation. Times only order a user's events.
+        validation_users: share of the towers' users kept apart for validation; not
+            in `leave_one_out`.
+        test_users: share of the users kept apart for the test, in `time` only.
         min_events: users with fewer events take no part in the towers' training
             and evaluation.
         history_share: of an evaluated user's events, the share that is history;
-            the rest are the targets.
+            the rest are the targets. In `new_users`, and for its validation.
     """
 
     towers_until: str = "50%"
     test_from: str = "80%"
     actions: tuple[str, ...] = ("like",)
+    holdout: Literal["new_users", "time", "leave_one_out"] = "new_users"
     validation_users: float = 0.1
+    test_users: float = 0.2
     min_events: int = 10
     history_share: float = 0.8
 
     def __post_init__(self) -> None:
         require(len(self.actions) > 0, "split.actions: name at least one action")
-        for name in ("validation_users", "history_share"):
+        for name in ("validation_users", "test_users", "history_share"):
             share = getattr(self, name)
             require(0 < share < 1, f"split.{name}: above 0 and below 1")
+        require(
+            self.validation_users + self.test_users < 1,
+            "split.validation_users and split.test_users: below 1 together",
+        )
         require(self.min_events >= 2, "split.min_events: at least 2")
 
 
@@ -64,6 +84,9 @@ def resolve_times(config: SplitConfig, interactions: pa.Table) -> SplitTimes:
         UserError: a moment that cannot be read, or moments in the wrong order.
     """
     times = interactions[TIMESTAMP].to_numpy()
+    if config.holdout == "leave_one_out":
+        end = int(times.max()) + 1
+        return SplitTimes(towers_until=end, test_from=end)
     towers_until = _moment("split.towers_until", config.towers_until, times)
     test_from = _moment("split.test_from", config.test_from, times)
     if not times.min() < towers_until <= test_from <= times.max():
@@ -75,21 +98,20 @@ def resolve_times(config: SplitConfig, interactions: pa.Table) -> SplitTimes:
     return SplitTimes(towers_until=towers_until, test_from=test_from)
 
 
-def is_validation_user(user_ids: pa.Array, share: float) -> np.ndarray:
-    """Pick users by a hash of their id: the same ones in every run.
+def user_draws(user_ids: pa.Array) -> NDArray[np.float64]:
+    """Return a number in [0, 1) for each user: a hash of the id, in every run the same.
 
     Args:
         user_ids: int64 or string [U].
-        share: expected share of users picked.
 
     Returns:
-        bool [U].
+        float64 [U].
     """
     buckets = [
         int.from_bytes(hashlib.blake2b(str(user).encode(), digest_size=4).digest())
         for user in user_ids.to_pylist()
     ]
-    return np.asarray(buckets, np.float64) / 2**32 < share
+    return np.asarray(buckets, np.float64) / 2**32
 
 
 def _moment(option: str, text: str, times: np.ndarray) -> int:

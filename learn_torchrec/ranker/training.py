@@ -28,7 +28,7 @@ from learn_torchrec.ranker.batch import (
 from learn_torchrec.ranker.features import LearnFeatures
 from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain
 from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows
-from learn_torchrec.ranker.sharding import embedding_bag_collection, init_tables, shard
+from learn_torchrec.ranker.tables import embedding_bag_collection
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
 from learn_torchrec.training.optim import (
@@ -37,6 +37,7 @@ from learn_torchrec.training.optim import (
     warmup_cosine,
 )
 from learn_torchrec.training.run_log import RunLog
+from learn_torchrec.training.sharding import init_tables, shard
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,13 @@ vectors that are not standardised.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from learn_torchrec.errors import UserError
@@ -21,6 +26,33 @@ _RENAMED = {
     "output.LayerNorm": "feed_forward_norm",
 }
 _HEADS = {"adaptor": "content_projection", "mlp.0": "vector_projection"}
+
+
+def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint of the authors' model; nothing in it is executed.
+
+    Args:
+        path: a .safetensors file, or the state dict as `torch.save` writes it, alone
+            or under the key `state_dict`.
+
+    Returns:
+        The state of a `PreferenceEncoder`, see `convert_authors_state`.
+
+    Raises:
+        UserError: a file that cannot be read, or holds another model.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state: dict[str, Any] = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else "damaged"
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint ({reason}); give the state dict "
+            "of the model alone"
+        ) from None
+    return convert_authors_state(state.get("state_dict", state))
 
 
 def convert_authors_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

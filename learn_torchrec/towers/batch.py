@@ -13,13 +13,21 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.sampling import SamplingConfig, UserSample, sample_user
+from learn_torchrec.towers.ids import keyed
+from learn_torchrec.towers.sampling import (
+    SamplingConfig,
+    UserSample,
+    next_item_sample,
+    sample_user,
+)
 from learn_torchrec.training.batch import PipelineableBatch
 
+Ints = NDArray[np.int64]
 PADDING = -1
 
 
@@ -37,8 +45,12 @@ class TowerBatch(PipelineableBatch):
             has fewer.
         positives: int64 [B, N_t], token indices into `target`; PADDING likewise.
         users: int64 [B], numbers in the sequence set.
+        candidates: int64 [K], indices into `item_rows` of the items that stand for
+            the catalogue; None where the positives of the batch do.
         content: float16 [U, C], the distinct items' content vectors; None until
             `attach_content`.
+        item_ids: the distinct items' rows again, in the form that TorchRec's tables
+            read; None until `attach_content`, and where the towers have no table.
     """
 
     item_rows: Tensor
@@ -49,7 +61,9 @@ class TowerBatch(PipelineableBatch):
     anchors: Tensor
     positives: Tensor
     users: Tensor
+    candidates: Tensor | None = None
     content: Tensor | None = None
+    item_ids: KeyedJaggedTensor | None = None
 
 
 def epoch_batches(
@@ -59,6 +73,7 @@ def epoch_batches(
     batch_size: int,
     seed: int,
     epoch: int,
+    cuts: Ints | None = None,
 ) -> Iterator[TowerBatch]:
     """Yield this rank's share of every global batch of one pass over the users.
 
@@ -71,67 +86,143 @@ def epoch_batches(
         batch_size: users in a global batch; a multiple of the number of ranks.
         seed: of the run.
         epoch: number of the pass.
+        cuts: int64 [users], see `TowersSplit`; needed for sampling.cut=split.
     """
-    share = _rank_share(batch_size, len(sequences))
-    order = np.random.default_rng([seed, epoch]).permutation(len(sequences))
-    for step in range(len(sequences) // batch_size):
-        users = order[step * batch_size : (step + 1) * batch_size][share]
+    if sampling.cut == "random":
+        cuts = None
+    for users in _epoch_users(sequences, batch_size, seed, epoch):
         samples = [
-            sample_user(sequences.of(user), sampling, seed, epoch, int(user))
+            sample_user(
+                sequences.of(user),
+                sampling,
+                seed,
+                epoch,
+                int(user),
+                None if cuts is None else int(cuts[user]),
+            )
             for user in users
         ]
-        yield collate(users, samples, sampling)
+        yield collate(
+            users, samples, sampling.num_history_samples, sampling.num_target_samples
+        )
+
+
+def next_item_batches(
+    sequences: SequenceSet,
+    history_length: int,
+    num_items: int,
+    *,
+    num_candidates: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+) -> Iterator[TowerBatch]:
+    """Yield batches in which each event is an anchor and the next one its positive.
+
+    A user gives the last `history_length` pairs of their events. The candidates of a
+    step follow from (seed, epoch, step): they are the same on every rank.
+
+    Args:
+        sequences: the training users.
+        history_length: most events the tower reads.
+        num_items: N, of the catalogue.
+        num_candidates: items drawn from the catalogue; 0 for all.
+        batch_size: users in a global batch; a multiple of the number of ranks.
+        seed: of the run.
+        epoch: number of the pass.
+    """
+    drawn = num_candidates or num_items
+    for step, users in enumerate(_epoch_users(sequences, batch_size, seed, epoch)):
+        candidates = np.arange(num_items)
+        if drawn < num_items:
+            random = np.random.default_rng([seed, epoch, step])
+            candidates = random.choice(num_items, drawn, replace=False, shuffle=False)
+        samples = [
+            next_item_sample(sequences.of(user), history_length) for user in users
+        ]
+        yield collate(users, samples, history_length, history_length, candidates)
 
 
 def attach_content(
-    batches: Iterable[TowerBatch], store: ContentStore
+    batches: Iterable[TowerBatch], store: ContentStore, with_ids: bool = False
 ) -> Iterator[TowerBatch]:
-    """Gather each batch's vectors, once for each distinct item, in half precision."""
+    """Gather each batch's vectors, once for each distinct item, in half precision.
+
+    Args:
+        batches: of ids.
+        store: of the content vectors.
+        with_ids: give the rows to a table of item ids as well.
+    """
     for batch in batches:
-        content = torch.from_numpy(store.gather(batch.item_rows.numpy()))
-        yield dataclasses.replace(batch, content=content)
+        rows = batch.item_rows
+        yield dataclasses.replace(
+            batch,
+            content=torch.from_numpy(store.gather(rows.numpy())),
+            item_ids=keyed(rows) if with_ids else None,
+        )
 
 
 def collate(
-    users: NDArray[np.int64],
+    users: Ints,
     samples: list[UserSample],
-    sampling: SamplingConfig,
+    num_anchors: int,
+    num_positives: int,
+    candidates: Ints | None = None,
 ) -> TowerBatch:
-    """Pack samples into a batch of ids."""
+    """Pack samples into a batch of ids.
+
+    Args:
+        users: int64 [B].
+        samples: of these users.
+        num_anchors: N_h, most anchors of a user.
+        num_positives: N_t, most positives of a user.
+        candidates: int64 [K], store rows of the items that stand for the catalogue.
+    """
     history = np.concatenate([sample.history for sample in samples])
     target = np.concatenate([sample.target for sample in samples])
-    rows, index = np.unique(np.r_[history, target], return_inverse=True)
+    others = np.zeros(0, np.int64) if candidates is None else candidates
+    rows, index = np.unique(np.r_[history, target, others], return_inverse=True)
+    tokens = len(history) + len(target)
     history_lengths = np.array([len(sample.history) for sample in samples])
     target_lengths = np.array([len(sample.target) for sample in samples])
     return TowerBatch(
         item_rows=torch.from_numpy(rows),
         history=torch.from_numpy(index[: len(history)]),
         history_lengths=torch.from_numpy(history_lengths),
-        target=torch.from_numpy(index[len(history) :]),
+        target=torch.from_numpy(index[len(history) : tokens]),
         target_lengths=torch.from_numpy(target_lengths),
         anchors=_positions(
             [sample.anchors for sample in samples],
             history_lengths,
-            sampling.num_history_samples,
+            num_anchors,
         ),
         positives=_positions(
             [sample.positives for sample in samples],
             target_lengths,
-            sampling.num_target_samples,
+            num_positives,
         ),
         users=torch.from_numpy(np.asarray(users, np.int64)),
+        candidates=None if candidates is None else torch.from_numpy(index[tokens:]),
     )
 
 
-def _positions(
-    chosen: list[NDArray[np.int64]], lengths: NDArray[np.int64], width: int
-) -> Tensor:
+def _positions(chosen: list[Ints], lengths: Ints, width: int) -> Tensor:
     """Turn positions within each user's sequence into token indices, padded."""
     starts = np.cumsum(lengths) - lengths
     padded = np.full((len(chosen), width), PADDING, np.int64)
     for row, (positions, start) in enumerate(zip(chosen, starts, strict=True)):
         padded[row, : len(positions)] = positions + start
     return torch.from_numpy(padded)
+
+
+def _epoch_users(
+    sequences: SequenceSet, batch_size: int, seed: int, epoch: int
+) -> Iterator[Ints]:
+    """Yield this rank's users of every global batch, int64 [batch_size / ranks]."""
+    share = _rank_share(batch_size, len(sequences))
+    order = np.random.default_rng([seed, epoch]).permutation(len(sequences))
+    for step in range(len(sequences) // batch_size):
+        yield order[step * batch_size : (step + 1) * batch_size][share]
 
 
 def _rank_share(batch_size: int, num_users: int) -> slice:

@@ -1,4 +1,4 @@
-"""The preference encoder: content vectors in, unit vectors of preference out.
+"""The preference encoder: content or item ids in, unit vectors of preference out.
 
 The paper's PCH (v1) / PAL (v2), section 3.2. Sequences stay packed: every linear
 layer works on real tokens only, and attention alone sees padding.
@@ -159,6 +159,11 @@ class PreferenceEncoder(nn.Module):
             so they are standardised before the projection.
         std: float32 [C], positive.
         shape: see `EncoderShape`.
+        reads_content: false for the paper's ID row: items are their ids alone.
+
+    Attributes:
+        precision: of the matrix products over tokens, float32 or bfloat16 (autocast);
+            parameters and the vectors that come out are float32 either way.
 
     Example:
         >>> import torch
@@ -176,12 +181,21 @@ class PreferenceEncoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Tensor, std: Tensor, shape: EncoderShape) -> None:
+    def __init__(
+        self,
+        mean: Tensor,
+        std: Tensor,
+        shape: EncoderShape,
+        reads_content: bool = True,
+    ) -> None:
         super().__init__()
         self.max_positions = shape.max_positions
+        self.precision = torch.float32
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.content_projection = nn.Linear(mean.shape[0], shape.width)
+        self.content_projection = None
+        if reads_content:
+            self.content_projection = nn.Linear(mean.shape[0], shape.width)
         if shape.max_positions:
             self.positions = nn.Embedding(shape.max_positions, shape.width)
             self.input_norm = nn.LayerNorm(shape.width, eps=1e-12)
@@ -198,6 +212,7 @@ class PreferenceEncoder(nn.Module):
         items: Tensor,
         lengths: Tensor,
         read: Tensor | None = None,
+        id_vectors: Tensor | None = None,
     ) -> Tensor:
         """Encode packed sequences.
 
@@ -207,6 +222,8 @@ class PreferenceEncoder(nn.Module):
             lengths: int64 [B], tokens of each sequence, all at least 1.
             read: int64 [...], the token indices whose vectors are wanted; all S
                 when None.
+            id_vectors: float32 [U, W] of the distinct items (see `ItemIds`), added to
+                the projected content.
 
         Returns:
             float32 [S, D] or [..., D], unit vectors; the vector at a token depends
@@ -216,8 +233,24 @@ class PreferenceEncoder(nn.Module):
             ValueError: a sequence is longer than `max_positions`.
         """
         layout = PackedLayout(lengths)
-        projected = self.content_projection(self.standardized(content))
-        tokens = projected[items]
+        # Where the two are equal there is nothing to cast, and autocast would warn.
+        is_mixed = self.precision != torch.float32
+        dtype = self.precision if is_mixed else None
+        with torch.autocast(items.device.type, dtype=dtype, enabled=is_mixed):
+            tokens = self._transform(content, items, layout, id_vectors)
+        if read is not None:
+            tokens = tokens[read]
+        return self.project(tokens.float())
+
+    def _transform(
+        self,
+        content: Tensor,
+        items: Tensor,
+        layout: PackedLayout,
+        id_vectors: Tensor | None,
+    ) -> Tensor:
+        """Packed items [S] to transformed tokens [S, W]."""
+        tokens = self.embed(content, id_vectors)[items]
         if self.max_positions:
             if layout.max_length > self.max_positions:
                 raise ValueError(
@@ -228,9 +261,20 @@ class PreferenceEncoder(nn.Module):
             tokens = self.input_dropout(tokens)
         for layer in self.layers:
             tokens = layer(tokens, layout)
-        if read is not None:
-            tokens = tokens[read]
-        return F.normalize(self.vector_projection(tokens).float(), dim=-1)
+        return tokens
+
+    def embed(self, content: Tensor, id_vectors: Tensor | None = None) -> Tensor:
+        """Return what the transformer reads of distinct items, [U, W]."""
+        if self.content_projection is None:
+            if id_vectors is None:
+                raise ValueError("towers that read ids alone need id_vectors")
+            return id_vectors
+        projected: Tensor = self.content_projection(self.standardized(content))
+        return projected if id_vectors is None else projected + id_vectors
+
+    def project(self, embedded: Tensor) -> Tensor:
+        """Turn embedded items or transformed tokens, [..., W], into unit vectors."""
+        return F.normalize(self.vector_projection(embedded).float(), dim=-1)
 
     def standardized(self, content: Tensor) -> Tensor:
         """Content [U, C] in float32, by the catalogue's mean and deviation."""

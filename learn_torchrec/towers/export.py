@@ -64,7 +64,11 @@ def load_towers(
             f"{directory / WEIGHTS_FILE}: cannot be read ({error}); train the towers "
             "again"
         ) from None
-    towers = build_towers(config.model, state["encoder.mean"], state["encoder.std"])
+    # Counts of the training events come with the weights, as the ids' trust.
+    counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
+    towers = build_towers(
+        config.model, state["encoder.mean"], state["encoder.std"], counts
+    )
     towers.load_state_dict(state)
     return towers.to(device).eval(), config, manifest
 

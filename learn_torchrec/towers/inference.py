@@ -12,7 +12,9 @@ from torch import Tensor
 
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.towers.ids import keyed
 from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.repeat import Seen
 
 Ints = NDArray[np.int64]
 _TOKENS_PER_BATCH = 16_384
@@ -36,9 +38,9 @@ def encode_catalogue(
     parts = [torch.empty(0, towers.encoder.vector_projection.out_features)]
     for start in range(0, len(rows), _TOKENS_PER_BATCH):
         part = rows[start : start + _TOKENS_PER_BATCH]
-        content = torch.from_numpy(store.gather(part)).to(device)
+        content, id_vectors = _inputs(towers, store, part, device)
         items = torch.arange(len(part), device=device)
-        parts.append(towers.encode_items(content, items).cpu())
+        parts.append(towers.encode_items(content, items, id_vectors).cpu())
     return torch.cat(parts)
 
 
@@ -91,16 +93,57 @@ def encode_histories(
         rows, items = np.unique(sequences.items[tokens], return_inverse=True)
         window = np.searchsorted(ends, reads + 1)
         read = firsts[window] + reads - starts[window]
+        content, id_vectors = _inputs(towers, store, rows, device)
         vectors[torch.from_numpy(outputs)] = towers.encoder(
-            torch.from_numpy(store.gather(rows)).to(device),
+            content,
             torch.from_numpy(items).to(device),
             torch.from_numpy(lengths).to(device),
             read=torch.from_numpy(read).to(device),
+            id_vectors=id_vectors,
         ).cpu()
         done += len(reads)
         if on_progress is not None:
             on_progress(done, len(events))
     return vectors
+
+
+@torch.no_grad()
+def repeat_scores(
+    towers: TwinTower, sequences: SequenceSet, events: Ints, history_length: int
+) -> Seen | None:
+    """Score the items that users met, as of one event each; see `RepeatScore`.
+
+    Args:
+        towers: in evaluation mode.
+        sequences: users and events.
+        events: int64 [n], the event that ends each window.
+        history_length: most events a window holds.
+
+    Returns:
+        Anchors are numbers of `events`, items are store rows, on the CPU; None where
+        the towers have no such score.
+    """
+    if towers.repeat is None:
+        return None
+    starts, ends = (edge[events] for edge in history_windows(sequences, history_length))
+    lengths = ends - starts
+    firsts = np.cumsum(lengths) - lengths
+    tokens = np.arange(lengths.sum()) + np.repeat(starts - firsts, lengths)
+    device = towers.repeat.weight.device
+    seen = towers.repeat(
+        torch.from_numpy(sequences.items[tokens]).to(device),
+        torch.from_numpy(lengths).to(device),
+        torch.from_numpy(firsts + lengths - 1).to(device).unsqueeze(1),
+    )
+    return Seen(*(part.cpu() for part in seen))
+
+
+def _inputs(
+    towers: TwinTower, store: ContentStore, rows: Ints, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """What the towers read of items: content [U, C], and id vectors [U, W] or None."""
+    content = torch.from_numpy(store.gather(rows)).to(device)
+    return content, towers.id_vectors(keyed(torch.from_numpy(rows).to(device)))
 
 
 def _batches(

@@ -10,13 +10,26 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchrec import KeyedJaggedTensor
 
+from learn_torchrec.config import require
 from learn_torchrec.towers.batch import TowerBatch
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
-from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
+from learn_torchrec.towers.ids import ItemIds
+from learn_torchrec.towers.loss import (
+    LossConfig,
+    dense_all_action_loss,
+    next_item_loss,
+)
+from learn_torchrec.towers.repeat import RepeatScore, Seen
 
 _LEAST_TEMPERATURE = 0.01
-ItemTower = Literal["causal", "self", "content"]
+Inputs = Literal["content", "id", "content+id"]
+ItemTower = Literal["causal", "self", "content", "projection"]
+
+# TorchRec's pipelines trace the way to the sharded table and must not enter these.
+for _function in ("dense_all_action_loss", "next_item_loss", "_users_of", "_all_of"):
+    torch.fx.wrap(_function)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,20 +38,39 @@ class TowersModelConfig:
 
     Attributes:
         encoder: the transformer that both towers share.
+        inputs: what is known of an item: its `content` (the paper), its `id` (the
+            paper's ID row) or the sum of both (`content+id`).
+        id_half_trust: training events at which an item's id counts half, see
+            `ItemIds`; 0 trusts all ids alike.
         item_tower: what the item side reads in training (paper: table "item tower").
             `causal` (variant 1): the target sequence, each item in the context of
             the earlier targets; `self` (variant 2): each target item alone;
             `content` (variant 3): the item's content vector itself, so that
-            encoder.vector_dim must be the content's. At inference an item is always
-            alone.
+            encoder.vector_dim must be the content's; `projection` (not the paper's):
+            what the transformer reads of the item, by the vector projection alone.
+            At inference an item is always alone.
+        repeat: learn what it adds to an item's similarity that the user met it before
+            (not the paper's), see `RepeatScore`. Retrieval adds it to the items of
+            the history; exported vectors do not have it.
         standardize: bring every dimension of the content to mean 0 and deviation 1
             over the catalogue. Vectors of a language model are a narrow cone, which
             towers learn little from; the authors' public code does not do it.
     """
 
     encoder: EncoderShape = field(default_factory=EncoderShape)
+    inputs: Inputs = "content"
+    id_half_trust: float = 0.0
     item_tower: ItemTower = "causal"
+    repeat: bool = False
     standardize: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.id_half_trust >= 0, "towers.model.id_half_trust: at least 0")
+        require(
+            self.inputs == "content" or self.item_tower != "content",
+            "towers.model.item_tower=content has no place for ids; set "
+            "towers.model.inputs=content or another item_tower",
+        )
 
 
 class TwinTower(nn.Module):
@@ -47,15 +79,25 @@ class TwinTower(nn.Module):
     Args:
         encoder: the shared `PreferenceEncoder`.
         item_tower: see `TowersModelConfig`.
+        ids: trainable vectors of the items, or None for content alone.
+        repeat: score of items met before, or None for the similarity alone.
     """
 
-    def __init__(self, encoder: PreferenceEncoder, item_tower: ItemTower) -> None:
+    def __init__(
+        self,
+        encoder: PreferenceEncoder,
+        item_tower: ItemTower,
+        ids: ItemIds | None = None,
+        repeat: RepeatScore | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.item_tower = item_tower
+        self.ids = ids
+        self.repeat = repeat
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, Tensor]:
-        """Return the vectors that training compares.
+        """Return the vectors that the dense all-action loss compares.
 
         Returns:
             User vectors [B, N_h, D] at the anchors and item vectors [B, N_t, D] of
@@ -63,36 +105,60 @@ class TwinTower(nn.Module):
         """
         if batch.content is None:
             raise ValueError("the batch has no content; see attach_content")
-        user_vectors = self.encoder(
+        id_vectors = self.id_vectors(batch.item_ids)
+        user_vectors = self.encode_anchors(batch, id_vectors)
+        positives = batch.positives.clamp(min=0)
+        if self.item_tower != "causal":
+            items = batch.target[positives]
+            vectors = self.encode_items(batch.content, items.flatten(), id_vectors)
+            return user_vectors, vectors.unflatten(0, items.shape)
+        item_vectors = self.encoder(
+            batch.content,
+            batch.target,
+            batch.target_lengths,
+            read=positives,
+            id_vectors=id_vectors,
+        )
+        return user_vectors, item_vectors
+
+    def id_vectors(self, item_ids: KeyedJaggedTensor | None) -> Tensor | None:
+        """Look up the ids of U distinct items, [U, W]; None without a table."""
+        if self.ids is None:
+            return None
+        looked_up: Tensor = self.ids(item_ids)
+        return looked_up
+
+    def encode_anchors(self, batch: TowerBatch, id_vectors: Tensor | None) -> Tensor:
+        """Encode the histories and read them at the anchors, [B, N_h, D]."""
+        vectors: Tensor = self.encoder(
             batch.content,
             batch.history,
             batch.history_lengths,
             read=batch.anchors.clamp(min=0),
+            id_vectors=id_vectors,
         )
-        positives = batch.positives.clamp(min=0)
-        if self.item_tower != "causal":
-            items = batch.target[positives]
-            flat = items.flatten()
-            vectors = self.encode_items(batch.content, flat)
-            return user_vectors, vectors.unflatten(0, items.shape)
-        item_vectors = self.encoder(
-            batch.content, batch.target, batch.target_lengths, read=positives
-        )
-        return user_vectors, item_vectors
+        return vectors
 
-    def encode_items(self, content: Tensor, items: Tensor) -> Tensor:
-        """Encode items alone: sequences of length 1, or the content itself.
+    def encode_items(
+        self, content: Tensor, items: Tensor, id_vectors: Tensor | None = None
+    ) -> Tensor:
+        """Encode items alone, as `item_tower` says.
 
         Args:
             content: [U, C].
             items: int64 [N], index into `content`.
+            id_vectors: float32 [U, W].
 
         Returns:
             float32 [N, D], unit vectors.
         """
         if self.item_tower == "content":
             return F.normalize(self.encoder.standardized(content)[items], dim=-1)
-        vectors: Tensor = self.encoder(content, items, torch.ones_like(items))
+        if self.item_tower == "projection":
+            return self.encoder.project(self.encoder.embed(content, id_vectors)[items])
+        vectors: Tensor = self.encoder(
+            content, items, torch.ones_like(items), id_vectors=id_vectors
+        )
         return vectors
 
 
@@ -103,17 +169,20 @@ class TwinTowerTrain(nn.Module):
         towers: the model.
         loss: settings of the loss.
         item_log_q: float32 [N], log of each catalogue item's share of the training
-            events, needed for the sampling correction.
+            events, needed for the sampling correction and the adjustment.
     """
 
     item_log_q: Tensor | None
 
     def __init__(
-        self, towers: TwinTower, loss: LossConfig, item_log_q: Tensor | None = None
+        self,
+        towers: TwinTower,
+        loss: LossConfig,
+        item_log_q: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if loss.sampling_correction and item_log_q is None:
-            raise ValueError("sampling_correction needs item_log_q")
+        if item_log_q is None and (loss.sampling_correction or loss.logit_adjustment):
+            raise ValueError("the loss needs item_log_q")
         self.towers = towers
         self.loss = loss
         self.log_temperature = nn.Parameter(
@@ -124,6 +193,13 @@ class TwinTowerTrain(nn.Module):
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the loss and, detached, (loss, user numbers)."""
+        if self.loss.objective == "next_item":
+            loss = self._next_item(batch)
+        else:
+            loss = self._dense_all_action(batch)
+        return loss, (loss.detach(), batch.users)
+
+    def _dense_all_action(self, batch: TowerBatch) -> Tensor:
         user_vectors, item_vectors = self.towers(batch)
         padding = batch.positives < 0
         token_items = batch.item_rows[batch.target]
@@ -131,7 +207,7 @@ class TwinTowerTrain(nn.Module):
         offsets = None
         if self.loss.sampling_correction and self.item_log_q is not None:
             offsets = -self.item_log_q[items.clamp(min=0)]
-        loss = dense_all_action_loss(
+        return dense_all_action_loss(
             user_vectors,
             item_vectors,
             batch.anchors >= 0,
@@ -139,8 +215,35 @@ class TwinTowerTrain(nn.Module):
             temperature=self.temperature(),
             offsets=offsets,
             targets=(_users_of(batch.target_lengths), token_items),
+            seen=self._seen(batch.item_rows[batch.history], batch),
         )
-        return loss, (loss.detach(), batch.users)
+
+    def _next_item(self, batch: TowerBatch) -> Tensor:
+        if batch.content is None or batch.candidates is None:
+            raise ValueError("the batch has no content or no candidates")
+        id_vectors = self.towers.id_vectors(batch.item_ids)
+        vectors = self.towers.encode_items(
+            batch.content, _all_of(batch.item_rows), id_vectors
+        )
+        offsets = None
+        if self.loss.logit_adjustment and self.item_log_q is not None:
+            offsets = self.loss.logit_adjustment * self.item_log_q[batch.item_rows]
+        return next_item_loss(
+            self.towers.encode_anchors(batch, id_vectors),
+            vectors,
+            batch.anchors >= 0,
+            batch.target[batch.positives.clamp(min=0)],
+            batch.candidates,
+            temperature=self.temperature(),
+            offsets=offsets,
+            seen=self._seen(batch.history, batch),
+        )
+
+    def _seen(self, history: Tensor, batch: TowerBatch) -> Seen | None:
+        if self.towers.repeat is None:
+            return None
+        seen: Seen = self.towers.repeat(history, batch.history_lengths, batch.anchors)
+        return seen
 
     def temperature(self) -> Tensor:
         """The temperature in use: fixed, or learned and kept from collapsing."""
@@ -151,6 +254,11 @@ def _users_of(lengths: Tensor) -> Tensor:
     """Number within the batch of each token's user, int64 [sum of lengths]."""
     users = torch.arange(lengths.shape[0], device=lengths.device)
     return users.repeat_interleave(lengths)
+
+
+def _all_of(rows: Tensor) -> Tensor:
+    """0, 1, ... for every distinct item of a batch."""
+    return torch.arange(rows.shape[0], device=rows.device)
 
 
 def averaged_content(content: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ class SamplingConfig:
         num_history_samples: N_h, anchors of each user.
         num_target_samples: N_t, positives of each user.
         min_history: events that stay before the cut at least.
+        cut: where a user's events part into history and targets: at a `random` event,
+            another one in every epoch, or at the `split`'s moment (the paper), which
+            only split.holdout=time has.
         weighting: of the history positions, `recent` (paper v2) or `uniform` (v1).
         alpha: weight parameter of the oldest position, see `recency_weights`.
         beta: weight parameter of the newest position.
@@ -40,6 +43,7 @@ class SamplingConfig:
     num_history_samples: int = 10
     num_target_samples: int = 10
     min_history: int = 3
+    cut: Literal["random", "split"] = "random"
     weighting: Literal["recent", "uniform"] = "recent"
     alpha: float = 10.0
     beta: float = 10_000.0
@@ -90,9 +94,14 @@ def recency_weights(count: int, alpha: float, beta: float) -> NDArray[np.float64
 
 
 def sample_user(
-    events: Ints, config: SamplingConfig, seed: int, epoch: int, user: int
+    events: Ints,
+    config: SamplingConfig,
+    seed: int,
+    epoch: int,
+    user: int,
+    cut: int | None = None,
 ) -> UserSample:
-    """Cut a user's events at a random moment and sample both sides.
+    """Part a user's events into history and targets, and sample both sides.
 
     Args:
         events: int64 [n], item rows, oldest first; n > min_history.
@@ -100,9 +109,11 @@ def sample_user(
         seed: of the run.
         epoch: of the pass, so that every pass sees another cut.
         user: the user's number in the sequence set.
+        cut: events of the history, 0 < cut < n; a random number when None.
     """
     random = np.random.default_rng([seed, epoch, user])
-    cut = int(random.integers(config.min_history, len(events)))
+    if cut is None:
+        cut = int(random.integers(config.min_history, len(events)))
     history = _thin(events[:cut], config.history_length, random)
     target = _thin(events[cut:], config.target_length, random)
     weights = (
@@ -115,6 +126,20 @@ def sample_user(
         target=target,
         anchors=_choose(len(history), config.num_history_samples, random, weights),
         positives=_choose(len(target), config.num_target_samples, random, None),
+    )
+
+
+def next_item_sample(events: Ints, history_length: int) -> UserSample:
+    """Make each event an anchor, and the event after it its positive.
+
+    Args:
+        events: int64 [n], item rows, oldest first; n >= 2.
+        history_length: H; the last H pairs are taken.
+    """
+    recent = events[-(history_length + 1) :]
+    positions = np.arange(len(recent) - 1)
+    return UserSample(
+        history=recent[:-1], target=recent[1:], anchors=positions, positives=positions
     )
 
 

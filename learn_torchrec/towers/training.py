@@ -1,36 +1,49 @@
 """Stage 2, training: histories and content vectors in, trained towers out."""
 
-import copy
+import json
 import logging
-import resource
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
-from torchrec.distributed.train_pipeline import TrainPipelineBase
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.train_pipeline import (
+    TrainPipeline,
+    TrainPipelineBase,
+    TrainPipelineSparseDist,
+)
+from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.optim.optimizers import in_backward_optimizer_filter
 from tqdm import tqdm
 
 from learn_torchrec.config import require
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.batch import TowerBatch, attach_content, epoch_batches
+from learn_torchrec.towers.batch import (
+    TowerBatch,
+    attach_content,
+    epoch_batches,
+    next_item_batches,
+)
 from learn_torchrec.towers.encoder import PreferenceEncoder
 from learn_torchrec.towers.holdout import (
     RetrievalConfig,
-    RetrievalTask,
+    TowersSplit,
     evaluate_towers,
 )
+from learn_torchrec.towers.ids import ItemIds
 from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig, TwinTower, TwinTowerTrain
+from learn_torchrec.towers.repeat import RepeatScore
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.training.distributed import from_writer, is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
@@ -40,29 +53,40 @@ from learn_torchrec.training.optim import (
     warmup_cosine,
 )
 from learn_torchrec.training.run_log import RunLog
+from learn_torchrec.training.sharding import init_tables, shard, whole_state
+from learn_torchrec.training.throughput import Throughput, gemm_flops_per_second
 
 logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TowersTrainingConfig:
-    """How long and in what pieces the towers train.
+    """How long, in what pieces and how precisely the towers train.
 
     Attributes:
         epochs: passes over the training users at most.
         patience: passes without a better validation recall before stopping.
         batch_size: users in a global batch, over all ranks.
+        table_learning_rate: of the item ids' row-wise Adagrad.
+        precision: of the towers' matrix products; vectors and loss are float32.
         seed: of weights, sampling and order.
     """
 
     epochs: int = 10
     patience: int = 10
     batch_size: int = 240
+    table_learning_rate: float = 0.05
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch_size"):
             require(getattr(self, name) > 0, f"towers.training.{name}: at least 1")
+        require(
+            self.table_learning_rate > 0, "towers.training.table_learning_rate: above 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +108,40 @@ class TrainedTowers:
     facts: dict[str, Any]
 
 
-def build_towers(config: TowersModelConfig, mean: Tensor, std: Tensor) -> TwinTower:
-    """Return fresh towers; `mean` and `std` standardise the content, [C] each."""
-    return TwinTower(PreferenceEncoder(mean, std, config.encoder), config.item_tower)
+def build_towers(
+    config: TowersModelConfig,
+    mean: Tensor,
+    std: Tensor,
+    event_counts: Tensor,
+    device: torch.device | None = None,
+) -> TwinTower:
+    """Return fresh towers.
+
+    Args:
+        config: of the model.
+        mean: float32 [C], subtracted from the content.
+        std: float32 [C], the content is divided by it.
+        event_counts: int64 [N], training events of each catalogue item.
+        device: of the table of item ids; "meta" where TorchRec shards and fills it.
+    """
+    shape = config.encoder
+    ids = None
+    if config.inputs != "content":
+        ids = ItemIds(event_counts, shape.width, config.id_half_trust, device)
+    reads_content = config.inputs != "id"
+    encoder = PreferenceEncoder(mean, std, shape, reads_content)
+    repeat = RepeatScore() if config.repeat else None
+    return TwinTower(encoder, config.item_tower, ids, repeat)
 
 
 def train_towers(
     config: TowersConfig,
-    train: SequenceSet,
-    validation: RetrievalTask,
+    data: TowersSplit,
     store: ContentStore,
     retrieval: RetrievalConfig,
     device: torch.device,
     log: RunLog,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> TrainedTowers:
     """Train on all ranks and keep the weights with the best validation recall.
 
@@ -105,80 +150,162 @@ def train_towers(
 
     Args:
         config: of the towers.
-        train: users and events to learn from.
-        validation: users to choose the best epoch by.
+        data: what to learn from, and the validation that chooses the best epoch.
         store: of the content vectors.
         retrieval: how validation is judged; its first cut-off's recall decides.
         device: this rank's.
         log: gets a line for each epoch.
+        initial: weights of the encoder to start from, such as the authors'.
 
     Raises:
         UserError: settings that do not fit the data or the number of ranks, or a
-            loss that is not finite, with the users of the batch.
+            loss that is not finite; the batch's users are written beside the log.
     """
-    _check(config, train, store)
+    train, cuts = _trained_on(config, data, store)
     training, metric = config.training, f"r@{retrieval.ks[0]}"
-    task, pipeline, schedule = _prepare(config, train, store, device)
-    best, loss = _Best(training.patience, metric), RunningMean()
+    task, pipeline, schedule = _prepare(config, train, store, device, initial)
+    peak = gemm_flops_per_second(device, _DTYPES[training.precision])
+    best, loss, epoch = _Best(training.patience, metric), RunningMean(), 0
 
     def watch(output: tuple[Tensor, Tensor]) -> None:
         value, users = output
-        _refuse_non_finite(value, users, train)
+        _refuse_non_finite(value, users, epoch, train, log)
         loss.add(value)
 
     for epoch in _progress(training.epochs):
-        speed = _Speed()
-        batches = epoch_batches(
-            train,
-            config.sampling,
-            batch_size=training.batch_size,
-            seed=training.seed,
-            epoch=epoch,
+        speed = Throughput(peak)
+        batches = attach_content(
+            _epoch_batches(config, train, cuts, len(store), epoch),
+            store,
+            with_ids=task.towers.ids is not None,
         )
         task.train()
         _seed_dropout(training.seed, epoch)
-        train_epoch(
-            pipeline, attach_content(speed.count(batches), store), schedule, watch
-        )
+        train_epoch(pipeline, _counted(batches, speed, task.towers), schedule, watch)
         line = {"loss": loss.result(), "temperature": float(task.temperature())}
         line |= speed.result()
         length = config.sampling.history_length
+        if isinstance(pipeline, TrainPipelineSparseDist):
+            pipeline.detach()  # otherwise lookups outside of it are refused
         metrics = evaluate_towers(
-            task.towers, store, validation, length, device, retrieval
+            task.towers, store, data.validation, length, device, retrieval
         )
         log.write(step=epoch + 1, total=training.epochs, **line, **metrics)
         logger.info(
             "epoch %d: loss %.4f, validation %s %.4f, %.0f users/s",
             *(epoch + 1, line["loss"], metric, metrics[metric], line["users_per_s"]),
         )
-        # Rank 0 decides: ranks may differ in the last digit of a metric.
-        if from_writer(best.take(epoch + 1, metrics, task.towers)):
+        if best.take(epoch + 1, metrics, task.towers):
             break
     facts = {
         "train_users": len(train),
         "best_epoch": best.epoch,
         "validation": best.metrics,
-        "parameters": sum(p.numel() for p in task.towers.parameters()),
+        "parameters": sum(p.numel() for p in task.towers.encoder.parameters()),
     }
     return TrainedTowers(state=best.state, facts=facts)
 
 
 def _prepare(
-    config: TowersConfig, train: SequenceSet, store: ContentStore, device: torch.device
-) -> tuple[TwinTowerTrain, TrainPipelineBase[TowerBatch, Any], LRScheduler]:
+    config: TowersConfig,
+    train: SequenceSet,
+    store: ContentStore,
+    device: torch.device,
+    initial: Mapping[str, Tensor] | None,
+) -> tuple[TwinTowerTrain, TrainPipeline[TowerBatch, Any], LRScheduler]:
     """Return the fresh task, its pipeline over all ranks and the schedule."""
-    torch.manual_seed(config.training.seed)
+    training = config.training
+    torch.manual_seed(training.seed)
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
     if not config.model.standardize:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    towers = build_towers(config.model, mean, std)
-    task = TwinTowerTrain(towers, config.loss, _log_q(train, len(store))).to(device)
-    optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
-    pipeline: TrainPipelineBase[TowerBatch, Any] = TrainPipelineBase(
-        DistributedDataParallel(task), optimizer, device
+    counts = torch.from_numpy(np.bincount(train.items, minlength=len(store)))
+    towers = build_towers(config.model, mean, std, counts, torch.device("meta"))
+    if initial is not None:
+        load_encoder(towers.encoder, initial)
+    towers.encoder.precision = _DTYPES[training.precision]
+    task = TwinTowerTrain(towers, config.loss, _log_q(counts))
+    steps = training.epochs * (len(train) // training.batch_size)
+    if towers.ids is None:
+        task = task.to(device)
+        optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
+        pipeline = TrainPipelineBase(DistributedDataParallel(task), optimizer, device)
+        return task, pipeline, warmup_cosine(optimizer, steps, config.optimizer.warmup)
+    towers.encoder.to(device)
+    if towers.repeat is not None:
+        towers.repeat.to(device)
+    towers.ids.trust = towers.ids.trust.to(device)
+    model = shard(task, device, training.table_learning_rate)
+    init_tables(model, training.seed)
+    dense = dense_optimizer(
+        in_backward_optimizer_filter(model.named_parameters()), config.optimizer
     )
-    steps = config.training.epochs * (len(train) // config.training.batch_size)
-    return task, pipeline, warmup_cosine(optimizer, steps, config.optimizer.warmup)
+    optimizer = CombinedOptimizer([model.fused_optimizer, dense])
+    pipeline = TrainPipelineSparseDist(model, optimizer, device)
+    return (
+        _task_of(model),
+        pipeline,
+        warmup_cosine(optimizer, steps, config.optimizer.warmup),
+    )
+
+
+def _task_of(model: DistributedModelParallel) -> TwinTowerTrain:
+    """The task inside the sharded model, its table the sharded one."""
+    task = model.module
+    if not isinstance(task, TwinTowerTrain):
+        raise TypeError(f"expected the towers' task, found {type(task).__name__}")
+    return task
+
+
+def load_encoder(encoder: PreferenceEncoder, state: Mapping[str, Tensor]) -> None:
+    """Start an encoder from given weights.
+
+    Raises:
+        UserError: the weights are of another shape of encoder.
+    """
+    own = encoder.state_dict()
+    for name in sorted({*own, *state}):
+        theirs = state[name].shape if name in state else None
+        ours = own[name].shape if name in own else None
+        if theirs != ours:
+            raise UserError(
+                f"initial weights: {name} is {_shape(theirs)}, the configured encoder "
+                f"has {_shape(ours)}; set towers.model.encoder to the shape they were "
+                "trained with"
+            )
+    encoder.load_state_dict(dict(state))
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
+def _epoch_batches(
+    config: TowersConfig,
+    train: SequenceSet,
+    cuts: NDArray[np.int64] | None,
+    num_items: int,
+    epoch: int,
+) -> Iterator[TowerBatch]:
+    training = config.training
+    if config.loss.objective == "next_item":
+        return next_item_batches(
+            train,
+            config.sampling.history_length,
+            num_items,
+            num_candidates=config.loss.candidates,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            epoch=epoch,
+        )
+    return epoch_batches(
+        train,
+        config.sampling,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        epoch=epoch,
+        cuts=cuts,
+    )
 
 
 def _progress(epochs: int) -> Iterator[int]:
@@ -186,33 +313,22 @@ def _progress(epochs: int) -> Iterator[int]:
     yield from tqdm(range(epochs), desc="towers", unit="epoch", disable=is_off)
 
 
-class _Speed:
-    """Users and tokens that pass this rank in a second, and the memory's peak."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._users = 0
-        self._tokens = 0
-
-    def count(self, batches: Iterator[TowerBatch]) -> Iterator[TowerBatch]:
-        """Pass batches on and count what is in them."""
-        for batch in batches:
-            self._users += len(batch.users)
-            self._tokens += len(batch.history) + len(batch.target)
-            yield batch
-
-    def result(self) -> dict[str, float]:
-        """Rates of all ranks together, as one rank sees them."""
-        scale = dist.get_world_size() / (time.monotonic() - self._start)
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated() / 2**20
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {
-            "users_per_s": round(self._users * scale, 1),
-            "tokens_per_s": round(self._tokens * scale, 1),
-            "peak_memory_mb": round(peak, 1),
-        }
+def _counted(
+    batches: Iterator[TowerBatch], speed: Throughput, towers: TwinTower
+) -> Iterator[TowerBatch]:
+    """Pass batches on and count their users, tokens and arithmetic."""
+    weights = sum(p.numel() for p in towers.encoder.layers.parameters())
+    for batch in batches:
+        tokens = len(batch.history)
+        if towers.item_tower == "causal":
+            tokens += len(batch.target)
+        elif towers.item_tower == "self":
+            positives = batch.positives if batch.candidates is None else batch.item_rows
+            tokens += positives.numel()
+        # Two FLOPs a weight and token, and twice as many again in the backward pass;
+        # attention and the projections, small beside it, are left out.
+        speed.add(len(batch.users), tokens, 6.0 * weights * tokens)
+        yield batch
 
 
 class _Best:
@@ -226,41 +342,61 @@ class _Best:
         self.state: dict[str, Tensor] = {}
 
     def take(self, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> bool:
-        """Consider an epoch; true when training should stop."""
-        if metrics[self.metric] > self.metrics[self.metric]:
+        """Consider an epoch, on all ranks; true when training should stop."""
+        # Rank 0 decides: ranks may differ in the last digit of a metric.
+        if from_writer(metrics[self.metric] > self.metrics[self.metric]):
             self.epoch, self.metrics = epoch, metrics
-            self.state = {
-                name: value.detach().cpu().clone()
-                for name, value in copy.copy(model.state_dict()).items()
-            }
+            self.state = whole_state(model)
         return epoch - self.epoch >= self.patience
 
 
-def _check(config: TowersConfig, train: SequenceSet, store: ContentStore) -> None:
-    vector_dim = config.model.encoder.vector_dim
-    if config.model.item_tower == "content" and vector_dim != store.dim:
+def _trained_on(
+    config: TowersConfig, data: TowersSplit, store: ContentStore
+) -> tuple[SequenceSet, NDArray[np.int64] | None]:
+    """Check settings against the data; return the users to train on and their cuts."""
+    model, sampling = config.model, config.sampling
+    vector_dim = model.encoder.vector_dim
+    if model.item_tower == "content" and vector_dim != store.dim:
         raise UserError(
             f"towers.model.item_tower=content compares with content vectors of dim "
             f"{store.dim}; set towers.model.encoder.vector_dim to it (now {vector_dim})"
         )
-    if train.lengths.min() <= config.sampling.min_history:
+    longest = max(sampling.history_length, sampling.target_length)
+    if 0 < model.encoder.max_positions < longest:
         raise UserError(
-            f"towers.sampling.min_history={config.sampling.min_history}: a training "
-            f"user has {train.lengths.min()} events and needs one more than that; "
-            "raise split.min_events or lower it"
-        )
-    longest = max(config.sampling.history_length, config.sampling.target_length)
-    if 0 < config.model.encoder.max_positions < longest:
-        raise UserError(
-            f"towers.model.encoder.max_positions={config.model.encoder.max_positions} "
+            f"towers.model.encoder.max_positions={model.encoder.max_positions} "
             f"is less than the longest sequence, {longest}; raise it"
         )
+    if config.loss.objective == "next_item":
+        if model.item_tower == "causal":
+            raise UserError(
+                "towers.loss.objective=next_item compares with items alone; set "
+                "towers.model.item_tower to self or projection"
+            )
+        return data.train, None
+    if sampling.cut == "random":
+        shortest = data.train.lengths.min()
+        if shortest <= sampling.min_history:
+            raise UserError(
+                f"towers.sampling.min_history={sampling.min_history}: a training user "
+                f"has {shortest} events and needs one more than that; raise "
+                "split.min_events or lower it"
+            )
+        return data.train, None
+    if data.cuts is None:
+        raise UserError(
+            "towers.sampling.cut=split: only split.holdout=time parts training users' "
+            "events at a moment; set towers.sampling.cut=random"
+        )
+    lengths = data.train.lengths
+    fits = (data.cuts >= sampling.min_history) & (data.cuts < lengths)
+    return data.train.select_users(fits), data.cuts[fits]
 
 
-def _log_q(train: SequenceSet, num_items: int) -> Tensor:
+def _log_q(counts: Tensor) -> Tensor:
     """Log share of each item among the training events; unseen items count once."""
-    counts = np.maximum(np.bincount(train.items, minlength=num_items), 1)
-    return torch.from_numpy(np.log(counts / counts.sum()).astype(np.float32))
+    counts = counts.clamp(min=1).double()
+    return (counts / counts.sum()).log().float()
 
 
 def _seed_dropout(seed: int, epoch: int) -> None:
@@ -268,10 +404,19 @@ def _seed_dropout(seed: int, epoch: int) -> None:
     torch.manual_seed(int(numbers.generate_state(1)[0]))
 
 
-def _refuse_non_finite(loss: Tensor, users: Tensor, train: SequenceSet) -> None:
-    if not torch.isfinite(loss):
-        ids = train.user_ids.take(pa.array(users.cpu().numpy())).to_pylist()
-        raise UserError(
-            f"the loss is {loss.item()} in a batch with the users {ids}; lower "
-            "towers.optimizer.learning_rate, or look at their items' content"
-        )
+def _refuse_non_finite(
+    loss: Tensor, users: Tensor, epoch: int, train: SequenceSet, log: RunLog
+) -> None:
+    if torch.isfinite(loss):
+        return
+    ids = train.user_ids.take(pa.array(users.cpu().numpy())).to_pylist()
+    path = log.path.with_suffix(f".non_finite.{dist.get_rank()}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"loss": str(loss.item()), "epoch": epoch, "users": ids})
+    )
+    raise UserError(
+        f"the loss is {loss.item()} in a batch of {len(ids)} users, the first of them "
+        f"{ids[0]!r} (all in {path}); lower towers.optimizer.learning_rate, or look at "
+        "their items' content"
+    )

@@ -1,4 +1,8 @@
-"""The run log: one JSON object a line, written by rank 0 while the stage runs."""
+"""The run log: one JSON object a line, written by rank 0 while the stage runs.
+
+Where the `tensorboard` package is installed, the same numbers go to it as well:
+`tensorboard --logdir RUN/logs`.
+"""
 
 import json
 import math
@@ -18,6 +22,15 @@ def live_log_path(out: Path) -> Path:
     return out.parent / "logs" / f"{out.name}.jsonl"
 
 
+def _tensorboard(directory: Path) -> Any:
+    """Return a writer of TensorBoard's event files, or None without the package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory))
+
+
 class RunLog:
     """Writes metrics and progress of one stage; other ranks write nothing.
 
@@ -30,9 +43,11 @@ class RunLog:
         self._start = time.monotonic()
         self._last_progress = -math.inf
         self._stream = None
+        self._board = None
         if is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("w", buffering=1)
+            self._board = _tensorboard(self.path.with_suffix(""))
 
     def write(self, **values: Any) -> None:
         """Write one line; `seconds` since the start are added.
@@ -42,6 +57,9 @@ class RunLog:
         if self._stream is not None:
             values["seconds"] = round(time.monotonic() - self._start, 3)
             self._stream.write(json.dumps(values) + "\n")
+        if self._board is not None and "step" in values:
+            for name in values.keys() - {"step", "total"}:
+                self._board.add_scalar(name, values[name], values["step"])
 
     def progress(self, done: int, total: int) -> None:
         """Write how far the stage is, at most once a second."""
@@ -61,3 +79,5 @@ class RunLog:
     ) -> None:
         if self._stream is not None:
             self._stream.close()
+        if self._board is not None:
+            self._board.close()

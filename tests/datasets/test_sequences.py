@@ -2,11 +2,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_torchrec.datasets.sequences import build_sequences, item_rows
+from learn_torchrec.datasets.sequences import (
+    SequenceSet,
+    build_sequences,
+    item_rows,
+)
 from learn_torchrec.datasets.split import (
     SplitConfig,
-    is_validation_user,
     resolve_times,
+    user_draws,
 )
 from learn_torchrec.errors import UserError
 
@@ -73,8 +77,23 @@ def test_moments():
         resolve_times(SplitConfig(towers_until="90%"), log)
 
 
-def test_validation_users_depend_on_their_id_alone():
+def test_a_users_draw_depends_on_the_id_alone():
     ids = pa.array(range(10_000))
-    chosen = is_validation_user(ids, 0.1)
-    assert 900 < chosen.sum() < 1100
-    assert (is_validation_user(ids[5000:], 0.1) == chosen[5000:]).all()
+    draws = user_draws(ids)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert 900 < (draws < 0.1).sum() < 1100
+    assert (user_draws(ids[5000:]) == draws[5000:]).all()
+
+
+def test_without_last():
+    sequences = SequenceSet(
+        user_ids=pa.array(["a", "b"]),
+        offsets=np.array([0, 3, 5]),
+        items=np.arange(5),
+        times=np.arange(5) * 10,
+    )
+    shorter = sequences.without_last(1)
+    assert shorter.offsets.tolist() == [0, 2, 3]
+    assert shorter.items.tolist() == [0, 1, 3]
+    assert shorter.times.tolist() == [0, 10, 30]

@@ -1,13 +1,18 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.authors import convert_authors_state
+from learn_torchrec.towers.authors import (
+    convert_authors_state,
+    read_authors_checkpoint,
+)
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
+from learn_torchrec.towers.training import load_encoder
 
 CONTENT_DIM, VECTOR_DIM = 10, 6
 
@@ -87,3 +92,30 @@ def test_other_checkpoints_are_refused(theirs):
         convert_authors_state(
             {k: v for k, v in state.items() if not k.startswith("mlp")}
         )
+
+
+def test_checkpoints_are_read_from_disk(theirs, tmp_path):
+    state = theirs.state_dict()
+    expected = convert_authors_state(state)
+    save_file(state, tmp_path / "model.safetensors")
+    torch.save(state, tmp_path / "model.pt")
+    torch.save({"epoch": 20, "state_dict": state}, tmp_path / "checkpoint.pt")
+    for name in ("model.safetensors", "model.pt", "checkpoint.pt"):
+        read = read_authors_checkpoint(tmp_path / name)
+        assert read.keys() == expected.keys()
+        assert all(torch.equal(read[key], expected[key]) for key in expected)
+
+
+def test_checkpoints_that_are_none_are_refused(theirs, tmp_path):
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    torch.save(theirs, tmp_path / "module.pt")  # a pickled module: code, not weights
+    for name in ("missing.pt", "missing.safetensors", "broken.pt", "module.pt"):
+        with pytest.raises(UserError, match=f"{name}: cannot be read as a checkpoint"):
+            read_authors_checkpoint(tmp_path / name)
+    shape = EncoderShape(width=16, num_layers=3, num_heads=4, feed_forward_dim=32)
+    encoder = PreferenceEncoder(
+        torch.zeros(CONTENT_DIM), torch.ones(CONTENT_DIM), shape
+    )
+    state = convert_authors_state(theirs.state_dict())
+    with pytest.raises(UserError, match=r"input_norm\.bias is missing, the configured"):
+        load_encoder(encoder, state)

@@ -4,17 +4,10 @@ import pytest
 import torch
 
 from learn_torchrec.datasets.sequences import SequenceSet
-from learn_torchrec.datasets.split import SplitConfig, SplitTimes
-from learn_torchrec.errors import UserError
+from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.towers import inference
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.export import ExportConfig, snapshot_events
-from learn_torchrec.towers.holdout import (
-    RetrievalConfig,
-    evaluate_baselines,
-    retrieval_task,
-    split_users,
-)
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.training import build_towers
 
@@ -40,7 +33,9 @@ def make_towers(store):
         torch.from_numpy(store.mean).float(),
         torch.from_numpy(store.std).float(),
     )
-    return build_towers(TowersModelConfig(encoder=shape), mean, std).eval()
+    return build_towers(
+        TowersModelConfig(encoder=shape), mean, std, torch.ones(len(store))
+    ).eval()
 
 
 @pytest.mark.parametrize("tokens_per_batch", [7, 10_000])
@@ -88,44 +83,3 @@ def test_snapshots():
     early = SplitTimes(towers_until=0, test_from=0)
     none = snapshot_events(sequences, ExportConfig(snapshots="last"), early)
     assert none.tolist() == []
-
-
-def test_users_are_split_by_arrival():
-    sequences = SequenceSet(
-        user_ids=pa.array(range(200)),
-        offsets=np.arange(201) * 4,
-        items=np.zeros(800, np.int64),
-        times=np.concatenate(
-            [np.arange(4) + (0 if user < 150 else 100) for user in range(200)]
-        ),
-    )
-    users = split_users(sequences, 3, SplitConfig(min_events=3, validation_users=0.2))
-    assert users.test.user_ids.to_pylist() == list(range(150, 200))
-    known = [*users.train.user_ids.to_pylist(), *users.validation.user_ids.to_pylist()]
-    assert sorted(known) == list(range(150))
-    assert 10 < len(users.validation) < 50
-    # Nothing at or after the cut-off reaches training or validation.
-    assert users.train.times.max() == users.validation.times.max() == 2
-    with pytest.raises(UserError, match=r"no test user has split\.min_events=3"):
-        split_users(sequences, 1000, SplitConfig(min_events=3))
-
-
-def test_retrieval_task_and_baselines(store):
-    sequences = make_sequences([5, 2])
-    task = retrieval_task(sequences, 0.8)
-    assert task.last_history.tolist() == [3, 5]
-    assert task.history.offsets.tolist() == [0, 4, 5]
-    assert task.targets.rows.tolist() == [sequences.items[4], sequences.items[6]]
-    everything = RetrievalConfig(ks=(40,), filter_history=False)
-    for metrics in evaluate_baselines(sequences, store, task, everything).values():
-        assert metrics["r@40"] == 1.0
-    filtered = RetrievalConfig(ks=(40,), filter_history=True)
-    rows = evaluate_baselines(sequences, store, task, filtered)
-    expected = np.mean(
-        [
-            sequences.items[4] not in sequences.items[:4],
-            sequences.items[6] != sequences.items[5],
-        ]
-    )
-    for metrics in rows.values():
-        assert metrics["r@40"] == expected

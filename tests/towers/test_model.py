@@ -44,7 +44,7 @@ def make_task(store, item_tower="causal", correction=False):
 
 def one_batch(store, sequences, users=range(12)):
     samples = [sample_user(sequences.of(u), SAMPLING, 0, 0, u) for u in users]
-    ids = collate(np.array(users), samples, SAMPLING)
+    ids = collate(np.array(users), samples, 3, 2)
     assert ids.content is None
     return next(attach_content([ids], store)), samples
 

@@ -1,15 +1,16 @@
-"""Sharding the ranker's tables over ranks with TorchRec's planner."""
+"""Sharding a model's ID tables over ranks with TorchRec's planner."""
 
 import hashlib
 from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+from torchrec import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import (
     EmbeddingShardingPlanner,
@@ -18,42 +19,21 @@ from torchrec.distributed.planner import (
 )
 from torchrec.optim import RowWiseAdagrad
 
-from learn_torchrec.ranker.rows import SparseFeature
 from learn_torchrec.training.distributed import local_world_size
 
-# data_parallel is left out: TorchRec drops the in-backward optimizer of such tables.
+# data_parallel is left out: TorchRec drops the in-backward optimizer of such tables,
+# and fbgemm's unfused kernel is wrong for an EmbeddingCollection on a CPU.
 _SHARDING_TYPES = ["table_wise", "row_wise"]
 _ADAGRAD_EPS = 1e-8
 _ROWS_IN_BLOCK = 4096
 
 
-class _Sharder(EmbeddingBagCollectionSharder):
+class _BagSharder(EmbeddingBagCollectionSharder):
     """TorchRec's sharder, which hides row-wise sharding on CPU although it works."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types: list[str] = super().sharding_types(compute_device_type)
         return types + [kind for kind in _SHARDING_TYPES if kind not in types]
-
-
-def embedding_bag_collection(
-    features: tuple[SparseFeature, ...], embedding_dim: int
-) -> EmbeddingBagCollection:
-    """Return the tables of ID features, `t_<feature>` each, summed bags.
-
-    They hold no values until `shard` has placed and `init_tables` has filled them.
-    """
-    return EmbeddingBagCollection(
-        device=torch.device("meta"),  # no rank holds a whole table: see init_tables
-        tables=[
-            EmbeddingBagConfig(
-                name=f"t_{feature.column}",
-                embedding_dim=embedding_dim,
-                num_embeddings=feature.num_embeddings,
-                feature_names=[feature.column],
-            )
-            for feature in features
-        ],
-    )
 
 
 def shard(
@@ -87,7 +67,7 @@ def shard(
         local_world_size=local_world_size(),
         compute_device=device.type,
     )
-    sharders = [_Sharder()]
+    sharders = [_BagSharder(), EmbeddingCollectionSharder()]
     plan = EmbeddingShardingPlanner(
         topology=topology, constraints=constraints
     ).collective_plan(model, sharders, dist.group.WORLD)
@@ -123,6 +103,23 @@ def init_tables(model: DistributedModelParallel, seed: int) -> None:
                 shard.tensor[low - first_row : high - first_row].copy_(values)
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copy a model's state to the CPU, every sharded table whole; all ranks call it.
+
+    Returns:
+        Names and tensors; on ranks other than 0 sharded tables are empty.
+    """
+    state = {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, ShardedTensor):
+            whole = torch.empty(value.size() if dist.get_rank() == 0 else 0)
+            value.gather(dst=0, out=whole if dist.get_rank() == 0 else None)
+            state[name] = whole
+        else:
+            state[name] = value.detach().cpu().clone()
+    return state
+
+
 def _block_seed(seed: int, name: str, block: int) -> int:
     text = f"{seed}/{name}/{block}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
@@ -133,3 +130,6 @@ def _tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         if isinstance(module, EmbeddingBagCollection):
             for name, bag in module.embedding_bags.items():
                 yield name, bag.weight
+        elif isinstance(module, EmbeddingCollection):
+            for name, table in module.embeddings.items():
+                yield name, table.weight

@@ -1,0 +1,114 @@
+"""Sequences without times: the form in which research code passes data around.
+
+A folder with two files: `sequences.txt`, one user a line, `user item item ...`, oldest
+first; and `items.jsonl`, one JSON object an item, with `item_id` and text fields. A
+field `categories` is the item's category. Fields that the prompt does not know are
+kept: a template may name them.
+"""
+
+import json
+from pathlib import Path
+from typing import TextIO
+
+import pyarrow as pa
+
+from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import (
+    ACTION,
+    CATEGORY,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    TIMESTAMP,
+    USER_ID,
+)
+
+SEQUENCES_FILE = "sequences.txt"
+CATALOGUE_FILE = "items.jsonl"
+INTERACTION = "interaction"
+_RENAMED = {"categories": CATEGORY}
+
+
+class SequenceFile(Dataset):
+    """Users' items in order; an event's time is its position, 0 for the oldest.
+
+    Ids are strings. Positions order the events of one user and say nothing across
+    users, so that only `split.kind=leave_one_out` makes sense of them.
+    """
+
+    def _sources(self, file: str) -> list[Path]:
+        return [
+            self.directory / (CATALOGUE_FILE if file == ITEMS_FILE else SEQUENCES_FILE)
+        ]
+
+    def _name(self, file: str) -> str:
+        return str(self._sources(file)[0])
+
+    def _read(self, file: str) -> pa.Table:
+        (path,) = self._sources(file)
+        if file == ITEMS_FILE:
+            return _read_items(path)
+        if file == INTERACTIONS_FILE:
+            return _read_sequences(path)
+        raise UserError(
+            f"{self.directory}: a sequences: data set has no impressions to rank; it "
+            "serves encode-content, train-towers and evaluate-retrieval"
+        )
+
+
+def _read_items(path: Path) -> pa.Table:
+    rows = []
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line)
+                row[ITEM_ID] = str(row[ITEM_ID])
+            except (json.JSONDecodeError, TypeError, KeyError):
+                raise UserError(
+                    f"{path}: line {number} is no JSON object with {ITEM_ID}; write "
+                    "one item a line"
+                ) from None
+            rows.append({_RENAMED.get(name, name): row[name] for name in row})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _read_sequences(path: Path) -> pa.Table:
+    users: list[str] = []
+    items: list[str] = []
+    positions: list[int] = []
+    first_line: dict[str, int] = {}
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            user, *events = line.split() or [""]
+            if not events:
+                raise UserError(
+                    f"{path}: line {number} has no `user item item ...`; remove it"
+                )
+            if first_line.setdefault(user, number) != number:
+                raise UserError(
+                    f"{path}: line {number} repeats user {user!r} of line "
+                    f"{first_line[user]}; put a user's events in one line"
+                )
+            users.extend([user] * len(events))
+            items.extend(events)
+            positions.extend(range(len(events)))
+    return pa.table(
+        {
+            USER_ID: users,
+            ITEM_ID: items,
+            TIMESTAMP: pa.array(positions, pa.int64()),
+            ACTION: [INTERACTION] * len(users),
+        }
+    )
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return path.open(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); a sequences: folder holds "
+            f"{SEQUENCES_FILE} and {CATALOGUE_FILE}"
+        ) from None

@@ -1,0 +1,151 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.datasets.split import SplitConfig, SplitTimes
+from learn_torchrec.errors import UserError
+from learn_torchrec.towers.holdout import (
+    RetrievalConfig,
+    baseline_scores,
+    evaluate_rows,
+    retrieval_task,
+    split_towers,
+)
+
+
+def make_sequences(lengths, seed=0):
+    random = np.random.default_rng(seed)
+    return SequenceSet(
+        user_ids=pa.array(range(len(lengths))),
+        offsets=np.r_[0, np.cumsum(lengths)],
+        items=random.integers(0, 40, sum(lengths)),
+        times=np.concatenate([np.arange(length) * 10 for length in lengths]),
+    )
+
+
+def moment(time):
+    return SplitTimes(towers_until=time, test_from=time)
+
+
+def test_new_users_are_held_out_by_arrival():
+    sequences = SequenceSet(
+        user_ids=pa.array(range(200)),
+        offsets=np.arange(201) * 4,
+        items=np.zeros(800, np.int64),
+        times=np.concatenate(
+            [np.arange(4) + (0 if user < 150 else 100) for user in range(200)]
+        ),
+    )
+    split = SplitConfig(min_events=3, validation_users=0.2)
+    held = split_towers(sequences, moment(3), split)
+    validation, test = held.validation.sequences, held.test.sequences
+    assert test.user_ids.to_pylist() == list(range(150, 200))
+    known = [*held.train.user_ids.to_pylist(), *validation.user_ids.to_pylist()]
+    assert sorted(known) == list(range(150))
+    assert 10 < len(validation) < 50
+    # Nothing at or after the cut-off reaches training or validation.
+    assert held.train.times.max() == validation.times.max() == 2
+    assert held.known_until == 3
+    with pytest.raises(UserError, match=r"no test user has split\.min_events=3"):
+        split_towers(sequences, moment(1000), SplitConfig(min_events=3))
+
+
+def test_a_moment_parts_history_from_targets():
+    lengths = np.random.default_rng(0).integers(2, 12, 400)
+    sequences = make_sequences(lengths)  # times 0, 10, 20, ...
+    split = SplitConfig(
+        holdout="time", min_events=4, validation_users=0.2, test_users=0.3
+    )
+    held = split_towers(sequences, moment(35), split)
+    groups = [
+        set(users.user_ids.to_pylist())
+        for users in (held.train, held.validation.sequences, held.test.sequences)
+    ]
+    assert not groups[0] & groups[1]
+    assert not groups[1] & groups[2]
+    assert not groups[0] & groups[2]
+    assert all(lengths[user] >= 4 for user in groups[0])
+    assert all(lengths[user] >= 5 for user in groups[1] | groups[2])
+    for task in (held.validation, held.test):
+        assert (np.diff(task.history.offsets) == 4).all()  # times 0 to 30
+        assert (task.sequences.times[task.last_history] == 30).all()
+        assert (
+            np.diff(task.targets.offsets).tolist()
+            == (task.sequences.lengths - 4).tolist()
+        )
+    assert held.cuts.tolist() == [4] * len(held.train)
+    assert held.known_until == sequences.times.max() + 1
+    with pytest.raises(UserError, match=r"no validation user .* move split\.towers"):
+        split_towers(sequences, moment(10_000), split)
+
+
+def test_leave_one_out():
+    sequences = make_sequences([5, 3, 6])
+    split = SplitConfig(holdout="leave_one_out", min_events=2)
+    held = split_towers(sequences, moment(0), split)
+    assert held.train.user_ids.to_pylist() == [0, 2]  # 3 events are too few
+    first, last = sequences.of(0), sequences.of(2)
+    assert held.train.of(0).tolist() == first[:3].tolist()
+    assert held.train.of(1).tolist() == last[:4].tolist()
+    assert held.validation.targets.rows.tolist() == [first[3], last[4]]
+    assert held.validation.history.rows.tolist() == [*first[:3], *last[:4]]
+    assert held.test.targets.rows.tolist() == [first[4], last[5]]
+    assert held.test.history.rows.tolist() == [*first[:4], *last[:5]]
+    ends = held.test.sequences.items[held.test.last_history]
+    assert ends.tolist() == [first[3], last[4]]
+
+
+def test_retrieval_task_and_baselines(store):
+    sequences = make_sequences([5, 2])
+    task = retrieval_task(sequences, np.array([4, 1]))
+    assert task.last_history.tolist() == [3, 5]
+    assert task.history.offsets.tolist() == [0, 4, 5]
+    assert task.targets.rows.tolist() == [sequences.items[4], sequences.items[6]]
+    everything = RetrievalConfig(ks=(40,), filter_history=False)
+    scores = baseline_scores(sequences, store, task)
+    groups = evaluate_rows(scores, sequences, len(store), task, everything)
+    for metrics in groups["all"].values():
+        assert metrics["r@40"] == 1.0
+    filtered = RetrievalConfig(ks=(40,), filter_history=True)
+    rows = evaluate_rows(scores, sequences, len(store), task, filtered)["all"]
+    expected = np.mean(
+        [
+            sequences.items[4] not in sequences.items[:4],
+            sequences.items[6] != sequences.items[5],
+        ]
+    )
+    for metrics in rows.values():
+        assert metrics["r@40"] == expected
+
+
+def test_groups_of_targets_by_hand(store):
+    # Training: item 0 four times, item 1 twice, item 2 once.
+    train = SequenceSet(
+        user_ids=pa.array([0]),
+        offsets=np.array([0, 7]),
+        items=np.array([0, 0, 1, 0, 2, 1, 0]),
+        times=np.arange(7),
+    )
+    tested = SequenceSet(
+        user_ids=pa.array([7, 8]),
+        offsets=np.array([0, 5, 7]),
+        items=np.array([3, 4, 4, 4, 1, 5, 2]),  # 3 4 4 | 4 1 and 5 | 2
+        times=np.arange(7),
+    )
+    task = retrieval_task(tested, np.array([3, 1]))
+    rows = baseline_scores(train, store, task)
+    first, second = rows["already_bought"](0, 2)
+    # Bought twice, bought once, then by popularity.
+    assert first.argsort(descending=True, stable=True)[:5].tolist() == [4, 3, 0, 1, 2]
+    assert second.argsort(descending=True, stable=True)[:4].tolist() == [5, 0, 1, 2]
+    config = RetrievalConfig(ks=(3,), tail_events=1)
+    groups = evaluate_rows(rows, train, len(store), task, config)
+    # All: user 7 finds 4 of {4, 1}, user 8 nothing of {2} in the first three.
+    assert groups["all"]["already_bought"]["r@3"] == (1 / 2 + 0) / 2
+    assert groups["all"]["popularity"]["r@3"] == (1 / 2 + 1) / 2
+    # New: 1 for user 7 and 2 for user 8, whose histories left the ranking.
+    assert groups["new"]["already_bought"]["targets"] == 2
+    assert groups["new"]["already_bought"]["r@3"] == 1.0
+    # Tail: items with at most one training event are 4 (none) and 2 (one).
+    assert groups["tail"]["already_bought"]["h@3"] == 1 / 2

@@ -1,0 +1,352 @@
+"""Item ids and the next-item objective: the towers for short sequences."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+
+from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.errors import UserError
+from learn_torchrec.towers import loss as losses
+from learn_torchrec.towers.batch import attach_content, next_item_batches
+from learn_torchrec.towers.encoder import EncoderShape
+from learn_torchrec.towers.holdout import (
+    RetrievalConfig,
+    TowersSplit,
+    retrieval_task,
+)
+from learn_torchrec.towers.ids import ItemIds, keyed
+from learn_torchrec.towers.inference import encode_catalogue, encode_histories
+from learn_torchrec.towers.loss import LossConfig, next_item_loss
+from learn_torchrec.towers.model import TowersModelConfig, TwinTowerTrain
+from learn_torchrec.towers.repeat import Seen
+from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
+from learn_torchrec.towers.training import (
+    TowersConfig,
+    TowersTrainingConfig,
+    build_towers,
+    train_towers,
+)
+from learn_torchrec.training.optim import OptimizerConfig
+from learn_torchrec.training.run_log import RunLog
+
+CPU = torch.device("cpu")
+SHAPE = EncoderShape(
+    width=16, num_layers=1, num_heads=2, feed_forward_dim=32, vector_dim=8, dropout=0.0
+)
+
+
+def make_sequences(users=30, seed=0):
+    random = np.random.default_rng(seed)
+    lengths = random.integers(3, 9, users)
+    return SequenceSet(
+        user_ids=pa.array([f"u{user}" for user in range(users)]),
+        offsets=np.r_[0, np.cumsum(lengths)],
+        items=random.integers(0, 30, lengths.sum()),
+        times=np.concatenate([np.arange(length) for length in lengths]),
+    )
+
+
+def make_towers(store, inputs="content+id", item_tower="projection", half_trust=0.0):
+    torch.manual_seed(0)
+    config = TowersModelConfig(
+        encoder=SHAPE, inputs=inputs, item_tower=item_tower, id_half_trust=half_trust
+    )
+    counts = torch.arange(len(store))  # item 0 was never seen
+    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
+    return build_towers(config, mean, std, counts)
+
+
+def config_of(**changes):
+    return TowersConfig(
+        model=TowersModelConfig(
+            encoder=SHAPE, inputs="content+id", item_tower="projection"
+        ),
+        sampling=SamplingConfig(history_length=8, target_length=8),
+        loss=LossConfig(objective="next_item"),
+        optimizer=changes.pop("optimizer", OptimizerConfig(learning_rate=1e-2)),
+        training=TowersTrainingConfig(
+            **{"epochs": 3, "batch_size": 10, "table_learning_rate": 0.1} | changes
+        ),
+    )
+
+
+def data_of(sequences):
+    task = retrieval_task(sequences, sequences.lengths - 1)
+    return TowersSplit(
+        train=sequences.without_last(1),
+        cuts=None,
+        validation=task,
+        test=task,
+        known_until=9,
+    )
+
+
+def test_each_event_is_paired_with_the_next():
+    sample = next_item_sample(np.array([4, 7, 5, 9]), history_length=2)
+    assert sample.history.tolist() == [7, 5]
+    assert sample.target.tolist() == [5, 9]
+    assert sample.anchors.tolist() == sample.positives.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("num_candidates", [0, 12])
+def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
+    del one_rank
+    sequences = make_sequences()
+    batches = list(
+        next_item_batches(
+            sequences,
+            5,
+            40,
+            num_candidates=num_candidates,
+            batch_size=10,
+            seed=0,
+            epoch=1,
+        )
+    )
+    assert sorted(np.concatenate([b.users for b in batches])) == list(range(30))
+    for batch in batches:
+        rows = batch.item_rows
+        assert len(rows) == len(set(rows.tolist()))
+        candidates = rows[batch.candidates]
+        assert len(set(candidates.tolist())) == (num_candidates or 40)
+        for user, anchors, positives in zip(
+            batch.users, batch.anchors, batch.positives, strict=True
+        ):
+            recent = sequences.of(int(user))[-6:].tolist()
+            real = anchors >= 0
+            assert rows[batch.history[anchors[real]]].tolist() == recent[:-1]
+            assert rows[batch.target[positives[real]]].tolist() == recent[1:]
+
+
+@pytest.mark.parametrize("chunk", [2, 4096])
+@pytest.mark.parametrize("num_candidates", [11, 5])
+@pytest.mark.parametrize("with_extras", [False, True])
+def test_the_loss_equals_the_naive_formula(
+    chunk, num_candidates, with_extras, monkeypatch
+):
+    monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", chunk)
+    random = torch.Generator().manual_seed(1)
+    users = F.normalize(torch.randn(4, 3, 5, generator=random), dim=-1)
+    vectors = F.normalize(torch.randn(11, 5, generator=random), dim=-1)
+    users.requires_grad_()
+    vectors.requires_grad_()
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]).bool()
+    positives = torch.randint(0, 11, (4, 3), generator=random)
+    candidates = torch.randperm(11, generator=random)[:num_candidates]
+    offsets, seen, met = None, None, torch.zeros(12, 11)
+    if with_extras:
+        offsets = torch.randn(11, generator=random)
+        anchor = torch.tensor([0, 0, 1, 3, 6, 7, 8, 9, 10])
+        item = torch.randint(0, 11, (9,), generator=random)
+        item[2] = positives[0, 1]  # one anchor's own positive is met again
+        item[1] = (item[0] + 1) % 11
+        seen = Seen(anchor, item, torch.randn(9, generator=random))
+        met = met.index_put((anchor, item), seen.score)
+
+    terms = []
+    for user, position in mask.nonzero().tolist():
+        own = positives[user, position]
+        items = torch.stack([own, *(c for c in candidates if c != own)])
+        similarity = vectors[items] @ users[user, position]
+        logits = (similarity + met[user * 3 + position, items]) / 0.1
+        if offsets is not None:
+            logits = logits + offsets[items]
+        terms.append(-logits.log_softmax(0)[0])
+    expected = torch.stack(terms).mean()
+    gradients = torch.autograd.grad(expected, (users, vectors))
+
+    inputs = [x.detach().clone().requires_grad_() for x in (users, vectors)]
+    loss = next_item_loss(
+        *inputs,
+        mask,
+        positives,
+        candidates,
+        temperature=0.1,
+        offsets=offsets,
+        seen=seen,
+    )
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    loss.backward()
+    assert inputs[0].grad[~mask].abs().sum() == 0
+    for value, naive in zip(inputs, gradients, strict=True):
+        torch.testing.assert_close(value.grad, naive, atol=1e-5, rtol=1e-5)
+
+
+def test_over_the_whole_catalogue_it_is_cross_entropy():
+    users = torch.randn(6, 1, 4)
+    vectors = torch.randn(9, 4)
+    positives = torch.randint(0, 9, (6, 1))
+    mask = torch.ones(6, 1, dtype=torch.bool)
+    loss = next_item_loss(
+        users, vectors, mask, positives, torch.arange(9), temperature=0.5
+    )
+    expected = F.cross_entropy(users[:, 0] @ vectors.T / 0.5, positives[:, 0])
+    torch.testing.assert_close(loss, expected)
+
+
+def test_an_id_counts_as_much_as_is_known_of_it():
+    counts = torch.tensor([0, 1, 5, 95])
+    ids = ItemIds(counts, dim=4, half_trust=5.0)
+    assert ids.trust.tolist() == pytest.approx([0, 1 / 6, 1 / 2, 0.95])
+    rows = torch.tensor([3, 0, 2])
+    looked_up = ids(keyed(rows))
+    table = ids.table.embeddings["t_item_id"].weight
+    torch.testing.assert_close(looked_up, table[rows] * ids.trust[rows, None])
+    assert looked_up[1].abs().sum() == 0  # an item that was never seen has no id
+    assert ItemIds(counts, dim=4, half_trust=0.0).trust.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("inputs", ["id", "content+id"])
+@pytest.mark.parametrize("item_tower", ["self", "projection"])
+def test_every_parameter_learns(store, one_rank, inputs, item_tower):
+    del one_rank
+    towers = make_towers(store, inputs, item_tower)
+    task = TwinTowerTrain(towers, LossConfig(objective="next_item"))
+    ids = next_item_batches(
+        make_sequences(),
+        8,
+        len(store),
+        num_candidates=0,
+        batch_size=30,
+        seed=0,
+        epoch=0,
+    )
+    batch = next(attach_content(ids, store, with_ids=True))
+    task(batch)[0].backward()
+    for name, parameter in task.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+    assert (
+        "towers.encoder.content_projection.weight" in dict(task.named_parameters())
+    ) == (inputs != "id")
+    assert not batch.content.requires_grad
+
+
+def test_the_projection_tower_skips_the_transformer(store):
+    towers = make_towers(store).eval()
+    content = torch.from_numpy(store.gather(np.arange(3)))
+    id_vectors = towers.id_vectors(keyed(torch.arange(3)))
+    items = torch.tensor([2, 0])
+    vectors = towers.encode_items(content, items, id_vectors)
+    embedded = towers.encoder.content_projection(towers.encoder.standardized(content))
+    expected = towers.encoder.vector_projection(embedded + id_vectors)[items]
+    torch.testing.assert_close(vectors, F.normalize(expected, dim=-1))
+
+
+def test_inference_reads_the_ids(store):
+    towers, sequences = make_towers(store).eval(), make_sequences(4)
+    ends = sequences.offsets[1:] - 1
+    items = encode_catalogue(towers, store, np.arange(len(store)), CPU)
+    users = encode_histories(towers, store, sequences, ends, 8, CPU)
+    with torch.no_grad():
+        towers.ids.table.embeddings["t_item_id"].weight.normal_()
+    assert not torch.allclose(
+        items, encode_catalogue(towers, store, np.arange(len(store)), CPU)
+    )
+    again = encode_histories(towers, store, sequences, ends, 8, CPU)
+    assert not torch.allclose(users, again)
+    rows = sequences.of(2)
+    content = torch.from_numpy(store.gather(rows))
+    alone = towers.encoder(
+        content,
+        torch.arange(len(rows)),
+        torch.tensor([len(rows)]),
+        id_vectors=towers.id_vectors(keyed(torch.from_numpy(rows))),
+    )
+    torch.testing.assert_close(again[2], alone[-1])
+
+
+def test_training_finds_an_order_and_comes_back_from_disk(store, one_rank, tmp_path):
+    """Every user walks the same ring of items, so that the next one is certain."""
+    del one_rank
+    users, length = 60, 6
+    starts = np.random.default_rng(0).integers(0, 20, users)
+    items = (starts[:, None] + np.arange(length)).flatten() % 20
+    sequences = SequenceSet(
+        user_ids=pa.array(range(users)),
+        offsets=np.arange(users + 1) * length,
+        items=items,
+        times=np.tile(np.arange(length), users),
+    )
+    config = config_of(epochs=30)
+    with RunLog(tmp_path / "towers") as log:
+        trained = train_towers(
+            config, data_of(sequences), store, RetrievalConfig(ks=(1, 5)), CPU, log
+        )
+    assert trained.facts["validation"]["r@1"] > 0.9
+    assert trained.state["ids.table.embeddings.t_item_id.weight"].shape == (40, 16)
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert {"loss", "users_per_s", "tokens_per_s", "peak_share", "peak_memory_mb"} <= (
+        lines[-1].keys()
+    )
+
+
+def test_training_may_start_from_given_weights(store, one_rank, tmp_path):
+    del one_rank
+    encoder = make_towers(store).encoder
+    torch.nn.init.normal_(encoder.vector_projection.weight)
+    optimizer = OptimizerConfig(learning_rate=1e-12)
+    with RunLog(tmp_path / "towers") as log:
+        trained = train_towers(
+            config_of(optimizer=optimizer, epochs=1),
+            data_of(make_sequences()),
+            store,
+            RetrievalConfig(ks=(1,)),
+            CPU,
+            log,
+            encoder.state_dict(),
+        )
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(trained.state[f"encoder.{name}"], value)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_users(store, one_rank, tmp_path):
+    del one_rank
+    optimizer = OptimizerConfig(learning_rate=1e30, max_grad_norm=0.0, warmup=0.0)
+    config = config_of(optimizer=optimizer, table_learning_rate=1e30)
+    with (
+        RunLog(tmp_path / "towers") as log,
+        pytest.raises(UserError, match=r"the loss is nan in a batch of 10 users.*'u"),
+    ):
+        train_towers(
+            config,
+            data_of(make_sequences()),
+            store,
+            RetrievalConfig(ks=(1,)),
+            CPU,
+            log,
+        )
+    (path,) = tmp_path.glob("logs/*.non_finite.0.json")
+    body = json.loads(path.read_text())
+    assert len(body["users"]) == 10
+    assert set(body["users"]) <= {f"u{user}" for user in range(30)}
+    assert not math.isfinite(float(body["loss"]))
+
+
+def test_wrong_settings_are_named(store, one_rank, tmp_path):
+    del one_rank
+    with pytest.raises(ValueError, match="item_tower=content has no place for ids"):
+        TowersModelConfig(inputs="id", item_tower="content")
+    with pytest.raises(ValueError, match="nothing to correct"):
+        LossConfig(objective="next_item", sampling_correction=True)
+    causal = TowersConfig(loss=LossConfig(objective="next_item"))
+    split = TowersConfig(sampling=SamplingConfig(cut="split"))
+    for config, message in (
+        (causal, "set towers.model.item_tower to self or projection"),
+        (split, r"only split\.holdout=time"),
+    ):
+        with RunLog(tmp_path / "t") as log, pytest.raises(UserError, match=message):
+            train_towers(
+                config,
+                data_of(make_sequences()),
+                store,
+                RetrievalConfig(),
+                CPU,
+                log,
+            )
