@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from learn_torchrec.evaluation.topk import top_items
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
 from learn_torchrec.towers.loss import dense_all_action_loss
 
@@ -51,3 +52,16 @@ def test_the_loss_and_its_gradient():
         results.append([loss.detach().cpu(), *(x.grad.cpu() for x in inputs)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-3)
+
+
+def test_the_best_items():
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randn(50, 16, generator=generator)
+    items = torch.randn(3000, 16, generator=generator)
+    expected = top_items(users, items, 20)
+    found = top_items(users.cuda(), items.cuda(), 20)
+    # Scores that differ in the last bits may change places, and nothing else.
+    assert (found.items == expected.items).mean() > 0.99
+    torch.testing.assert_close(
+        torch.from_numpy(found.scores), torch.from_numpy(expected.scores)
+    )

@@ -76,9 +76,7 @@ def _count(
     ties: Ties,
 ) -> GroupPairs:
     # Negatives of a tie block stand before its positives, so at first ties are won.
-    keys = groups.astype(np.uint64)
-    keys <<= np.uint64(_SCORE_BITS)
-    keys |= _order_bits(scores)
+    keys = _keys(groups, scores)
     keys <<= np.uint64(_LABEL_BITS)
     keys |= is_positive
     keys.sort()
@@ -99,6 +97,14 @@ def _count(
     if share:
         total = total - share * _tied_pairs(keys, num_groups)
     return GroupPairs._make(np.float64(x) for x in (total, positive, negative))
+
+
+def _keys(groups: Int64Array, scores: Scores) -> npt.NDArray[np.uint64]:
+    """Return uint64 [N] that compare by group, then by score."""
+    keys = groups.astype(np.uint64)
+    keys <<= np.uint64(_SCORE_BITS)
+    keys |= _order_bits(scores)
+    return keys
 
 
 def _order_bits(scores: Scores) -> npt.NDArray[np.uint32]:
@@ -143,12 +149,14 @@ def _count_weighted(
     if not len(groups):
         nothing = np.zeros(num_groups)
         return GroupPairs(nothing, nothing, nothing)
-    order = np.lexsort((scores, groups))
-    group, score = groups[order], scores[order]
+    keys = _keys(groups, scores)
+    order = np.argsort(keys)
+    keys = keys[order]
     weight, label = weights[order], is_positive[order]
+    group = (keys >> np.uint64(_SCORE_BITS)).view(np.int64)
     is_new_group = np.diff(group, prepend=-1) != 0
-    is_new_block = is_new_group.copy()
-    is_new_block[1:] |= score[1:] != score[:-1]
+    is_new_block = np.ones(len(keys), dtype=bool)
+    is_new_block[1:] = keys[1:] != keys[:-1]
     block_starts = np.flatnonzero(is_new_block)
     positive = np.add.reduceat(weight * label, block_starts)
     negative = np.add.reduceat(weight * ~label, block_starts)

@@ -46,7 +46,7 @@ from learn_torchrec.evaluation.auc import (
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.pairs import GroupPairs, Scores, count_pairs
 from learn_torchrec.evaluation.ranks import OneRank, Ranks
-from learn_torchrec.schema import USER_ID
+from learn_torchrec.schema import CLICK, USER_ID, WEIGHT
 
 _SHARD_BITS = 10
 _NUM_SHARDS = 1 << _SHARD_BITS
@@ -123,6 +123,7 @@ class MetricsStream:
         # String ids get their codes when all are known.
         self._strings: list[tuple[pa.DictionaryArray, _Rows]] = []
         self._first_row = 0
+        self._optional: tuple[bool, bool] | None = None
 
     def add(
         self,
@@ -136,7 +137,14 @@ class MetricsStream:
 
         Raises:
             UserError: see `auc.evaluate_auc`; rows are counted over all batches.
+                Weights or clicks in some batches only.
         """
+        given = weights is not None, clicks is not None
+        if self._optional not in (None, given):
+            raise UserError(
+                f"{WEIGHT}, {CLICK}: in some batches only; give them in all or in none"
+            )
+        self._optional = given
         ids = as_id_array(user_ids, USER_ID)
         columns = check_columns(
             len(ids), labels, scores, weights, clicks, first_row=self._first_row
@@ -360,8 +368,8 @@ def _exchange(mine: _Rows, owners: Int64Array, ranks: Ranks) -> _Rows:
     received: list[Any] = []
     for number, column in enumerate(mine):
         dtypes = {kind[number] for kind in kinds}
-        if not dtypes or None in dtypes:
-            received.append(None if not dtypes and column is None else column)
+        if not dtypes or None in dtypes:  # no rows anywhere, or no such column
+            received.append(column)
             continue
         dtype = np.result_type(*dtypes)
         if column is None or not len(column):

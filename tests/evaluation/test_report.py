@@ -14,9 +14,16 @@ import pytest
 from apps import evaluate_ab, evaluate_auc, report
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.predictions import Predictions
-from learn_torchrec.evaluation.report import run
+from learn_torchrec.evaluation.report.calibration import calibration_bins
+from learn_torchrec.evaluation.report.outcomes import SIMULATED
 from learn_torchrec.evaluation.report.parts import Report, Section, Table
 from learn_torchrec.evaluation.report.render import to_html, to_markdown
+from learn_torchrec.evaluation.report.run import read_run
+from learn_torchrec.evaluation.report.vectors import (
+    mean_cosine,
+    neighbours_kept,
+    two_dimensions,
+)
 
 NUM_ITEMS = 40
 
@@ -129,11 +136,9 @@ def test_html_markdown_and_json_hold_the_same_numbers(page: Path) -> None:
 
 
 def test_a_simulated_test_says_so_in_every_format(page: Path) -> None:
-    assert json.loads(page.with_suffix(".json").read_text())["notices"] == [
-        run.SIMULATED
-    ]
+    assert json.loads(page.with_suffix(".json").read_text())["notices"] == [SIMULATED]
     for text in (page.read_text(), page.with_suffix(".md").read_text()):
-        assert run.SIMULATED in text
+        assert SIMULATED in text
         assert "A/B test, simulated" in text
 
 
@@ -183,7 +188,7 @@ def test_an_empty_and_a_damaged_run_are_refused(tmp_path: Path) -> None:
 
 def test_parts_that_are_missing_have_no_section(tmp_path: Path) -> None:
     manifest(tmp_path / "content", "content", {"items": 3})
-    made = run.read_run(tmp_path)
+    made = read_run(tmp_path)
     assert [section.name for section in made.sections] == ["data"]
     assert "–" in to_markdown(made)  # the seconds of a stage that no one measured
 
@@ -202,21 +207,21 @@ def test_calibration_bins_by_hand() -> None:
     scores = np.repeat([0.1, 0.6], [30, 10])
     labels = np.concatenate([np.ones(6), np.zeros(24), np.ones(9), np.zeros(1)])
     columns = {"source": "", "user_ids": pa.array([1] * 40), "labels": labels}
-    bins = run.calibration_bins(Predictions(scores=scores, **columns))
+    bins = calibration_bins(Predictions(scores=scores, **columns))
     assert bins == [
         (pytest.approx(0.1), pytest.approx(0.2), 30),
         (pytest.approx(0.6), pytest.approx(0.9), 10),
     ]
-    assert run.calibration_bins(Predictions(scores=scores + 1, **columns)) == []
+    assert calibration_bins(Predictions(scores=scores + 1, **columns)) == []
 
 
 def test_what_is_said_of_vectors_by_hand() -> None:
-    assert run.mean_cosine(np.array([[1.0, 0], [2, 0], [0, 3]])) == pytest.approx(1 / 3)
+    assert mean_cosine(np.array([[1.0, 0], [2, 0], [0, 3]])) == pytest.approx(1 / 3)
     corners = np.array([[0.0, 0], [0, 1], [9, 9], [9, 10]])
-    assert run.neighbours_kept(corners, corners, 1) == 1
+    assert neighbours_kept(corners, corners, 1) == 1
     swapped = corners[[0, 2, 1, 3]]
-    assert run.neighbours_kept(corners, swapped, 1) == 0
-    flat = run.two_dimensions(np.outer(np.arange(5.0), [1, 1, 1]))
+    assert neighbours_kept(corners, swapped, 1) == 0
+    flat = two_dimensions(np.outer(np.arange(5.0), [1, 1, 1]))
     assert np.abs(flat[:, 1]).max() < 1e-9
     ends, steps = abs(flat[0, 0] - flat[4, 0]), abs(flat[0, 0] - flat[1, 0])
     assert ends == pytest.approx(4 * steps)

@@ -228,6 +228,13 @@ def test_bad_rows_are_counted_over_all_batches() -> None:
         result.add([1, 1], [0, 1], [0.1, math.inf])
 
 
+def test_weights_in_some_batches_only_are_refused() -> None:
+    result = MetricsStream()
+    result.add([1, 1], [0, 1], [0.1, 0.2], [1, 2])
+    with pytest.raises(UserError, match="weight, click: in some batches only"):
+        result.add([1, 1], [0, 1], [0.1, 0.2])
+
+
 def test_an_empty_file_and_ties_by_order_are_refused(tmp_path: Path) -> None:
     columns = [np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), None]
     write(tmp_path / "p.parquet", columns)

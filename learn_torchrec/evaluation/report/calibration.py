@@ -1,0 +1,75 @@
+"""The section on calibration, from the predictions of a run."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learn_torchrec.evaluation.predictions import Predictions, read_predictions
+from learn_torchrec.evaluation.report import figures
+from learn_torchrec.evaluation.report.parts import Section, Table
+from learn_torchrec.schema import PREDICTIONS_FILE
+
+_BINS = 10
+
+
+def calibration(
+    directory: Path, manifests: Mapping[str, dict[str, Any]]
+) -> Iterator[Section]:
+    """Yield the section, if the run has predictions that are probabilities."""
+    series = {}
+    rows: list[list[Any]] = []
+    for stage, manifest in manifests.items():
+        path = directory / stage / PREDICTIONS_FILE
+        if manifest.get("kind") != "predictions" or not path.exists():
+            continue
+        bins = calibration_bins(read_predictions(path.parent))
+        if bins:
+            series[stage] = ([b[0] for b in bins], [b[1] for b in bins])
+            rows += [[stage, number, *one] for number, one in enumerate(bins, start=1)]
+    if not rows:
+        return
+    gaps = {
+        name: max(abs(a - b) for a, b in zip(*xy, strict=True))
+        for name, xy in series.items()
+    }
+    words = "; ".join(f"{name} at most {gap:.4f} off" for name, gap in gaps.items())
+    table = Table(
+        name="calibration-bins",
+        title="Score calibration",
+        columns=["predictions", "bin", "mean score", "observed rate", "rows"],
+        formats=["", "d", ".4f", ".4f", ",d"],
+        rows=rows,
+        note=f"{_BINS} bins of equally many rows, by score.",
+    )
+    figure = figures.calibration(
+        "calibration-curve",
+        "Observed rate over mean score",
+        series,
+        f"Observed rate of the label over the mean score in {_BINS} bins: {words}.",
+    )
+    yield Section(
+        name="calibration", title="Calibration", tables=[table], figures=[figure]
+    )
+
+
+def calibration_bins(predictions: Predictions) -> list[tuple[float, float, int]]:
+    """Return (mean score, observed rate, rows) of bins of equally many rows.
+
+    Equal scores stay in one bin. None at all where scores are no probabilities.
+    """
+    scores, labels = predictions.scores, predictions.labels
+    if scores.min() < 0 or scores.max() > 1:
+        return []
+    edges = np.unique(np.quantile(scores, np.arange(1, _BINS) / _BINS))
+    bins = np.searchsorted(edges, scores, side="right")
+    weights = predictions.weights
+    weights = np.ones(len(scores)) if weights is None else weights
+    totals = np.bincount(bins, weights)
+    means, rates = (np.bincount(bins, weights * x) for x in (scores, labels))
+    counts = np.bincount(bins)
+    return [
+        (float(means[b] / totals[b]), float(rates[b] / totals[b]), int(counts[b]))
+        for b in np.flatnonzero(totals > 0)
+    ]

@@ -1,0 +1,150 @@
+"""The sections on ranking and retrieval, from the metrics that a run wrote."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from learn_torchrec.evaluation.report import figures
+from learn_torchrec.evaluation.report.parts import (
+    COHORT_TITLES,
+    Figure,
+    Section,
+    Table,
+    scaled,
+)
+
+_RETRIEVAL_TITLES = {
+    "learn": "LEARN",
+    "popularity": "popularity",
+    "content_mean": "averaged content vectors (Baseline-v1)",
+    "already_bought": "already bought, then popularity",
+}
+
+
+def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
+    """Yield the section on ranking, if the run has one."""
+    by_name = metrics.get("ranking")
+    if not by_name:
+        return
+    differences = metrics.get("ranking_difference", {})
+    yield Section(
+        name="ranking",
+        title="Ranking",
+        text=[
+            "AUC is pooled over all rows; UAUC is the mean of the users' AUCs, WUAUC "
+            "weights it by impressions. Ties count one half, users of one class are "
+            "left out.",
+        ],
+        tables=[_ranking_table(by_name), *_difference_tables(differences)],
+        figures=[
+            _lift_figure(pair, metric, cohorts)
+            for pair, cohorts in differences.items()
+            for metric in ("uauc", "wuauc", "auc")
+        ],
+    )
+
+
+def _ranking_table(ranking: Mapping[str, Any]) -> Table:
+    names = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
+    rows = [
+        [
+            name,
+            COHORT_TITLES.get(cohort, cohort),
+            values["rows"],
+            _share(values["rows"], cohorts["all"]["rows"]),
+            values["users_kept"],
+            *(values[metric] for metric in names),
+        ]
+        for name, cohorts in ranking.items()
+        for cohort, values in cohorts.items()
+    ]
+    return Table(
+        name="ranking-metrics",
+        title="Metrics by cohort",
+        columns=["predictions", "cohort", "rows", "share, %", "users kept", *names],
+        formats=["", "", ",d", ".2f", ",d", *[".4f"] * len(names)],
+        rows=rows,
+    )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return 100 * part / whole if whole else None
+
+
+def _difference_tables(differences: Mapping[str, Any]) -> Iterator[Table]:
+    for pair, cohorts in differences.items():
+        rows = [
+            [
+                COHORT_TITLES.get(cohort, cohort),
+                metric,
+                *(scaled(one[part], 100) for part in ("difference", "low", "high")),
+                one["p_value"],
+                one.get("p_adjusted"),
+            ]
+            for cohort, metrics in cohorts.items()
+            for metric, one in metrics.items()
+        ]
+        yield Table(
+            name=f"difference-{pair}",
+            title=f"Difference {pair}, percentage points",
+            columns=["cohort", "metric", "points", "low", "high", "p", "p (Holm)"],
+            formats=["", "", "+.2f", "+.2f", "+.2f", ".3f", ".3f"],
+            rows=rows,
+            note="95 % interval of a paired bootstrap over users. "
+            f"{len(rows)} comparisons: one in twenty has p below 0.05 by chance; "
+            "Holm's p corrects for their number.",
+        )
+
+
+def _lift_figure(pair: str, metric: str, cohorts: Mapping[str, Any]) -> Figure:
+    rows = []
+    for cohort, metrics in cohorts.items():
+        one = metrics[metric]
+        if one["difference"] is not None:
+            values = (100 * one[part] for part in ("difference", "low", "high"))
+            rows.append((COHORT_TITLES.get(cohort, cohort), *values))
+    words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)
+    label = f"{metric.upper()}, percentage points"
+    return figures.intervals(
+        f"lift-{pair}-{metric}",
+        f"{metric.upper()} difference by cohort, {pair}",
+        rows,
+        label,
+        f"{label}, with 95 % intervals: {words}.",
+    )
+
+
+def retrieval(metrics: Mapping[str, Any]) -> Iterator[Section]:
+    """Yield the section on retrieval, if the run has one."""
+    by_name = metrics.get("retrieval")
+    if not by_name:
+        return
+    rows = dict(_flat_retrieval(by_name))
+    columns = list(next(iter(rows.values())))
+    is_count = ["@" not in name and name != "mrr" for name in columns]
+    table = Table(
+        name="retrieval-metrics",
+        title="Retrieval",
+        columns=["vectors", *columns],
+        formats=["", *(",.0f" if count else ".4f" for count in is_count)],
+        rows=[
+            [name, *(values.get(column) for column in columns)]
+            for name, values in rows.items()
+        ],
+        note="h: hits over (user, target) pairs; r: mean recall of the users; hit_any: "
+        "users with a hit; n: NDCG; mrr: over the full ranking.",
+    )
+    yield Section(name="retrieval", title="Retrieval", tables=[table])
+
+
+def _flat_retrieval(
+    retrieval: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (name, metrics) pairs, however deep subsets of targets are nested."""
+    for name, values in retrieval.items():
+        if not isinstance(values, Mapping):
+            continue
+        title = prefix + _RETRIEVAL_TITLES.get(name, name)
+        numbers = {k: v for k, v in values.items() if not isinstance(v, Mapping)}
+        if any(k.startswith(("h@", "r@")) for k in numbers):
+            yield title, numbers
+        yield from _flat_retrieval(values, f"{title}, ")

@@ -1,0 +1,132 @@
+"""The section on item vectors before and after the towers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from learn_torchrec.evaluation.arrays import Float64Array
+from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
+from learn_torchrec.evaluation.predictions import read_predictions
+from learn_torchrec.evaluation.report import figures
+from learn_torchrec.evaluation.report.parts import COHORT_TITLES, Section
+from learn_torchrec.schema import (
+    ITEM_ID,
+    ITEM_VECTORS_FILE,
+    PREDICTIONS_FILE,
+    VECTOR,
+)
+
+_NEIGHBOURS = 10
+_MAP_ITEMS = 3000
+
+
+def vectors(directory: Path) -> Iterator[Section]:
+    """Yield the section, if the run has both kinds of vectors."""
+    content_path = directory / "content" / "vectors.npy"
+    ids_path = directory / "content" / "item_ids.parquet"
+    towers_path = directory / "vectors" / ITEM_VECTORS_FILE
+    if not (content_path.exists() and ids_path.exists() and towers_path.exists()):
+        return
+    ids = pq.read_table(ids_path)[ITEM_ID].to_pylist()
+    table = pq.read_table(towers_path)
+    after_rows = {item: row for row, item in enumerate(table[ITEM_ID].to_pylist())}
+    shared = [(row, after_rows[i]) for row, i in enumerate(ids) if i in after_rows]
+    if len(shared) < 3:
+        return
+    step = len(shared) // _MAP_ITEMS + 1
+    before_rows, rows = np.array(shared[::step]).T
+    before = np.load(content_path, mmap_mode="r")[before_rows].astype(np.float64)
+    flat = table[VECTOR].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    after = flat.reshape(table.num_rows, -1)[rows].astype(np.float64)
+    names = [ids[row] for row in before_rows]
+    groups = _item_groups(directory, names)
+    kept = neighbours_kept(before, after, _NEIGHBOURS)
+    cosines = {"before": mean_cosine(before), "after": mean_cosine(after)}
+    drawn = [
+        figures.scatter(
+            f"map-{name}",
+            f"Item vectors {name} the towers",
+            two_dimensions(vectors),
+            groups,
+            f"{len(names):,} items in the two directions in which their "
+            f"{vectors.shape[1]}-dim vectors {name} the towers vary most, by "
+            "activity cohort. The cosine of two random items is "
+            f"{cosines[name]:.3f} on average.",
+        )
+        for name, vectors in (("before", before), ("after", after))
+    ]
+    yield Section(
+        name="vectors",
+        title="Content vectors before and after the towers",
+        text=[
+            f"Of an item's {_NEIGHBOURS} nearest items by content, {kept:.1%} are "
+            "among its nearest after the towers: what behaviour moved."
+        ],
+        figures=drawn,
+    )
+
+
+def _item_groups(directory: Path, items: list[Any]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the items of each activity cohort at the end of the predictions."""
+    everyone = {"items": np.ones(len(items), dtype=bool)}
+    bounds = CohortConfig()
+    for path in sorted(directory.glob(f"*/{PREDICTIONS_FILE}")):
+        predictions = read_predictions(path.parent)
+        if predictions.item_ids is None or predictions.item_activity is None:
+            continue
+        known: dict[Any, int] = {}
+        seen = zip(
+            predictions.item_ids.to_pylist(),
+            predictions.item_activity.tolist(),
+            strict=True,
+        )
+        for item, activity in seen:
+            known[item] = max(activity, known.get(item, 0))
+        counts = np.array([known.get(item, -1) for item in items])
+        cohorts = assign_cohorts(
+            np.maximum(counts, 0), bounds.item_long_tail_from, bounds.item_others_from
+        )
+        groups = {
+            COHORT_TITLES[f"item_{name}"]: mask & (counts >= 0)
+            for name, mask in cohorts.items()
+        }
+        return groups | {"not in the test": counts < 0}
+    return everyone
+
+
+def two_dimensions(vectors: Float64Array) -> Float64Array:
+    """Return [N, 2]: the vectors along their two directions of largest variance."""
+    centred = vectors - vectors.mean(axis=0)
+    spread = centred.std(axis=0)
+    centred = centred / np.where(spread > 1e-12, spread, 1.0)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    return centred @ directions[:, :-3:-1]
+
+
+def mean_cosine(vectors: Float64Array) -> float:
+    """Return the mean cosine of two different rows."""
+    units = _units(vectors)
+    count = len(units)
+    return float((np.square(units.sum(axis=0)).sum() - count) / (count * (count - 1)))
+
+
+def neighbours_kept(before: Float64Array, after: Float64Array, k: int) -> float:
+    """Return the share of the rows' k nearest rows that are nearest in both."""
+    k = min(k, len(before) - 1)
+    nearest = []
+    for vectors in (before, after):
+        units = _units(vectors - vectors.mean(axis=0))
+        cosines = units @ units.T
+        np.fill_diagonal(cosines, -np.inf)
+        nearest.append(np.argpartition(-cosines, k - 1, axis=1)[:, :k])
+    same = [len(np.intersect1d(*pair)) for pair in zip(*nearest, strict=True)]
+    return float(np.mean(same)) / k
+
+
+def _units(vectors: Float64Array) -> Float64Array:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-30))
