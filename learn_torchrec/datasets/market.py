@@ -109,6 +109,9 @@ class Market(Dataset):
         body = f"{_VERSION}/{file}/{dataclasses.astuple(self.config)}"
         return hashlib.sha256(body.encode()).hexdigest()
 
+    def _name(self, file: str) -> str:
+        return f"{self.directory}/{file}"
+
     def _read(self, file: str) -> pa.Table:
         return {
             ITEMS_FILE: self._read_items,
