@@ -185,6 +185,14 @@ def test_workers(rows: RowGroups) -> None:
         list(Loader(rows, slow, transform=hang).batches(0))
 
 
+def test_what_is_sent_to_a_worker(rows: RowGroups) -> None:
+    loader = Loader(rows, CONFIG)
+    again = pickle.loads(pickle.dumps(loader))
+    first, second = next(loader.batches(0)), next(again.batches(0))
+    assert first.equals(second)
+    assert again.state(0, 1) == loader.state(0, 1)
+
+
 def test_partitioned_folders_and_pruned_columns(tmp_path: Path) -> None:
     table = pa.table({"value": [3, 1, 2], "day": ["b", "a", "b"], "x": [0, 0, 0]})
     pq.write_to_dataset(table, tmp_path / "p", partition_cols=["day"])
