@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="published way to judge, in place of the configuration's",
     )
     parser.add_argument(
+        "--part",
+        choices=("test", "validation"),
+        default="test",
+        help="validation: to choose settings by without looking at the test",
+    )
+    parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="metrics as JSON"
     )
     args = parser.parse_args(argv)
@@ -60,16 +66,17 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"those to evaluate come after {data.known_until} (unix seconds); "
                 "train the towers on this log"
             )
+        task = data.test if args.part == "test" else data.validation
         length = config.sampling.history_length
         scores = {
-            "learn": towers_scores(towers, store, data.test, length, device),
-            **baseline_scores(data.train, store, data.test),
+            "learn": towers_scores(towers, store, task, length, device),
+            **baseline_scores(data.train, store, task),
         }
-        groups = evaluate_rows(scores, data.train, len(store), data.test, retrieval)
+        groups = evaluate_rows(scores, data.train, len(store), task, retrieval)
     body = {"retrieval": to_json(groups["all"])}
     body |= {f"{name}_targets": to_json(groups[name]) for name in ("new", "tail")}
     options.write_json(args.out, body)
-    print(f"{len(data.test.sequences)} users to test, {len(store)} items")
+    print(f"{len(task.sequences)} {args.part} users, {len(store)} items")
     for name, rows in groups.items():
         title = _GROUPS[name].format(tail_events=retrieval.tail_events)
         print(f"\n{title} ({rows['learn']['targets']})\n{_table(rows, retrieval.ks)}")

@@ -19,7 +19,11 @@ from learn_torchrec.evaluation.retrieval import (
     ScoreBlock,
     evaluate_scores,
 )
-from learn_torchrec.towers.inference import encode_catalogue, encode_histories
+from learn_torchrec.towers.inference import (
+    encode_catalogue,
+    encode_histories,
+    repeat_scores,
+)
 from learn_torchrec.towers.model import TwinTower, averaged_content
 
 Ints = NDArray[np.int64]
@@ -215,15 +219,29 @@ def towers_scores(
     history_length: int,
     device: torch.device,
 ) -> ScoreBlock:
-    """Return the towers' scores of the whole catalogue for blocks of users."""
+    """Return the towers' scores of the whole catalogue for blocks of users.
+
+    Cosines, and what it adds that an item is in the window that the tower reads.
+    """
     was_training = towers.training
     towers.eval()
     items = encode_catalogue(towers, store, np.arange(len(store)), device)
     users = encode_histories(
         towers, store, task.sequences, task.last_history, history_length, device
     )
+    seen = repeat_scores(towers, task.sequences, task.last_history, history_length)
     towers.train(was_training)
-    return lambda start, stop: users[start:stop] @ items.T
+
+    def score(start: int, stop: int) -> Tensor:
+        similarity = users[start:stop] @ items.T
+        if seen is None:
+            return similarity
+        bounds = torch.tensor([start, stop])
+        first, last = torch.searchsorted(seen.anchor, bounds)
+        index = seen.anchor[first:last] - start, seen.item[first:last]
+        return similarity.index_put_(index, seen.score[first:last], accumulate=True)
+
+    return score
 
 
 def baseline_scores(

@@ -14,6 +14,7 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.towers.ids import keyed
 from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.repeat import Seen
 
 Ints = NDArray[np.int64]
 _TOKENS_PER_BATCH = 16_384
@@ -104,6 +105,37 @@ def encode_histories(
         if on_progress is not None:
             on_progress(done, len(events))
     return vectors
+
+
+@torch.no_grad()
+def repeat_scores(
+    towers: TwinTower, sequences: SequenceSet, events: Ints, history_length: int
+) -> Seen | None:
+    """Score the items that users met, as of one event each; see `RepeatScore`.
+
+    Args:
+        towers: in evaluation mode.
+        sequences: users and events.
+        events: int64 [n], the event that ends each window.
+        history_length: most events a window holds.
+
+    Returns:
+        Anchors are numbers of `events`, items are store rows, on the CPU; None where
+        the towers have no such score.
+    """
+    if towers.repeat is None:
+        return None
+    starts, ends = (edge[events] for edge in history_windows(sequences, history_length))
+    lengths = ends - starts
+    firsts = np.cumsum(lengths) - lengths
+    tokens = np.arange(lengths.sum()) + np.repeat(starts - firsts, lengths)
+    device = towers.repeat.weight.device
+    seen = towers.repeat(
+        torch.from_numpy(sequences.items[tokens]).to(device),
+        torch.from_numpy(lengths).to(device),
+        torch.from_numpy(firsts + lengths - 1).to(device).unsqueeze(1),
+    )
+    return Seen(*(part.cpu() for part in seen))
 
 
 def _inputs(

@@ -14,7 +14,7 @@ N_t positives of a user, D vector dim.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.utils.checkpoint import checkpoint
 
 from learn_torchrec.config import require
+from learn_torchrec.towers.repeat import Seen
 
 _USERS_IN_CHUNK = 64
 _ANCHORS_IN_CHUNK = 4096
@@ -39,6 +40,10 @@ class LossConfig:
             every event against the one after it, all of the catalogue as candidates).
         candidates: of `next_item`, how many items drawn from the catalogue stand for
             it in a step; 0 for all of them.
+        logit_adjustment: of `next_item`, how much of an item's log share of the
+            training events is added to its logit in training and left out afterwards:
+            what popularity explains is not learned again by the vectors, so that rare
+            items rank higher. Not in the paper; 0 is off, 1 takes popularity out.
         temperature: divides the cosine; the authors' public code uses 1/20.
         learn_temperature: start from it and learn it, as CLIP does.
         sampling_correction: subtract log q of an item, its share of the training
@@ -48,6 +53,7 @@ class LossConfig:
 
     objective: Literal["dense_all_action", "next_item"] = "dense_all_action"
     candidates: int = 0
+    logit_adjustment: float = 0.0
     temperature: float = 0.05
     learn_temperature: bool = False
     sampling_correction: bool = False
@@ -55,6 +61,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         require(self.temperature > 0, "towers.loss.temperature: above 0")
         require(self.candidates >= 0, "towers.loss.candidates: at least 0")
+        require(self.logit_adjustment >= 0, "towers.loss.logit_adjustment: at least 0")
         require(
             self.objective == "dense_all_action" or not self.sampling_correction,
             "towers.loss.sampling_correction: next_item draws its candidates evenly "
@@ -111,6 +118,7 @@ def dense_all_action_loss(
     temperature: float | Tensor,
     offsets: Tensor | None = None,
     targets: tuple[Tensor, Tensor] | None = None,
+    seen: Seen | None = None,
 ) -> Tensor:
     """Return this rank's share of the global loss; the mean over ranks is the loss.
 
@@ -127,6 +135,7 @@ def dense_all_action_loss(
         targets: user number of this rank and item id, int64 [R] each, of all
             targets, sampled or not; another user's positive that is one of them is
             no negative. The positives alone when None.
+        seen: added to the similarity of items that an anchor has met; item ids.
 
     Returns:
         Scalar: W times this rank's sum over valid pairs, divided by the valid pairs
@@ -140,6 +149,7 @@ def dense_all_action_loss(
         user, position = torch.nonzero(items >= 0, as_tuple=True)
         targets = user, items[user, position]
     hits = _accidental_hits(*targets, candidates)
+    extra = _scattered(seen, candidates.items, temperature)
     pairs = (anchor_mask.sum(1) * (items >= 0).sum(1)).sum()
     total = anchors.new_zeros(())
     for start in range(0, anchors.shape[0], _USERS_IN_CHUNK):
@@ -147,12 +157,11 @@ def dense_all_action_loss(
         total = total + checkpoint(
             _chunk_loss,
             anchors[users] / temperature,
-            positives[users],
             anchor_mask[users, :, None] & (items[users, None, :] >= 0),
-            offsets[users],
             start,
             candidates,
             hits,
+            extra,
             use_reentrant=False,
         )
     return total * _world_size() / _over_ranks(pairs)
@@ -166,11 +175,13 @@ def next_item_loss(
     candidates: Tensor,
     *,
     temperature: float | Tensor,
+    offsets: Tensor | None = None,
+    seen: Seen | None = None,
 ) -> Tensor:
-    """Return this rank's share of the global next-item loss; see the loss above.
+    """Return this rank's share of the global next-item loss; the mean is the loss.
 
     The cross-entropy of each anchor's own positive among the candidates. A candidate
-    that is the positive counts once.
+    that is the positive counts once. Memory is bounded as above.
 
     Args:
         anchors: float [B, N, D], unit user vectors.
@@ -179,9 +190,26 @@ def next_item_loss(
         positives: int64 [B, N], index into `vectors` of each anchor's next item.
         candidates: int64 [K], indices into `vectors`, the same items on every rank.
         temperature: divides the cosines.
+        offsets: float [U], added to the logits, for adjustment.
+        seen: added to the similarity of items that an anchor has met; items as
+            indices into `vectors`.
+
+    Returns:
+        Scalar: W times this rank's sum over anchors, divided by the anchors of all W
+        ranks.
     """
     users = anchors[anchor_mask] / temperature  # [P, D]
     own = positives[anchor_mask]
+    if offsets is None:
+        offsets = vectors.new_zeros(len(vectors))
+    own_extra = offsets[own]
+    if seen is not None:
+        number = anchor_mask.flatten().cumsum(0) - 1
+        seen = Seen(number[seen.anchor], seen.item, seen.score)
+        is_own = (seen.item == own[seen.anchor]).nonzero().squeeze(1)
+        score = seen.score[is_own] / temperature
+        own_extra = own_extra.index_add(0, seen.anchor[is_own], score)
+    extra = _scattered(seen, candidates, temperature)
     items = vectors[candidates]
     total = anchors.new_zeros(())
     for start in range(0, len(users), _ANCHORS_IN_CHUNK):
@@ -190,49 +218,97 @@ def next_item_loss(
             _next_item_chunk,
             users[chunk],
             vectors[own[chunk]],
+            own_extra[chunk],
             items,
+            offsets[candidates],
             own[chunk, None] == candidates,
+            start,
+            extra,
             use_reentrant=False,
         )
     return total * _world_size() / _over_ranks(anchor_mask.sum())
 
 
 def _next_item_chunk(
-    users: Tensor, own: Tensor, items: Tensor, is_own: Tensor
+    users: Tensor,
+    own: Tensor,
+    own_extra: Tensor,
+    items: Tensor,
+    offsets: Tensor,
+    is_own: Tensor,
+    start: int,
+    extra: "_Extra | None",
 ) -> Tensor:
-    others = (users @ items.T).masked_fill(is_own, -torch.inf).logsumexp(-1)
-    return F.softplus(others - (users * own).sum(-1)).sum()
+    logits = _with_extra(users @ items.T + offsets, start, extra)
+    others = logits.masked_fill(is_own, -torch.inf).logsumexp(-1)
+    return F.softplus(others - (users * own).sum(-1) - own_extra).sum()
+
+
+class _Extra(NamedTuple):
+    """Logits to add: rows ascending, columns and values, [hits] each."""
+
+    row: Tensor
+    column: Tensor
+    value: Tensor
+
+
+def _scattered(
+    seen: Seen | None, candidates: Tensor, temperature: float | Tensor
+) -> _Extra | None:
+    """Find the columns of the candidates that are items an anchor has met."""
+    if seen is None:
+        return None
+    query, column = _columns_of(seen.item, candidates)
+    return _Extra(seen.anchor[query], column, seen.score[query] / temperature)
+
+
+def _with_extra(logits: Tensor, start: int, extra: _Extra | None) -> Tensor:
+    """Add to the logits [n, K] of rows `start` to `start + n` what belongs to them."""
+    if extra is None:
+        return logits
+    bounds = torch.tensor([start, start + len(logits)], device=logits.device)
+    first, last = torch.searchsorted(extra.row, bounds)
+    rows = extra.row[first:last] - start
+    index = (rows, extra.column[first:last])
+    return logits.index_put(index, extra.value[first:last], accumulate=True)
 
 
 def _chunk_loss(
     anchors: Tensor,
-    positives: Tensor,
     pair_mask: Tensor,
-    offsets: Tensor,
     start: int,
     candidates: Candidates,
     hits: Tensor,
+    extra: _Extra | None,
 ) -> Tensor:
     """Sum the losses of a chunk of b users, the first of them number `start`."""
-    logits = anchors @ candidates.vectors.T + candidates.offsets  # [b, N_h, G * N_t]
-    excluded = _excluded(start, len(anchors), offsets.shape[1], candidates, hits)
+    count, num_anchors = anchors.shape[:2]
+    rows = anchors.flatten(0, 1) @ candidates.vectors.T + candidates.offsets
+    rows = _with_extra(rows, start * num_anchors, extra)
+    logits = rows.unflatten(0, (count, num_anchors))  # [b, N_h, G * N_t]
+    own = _own_columns(start, count, pair_mask.shape[2], candidates)  # [b, N_t]
+    scores = logits.gather(2, own[:, None].expand(-1, num_anchors, -1))
+    excluded = _excluded(start, own, candidates, hits)
     logits = logits.masked_fill(excluded[:, None, :], -torch.inf)
     negatives = logits.logsumexp(-1)  # [b, N_h], -inf where there is no negative
-    scores = anchors @ positives.mT + offsets[:, None, :]  # [b, N_h, N_t]
-    losses = F.softplus(negatives[:, :, None] - scores)
+    losses = F.softplus(negatives[:, :, None] - scores)  # [b, N_h, N_t]
     return losses.masked_fill(~pair_mask, 0.0).sum()
 
 
-def _excluded(
-    start: int, count: int, per_user: int, candidates: Candidates, hits: Tensor
+def _own_columns(
+    start: int, count: int, per_user: int, candidates: Candidates
 ) -> Tensor:
+    """Columns of the chunk's users' own positives among all ranks', [b, N_t]."""
+    device = candidates.items.device
+    users = candidates.first_user + start + torch.arange(count, device=device)
+    return users[:, None] * per_user + torch.arange(per_user, device=device)
+
+
+def _excluded(start: int, own: Tensor, candidates: Candidates, hits: Tensor) -> Tensor:
     """Mark the candidates that are no negatives of a chunk's users: [b, G * N_t]."""
-    device = hits.device
-    excluded = (candidates.items < 0).repeat(count, 1)
-    own = candidates.first_user + start + torch.arange(count, device=device)
-    columns = own[:, None] * per_user + torch.arange(per_user, device=device)
-    excluded.scatter_(1, columns, True)
-    bounds = torch.tensor([start, start + count], device=device)
+    excluded = (candidates.items < 0).repeat(len(own), 1)
+    excluded.scatter_(1, own, True)
+    bounds = torch.tensor([start, start + len(own)], device=hits.device)
     first, last = torch.searchsorted(hits[0], bounds)
     inside = hits[:, first:last]
     excluded[inside[0] - start, inside[1]] = True
@@ -240,24 +316,39 @@ def _excluded(
 
 
 def _accidental_hits(user: Tensor, item: Tensor, candidates: Candidates) -> Tensor:
-    """Pairs (user, candidate) where the candidate's item is a target of the user.
+    """Find the candidates whose item is one of a user's targets.
 
-    Found by sorting the candidates once: work and memory follow the number of hits,
-    not users x candidates.
+    Args:
+        user: int64 [R], this rank's user of each target.
+        item: int64 [R], its item id.
+        candidates: of all ranks.
 
     Returns:
         int64 [2, hits]: users, ascending, and candidates.
     """
     by_user = user.argsort(stable=True)
-    user, item = user[by_user], item[by_user]
-    ordered, order = candidates.items.sort()
+    query, columns = _columns_of(item[by_user], candidates.items)
+    return torch.stack([user[by_user][query], columns])
+
+
+def _columns_of(item: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Find each item among the candidates, in the order of the items.
+
+    Sorts the candidates once: work and memory follow the number of hits, not items x
+    candidates.
+
+    Returns:
+        int64 [hits] each: which item, and in which place of the candidates.
+    """
+    ordered, order = candidates.sort()
     first = torch.searchsorted(ordered, item)
     counts = torch.searchsorted(ordered, item, right=True) - first
     starts = counts.cumsum(0) - counts
     total = int(counts.sum())
     within = torch.arange(total, device=item.device) - starts.repeat_interleave(counts)
     columns = order[first.repeat_interleave(counts) + within]
-    return torch.stack([user.repeat_interleave(counts), columns])
+    numbers = torch.arange(len(item), device=item.device)
+    return numbers.repeat_interleave(counts), columns
 
 
 def _world_size() -> int:

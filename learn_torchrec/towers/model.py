@@ -21,6 +21,7 @@ from learn_torchrec.towers.loss import (
     dense_all_action_loss,
     next_item_loss,
 )
+from learn_torchrec.towers.repeat import RepeatScore, Seen
 
 _LEAST_TEMPERATURE = 0.01
 Inputs = Literal["content", "id", "content+id"]
@@ -48,6 +49,9 @@ class TowersModelConfig:
             encoder.vector_dim must be the content's; `projection` (not the paper's):
             what the transformer reads of the item, by the vector projection alone.
             At inference an item is always alone.
+        repeat: learn what it adds to an item's similarity that the user met it before
+            (not the paper's), see `RepeatScore`. Retrieval adds it to the items of
+            the history; exported vectors do not have it.
         standardize: bring every dimension of the content to mean 0 and deviation 1
             over the catalogue. Vectors of a language model are a narrow cone, which
             towers learn little from; the authors' public code does not do it.
@@ -57,6 +61,7 @@ class TowersModelConfig:
     inputs: Inputs = "content"
     id_half_trust: float = 0.0
     item_tower: ItemTower = "causal"
+    repeat: bool = False
     standardize: bool = True
 
     def __post_init__(self) -> None:
@@ -75,6 +80,7 @@ class TwinTower(nn.Module):
         encoder: the shared `PreferenceEncoder`.
         item_tower: see `TowersModelConfig`.
         ids: trainable vectors of the items, or None for content alone.
+        repeat: score of items met before, or None for the similarity alone.
     """
 
     def __init__(
@@ -82,11 +88,13 @@ class TwinTower(nn.Module):
         encoder: PreferenceEncoder,
         item_tower: ItemTower,
         ids: ItemIds | None = None,
+        repeat: RepeatScore | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.item_tower = item_tower
         self.ids = ids
+        self.repeat = repeat
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, Tensor]:
         """Return the vectors that the dense all-action loss compares.
@@ -161,7 +169,7 @@ class TwinTowerTrain(nn.Module):
         towers: the model.
         loss: settings of the loss.
         item_log_q: float32 [N], log of each catalogue item's share of the training
-            events, needed for the sampling correction.
+            events, needed for the sampling correction and the adjustment.
     """
 
     item_log_q: Tensor | None
@@ -173,8 +181,8 @@ class TwinTowerTrain(nn.Module):
         item_log_q: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if loss.sampling_correction and item_log_q is None:
-            raise ValueError("sampling_correction needs item_log_q")
+        if item_log_q is None and (loss.sampling_correction or loss.logit_adjustment):
+            raise ValueError("the loss needs item_log_q")
         self.towers = towers
         self.loss = loss
         self.log_temperature = nn.Parameter(
@@ -207,6 +215,7 @@ class TwinTowerTrain(nn.Module):
             temperature=self.temperature(),
             offsets=offsets,
             targets=(_users_of(batch.target_lengths), token_items),
+            seen=self._seen(batch.item_rows[batch.history], batch),
         )
 
     def _next_item(self, batch: TowerBatch) -> Tensor:
@@ -216,6 +225,9 @@ class TwinTowerTrain(nn.Module):
         vectors = self.towers.encode_items(
             batch.content, _all_of(batch.item_rows), id_vectors
         )
+        offsets = None
+        if self.loss.logit_adjustment and self.item_log_q is not None:
+            offsets = self.loss.logit_adjustment * self.item_log_q[batch.item_rows]
         return next_item_loss(
             self.towers.encode_anchors(batch, id_vectors),
             vectors,
@@ -223,7 +235,15 @@ class TwinTowerTrain(nn.Module):
             batch.target[batch.positives.clamp(min=0)],
             batch.candidates,
             temperature=self.temperature(),
+            offsets=offsets,
+            seen=self._seen(batch.history, batch),
         )
+
+    def _seen(self, history: Tensor, batch: TowerBatch) -> Seen | None:
+        if self.towers.repeat is None:
+            return None
+        seen: Seen = self.towers.repeat(history, batch.history_lengths, batch.anchors)
+        return seen
 
     def temperature(self) -> Tensor:
         """The temperature in use: fixed, or learned and kept from collapsing."""

@@ -43,6 +43,7 @@ from learn_torchrec.towers.holdout import (
 from learn_torchrec.towers.ids import ItemIds
 from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig, TwinTower, TwinTowerTrain
+from learn_torchrec.towers.repeat import RepeatScore
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.training.distributed import from_writer, is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
@@ -129,7 +130,8 @@ def build_towers(
         ids = ItemIds(event_counts, shape.width, config.id_half_trust, device)
     reads_content = config.inputs != "id"
     encoder = PreferenceEncoder(mean, std, shape, reads_content)
-    return TwinTower(encoder, config.item_tower, ids)
+    repeat = RepeatScore() if config.repeat else None
+    return TwinTower(encoder, config.item_tower, ids, repeat)
 
 
 def train_towers(
@@ -230,6 +232,8 @@ def _prepare(
         pipeline = TrainPipelineBase(DistributedDataParallel(task), optimizer, device)
         return task, pipeline, warmup_cosine(optimizer, steps, config.optimizer.warmup)
     towers.encoder.to(device)
+    if towers.repeat is not None:
+        towers.repeat.to(device)
     towers.ids.trust = towers.ids.trust.to(device)
     model = shard(task, device, training.table_learning_rate)
     init_tables(model, training.seed)

@@ -142,3 +142,21 @@ def test_packed_layout_pads_on_the_right():
     assert padded.tolist() == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
     assert layout.unpad(padded).tolist() == tokens.tolist()
     assert layout.positions.tolist() == [0, 1, 0, 0, 1, 2]
+
+
+def test_bfloat16_is_close_and_gives_float32():
+    torch.manual_seed(0)
+    encoder = PreferenceEncoder(
+        torch.zeros(6),
+        torch.ones(6),
+        EncoderShape(width=16, num_layers=2, num_heads=2, feed_forward_dim=32),
+    ).eval()
+    content, lengths = torch.randn(5, 6).half(), torch.tensor([3, 4])
+    items = torch.tensor([0, 1, 2, 3, 4, 0, 1])
+    exact = encoder(content, items, lengths)
+    encoder.precision = torch.bfloat16
+    rounded = encoder(content, items, lengths)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.0)
+    torch.testing.assert_close(rounded.norm(dim=-1), torch.ones(7))

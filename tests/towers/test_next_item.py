@@ -23,6 +23,7 @@ from learn_torchrec.towers.ids import ItemIds, keyed
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
 from learn_torchrec.towers.loss import LossConfig, next_item_loss
 from learn_torchrec.towers.model import TowersModelConfig, TwinTowerTrain
+from learn_torchrec.towers.repeat import Seen
 from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
 from learn_torchrec.towers.training import (
     TowersConfig,
@@ -124,7 +125,10 @@ def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
 
 @pytest.mark.parametrize("chunk", [2, 4096])
 @pytest.mark.parametrize("num_candidates", [11, 5])
-def test_the_loss_equals_the_naive_formula(chunk, num_candidates, monkeypatch):
+@pytest.mark.parametrize("with_extras", [False, True])
+def test_the_loss_equals_the_naive_formula(
+    chunk, num_candidates, with_extras, monkeypatch
+):
     monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", chunk)
     random = torch.Generator().manual_seed(1)
     users = F.normalize(torch.randn(4, 3, 5, generator=random), dim=-1)
@@ -134,18 +138,38 @@ def test_the_loss_equals_the_naive_formula(chunk, num_candidates, monkeypatch):
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]).bool()
     positives = torch.randint(0, 11, (4, 3), generator=random)
     candidates = torch.randperm(11, generator=random)[:num_candidates]
+    offsets, seen, met = None, None, torch.zeros(12, 11)
+    if with_extras:
+        offsets = torch.randn(11, generator=random)
+        anchor = torch.tensor([0, 0, 1, 3, 6, 7, 8, 9, 10])
+        item = torch.randint(0, 11, (9,), generator=random)
+        item[2] = positives[0, 1]  # one anchor's own positive is met again
+        item[1] = (item[0] + 1) % 11
+        seen = Seen(anchor, item, torch.randn(9, generator=random))
+        met = met.index_put((anchor, item), seen.score)
 
     terms = []
     for user, position in mask.nonzero().tolist():
         own = positives[user, position]
-        others = [vectors[c] for c in candidates if c != own]
-        logits = torch.stack([vectors[own], *others]) @ users[user, position] / 0.1
+        items = torch.stack([own, *(c for c in candidates if c != own)])
+        similarity = vectors[items] @ users[user, position]
+        logits = (similarity + met[user * 3 + position, items]) / 0.1
+        if offsets is not None:
+            logits = logits + offsets[items]
         terms.append(-logits.log_softmax(0)[0])
     expected = torch.stack(terms).mean()
     gradients = torch.autograd.grad(expected, (users, vectors))
 
     inputs = [x.detach().clone().requires_grad_() for x in (users, vectors)]
-    loss = next_item_loss(*inputs, mask, positives, candidates, temperature=0.1)
+    loss = next_item_loss(
+        *inputs,
+        mask,
+        positives,
+        candidates,
+        temperature=0.1,
+        offsets=offsets,
+        seen=seen,
+    )
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
     assert inputs[0].grad[~mask].abs().sum() == 0

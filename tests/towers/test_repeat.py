@@ -1,0 +1,193 @@
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+
+from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.towers.encoder import EncoderShape
+from learn_torchrec.towers.holdout import (
+    RetrievalConfig,
+    TowersSplit,
+    evaluate_rows,
+    retrieval_task,
+    towers_scores,
+)
+from learn_torchrec.towers.inference import encode_catalogue, encode_histories
+from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
+from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.repeat import RepeatScore, Seen
+from learn_torchrec.towers.sampling import SamplingConfig
+from learn_torchrec.towers.training import (
+    TowersConfig,
+    TowersTrainingConfig,
+    build_towers,
+    train_towers,
+)
+from learn_torchrec.training.optim import OptimizerConfig
+from learn_torchrec.training.run_log import RunLog
+
+CPU = torch.device("cpu")
+
+
+def test_by_hand():
+    repeat = RepeatScore()
+    with torch.no_grad():
+        repeat.weight.copy_(torch.tensor([10.0, 1.0, -2.0]))
+    # User 0 met 7 4 7 5, user 1 met 4.
+    history, lengths = torch.tensor([7, 4, 7, 5, 4]), torch.tensor([4, 1])
+    anchors = torch.tensor([[2, 0], [4, -1]])
+    seen = repeat(history, lengths, anchors)
+    found = {
+        (anchor, item): score
+        for anchor, item, score in zip(*(x.tolist() for x in seen), strict=True)
+    }
+    assert found == {
+        (0, 4): pytest.approx(10 - 2 * math.log(2)),  # once, one event ago
+        (0, 7): pytest.approx(10 + math.log(2)),  # twice, this very event
+        (1, 7): pytest.approx(10),
+        (2, 4): pytest.approx(10),
+    }
+    assert seen.anchor.tolist() == sorted(seen.anchor.tolist())
+
+
+def test_nothing_is_added_at_the_start():
+    seen = RepeatScore()(torch.tensor([1, 2]), torch.tensor([2]), torch.tensor([[1]]))
+    assert seen.score.tolist() == [0, 0]
+
+
+def test_the_dense_loss_equals_the_naive_formula():
+    random = torch.Generator().manual_seed(0)
+    users, num_anchors, num_positives = 5, 2, 3
+    anchors = F.normalize(torch.randn(users, num_anchors, 4, generator=random), dim=-1)
+    positives = F.normalize(
+        torch.randn(users, num_positives, 4, generator=random), dim=-1
+    )
+    items = torch.randint(0, 8, (users, num_positives), generator=random)
+    mask = torch.ones(users, num_anchors, dtype=torch.bool)
+    # Every anchor has met two items, some of which are candidates several times.
+    anchor = torch.arange(users * num_anchors).repeat_interleave(2)
+    item = torch.stack(
+        [torch.randperm(8, generator=random)[:2] for _ in range(users * num_anchors)]
+    ).flatten()
+    score = torch.randn(len(item), generator=random, requires_grad=True)
+    met = torch.zeros(users * num_anchors, 8).index_put((anchor, item), score)
+
+    terms = []
+    for i in range(users):
+        own = set(items[i].tolist())
+        for j in range(num_anchors):
+            row = i * num_anchors + j
+
+            def logit(z, m, i=i, j=j, row=row):
+                return (anchors[i, j] @ positives[z, m] + met[row, items[z, m]]) / 0.2
+
+            negatives = [
+                logit(z, m)
+                for z in range(users)
+                for m in range(num_positives)
+                if z != i and int(items[z, m]) not in own
+            ]
+            for k in range(num_positives):
+                logits = torch.stack([logit(i, k), *negatives])
+                terms.append(-logits.log_softmax(0)[0])
+    expected = torch.stack(terms).mean()
+    (naive,) = torch.autograd.grad(expected, score)
+
+    loss = dense_all_action_loss(
+        anchors,
+        positives,
+        mask,
+        items,
+        temperature=0.2,
+        seen=Seen(anchor, item, score),
+    )
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(loss, score)
+    torch.testing.assert_close(gradient, naive, atol=1e-5, rtol=1e-5)
+
+
+def towers_config(**loss):
+    shape = EncoderShape(
+        width=16, num_layers=1, num_heads=2, feed_forward_dim=32, dropout=0.0
+    )
+    return TowersConfig(
+        model=TowersModelConfig(encoder=shape, item_tower="self", repeat=True),
+        sampling=SamplingConfig(
+            history_length=6, target_length=6, num_history_samples=2, min_history=2
+        ),
+        loss=LossConfig(temperature=0.2, **loss),
+        optimizer=OptimizerConfig(learning_rate=2e-2),
+        training=TowersTrainingConfig(epochs=10, batch_size=20),
+    )
+
+
+def users_who(repeat: bool, users=60, length=8):
+    """Each buys one item again and again, or never the same twice."""
+    random = np.random.default_rng(0)
+    rows = [
+        np.full(length, random.integers(40))
+        if repeat
+        else random.permutation(40)[:length]
+        for _ in range(users)
+    ]
+    sequences = SequenceSet(
+        user_ids=pa.array(range(users)),
+        offsets=np.arange(users + 1) * length,
+        items=np.concatenate(rows),
+        times=np.tile(np.arange(length), users),
+    )
+    task = retrieval_task(sequences, np.full(users, length - 2))
+    return TowersSplit(
+        train=sequences, cuts=None, validation=task, test=task, known_until=length
+    )
+
+
+@pytest.mark.parametrize("objective", ["dense_all_action", "next_item"])
+def test_it_learns_whether_things_are_bought_again(
+    store, one_rank, tmp_path, objective
+):
+    del one_rank
+    weights = []
+    for repeat in (True, False):
+        with RunLog(tmp_path / "towers") as log:
+            trained = train_towers(
+                towers_config(objective=objective),
+                users_who(repeat),
+                store,
+                RetrievalConfig(ks=(5,)),
+                CPU,
+                log,
+            )
+        weights.append(trained.state["repeat.weight"][0].item())
+    assert weights[0] > 0.02
+    assert weights[1] < -0.02
+
+
+def test_retrieval_adds_it_to_the_window(store):
+    data = users_who(repeat=False)
+    config = towers_config().model
+    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
+    towers = build_towers(config, mean, std, torch.ones(len(store))).eval()
+    with torch.no_grad():
+        towers.repeat.weight.copy_(torch.tensor([5.0, 0.0, -1.0]))
+    window = 3
+    scores = towers_scores(towers, store, data.test, window, CPU)(10, 20)
+    items = encode_catalogue(towers, store, np.arange(len(store)), CPU)
+    users = encode_histories(
+        towers, store, data.test.sequences, data.test.last_history, window, CPU
+    )
+    expected = users[10:20] @ items.T
+    for row, user in enumerate(range(10, 20)):
+        met = data.test.sequences.of(user)[:6][-window:]
+        for gap, item in enumerate(reversed(met)):
+            expected[row, item] += 5.0 - math.log(1 + gap)
+    torch.testing.assert_close(scores, expected)
+    # With such a score the history comes first, so that no new target is found.
+    rows = {"learn": towers_scores(towers, store, data.test, window, CPU)}
+    groups = evaluate_rows(
+        rows, data.train, len(store), data.test, RetrievalConfig(ks=(window,))
+    )
+    assert groups["all"]["learn"][f"h@{window}"] == 0.0
