@@ -48,13 +48,13 @@ class ShardedMatrix:
 
     def __getitem__(self, rows: Any) -> Halves:
         """Return one row [C], or the rows of a slice or an integer array [n, C]."""
+        if len(self.shards) == 1:
+            return self.shards[0][rows]
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         rows = np.asarray(rows)
         if rows.ndim == 0:
             return self[rows[None]][0]
-        if len(self.shards) == 1:
-            return self.shards[0][rows]
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         result = np.empty((len(rows), self.shape[1]), self.dtype)
         for number in np.unique(shard_of):

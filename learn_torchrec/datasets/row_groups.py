@@ -41,16 +41,15 @@ class RowGroups:
     ) -> None:
         location = Location.of(where)
         self.name = location.name
-        self._fragments = _fragments(location)
-        self.schema = _common_schema(self._fragments, columns, self.name)
-        self._groups = [
-            (fragment, group)
-            for fragment in self._fragments
-            for group in fragment.row_groups
-        ]
+        fragments = _fragments(location)
+        self.schema = _common_schema(fragments, columns, self.name)
+        groups = [(f, group) for f in fragments for group in f.row_groups]
+        # Numbers only: what describes a row group does not travel to a worker.
+        self._groups = [(fragment, int(group.id)) for fragment, group in groups]
         self.sizes: NDArray[np.int64] = np.array(
-            [group.num_rows for _, group in self._groups], np.int64
+            [group.num_rows for _, group in groups], np.int64
         )
+        self._bytes = [int(group.total_byte_size) for _, group in groups]
         self.starts = np.cumsum(self.sizes) - self.sizes
         if self.num_rows == 0:
             raise UserError(f"{self.name}: has no rows; nothing can be done with it")
@@ -69,25 +68,26 @@ class RowGroups:
         Raises:
             UserError: it cannot be read, or a value does not fit the common type.
         """
-        fragment, info = self._groups[group]
+        fragment, number = self._groups[group]
         try:
-            part = fragment.subset(row_group_ids=[info.id])
+            part = fragment.subset(row_group_ids=[number])
             return part.to_table(
                 schema=self.schema, columns=self.schema.names, use_threads=False
             )
         except (pa.ArrowException, OSError) as error:
             raise UserError(
-                f"{fragment.path}: row group {info.id} cannot be read "
+                f"{fragment.path}: row group {number} cannot be read "
                 f"({str(error).splitlines()[0]}); write the file again"
             ) from None
 
     def fingerprint(self) -> str:
         """Return a digest of the files' names and row groups."""
         digest = hashlib.sha256()
-        for fragment, group in self._groups:
+        for (fragment, number), rows, size in zip(
+            self._groups, self.sizes, self._bytes, strict=True
+        ):
             name = fragment.path.rpartition("/")[2]
-            line = f"{name} {group.id} {group.num_rows} {group.total_byte_size}\n"
-            digest.update(line.encode())
+            digest.update(f"{name} {number} {rows} {size}\n".encode())
         return digest.hexdigest()
 
 

@@ -150,7 +150,7 @@ def double(table: pa.Table) -> pa.Table:
 
 
 def die(table: pa.Table) -> pa.Table:
-    if 30 in table["value"].to_pylist():
+    if max(table["value"].to_pylist()) > 150:
         os.kill(os.getpid(), signal.SIGKILL)
     return table
 
@@ -183,6 +183,14 @@ def test_workers(rows: RowGroups) -> None:
     slow = replace(config, timeout=2.0)
     with pytest.raises(UserError, match=r"step 0 \(gave nothing for 2 s\); raise"):
         list(Loader(rows, slow, transform=hang).batches(0))
+
+
+def test_what_is_sent_to_a_worker(rows: RowGroups) -> None:
+    loader = Loader(rows, CONFIG)
+    again = pickle.loads(pickle.dumps(loader))
+    first, second = next(loader.batches(0)), next(again.batches(0))
+    assert first.equals(second)
+    assert again.state(0, 1) == loader.state(0, 1)
 
 
 def test_partitioned_folders_and_pruned_columns(tmp_path: Path) -> None:
