@@ -17,6 +17,7 @@ from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
+EMBEDDING_DIM = 8
 ROWS, BATCH, DIM = 643, 64, 4  # rows do not divide evenly among ranks
 KINDS = (
     "auto",
@@ -34,6 +35,12 @@ CASES = dict.fromkeys(KINDS, ("rowwise_adagrad", "cosine")) | {
     "row_wise/sgd": ("sgd", "constant"),
     "data_parallel/sgd": ("sgd", "cosine"),
 }
+
+
+def column_width(case: str) -> int:
+    """Return how many columns of a table lie together."""
+    divided = case.partition("/")[0] in ("column_wise", "table_column_wise")
+    return EMBEDDING_DIM // 2 if divided else EMBEDDING_DIM
 
 
 class Recorder:
@@ -58,7 +65,7 @@ def table() -> pa.Table:
             "user_id": users,
             "item_id": items,
             "timestamp": np.arange(ROWS) + 10,
-            "label": ((users + items) % 3 == 0).astype(np.float32),
+            "label": (users % 2 == 0).astype(np.float32),
             "weight": random.random(ROWS).astype(np.float32),
             "hour": random.random(ROWS).astype(np.float32),
             "bought": random.integers(0, 2, ROWS),
@@ -84,7 +91,7 @@ def config(case: str, managed: bool = False) -> RankerConfig:
             sparse=tuple(features), dense=("hour",), auxiliary_label="bought"
         ),
         model=RankerModelConfig(
-            embedding_dim=8,
+            embedding_dim=EMBEDDING_DIM,
             dense_layers=(8,),
             over_layers=(8,),
             fusion_hidden_dim=8,

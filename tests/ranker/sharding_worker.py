@@ -30,39 +30,43 @@ class Watched(TrainPipelineSparseDist):
         return super().detach()
 
 
-def run(config, device: torch.device) -> dict[str, object]:
+def run(config, device: torch.device):
+    """Train and score; return what came of it, and the model."""
     Watched.seen, plans, log = [], [], Recorder()
     rows = problem.rows(config)
     model, facts = train_ranker(config, rows, device, log, plans.append)
-    parts = gather_objects(score(model, rows, 50, device).tolist())
+    scores = all_scores(model, rows, device)
     sharded = [m for m in model.modules() if isinstance(m, ShardedModule)]
     tops = {type(m).__name__ for m in sharded} - {"ShardedManagedCollisionCollection"}
     if "ShardedManagedCollisionEmbeddingBagCollection" not in tops:
         assert len(sharded) == 1
-    return {
+    result = {
         "loss": [line["loss"] for line in log.lines],
         "auxiliary_loss": [line["auxiliary_loss"] for line in log.lines],
         "ne": [line.get("ne") for line in log.lines],
-        "scores": [x for part in parts for x in part],
+        "scores": scores,
         "pipelined": Watched.seen,
         "plan": plans[0],
         "facts": facts,
     }
+    return result, model
+
+
+def all_scores(model, rows, device: torch.device) -> list[float]:
+    parts = gather_objects(score(model, rows, 50, device).tolist())
+    return [x for part in parts for x in part]
 
 
 def managed(directory: Path, device: torch.device) -> dict[str, object]:
     """Managed collision: trains, is pipelined, and comes back from its checkpoint."""
     config = problem.config("row_wise/sgd", managed=True)
-    result = run(config, device)
-    rows = problem.rows(config)
-    model, _ = train_ranker(config, rows, device, Recorder())
+    result, model = run(config, device)
+    result["pipelined"] = list(Watched.seen)  # scoring again adds to it
     save_ranker(model, directory)
     dist.barrier()
     again = training.build_ranker(config, problem.DIM, device)
     load_ranker(again, directory)
-    for name, each in (("before", model), ("after", again)):
-        parts = gather_objects(score(each, rows, 50, device).tolist())
-        result[name] = [x for part in parts for x in part]
+    result["restored_scores"] = all_scores(again, problem.rows(config), device)
     return result
 
 
@@ -85,7 +89,7 @@ def main() -> None:
     out = Path(sys.argv[1])
     training.TrainPipelineSparseDist = Watched
     with process_group() as device:
-        result = {case: run(problem.config(case), device) for case in problem.CASES}
+        result = {case: run(problem.config(case), device)[0] for case in problem.CASES}
         result["managed"] = managed(out.with_suffix(".model"), device)
         messages = gather_objects(refusal(device))
         result["refusals"] = messages
