@@ -274,7 +274,9 @@ class Loader:
         try:
             part = next(parts)
         except RuntimeError as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            # The cause says more, where it says anything: queue.Empty has no words.
+            words = str(error.__cause__ or "").strip() or str(error).strip()
+            reason = words.splitlines()[0]
             if "timed out" in reason:
                 reason = f"gave nothing for {self.config.timeout:g} s"
                 mend = "raise loader.timeout, or look at the file system"
