@@ -17,7 +17,6 @@ from learn_torchrec.ranker.content import content_vectors
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
 from learn_torchrec.ranker.training import (
     RankerConfig,
-    RankerModelConfig,
     RankerTrainingConfig,
     score,
     train_ranker,
@@ -63,7 +62,6 @@ def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
     vectors = content_vectors(store, market.interactions, ("like",))
     config = RankerConfig(
         features=FEATURES,
-        model=RankerModelConfig(embedding_dim=8, dense_layers=(64,), over_layers=(32,)),
         optimizer=OptimizerConfig(learning_rate=3e-3),
         training=RankerTrainingConfig(epochs=3, batch_size=512),
     )
