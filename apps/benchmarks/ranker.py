@@ -256,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--rounds", type=int, default=3, help="launches of each kind")
-    parser.add_argument("--turns", type=int, default=3, help="turns in a launch")
+    parser.add_argument("--turns", type=int, default=1, help="turns in a launch")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
