@@ -22,18 +22,36 @@ _RETRIEVAL = {
     "popularity": "popularity",
     "content_mean": "averaged content vectors (paper's Baseline-v1)",
 }
+_SEEDS_ROWS = {
+    "popularity": "popularity",
+    "content_mean": "averaged content vectors",
+    "already_bought": "already bought, then popularity",
+    "content": "LEARN, content",
+    "content+id": "LEARN, content + ID",
+}
+AMAZON_COLUMNS = {
+    "R@10": ("retrieval", "r@10"),
+    "N@10": ("retrieval", "n@10"),
+    "R@10, items with at most 5 training events": ("tail_targets", "r@10"),
+}
+RETAIL_COLUMNS = {
+    "R@50, all targets": ("retrieval", "r@50"),
+    "R@50, new targets": ("new_targets", "r@50"),
+}
 
 
 def render(text: str) -> str:
     """Return the README's text with every measured block made anew."""
-    results, towers = (
-        json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("quickstart", "towers")
-    )
+    results = {
+        path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")
+    }
     blocks = {
-        "retrieval": retrieval_table(results),
-        "ranking": ranking_table(results),
-        "towers": towers_table(towers),
+        "retrieval": retrieval_table(results["quickstart"]),
+        "ranking": ranking_table(results["quickstart"]),
+        "amazon": seeds_table(results["amazon"], AMAZON_COLUMNS),
+        "retail": seeds_table(results["retail"], RETAIL_COLUMNS),
+        "towers": towers_table(results["towers"]),
+        "metrics": metrics_table(results["metrics"]),
     }
     for name, table in blocks.items():
         pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
@@ -54,6 +72,46 @@ def retrieval_table(results: dict[str, Any]) -> str:
         values = [f"{results['retrieval'][name][metric]:.4f}" for metric in metrics]
         lines.append(f"| {title} | " + " | ".join(values) + " |")
     return "\n".join(lines) + "\n"
+
+
+def seeds_table(results: dict[str, Any], columns: dict[str, tuple[str, str]]) -> str:
+    """Rows of a benchmark over seeds as Markdown: means, and ranges where seeds vary.
+
+    Args:
+        results: what `apps.benchmarks.retrieval` wrote.
+        columns: title to group of targets and metric.
+    """
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, title in _SEEDS_ROWS.items():
+        if name not in results["retrieval"]:
+            continue
+        cells = []
+        for group, metric in columns.values():
+            value = results[group][name][metric]
+            if isinstance(value, dict):
+                cells.append("{mean:.3f} ({min:.3f} to {max:.3f})".format(**value))
+            else:
+                cells.append(f"{value:.3f}")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def metrics_table(results: dict[str, Any]) -> str:
+    """The evaluation engine's speed as Markdown."""
+    rows = {
+        f"AUC, UAUC and WUAUC of {results['rows']:,} rows from Parquet": (
+            f"{results['seconds']:.0f} s, {results['peak_gb']:.1f} GB"
+        ),
+        "per-user AUC over a loop with scikit-learn, 1,000,000 rows": (
+            f"{results['over_sklearn']:.0f} x, "
+            f"largest difference {results['max_difference']:.0e}"
+        ),
+        "exact top 100, time over FAISS's flat index": (
+            f"{results['topk_over_faiss']:.2f} x"
+        ),
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
 
 
 def ranking_table(results: dict[str, Any]) -> str:
