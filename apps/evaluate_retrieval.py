@@ -25,6 +25,7 @@ from learn_torchrec.training.distributed import process_group
 _GROUPS = {
     "all": "all targets",
     "new": "new targets: not in the user's history, which leaves the ranking",
+    "repeated": "repeated targets: in the user's history",
     "tail": "tail targets: items with at most {tail_events} training events",
 }
 _LEAVE_ONE_OUT = ("recformer", "hstu")
@@ -74,10 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         groups = evaluate_rows(scores, data.train, len(store), task, retrieval)
     body = {"retrieval": to_json(groups["all"])}
-    body |= {f"{name}_targets": to_json(groups[name]) for name in ("new", "tail")}
+    body |= {
+        f"{name}_targets": to_json(groups[name]) for name in ("new", "repeated", "tail")
+    }
     options.write_json(args.out, body)
     print(f"{len(task.sequences)} {args.part} users, {len(store)} items")
     for name, rows in groups.items():
+        if not rows["learn"]["targets"]:
+            continue
         title = _GROUPS[name].format(tail_events=retrieval.tail_events)
         print(f"\n{title} ({rows['learn']['targets']})\n{_table(rows, retrieval.ks)}")
 

@@ -289,7 +289,7 @@ def evaluate_rows(
     task: RetrievalTask,
     config: RetrievalConfig,
 ) -> dict[str, dict[str, RetrievalMetrics]]:
-    """Judge rows on all targets, and on two groups of them.
+    """Judge rows on all targets, and on three groups of them.
 
     Args:
         rows: name to scores.
@@ -300,14 +300,16 @@ def evaluate_rows(
 
     Returns:
         Group, row, metric. `all`: as configured. `new`: targets that the user's
-        history does not have, the history taken out of the ranking. `tail`: targets
-        with at most `tail_events` training events, as configured otherwise.
+        history does not have, the history taken out of the ranking. `repeated`: those
+        that it has, in the whole ranking. `tail`: targets with at most `tail_events`
+        training events, as configured otherwise.
     """
     counts = np.bincount(train.items, minlength=num_items)
     is_new = ~_in_history(task, num_items)
     groups = {
         "all": (task.targets, _removed(task, config)),
         "new": (_only(task.targets, is_new), task.history),
+        "repeated": (_only(task.targets, ~is_new), None),
         "tail": (
             _only(task.targets, counts[task.targets.rows] <= config.tail_events),
             _removed(task, config),

@@ -147,5 +147,8 @@ def test_groups_of_targets_by_hand(store):
     # New: 1 for user 7 and 2 for user 8, whose histories left the ranking.
     assert groups["new"]["already_bought"]["targets"] == 2
     assert groups["new"]["already_bought"]["r@3"] == 1.0
+    # Repeated: 4, which user 7 bought before and already_bought puts first.
+    assert groups["repeated"]["already_bought"]["targets"] == 1
+    assert groups["repeated"]["already_bought"]["mrr"] == 1.0
     # Tail: items with at most one training event are 4 (none) and 2 (one).
     assert groups["tail"]["already_bought"]["h@3"] == 1 / 2
