@@ -24,7 +24,7 @@ ALLOWED = {
     "training": VOCABULARY,
     "datasets": VOCABULARY | {"content.store"},
     "content": VOCABULARY,
-    "evaluation": VOCABULARY,
+    "evaluation": VOCABULARY | {"content.store"},
     "towers": MODEL_STAGE,
     "ranker": MODEL_STAGE,
     "serving": MODEL_STAGE | {"towers", "ranker"},

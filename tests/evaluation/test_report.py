@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps import evaluate_ab, evaluate_auc, report
+from learn_torchrec.artifact import write_artifact
+from learn_torchrec.content.store import KIND, write_content_store
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.predictions import Predictions
 from learn_torchrec.evaluation.report.calibration import calibration_bins
@@ -74,10 +76,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     retrieval = {"learn": numbers, "popularity": {"all": numbers, "new": numbers}}
     (out / "retrieval.json").write_text(json.dumps({"retrieval": retrieval}))
     random = np.random.default_rng(1)
-    manifest(out / "content", "content", {"items": NUM_ITEMS})
-    np.save(out / "content" / "vectors.npy", random.normal(size=(NUM_ITEMS, 6)))
-    ids = {"item_id": np.arange(NUM_ITEMS)}
-    pq.write_table(pa.table(ids), out / "content" / "item_ids.parquet")
+    with write_artifact(
+        out / "content", kind=KIND, config={}, inputs={}, facts={"items": NUM_ITEMS}
+    ) as working:
+        content = random.normal(size=(NUM_ITEMS, 6))
+        write_content_store(working, pa.array(np.arange(NUM_ITEMS)), content)
     manifest(out / "vectors", "vectors", {"dim": 4})
     vectors = random.normal(size=(NUM_ITEMS, 4)).tolist()
     order = np.arange(NUM_ITEMS)[::-1]

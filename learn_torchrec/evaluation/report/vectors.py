@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from learn_torchrec.content.store import ContentStore
 from learn_torchrec.evaluation.arrays import Float64Array
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
 from learn_torchrec.evaluation.predictions import read_predictions
@@ -26,12 +27,11 @@ _MAP_ITEMS = 3000
 
 def vectors(directory: Path) -> Iterator[Section]:
     """Yield the section, if the run has both kinds of vectors."""
-    content_path = directory / "content" / "vectors.npy"
-    ids_path = directory / "content" / "item_ids.parquet"
     towers_path = directory / "vectors" / ITEM_VECTORS_FILE
-    if not (content_path.exists() and ids_path.exists() and towers_path.exists()):
+    if not ((directory / "content").exists() and towers_path.exists()):
         return
-    ids = pq.read_table(ids_path)[ITEM_ID].to_pylist()
+    store = ContentStore.open(directory / "content")
+    ids = store.item_ids.to_pylist()
     table = pq.read_table(towers_path)
     after_rows = {item: row for row, item in enumerate(table[ITEM_ID].to_pylist())}
     shared = [(row, after_rows[i]) for row, i in enumerate(ids) if i in after_rows]
@@ -39,7 +39,7 @@ def vectors(directory: Path) -> Iterator[Section]:
         return
     step = len(shared) // _MAP_ITEMS + 1
     before_rows, rows = np.array(shared[::step]).T
-    before = np.load(content_path, mmap_mode="r")[before_rows].astype(np.float64)
+    before = store.gather(before_rows).astype(np.float64)
     flat = table[VECTOR].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     after = flat.reshape(table.num_rows, -1)[rows].astype(np.float64)
     names = [ids[row] for row in before_rows]
