@@ -225,16 +225,13 @@ def _prepare(
         load_encoder(towers.encoder, initial)
     towers.encoder.precision = _DTYPES[training.precision]
     task = TwinTowerTrain(towers, config.loss, _log_q(counts))
+    # Everything but the table, which TorchRec places.
+    task._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
     steps = training.epochs * (len(train) // training.batch_size)
     if towers.ids is None:
-        task = task.to(device)
         optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
         pipeline = TrainPipelineBase(DistributedDataParallel(task), optimizer, device)
         return task, pipeline, warmup_cosine(optimizer, steps, config.optimizer.warmup)
-    towers.encoder.to(device)
-    if towers.repeat is not None:
-        towers.repeat.to(device)
-    towers.ids.trust = towers.ids.trust.to(device)
     model = shard(task, device, training.table_learning_rate)
     init_tables(model, training.seed)
     dense = dense_optimizer(

@@ -85,15 +85,6 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def gather_to_writer(value: Any) -> list[Any] | None:
-    """Return every rank's value, in rank order, on rank 0, and None elsewhere."""
-    values: list[Any] | None = None
-    if is_writer():
-        values = [None] * dist.get_world_size()
-    dist.gather_object(value, values, dst=0)
-    return values
-
-
 def rank_share(count: int) -> slice:
     """Return this rank's contiguous share of `count` things; shares differ by one."""
     world_size, rank = dist.get_world_size(), dist.get_rank()

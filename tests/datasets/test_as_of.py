@@ -29,26 +29,3 @@ def test_running_counts_equal_a_plain_loop():
         earlier = (ids == ids[row]) & (times < times[row])
         assert events[row] == earlier.sum()
         assert positives[row] == labels[earlier].sum()
-
-
-def test_latest_before_by_hand():
-    ids, times = np.array([1, 1, 2]), np.array([10, 20, 15])
-    query_ids = np.array([1, 1, 1, 2, 3])
-    query_times = np.array([10, 11, 99, 15, 99])
-    rows = as_of.latest_before(ids, times, query_ids, query_times)
-    assert rows.tolist() == [-1, 0, 1, -1, -1]
-
-
-def test_latest_before_equals_a_plain_loop():
-    ids, times, _ = random_log(2)
-    query_ids, query_times, _ = random_log(3)
-    rows = as_of.latest_before(ids, times, query_ids, query_times)
-    for query, row in enumerate(rows):
-        earlier = np.flatnonzero(
-            (ids == query_ids[query]) & (times < query_times[query])
-        )
-        if len(earlier) == 0:
-            assert row == -1
-        else:
-            latest = earlier[times[earlier] == times[earlier].max()]
-            assert row == latest[-1]
