@@ -29,6 +29,11 @@ _SEEDS_ROWS = {
     "content": "LEARN, content",
     "content+id": "LEARN, content + ID",
 }
+_STUDIES = {
+    "MovieLens-1M": "ranking_movielens_1m",
+    "MovieLens-100K": "ranking_movielens_100k",
+}
+_STUDY_COHORTS = ("all", "user_cold", "user_long_tail", "item_cold", "item_long_tail")
 AMAZON_COLUMNS = {
     "R@10": ("retrieval", "r@10"),
     "N@10": ("retrieval", "n@10"),
@@ -52,6 +57,10 @@ def render(text: str) -> str:
         "retail": seeds_table(results["retail"], RETAIL_COLUMNS),
         "towers": towers_table(results["towers"]),
         "metrics": metrics_table(results["metrics"]),
+        "study": study_table(
+            {title: results[name] for title, name in _STUDIES.items()}
+        ),
+        "ranker": ranker_table(results["ranker"]),
     }
     for name, table in blocks.items():
         pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
@@ -131,6 +140,39 @@ def ranking_table(results: dict[str, Any]) -> str:
             cells.append("{} ({}, {})".format(*numbers))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def study_table(studies: dict[str, dict[str, Any]]) -> str:
+    """Baseline and LEARN over seeds, by data set and cohort, as Markdown."""
+    head = ["data, cohort", "rows", "baseline AUC", "LEARN AUC"]
+    head += ["UAUC, points", "WUAUC, points"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for data, study in studies.items():
+        for cohort in _STUDY_COHORTS:
+            row = study["cohorts"][cohort]
+            if not row["rows"]:
+                continue
+            cells = [f"{data}, {_COHORTS[cohort]}", f"{row['rows']:,}"]
+            cells += [f"{row['auc'][arm]:.4f}" for arm in ("baseline", "learn")]
+            for metric in ("uauc", "wuauc"):
+                value = row[metric]
+                numbers = value["points"], *value["interval"]
+                cells.append("{:+.2f} ({:+.2f}, {:+.2f})".format(*numbers))
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ranker_table(results: dict[str, Any]) -> str:
+    """The ranker beside TorchRec's DLRM as Markdown."""
+    rows = {
+        "LEARN off over TorchRec's DLRM, from memory": "off_over_dlrm",
+        "LEARN on over TorchRec's DLRM, from memory": "on_over_dlrm",
+        "LEARN on, from Parquet over from memory": "parquet_over_memory",
+        "LEARN on, two ranks over one": "two_ranks_over_one",
+        "TorchRec's DLRM, two ranks over one": "dlrm_two_ranks_over_one",
+    }
+    lines = [f"| {name} | {results[key]:.2f} x |" for name, key in rows.items()]
+    return "\n".join(["| ranker, examples/s | |", "|---|---|", *lines]) + "\n"
 
 
 def towers_table(results: dict[str, Any]) -> str:
