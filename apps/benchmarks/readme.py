@@ -52,7 +52,6 @@ def render(text: str) -> str:
     }
     blocks = {
         "retrieval": retrieval_table(results["quickstart"]),
-        "ranking": ranking_table(results["quickstart"]),
         "amazon": seeds_table(results["amazon"], AMAZON_COLUMNS),
         "retail": seeds_table(results["retail"], RETAIL_COLUMNS),
         "towers": towers_table(results["towers"]),
@@ -123,25 +122,6 @@ def metrics_table(results: dict[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
 
 
-def ranking_table(results: dict[str, Any]) -> str:
-    """The quickstart's ranking metrics by cohort as Markdown."""
-    head = ["cohort", "rows", "baseline UAUC", "LEARN UAUC"]
-    head += ["UAUC, points", "WUAUC, points", "AUC, points"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for cohort, title in _COHORTS.items():
-        baseline, learn = (
-            results["ranking"][name][cohort] for name in ("baseline", "learn")
-        )
-        cells = [title, f"{baseline['rows']:,}"]
-        cells += [f"{row['uauc']:.4f}" for row in (baseline, learn)]
-        for metric in ("uauc", "wuauc", "auc"):
-            value = results["ranking_difference"]["learn-baseline"][cohort][metric]
-            numbers = [f"{100 * value[part]:+.2f}" for part in _PARTS]
-            cells.append("{} ({}, {})".format(*numbers))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def study_table(studies: dict[str, dict[str, Any]]) -> str:
     """Baseline and LEARN over seeds, by data set and cohort, as Markdown."""
     head = ["data, cohort", "rows", "baseline AUC", "LEARN AUC"]
@@ -196,9 +176,6 @@ def towers_table(results: dict[str, Any]) -> str:
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["| | ours over the reference |", "|---|---|", *lines]) + "\n"
-
-
-_PARTS = ("difference", "low", "high")
 
 
 if __name__ == "__main__":
