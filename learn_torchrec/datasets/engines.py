@@ -161,7 +161,9 @@ class Spark:
     def add(self, name: str, table: pa.Table) -> None:
         """See `Engine`."""
         path = self._scratch / f"{name}.parquet"
-        pq.write_table(table, path)
+        # A table that Spark once wrote carries its schema of then, which Spark would
+        # believe: columns added since would be missing.
+        pq.write_table(table.replace_schema_metadata(), path)
         self._session.read.parquet(str(path)).createOrReplaceTempView(name)
 
     def keep(self, name: str, sql: str) -> None:
@@ -172,7 +174,8 @@ class Spark:
     def table(self, sql: str) -> pa.Table:
         """See `Engine`."""
         batches = list(self.stream(sql))
-        return pa.Table.from_batches(batches[1:], batches[0].schema)
+        table = pa.Table.from_batches(batches[1:], batches[0].schema)
+        return table.replace_schema_metadata()
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
         """See `Engine`."""

