@@ -28,6 +28,7 @@ from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 from learn_torchrec.training.distributed import (
     gather_objects,
     is_writer,
+    locked_together,
     process_group,
     rank_share,
     write_artifact_together,
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = extract.encoder_identity(config)
     items = open_dataset(args.data).items
     ids = store.checked_ids(items[ITEM_ID])
-    with process_group():
+    with process_group(), locked_together(job.out):
         part = rank_share(items.num_rows)
         mine = items.slice(part.start, part.stop - part.start)
         cache = VectorCache(_unfinished(job.out, encoder), _earlier(args, encoder))

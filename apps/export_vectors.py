@@ -30,6 +30,7 @@ from learn_torchrec.towers.export import (
 )
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
 from learn_torchrec.training.distributed import (
+    locked_together,
     process_group,
     rank_share,
     write_artifact_together,
@@ -67,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     histories = load_histories(open_dataset(args.data), store, job.run.split)
     sequences = histories.sequences
     snapshots = snapshot_events(sequences, job.run.export, histories.times)
-    with process_group() as device, RunLog(job.out) as log:
+    with (
+        process_group() as device,
+        locked_together(job.out),
+        RunLog(job.out) as log,
+    ):
         towers, config, towers_manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, towers_manifest, store, job.run.split)
         items = np.arange(len(store))[rank_share(len(store))]

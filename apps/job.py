@@ -1,15 +1,21 @@
 """A job: what an app would make, known before any work is done."""
 
 import argparse
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from apps import options
 from learn_torchrec import config
 from learn_torchrec.artifact import is_finished, recipe_of
 from learn_torchrec.presets import Run
+from learn_torchrec.training.checkpoint import Checkpoints
+from learn_torchrec.training.distributed import locked_together, process_group
+from learn_torchrec.training.run_log import RunLog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,20 @@ class Job:
         """
         recipe = recipe_of(self.kind, self.config, self.inputs)
         return is_finished(self.out, self.kind, recipe, self.overwrite)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[tuple[torch.device, RunLog, Checkpoints]]:
+        """Join the job's ranks to train: device, log and checkpoints of this rank.
+
+        Raises:
+            UserError: another run is making the artefact.
+        """
+        with process_group() as device, locked_together(self.out):
+            checkpoints = Checkpoints(
+                self.out, self.config, self.inputs, self.run.checkpoint, self.overwrite
+            )
+            with checkpoints.listening(), RunLog(self.out) as log:
+                yield device, log, checkpoints
 
     def manifest(self, cutoff: int | None, facts: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of `artifact.write_artifact`, the directory apart."""

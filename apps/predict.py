@@ -45,6 +45,7 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.training.distributed import (
     is_writer,
+    locked_together,
     process_group,
     write_artifact_together,
 )
@@ -95,7 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     ).select(wanted)
     table = with_activity(_passed_through(impressions), dataset, job.run)
     report = rows.report()
-    with process_group() as device, RunLog(job.out) as log:
+    with (
+        process_group() as device,
+        locked_together(job.out),
+        RunLog(job.out) as log,
+    ):
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
         load_ranker(model, args.ranker)
         batch_size = ranker.training.batch_size

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import Stopped, UserError
 
 # What the system refuses is a user's to mend: rights, a full disk, a wrong path.
 _MENDABLE = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -20,6 +20,8 @@ def run(
     main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None
 ) -> None:
     """Run an app's main: a `UserError` becomes one line and exit code 2.
+
+    A run that was asked to stop, and has saved what it needs to go on, exits with 0.
 
     Args:
         main: the app's entry point.
@@ -35,6 +37,8 @@ def run(
         logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)
     try:
         main(argv)
+    except Stopped as stopped:
+        logging.getLogger(__name__).info("%s", stopped)
     except (UserError, OSError) as error:
         mendable = isinstance(error, (UserError, *_MENDABLE))
         if not mendable and getattr(error, "errno", None) not in _FULL:

@@ -22,10 +22,9 @@ from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, TIMESTAMP
 from learn_torchrec.training.distributed import (
     is_writer,
-    process_group,
     write_artifact_together,
 )
-from learn_torchrec.training.run_log import RUN_LOG, RunLog
+from learn_torchrec.training.run_log import RUN_LOG
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,13 +68,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     streams = job.run.ranker.training.stream.enabled
     rows = (_streamed if streams else _loaded)(dataset, job.run, times, vectors)
     on_plan = _print_plan if args.print_sharding_plan else None
-    with process_group() as device, RunLog(job.out) as log:
-        model, facts = train_ranker(job.run.ranker, rows, device, log, on_plan)
+    with job.training() as (device, log, checkpoints):
+        model, facts = train_ranker(
+            job.run.ranker, rows, device, log, on_plan, checkpoints
+        )
         manifest = job.manifest(times.test_from, facts)
         with write_artifact_together(job.out, **manifest) as working:
             save_ranker(model, working)
             if is_writer():
                 shutil.copyfile(log.path, working / RUN_LOG)
+        checkpoints.remove()
 
 
 def _loaded(

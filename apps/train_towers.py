@@ -19,10 +19,9 @@ from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.distributed import (
     is_writer,
-    process_group,
     write_artifact_together,
 )
-from learn_torchrec.training.run_log import RUN_LOG, RunLog
+from learn_torchrec.training.run_log import RUN_LOG
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     initial = None
     if args.authors_checkpoint is not None:
         initial = read_authors_checkpoint(args.authors_checkpoint)
-    with process_group() as device, RunLog(job.out) as log:
+    with job.training() as (device, log, checkpoints):
         trained = train_towers(
             job.run.towers,
             data,
@@ -74,12 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             device,
             log,
             initial,
+            checkpoints,
         )
         manifest = job.manifest(data.known_until, trained.facts)
         with write_artifact_together(job.out, **manifest) as working:
             if is_writer():
                 save_towers(working, trained.state)
                 shutil.copyfile(log.path, working / RUN_LOG)
+        checkpoints.remove()
 
 
 if __name__ == "__main__":

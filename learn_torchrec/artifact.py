@@ -8,6 +8,7 @@ refused.
 
 import contextlib
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -126,6 +127,70 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
             "needed; name the right directory"
         )
     return manifest
+
+
+def confined(directory: Path, name: str) -> Path:
+    """Return the path of a file that a manifest names, inside its artefact.
+
+    Raises:
+        UserError: the name leads out of the directory.
+    """
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise UserError(
+            f"{directory}: its manifest names a file outside of it, {name!r}; do not "
+            "use it, make it again"
+        )
+    return path
+
+
+def damaged_file(directory: Path, manifest: Manifest) -> str | None:
+    """Return the first file that is not what the manifest says; None if all are."""
+    for name, described in manifest.files.items():
+        path = confined(directory, name)
+        if not path.is_file() or path.stat().st_size != described["bytes"]:
+            return name
+        if file_digest(path) != described["sha256"]:
+            return name
+    return None
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep other runs from making `directory` while this one does.
+
+    The kernel releases the lock when the process ends, however it ends.
+
+    Raises:
+        UserError: another run holds it; names its process.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    path = directory.parent / f".{directory.name}.lock"
+    while True:
+        stream = path.open("a+")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            stream.close()
+            raise UserError(
+                f"{directory}: another run is making it (process {holder}); wait for "
+                "it, or choose another --out"
+            ) from None
+        # Who held it before may have removed the file after this one opened it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                break
+        stream.close()
+    with stream:
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def is_finished(

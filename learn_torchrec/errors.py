@@ -8,3 +8,7 @@ class UserError(ValueError):
     the mend. The command line prints it and exits with code 2; a traceback is
     reserved for our own bugs.
     """
+
+
+class Stopped(Exception):
+    """The run was asked to end early and has saved what it needs to go on."""

@@ -22,6 +22,7 @@ from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.training import TowersConfig, TowersTrainingConfig
+from learn_torchrec.training.checkpoint import CheckpointConfig
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
@@ -39,6 +40,7 @@ class Run:
         ranker: impressions and vectors to conversion probabilities.
         retrieval: how finding held-out users' items is judged.
         cohorts: bounds of the evaluation's cohorts.
+        checkpoint: how often a training saves what it needs to go on.
     """
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
@@ -49,6 +51,7 @@ class Run:
     ranker: RankerConfig = field(default_factory=RankerConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     cohorts: CohortConfig = field(default_factory=CohortConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
 def _small_encoder(dropout: float, max_positions: int = 80) -> EncoderShape:

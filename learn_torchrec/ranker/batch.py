@@ -50,9 +50,11 @@ class RankingBatch(PipelineableBatch):
 
 
 def training_batches(
-    rows: RankingRows, *, batch_size: int, seed: int, epoch: int
+    rows: RankingRows, *, batch_size: int, seed: int, epoch: int, start: int = 0
 ) -> Iterator[RankingBatch]:
     """Yield this rank's share of every global batch of one shuffled pass.
+
+    `start` leaves out the first steps, which an earlier run has taken.
 
     The order follows from (seed, epoch) alone; the last, incomplete global batch is
     left out, so every rank takes the same number of steps.
@@ -73,7 +75,7 @@ def training_batches(
         )
     order = np.random.default_rng([seed, epoch]).permutation(len(rows))
     per_rank = batch_size // world_size
-    for step in range(len(rows) // batch_size):
+    for step in range(start, len(rows) // batch_size):
         first = step * batch_size + rank * per_rank
         yield collate(rows, order[first : first + per_rank])
 

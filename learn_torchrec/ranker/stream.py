@@ -126,11 +126,12 @@ class StreamedRows:
         return min(group.earliest for group in self._groups)
 
     def batches(
-        self, *, batch_size: int, seed: int, epoch: int
+        self, *, batch_size: int, seed: int, epoch: int, start: int = 0
     ) -> Iterator[RankingBatch]:
         """Yield this rank's share of every global batch of one pass.
 
-        The last, incomplete global batch is left out.
+        The last, incomplete global batch is left out, and so are the first `start`
+        steps, which an earlier run has taken: their windows are not read.
 
         Raises:
             UserError: a batch size or number of lanes that do not fit the ranks.
@@ -144,21 +145,24 @@ class StreamedRows:
             )
         per_rank = lanes // world_size
         mine = range(dist.get_rank() * per_rank, (dist.get_rank() + 1) * per_rank)
-        return prefetched(self._batches(mine, batch_size, seed, epoch))
+        return prefetched(self._batches(mine, batch_size, seed, epoch, start))
 
     def _batches(
-        self, mine: range, batch_size: int, seed: int, epoch: int
+        self, mine: range, batch_size: int, seed: int, epoch: int, taken: int
     ) -> Iterator[RankingBatch]:
         config = self._config
         order = np.random.default_rng([seed, epoch]).permutation(len(self._groups))
         steps = len(self) // batch_size
         width = batch_size // config.lanes  # rows of a lane in a batch
+        steps_in_window = max(1, config.shuffle_rows // config.lanes // width)
+        first = taken // steps_in_window * steps_in_window
         readers = [
-            _Lane(self._pieces(order, lane * (len(self) // config.lanes)))
+            _Lane(
+                self._pieces(order, lane * (len(self) // config.lanes) + first * width)
+            )
             for lane in mine
         ]
-        steps_in_window = max(1, config.shuffle_rows // config.lanes // width)
-        for start in range(0, steps, steps_in_window):
+        for start in range(first, steps, steps_in_window):
             count = min(steps_in_window, steps - start)
             parts = [reader.take(count * width) for reader in readers]
             rows = self._prepared(pa.concat_tables(parts), epoch)
@@ -171,7 +175,7 @@ class StreamedRows:
                     for place, lane in enumerate(mine)
                 ]
             )
-            for step in range(count):
+            for step in range(max(0, taken - start), count):
                 index = chosen[:, step * width : (step + 1) * width]
                 yield collate(rows, index.reshape(-1))
 

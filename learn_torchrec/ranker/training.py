@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -37,6 +36,7 @@ from learn_torchrec.ranker.tables import (
     refuse_managed,
     sharding_kinds,
 )
+from learn_torchrec.training.checkpoint import Checkpoints, fast_forward
 from learn_torchrec.training.distributed import gather_objects, is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
 from learn_torchrec.training.optim import (
@@ -51,6 +51,7 @@ from learn_torchrec.training.table_optimizer import (
     TableOptimizerConfig,
     replicated_optimizer,
 )
+from learn_torchrec.training.tensors import load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -232,8 +233,13 @@ def train_ranker(
     device: torch.device,
     log: RunLog,
     on_plan: Callable[[str], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[DistributedModelParallel, dict[str, Any]]:
     """Train on all ranks.
+
+    With checkpoints it goes on from the last one, to the same weights and losses; NE
+    and calibration of the log, which look back over a window, then start anew, and a
+    stream counts what is missing in the rows that it read itself.
 
     Returns:
         The trained model and facts for the manifest.
@@ -259,15 +265,35 @@ def train_ranker(
         model, optimizer, device
     )
     progress = _Progress(steps, training.batch_size, device, log)
-    with tqdm(total=steps, desc="ranker", disable=_bar_is_off()) as bar:
+    saved = None if checkpoints is None else checkpoints.latest()
+    if saved is not None:
+        saved.restore(model, optimizer)
+        progress.restore(saved.progress, device)
+        fast_forward(schedule, progress.step)
 
-        def on_step(output: RankerOutput) -> None:
-            bar.update()
-            progress.add(output)
+    def on_step(output: RankerOutput) -> None:
+        bar.update()
+        progress.add(output)
+        if checkpoints is not None:
+            checkpoints.after_step(
+                progress.step,
+                lambda: {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                },
+                progress.state,
+            )
 
-        model.train()
-        for epoch in range(training.epochs):
-            train_epoch(pipeline, _batches(rows, training, epoch), schedule, on_step)
+    model.train()
+    per_epoch = len(rows) // training.batch_size
+    first_epoch, taken = divmod(progress.step, max(per_epoch, 1))
+    with tqdm(
+        total=steps, initial=progress.step, desc="ranker", disable=_bar_is_off()
+    ) as bar:
+        for epoch in range(first_epoch, training.epochs):
+            batches = _batches(rows, training, epoch, taken)
+            train_epoch(pipeline, batches, schedule, on_step)
+            taken = 0
     pipeline.detach()
     report = _report(rows)
     if is_writer():
@@ -277,9 +303,13 @@ def train_ranker(
 
 
 def _batches(
-    rows: RankingRows | StreamedRows, training: RankerTrainingConfig, epoch: int
+    rows: RankingRows | StreamedRows,
+    training: RankerTrainingConfig,
+    epoch: int,
+    start: int,
 ) -> Iterator[RankingBatch]:
-    order = {"batch_size": training.batch_size, "seed": training.seed, "epoch": epoch}
+    order = {"batch_size": training.batch_size, "seed": training.seed}
+    order |= {"epoch": epoch, "start": start}
     if isinstance(rows, StreamedRows):
         return rows.batches(**order)
     return training_batches(rows, **order)
@@ -306,19 +336,35 @@ class _Progress:
         per_rank = max(1, batch_size // torch.distributed.get_world_size())
         self._metrics = TrainingMetrics(per_rank, device)
         self._loss, self._auxiliary = RunningMean(), RunningMean()
-        self._step = 0
+        self.step = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, for JSON; every rank takes part."""
+        return {
+            "step": self.step,
+            "loss": self._loss.state(),
+            "auxiliary_loss": self._auxiliary.state(),
+            "log_position": self._log.position(),
+        }
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from a checkpoint's state."""
+        self.step = state["step"]
+        self._loss.restore(state["loss"], device)
+        self._auxiliary.restore(state["auxiliary_loss"], device)
+        self._log.go_on(state["log_position"])
 
     def add(self, output: RankerOutput) -> None:
         """Take one step's output; every rank takes part."""
-        self._step += 1
+        self.step += 1
         self._loss.add(output.loss)
         self._auxiliary.add(output.auxiliary_loss)
         self._metrics.add(output)
-        if self._step % self._interval == 0 or self._step == self._steps:
+        if self.step % self._interval == 0 or self.step == self._steps:
             self._log.write(
-                step=self._step,
+                step=self.step,
                 total=self._steps,
-                loss=_finite(self._loss.result(), self._step),
+                loss=_finite(self._loss.result(), self.step),
                 auxiliary_loss=self._auxiliary.result(),
                 **self._metrics.result(),
             )
@@ -368,26 +414,17 @@ def score(
 
 def save_ranker(model: DistributedModelParallel, directory: Path) -> None:
     """Write the sharded weights; every rank takes part."""
-    dcp.save(
-        {"model": model.state_dict()}, checkpoint_id=str(directory / MODEL_DIRECTORY)
-    )
+    save_tensors({"model": model.state_dict()}, directory / MODEL_DIRECTORY)
 
 
 def load_ranker(model: DistributedModelParallel, directory: Path) -> None:
-    """Load weights that any number of ranks saved; every rank takes part."""
+    """Load weights that any number of ranks saved; every rank takes part.
+
+    Raises:
+        UserError: weights that cannot be read, or are not this model's.
+    """
     state = {"model": model.state_dict()}
-    path = directory / MODEL_DIRECTORY
-    try:
-        dcp.load(
-            state,
-            checkpoint_id=str(path),
-            planner=dcp.DefaultLoadPlanner(flatten_sharded_tensors=False),
-        )
-    except (dcp.api.CheckpointException, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(
-            f"{path}: cannot be read ({reason}); train the ranker again"
-        ) from None
+    load_tensors(state, directory / MODEL_DIRECTORY)
     model.load_state_dict(state["model"])
 
 

@@ -74,6 +74,7 @@ def epoch_batches(
     seed: int,
     epoch: int,
     cuts: Ints | None = None,
+    start: int = 0,
 ) -> Iterator[TowerBatch]:
     """Yield this rank's share of every global batch of one pass over the users.
 
@@ -87,8 +88,9 @@ def epoch_batches(
         seed: of the run.
         epoch: number of the pass.
         cuts: int64 [users], events of the history, 0 for a random number.
+        start: steps that are left out, an earlier run having taken them.
     """
-    for users in _epoch_users(sequences, batch_size, seed, epoch):
+    for _, users in _epoch_users(sequences, batch_size, seed, epoch, start):
         samples = [
             sample_user(
                 sequences.of(user),
@@ -114,6 +116,7 @@ def next_item_batches(
     batch_size: int,
     seed: int,
     epoch: int,
+    start: int = 0,
 ) -> Iterator[TowerBatch]:
     """Yield batches in which each event is an anchor and the next one its positive.
 
@@ -128,9 +131,10 @@ def next_item_batches(
         batch_size: users in a global batch; a multiple of the number of ranks.
         seed: of the run.
         epoch: number of the pass.
+        start: steps that are left out, an earlier run having taken them.
     """
     drawn = num_candidates or num_items
-    for step, users in enumerate(_epoch_users(sequences, batch_size, seed, epoch)):
+    for step, users in _epoch_users(sequences, batch_size, seed, epoch, start):
         candidates = np.arange(num_items)
         if drawn < num_items:
             random = np.random.default_rng([seed, epoch, step])
@@ -214,13 +218,13 @@ def _positions(chosen: list[Ints], lengths: Ints, width: int) -> Tensor:
 
 
 def _epoch_users(
-    sequences: SequenceSet, batch_size: int, seed: int, epoch: int
-) -> Iterator[Ints]:
-    """Yield this rank's users of every global batch, int64 [batch_size / ranks]."""
+    sequences: SequenceSet, batch_size: int, seed: int, epoch: int, start: int
+) -> Iterator[tuple[int, Ints]]:
+    """Yield steps and this rank's users of their batch, int64 [batch_size / ranks]."""
     share = _rank_share(batch_size, len(sequences))
     order = np.random.default_rng([seed, epoch]).permutation(len(sequences))
-    for step in range(len(sequences) // batch_size):
-        yield order[step * batch_size : (step + 1) * batch_size][share]
+    for step in range(start, len(sequences) // batch_size):
+        yield step, order[step * batch_size : (step + 1) * batch_size][share]
 
 
 def _rank_share(batch_size: int, num_users: int) -> slice:

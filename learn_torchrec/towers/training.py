@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,16 +12,17 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import (
     TrainPipeline,
     TrainPipelineBase,
     TrainPipelineSparseDist,
 )
-from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from tqdm import tqdm
 
@@ -45,6 +47,7 @@ from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig, TwinTower, TwinTowerTrain
 from learn_torchrec.towers.repeat import RepeatScore
 from learn_torchrec.towers.sampling import SamplingConfig
+from learn_torchrec.training.checkpoint import Checkpoints, Saved, fast_forward
 from learn_torchrec.training.distributed import from_writer, is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
 from learn_torchrec.training.optim import (
@@ -58,6 +61,7 @@ from learn_torchrec.training.throughput import Throughput, gemm_flops_per_second
 
 logger = logging.getLogger(__name__)
 
+_BEST = "best.safetensors"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -142,11 +146,13 @@ def train_towers(
     device: torch.device,
     log: RunLog,
     initial: Mapping[str, Tensor] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainedTowers:
     """Train on all ranks and keep the weights with the best validation recall.
 
     One rank and several compute the same, dropout apart: its masks follow from
-    (seed, epoch, rank).
+    (seed, step, rank). With checkpoints it goes on from the last one, to the same
+    weights and losses.
 
     Args:
         config: of the towers.
@@ -156,6 +162,7 @@ def train_towers(
         device: this rank's.
         log: gets a line for each epoch.
         initial: weights of the encoder to start from, such as the authors'.
+        checkpoints: of an earlier, unfinished run, and to be written.
 
     Raises:
         UserError: settings that do not fit the data or the number of ranks, or a
@@ -163,25 +170,47 @@ def train_towers(
     """
     train, cuts = _trained_on(config, data, store)
     training, metric = config.training, f"r@{retrieval.ks[0]}"
-    task, pipeline, schedule = _prepare(config, train, store, device, initial)
+    parts = _prepare(config, train, store, device, initial)
+    task, pipeline, schedule = parts.task, parts.pipeline, parts.schedule
     peak = gemm_flops_per_second(device, _DTYPES[training.precision])
-    best, loss, epoch = _Best(training.patience, metric), RunningMean(), 0
+    best, loss = _Best(training.patience, metric), RunningMean()
+    per_epoch = len(train) // training.batch_size
+    position = _Position(task, parts, best, loss, log)
+    saved = None if checkpoints is None else checkpoints.latest()
+    if saved is not None:
+        position.restore(saved, device)
 
     def watch(output: tuple[Tensor, Tensor]) -> None:
         value, users = output
-        _refuse_non_finite(value, users, epoch, train, log)
+        _refuse_non_finite(value, users, position.step // per_epoch, train, log)
         loss.add(value)
+        position.step += 1
+        # The end of an epoch is saved after its validation.
+        if checkpoints is not None and position.step % per_epoch:
+            position.save(checkpoints)
 
-    for epoch in _progress(training.epochs):
+    def seed_dropout() -> None:
+        _seed_dropout(training.seed, position.step)
+
+    first_epoch, taken = divmod(position.step, max(per_epoch, 1))
+    for epoch in _progress(first_epoch, training.epochs):
+        if best.is_over(epoch):
+            break
         speed = Throughput(peak)
         batches = attach_content(
-            _epoch_batches(config, train, cuts, len(store), epoch),
+            _epoch_batches(config, train, cuts, len(store), epoch, taken),
             store,
             with_ids=task.towers.ids is not None,
         )
+        taken = 0
         task.train()
-        _seed_dropout(training.seed, epoch)
-        train_epoch(pipeline, _counted(batches, speed, task.towers), schedule, watch)
+        train_epoch(
+            pipeline,
+            _counted(batches, speed, task.towers),
+            schedule,
+            watch,
+            seed_dropout,
+        )
         line = {"loss": loss.result(), "temperature": float(task.temperature())}
         line |= speed.result()
         length = config.sampling.history_length
@@ -195,8 +224,9 @@ def train_towers(
             "epoch %d: loss %.4f, validation %s %.4f, %.0f users/s",
             *(epoch + 1, line["loss"], metric, metrics[metric], line["users_per_s"]),
         )
-        if best.take(epoch + 1, metrics, task.towers):
-            break
+        best.take(epoch + 1, metrics, task.towers)
+        if checkpoints is not None:
+            position.save(checkpoints)
     facts = {
         "train_users": len(train),
         "best_epoch": best.epoch,
@@ -212,8 +242,8 @@ def _prepare(
     store: ContentStore,
     device: torch.device,
     initial: Mapping[str, Tensor] | None,
-) -> tuple[TwinTowerTrain, TrainPipeline[TowerBatch, Any], LRScheduler]:
-    """Return the fresh task, its pipeline over all ranks and the schedule."""
+) -> "_Parts":
+    """Return the fresh task, and what trains it on all ranks."""
     training = config.training
     torch.manual_seed(training.seed)
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
@@ -230,20 +260,89 @@ def _prepare(
     steps = training.epochs * (len(train) // training.batch_size)
     if towers.ids is None:
         optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
-        pipeline = TrainPipelineBase(DistributedDataParallel(task), optimizer, device)
-        return task, pipeline, warmup_cosine(optimizer, steps, config.optimizer.warmup)
-    model = shard(task, device, training.table_learning_rate)
-    init_tables(model, training.seed)
+        model = DistributedDataParallel(task)
+        return _Parts(
+            task,
+            model,
+            optimizer,
+            TrainPipelineBase(model, optimizer, device),
+            warmup_cosine(optimizer, steps, config.optimizer.warmup),
+        )
+    sharded = shard(task, device, training.table_learning_rate)
+    init_tables(sharded, training.seed)
     dense = dense_optimizer(
-        in_backward_optimizer_filter(model.named_parameters()), config.optimizer
+        in_backward_optimizer_filter(sharded.named_parameters()), config.optimizer
     )
-    optimizer = CombinedOptimizer([model.fused_optimizer, dense])
-    pipeline = TrainPipelineSparseDist(model, optimizer, device)
-    return (
-        _task_of(model),
-        pipeline,
-        warmup_cosine(optimizer, steps, config.optimizer.warmup),
+    combined = CombinedOptimizer([sharded.fused_optimizer, dense])
+    return _Parts(
+        _task_of(sharded),
+        sharded,
+        combined,
+        TrainPipelineSparseDist(sharded, combined, device),
+        warmup_cosine(combined, steps, config.optimizer.warmup),
     )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a training consists of; `model` wraps `task` for all ranks."""
+
+    task: TwinTowerTrain
+    model: nn.Module
+    optimizer: KeyedOptimizer | CombinedOptimizer
+    pipeline: TrainPipeline[TowerBatch, Any]
+    schedule: LambdaLR
+
+
+class _Position:
+    """How far the training is, and how it is saved and found again."""
+
+    def __init__(
+        self,
+        task: TwinTowerTrain,
+        parts: _Parts,
+        best: "_Best",
+        loss: RunningMean,
+        log: RunLog,
+    ) -> None:
+        self.step = 0
+        self._task, self._parts = task, parts
+        self._best, self._loss, self._log = best, loss, log
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Save where it is time to; every rank takes part."""
+        checkpoints.after_step(
+            self.step,
+            lambda: {
+                "model": self._parts.model.state_dict(),
+                "optimizer": self._parts.optimizer.state_dict(),
+            },
+            lambda: {
+                "step": self.step,
+                "loss": self._loss.state(),
+                "best_epoch": self._best.epoch,
+                "best_metrics": dict(self._best.metrics),
+                "log_position": self._log.position(),
+            },
+            self._write_best,
+        )
+
+    def restore(self, saved: Saved, device: torch.device) -> None:
+        """Go on from a checkpoint; every rank takes part."""
+        progress = saved.progress
+        saved.restore(self._parts.model, self._parts.optimizer)
+        self.step = progress["step"]
+        fast_forward(self._parts.schedule, self.step)
+        self._loss.restore(progress["loss"], device)
+        self._best.epoch = progress["best_epoch"]
+        self._best.metrics = progress["best_metrics"]
+        if self._best.epoch and is_writer():
+            self._best.state = load_file(saved.directory / _BEST)
+        self._log.go_on(progress["log_position"])
+
+    def _write_best(self, directory: Path) -> None:
+        if self._best.epoch:
+            save_file(self._best.state, directory / _BEST)
 
 
 def _task_of(model: DistributedModelParallel) -> TwinTowerTrain:
@@ -283,6 +382,7 @@ def _epoch_batches(
     cuts: NDArray[np.int64] | None,
     num_items: int,
     epoch: int,
+    start: int,
 ) -> Iterator[TowerBatch]:
     training = config.training
     if config.loss.objective == "next_item":
@@ -294,6 +394,7 @@ def _epoch_batches(
             batch_size=training.batch_size,
             seed=training.seed,
             epoch=epoch,
+            start=start,
         )
     return epoch_batches(
         train,
@@ -302,12 +403,20 @@ def _epoch_batches(
         seed=training.seed,
         epoch=epoch,
         cuts=cuts,
+        start=start,
     )
 
 
-def _progress(epochs: int) -> Iterator[int]:
+def _progress(first: int, epochs: int) -> Iterator[int]:
     is_off = None if is_writer() else True  # None: off where there is no terminal
-    yield from tqdm(range(epochs), desc="towers", unit="epoch", disable=is_off)
+    yield from tqdm(
+        range(first, epochs),
+        initial=first,
+        total=epochs,
+        desc="towers",
+        unit="epoch",
+        disable=is_off,
+    )
 
 
 def _counted(
@@ -338,13 +447,16 @@ class _Best:
         self.metrics: Mapping[str, float] = {metric: -1.0}
         self.state: dict[str, Tensor] = {}
 
-    def take(self, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> bool:
-        """Consider an epoch, on all ranks; true when training should stop."""
+    def take(self, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> None:
+        """Consider an epoch, on all ranks."""
         # Rank 0 decides: ranks may differ in the last digit of a metric.
         if from_writer(metrics[self.metric] > self.metrics[self.metric]):
             self.epoch, self.metrics = epoch, metrics
             self.state = whole_state(model)
-        return epoch - self.epoch >= self.patience
+
+    def is_over(self, epochs: int) -> bool:
+        """Whether after so many epochs the wait for a better one is over."""
+        return epochs - self.epoch >= self.patience
 
 
 def _trained_on(
@@ -396,8 +508,9 @@ def _log_q(counts: Tensor) -> Tensor:
     return (counts / counts.sum()).log().float()
 
 
-def _seed_dropout(seed: int, epoch: int) -> None:
-    numbers = np.random.SeedSequence([seed, epoch, dist.get_rank()])
+def _seed_dropout(seed: int, step: int) -> None:
+    """Make the masks of a step follow from it, so that no random state need be kept."""
+    numbers = np.random.SeedSequence([seed, step, dist.get_rank()])
     torch.manual_seed(int(numbers.generate_state(1)[0]))
 
 

@@ -7,6 +7,9 @@ import contextlib
 import datetime
 import logging
 import os
+import sys
+import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +18,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from learn_torchrec.artifact import write_artifact
+from learn_torchrec.artifact import locked, write_artifact
+from learn_torchrec.errors import Stopped, UserError
 
-_TIMEOUT = datetime.timedelta(minutes=10)
+TIMEOUT = datetime.timedelta(minutes=10)
+# What gloo and NCCL say when another rank is gone, besides their own error types.
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+_LOST_SECONDS = 5.0  # torchrun ends this rank sooner
 
 
 @contextlib.contextmanager
@@ -39,8 +46,41 @@ def process_group() -> Iterator[torch.device]:
     _init(backend)
     try:
         yield device
+    except Exception as error:
+        _explain(error)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _explain(error: Exception) -> None:
+    """Let a rank's own error be read first: before the others lose its connection.
+
+    Raises:
+        SystemExit: this rank failed only because another one did.
+    """
+    one_line = isinstance(error, (Stopped, UserError, OSError))
+    if dist.get_world_size() == 1 or one_line:
+        return
+    if is_lost_connection(error):
+        time.sleep(_LOST_SECONDS)
+        reason = str(error).strip().splitlines()[0]
+        sys.stderr.write(
+            f"rank {dist.get_rank()}: another rank is gone, its own error says why "
+            f"({reason})\n"
+        )
+        sys.exit(1)
+    sys.stderr.write(f"rank {dist.get_rank()} failed:\n")
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    sys.exit(1)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error says no more than that another rank is gone."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(x in str(error) for x in _LOST)
 
 
 def _init(backend: str) -> None:
@@ -52,13 +92,13 @@ def _init(backend: str) -> None:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        agent = dist.TCPStore(host, port, world_size, False, timeout=_TIMEOUT)
+        agent = dist.TCPStore(host, port, world_size, False, timeout=TIMEOUT)
         store = dist.PrefixStore(f"attempt_{attempt}", agent)
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
+            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
         )
     else:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT)
 
 
 def local_world_size() -> int:
@@ -71,17 +111,17 @@ def is_writer() -> bool:
     return dist.get_rank() == 0
 
 
-def from_writer(value: Any) -> Any:
+def from_writer(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     """Return rank 0's value on every rank."""
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Return every rank's value on every rank, in rank order."""
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
@@ -92,20 +132,69 @@ def rank_share(count: int) -> slice:
 
 
 @contextlib.contextmanager
-def write_artifact_together(directory: Path, **manifest: Any) -> Iterator[Path]:
+def locked_together(directory: Path) -> Iterator[None]:
+    """Keep other runs from making `directory`: rank 0 holds the lock of the job.
+
+    Raises:
+        UserError: on every rank, if another run holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        refused: UserError | None = None
+        if is_writer():
+            try:
+                stack.enter_context(locked(directory))
+            except UserError as error:
+                refused = error
+        refused = from_writer(refused)
+        if refused is not None:
+            raise refused
+        yield
+
+
+@contextlib.contextmanager
+def write_artifact_together(
+    directory: Path, group: dist.ProcessGroup | None = None, **manifest: Any
+) -> Iterator[Path]:
     """Write one artefact from all ranks: see `artifact.write_artifact`.
 
     Every rank may write its own files into the working directory that is yielded;
     rank 0 adds the manifest and makes the artefact visible once all are done.
+
+    Args:
+        directory: where the artefact appears.
+        group: of all ranks; None for the job's own.
+        manifest: the other arguments of `write_artifact`.
+
+    Raises:
+        UserError: another rank could not write, such as to a full disk: none waits
+            for one that failed.
     """
-    if is_writer():
-        with write_artifact(directory, **manifest) as working:
-            yield from_writer(working)
-            dist.barrier()
-    else:
-        yield from_writer(None)
-        dist.barrier()
-    dist.barrier()
+    with contextlib.ExitStack() as stack:
+        working = None
+        with _agreed(group):
+            if is_writer():
+                working = stack.enter_context(write_artifact(directory, **manifest))
+        working = from_writer(working, group)
+        with _agreed(group):
+            yield working
+        with _agreed(group):
+            stack.close()
+
+
+@contextlib.contextmanager
+def _agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Leave the block on all ranks alike: well, or with an error on each."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    reasons = gather_objects(None if error is None else str(error), group)
+    if error is not None:
+        raise error
+    for rank, reason in enumerate(reasons):
+        if reason is not None:
+            raise UserError(f"rank {rank} could not write: {reason}")
 
 
 def quiet_known_warnings() -> None:

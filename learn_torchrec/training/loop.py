@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torchrec.distributed.train_pipeline import TrainPipeline
 
+from learn_torchrec.training.distributed import gather_objects
+
 Batch = TypeVar("Batch")
 
 
@@ -16,6 +18,7 @@ def train_epoch(
     batches: Iterator[Batch],
     schedule: LRScheduler,
     on_step: Callable[[Any], None],
+    before_step: Callable[[], None] | None = None,
 ) -> int:
     """Train until `batches` ends.
 
@@ -24,6 +27,7 @@ def train_epoch(
         batches: this rank's batches; every rank must yield as many.
         schedule: advanced after every step.
         on_step: called with the model's detached output of every step.
+        before_step: called before every step, such as to seed what is random in it.
 
     Returns:
         Steps taken.
@@ -31,6 +35,8 @@ def train_epoch(
     steps = 0
     pipeline.reset()
     while True:
+        if before_step is not None:
+            before_step()
         try:
             output = pipeline.progress(batches)
         except StopIteration:
@@ -62,3 +68,19 @@ class RunningMean:
             torch.distributed.all_reduce(total)
             count *= torch.distributed.get_world_size()
         return float(total) / count
+
+    def state(self) -> list[list[float]]:
+        """Return every rank's sum and count, for JSON; every rank takes part."""
+        total = 0.0 if self._total is None else float(self._total)
+        return gather_objects([total, self._count])
+
+    def restore(self, state: list[list[float]], device: torch.device) -> None:
+        """Go on from a state: the same numbers on as many ranks, else shared out."""
+        world_size = torch.distributed.get_world_size()
+        if len(state) == world_size:
+            total, count = state[torch.distributed.get_rank()]
+        else:
+            total = sum(part[0] for part in state) / len(state)
+            count = state[0][1]
+        self._count = int(count)
+        self._total = torch.tensor(total, device=device) if count else None

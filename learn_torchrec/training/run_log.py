@@ -42,11 +42,12 @@ class RunLog:
         self.path = live_log_path(out)
         self._start = time.monotonic()
         self._last_progress = -math.inf
+        self._is_fresh = True
         self._stream = None
         self._board = None
         if is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.path.open("w", buffering=1)
+            self._stream = self.path.open("a", buffering=1)
             self._board = _tensorboard(self.path.with_suffix(""))
 
     def write(self, **values: Any) -> None:
@@ -55,11 +56,26 @@ class RunLog:
         `step` and `total` of a line tell a watcher how far the stage is.
         """
         if self._stream is not None:
+            if self._is_fresh:
+                self.go_on(0)
             values["seconds"] = round(time.monotonic() - self._start, 3)
             self._stream.write(json.dumps(values) + "\n")
         if self._board is not None and "step" in values:
             for name in values.keys() - {"step", "total"}:
                 self._board.add_scalar(name, values[name], values["step"])
+
+    def position(self) -> int:
+        """Return the length of the log so far, in bytes; 0 on other ranks."""
+        if self._stream is None or self._is_fresh:
+            return 0
+        return self._stream.tell()
+
+    def go_on(self, position: int) -> None:
+        """Go on writing after `position` bytes of an earlier run's log."""
+        self._is_fresh = False
+        if self._stream is not None:
+            self._stream.truncate(position)
+            self._stream.seek(position)
 
     def progress(self, done: int, total: int) -> None:
         """Write how far the stage is, at most once a second."""

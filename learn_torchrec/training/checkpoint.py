@@ -1,0 +1,276 @@
+"""Checkpoints: what a killed training needs to go on as if nothing had happened.
+
+A checkpoint is an artefact (written aside, checksums, one rename) in a directory of its
+own, `checkpoints/NAME/step-N` beside the artefact that is being made. It holds tensors
+(model, dense and fused optimizer state) and, as JSON, the position and running sums.
+There is no random state in it: everything random follows from (seed, epoch, step) or
+(seed, epoch, user), and the learning rate follows from the step.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
+
+from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of
+from learn_torchrec.config import require
+from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.training.distributed import (
+    from_writer,
+    is_writer,
+    write_artifact_together,
+)
+from learn_torchrec.training.tensors import load_tensors, save_tensors
+
+logger = logging.getLogger(__name__)
+
+KIND_CHECKPOINT = "checkpoint"
+_TENSORS, _PROGRESS = "tensors", "progress.json"
+_STEP_DIRECTORY = re.compile(r"step-(\d{9})")
+_NOTHING: Callable[[Path], None] = lambda directory: None  # noqa: E731
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """How often a training saves what it needs to go on; decides no result.
+
+    Attributes:
+        every_steps: steps between two checkpoints; 0 saves none but on SIGTERM.
+        keep: checkpoints that stay, the newest ones.
+    """
+
+    every_steps: int = 1000
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, "checkpoint.every_steps: at least 0")
+        require(self.keep > 0, "checkpoint.keep: at least 1")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint to go on from.
+
+    Attributes:
+        directory: where it is.
+        progress: what `Checkpoints.save` was given, the same on every rank.
+    """
+
+    directory: Path
+    progress: dict[str, Any]
+
+    def restore(
+        self, model: torch.nn.Module, optimizer: CombinedOptimizer | KeyedOptimizer
+    ) -> None:
+        """Load model and optimizer; every rank takes part.
+
+        Any number of ranks may have saved them, under another plan of sharding.
+
+        Raises:
+            UserError: something is stored that has no place here, or the reverse.
+        """
+        _fill_state(optimizer)  # what is not there yet would silently not be loaded
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        load_tensors(state, self.directory / _TENSORS)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+
+
+class Checkpoints:
+    """The checkpoints of one artefact that is being made; every rank has one.
+
+    While it is in use (`with`), SIGTERM asks the training to save and stop.
+
+    Args:
+        out: the artefact.
+        config: what decides the artefact, see `artifact.recipe_of`.
+        inputs: likewise.
+        settings: how often.
+        overwrite: whether checkpoints of other settings may be removed.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        settings: CheckpointConfig,
+        overwrite: bool = False,
+    ) -> None:
+        self.directory = out.parent / "checkpoints" / out.name
+        self._out, self._settings, self._overwrite = out, settings, overwrite
+        self._made_from: dict[str, Any] = {"config": config, "inputs": inputs}
+        self._asked_to_stop = False
+        self._group = dist.new_group(backend="gloo")
+
+    def latest(self) -> Saved | None:
+        """Return the newest checkpoint that is whole, the same on every rank.
+
+        Raises:
+            UserError: on every rank, if the newest is of other settings or inputs.
+        """
+        found: Saved | UserError | None = None
+        if is_writer():
+            try:
+                found = self._newest()
+            except UserError as error:
+                found = error
+        found = from_writer(found, self._group)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def after_step(
+        self,
+        step: int,
+        state: Callable[[], dict[str, Any]],
+        progress: Callable[[], dict[str, Any]],
+        write: Callable[[Path], None] = _NOTHING,
+    ) -> None:
+        """Save where it is time to; every rank calls it after each trained step.
+
+        A save that fails, on a full disk say, leaves the last checkpoint as it is,
+        and the training goes on.
+
+        Args:
+            step: steps trained since the beginning.
+            state: gives the tensors; each rank its own shards.
+            progress: gives what JSON holds, the same on every rank; a collective.
+            write: called on rank 0 to add files of its own.
+
+        Raises:
+            Stopped: SIGTERM came, and the step is saved.
+        """
+        stops = self._all_stop()
+        every = self._settings.every_steps
+        if not stops and not (every and step % every == 0):
+            return
+        try:
+            self._save(step, state(), progress(), write)
+        except (OSError, UserError) as error:
+            if stops or not is_writer():
+                logger.warning("checkpoint at step %d was not saved: %s", step, error)
+            else:
+                last = max(self._steps(), default=0)
+                logger.warning(
+                    "checkpoint at step %d was not saved (%s); the last good one is "
+                    "of step %s, and training goes on",
+                    *(step, error, last),
+                )
+        if stops:
+            raise Stopped(f"stopped at step {step}; run it again to go on")
+
+    def remove(self) -> None:
+        """Remove all checkpoints: the artefact is made."""
+        if is_writer() and self.directory.exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others' may lie beside it
+                self.directory.parent.rmdir()
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM as a wish to save and stop, instead of ending at once."""
+
+        def ask(*_: Any) -> None:
+            self._asked_to_stop = True
+
+        before = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _all_stop(self) -> bool:
+        # Signals reach ranks at different steps; all must stop at the same one.
+        asked = torch.tensor([int(self._asked_to_stop)])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        return bool(asked.item())
+
+    def _save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        progress: dict[str, Any],
+        write: Callable[[Path], None],
+    ) -> None:
+        target = self.directory / f"step-{step:09d}"
+        if target.exists():  # saved by the run that this one goes on from
+            return
+        with write_artifact_together(
+            target, kind=KIND_CHECKPOINT, **self._made_from
+        ) as working:
+            save_tensors(state, working / _TENSORS)
+            if is_writer():
+                write(working)
+                (working / _PROGRESS).write_text(json.dumps(progress))
+        if is_writer():
+            for old in self._steps()[: -self._settings.keep]:
+                shutil.rmtree(self.directory / f"step-{old:09d}")
+
+    def _steps(self) -> list[int]:
+        if not self.directory.is_dir():
+            return []
+        found = map(
+            _STEP_DIRECTORY.fullmatch, (p.name for p in self.directory.iterdir())
+        )
+        return sorted(int(match[1]) for match in found if match)
+
+    def _newest(self) -> Saved | None:
+        recipe = recipe_of(KIND_CHECKPOINT, **self._made_from)
+        for step in reversed(self._steps()):
+            directory = self.directory / f"step-{step:09d}"
+            try:
+                manifest = read_manifest(directory, KIND_CHECKPOINT)
+                damaged = damaged_file(directory, manifest)
+            except UserError as error:
+                logger.warning("%s; an earlier checkpoint is used", error)
+                continue
+            if damaged is not None:
+                logger.warning(
+                    "%s: %s is damaged; an earlier checkpoint is used",
+                    *(directory, damaged),
+                )
+                continue
+            if manifest.recipe != recipe:
+                if self._overwrite:
+                    shutil.rmtree(self.directory)
+                    return None
+                raise UserError(
+                    f"{self.directory}: holds checkpoints of other settings or inputs; "
+                    "choose another --out, or pass --overwrite to remove them"
+                )
+            logger.info("going on after step %d", step)
+            return Saved(directory, json.loads((directory / _PROGRESS).read_text()))
+        return None
+
+
+def fast_forward(schedule: LambdaLR, steps: int) -> None:
+    """Put a fresh schedule where it is after `steps` steps: rates follow from them."""
+    schedule.last_epoch = steps
+    groups = schedule.optimizer.param_groups
+    for group, rate, factor in zip(
+        groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = rate * factor(steps)
+
+
+def _fill_state(optimizer: CombinedOptimizer | KeyedOptimizer) -> None:
+    """Make the state that an optimizer otherwise makes at its first step."""
+    if isinstance(optimizer, CombinedOptimizer):
+        for _, part in optimizer.optimizers:
+            part.init_state()
+    else:
+        optimizer.init_state()
+    optimizer.zero_grad()

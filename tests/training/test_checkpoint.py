@@ -1,0 +1,184 @@
+"""A training that was cut off ends as one that was not, bit for bit."""
+
+import json
+import os
+import pickle
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from apps import train_ranker, train_towers
+from learn_torchrec.artifact import locked
+from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.training import checkpoint
+from learn_torchrec.training.distributed import process_group
+from learn_torchrec.training.tensors import load_tensors, save_tensors
+
+SETTINGS = [
+    "--set",
+    "towers.training.epochs=3",
+    "towers.training.batch_size=4",
+    "ranker.features.dense=hour",
+    "ranker.training.batch_size=64",
+    'ranker.features.sparse=[{"column": "user_id", "num_embeddings": 90}]',
+    "checkpoint.every_steps=3",
+]
+STREAM = [
+    "ranker.training.stream.enabled=true",
+    "ranker.training.stream.shuffle_rows=256",
+]
+
+
+@pytest.fixture
+def options(market):
+    return ["--data", f"parquet:{market}", *SETTINGS]
+
+
+class CutOffError(Exception):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+def cut_off_after(calls, monkeypatch):
+    """Let a training end abruptly after so many steps of this process."""
+    original = checkpoint.Checkpoints.after_step
+    done = []
+
+    def after_step(self, *args):
+        original(self, *args)
+        done.append(1)
+        if len(done) == calls:
+            raise CutOffError
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "after_step", after_step)
+
+
+def losses(path):
+    lines = map(json.loads, path.read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def digests(directory):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    return {
+        name: entry["sha256"]
+        for name, entry in manifest["files"].items()
+        if name.endswith((".safetensors", ".distcp"))
+    }
+
+
+@pytest.mark.parametrize("cuts", [(4,), (8, 5)])
+@pytest.mark.parametrize("inputs", ["content", "content+id"])
+def test_towers_resumed_equal_uninterrupted(
+    store, options, tmp_path, monkeypatch, inputs, cuts
+):
+    content = ["--content", str(store.directory)]
+    options = [*content, *options, f"towers.model.inputs={inputs}"]
+    resumed_equals_uninterrupted(
+        train_towers.main, options, tmp_path, monkeypatch, cuts
+    )
+
+
+@pytest.mark.parametrize("extra", [[], STREAM])
+def test_ranker_resumed_equals_uninterrupted(options, tmp_path, monkeypatch, extra):
+    resumed_equals_uninterrupted(
+        train_ranker.main, [*options, *extra], tmp_path, monkeypatch, (4, 9)
+    )
+
+
+def resumed_equals_uninterrupted(main, options, tmp_path, monkeypatch, cuts):
+    main(["--out", str(tmp_path / "whole"), *options])
+    for cut in cuts:
+        with monkeypatch.context() as patch:
+            cut_off_after(cut, patch)
+            with pytest.raises(CutOffError):
+                main(["--out", str(tmp_path / "cut"), *options])
+    assert list((tmp_path / "checkpoints/cut").iterdir())
+    main(["--out", str(tmp_path / "cut"), *options])
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+    assert losses(tmp_path / "cut/log.jsonl") == losses(tmp_path / "whole/log.jsonl")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over(options, tmp_path, monkeypatch, caplog):
+    train_ranker.main(["--out", str(tmp_path / "whole"), *options])
+    with monkeypatch.context() as patch:
+        cut_off_after(7, patch)
+        with pytest.raises(CutOffError):
+            train_ranker.main(["--out", str(tmp_path / "cut"), *options])
+    newest = sorted((tmp_path / "checkpoints/cut").iterdir())[-1]
+    damaged = next(newest.rglob("*.distcp"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    train_ranker.main(["--out", str(tmp_path / "cut"), *options])
+    assert f"{damaged.name} is damaged" in caplog.text
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_checkpoints_of_other_settings_are_refused(options, tmp_path, monkeypatch):
+    options = ["--out", str(tmp_path / "cut"), *options]
+    with monkeypatch.context() as patch:
+        cut_off_after(4, patch)
+        with pytest.raises(CutOffError):
+            train_ranker.main(options)
+    with pytest.raises(UserError, match="--overwrite"):
+        train_ranker.main([*options, "ranker.training.seed=5"])
+
+
+def test_sigterm_saves_and_the_next_run_ends_alike(options, tmp_path, monkeypatch):
+    train_ranker.main(["--out", str(tmp_path / "whole"), *options])
+    original = checkpoint.Checkpoints.after_step
+
+    def after_step(self, step, *args):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, step, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "after_step", after_step)
+        with pytest.raises(Stopped, match="step 4"):
+            train_ranker.main(["--out", str(tmp_path / "cut"), *options])
+    assert not (tmp_path / "cut").exists()
+    train_ranker.main(["--out", str(tmp_path / "cut"), *options])
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_an_index_that_runs_code_is_refused(tmp_path):
+    with process_group():
+        save_tensors({"weight": torch.ones(3)}, tmp_path / "tensors")
+        state = {"weight": torch.zeros(3)}
+        load_tensors(state, tmp_path / "tensors")
+        assert state["weight"].tolist() == [1, 1, 1]
+        index = tmp_path / "tensors/.metadata"
+        index.write_bytes(pickle.dumps(Harmful(tmp_path / "harm")))
+        with pytest.raises(UserError, match="refused"):
+            load_tensors(state, tmp_path / "tensors")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_what_is_not_restored_is_an_error(tmp_path):
+    with process_group():
+        save_tensors({"weight": torch.ones(3)}, tmp_path / "tensors")
+        with pytest.raises(UserError, match="bias is not in it"):
+            load_tensors(
+                {"weight": torch.zeros(3), "bias": torch.zeros(1)}, tmp_path / "tensors"
+            )
+        with pytest.raises(UserError, match="has no place"):
+            load_tensors({}, tmp_path / "tensors")
+
+
+def test_two_runs_do_not_share_a_place(tmp_path):
+    with locked(tmp_path / "out"):
+        again = locked(tmp_path / "out")
+        with pytest.raises(UserError, match="another run is making it"):
+            again.__enter__()
+    with locked(tmp_path / "out"):
+        pass
