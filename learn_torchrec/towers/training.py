@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,17 +11,14 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import (
-    TrainPipeline,
     TrainPipelineBase,
     TrainPipelineSparseDist,
 )
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
+from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from tqdm import tqdm
 
@@ -45,10 +41,11 @@ from learn_torchrec.towers.holdout import (
 from learn_torchrec.towers.ids import ItemIds
 from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig, TwinTower, TwinTowerTrain
+from learn_torchrec.towers.position import Best, Parts, Position
 from learn_torchrec.towers.repeat import RepeatScore
 from learn_torchrec.towers.sampling import SamplingConfig
-from learn_torchrec.training.checkpoint import Checkpoints, Saved, fast_forward
-from learn_torchrec.training.distributed import from_writer, is_writer
+from learn_torchrec.training.checkpoint import Checkpoints
+from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
 from learn_torchrec.training.optim import (
     OptimizerConfig,
@@ -56,12 +53,11 @@ from learn_torchrec.training.optim import (
     warmup_cosine,
 )
 from learn_torchrec.training.run_log import RunLog
-from learn_torchrec.training.sharding import init_tables, shard, whole_state
+from learn_torchrec.training.sharding import init_tables, shard
 from learn_torchrec.training.throughput import Throughput, gemm_flops_per_second
 
 logger = logging.getLogger(__name__)
 
-_BEST = "best.safetensors"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -173,9 +169,9 @@ def train_towers(
     parts = _prepare(config, train, store, device, initial)
     task, pipeline, schedule = parts.task, parts.pipeline, parts.schedule
     peak = gemm_flops_per_second(device, _DTYPES[training.precision])
-    best, loss = _Best(training.patience, metric), RunningMean()
+    best, loss = Best(training.patience, metric), RunningMean()
     per_epoch = len(train) // training.batch_size
-    position = _Position(task, parts, best, loss, log)
+    position = Position(parts, best, loss, log)
     saved = None if checkpoints is None else checkpoints.latest()
     if saved is not None:
         position.restore(saved, device)
@@ -242,7 +238,7 @@ def _prepare(
     store: ContentStore,
     device: torch.device,
     initial: Mapping[str, Tensor] | None,
-) -> "_Parts":
+) -> Parts:
     """Return the fresh task, and what trains it on all ranks."""
     training = config.training
     torch.manual_seed(training.seed)
@@ -261,7 +257,7 @@ def _prepare(
     if towers.ids is None:
         optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
         model = DistributedDataParallel(task)
-        return _Parts(
+        return Parts(
             task,
             model,
             optimizer,
@@ -274,75 +270,13 @@ def _prepare(
         in_backward_optimizer_filter(sharded.named_parameters()), config.optimizer
     )
     combined = CombinedOptimizer([sharded.fused_optimizer, dense])
-    return _Parts(
+    return Parts(
         _task_of(sharded),
         sharded,
         combined,
         TrainPipelineSparseDist(sharded, combined, device),
         warmup_cosine(combined, steps, config.optimizer.warmup),
     )
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What a training consists of; `model` wraps `task` for all ranks."""
-
-    task: TwinTowerTrain
-    model: nn.Module
-    optimizer: KeyedOptimizer | CombinedOptimizer
-    pipeline: TrainPipeline[TowerBatch, Any]
-    schedule: LambdaLR
-
-
-class _Position:
-    """How far the training is, and how it is saved and found again."""
-
-    def __init__(
-        self,
-        task: TwinTowerTrain,
-        parts: _Parts,
-        best: "_Best",
-        loss: RunningMean,
-        log: RunLog,
-    ) -> None:
-        self.step = 0
-        self._task, self._parts = task, parts
-        self._best, self._loss, self._log = best, loss, log
-
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Save where it is time to; every rank takes part."""
-        checkpoints.after_step(
-            self.step,
-            lambda: {
-                "model": self._parts.model.state_dict(),
-                "optimizer": self._parts.optimizer.state_dict(),
-            },
-            lambda: {
-                "step": self.step,
-                "loss": self._loss.state(),
-                "best_epoch": self._best.epoch,
-                "best_metrics": dict(self._best.metrics),
-                "log_position": self._log.position(),
-            },
-            self._write_best,
-        )
-
-    def restore(self, saved: Saved, device: torch.device) -> None:
-        """Go on from a checkpoint; every rank takes part."""
-        progress = saved.progress
-        saved.restore(self._parts.model, self._parts.optimizer)
-        self.step = progress["step"]
-        fast_forward(self._parts.schedule, self.step)
-        self._loss.restore(progress["loss"], device)
-        self._best.epoch = progress["best_epoch"]
-        self._best.metrics = progress["best_metrics"]
-        if self._best.epoch and is_writer():
-            self._best.state = load_file(saved.directory / _BEST)
-        self._log.go_on(progress["log_position"])
-
-    def _write_best(self, directory: Path) -> None:
-        if self._best.epoch:
-            save_file(self._best.state, directory / _BEST)
 
 
 def _task_of(model: DistributedModelParallel) -> TwinTowerTrain:
@@ -435,28 +369,6 @@ def _counted(
         # attention and the projections, small beside it, are left out.
         speed.add(len(batch.users), tokens, 6.0 * weights * tokens)
         yield batch
-
-
-class _Best:
-    """Keeps the weights of the best epoch and says when to stop waiting."""
-
-    def __init__(self, patience: int, metric: str) -> None:
-        self.patience = patience
-        self.metric = metric
-        self.epoch = 0
-        self.metrics: Mapping[str, float] = {metric: -1.0}
-        self.state: dict[str, Tensor] = {}
-
-    def take(self, epoch: int, metrics: Mapping[str, float], model: nn.Module) -> None:
-        """Consider an epoch, on all ranks."""
-        # Rank 0 decides: ranks may differ in the last digit of a metric.
-        if from_writer(metrics[self.metric] > self.metrics[self.metric]):
-            self.epoch, self.metrics = epoch, metrics
-            self.state = whole_state(model)
-
-    def is_over(self, epochs: int) -> bool:
-        """Whether after so many epochs the wait for a better one is over."""
-        return epochs - self.epoch >= self.patience
 
 
 def _trained_on(

@@ -3,8 +3,8 @@
 A checkpoint is an artefact (written aside, checksums, one rename) in a directory of its
 own, `checkpoints/NAME/step-N` beside the artefact that is being made. It holds tensors
 (model, dense and fused optimizer state) and, as JSON, the position and running sums.
-There is no random state in it: everything random follows from (seed, epoch, step) or
-(seed, epoch, user), and the learning rate follows from the step.
+There is no random state in it: everything random follows from the seed and the step,
+the epoch, the user or the rank, and the learning rate follows from the step.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class Saved:
 
     Attributes:
         directory: where it is.
-        progress: what `Checkpoints.save` was given, the same on every rank.
+        progress: what `Checkpoints.after_step` was given, the same on every rank.
     """
 
     directory: Path
@@ -90,8 +90,6 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one artefact that is being made; every rank has one.
 
-    While it is in use (`with`), SIGTERM asks the training to save and stop.
-
     Args:
         out: the artefact.
         config: what decides the artefact, see `artifact.recipe_of`.
@@ -109,7 +107,7 @@ class Checkpoints:
         overwrite: bool = False,
     ) -> None:
         self.directory = out.parent / "checkpoints" / out.name
-        self._out, self._settings, self._overwrite = out, settings, overwrite
+        self._settings, self._overwrite = settings, overwrite
         self._made_from: dict[str, Any] = {"config": config, "inputs": inputs}
         self._asked_to_stop = False
         self._group = dist.new_group(backend="gloo")
@@ -126,7 +124,7 @@ class Checkpoints:
                 found = self._newest()
             except UserError as error:
                 found = error
-        found = from_writer(found, self._group)
+        found = from_writer(found)
         if isinstance(found, UserError):
             raise found
         return found
@@ -205,11 +203,8 @@ class Checkpoints:
         progress: dict[str, Any],
         write: Callable[[Path], None],
     ) -> None:
-        target = self.directory / f"step-{step:09d}"
-        if target.exists():  # saved by the run that this one goes on from
-            return
         with write_artifact_together(
-            target, kind=KIND_CHECKPOINT, **self._made_from
+            self._at(step), kind=KIND_CHECKPOINT, **self._made_from
         ) as working:
             save_tensors(state, working / _TENSORS)
             if is_writer():
@@ -217,7 +212,10 @@ class Checkpoints:
                 (working / _PROGRESS).write_text(json.dumps(progress))
         if is_writer():
             for old in self._steps()[: -self._settings.keep]:
-                shutil.rmtree(self.directory / f"step-{old:09d}")
+                shutil.rmtree(self._at(old))
+
+    def _at(self, step: int) -> Path:
+        return self.directory / f"step-{step:09d}"
 
     def _steps(self) -> list[int]:
         if not self.directory.is_dir():
@@ -230,7 +228,7 @@ class Checkpoints:
     def _newest(self) -> Saved | None:
         recipe = recipe_of(KIND_CHECKPOINT, **self._made_from)
         for step in reversed(self._steps()):
-            directory = self.directory / f"step-{step:09d}"
+            directory = self._at(step)
             try:
                 manifest = read_manifest(directory, KIND_CHECKPOINT)
                 damaged = damaged_file(directory, manifest)
@@ -239,9 +237,10 @@ class Checkpoints:
                 continue
             if damaged is not None:
                 logger.warning(
-                    "%s: %s is damaged; an earlier checkpoint is used",
+                    "%s: %s is damaged; removed, an earlier checkpoint is used",
                     *(directory, damaged),
                 )
+                shutil.rmtree(directory)
                 continue
             if manifest.recipe != recipe:
                 if self._overwrite:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from learn_torchrec.artifact import locked, write_artifact
 from learn_torchrec.errors import Stopped, UserError
 
-TIMEOUT = datetime.timedelta(minutes=10)
+_TIMEOUT = datetime.timedelta(minutes=10)
 # What gloo and NCCL say when another rank is gone, besides their own error types.
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 _LOST_SECONDS = 5.0  # torchrun ends this rank sooner
@@ -62,7 +62,7 @@ def _explain(error: Exception) -> None:
     one_line = isinstance(error, (Stopped, UserError, OSError))
     if dist.get_world_size() == 1 or one_line:
         return
-    if is_lost_connection(error):
+    if _is_lost_connection(error):
         time.sleep(_LOST_SECONDS)
         reason = str(error).strip().splitlines()[0]
         sys.stderr.write(
@@ -76,7 +76,7 @@ def _explain(error: Exception) -> None:
     sys.exit(1)
 
 
-def is_lost_connection(error: BaseException) -> bool:
+def _is_lost_connection(error: BaseException) -> bool:
     """Whether an error says no more than that another rank is gone."""
     if isinstance(error, dist.DistError):
         return True
@@ -92,13 +92,13 @@ def _init(backend: str) -> None:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        agent = dist.TCPStore(host, port, world_size, False, timeout=TIMEOUT)
+        agent = dist.TCPStore(host, port, world_size, False, timeout=_TIMEOUT)
         store = dist.PrefixStore(f"attempt_{attempt}", agent)
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
+            backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
         )
     else:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=_TIMEOUT)
 
 
 def local_world_size() -> int:
@@ -111,17 +111,17 @@ def is_writer() -> bool:
     return dist.get_rank() == 0
 
 
-def from_writer(value: Any, group: dist.ProcessGroup | None = None) -> Any:
+def from_writer(value: Any) -> Any:
     """Return rank 0's value on every rank."""
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=group)
+    dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """Return every rank's value on every rank, in rank order."""
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=group)
+    dist.all_gather_object(values, value)
     return values
 
 
@@ -152,9 +152,7 @@ def locked_together(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def write_artifact_together(
-    directory: Path, group: dist.ProcessGroup | None = None, **manifest: Any
-) -> Iterator[Path]:
+def write_artifact_together(directory: Path, **manifest: Any) -> Iterator[Path]:
     """Write one artefact from all ranks: see `artifact.write_artifact`.
 
     Every rank may write its own files into the working directory that is yielded;
@@ -162,7 +160,6 @@ def write_artifact_together(
 
     Args:
         directory: where the artefact appears.
-        group: of all ranks; None for the job's own.
         manifest: the other arguments of `write_artifact`.
 
     Raises:
@@ -171,25 +168,25 @@ def write_artifact_together(
     """
     with contextlib.ExitStack() as stack:
         working = None
-        with _agreed(group):
+        with _agreed():
             if is_writer():
                 working = stack.enter_context(write_artifact(directory, **manifest))
-        working = from_writer(working, group)
-        with _agreed(group):
+        working = from_writer(working)
+        with _agreed():
             yield working
-        with _agreed(group):
+        with _agreed():
             stack.close()
 
 
 @contextlib.contextmanager
-def _agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
+def _agreed() -> Iterator[None]:
     """Leave the block on all ranks alike: well, or with an error on each."""
     error: Exception | None = None
     try:
         yield
     except Exception as raised:
         error = raised
-    reasons = gather_objects(None if error is None else str(error), group)
+    reasons = gather_objects(None if error is None else str(error))
     if error is not None:
         raise error
     for rank, reason in enumerate(reasons):

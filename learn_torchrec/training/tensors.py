@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
@@ -88,21 +85,18 @@ def read_index(directory: Path) -> Metadata:
     return metadata
 
 
-def save_tensors(
-    state: Mapping[str, Any], directory: Path, group: dist.ProcessGroup | None = None
-) -> None:
+def save_tensors(state: Mapping[str, Any], directory: Path) -> None:
     """Write nested dictionaries of tensors; every rank takes part.
 
     Args:
         state: each rank's, with its own shards of the sharded ones.
         directory: new or empty.
-        group: of all ranks; None for the job's own.
 
     Raises:
         OSError: a rank could not write.
     """
     try:
-        dcp.save(dict(state), checkpoint_id=str(directory), process_group=group)
+        dcp.save(dict(state), checkpoint_id=str(directory))
     except CheckpointException as error:
         raise OSError(_reason(error)) from None
 
@@ -136,43 +130,6 @@ def load_tensors(state: Mapping[str, Any], directory: Path) -> None:
         )
     except (CheckpointException, OSError) as error:
         raise UserError(f"{directory}: cannot be read ({_reason(error)})") from None
-
-
-def copied(state: Any, copy: Any, group: dist.ProcessGroup | None) -> Any:
-    """Copy nested dictionaries of tensors to the CPU.
-
-    Args:
-        state: what is copied.
-        copy: an earlier result, whose memory is used again; None at first.
-        group: of all ranks, on the CPU.
-    """
-    if isinstance(state, Mapping):
-        earlier = copy or {}
-        return {
-            name: copied(value, earlier.get(name), group)
-            for name, value in state.items()
-        }
-    if not isinstance(state, ShardedTensor):
-        return _copied_tensor(state, copy)
-    if any(shard.tensor.is_cuda for shard in state.local_shards()):
-        return state.cpu(process_group=group)
-    before = [None] * len(state.local_shards())
-    if copy is not None:
-        before = [shard.tensor for shard in copy.local_shards()]
-    shards = [
-        Shard(_copied_tensor(shard.tensor, earlier), shard.metadata)
-        for shard, earlier in zip(state.local_shards(), before, strict=True)
-    ]
-    return ShardedTensor._init_from_local_shards_and_global_metadata(
-        shards, state.metadata(), process_group=group
-    )
-
-
-def _copied_tensor(tensor: Tensor, copy: Tensor | None) -> Tensor:
-    tensor = tensor.detach()
-    if copy is None:
-        return tensor.to("cpu", copy=True)
-    return copy.copy_(tensor)
 
 
 def _names(state: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

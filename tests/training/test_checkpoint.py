@@ -110,8 +110,10 @@ def test_a_damaged_checkpoint_is_passed_over(options, tmp_path, monkeypatch, cap
     newest = sorted((tmp_path / "checkpoints/cut").iterdir())[-1]
     damaged = next(newest.rglob("*.distcp"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    caplog.set_level("INFO", logger="learn_torchrec")
     train_ranker.main(["--out", str(tmp_path / "cut"), *options])
     assert f"{damaged.name} is damaged" in caplog.text
+    assert "going on after step 3" in caplog.text
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 

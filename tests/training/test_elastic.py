@@ -1,0 +1,76 @@
+"""SIGKILL of a real rank: the job goes on by itself, and on another number of ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+SETTINGS = [
+    "--set",
+    "ranker.features.dense=hour",
+    "ranker.training.batch_size=64",
+    "ranker.training.epochs=25",
+    "ranker.sharding.kind=row_wise",
+    'ranker.features.sparse=[{"column": "user_id", "num_embeddings": 90}]',
+    "checkpoint.every_steps=20",
+]
+LIMIT = 300
+
+
+def start(market, out, ranks=2, restarts=0):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(ranks), "--max_restarts", str(restarts)]
+    command += ["-m", "apps.train_ranker", "--data", f"parquet:{market}"]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+    stderr = out.with_suffix(".stderr").open("a")
+    return subprocess.Popen(
+        [*command, "--out", str(out), *SETTINGS], env=environment, stderr=stderr
+    )
+
+
+def kill_a_rank_after(job, checkpoints, steps):
+    """SIGKILL the last rank once a checkpoint of `steps` or later is there."""
+    end = time.monotonic() + LIMIT
+    while not any(int(p.name[5:]) >= steps for p in checkpoints.glob("step-*")):
+        assert job.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.kill(max(p.pid for p in psutil.Process(job.pid).children()), signal.SIGKILL)
+
+
+def losses(out):
+    lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines]
+
+
+def weights(out):
+    files = json.loads((out / "manifest.json").read_text())["files"]
+    return {k: v["sha256"] for k, v in files.items() if k.endswith(".distcp")}
+
+
+def test_a_killed_rank_changes_nothing(market, tmp_path):
+    whole, cut, fewer = (tmp_path / name for name in ("whole", "cut", "fewer"))
+    assert start(market, whole).wait(LIMIT) == 0
+    job = start(market, cut, restarts=2)
+    kill_a_rank_after(job, tmp_path / "checkpoints/cut", 20)
+    kill_a_rank_after(job, tmp_path / "checkpoints/cut", 160)
+    assert job.wait(LIMIT) == 0
+    assert cut.with_suffix(".stderr").read_text().count("going on after step") == 2
+    assert weights(cut) == weights(whole)
+    assert losses(cut) == losses(whole)
+
+    job = start(market, fewer)
+    kill_a_rank_after(job, tmp_path / "checkpoints/fewer", 100)
+    assert job.wait(LIMIT) != 0
+    assert start(market, fewer, ranks=1).wait(LIMIT) == 0
+    assert "going on after step" in fewer.with_suffix(".stderr").read_text()
+    assert losses(fewer) == pytest.approx(losses(whole), abs=1e-5)
