@@ -125,10 +125,16 @@ class Reference(nn.Module):
         ).last_hidden_state
         return F.normalize(self.head(tokens).float(), dim=-1)
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the dense all-action loss from one matrix of all logits."""
-        users = self.encode(batch["history"], batch["history_mask"])
-        items = self.encode(batch["target"], batch["target_mask"])
+    def forward(
+        self, batch: dict[str, Tensor], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return the dense all-action loss from one matrix of all logits.
+
+        Like ours, it multiplies in `dtype` and has vectors and loss in float32.
+        """
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            users = self.encode(batch["history"], batch["history_mask"])
+            items = self.encode(batch["target"], batch["target_mask"])
         rows = torch.arange(USERS)[:, None]
         anchors = users[rows, batch["anchors"].clamp(min=0)]
         positives = items[rows, batch["positives"].clamp(min=0)]
@@ -218,6 +224,7 @@ def training_steps(
     if difference > TOLERANCE:
         raise AssertionError(f"losses differ: {loss} and {reference_loss}")
     encoder = paper_encoder(dropout=0.1)
+    encoder.precision = dtype
     task = TwinTowerTrain(TwinTower(encoder, "causal"), LossConfig())
     reference = Reference(encoder, dropout=0.1)
     config = OptimizerConfig(max_grad_norm=0.0)
@@ -226,20 +233,18 @@ def training_steps(
         reference.parameters(), lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0
     )
     steps: dict[str, Callable[[], object]] = {
-        "ours": _step(lambda: task(ours)[0], optimizer, dtype),
-        "reference": _step(lambda: reference(theirs), reference_optimizer, dtype),
+        "ours": _step(lambda: task(ours)[0], optimizer),
+        "reference": _step(lambda: reference(theirs, dtype), reference_optimizer),
     }
     return steps, difference
 
 
 def _step(
-    loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer, dtype: torch.dtype
+    loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer
 ) -> Callable[[], None]:
     def run() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            value = loss()
-        value.backward()
+        loss().backward()
         optimizer.step()
 
     return run

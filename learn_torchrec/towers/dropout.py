@@ -1,12 +1,14 @@
 """Dropout whose masks cost little on a CPU.
 
 PyTorch draws one number for every element on the CPU, which made dropout 7 % of a
-training step of the paper's towers. Here 64 random bits serve four elements: each is
+training step of the paper's towers. Here 64 random bits serve four elements, and they
+come from NumPy's SFC64, several times as fast as PyTorch's Mersenne twister: each is
 dropped with a probability of round(p * 65536) / 65536.
 """
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,9 +42,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if x.device.type != "cpu":
         return F.dropout(x, p)
     threshold = round(p * _LEVELS)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
-    words.random_(torch.iinfo(torch.int64).min, None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    seed = int(torch.randint(torch.iinfo(torch.int64).max, ()))
+    words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
+    bits = torch.from_numpy(words).view(torch.int16)[: x.numel()].view(x.shape)
     keep = bits >= threshold - _LEVELS // 2
     masked: Tensor = _Masked.apply(x, keep, _LEVELS / (_LEVELS - threshold))
     return masked

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from learn_torchrec.config import require
 from learn_torchrec.towers.dropout import Dropout, dropout
+from learn_torchrec.towers.layout import Group, PackedLayout
 
 _INIT_STD = 0.02  # BERT's
 
@@ -59,41 +60,6 @@ class EncoderShape:
         )
 
 
-class PackedLayout:
-    """Where packed tokens sit in a padded [B, L] grid.
-
-    Args:
-        lengths: int64 [B], tokens of each sequence, all at least 1.
-    """
-
-    def __init__(self, lengths: Tensor) -> None:
-        self.num_sequences = lengths.shape[0]
-        self.max_length = int(lengths.max())
-        starts = lengths.cumsum(0) - lengths
-        sequence = torch.repeat_interleave(
-            torch.arange(self.num_sequences, device=lengths.device), lengths
-        )
-        self.positions = (
-            torch.arange(sequence.shape[0], device=lengths.device) - starts[sequence]
-        )
-        self.slots = sequence * self.max_length + self.positions
-        self.is_dense = self.slots.shape[0] == self.num_sequences * self.max_length
-
-    def pad(self, tokens: Tensor) -> Tensor:
-        """[S, ...] -> [B, L, ...]; the empty slots hold zeros."""
-        grid = (self.num_sequences, self.max_length)
-        if not self.is_dense:
-            rows = self.num_sequences * self.max_length
-            padded = tokens.new_zeros((rows, *tokens.shape[1:]))
-            tokens = padded.index_copy(0, self.slots, tokens)
-        return tokens.view(*grid, *tokens.shape[1:])
-
-    def unpad(self, padded: Tensor) -> Tensor:
-        """[B, L, ...] -> [S, ...]."""
-        flat = padded.flatten(0, 1)
-        return flat if self.is_dense else flat[self.slots]
-
-
 class TransformerLayer(nn.Module):
     """A post-norm transformer layer (BERT's) with causal attention over packed tokens.
 
@@ -124,9 +90,12 @@ class TransformerLayer(nn.Module):
 
     def _attend(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
         heads = self.query_key_value(tokens).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = layout.pad(heads).permute(
-            2, 0, 3, 1, 4
-        )  # [B, heads, L, W']
+        groups = layout.split(heads)
+        return torch.cat([self._attend_group(part, group) for group, part in groups])
+
+    def _attend_group(self, heads: Tensor, group: Group) -> Tensor:
+        """[S, 3, heads, W / heads] of the group's tokens -> [S, W]."""
+        query, key, value = group.pad(heads).permute(2, 0, 3, 1, 4)  # [B, heads, L, .]
         # Padding is on the right, so the causal mask already hides it from every
         # real token.
         rate = self.attention_dropout if self.training else 0.0
@@ -138,16 +107,19 @@ class TransformerLayer(nn.Module):
             attended = F.scaled_dot_product_attention(
                 query, key, value, is_causal=True, dropout_p=rate
             )
-        return layout.unpad(attended.transpose(1, 2)).flatten(-2)
+        return group.unpad(attended.transpose(1, 2)).flatten(-2)
 
 
 def _causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float) -> Tensor:
     """Causal attention with dropout, [B, heads, L, W / heads] each."""
-    length = query.shape[2]
-    future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-    scores = (query * query.shape[3] ** -0.5) @ key.mT
-    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
-    return dropout(weights, p, training=True) @ value
+    length, size = query.shape[2:]
+    future = query.new_full((length, length), -torch.inf).triu(1)
+    # One product scales and masks as well.
+    scores = torch.baddbmm(
+        future, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=size**-0.5
+    )
+    weights = dropout(scores.softmax(-1), p, training=True)
+    return (weights @ value.flatten(0, 1)).unflatten(0, query.shape[:2])
 
 
 class PreferenceEncoder(nn.Module):
@@ -238,9 +210,8 @@ class PreferenceEncoder(nn.Module):
         dtype = self.precision if is_mixed else None
         with torch.autocast(items.device.type, dtype=dtype, enabled=is_mixed):
             tokens = self._transform(content, items, layout, id_vectors)
-        if read is not None:
-            tokens = tokens[read]
-        return self.project(tokens.float())
+        places = layout.places if read is None else layout.places[read]
+        return self.project(tokens[places].float())
 
     def _transform(
         self,
@@ -249,12 +220,12 @@ class PreferenceEncoder(nn.Module):
         layout: PackedLayout,
         id_vectors: Tensor | None,
     ) -> Tensor:
-        """Packed items [S] to transformed tokens [S, W]."""
-        tokens = self.embed(content, id_vectors)[items]
+        """Packed items [S] to transformed tokens [S, W] in the layout's order."""
+        tokens = self.embed(content, id_vectors)[items[layout.order]]
         if self.max_positions:
-            if layout.max_length > self.max_positions:
+            if layout.longest > self.max_positions:
                 raise ValueError(
-                    f"a sequence has {layout.max_length} tokens, more than "
+                    f"a sequence has {layout.longest} tokens, more than "
                     f"max_positions {self.max_positions}"
                 )
             tokens = self.input_norm(tokens + self.positions(layout.positions))

@@ -106,20 +106,30 @@ class TwinTower(nn.Module):
         if batch.content is None:
             raise ValueError("the batch has no content; see attach_content")
         id_vectors = self.id_vectors(batch.item_ids)
-        user_vectors = self.encode_anchors(batch, id_vectors)
         positives = batch.positives.clamp(min=0)
-        if self.item_tower != "causal":
+        if self.item_tower in ("content", "projection"):
             items = batch.target[positives]
             vectors = self.encode_items(batch.content, items.flatten(), id_vectors)
+            user_vectors = self.encode_anchors(batch, id_vectors)
             return user_vectors, vectors.unflatten(0, items.shape)
-        item_vectors = self.encoder(
+        # One pass for both towers: every weight is read, and gets a gradient, once.
+        items, lengths = batch.target, batch.target_lengths
+        if self.item_tower == "self":
+            items = batch.target[positives].flatten()
+            lengths, positives = (
+                torch.ones_like(items),
+                _all_of(items).view_as(positives),
+            )
+        read = [batch.anchors.clamp(min=0), positives + batch.history.shape[0]]
+        vectors = self.encoder(
             batch.content,
-            batch.target,
-            batch.target_lengths,
-            read=positives,
+            torch.cat([batch.history, items]),
+            torch.cat([batch.history_lengths, lengths]),
+            read=torch.cat(read, dim=1),
             id_vectors=id_vectors,
         )
-        return user_vectors, item_vectors
+        anchors = batch.anchors.shape[1]
+        return vectors[:, :anchors], vectors[:, anchors:]
 
     def id_vectors(self, item_ids: KeyedJaggedTensor | None) -> Tensor | None:
         """Look up the ids of U distinct items, [U, W]; None without a table."""

@@ -6,9 +6,9 @@ from torch import nn
 from learn_torchrec.towers import encoder as encoder_module
 from learn_torchrec.towers.encoder import (
     EncoderShape,
-    PackedLayout,
     PreferenceEncoder,
 )
+from learn_torchrec.towers.layout import PackedLayout
 from learn_torchrec.towers.model import TwinTower
 
 SHAPE = EncoderShape(
@@ -135,13 +135,28 @@ def test_an_item_is_its_sequence_of_length_one():
     torch.testing.assert_close(towers.encode_items(CONTENT, items), alone)
 
 
-def test_packed_layout_pads_on_the_right():
-    layout = PackedLayout(torch.tensor([2, 1, 3]))
-    tokens = torch.arange(1.0, 7.0)
-    padded = layout.pad(tokens)
-    assert padded.tolist() == [[1, 2, 0], [3, 0, 0], [4, 5, 6]]
-    assert layout.unpad(padded).tolist() == tokens.tolist()
-    assert layout.positions.tolist() == [0, 1, 0, 0, 1, 2]
+def test_layout_groups_sequences_of_like_length():
+    layout = PackedLayout(torch.tensor([2, 1, 5, 3, 1]))
+    tokens = torch.arange(1.0, 13.0)
+    ordered = tokens[layout.order]
+    assert ordered.tolist() == [3, 12, 1, 2, 9, 10, 11, 4, 5, 6, 7, 8]
+    assert layout.positions.tolist() == [0, 0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]
+    assert ordered[layout.places].tolist() == tokens.tolist()
+    padded = [group.pad(part) for group, part in layout.split(ordered)]
+    assert [grid.tolist() for grid in padded] == [
+        [[3], [12]],
+        [[1, 2, 0], [9, 10, 11]],
+        [[4, 5, 6, 7, 8]],
+    ]
+    pieces = [g.unpad(grid) for g, grid in zip(layout.groups, padded, strict=True)]
+    assert torch.cat(pieces).tolist() == ordered.tolist()
+
+
+def test_gradients_come_back_from_the_padded_grid():
+    (group,) = PackedLayout(torch.tensor([2, 3])).groups
+    tokens = torch.arange(10.0).view(5, 2).requires_grad_()
+    (group.unpad(group.pad(tokens) * 3) * tokens.detach()).sum().backward()
+    assert torch.equal(tokens.grad, 3 * tokens.detach())
 
 
 def test_bfloat16_is_close_and_gives_float32():
