@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from apps import options
 from apps.job import Job, describe
 from apps.learn_inputs import open_vectors, vector_inputs
+from apps.warm_start import (
+    add_map,
+    add_warm_start,
+    earlier_ranker,
+    refuse_future,
+    warm_start_inputs,
+)
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
@@ -38,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
         "raw content vectors instead of the towers' (ablation)",
         required=False,
     )
+    add_warm_start(parser, "an earlier ranker")
+    add_map(parser)
     options.add_output(parser, "the trained ranker")
     parser.add_argument(
         "--print-sharding-plan",
@@ -52,7 +61,7 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = open_dataset(args.data)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
-    inputs |= vector_inputs(args)
+    inputs |= vector_inputs(args) | warm_start_inputs(args, KIND_RANKER)
     return describe(args, KIND_RANKER, ("split", "ranker"), inputs)
 
 
@@ -67,10 +76,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     vectors = open_vectors(args, dataset, job.run)
     streams = job.run.ranker.training.stream.enabled
     rows = (_streamed if streams else _loaded)(dataset, job.run, times, vectors)
+    earlier = earlier_ranker(args)
+    if earlier is not None:
+        refuse_future(args.warm_start, KIND_RANKER, times.test_from)
     on_plan = _print_plan if args.print_sharding_plan else None
     with job.training() as (device, log, checkpoints):
         model, facts = train_ranker(
-            job.run.ranker, rows, device, log, on_plan, checkpoints
+            job.run.ranker, rows, device, log, on_plan, checkpoints, earlier
         )
         manifest = job.manifest(times.test_from, facts)
         with write_artifact_together(job.out, **manifest) as working:

@@ -7,16 +7,19 @@ from pathlib import Path
 
 from apps import options
 from apps.job import Job, describe
+from apps.warm_start import add_warm_start, refuse_future, warm_start_inputs
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.tables import files_fingerprint
+from learn_torchrec.errors import UserError
 from learn_torchrec.schema import INTERACTIONS_FILE
 from learn_torchrec.towers.authors import read_authors_checkpoint
-from learn_torchrec.towers.export import KIND_TOWERS, save_towers
+from learn_torchrec.towers.export import KIND_TOWERS, earlier_towers, save_towers
 from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.training import train_towers
+from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.training.distributed import (
     is_writer,
     write_artifact_together,
@@ -37,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="start from a model of the paper's authors (.safetensors, or what "
         "torch.save wrote of its state_dict); use --preset official-amazon",
     )
+    add_warm_start(parser, "earlier towers")
     return parser
 
 
@@ -47,7 +51,10 @@ def plan(args: argparse.Namespace) -> Job:
         "content": read_manifest(args.content, content.KIND).fingerprint,
     }
     if args.authors_checkpoint is not None:
+        if args.warm_start is not None:
+            raise UserError("--authors-checkpoint and --warm-start: give one of them")
         inputs["authors_checkpoint"] = files_fingerprint([args.authors_checkpoint])
+    inputs |= warm_start_inputs(args, KIND_TOWERS)
     return describe(args, KIND_TOWERS, ("split", "towers", "retrieval"), inputs)
 
 
@@ -63,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = split_towers(histories.sequences, histories.times, split)
     initial = None
     if args.authors_checkpoint is not None:
-        initial = read_authors_checkpoint(args.authors_checkpoint)
+        initial = InitialTowers(read_authors_checkpoint(args.authors_checkpoint))
+    if args.warm_start is not None:
+        refuse_future(args.warm_start, KIND_TOWERS, data.known_until)
+        initial = earlier_towers(args.warm_start, store)
     with job.training() as (device, log, checkpoints):
         trained = train_towers(
             job.run.towers,
@@ -78,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest = job.manifest(data.known_until, trained.facts)
         with write_artifact_together(job.out, **manifest) as working:
             if is_writer():
-                save_towers(working, trained.state)
+                save_towers(working, trained.state, store.item_ids)
                 shutil.copyfile(log.path, working / RUN_LOG)
         checkpoints.remove()
 

@@ -36,6 +36,7 @@ from learn_torchrec.ranker.tables import (
     refuse_managed,
     sharding_kinds,
 )
+from learn_torchrec.ranker.warm_start import WarmStart, warm_start
 from learn_torchrec.training.checkpoint import Checkpoints, fast_forward
 from learn_torchrec.training.distributed import gather_objects, is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
@@ -234,6 +235,7 @@ def train_ranker(
     log: RunLog,
     on_plan: Callable[[str], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    earlier: WarmStart | None = None,
 ) -> tuple[DistributedModelParallel, dict[str, Any]]:
     """Train on all ranks.
 
@@ -258,6 +260,8 @@ def train_ranker(
         )
     training = config.training
     model = build_ranker(config, vector_dim, device, on_plan)
+    if earlier is not None:
+        warm_start(model, config.features, earlier)
     optimizer = ranker_optimizer(model, config)
     steps = training.epochs * (len(rows) // training.batch_size)
     schedule = warmup_decay(optimizer, steps, config.optimizer.warmup, training.decay)
@@ -292,7 +296,13 @@ def train_ranker(
     ) as bar:
         for epoch in range(first_epoch, training.epochs):
             batches = _batches(rows, training, epoch, taken)
-            train_epoch(pipeline, batches, schedule, on_step)
+            train_epoch(
+                pipeline,
+                batches,
+                schedule,
+                on_step,
+                hang_seconds=checkpoints.hang_seconds if checkpoints else 0.0,
+            )
             taken = 0
     pipeline.detach()
     report = _report(rows)

@@ -20,11 +20,17 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID, VECTOR
+from learn_torchrec.towers.ids import ITEM_TABLE
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.training import TowersConfig, build_towers
+from learn_torchrec.towers.warm_start import InitialTowers
 
 KIND_TOWERS = "towers"
+CATALOGUE_FILE = "items.parquet"
 WEIGHTS_FILE = "towers.safetensors"
+# Names of the weights begin so, those of the ids' table is this.
+_ENCODER, _REPEAT = "encoder.", "repeat."
+_IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +46,16 @@ class ExportConfig:
     snapshots: Literal["event", "last"] = "event"
 
 
-def save_towers(directory: Path, state: dict[str, Tensor]) -> None:
-    """Write the weights into an artefact's working directory."""
+def save_towers(directory: Path, state: dict[str, Tensor], item_ids: pa.Array) -> None:
+    """Write the weights into an artefact's working directory.
+
+    Args:
+        directory: of the artefact.
+        state: names and tensors.
+        item_ids: of the catalogue, in the order of the rows of a table of item ids.
+    """
+    if "ids.trust" in state:
+        pq.write_table(pa.table({ITEM_ID: item_ids}), directory / CATALOGUE_FILE)
     save_file({k: v.contiguous() for k, v in state.items()}, directory / WEIGHTS_FILE)
 
 
@@ -57,13 +71,7 @@ def load_towers(
     config = configs.from_dict(
         TowersConfig, manifest.config["towers"], str(directory / "manifest.json")
     )
-    try:
-        state = load_file(directory / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{directory / WEIGHTS_FILE}: cannot be read ({error}); train the towers "
-            "again"
-        ) from None
+    state = _weights(directory)
     # Counts of the training events come with the weights, as the ids' trust.
     counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
     towers = build_towers(
@@ -71,6 +79,51 @@ def load_towers(
     )
     towers.load_state_dict(state)
     return towers.to(device).eval(), config, manifest
+
+
+def earlier_towers(directory: Path, store: ContentStore) -> InitialTowers:
+    """Read the weights of trained towers, their ids by the items they belong to.
+
+    Args:
+        directory: a towers artefact.
+        store: this run's catalogue.
+
+    Raises:
+        UserError: weights that cannot be read.
+    """
+    state = _weights(directory)
+    parts = {
+        prefix: {
+            name.removeprefix(prefix): value
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
+        for prefix in (_ENCODER, _REPEAT)
+    }
+    id_rows = None
+    if _IDS in state:
+        known = pq.read_table(directory / CATALOGUE_FILE)[ITEM_ID]
+        rows = torch.full((len(store),), -1, dtype=torch.int64)
+        places = torch.from_numpy(store.rows_of(known.combine_chunks()))
+        earlier = torch.from_numpy(np.flatnonzero(places.numpy() >= 0))
+        rows[places[earlier]] = earlier
+        id_rows = rows
+    return InitialTowers(
+        encoder=parts[_ENCODER],
+        repeat=parts[_REPEAT] or None,
+        id_vectors=state.get(_IDS),
+        id_rows=id_rows,
+    )
+
+
+def _weights(directory: Path) -> dict[str, Tensor]:
+    path = directory / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); train the towers again"
+        ) from None
 
 
 def check_towers_inputs(

@@ -4,6 +4,7 @@ The best weights travel with every checkpoint, so that a run that goes on from o
 with the same towers.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ class Position:
                 "best_metrics": dict(self._best.metrics),
                 "log_position": self._log.position(),
             },
-            self._write_best,
+            functools.partial(_write_best, self._best.state),
         )
 
     def restore(self, saved: Saved, device: torch.device) -> None:
@@ -105,6 +106,7 @@ class Position:
             self._best.state = load_file(saved.directory / _BEST)
         self._log.go_on(progress["log_position"])
 
-    def _write_best(self, directory: Path) -> None:
-        if self._best.epoch:
-            save_file(self._best.state, directory / _BEST)
+
+def _write_best(state: dict[str, Tensor], directory: Path) -> None:
+    if state:
+        save_file(state, directory / _BEST)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ from learn_torchrec.towers.model import TowersModelConfig, TwinTower, TwinTowerT
 from learn_torchrec.towers.position import Best, Parts, Position
 from learn_torchrec.towers.repeat import RepeatScore
 from learn_torchrec.towers.sampling import SamplingConfig
+from learn_torchrec.towers.warm_start import InitialTowers, load_encoder, load_ids
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
@@ -141,7 +142,7 @@ def train_towers(
     retrieval: RetrievalConfig,
     device: torch.device,
     log: RunLog,
-    initial: Mapping[str, Tensor] | None = None,
+    initial: InitialTowers | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainedTowers:
     """Train on all ranks and keep the weights with the best validation recall.
@@ -157,7 +158,7 @@ def train_towers(
         retrieval: how validation is judged; its first cut-off's recall decides.
         device: this rank's.
         log: gets a line for each epoch.
-        initial: weights of the encoder to start from, such as the authors'.
+        initial: weights to start from, an earlier run's or the authors'.
         checkpoints: of an earlier, unfinished run, and to be written.
 
     Raises:
@@ -206,6 +207,7 @@ def train_towers(
             schedule,
             watch,
             seed_dropout,
+            hang_seconds=checkpoints.hang_seconds if checkpoints else 0.0,
         )
         line = {"loss": loss.result(), "temperature": float(task.temperature())}
         line |= speed.result()
@@ -237,7 +239,7 @@ def _prepare(
     train: SequenceSet,
     store: ContentStore,
     device: torch.device,
-    initial: Mapping[str, Tensor] | None,
+    initial: InitialTowers | None,
 ) -> Parts:
     """Return the fresh task, and what trains it on all ranks."""
     training = config.training
@@ -248,7 +250,9 @@ def _prepare(
     counts = torch.from_numpy(np.bincount(train.items, minlength=len(store)))
     towers = build_towers(config.model, mean, std, counts, torch.device("meta"))
     if initial is not None:
-        load_encoder(towers.encoder, initial)
+        load_encoder(towers.encoder, initial.encoder)
+        if towers.repeat is not None and initial.repeat is not None:
+            towers.repeat.load_state_dict(dict(initial.repeat))
     towers.encoder.precision = _DTYPES[training.precision]
     task = TwinTowerTrain(towers, config.loss, _log_q(counts))
     # Everything but the table, which TorchRec places.
@@ -266,6 +270,8 @@ def _prepare(
         )
     sharded = shard(task, device, training.table_learning_rate)
     init_tables(sharded, training.seed)
+    if initial is not None:
+        load_ids(sharded, initial)
     dense = dense_optimizer(
         in_backward_optimizer_filter(sharded.named_parameters()), config.optimizer
     )
@@ -285,29 +291,6 @@ def _task_of(model: DistributedModelParallel) -> TwinTowerTrain:
     if not isinstance(task, TwinTowerTrain):
         raise TypeError(f"expected the towers' task, found {type(task).__name__}")
     return task
-
-
-def load_encoder(encoder: PreferenceEncoder, state: Mapping[str, Tensor]) -> None:
-    """Start an encoder from given weights.
-
-    Raises:
-        UserError: the weights are of another shape of encoder.
-    """
-    own = encoder.state_dict()
-    for name in sorted({*own, *state}):
-        theirs = state[name].shape if name in state else None
-        ours = own[name].shape if name in own else None
-        if theirs != ours:
-            raise UserError(
-                f"initial weights: {name} is {_shape(theirs)}, the configured encoder "
-                f"has {_shape(ours)}; set towers.model.encoder to the shape they were "
-                "trained with"
-            )
-    encoder.load_state_dict(dict(state))
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else str(list(shape))
 
 
 def _epoch_batches(

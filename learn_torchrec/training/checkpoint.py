@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from learn_torchrec.training.distributed import (
     is_writer,
     write_artifact_together,
 )
-from learn_torchrec.training.tensors import load_tensors, save_tensors
+from learn_torchrec.training.tensors import HostCopies, load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +49,21 @@ class CheckpointConfig:
     Attributes:
         every_steps: steps between two checkpoints; 0 saves none but on SIGTERM.
         keep: checkpoints that stay, the newest ones.
+        asynchronous: write in a second thread while training goes on, from a copy of
+            each rank's state in its host's memory.
+        hang_seconds: a rank that takes longer for a step prints its stack and ends;
+            below the process group's ten minutes, 0 waits for ever.
     """
 
     every_steps: int = 1000
     keep: int = 2
+    asynchronous: bool = True
+    hang_seconds: float = 540.0
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 0, "checkpoint.every_steps: at least 0")
         require(self.keep > 0, "checkpoint.keep: at least 1")
+        require(self.hang_seconds >= 0, "checkpoint.hang_seconds: at least 0")
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,17 @@ class Checkpoints:
         self._made_from: dict[str, Any] = {"config": config, "inputs": inputs}
         self._asked_to_stop = False
         self._group = dist.new_group(backend="gloo")
+        # The second thread, what it says to other ranks, what it is writing, and where
+        # the copies are that it writes from.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread_group = dist.new_group(backend="gloo")
+        self._pending: Future[None] | None = None
+        self._copies = HostCopies()
+
+    @property
+    def hang_seconds(self) -> float:
+        """See `CheckpointConfig`."""
+        return self._settings.hang_seconds
 
     def latest(self) -> Saved | None:
         """Return the newest checkpoint that is whole, the same on every rank.
@@ -145,7 +164,7 @@ class Checkpoints:
             step: steps trained since the beginning.
             state: gives the tensors; each rank its own shards.
             progress: gives what JSON holds, the same on every rank; a collective.
-            write: called on rank 0 to add files of its own.
+            write: called on rank 0, maybe later in a second thread, to add files.
 
         Raises:
             Stopped: SIGTERM came, and the step is saved.
@@ -154,23 +173,20 @@ class Checkpoints:
         every = self._settings.every_steps
         if not stops and not (every and step % every == 0):
             return
-        try:
-            self._save(step, state(), progress(), write)
-        except (OSError, UserError) as error:
-            if stops or not is_writer():
-                logger.warning("checkpoint at step %d was not saved: %s", step, error)
-            else:
-                last = max(self._steps(), default=0)
-                logger.warning(
-                    "checkpoint at step %d was not saved (%s); the last good one is "
-                    "of step %s, and training goes on",
-                    *(step, error, last),
-                )
+        self._finish_pending()
+        if not stops and self._settings.asynchronous:
+            copy = self._copies.of(state())
+            self._pending = self._thread.submit(
+                self._try_to_save, step, copy, progress(), write
+            )
+            return
+        self._try_to_save(step, state(), progress(), write)
         if stops:
             raise Stopped(f"stopped at step {step}; run it again to go on")
 
     def remove(self) -> None:
         """Remove all checkpoints: the artefact is made."""
+        self._finish_pending()
         if is_writer() and self.directory.exists():
             shutil.rmtree(self.directory, ignore_errors=True)
             with contextlib.suppress(OSError):  # others' may lie beside it
@@ -178,7 +194,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a wish to save and stop, instead of ending at once."""
+        """Take SIGTERM as a wish to save and stop, instead of ending at once.
+
+        What is being written when the block ends is written to its end.
+        """
 
         def ask(*_: Any) -> None:
             self._asked_to_stop = True
@@ -188,6 +207,7 @@ class Checkpoints:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
+            self._thread.shutdown()
 
     def _all_stop(self) -> bool:
         # Signals reach ranks at different steps; all must stop at the same one.
@@ -196,6 +216,28 @@ class Checkpoints:
             dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
         return bool(asked.item())
 
+    def _finish_pending(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _try_to_save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        progress: dict[str, Any],
+        write: Callable[[Path], None],
+    ) -> None:
+        try:
+            self._save(step, state, progress, write)
+        except (OSError, UserError) as error:
+            if is_writer():
+                logger.warning(
+                    "checkpoint at step %d was not saved (%s); the last good one is of "
+                    "step %d",
+                    *(step, error, max(self._steps(), default=0)),
+                )
+
     def _save(
         self,
         step: int,
@@ -203,10 +245,11 @@ class Checkpoints:
         progress: dict[str, Any],
         write: Callable[[Path], None],
     ) -> None:
+        group = self._thread_group
         with write_artifact_together(
-            self._at(step), kind=KIND_CHECKPOINT, **self._made_from
+            self._at(step), group, kind=KIND_CHECKPOINT, **self._made_from
         ) as working:
-            save_tensors(state, working / _TENSORS)
+            save_tensors(state, working / _TENSORS, group)
             if is_writer():
                 write(working)
                 (working / _PROGRESS).write_text(json.dumps(progress))

@@ -66,11 +66,10 @@ def _explain(error: Exception) -> None:
         time.sleep(_LOST_SECONDS)
         reason = str(error).strip().splitlines()[0]
         sys.stderr.write(
-            f"rank {dist.get_rank()}: another rank is gone, its own error says why "
-            f"({reason})\n"
+            f"{rank_name()}: another rank is gone, its own error says why ({reason})\n"
         )
         sys.exit(1)
-    sys.stderr.write(f"rank {dist.get_rank()} failed:\n")
+    sys.stderr.write(f"{rank_name()} failed:\n")
     traceback.print_exception(error)
     sys.stderr.flush()
     sys.exit(1)
@@ -111,17 +110,28 @@ def is_writer() -> bool:
     return dist.get_rank() == 0
 
 
-def from_writer(value: Any) -> Any:
-    """Return rank 0's value on every rank."""
+def rank_name() -> str:
+    """Name this rank in a message."""
+    return f"rank {dist.get_rank()}"
+
+
+def from_writer(value: Any, group: dist.ProcessGroup | None = None) -> Any:
+    """Return rank 0's value on every rank.
+
+    Args:
+        value: of rank 0.
+        group: of all ranks; None for the job's own. What a second thread says to the
+            other ranks needs a group of its own.
+    """
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """Return every rank's value on every rank, in rank order."""
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Return every rank's value on every rank, in rank order; see `from_writer`."""
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
@@ -152,7 +162,9 @@ def locked_together(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def write_artifact_together(directory: Path, **manifest: Any) -> Iterator[Path]:
+def write_artifact_together(
+    directory: Path, group: dist.ProcessGroup | None = None, **manifest: Any
+) -> Iterator[Path]:
     """Write one artefact from all ranks: see `artifact.write_artifact`.
 
     Every rank may write its own files into the working directory that is yielded;
@@ -160,6 +172,7 @@ def write_artifact_together(directory: Path, **manifest: Any) -> Iterator[Path]:
 
     Args:
         directory: where the artefact appears.
+        group: see `from_writer`.
         manifest: the other arguments of `write_artifact`.
 
     Raises:
@@ -168,25 +181,25 @@ def write_artifact_together(directory: Path, **manifest: Any) -> Iterator[Path]:
     """
     with contextlib.ExitStack() as stack:
         working = None
-        with _agreed():
+        with _agreed(group):
             if is_writer():
                 working = stack.enter_context(write_artifact(directory, **manifest))
-        working = from_writer(working)
-        with _agreed():
+        working = from_writer(working, group)
+        with _agreed(group):
             yield working
-        with _agreed():
+        with _agreed(group):
             stack.close()
 
 
 @contextlib.contextmanager
-def _agreed() -> Iterator[None]:
+def _agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
     """Leave the block on all ranks alike: well, or with an error on each."""
     error: Exception | None = None
     try:
         yield
     except Exception as raised:
         error = raised
-    reasons = gather_objects(None if error is None else str(error))
+    reasons = gather_objects(None if error is None else str(error), group)
     if error is not None:
         raise error
     for rank, reason in enumerate(reasons):

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchrec.distributed.train_pipeline import TrainPipeline
 
 from learn_torchrec.training.distributed import gather_objects
+from learn_torchrec.training.watchdog import watchdog
 
 Batch = TypeVar("Batch")
 
@@ -19,6 +20,7 @@ def train_epoch(
     schedule: LRScheduler,
     on_step: Callable[[Any], None],
     before_step: Callable[[], None] | None = None,
+    hang_seconds: float = 0.0,
 ) -> int:
     """Train until `batches` ends.
 
@@ -28,22 +30,25 @@ def train_epoch(
         schedule: advanced after every step.
         on_step: called with the model's detached output of every step.
         before_step: called before every step, such as to seed what is random in it.
+        hang_seconds: see `watchdog`.
 
     Returns:
         Steps taken.
     """
     steps = 0
     pipeline.reset()
-    while True:
-        if before_step is not None:
-            before_step()
-        try:
-            output = pipeline.progress(batches)
-        except StopIteration:
-            return steps
-        schedule.step()
-        on_step(output)
-        steps += 1
+    with watchdog(hang_seconds) as beat:
+        while True:
+            if before_step is not None:
+                before_step()
+            try:
+                output = pipeline.progress(batches)
+            except StopIteration:
+                return steps
+            schedule.step()
+            on_step(output)
+            beat()
+            steps += 1
 
 
 class RunningMean:

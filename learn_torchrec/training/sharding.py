@@ -243,6 +243,29 @@ def init_tables(model: DistributedModelParallel, seed: int) -> None:
             )
 
 
+@torch.no_grad()
+def fill_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Write rows of a sharded or replicated table; every rank its own part.
+
+    Args:
+        table: of a sharded model's state, [N, W].
+        rows: int64 [n], which.
+        values: float32 [n, W].
+    """
+    if not isinstance(table, ShardedTensor):  # replicated
+        table[rows.to(table.device)] = values.to(table.device)
+        return
+    for shard in table.local_shards():
+        (first, column), (count, width) = (
+            shard.metadata.shard_offsets,
+            shard.tensor.shape,
+        )
+        mine = ((rows >= first) & (rows < first + count)).nonzero().squeeze(1)
+        part = values[mine, column : column + width]
+        device = shard.tensor.device
+        shard.tensor[(rows[mine] - first).to(device)] = part.to(device)
+
+
 def _fill(
     part: Tensor, offsets: Any, size: tuple[int, int], seed: int, name: str
 ) -> None:

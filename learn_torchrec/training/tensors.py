@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner_helpers import _create_read_items
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.distributed import gather_objects
@@ -85,18 +90,61 @@ def read_index(directory: Path) -> Metadata:
     return metadata
 
 
-def save_tensors(state: Mapping[str, Any], directory: Path) -> None:
+class HostCopies:
+    """Copies of tensors in host memory, each time in the same place.
+
+    What a second thread writes while training goes on must not change under it.
+    Memory that is used again costs no page faults.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def of(self, state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Copy nested dictionaries of tensors; sharded ones keep their shards."""
+        return {
+            name: self._copy(value, f"{prefix}{name}") for name, value in state.items()
+        }
+
+    def _copy(self, value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return self.of(value, f"{name}.")
+        if isinstance(value, ShardedTensor):
+            shards = [
+                Shard(self._copy(shard.tensor, f"{name}.{n}"), shard.metadata)
+                for n, shard in enumerate(value.local_shards())
+            ]
+            return ShardedTensor._init_from_local_shards_and_global_metadata(
+                shards,
+                sharded_tensor_metadata=value.metadata(),
+                process_group=value._process_group,
+            )
+        if not isinstance(value, Tensor):
+            return value
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            buffer = torch.empty(
+                value.shape, dtype=value.dtype, pin_memory=value.is_cuda
+            )
+            self._buffers[name] = buffer
+        return buffer.copy_(value.detach())
+
+
+def save_tensors(
+    state: Mapping[str, Any], directory: Path, group: dist.ProcessGroup | None = None
+) -> None:
     """Write nested dictionaries of tensors; every rank takes part.
 
     Args:
         state: each rank's, with its own shards of the sharded ones.
         directory: new or empty.
+        group: of all ranks, see `distributed.from_writer`.
 
     Raises:
         OSError: a rank could not write.
     """
     try:
-        dcp.save(dict(state), checkpoint_id=str(directory))
+        dcp.save(dict(state), checkpoint_id=str(directory), process_group=group)
     except CheckpointException as error:
         raise OSError(_reason(error)) from None
 
@@ -121,12 +169,40 @@ def load_tensors(state: Mapping[str, Any], directory: Path) -> None:
                 f"{directory}: {min(names)} {problem} ({len(names)} in all); it was "
                 "saved with other tables, optimizers or replicated tables"
             )
+    # Otherwise a rank without a shard of a table looks for an older format.
+    _load(state, directory, dcp.DefaultLoadPlanner(flatten_sharded_tensors=False))
+
+
+def load_common_rows(state: Mapping[str, Any], directory: Path) -> None:
+    """Fill of each tensor of `state` what the stored one of its name has as well.
+
+    Where the stored one has fewer rows the others stay as they are, where it has more
+    they are left out. Every rank takes part.
+
+    Raises:
+        UserError: unreadable.
+    """
+    _load(state, directory, _CommonRows(flatten_sharded_tensors=False))
+
+
+class _CommonRows(dcp.DefaultLoadPlanner):
+    """Reads what is stored and wanted, where PyTorch's own asks for equal sizes."""
+
+    def create_local_plan(self) -> LoadPlan:
+        items: list[ReadItem] = []
+        for name, value in self.state_dict.items():
+            if self.metadata is not None:
+                stored = self.metadata.state_dict_metadata[name]
+                items += _create_read_items(name, stored, value)
+        return LoadPlan(items)
+
+
+def _load(
+    state: Mapping[str, Any], directory: Path, planner: dcp.DefaultLoadPlanner
+) -> None:
     try:
         dcp.load(
-            dict(state),
-            storage_reader=_SafeReader(str(directory)),
-            # Otherwise a rank without a shard of a table looks for an older format.
-            planner=dcp.DefaultLoadPlanner(flatten_sharded_tensors=False),
+            dict(state), storage_reader=_SafeReader(str(directory)), planner=planner
         )
     except (CheckpointException, OSError) as error:
         raise UserError(f"{directory}: cannot be read ({_reason(error)})") from None

@@ -12,7 +12,7 @@ from learn_torchrec.towers.authors import (
     read_authors_checkpoint,
 )
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
-from learn_torchrec.towers.training import load_encoder
+from learn_torchrec.towers.warm_start import load_encoder
 
 CONTENT_DIM, VECTOR_DIM = 10, 6
 

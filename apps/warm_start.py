@@ -1,0 +1,76 @@
+"""The options of trainings that start from an earlier run's weights."""
+
+import argparse
+from pathlib import Path
+
+from apps import options
+from learn_torchrec import config
+from learn_torchrec.artifact import read_manifest
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.training import KIND_RANKER, MODEL_DIRECTORY, RankerConfig
+from learn_torchrec.ranker.warm_start import WarmStart
+
+
+def add_warm_start(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the option that names the earlier run."""
+    options.add_input(
+        parser, "--warm-start", f"start from the weights of {what}", required=False
+    )
+
+
+def add_map(parser: argparse.ArgumentParser) -> None:
+    """Add the option that renames features."""
+    parser.add_argument(
+        "--warm-start-map",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NEW=OLD",
+        help="features that had another name in the earlier run; NEW= starts afresh",
+    )
+
+
+def warm_start_inputs(args: argparse.Namespace, kind: str) -> dict[str, str]:
+    """Return what the options add to the inputs of a job."""
+    if args.warm_start is None:
+        if getattr(args, "warm_start_map", None):
+            raise UserError("--warm-start-map: needs --warm-start")
+        return {}
+    inputs = {"warm_start": read_manifest(args.warm_start, kind).fingerprint}
+    if getattr(args, "warm_start_map", None):
+        inputs["warm_start_map"] = " ".join(sorted(args.warm_start_map))
+    return inputs
+
+
+def refuse_future(directory: Path, kind: str, cutoff: int | None) -> None:
+    """Refuse weights that know more than this run's may.
+
+    Raises:
+        UserError: the earlier run's cut-off lies after this one's.
+    """
+    earlier = read_manifest(directory, kind).cutoff
+    if earlier is not None and cutoff is not None and earlier > cutoff:
+        raise UserError(
+            f"leak: {directory} learned from events up to {earlier}, this run may know "
+            f"those before {cutoff} alone (unix seconds); start from an older one"
+        )
+
+
+def earlier_ranker(args: argparse.Namespace) -> WarmStart | None:
+    """Return the ranker that --warm-start names; None without the option.
+
+    Raises:
+        UserError: it is none, or a renaming that is not NEW=OLD.
+    """
+    if args.warm_start is None:
+        return None
+    manifest = read_manifest(args.warm_start, KIND_RANKER)
+    source = args.warm_start / "manifest.json"
+    ranker = config.from_dict(RankerConfig, manifest.config["ranker"], source)
+    renamed = {}
+    for entry in args.warm_start_map:
+        new, separator, old = entry.partition("=")
+        if not separator or not new:
+            raise UserError(f"--warm-start-map {entry}: write it as NEW=OLD")
+        renamed[new] = old
+    return WarmStart(args.warm_start / MODEL_DIRECTORY, ranker.features, renamed)

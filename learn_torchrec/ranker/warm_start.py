@@ -1,0 +1,165 @@
+"""Start a ranker from an earlier one: weights by name, tables by feature.
+
+What has no counterpart stays freshly initialised. Nothing happens in silence: what was
+loaded, what is new and what was left out is said, with the reason.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
+from learn_torchrec.ranker.tables import TABLE_PREFIX
+from learn_torchrec.training.distributed import is_writer
+from learn_torchrec.training.tensors import load_common_rows, read_index
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """An earlier ranker to start from.
+
+    Attributes:
+        directory: of its weights, as `save_ranker` wrote them.
+        features: that it was trained with.
+        renamed: this run's feature to the earlier run's, where they differ; an empty
+            name starts the feature's table afresh.
+    """
+
+    directory: Path
+    features: FeaturesConfig
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Loaded:
+    """What became of the weights, by name.
+
+    Attributes:
+        matched: loaded whole.
+        resized: loaded as far as both have rows: (rows stored, rows now).
+        new: without a counterpart, as they were initialised, with the reason.
+        left_out: of the earlier run's, which this run has no place for.
+    """
+
+    matched: list[str] = field(default_factory=list)
+    resized: dict[str, tuple[int, int]] = field(default_factory=dict)
+    new: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def log(self) -> None:
+        """Write a line for each kind, and for each tensor that is not simply loaded."""
+        logger.info(
+            "warm start: %d tensors loaded, %d resized, %d new, %d left out",
+            *(len(self.matched), len(self.resized), len(self.new), len(self.left_out)),
+        )
+        for name, (before, now) in self.resized.items():
+            logger.info("warm start: %s had %d rows, has %d", name, before, now)
+        for name, reason in self.new.items():
+            logger.info("warm start: %s is new (%s)", name, reason)
+        for name in self.left_out:
+            logger.info("warm start: %s of the earlier run is left out", name)
+
+
+@torch.no_grad()
+def warm_start(
+    model: nn.Module, features: FeaturesConfig, earlier: WarmStart
+) -> Loaded:
+    """Load into a sharded ranker what an earlier one has by the same name.
+
+    Every rank takes part.
+
+    Args:
+        model: this run's, initialised.
+        features: this run's.
+        earlier: where from.
+
+    Raises:
+        UserError: a renamed feature that either run does not have, weights that cannot
+            be read, or none at all that fit.
+    """
+    _check_names(features, earlier)
+    stored = read_index(earlier.directory).state_dict_metadata
+    state = model.state_dict()
+    loaded, wanted = Loaded(), {}
+    for name, value in state.items():
+        old_name = f"model.{_old_name(name, earlier.renamed)}"
+        size, now = getattr(stored.get(old_name), "size", None), value.size()
+        reason = _refusal(name, features, earlier)
+        if size is None:
+            loaded.new[name] = "the earlier run has none"
+        elif size[1:] != now[1:] or (size != now and not _may_grow(name, features)):
+            loaded.new[name] = f"{list(size)} before, {list(now)} now"
+        elif reason is not None:
+            loaded.new[name] = reason
+        elif size != now:
+            loaded.resized[name] = size[0], now[0]
+            wanted[old_name] = value
+        else:
+            loaded.matched.append(name)
+            wanted[old_name] = value
+    if not wanted:
+        raise UserError(
+            f"{earlier.directory}: has no weights that fit this ranker; name another "
+            "--warm-start"
+        )
+    loaded.left_out = sorted(
+        name for name in stored if name not in wanted and name.startswith("model.")
+    )
+    load_common_rows(wanted, earlier.directory)
+    model.load_state_dict(state)
+    if is_writer():
+        loaded.log()
+    return loaded
+
+
+def _check_names(features: FeaturesConfig, earlier: WarmStart) -> None:
+    for new, old in earlier.renamed.items():
+        for name, known, run in (
+            (new, features.sparse, "this run"),
+            (old, earlier.features.sparse, "the earlier run"),
+        ):
+            columns = [feature.column for feature in known]
+            if name and name not in columns:
+                raise UserError(
+                    f"--warm-start-map {new}={old}: {run} has no ID feature {name!r}; "
+                    f"it has {', '.join(columns)}"
+                )
+
+
+def _old_name(name: str, renamed: Mapping[str, str]) -> str:
+    tables = {TABLE_PREFIX + new: TABLE_PREFIX + old for new, old in renamed.items()}
+    parts = [tables.get(part, renamed.get(part, part)) for part in name.split(".")]
+    return ".".join(parts)
+
+
+def _feature_of(name: str, features: FeaturesConfig) -> SparseFeature | None:
+    parts = name.split(".")
+    for feature in features.sparse:
+        if TABLE_PREFIX + feature.column in parts:
+            return feature
+    return None
+
+
+def _may_grow(name: str, features: FeaturesConfig) -> bool:
+    """Whether row n stays row n when the table's size changes."""
+    feature = _feature_of(name, features)
+    return feature is not None and feature.ids == "index"
+
+
+def _refusal(name: str, features: FeaturesConfig, earlier: WarmStart) -> str | None:
+    """Say why a table's rows would not mean what they meant; None if they do."""
+    feature = _feature_of(name, features)
+    if feature is None:
+        return None
+    old = earlier.renamed.get(feature.column, feature.column)
+    for other in earlier.features.sparse:
+        if other.column == old and other.ids != feature.ids:
+            return f"ids became rows by {other.ids} before, by {feature.ids} now"
+    return None

@@ -1,0 +1,129 @@
+"""A ranker starts from an earlier one by name, and says what became of everything."""
+
+import pytest
+import torch
+
+from apps import train_ranker
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
+from learn_torchrec.ranker.training import (
+    MODEL_DIRECTORY,
+    RankerConfig,
+    RankerModelConfig,
+    RankerTrainingConfig,
+    build_ranker,
+    save_ranker,
+)
+from learn_torchrec.ranker.warm_start import WarmStart, warm_start
+from learn_torchrec.training.distributed import process_group
+from learn_torchrec.training.sharding import whole_state
+
+SHAPE = RankerModelConfig(embedding_dim=4, dense_layers=(3,), over_layers=(5,))
+BAGS = "ranker.sparse_arch.embedding_bag_collection.embedding_bags"
+
+
+def table(name):
+    return f"{BAGS}.t_{name}.weight"
+
+
+def configured(*sparse, seed=0):
+    features = FeaturesConfig(sparse=sparse, dense=("x",))
+    training = RankerTrainingConfig(seed=seed)
+    return RankerConfig(features=features, model=SHAPE, training=training)
+
+
+EARLIER = configured(
+    SparseFeature(column="user", num_embeddings=6, ids="index"),
+    SparseFeature(column="item", num_embeddings=9),
+    SparseFeature(column="shop", num_embeddings=5),
+)
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    with process_group() as device:
+        model = build_ranker(EARLIER, None, device)
+        save_ranker(model, tmp_path)
+        return tmp_path, whole_state(model)
+
+
+def started(config, earlier, renamed=()):
+    """Return the state before and after, and what was loaded."""
+    directory = earlier[0] / MODEL_DIRECTORY
+    source = WarmStart(directory, EARLIER.features, dict(renamed))
+    with process_group() as device:
+        model = build_ranker(config, None, device)
+        before = whole_state(model)
+        loaded = warm_start(model, config.features, source)
+        return before, whole_state(model), loaded
+
+
+def test_tables_are_matched_renamed_grown_and_left_out(earlier):
+    config = configured(
+        SparseFeature(column="user", num_embeddings=8, ids="index"),
+        SparseFeature(column="goods", num_embeddings=9),
+        SparseFeature(column="city", num_embeddings=5),
+        seed=1,
+    )
+    before, after, loaded = started(config, earlier, {"goods": "item"})
+    old = earlier[1]
+    assert torch.equal(after[table("goods")], old[table("item")])
+    assert torch.equal(after[table("user")][:6], old[table("user")])
+    assert torch.equal(after[table("user")][6:], before[table("user")][6:])
+    assert torch.equal(after[table("city")], before[table("city")])
+    assert loaded.resized == {table("user"): (6, 8)}
+    assert list(loaded.new) == [table("city")]
+    assert loaded.left_out == [f"model.{table('shop')}"]
+    dense = [name for name in after if BAGS not in name]
+    assert len(dense) > 4
+    assert all(torch.equal(after[name], old[name]) for name in dense)
+    assert set(loaded.matched) == {table("goods"), *dense}
+
+
+def test_rows_that_mean_something_else_are_not_loaded(earlier):
+    config = configured(
+        SparseFeature(column="user", num_embeddings=6),  # hashed now
+        SparseFeature(column="item", num_embeddings=12),  # hashed to another size
+        SparseFeature(column="shop", num_embeddings=5),
+        seed=1,
+    )
+    before, after, loaded = started(config, earlier, {"shop": ""})
+    for name in ("user", "item", "shop"):
+        assert torch.equal(after[table(name)], before[table(name)])
+    assert loaded.new == {
+        table("user"): "ids became rows by index before, by hash now",
+        table("item"): "[9, 4] before, [12, 4] now",
+        table("shop"): "the earlier run has none",
+    }
+
+
+@pytest.mark.parametrize(
+    ("renamed", "message"),
+    [
+        ({"nothing": "item"}, "this run has no ID feature 'nothing'"),
+        ({"item": "nothing"}, "the earlier run has no ID feature 'nothing'"),
+    ],
+)
+def test_unknown_names_are_refused(earlier, renamed, message):
+    with pytest.raises(UserError, match=message):
+        started(EARLIER, earlier, renamed)
+
+
+def test_the_app_starts_from_an_earlier_run(market, tmp_path, caplog):
+    options = ["--data", f"parquet:{market}", "--set", "ranker.features.dense=hour"]
+    options += ["ranker.training.batch_size=64"]
+    options += ['ranker.features.sparse=[{"column": "user_id", "num_embeddings": 90}]']
+    train_ranker.main(["--out", str(tmp_path / "first"), *options])
+    caplog.set_level("INFO", logger="learn_torchrec")
+    warm = ["--warm-start", str(tmp_path / "first")]
+    train_ranker.main([*warm, "--out", str(tmp_path / "second"), *options])
+    assert "0 resized, 0 new, 0 left out" in caplog.text
+    with pytest.raises(UserError, match="other settings or inputs"):
+        train_ranker.main(["--out", str(tmp_path / "second"), *options])
+    earlier_end = [*options, "split.test_from=70%"]
+    with pytest.raises(UserError, match=r"leak: .*/first learned from events up to"):
+        train_ranker.main([*warm, "--out", str(tmp_path / "third"), *earlier_end])
+    with pytest.raises(UserError, match="needs --warm-start"):
+        train_ranker.main(
+            ["--warm-start-map", "a=b", "--out", str(tmp_path / "third"), *options]
+        )

@@ -1,0 +1,57 @@
+"""Towers start from earlier ones; ids follow their items into another catalogue."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from apps import train_towers
+from learn_torchrec.errors import UserError
+from learn_torchrec.towers.encoder import EncoderShape
+from learn_torchrec.towers.export import CATALOGUE_FILE, earlier_towers, save_towers
+from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.training import build_towers
+from learn_torchrec.towers.warm_start import load_ids
+from learn_torchrec.training.distributed import process_group
+from learn_torchrec.training.sharding import init_tables, shard, whole_state
+
+SHAPE = EncoderShape(width=8, num_layers=1, num_heads=2, feed_forward_dim=16)
+IDS = "ids.table.embeddings.t_item_id.weight"
+
+
+def towers_of(items, dim, device=None):
+    config = TowersModelConfig(encoder=SHAPE, inputs="content+id")
+    mean, std = torch.zeros(dim), torch.ones(dim)
+    return build_towers(config, mean, std, torch.ones(items), device)
+
+
+def test_ids_follow_their_items(store, tmp_path):
+    known = pa.concat_arrays([store.item_ids[1:4], pa.array([-5])])  # one has gone
+    earlier = towers_of(len(known), store.dim)
+    save_towers(tmp_path, earlier.state_dict(), known)
+    initial = earlier_towers(tmp_path, store)
+    with process_group() as device:
+        model = shard(towers_of(len(store), store.dim, torch.device("meta")), device, 1)
+        init_tables(model, seed=0)
+        before = whole_state(model)[IDS]
+        load_ids(model, initial)
+        after = whole_state(model)[IDS]
+    assert torch.equal(after[1:4], earlier.state_dict()[IDS][:3])
+    fresh = [row for row in range(len(store)) if not 1 <= row < 4]
+    assert torch.equal(after[fresh], before[fresh])
+
+
+def test_the_app_starts_from_earlier_towers(market, store, tmp_path):
+    options = ["--data", f"parquet:{market}", "--content", str(store.directory)]
+    options += ["--set", "towers.training.epochs=1", "towers.training.batch_size=4"]
+    options += ["towers.model.inputs=content+id"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    train_towers.main(["--out", str(first), *options])
+    ids = pq.read_table(first / CATALOGUE_FILE)["item_id"].combine_chunks()
+    assert ids.equals(store.item_ids)
+    train_towers.main(["--warm-start", str(first), "--out", str(second), *options])
+    wider = [*options, "towers.model.encoder.width=32"]
+    with pytest.raises(UserError, match="the configured encoder has"):
+        train_towers.main(
+            ["--warm-start", str(first), "--out", str(tmp_path / "third"), *wider]
+        )

@@ -1,0 +1,42 @@
+"""A rank that hangs ends with the stacks of its threads."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from learn_torchrec.training.distributed import process_group
+from learn_torchrec.training.watchdog import watchdog
+
+HANGS = """
+import time
+from learn_torchrec.training.distributed import process_group
+from learn_torchrec.training.watchdog import watchdog
+
+def stuck_here():
+    time.sleep(60)
+
+with process_group(), watchdog(0.5) as beat:
+    beat()
+    stuck_here()
+"""
+
+
+def test_a_hang_prints_the_stack_and_ends():
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "rank 0: no step for 0.5 s; its threads:" in done.stderr
+    assert "in stuck_here" in done.stderr
+    assert time.monotonic() - started < 50
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_what_goes_on_is_left_alone(seconds):
+    with process_group(), watchdog(seconds) as beat:
+        for _ in range(5):
+            time.sleep(0.1)
+            beat()
