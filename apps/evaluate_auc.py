@@ -11,6 +11,7 @@ from typing import Any
 
 from apps import program
 from apps.tables import align
+from learn_torchrec.artifact import MANIFEST, verify
 from learn_torchrec.config import apply_overrides
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
@@ -20,6 +21,7 @@ from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.gate import GateResult, check_gate, parse_gate
 from learn_torchrec.evaluation.peers import PeerNumbers, compare_conventions
 from learn_torchrec.evaluation.predictions import (
+    KIND_PREDICTIONS,
     Predictions,
     column_names,
     read_predictions,
@@ -119,6 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out.is_dir():
         raise UserError(f"--out {args.out}: is a directory; name a JSON file")
     paths = parse_names(args.predictions)
+    for path in paths.values():
+        if (path / MANIFEST).is_file() and program.is_first_rank():
+            verify(path, KIND_PREDICTIONS)
     config = apply_overrides(EvaluationConfig(), args.overrides)
     gates = [parse_gate(text) for text in args.gate]
     if args.gate and len(paths) < 2:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apps import options
+from learn_torchrec.artifact import verify
+from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
@@ -11,7 +13,11 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ranking import to_json
 from learn_torchrec.evaluation.retrieval import RetrievalMetrics
 from learn_torchrec.presets import Run
-from learn_torchrec.towers.export import check_towers_inputs, load_towers
+from learn_torchrec.towers.export import (
+    KIND_TOWERS,
+    check_towers_inputs,
+    load_towers,
+)
 from learn_torchrec.towers.holdout import (
     PROTOCOLS,
     RetrievalConfig,
@@ -55,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = options.resolve(args)
     retrieval = _retrieval(run, args.protocol)
     dataset = open_dataset(args.data)
+    for directory, kind in ((args.content, KIND_CONTENT), (args.towers, KIND_TOWERS)):
+        verify(directory, kind)
     store = ContentStore.open(args.content)
     histories = load_histories(dataset, store, run.split)
     with process_group() as device:

@@ -10,7 +10,6 @@ import torch.distributed as dist
 
 from apps import options
 from apps.job import Job, describe
-from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
@@ -52,10 +51,12 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     inputs = {
         INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE),
-        "content": read_manifest(args.content, content.KIND).fingerprint,
-        "towers": read_manifest(args.towers, KIND_TOWERS).fingerprint,
     }
-    return describe(args, KIND, ("split", "export"), inputs)
+    artefacts = {
+        "content": (args.content, content.KIND),
+        "towers": (args.towers, KIND_TOWERS),
+    }
+    return describe(args, KIND, ("split", "export"), inputs, artefacts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

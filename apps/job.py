@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from apps import options
+from apps.program import is_first_rank
 from learn_torchrec import config
-from learn_torchrec.artifact import is_finished, recipe_of
+from learn_torchrec.artifact import is_finished, read_manifest, recipe_of, verify
 from learn_torchrec.presets import Run
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import locked_together, process_group
@@ -27,6 +28,7 @@ class Job:
         run: the whole configuration.
         config: the part of it that decides the artefact.
         inputs: fingerprints of what it is made from.
+        artefacts: of earlier stages, those among the inputs, with their kinds.
         out: where it goes.
         overwrite: replace an artefact made with other settings or inputs.
     """
@@ -35,17 +37,24 @@ class Job:
     run: Run
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
+    artefacts: tuple[tuple[Path, str], ...]
     out: Path
     overwrite: bool
 
     def is_done(self) -> bool:
-        """Whether the artefact is there already.
+        """Whether the artefact is there already; if not, its inputs are checked.
 
         Raises:
-            UserError: something else is there, and `overwrite` is off.
+            UserError: something else is there and `overwrite` is off, or a file of an
+                input is damaged.
         """
         recipe = recipe_of(self.kind, self.config, self.inputs)
-        return is_finished(self.out, self.kind, recipe, self.overwrite)
+        if is_finished(self.out, self.kind, recipe, self.overwrite):
+            return True
+        if is_first_rank():  # its error ends the others
+            for directory, kind in self.artefacts:
+                verify(directory, kind)
+        return False
 
     @contextlib.contextmanager
     def training(self) -> Iterator[tuple[torch.device, RunLog, Checkpoints]]:
@@ -78,6 +87,7 @@ def describe(
     kind: str,
     sections: tuple[str, ...],
     inputs: Mapping[str, str],
+    artefacts: Mapping[str, tuple[Path, str]] | None = None,
 ) -> Job:
     """Return the job that an app's options describe.
 
@@ -86,13 +96,20 @@ def describe(
         kind: what the artefact holds.
         sections: of the configuration, those that decide the artefact.
         inputs: fingerprints of what it is made from.
+        artefacts: directories and kinds of earlier stages' artefacts, by role.
     """
+    artefacts = artefacts or {}
+    fingerprints = {
+        role: read_manifest(*artefact).fingerprint
+        for role, artefact in artefacts.items()
+    }
     run = options.resolve(args)
     return Job(
         kind=kind,
         run=run,
         config={name: config.to_dict(getattr(run, name)) for name in sections},
-        inputs=inputs,
+        inputs={**inputs, **fingerprints},
+        artefacts=tuple(artefacts.values()),
         out=args.out,
         overwrite=args.overwrite,
     )

@@ -1,8 +1,8 @@
 """The vectors that `train-ranker` and `predict` take: the towers', or raw content."""
 
 import argparse
+from pathlib import Path
 
-from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.dataset import Dataset
@@ -13,18 +13,18 @@ from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
 from learn_torchrec.ranker.vectors import LearnVectors, load_vectors
 
 
-def vector_inputs(args: argparse.Namespace) -> dict[str, str]:
-    """Return the fingerprint of what --vectors or --content names.
+def vector_artefacts(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:
+    """Return what --vectors or --content names, and its kind, by role.
 
     Raises:
-        UserError: both are given, or no such artefact.
+        UserError: both are given.
     """
     if args.vectors and args.content:
         raise UserError("--vectors and --content: give one of them")
     if args.vectors:
-        return {"vectors": read_manifest(args.vectors, KIND_VECTORS).fingerprint}
+        return {"vectors": (args.vectors, KIND_VECTORS)}
     if args.content:
-        return {"content": read_manifest(args.content, KIND_CONTENT).fingerprint}
+        return {"content": (args.content, KIND_CONTENT)}
     return {}
 
 

@@ -1,7 +1,7 @@
 """Stage 3, inference: score the impressions from split.test_from on, as Parquet."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from apps import options
 from apps.job import Job, describe
-from apps.learn_inputs import open_vectors, vector_inputs
+from apps.learn_inputs import open_vectors, vector_artefacts
 from learn_torchrec import config
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.datasets import open_dataset
@@ -21,6 +21,7 @@ from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.split import resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.cohorts import activity_before_day
+from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS
 from learn_torchrec.presets import Run
 from learn_torchrec.ranker.batch import rank_rows
 from learn_torchrec.ranker.rows import prepare_rows
@@ -51,7 +52,6 @@ from learn_torchrec.training.distributed import (
 )
 from learn_torchrec.training.run_log import RunLog
 
-KIND = "predictions"
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
@@ -70,9 +70,8 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = open_dataset(args.data)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
-    inputs["ranker"] = read_manifest(args.ranker, KIND_RANKER).fingerprint
-    inputs |= vector_inputs(args)
-    return describe(args, KIND, ("split", "cohorts"), inputs)
+    artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
+    return describe(args, KIND_PREDICTIONS, ("split", "cohorts"), inputs, artefacts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest = read_manifest(args.ranker, KIND_RANKER)
     ranker = config.from_dict(RankerConfig, manifest.config["ranker"], args.ranker)
     vectors = open_vectors(args, dataset, job.run)
-    _check_vectors(manifest, vector_inputs(args), args.ranker)
+    _check_vectors(manifest, job.inputs, args.ranker)
     times = resolve_times(job.run.split, dataset.interactions)
     wanted = _test_rows(dataset, times.test_from, manifest)
     impressions = dataset.impressions.filter(pa.array(wanted))
@@ -120,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
 
 
-def _check_vectors(manifest: Manifest, given: dict[str, str], ranker: Path) -> None:
+def _check_vectors(manifest: Manifest, given: Mapping[str, str], ranker: Path) -> None:
     """Refuse vectors that the ranker was not trained with."""
     for name in ("vectors", "content"):
         trained_with, option = manifest.inputs.get(name), f"--{name}"

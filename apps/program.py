@@ -27,14 +27,14 @@ def run(
         main: the app's entry point.
         argv: its options; None for those of the command line.
     """
-    is_first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
         force=True,  # importing torchrec has set up another format
     )
+    level = logging.INFO if is_first_rank() else logging.WARNING
     for name in OWN_LOGGERS:  # others at INFO drown ours (fbgemm: a line per library)
-        logging.getLogger(name).setLevel(logging.INFO if is_first else logging.WARNING)
+        logging.getLogger(name).setLevel(level)
     try:
         main(argv)
     except Stopped as stopped:
@@ -48,6 +48,11 @@ def run(
     except KeyboardInterrupt:
         print("interrupted; run it again to go on", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0, before there is a process group."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def write_json(path: Path, body: object) -> None:

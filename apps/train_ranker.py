@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from apps import options
 from apps.job import Job, describe
-from apps.learn_inputs import open_vectors, vector_inputs
+from apps.learn_inputs import open_vectors, vector_artefacts
 from apps.warm_start import (
     add_map,
     add_warm_start,
     earlier_ranker,
+    map_inputs,
     refuse_future,
-    warm_start_inputs,
+    warm_start_artefacts,
 )
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.dataset import Dataset
@@ -61,8 +62,9 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = open_dataset(args.data)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
-    inputs |= vector_inputs(args) | warm_start_inputs(args, KIND_RANKER)
-    return describe(args, KIND_RANKER, ("split", "ranker"), inputs)
+    inputs |= map_inputs(args)
+    artefacts = vector_artefacts(args) | warm_start_artefacts(args, KIND_RANKER)
+    return describe(args, KIND_RANKER, ("split", "ranker"), inputs, artefacts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from apps import options
 from apps.job import Job, describe
-from apps.warm_start import add_warm_start, refuse_future, warm_start_inputs
-from learn_torchrec.artifact import read_manifest
+from apps.warm_start import add_warm_start, refuse_future, warm_start_artefacts
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
@@ -48,14 +47,15 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     inputs = {
         INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE),
-        "content": read_manifest(args.content, content.KIND).fingerprint,
     }
     if args.authors_checkpoint is not None:
         if args.warm_start is not None:
             raise UserError("--authors-checkpoint and --warm-start: give one of them")
         inputs["authors_checkpoint"] = files_fingerprint([args.authors_checkpoint])
-    inputs |= warm_start_inputs(args, KIND_TOWERS)
-    return describe(args, KIND_TOWERS, ("split", "towers", "retrieval"), inputs)
+    artefacts = {"content": (args.content, content.KIND)}
+    artefacts |= warm_start_artefacts(args, KIND_TOWERS)
+    sections = ("split", "towers", "retrieval")
+    return describe(args, KIND_TOWERS, sections, inputs, artefacts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

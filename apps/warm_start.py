@@ -30,16 +30,24 @@ def add_map(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def warm_start_inputs(args: argparse.Namespace, kind: str) -> dict[str, str]:
-    """Return what the options add to the inputs of a job."""
-    if args.warm_start is None:
-        if getattr(args, "warm_start_map", None):
-            raise UserError("--warm-start-map: needs --warm-start")
+def warm_start_artefacts(
+    args: argparse.Namespace, kind: str
+) -> dict[str, tuple[Path, str]]:
+    """Return what --warm-start names, by role."""
+    return {} if args.warm_start is None else {"warm_start": (args.warm_start, kind)}
+
+
+def map_inputs(args: argparse.Namespace) -> dict[str, str]:
+    """Return what --warm-start-map adds to the inputs of a job.
+
+    Raises:
+        UserError: there is nothing to start from.
+    """
+    if not args.warm_start_map:
         return {}
-    inputs = {"warm_start": read_manifest(args.warm_start, kind).fingerprint}
-    if getattr(args, "warm_start_map", None):
-        inputs["warm_start_map"] = " ".join(sorted(args.warm_start_map))
-    return inputs
+    if args.warm_start is None:
+        raise UserError("--warm-start-map: needs --warm-start")
+    return {"warm_start_map": " ".join(sorted(args.warm_start_map))}
 
 
 def refuse_future(directory: Path, kind: str, cutoff: int | None) -> None:

@@ -155,6 +155,21 @@ def damaged_file(directory: Path, manifest: Manifest) -> str | None:
     return None
 
 
+def verify(directory: Path, kind: str) -> None:
+    """Check every file of an artefact against the checksums of its manifest.
+
+    Raises:
+        UserError: a file is missing or not what was written; names it.
+    """
+    damaged = damaged_file(directory, read_manifest(directory, kind))
+    if damaged is not None:
+        raise UserError(
+            f"{directory / damaged}: damaged, its checksum is not the one of "
+            f"{MANIFEST}; restore it from a copy, or remove {directory} and make it "
+            "again"
+        )
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Keep other runs from making `directory` while this one does.

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from learn_torchrec.artifact import Manifest, read_manifest
+from learn_torchrec.artifact import Manifest, read_manifest, verify
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.prepare import Prepared
@@ -121,7 +121,11 @@ class PreparedDataset(Dataset):
 
         Memory-mapped as they are where all actions are wanted and the content store
         has the item table's order; otherwise picked or renumbered in memory.
+
+        Raises:
+            UserError: a file is damaged, or events without a content vector.
         """
+        verify(self.directory, KIND)
         names = self.manifest.facts["actions"]
         refuse_unknown_actions(actions, names)
         source = pa.memory_map(str(self.directory / USER_IDS_FILE))

@@ -184,6 +184,10 @@ class Checkpoints:
         if stops:
             raise Stopped(f"stopped at step {step}; run it again to go on")
 
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is being written beside the training."""
+        return self._pending is not None and not self._pending.done()
+
     def remove(self) -> None:
         """Remove all checkpoints: the artefact is made."""
         self._finish_pending()

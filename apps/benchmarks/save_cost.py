@@ -1,0 +1,133 @@
+"""What a checkpoint of 1 GB costs a training: written at once, or beside it.
+
+The real ranker trains on one thread (the machine's other core is free for the second
+thread, as a rank's host has cores to spare). Lost is the time that the steps take while
+a checkpoint is made, less what as many steps take without one.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchrec import KeyedJaggedTensor
+
+from learn_torchrec.ranker.batch import RankingBatch
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
+from learn_torchrec.ranker.training import (
+    RankerConfig,
+    build_ranker,
+    ranker_optimizer,
+)
+from learn_torchrec.training.checkpoint import CheckpointConfig, Checkpoints
+from learn_torchrec.training.distributed import process_group
+
+_TABLES, _ROWS, _BATCH = 20, 390_000, 1024
+_ROUNDS, _WARM_UP, _STEPS = 3, 10, 60
+
+
+def measure() -> dict[str, Any]:
+    """Return the seconds lost to either kind of save, and their ratio."""
+    torch.set_num_threads(1)
+    with process_group() as device, tempfile.TemporaryDirectory() as folder:
+        features = FeaturesConfig(
+            sparse=tuple(
+                SparseFeature(column=f"id_{n}", num_embeddings=_ROWS)
+                for n in range(_TABLES)
+            ),
+            dense=("number",),
+        )
+        config = RankerConfig(features=features)
+        model = build_ranker(config, None, device)
+        optimizer = ranker_optimizer(model, config)
+        batch = _batch()
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss, _ = model(batch)
+            loss.backward()
+            optimizer.step()
+
+        def state() -> dict[str, Any]:
+            return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+        for _ in range(_WARM_UP):
+            step()
+        lost: dict[str, list[float]] = {"synchronous": [], "asynchronous": []}
+        checkpoints = {
+            name: Checkpoints(
+                Path(folder) / name,
+                {},
+                {},
+                CheckpointConfig(every_steps=1, keep=1, asynchronous=name[0] == "a"),
+            )
+            for name in lost
+        }
+        for number in range(_ROUNDS + 1):
+            for name, seconds in lost.items():
+                seconds.append(_lost(step, checkpoints[name], number + 1, state))
+        for each in checkpoints.values():
+            each.remove()
+        bytes_saved = sum(
+            value.numel() * value.element_size() for value in _tensors(state())
+        )
+    # The first save of each makes the copies' memory, and warms the disk.
+    medians = {name: statistics.median(values[1:]) for name, values in lost.items()}
+    return {
+        "saved_mb": round(bytes_saved / 2**20),
+        "seconds_lost_synchronous": round(medians["synchronous"], 3),
+        "seconds_lost_asynchronous": round(medians["asynchronous"], 3),
+        "async_save_ratio": round(medians["asynchronous"] / medians["synchronous"], 3),
+    }
+
+
+def _lost(
+    step: Callable[[], None],
+    checkpoints: Checkpoints,
+    number: int,
+    state: Callable[[], dict[str, Any]],
+) -> float:
+    """Save once while steps go on; return the seconds beyond the steps' own."""
+    plain = []
+    for _ in range(_STEPS):
+        began = time.perf_counter()
+        step()
+        plain.append(time.perf_counter() - began)
+    began, steps = time.perf_counter(), 0
+    checkpoints.after_step(number, state, dict)
+    while checkpoints.is_saving():
+        step()
+        steps += 1
+    return time.perf_counter() - began - steps * statistics.median(plain)
+
+
+def _batch() -> RankingBatch:
+    random = np.random.default_rng(0)
+    ids = torch.from_numpy(random.integers(0, _ROWS, _TABLES * _BATCH))
+    sparse = KeyedJaggedTensor.from_lengths_sync(
+        keys=[f"id_{n}" for n in range(_TABLES)],
+        values=ids,
+        lengths=torch.ones(len(ids), dtype=torch.int32),
+    )
+    return RankingBatch(
+        dense_features=torch.randn(_BATCH, 1),
+        sparse_features=sparse,
+        labels=torch.randint(0, 2, (_BATCH,)).float(),
+        weights=torch.ones(_BATCH),
+    )
+
+
+def _tensors(state: dict[str, Any]) -> list[torch.Tensor]:
+    values: list[torch.Tensor] = []
+    for value in state.values():
+        if isinstance(value, dict):
+            values += _tensors(value)
+        elif hasattr(value, "local_shards"):
+            values += [shard.tensor for shard in value.local_shards()]
+        elif isinstance(value, torch.Tensor):
+            values.append(value)
+    return values
