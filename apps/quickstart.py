@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 import torchx_components.learn
 from apps import evaluate_auc, evaluate_retrieval, options
-from learn_torchrec.errors import UserError
+from learn_torchrec.artifact import MANIFEST
+from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.training.run_log import live_log_path
 
 _POLL_SECONDS = 0.5
@@ -139,7 +140,8 @@ def _launch(stage: Stage, command: list[str], args: argparse.Namespace) -> None:
     logs.mkdir(exist_ok=True)
     output = logs / f"{stage.name}.log"
     progress = live_log_path(args.out / stage.name)
-    progress.unlink(missing_ok=True)
+    if not (args.out / "checkpoints" / stage.name).exists():
+        progress.unlink(missing_ok=True)  # of a run that this one does not go on with
     component = f"{torchx_components.learn.__file__}:{stage.app}"
     programs = Path(sys.executable).parent  # torchx finds torchrun through PATH
     torchx = [str(programs / "torchx"), "run"]
@@ -162,6 +164,8 @@ def _launch(stage: Stage, command: list[str], args: argparse.Namespace) -> None:
             process.terminate()
     if process.returncode:
         raise UserError(_failure(stage.name, output))
+    if not (args.out / stage.name / MANIFEST).exists():
+        raise Stopped(f"stage {stage.name} was stopped; run it again to go on")
 
 
 def _show(progress: Path, bar: "tqdm[None]") -> None:

@@ -349,10 +349,17 @@ class _Progress:
         self.step = 0
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, for JSON; every rank takes part."""
+        """Return what a checkpoint keeps, for JSON; every rank takes part.
+
+        Raises:
+            UserError: a loss since the last line of the log was not finite.
+        """
+        loss = self._loss.state()
+        # Weights that are no numbers any more must not replace the last good ones.
+        _finite(sum(total for total, _ in loss), self.step)
         return {
             "step": self.step,
-            "loss": self._loss.state(),
+            "loss": loss,
             "auxiliary_loss": self._auxiliary.state(),
             "log_position": self._log.position(),
         }

@@ -116,6 +116,8 @@ class Checkpoints:
     ) -> None:
         self.directory = out.parent / "checkpoints" / out.name
         self._settings, self._overwrite = settings, overwrite
+        # Where tables lie does not decide what is in them.
+        config = _without(config, "sharding")
         self._made_from: dict[str, Any] = {"config": config, "inputs": inputs}
         self._asked_to_stop = False
         self._group = dist.new_group(backend="gloo")
@@ -300,6 +302,13 @@ class Checkpoints:
             logger.info("going on after step %d", step)
             return Saved(directory, json.loads((directory / _PROGRESS).read_text()))
         return None
+
+
+def _without(value: Any, key: str) -> Any:
+    """Copy nested dictionaries and lists without a key, wherever it is."""
+    if isinstance(value, Mapping):
+        return {k: _without(v, key) for k, v in value.items() if k != key}
+    return [_without(v, key) for v in value] if isinstance(value, list) else value
 
 
 def fast_forward(schedule: LambdaLR, steps: int) -> None:

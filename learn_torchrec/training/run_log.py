@@ -74,6 +74,7 @@ class RunLog:
         """Go on writing after `position` bytes of an earlier run's log."""
         self._is_fresh = False
         if self._stream is not None:
+            position = min(position, self.path.stat().st_size)  # it may be gone
             self._stream.truncate(position)
             self._stream.seek(position)
 

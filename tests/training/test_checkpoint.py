@@ -1,8 +1,10 @@
 """A training that was cut off ends as one that was not, bit for bit."""
 
 import json
+import math
 import os
 import pickle
+import resource
 import signal
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import torch
 from apps import train_ranker, train_towers
 from learn_torchrec.artifact import locked
 from learn_torchrec.errors import Stopped, UserError
-from learn_torchrec.training import checkpoint
+from learn_torchrec.ranker.model import LearnRankerTrain
+from learn_torchrec.training import checkpoint, run_log
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.tensors import load_tensors, save_tensors
 
@@ -115,6 +118,57 @@ def test_a_damaged_checkpoint_is_passed_over(options, tmp_path, monkeypatch, cap
     assert f"{damaged.name} is damaged" in caplog.text
     assert "going on after step 3" in caplog.text
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(options, tmp_path, monkeypatch, caplog):
+    train_ranker.main(["--out", str(tmp_path / "whole"), *options])
+    original = checkpoint.Checkpoints.after_step
+    kept = []
+
+    def after_step(self, step, *args):
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        limit = 20_000 if step == 9 else hard  # bytes of a file, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        original(self, step, *args)
+        if step == 9:
+            self._finish_pending()
+            kept.extend(self._steps())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    monkeypatch.setattr(run_log, "_tensorboard", lambda directory: None)
+    monkeypatch.setattr(checkpoint.Checkpoints, "after_step", after_step)
+    train_ranker.main(["--out", str(tmp_path / "full"), *options])
+    assert "checkpoint at step 9 was not saved" in caplog.text
+    assert "the last good one is of step 6" in caplog.text
+    assert kept == [3, 6]
+    assert digests(tmp_path / "full") == digests(tmp_path / "whole")
+
+
+def test_weights_that_are_no_numbers_are_not_saved(options, tmp_path, monkeypatch):
+    original = LearnRankerTrain.forward
+    steps = []
+
+    def forward(self, batch):
+        loss, output = original(self, batch)
+        steps.append(1)
+        if len(steps) == 5:
+            return loss * math.nan, output._replace(loss=output.loss * math.nan)
+        return loss, output
+
+    monkeypatch.setattr(LearnRankerTrain, "forward", forward)
+    more = ["ranker.training.epochs=60"]  # fewer lines in the log than checkpoints
+    with pytest.raises(UserError, match="loss is nan at or before step 6"):
+        train_ranker.main(["--out", str(tmp_path / "out"), *options, *more])
+    kept = [path.name for path in (tmp_path / "checkpoints/out").iterdir()]
+    assert kept == ["step-000000003"]
+
+
+def test_saving_at_once_gives_the_same(options, tmp_path, monkeypatch):
+    options = [*options, "checkpoint.asynchronous=false"]
+    resumed_equals_uninterrupted(
+        train_ranker.main, options, tmp_path, monkeypatch, (5,)
+    )
 
 
 def test_checkpoints_of_other_settings_are_refused(options, tmp_path, monkeypatch):

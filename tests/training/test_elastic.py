@@ -23,17 +23,17 @@ SETTINGS = [
 LIMIT = 300
 
 
-def start(market, out, ranks=2, restarts=0):
+def start(market, out, ranks=2, restarts=0, extra=(), app="apps.train_ranker"):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), "--max_restarts", str(restarts)]
-    command += ["-m", "apps.train_ranker", "--data", f"parquet:{market}"]
+    command += ["-m", app, "--data", f"parquet:{market}"]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     stderr = out.with_suffix(".stderr").open("a")
     return subprocess.Popen(
-        [*command, "--out", str(out), *SETTINGS], env=environment, stderr=stderr
+        [*command, "--out", str(out), *SETTINGS, *extra], env=environment, stderr=stderr
     )
 
 
@@ -71,6 +71,25 @@ def test_a_killed_rank_changes_nothing(market, tmp_path):
     job = start(market, fewer)
     kill_a_rank_after(job, tmp_path / "checkpoints/fewer", 100)
     assert job.wait(LIMIT) != 0
-    assert start(market, fewer, ranks=1).wait(LIMIT) == 0
+    other_plan = ["ranker.sharding.kind=table_wise"]
+    assert start(market, fewer, ranks=1, extra=other_plan).wait(LIMIT) == 0
     assert "going on after step" in fewer.with_suffix(".stderr").read_text()
     assert losses(fewer) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_a_hung_rank_shows_its_stack_and_the_job_goes_on(market, tmp_path):
+    whole, hung = tmp_path / "whole", tmp_path / "hung"
+    assert start(market, whole).wait(LIMIT) == 0
+    job = start(
+        market,
+        hung,
+        restarts=1,
+        extra=["checkpoint.hang_seconds=5"],
+        app="tests.training.hanging_ranker",
+    )
+    assert job.wait(LIMIT) == 0
+    said = hung.with_suffix(".stderr").read_text()
+    assert "rank 1: no step for 5 s; its threads:" in said
+    assert "in hang" in said
+    assert said.count("going on after step") == 1
+    assert weights(hung) == weights(whole)
