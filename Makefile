@@ -24,8 +24,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart doctor test test-slow test-gpu lint types check \
-        format clean clean-env
+.PHONY: help env dev quickstart doctor test test-slow test-faults test-gpu soak audit \
+        lint types check format clean clean-env
 
 help: ## list the targets and the variables
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -78,6 +78,16 @@ test: dev ## the fast tests
 
 test-slow: dev ## the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-faults: dev ## kill, damage and starve every stage (some twenty minutes)
+	@$(BIN)/python -m apps.benchmarks.faults $(ARGS)
+
+soak: dev ## an hour of training on two ranks: memory and throughput
+	@$(BIN)/python -m apps.benchmarks.soak $(ARGS)
+
+audit: dev ## known vulnerabilities of what is installed (asks PyPI)
+	@$(PIP) install pip-audit
+	@$(BIN)/pip-audit --skip-editable
 
 test-gpu: dev ## the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

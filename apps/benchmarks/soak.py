@@ -1,0 +1,137 @@
+"""An hour of the ranker on a generated market at two ranks: is memory flat?
+
+The real job, streamed from Parquet, saving checkpoints as it goes, started by torchrun
+and ended by SIGTERM, as a scheduler would. Memory is what the ranks occupy together,
+each minute's median; growth is from the first minutes after the warm-up to the last.
+Throughput is compared between the same two spans, in steps a second.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+
+from apps.benchmarks.measure import RESULTS, machine
+from apps.program import run, write_json
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE
+
+_DATA = "market:users=4000,days=12,items_per_day=200"
+_RANKS, _EVERY = 2, 100
+_SAMPLE_SECONDS = 5.0
+_WARM_UP, _SPAN = 0.2, 0.2  # shares of the time
+_SETTINGS = (
+    'ranker.features.sparse=[{"column": "user_id"}, {"column": "item_id"}]',
+    "ranker.features.dense=user_events,item_events",
+    "ranker.training.stream.enabled=true",
+    "ranker.training.epochs=100000",
+    f"checkpoint.every_steps={_EVERY}",
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was seen at a moment: seconds since the start, memory, newest checkpoint."""
+
+    seconds: float
+    megabytes: float
+    step: int
+
+
+def write_market(folder: Path) -> None:
+    """Write the generated impressions and interactions as Parquet."""
+    market = open_dataset(_DATA)
+    pq.write_table(market.interactions, folder / INTERACTIONS_FILE)
+    pq.write_table(market.impressions, folder / IMPRESSIONS_FILE, row_group_size=16_384)
+
+
+def watch(minutes: float, folder: Path) -> tuple[list[Sample], int]:
+    """Train for so long, then ask to stop; return the samples and the exit code.
+
+    Raises:
+        RuntimeError: the job ended before it was asked to.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={_RANKS}", "-m", "apps.train_ranker"]
+    command += ["--data", f"parquet:{folder}", "--out", str(folder / "ranker")]
+    log = folder / "soak.stderr"
+    with log.open("w") as stderr:
+        job = subprocess.Popen(
+            [*command, "--set", *_SETTINGS],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=stderr,
+        )
+        began, samples = time.monotonic(), []
+        while (seconds := time.monotonic() - began) < 60 * minutes:
+            if job.poll() is not None:
+                raise RuntimeError(f"the job ended: {log.read_text()[-2000:]}")
+            ranks = psutil.Process(job.pid).children(recursive=True)
+            memory = sum(rank.memory_info().rss for rank in ranks) / 2**20
+            steps = [
+                int(path.name.removeprefix("step-"))
+                for path in (folder / "checkpoints/ranker").glob("step-*")
+            ]
+            samples.append(Sample(seconds, memory, max(steps, default=0)))
+            time.sleep(_SAMPLE_SECONDS)
+        for rank in psutil.Process(job.pid).children():
+            rank.send_signal(signal.SIGTERM)
+        return samples, job.wait(120)
+
+
+def summary(samples: list[Sample], minutes: float) -> dict[str, Any]:
+    """Return growth of memory and drift of throughput between two spans."""
+    total = 60 * minutes
+    early = [s for s in samples if _WARM_UP <= s.seconds / total < _WARM_UP + _SPAN]
+    late = [s for s in samples if s.seconds / total >= 1 - _SPAN]
+    memory = [statistics.median(s.megabytes for s in span) for span in (early, late)]
+    rates = [
+        (span[-1].step - span[0].step) / (span[-1].seconds - span[0].seconds)
+        for span in (early, late)
+    ]
+    return {
+        "soak_minutes": minutes,
+        "soak_steps": samples[-1].step,
+        "soak_memory_mb": round(memory[1]),
+        "soak_memory_growth": round(memory[1] / memory[0] - 1, 4),
+        "soak_throughput_drift": round(rates[1] / rates[0] - 1, 4),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run, print, and add the figures to those of the fault suite where asked."""
+    parser = argparse.ArgumentParser(prog="apps.benchmarks.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=RESULTS / "faults.json",
+        metavar="FILE",
+        help="add the figures to this file (default file: %(const)s)",
+    )
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="soak-") as name:
+        write_market(Path(name))
+        samples, status = watch(args.minutes, Path(name))
+    result = summary(samples, args.minutes)
+    result |= {"soak_exit_code": status, "soak_machine": machine()}
+    print(json.dumps(result, indent=2))
+    if args.json:
+        known = json.loads(args.json.read_text()) if args.json.exists() else {}
+        write_json(args.json, known | result)
+
+
+if __name__ == "__main__":
+    run(main)
