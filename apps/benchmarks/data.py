@@ -29,11 +29,11 @@ from apps.benchmarks.measure import RESULTS, interleaved_medians, machine
 from apps.program import run, write_json
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.engines import open_engine
-from learn_torchrec.datasets.loader import ROW_NUMBER, Loader, LoaderConfig
+from learn_torchrec.datasets.loader import Loader, LoaderConfig
 from learn_torchrec.datasets.location import Location
 from learn_torchrec.datasets.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.prepared import KIND, write_prepared
-from learn_torchrec.datasets.row_groups import RowGroups
+from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowGroups
 
 _ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000
 _DAYS = 300

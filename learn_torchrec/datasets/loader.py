@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from learn_torchrec.config import require
 from learn_torchrec.datasets.read_ahead import read_ahead
 from learn_torchrec.datasets.reading_process import ReadingProcess
-from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowGroups
+from learn_torchrec.datasets.row_groups import RowGroups
 from learn_torchrec.errors import UserError
 
 Ints = NDArray[np.int64]
@@ -111,6 +111,15 @@ class Window:
     rows: Any
     order: Ints | None
     bounds: Ints
+
+    def take(self, step: int) -> Ints:
+        """Return which of the rows the step takes, int64 [its rows of this reader].
+
+        Args:
+            step: of the window, 0 to S - 1.
+        """
+        lo, hi = self.bounds[step : step + 2]
+        return np.arange(lo, hi) if self.order is None else self.order[lo:hi]
 
     def arranged(self) -> "Window":
         """Return the window of a table whose rows lie in the order of the steps."""
@@ -256,18 +265,17 @@ class Loader:
                 for lo in [begins[lane, 0]]
             ]
             sizes = (rights - lefts).sum(axis=0)[skipped:]
+            taken = np.concatenate([np.empty(0, np.int64), *picked])
             window = Window(
                 first + skipped,
                 pa.concat_tables(parts),
-                np.concatenate([np.empty(0, np.int64), *picked]),
+                None if np.array_equal(taken, np.arange(place)) else taken,
                 np.r_[0, np.cumsum(sizes)],
             )
-            yield self._transformed(window, place)
+            yield self._transformed(window)
 
-    def _transformed(self, window: Window, rows: int) -> Window:
+    def _transformed(self, window: Window) -> Window:
         """Apply the transform; a table is arranged here, where the reading is."""
-        if np.array_equal(window.order, np.arange(rows)):
-            window = replace(window, order=None)
         if self.transform is not None:
             window = replace(window, rows=self.transform(window.rows))
         return window.arranged() if isinstance(window.rows, pa.Table) else window
@@ -397,9 +405,7 @@ class _Lane:
             skip -= min(skip, size)
 
 
-def _share_of(
-    begins: Ints, ends: Ints, reader: int, readers: int
-) -> tuple[Ints, Ints]:
+def _share_of(begins: Ints, ends: Ints, reader: int, readers: int) -> tuple[Ints, Ints]:
     """Return which rows of every lane and step are one reader's.
 
     Args:

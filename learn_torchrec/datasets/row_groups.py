@@ -35,6 +35,7 @@ class RowGroups:
         where: path or URI.
         columns: to read; None for all. The others are never touched.
         interval: the rows that are wanted; None for all.
+        optional: further columns, read where the files have them.
 
     Attributes:
         name: of the data set, for messages.
@@ -53,10 +54,14 @@ class RowGroups:
         where: str | Path | Location,
         columns: Sequence[str] | None = None,
         interval: Interval | None = None,
+        optional: Sequence[str] = (),
     ) -> None:
         location = Location.of(where)
         self.name, self._interval = location.name, interval
         fragments = _fragments(location)
+        known = {name for f in fragments for name in f.physical_schema.names}
+        if columns is not None:
+            columns = [*columns, *(n for n in optional if n in known - {*columns})]
         self.schema = _common_schema(fragments, columns, self.name)
         groups = [(f, group) for f in fragments for group in f.row_groups]
         all_rows = np.array([group.num_rows for _, group in groups], np.int64)

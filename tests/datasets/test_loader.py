@@ -13,13 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.datasets.loader import (
-    ROW_NUMBER,
     Loader,
     LoaderConfig,
     cut_into_lanes,
     evaluation,
 )
-from learn_torchrec.datasets.row_groups import RowGroups
+from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowGroups
 from learn_torchrec.errors import UserError
 
 CONFIG = LoaderConfig(batch_size=24, lanes=8, seed=3, window_rows=130)

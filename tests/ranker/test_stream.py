@@ -8,7 +8,8 @@ import pytest
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker import stream
 from learn_torchrec.ranker.batch import collate
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
+from learn_torchrec.ranker.prepare import prepare_rows
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
 from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
 
