@@ -6,9 +6,10 @@ event, `items.npy` (rows of the item table), `times.npy` and `actions.npy`, with
 `offsets.npy` where each user's events begin.
 """
 
+import contextlib
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,21 +58,7 @@ def write_prepared(
     offsets = np.r_[0, np.cumsum(users["events"].to_numpy())]
     np.save(working_dir / "offsets.npy", offsets)
     count = int(offsets[-1])
-    arrays = [
-        np.lib.format.open_memmap(
-            working_dir / f"{name}.npy", mode="w+", dtype=kind, shape=(count,)
-        )
-        for name, kind in _COLUMNS.items()
-    ]
-    done = 0
-    for batch in prepared.events():
-        for array, column in zip(arrays, batch.columns, strict=True):
-            array[done : done + len(column)] = column.to_numpy(zero_copy_only=False)
-        done += batch.num_rows
-    if done != count:
-        raise RuntimeError(f"{done} events came, {count} were counted")
-    for array in arrays:
-        array.flush()
+    _write_events(working_dir, prepared.events(), count)
     pq.write_table(items, working_dir / ITEMS_FILE)
     pq.write_table(users, working_dir / USERS_FILE)
     counts = prepared.items
@@ -92,6 +79,29 @@ def write_prepared(
         "moment": prepared.moment,
         "dropped": prepared.dropped,
     }
+
+
+def _write_events(
+    working_dir: Path, batches: Iterator[pa.RecordBatch], count: int
+) -> None:
+    """Write a file for each column, plainly: pages of a map would fill memory."""
+    with contextlib.ExitStack() as stack:
+        files = []
+        for name, kind in _COLUMNS.items():
+            file = stack.enter_context((working_dir / f"{name}.npy").open("wb"))
+            header = np.lib.format.header_data_from_array_1_0(np.empty(0, kind))
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (count,)})
+            files.append(file)
+        done = 0
+        for batch in batches:
+            for file, column, kind in zip(
+                files, batch.columns, _COLUMNS.values(), strict=True
+            ):
+                values = column.to_numpy(zero_copy_only=False)
+                file.write(np.ascontiguousarray(values, kind).data)
+            done += batch.num_rows
+    if done != count:
+        raise RuntimeError(f"{done} events came, {count} were counted")
 
 
 class PreparedDataset(Dataset):
