@@ -77,15 +77,12 @@ class Prepared:
     Attributes:
         users: `user_id`, `events`, `history_events`, `first_time`, `last_time` and
             `is_test`, in the order of the ids.
-        items: of every item with an event: `item` (its row in the item table),
-            `events` and `history_events`.
         actions: names; an event's action is a number into them.
         moment: that parts history from targets, unix seconds.
         dropped: rows left out, by reason.
     """
 
     users: pa.Table
-    items: pa.Table
     actions: list[str]
     moment: int
     dropped: dict[str, int]
@@ -150,15 +147,8 @@ def prepare(
             "lower it, or keep more days (prepare.history_days)"
         )
     dropped["short_users"] = kept - pc.sum(users["events"]).as_py()
-    items = engine.table(
-        "SELECT e.item, CAST(count(*) AS BIGINT) AS events, "
-        f"CAST(sum(CASE WHEN e.event_time < {moment} THEN 1 ELSE 0 END) AS BIGINT) "
-        "AS history_events FROM kept e JOIN users u ON e.user_id = u.user_id "
-        "GROUP BY e.item ORDER BY e.item"
-    )
     return Prepared(
         users=users,
-        items=items,
         actions=actions["name"].to_pylist(),
         moment=moment,
         dropped=dropped,
@@ -193,7 +183,7 @@ def _count_rows(engine: Engine, time: str) -> dict[str, int]:
 def _events_sql(time: str, first: int, config: PrepareConfig) -> str:
     """The good rows inside the window; `copies` of each where repeats count once."""
     columns = (
-        f"l.{USER_ID} AS user_id, i.item AS item, {time} AS event_time, "
+        f"l.{USER_ID} AS user_id, CAST(i.item AS INT) AS item, {time} AS event_time, "
         "a.code AS action"
     )
     rows = (
