@@ -5,7 +5,7 @@ sequence set) of a generated log by DuckDB, each size in a process of its own.
 `batches_over_plain_loop`: ranking batches from Parquet, against a plain loop of pyarrow
 and torch over the same columns in the files' order; shuffled too. Both may use all
 cores, and both copy every column into tensors that can be written.
-`loader_hang_tests`: the loader's tests, those of dying and hanging processes among them.
+`loader_hang_tests`: the loader's tests, with those of dying and hanging processes.
 """
 
 import argparse
@@ -130,12 +130,15 @@ def write_impressions(path: Path, count: int) -> None:
 
 
 def as_tensors(table: pa.Table | pa.RecordBatch) -> dict[str, torch.Tensor]:
-    """Return every column as a tensor of its own."""
-    return {
-        name: torch.from_numpy(np.array(table.column(name), copy=True))
-        for name in table.schema.names
-        if name != ROW_NUMBER
-    }
+    """Return every column as a tensor of its own, copied once."""
+    result = {}
+    for name in table.schema.names:
+        if name != ROW_NUMBER:
+            column = table.column(name)
+            chunks = column.chunks if isinstance(table, pa.Table) else [column]
+            values = np.concatenate([chunk.to_numpy() for chunk in chunks])
+            result[name] = torch.from_numpy(values)
+    return result
 
 
 def plain_loop(path: Path) -> Iterator[dict[str, torch.Tensor]]:

@@ -41,6 +41,8 @@ from learn_torchrec.errors import UserError
 Ints = NDArray[np.int64]
 Transform: TypeAlias = Callable[[pa.Table], Any]
 
+_ORDERED_WINDOW = 131_072  # rows; nothing is gained by more that are not shuffled
+
 logger = logging.getLogger(__name__)
 
 
@@ -177,7 +179,10 @@ class Loader:
         )
         self.lane_sizes = np.diff(_bounds(rows.num_rows, self.lanes))
         self._per_lane = config.batch_size // self.lanes
-        self._span = max(1, config.window_rows // config.batch_size)
+        window_rows = config.window_rows
+        if not config.shuffle:
+            window_rows = min(window_rows, _ORDERED_WINDOW)
+        self._span = max(1, window_rows // config.batch_size)
         if config.drop_last:
             self.steps = int(self.lane_sizes.min()) // self._per_lane
             self.dropped_rows = rows.num_rows - self.steps * config.batch_size
@@ -205,7 +210,8 @@ class Loader:
         Raises:
             UserError: data that cannot be read, or a worker that died or hangs.
         """
-        for parts in read_ahead(self.windows(epoch, start), depth=1):
+        for windows in read_ahead(self.windows(epoch, start), depth=1):
+            parts = [window.arranged() for window in windows]
             for step in range(len(parts[0].bounds) - 1):
                 tables = [
                     part.rows.slice(lo, hi - lo)
@@ -230,7 +236,7 @@ class Loader:
         readers = [self.rank * workers + worker for worker in range(workers)]
         count = self.ranks * workers
         processes = [
-            ReadingProcess(self.share, (epoch, start, reader, count))
+            ReadingProcess(self._to_be_sent, (epoch, start, reader, count))
             for reader in readers
         ]
         try:
@@ -266,19 +272,20 @@ class Loader:
             ]
             sizes = (rights - lefts).sum(axis=0)[skipped:]
             taken = np.concatenate([np.empty(0, np.int64), *picked])
-            window = Window(
+            table = pa.concat_tables(parts)
+            yield Window(
                 first + skipped,
-                pa.concat_tables(parts),
+                table if self.transform is None else self.transform(table),
                 None if np.array_equal(taken, np.arange(place)) else taken,
                 np.r_[0, np.cumsum(sizes)],
             )
-            yield self._transformed(window)
 
-    def _transformed(self, window: Window) -> Window:
-        """Apply the transform; a table is arranged here, where the reading is."""
-        if self.transform is not None:
-            window = replace(window, rows=self.transform(window.rows))
-        return window.arranged() if isinstance(window.rows, pa.Table) else window
+    def _to_be_sent(
+        self, epoch: int, start: int, reader: int, readers: int
+    ) -> Iterator[Window]:
+        """Yield the share, of a table only the rows that are taken, in their order."""
+        for window in self.share(epoch, start, reader, readers):
+            yield window.arranged() if isinstance(window.rows, pa.Table) else window
 
     def state(self, epoch: int, step: int) -> dict[str, Any]:
         """Return the position after `step` batches of `epoch` were trained on.

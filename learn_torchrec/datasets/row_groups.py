@@ -137,10 +137,7 @@ class RowGroups:
                 source, metadata=fragment.metadata, pre_buffer=remote
             ) as file,
         ):
-            # Not in threads: a rank has its core, and so has a reading process.
-            for batch in file.iter_batches(
-                _PIECE_ROWS, [number], columns, use_threads=False
-            ):
+            for batch in file.iter_batches(_PIECE_ROWS, [number], columns):
                 table = pa.Table.from_batches([batch])
                 for key in self.schema.names:
                     if key in keys:
