@@ -79,6 +79,7 @@ class DuckDB:
             raise UserError(f"--memory {memory}: {error}; write it as 2GB") from None
         self._run(f"SET temp_directory = '{scratch / 'spill'}'")
         self._run("SET preserve_insertion_order = false")
+        self._run("SET enable_progress_bar = false")  # it would go to stdout
 
     def read(self, name: str, location: Location) -> None:
         """See `Engine`."""

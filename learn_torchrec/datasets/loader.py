@@ -21,7 +21,6 @@ Letters: B rows of a global batch, G row groups, S steps of a window, N rows.
 """
 
 import hashlib
-import itertools
 import json
 import logging
 from collections.abc import Callable, Generator, Iterator
@@ -33,6 +32,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from learn_torchrec.config import require
+from learn_torchrec.datasets.lanes import (
+    Lane,
+    Segment,
+    bounds_of,
+    cut_into_lanes,
+    share_of,
+)
 from learn_torchrec.datasets.read_ahead import read_ahead
 from learn_torchrec.datasets.reading_process import ReadingProcess
 from learn_torchrec.datasets.row_groups import RowGroups
@@ -86,15 +92,6 @@ class LoaderConfig:
 def evaluation(config: LoaderConfig) -> LoaderConfig:
     """Return the configuration that reads every row once, in the lanes' order."""
     return replace(config, shuffle=False, drop_last=False)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Rows `start` to `stop` of a row group."""
-
-    group: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ class Loader:
         self.lanes = max(
             n for n in range(1, config.lanes + 1) if config.batch_size % n == 0
         )
-        self.lane_sizes = np.diff(_bounds(rows.num_rows, self.lanes))
+        self.lane_sizes = np.diff(bounds_of(rows.num_rows, self.lanes))
         self._per_lane = config.batch_size // self.lanes
         window_rows = config.window_rows
         if not config.shuffle:
@@ -250,12 +247,12 @@ class Loader:
         self, epoch: int, start: int, reader: int, readers: int
     ) -> Iterator[Window]:
         """Yield what one of several readers reads of every window."""
-        lanes = [_Lane(self.rows, lane) for lane in self._segments(epoch)]
+        lanes = [Lane(self.rows, lane) for lane in self._segments(epoch)]
         for first in self._firsts(start):
             steps = np.arange(first, min(first + self._span, self.steps))
             begins = np.minimum(steps * self._per_lane, self.lane_sizes[:, None])
             ends = np.minimum((steps + 1) * self._per_lane, self.lane_sizes[:, None])
-            lefts, rights = _share_of(begins, ends, reader, readers)
+            lefts, rights = share_of(begins, ends, reader, readers)
             mine = np.flatnonzero((lefts < rights).any(axis=1))
             parts, order, place = [self.rows.empty()], [], 0
             for lane in mine:
@@ -352,83 +349,3 @@ class Loader:
             f"{self.rows.name}: a reading process of rank {self.rank} failed at "
             f"step {step} ({reason}); {mend}"
         )
-
-
-def cut_into_lanes(sizes: Ints, order: Ints, lanes: int) -> list[list[Segment]]:
-    """Lay row groups end to end and cut the row of rows into equal lanes.
-
-    Args:
-        sizes: int64 [G], rows of each row group.
-        order: int64 [G], the row groups in the order they are laid out.
-        lanes: number of lanes; their lengths differ by one row at most.
-    """
-    ends = np.cumsum(sizes[order])
-    bounds = _bounds(int(ends[-1]), lanes)
-    result: list[list[Segment]] = []
-    for lo, hi in itertools.pairwise(bounds):
-        segments = []
-        place = int(np.searchsorted(ends, lo, side="right"))
-        while place < len(order) and (begin := ends[place] - sizes[order[place]]) < hi:
-            start, stop = max(lo, begin) - begin, min(hi, ends[place]) - begin
-            if start < stop:
-                segments.append(Segment(int(order[place]), int(start), int(stop)))
-            place += 1
-        result.append(segments)
-    return result
-
-
-class _Lane:
-    """A lane's rows; those that follow what was taken last are at hand."""
-
-    def __init__(self, rows: RowGroups, segments: list[Segment]) -> None:
-        self._rows, self._segments = rows, segments
-        self._place: int | None = None
-        self._pieces: Iterator[pa.Table] = iter(())
-
-    def take(self, start: int, stop: int) -> list[pa.Table]:
-        """Return the lane's rows `start` to `stop`, in tables of any length."""
-        if start != self._place:
-            self._pieces = self._read(start)
-        self._place = stop
-        parts = []
-        while start < stop:
-            piece = next(self._pieces)
-            parts.append(piece.slice(0, stop - start))
-            if piece.num_rows > stop - start:
-                rest = piece.slice(stop - start)
-                self._pieces = itertools.chain([rest], self._pieces)
-            start += parts[-1].num_rows
-        return parts
-
-    def _read(self, skip: int) -> Iterator[pa.Table]:
-        for segment in self._segments:
-            size = segment.stop - segment.start
-            left = size - min(skip, size)
-            pieces = self._rows.pieces(segment.group, segment.start + size - left)
-            while left:
-                piece = next(pieces).slice(0, left)
-                left -= piece.num_rows
-                yield piece
-            skip -= min(skip, size)
-
-
-def _share_of(begins: Ints, ends: Ints, reader: int, readers: int) -> tuple[Ints, Ints]:
-    """Return which rows of every lane and step are one reader's.
-
-    Args:
-        begins: int64 [lanes, S], where a step's rows begin in the lane.
-        ends: int64 [lanes, S], where they end.
-        reader: 0 to `readers` - 1.
-        readers: which share the rows of a step evenly, lane after lane.
-    """
-    sizes = ends - begins
-    firsts = np.cumsum(sizes, axis=0) - sizes
-    totals = sizes.sum(axis=0)
-    lo, hi = (totals * part // readers for part in (reader, reader + 1))
-    lefts = begins + np.clip(lo - firsts, 0, sizes)
-    return lefts, begins + np.clip(hi - firsts, 0, sizes)
-
-
-def _bounds(count: int, parts: int) -> list[int]:
-    """Return where each of `parts` almost equal parts of `count` begins and ends."""
-    return [part * count // parts for part in range(parts + 1)]

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from learn_torchrec.datasets.lanes import cut_into_lanes
 from learn_torchrec.datasets.loader import (
     Loader,
     LoaderConfig,
-    cut_into_lanes,
     evaluation,
 )
 from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowGroups
