@@ -24,7 +24,7 @@ from learn_torchrec.evaluation.cohorts import activity_before_day
 from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS
 from learn_torchrec.presets import Run
 from learn_torchrec.ranker.batch import rank_rows
-from learn_torchrec.ranker.rows import prepare_rows
+from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.training import (
     KIND_RANKER,
     RankerConfig,

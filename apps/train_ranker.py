@@ -23,7 +23,8 @@ from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run
-from learn_torchrec.ranker.rows import RankingRows, prepare_rows
+from learn_torchrec.ranker.prepare import prepare_rows
+from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.stream import StreamedRows
 from learn_torchrec.ranker.training import KIND_RANKER, save_ranker, train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
@@ -111,15 +112,15 @@ def _loaded(
 def _streamed(
     dataset: Dataset, run: Run, times: SplitTimes, vectors: LearnVectors | None
 ) -> StreamedRows:
-    path = dataset.directory / IMPRESSIONS_FILE
-    if type(dataset) is not Dataset or not path.exists():
+    where = dataset.parquet(IMPRESSIONS_FILE)
+    if where is None:
         raise UserError(
             "ranker.training.stream.enabled: only `parquet:` data can be streamed; "
             "set it to false"
         )
     ranker = run.ranker
     rows = StreamedRows(
-        path,
+        where,
         ranker.features,
         vectors,
         first=times.towers_until,

@@ -18,11 +18,11 @@ from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.ranker import training as ranker_training
 from learn_torchrec.ranker.batch import rank_rows
+from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import (
     FeaturesConfig,
     RankingRows,
     SparseFeature,
-    prepare_rows,
 )
 from learn_torchrec.ranker.training import (
     RankerConfig,

@@ -32,7 +32,8 @@ from apps import options
 from apps.benchmarks import measure
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.ranker.batch import RankingBatch, training_batches
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
+from learn_torchrec.ranker.prepare import prepare_rows
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
 from learn_torchrec.ranker.tables import embedding_bag_collection, sharding_kinds
 from learn_torchrec.ranker.training import (

@@ -34,6 +34,9 @@ class Engine(Protocol):
     def keep(self, name: str, sql: str) -> None:
         """Compute a table once, on disk, and call it `name`."""
 
+    def view(self, name: str, sql: str) -> None:
+        """Call a query `name`; it is computed wherever it is used."""
+
     def table(self, sql: str) -> pa.Table:
         """Return a result that fits into memory."""
 
@@ -76,12 +79,21 @@ class DuckDB:
             raise UserError(f"--memory {memory}: {error}; write it as 2GB") from None
         self._run(f"SET temp_directory = '{scratch / 'spill'}'")
         self._run("SET preserve_insertion_order = false")
+        self._run("SET enable_progress_bar = false")  # it would go to stdout
 
     def read(self, name: str, location: Location) -> None:
         """See `Engine`."""
-        # Through Arrow's file systems, so that every URI means here what it means
-        # everywhere; DuckDB asks only for the columns and rows that it needs.
-        self._connection.register(name, open_parquet(location))
+        dataset = open_parquet(location)  # says what is wrong, where something is
+        if location.is_local:
+            # DuckDB's own reader keeps to the memory limit; Arrow's reads far ahead.
+            with self._one_line():
+                self._connection.read_parquet(
+                    dataset.files, union_by_name=True, hive_partitioning=True
+                ).create_view(name)
+        else:
+            # Through Arrow's file systems, so that every URI means here what it
+            # means everywhere.
+            self._connection.register(name, dataset)
 
     def add(self, name: str, table: pa.Table) -> None:
         """See `Engine`."""
@@ -90,6 +102,10 @@ class DuckDB:
     def keep(self, name: str, sql: str) -> None:
         """See `Engine`."""
         self._run(f"CREATE TABLE {name} AS {sql}")
+
+    def view(self, name: str, sql: str) -> None:
+        """See `Engine`."""
+        self._run(f"CREATE VIEW {name} AS {sql}")
 
     def table(self, sql: str) -> pa.Table:
         """See `Engine`."""
@@ -170,6 +186,10 @@ class Spark:
         """See `Engine`."""
         path = self._written(name, sql)
         self._session.read.parquet(str(path)).createOrReplaceTempView(name)
+
+    def view(self, name: str, sql: str) -> None:
+        """See `Engine`."""
+        self._session.sql(sql).createOrReplaceTempView(name)
 
     def table(self, sql: str) -> pa.Table:
         """See `Engine`."""

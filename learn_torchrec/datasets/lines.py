@@ -20,16 +20,29 @@ def read_lines(where: str | Path | Location) -> Iterator[dict[str, Any]]:
         UserError: no such file, a damaged one, or a line that is no object.
     """
     location = Location.of(where)
+    for number, line in enumerate(text_lines(location), 1):
+        if line.strip():
+            yield _object(line, number, location)
+
+
+def text_lines(location: Location) -> Iterator[str]:
+    """Yield the lines of a text file in UTF-8, gzipped or not.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    rest = b""
     try:
         with location.open() as stream:
-            for number, line in enumerate(_text_lines(stream), 1):
-                if line.strip():
-                    yield _object(line, number, location)
+            while chunk := stream.read(1 << 20):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    yield line.decode()
+        if rest:
+            yield rest.decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{location}: cannot be read as lines of JSON ({reason})"
-        ) from None
+        raise UserError(f"{location}: cannot be read as text ({reason})") from None
 
 
 def read_json(where: str | Path | Location) -> dict[str, Any]:
@@ -48,16 +61,6 @@ def read_json(where: str | Path | Location) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise UserError(f"{location}: holds a {type(body).__name__}, must be an object")
     return body
-
-
-def _text_lines(stream: Any) -> Iterator[str]:
-    rest = b""
-    while chunk := stream.read(1 << 20):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.decode()
-    if rest:
-        yield rest.decode()
 
 
 def _object(line: str, number: int, location: Location) -> dict[str, Any]:

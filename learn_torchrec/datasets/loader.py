@@ -1,10 +1,12 @@
 """Global batches from Parquet, the same ones at any number of ranks and workers.
 
 All rows of a pass are laid out in *lanes*: the row groups, in a shuffled order, are cut
-into lanes of equal length, and a global batch takes the next rows of every lane. Which
-rows a batch holds therefore follows from (seed, epoch, step) alone. A reader (a worker
-process of a rank) reads its share of every batch, which is a run of whole lanes when
-there are no more readers than lanes, so that a row group is decoded by one of them.
+into lanes of equal length, and a global batch takes as many rows from every lane. The
+steps are read in *windows*: the rows that a lane gives to a window are shuffled within
+it. Which rows a batch holds therefore follows from (seed, epoch, step) alone. A reader
+(a worker process of a rank) reads its share of every batch, which is a run of whole
+lanes when there are no more readers than lanes, so that a row group is decoded by one
+of them.
 
 - Every rank takes the same number of steps, known before the first row is read.
 - A position is (epoch, step): it can be resumed at another number of ranks and workers,
@@ -13,33 +15,39 @@ there are no more readers than lanes, so that a row group is decoded by one of t
   make no full batch, and says how many.
 
 torchdata's `StatefulDataLoader` keeps one state for each worker, which another number
-of workers cannot load; here torch's own `DataLoader` only runs the processes.
+of workers cannot load.
 
-Letters: B rows of a global batch, G row groups.
+Letters: B rows of a global batch, G row groups, S steps of a window, N rows.
 """
 
 import hashlib
-import itertools
 import json
 import logging
-import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from learn_torchrec.config import require
+from learn_torchrec.datasets.lanes import (
+    Lane,
+    Segment,
+    bounds_of,
+    cut_into_lanes,
+    share_of,
+)
+from learn_torchrec.datasets.read_ahead import read_ahead
+from learn_torchrec.datasets.reading_process import ReadingProcess
 from learn_torchrec.datasets.row_groups import RowGroups
 from learn_torchrec.errors import UserError
 
-# The column that tells each row's number in the data set, files in sorted order.
-ROW_NUMBER = "_row_number"
-
 Ints = NDArray[np.int64]
-Transform = Callable[[pa.Table], pa.Table]
+Transform: TypeAlias = Callable[[pa.Table], Any]
+
+_ORDERED_WINDOW = 131_072  # rows; nothing is gained by more that are not shuffled
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +63,13 @@ class LoaderConfig:
         seed: of the order.
         lanes: parts of the data that are read side by side; the number used is the
             largest divisor of `batch_size` up to this one. More mix better and let
-            more readers share the work; memory grows with lanes times `window`.
-            With one lane and no shuffle, batches follow the files' order.
-        window: row groups of a lane that are shuffled together.
-        workers: reading processes of each rank; 0 reads in the rank itself.
-        prefetch: batches that each worker keeps ready.
-        timeout: seconds after which a worker that gives no batch counts as hung.
+            more readers share the work. With one lane and no shuffle, batches follow
+            the files' order.
+        window_rows: rows of all lanes that are read, shuffled and transformed
+            together. Memory holds a few windows.
+        workers: reading processes of each rank; 0 reads in a thread of the rank.
+        timeout: seconds after which a worker that gives nothing counts as hung.
+        section: where these settings are, for messages.
     """
 
     batch_size: int = 1024
@@ -68,16 +77,16 @@ class LoaderConfig:
     drop_last: bool = True
     seed: int = 0
     lanes: int = 8
-    window: int = 2
+    window_rows: int = 262_144
     workers: int = 0
-    prefetch: int = 2
     timeout: float = 300.0
+    section: str = "loader"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "lanes", "window", "prefetch"):
-            require(getattr(self, name) > 0, f"loader.{name}: at least 1")
-        require(self.workers >= 0, "loader.workers: at least 0")
-        require(self.timeout > 0, "loader.timeout: above 0")
+        for name in ("batch_size", "lanes", "window_rows"):
+            require(getattr(self, name) > 0, f"{self.section}.{name}: at least 1")
+        require(self.workers >= 0, f"{self.section}.workers: at least 0")
+        require(self.timeout > 0, f"{self.section}.timeout: above 0")
 
 
 def evaluation(config: LoaderConfig) -> LoaderConfig:
@@ -86,12 +95,37 @@ def evaluation(config: LoaderConfig) -> LoaderConfig:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Rows `start` to `stop` of a row group."""
+class Window:
+    """What one reader reads of consecutive steps.
 
-    group: int
-    start: int
-    stop: int
+    Attributes:
+        step: the first of them.
+        rows: a table of N rows, or what the loader's transform made of one.
+        order: int64 [sum of the steps' rows], which of the rows the steps take, one
+            step after another; None where they take all, in order.
+        bounds: int64 [S + 1], where each step begins and ends in `order`.
+    """
+
+    step: int
+    rows: Any
+    order: Ints | None
+    bounds: Ints
+
+    def take(self, step: int) -> Ints:
+        """Return which of the rows the step takes, int64 [its rows of this reader].
+
+        Args:
+            step: of the window, 0 to S - 1.
+        """
+        lo, hi = self.bounds[step : step + 2]
+        return np.arange(lo, hi) if self.order is None else self.order[lo:hi]
+
+    def arranged(self) -> "Window":
+        """Return the window of a table whose rows lie in the order of the steps."""
+        if self.order is None:
+            return self
+        rows = self.rows.combine_chunks().take(pa.array(self.order))
+        return replace(self, rows=rows, order=None)
 
 
 class Loader:
@@ -102,9 +136,9 @@ class Loader:
         config: see `LoaderConfig`.
         rank: of this process.
         ranks: in the job.
-        transform: applied to each worker's rows where they are read, so that it
+        transform: applied to the rows of a window where they are read, so that it
             costs the training process nothing; must be picklable with workers, and
-            must keep the rows.
+            must keep the rows and their order.
 
     Attributes:
         steps: batches of a pass, the same on every rank.
@@ -132,25 +166,29 @@ class Loader:
     ) -> None:
         if config.drop_last and config.batch_size % ranks:
             raise UserError(
-                f"loader.batch_size={config.batch_size} must be a multiple of the "
-                f"number of ranks, {ranks}"
+                f"{config.section}.batch_size={config.batch_size} must be a multiple "
+                f"of the number of ranks, {ranks}"
             )
         self.rows, self.config, self.transform = rows, config, transform
         self.rank, self.ranks = rank, ranks
         self.lanes = max(
             n for n in range(1, config.lanes + 1) if config.batch_size % n == 0
         )
-        self.lane_sizes = np.diff(_bounds(rows.num_rows, self.lanes))
-        per_lane = config.batch_size // self.lanes
+        self.lane_sizes = np.diff(bounds_of(rows.num_rows, self.lanes))
+        self._per_lane = config.batch_size // self.lanes
+        window_rows = config.window_rows
+        if not config.shuffle:
+            window_rows = min(window_rows, _ORDERED_WINDOW)
+        self._span = max(1, window_rows // config.batch_size)
         if config.drop_last:
-            self.steps = int(self.lane_sizes.min()) // per_lane
+            self.steps = int(self.lane_sizes.min()) // self._per_lane
             self.dropped_rows = rows.num_rows - self.steps * config.batch_size
         else:
-            self.steps = -(-int(self.lane_sizes.max()) // per_lane)
+            self.steps = -(-int(self.lane_sizes.max()) // self._per_lane)
             self.dropped_rows = 0
         if self.steps == 0:
             raise UserError(
-                f"loader.batch_size={config.batch_size} is more than the "
+                f"{config.section}.batch_size={config.batch_size} is more than the "
                 f"{rows.num_rows} rows of {rows.name}; make it smaller"
             )
         if self.dropped_rows and rank == 0:
@@ -163,40 +201,88 @@ class Loader:
         """Yield this rank's rows of every batch from step `start` on.
 
         The columns are those of the data and `ROW_NUMBER`. In evaluation the last
-        batches may be smaller, and a rank's share of them by a row or even empty.
+        batches may be smaller, and a rank's share of them by a row or even empty. A
+        thread reads the next window.
 
         Raises:
             UserError: data that cannot be read, or a worker that died or hangs.
         """
-        if self.config.workers == 0:
-            return self.share(epoch, start, self.rank, self.ranks)
-        return self._from_workers(epoch, start)
+        for windows in read_ahead(self.windows(epoch, start), depth=1):
+            parts = [window.arranged() for window in windows]
+            for step in range(len(parts[0].bounds) - 1):
+                tables = [
+                    part.rows.slice(lo, hi - lo)
+                    for part in parts
+                    for lo, hi in [part.bounds[step : step + 2].tolist()]
+                ]
+                yield tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+    def windows(self, epoch: int, start: int = 0) -> Generator[list[Window]]:
+        """Yield what this rank's readers read of every window, in their order.
+
+        The rows of a step are those of the first reader, then those of the next.
+
+        Raises:
+            UserError: as `batches`.
+        """
+        workers = self.config.workers
+        if not workers:
+            for window in self.share(epoch, start, self.rank, self.ranks):
+                yield [window]
+            return
+        readers = [self.rank * workers + worker for worker in range(workers)]
+        count = self.ranks * workers
+        processes = [
+            ReadingProcess(self._to_be_sent, (epoch, start, reader, count))
+            for reader in readers
+        ]
+        try:
+            for first in self._firsts(start):
+                yield [self._receive(process, first) for process in processes]
+        finally:
+            for process in processes:
+                process.close()
 
     def share(
         self, epoch: int, start: int, reader: int, readers: int
-    ) -> Iterator[pa.Table]:
-        """Yield what one of several readers reads of every batch."""
-        lanes = [
-            _Lane(self.rows, segments, self._order(epoch, number), self.config.window)
-            for number, segments in enumerate(self._segments(epoch))
-        ]
-        per_lane = self.config.batch_size // self.lanes
-        for step in range(start, self.steps):
-            begins = np.minimum(step * per_lane, self.lane_sizes)
-            ends = np.minimum((step + 1) * per_lane, self.lane_sizes)
-            firsts = np.cumsum(ends - begins) - (ends - begins)
-            lo, hi = _bounds(int((ends - begins).sum()), readers)[reader : reader + 2]
-            parts = []
-            for lane, begin, end, first in zip(
-                lanes, begins, ends, firsts, strict=True
-            ):
-                # The part of this lane's rows that falls into the share [lo, hi).
-                left = begin + max(0, lo - first)
-                right = begin + min(end - begin, hi - first)
-                if left < right:
-                    parts.append(lane.take(int(left), int(right)))
-            table = pa.concat_tables(parts) if parts else lanes[0].empty()
-            yield self.transform(table) if self.transform else table
+    ) -> Iterator[Window]:
+        """Yield what one of several readers reads of every window."""
+        lanes = [Lane(self.rows, lane) for lane in self._segments(epoch)]
+        for first in self._firsts(start):
+            steps = np.arange(first, min(first + self._span, self.steps))
+            begins = np.minimum(steps * self._per_lane, self.lane_sizes[:, None])
+            ends = np.minimum((steps + 1) * self._per_lane, self.lane_sizes[:, None])
+            lefts, rights = share_of(begins, ends, reader, readers)
+            mine = np.flatnonzero((lefts < rights).any(axis=1))
+            parts, order, place = [self.rows.empty()], [], 0
+            for lane in mine:
+                lo, hi = int(begins[lane, 0]), int(ends[lane, -1])
+                parts += lanes[lane].take(lo, hi)
+                order.append(place - lo + self._order(epoch, first, int(lane), lo, hi))
+                place += hi - lo
+            skipped = max(0, start - first)
+            picked = [
+                order[at][lefts[lane, step] - lo : rights[lane, step] - lo]
+                for step in range(skipped, len(steps))
+                for at, lane in enumerate(mine)
+                for lo in [begins[lane, 0]]
+            ]
+            sizes = (rights - lefts).sum(axis=0)[skipped:]
+            taken = np.concatenate([np.empty(0, np.int64), *picked])
+            table = pa.concat_tables(parts)
+            yield Window(
+                first + skipped,
+                table if self.transform is None else self.transform(table),
+                None if np.array_equal(taken, np.arange(place)) else taken,
+                np.r_[0, np.cumsum(sizes)],
+            )
+
+    def _to_be_sent(
+        self, epoch: int, start: int, reader: int, readers: int
+    ) -> Iterator[Window]:
+        """Yield the share, of a table only the rows that are taken, in their order."""
+        for window in self.share(epoch, start, reader, readers):
+            yield window.arranged() if isinstance(window.rows, pa.Table) else window
 
     def state(self, epoch: int, step: int) -> dict[str, Any]:
         """Return the position after `step` batches of `epoch` were trained on.
@@ -213,19 +299,23 @@ class Loader:
         """
         if state["plan"] != self._plan():
             raise UserError(
-                f"{self.rows.name}: the files, or batch_size, lanes, window, shuffle "
-                "or seed, are not those of the saved position; restore them, or start "
-                "anew"
+                f"{self.rows.name}: the files, or batch_size, lanes, window_rows, "
+                "shuffle or seed, are not those of the saved position; restore them, "
+                "or start anew"
             )
         return int(state["epoch"]), int(state["step"])
 
     def _plan(self) -> str:
         """Digest of all that decides which rows a step holds."""
         settings = asdict(self.config)
-        for name in ("workers", "prefetch", "timeout"):
+        for name in ("workers", "timeout", "section"):
             del settings[name]
         body = json.dumps([settings, self.rows.fingerprint()], sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()
+
+    def _firsts(self, start: int) -> range:
+        """Return the first step of every window from the one of `start` on."""
+        return range(start - start % self._span, self.steps, self._span)
 
     def _segments(self, epoch: int) -> list[list[Segment]]:
         order = np.arange(len(self.rows))
@@ -233,144 +323,29 @@ class Loader:
             np.random.default_rng([self.config.seed, epoch]).shuffle(order)
         return cut_into_lanes(self.rows.sizes, order, self.lanes)
 
-    def _order(self, epoch: int, lane: int) -> Callable[[int, int], Ints] | None:
+    def _order(self, epoch: int, step: int, lane: int, lo: int, hi: int) -> Ints:
+        """Return rows `lo` to `hi` of a lane in the order a window takes them."""
         if not self.config.shuffle:
-            return None
-        seed = self.config.seed
+            return np.arange(lo, hi)
+        random = np.random.default_rng([self.config.seed, epoch, step, lane])
+        return lo + random.permutation(hi - lo)
 
-        def permutation(window: int, count: int) -> Ints:
-            return np.random.default_rng([seed, epoch, lane, window]).permutation(count)
-
-        return permutation
-
-    def _from_workers(self, epoch: int, start: int) -> Iterator[pa.Table]:
-        # Imported here: reading without workers needs no torch.
-        from torch.utils.data import DataLoader
-
-        from learn_torchrec.datasets.loader_worker import WorkerShare
-
-        workers = self.config.workers
-        # Never forked from here: the parent holds threads and file systems that do
-        # not survive it.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", __name__])
-        loader = DataLoader(
-            WorkerShare(self, epoch, start),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=self.config.prefetch,
-            timeout=self.config.timeout,
-            multiprocessing_context=context,
-        )
-        # Workers answer in turns, so that the next `workers` parts are one batch.
-        parts = iter(loader)
-        for step in range(start, self.steps):
-            batch = []
-            for _ in range(workers):
-                batch.append(self._next(parts, step))
-            yield pa.concat_tables(batch)
-
-    def _next(self, parts: Iterator[Any], step: int) -> pa.Table:
+    def _receive(self, process: ReadingProcess, step: int) -> Window:
+        section, timeout = self.config.section, self.config.timeout
         try:
-            part = next(parts)
-        except RuntimeError as error:
-            # The cause says more, where it says anything: queue.Empty has no words.
-            words = str(error.__cause__ or "").strip() or str(error).strip()
-            reason = words.splitlines()[0]
-            if "timed out" in reason:
-                reason = f"gave nothing for {self.config.timeout:g} s"
-                mend = "raise loader.timeout, or look at the file system"
-            else:
-                mend = "if it was out of memory, lower loader.workers or loader.lanes"
-            raise UserError(
-                f"{self.rows.name}: a reading process of rank {self.rank} failed at "
-                f"step {step} ({reason}); {mend}"
-            ) from error
-        if isinstance(part, UserError):
-            raise part
-        return part
-
-
-def cut_into_lanes(sizes: Ints, order: Ints, lanes: int) -> list[list[Segment]]:
-    """Lay row groups end to end and cut the row of rows into equal lanes.
-
-    Args:
-        sizes: int64 [G], rows of each row group.
-        order: int64 [G], the row groups in the order they are laid out.
-        lanes: number of lanes; their lengths differ by one row at most.
-    """
-    ends = np.cumsum(sizes[order])
-    bounds = _bounds(int(ends[-1]), lanes)
-    result: list[list[Segment]] = []
-    for lo, hi in itertools.pairwise(bounds):
-        segments = []
-        place = int(np.searchsorted(ends, lo, side="right"))
-        while place < len(order) and (begin := ends[place] - sizes[order[place]]) < hi:
-            start, stop = max(lo, begin) - begin, min(hi, ends[place]) - begin
-            if start < stop:
-                segments.append(Segment(int(order[place]), int(start), int(stop)))
-            place += 1
-        result.append(segments)
-    return result
-
-
-class _Lane:
-    """A lane's rows, a window of row groups at a time."""
-
-    def __init__(
-        self,
-        rows: RowGroups,
-        segments: list[Segment],
-        order: Callable[[int, int], Ints] | None,
-        window: int,
-    ) -> None:
-        self._rows, self._order = rows, order
-        self._windows = [
-            segments[place : place + window]
-            for place in range(0, len(segments), window)
-        ]
-        sizes = [sum(s.stop - s.start for s in window) for window in self._windows]
-        self._ends = np.cumsum(sizes)
-        self._loaded: tuple[int, pa.Table] | None = None
-
-    def take(self, start: int, stop: int) -> pa.Table:
-        """Return the lane's rows `start` to `stop`; fastest when asked in order."""
-        parts = []
-        while start < stop:
-            window = int(np.searchsorted(self._ends, start, side="right"))
-            table = self._window(window)
-            begin = int(self._ends[window]) - table.num_rows
-            until = min(stop, begin + table.num_rows)
-            parts.append(table.slice(start - begin, until - start))
-            start = until
-        return parts[0] if len(parts) == 1 else pa.concat_tables(parts)
-
-    def empty(self) -> pa.Table:
-        """Return a table of the lane's columns without rows."""
-        field = pa.field(ROW_NUMBER, pa.int64())
-        return self._rows.schema.append(field).empty_table()
-
-    def _window(self, number: int) -> pa.Table:
-        if self._loaded is not None and self._loaded[0] == number:
-            return self._loaded[1]
-        self._loaded = None  # before the next one is read: memory holds one
-        parts = [self._segment(segment) for segment in self._windows[number]]
-        table = pa.concat_tables(parts)
-        if self._order is None:
-            table = table.combine_chunks()
+            window: Window = process.receive(timeout)
+        except TimeoutError:
+            reason = f"gave nothing for {timeout:g} s"
+            mend = f"raise {section}.timeout, or look at the file system"
+        except EOFError as error:
+            reason = str(error)
+            mend = (
+                f"if it was out of memory, lower {section}.workers or the rows of a "
+                "window"
+            )
         else:
-            table = table.take(pa.array(self._order(number, table.num_rows)))
-        self._loaded = number, table
-        return table
-
-    def _segment(self, segment: Segment) -> pa.Table:
-        table = self._rows.read(segment.group)
-        first = int(self._rows.starts[segment.group])
-        numbers = np.arange(first + segment.start, first + segment.stop)
-        part = table.slice(segment.start, segment.stop - segment.start)
-        return part.append_column(ROW_NUMBER, pa.array(numbers))
-
-
-def _bounds(count: int, parts: int) -> list[int]:
-    """Return where each of `parts` almost equal parts of `count` begins and ends."""
-    return [part * count // parts for part in range(parts + 1)]
+            return window
+        raise UserError(
+            f"{self.rows.name}: a reading process of rank {self.rank} failed at "
+            f"step {step} ({reason}); {mend}"
+        )

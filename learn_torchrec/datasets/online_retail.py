@@ -6,13 +6,13 @@ positive quantity is a purchase; an item's title is its most frequent descriptio
 Data: CC BY 4.0 (Chen, 2012).
 """
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.datasets import tables
 from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.row_groups import SUFFIXES
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
@@ -32,11 +32,11 @@ _LINE = ("InvoiceDate", "Quantity", _CODE, _TITLE, _CUSTOMER)
 class OnlineRetail(Dataset):
     """Purchases with times; an invoice is one basket, with no order inside."""
 
-    def _sources(self, file: str) -> list[Path]:
-        return sorted(self.directory.glob("*.parquet"))
+    def _sources(self, file: str) -> list[Location]:
+        return self.location.files(*SUFFIXES)
 
     def _name(self, file: str) -> str:
-        return str(self.directory)
+        return str(self.location)
 
     def _read(self, file: str) -> pa.Table:
         if file == ITEMS_FILE:
@@ -44,16 +44,16 @@ class OnlineRetail(Dataset):
         if file == INTERACTIONS_FILE:
             return self._read_purchases()
         raise UserError(
-            f"{self.directory}: Online Retail II has no impressions to rank; it serves "
+            f"{self.location}: Online Retail II has no impressions to rank; it serves "
             "encode-content, train-towers and evaluate-retrieval"
         )
 
     def _read_lines(self) -> pa.Table:
-        lines = tables.read_parquet(self.directory)
+        lines = tables.read_parquet(self.location)
         missing = [name for name in _LINE if name not in lines.column_names]
         if missing:
             raise UserError(
-                f"{self.directory}: column {missing[0]!r} is missing; it has: "
+                f"{self.location}: column {missing[0]!r} is missing; it has: "
                 + ", ".join(lines.column_names)
             )
         return lines.filter(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from learn_torchrec.config import require
 from learn_torchrec.datasets.engines import Engine
@@ -76,15 +77,12 @@ class Prepared:
     Attributes:
         users: `user_id`, `events`, `history_events`, `first_time`, `last_time` and
             `is_test`, in the order of the ids.
-        items: of every item with an event: `item` (its row in the item table),
-            `events` and `history_events`.
         actions: names; an event's action is a number into them.
         moment: that parts history from targets, unix seconds.
         dropped: rows left out, by reason.
     """
 
     users: pa.Table
-    items: pa.Table
     actions: list[str]
     moment: int
     dropped: dict[str, int]
@@ -93,10 +91,9 @@ class Prepared:
     def events(self) -> Iterator[pa.RecordBatch]:
         """Yield `item`, `event_time` and `action`, sorted by user and time."""
         yield from self.engine.stream(
-            "SELECT e.item, e.event_time, a.code AS action FROM kept e "
+            "SELECT e.item, e.event_time, e.action FROM kept e "
             "JOIN users u ON e.user_id = u.user_id "
-            "JOIN actions a ON e.action = a.action "
-            "ORDER BY e.user_id, e.event_time, e.item, a.code"
+            "ORDER BY e.user_id, e.event_time, e.item, e.action"
         )
 
 
@@ -116,6 +113,12 @@ def prepare(
         UserError: nothing is left, or a statement that the engine refuses.
     """
     time = engine.seconds(f"l.{TIMESTAMP}", time_type)
+    actions = engine.table(
+        f"SELECT DISTINCT {ACTION} AS name FROM log WHERE {ACTION} IS NOT NULL "
+        "ORDER BY name"
+    )
+    codes = pa.array(range(actions.num_rows), pa.int16())
+    engine.add("actions", actions.append_column("code", codes))
     counts = _count_rows(engine, time)
     if counts["good"] == 0:
         raise UserError(
@@ -135,11 +138,6 @@ def prepare(
     _keep_latest(engine, config)
     kept = _count(engine, "kept")
     dropped["over_cap"] = distinct["n"] - kept
-    actions = engine.table("SELECT DISTINCT action FROM kept ORDER BY action")
-    actions = actions.append_column(
-        "code", pa.array(range(actions.num_rows), pa.int16())
-    )
-    engine.add("actions", actions)
     engine.keep("users", _users_sql(moment, config))
     users = engine.table("SELECT * FROM users ORDER BY user_id")
     users = users.set_column(0, USER_ID, plain(users[USER_ID]))
@@ -148,17 +146,10 @@ def prepare(
             f"{source}: no user has prepare.min_events={config.min_events} events; "
             "lower it, or keep more days (prepare.history_days)"
         )
-    dropped["short_users"] = kept - sum(users["events"].to_pylist())
-    items = engine.table(
-        "SELECT e.item, CAST(count(*) AS BIGINT) AS events, "
-        f"CAST(sum(CASE WHEN e.event_time < {moment} THEN 1 ELSE 0 END) AS BIGINT) "
-        "AS history_events FROM kept e JOIN users u ON e.user_id = u.user_id "
-        "GROUP BY e.item ORDER BY e.item"
-    )
+    dropped["short_users"] = kept - pc.sum(users["events"]).as_py()
     return Prepared(
         users=users,
-        items=items,
-        actions=actions[ACTION].to_pylist(),
+        actions=actions["name"].to_pylist(),
         moment=moment,
         dropped=dropped,
         engine=engine,
@@ -191,17 +182,21 @@ def _count_rows(engine: Engine, time: str) -> dict[str, int]:
 
 def _events_sql(time: str, first: int, config: PrepareConfig) -> str:
     """The good rows inside the window; `copies` of each where repeats count once."""
-    columns = f"l.{USER_ID} AS user_id, i.item AS item, {time} AS event_time, l.action"
+    columns = (
+        f"l.{USER_ID} AS user_id, CAST(i.item AS INT) AS item, {time} AS event_time, "
+        "a.code AS action"
+    )
     rows = (
         f"FROM log l JOIN items i ON l.{ITEM_ID} = i.{ITEM_ID} "
-        f"WHERE l.{USER_ID} IS NOT NULL AND l.{ACTION} IS NOT NULL "
+        f"JOIN actions a ON l.{ACTION} = a.name "
+        f"WHERE l.{USER_ID} IS NOT NULL "
         f"AND {time} >= {first} AND {time} < {_YEAR_2200}"
     )
     if not config.drop_repeats:
         return f"SELECT {columns}, 1 AS copies {rows}"
     return (
         f"SELECT {columns}, count(*) AS copies {rows} "
-        f"GROUP BY l.{USER_ID}, i.item, {time}, l.action"
+        f"GROUP BY l.{USER_ID}, i.item, {time}, a.code"
     )
 
 
@@ -209,7 +204,7 @@ def _keep_latest(engine: Engine, config: PrepareConfig) -> None:
     """Make `kept`: events within the cap of their behaviour."""
     columns = "user_id, item, event_time, action"
     if config.length_quantile == 1:
-        engine.keep("kept", f"SELECT {columns} FROM events")
+        engine.view("kept", f"SELECT {columns} FROM events")
         return
     engine.keep(
         "caps",

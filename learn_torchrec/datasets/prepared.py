@@ -6,6 +6,7 @@ event, `items.npy` (rows of the item table), `times.npy` and `actions.npy`, with
 `offsets.npy` where each user's events begin.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Sequence
@@ -57,28 +58,10 @@ def write_prepared(
     offsets = np.r_[0, np.cumsum(users["events"].to_numpy())]
     np.save(working_dir / "offsets.npy", offsets)
     count = int(offsets[-1])
-    arrays = [
-        np.lib.format.open_memmap(
-            working_dir / f"{name}.npy", mode="w+", dtype=kind, shape=(count,)
-        )
-        for name, kind in _COLUMNS.items()
-    ]
-    done = 0
-    for batch in prepared.events():
-        for array, column in zip(arrays, batch.columns, strict=True):
-            array[done : done + len(column)] = column.to_numpy(zero_copy_only=False)
-        done += batch.num_rows
-    if done != count:
-        raise RuntimeError(f"{done} events came, {count} were counted")
-    for array in arrays:
-        array.flush()
+    counts = _write_events(working_dir, prepared, count, items)
     pq.write_table(items, working_dir / ITEMS_FILE)
     pq.write_table(users, working_dir / USERS_FILE)
-    counts = prepared.items
-    item_ids = items[ITEM_ID].take(counts["item"])
-    pq.write_table(
-        counts.set_column(0, ITEM_ID, item_ids), working_dir / ITEM_COUNTS_FILE
-    )
+    pq.write_table(counts, working_dir / ITEM_COUNTS_FILE)
     ids = pa.table({USER_ID: users[USER_ID].combine_chunks()})
     with pa.ipc.new_file(str(working_dir / USER_IDS_FILE), ids.schema) as sink:
         sink.write_table(ids)
@@ -92,6 +75,45 @@ def write_prepared(
         "moment": prepared.moment,
         "dropped": prepared.dropped,
     }
+
+
+def _write_events(
+    working_dir: Path, prepared: Prepared, count: int, items: pa.Table
+) -> pa.Table:
+    """Write a file for each column, plainly: pages of a map would fill memory.
+
+    Returns:
+        Of every item with an event: its id, `events` and `history_events`.
+    """
+    events, early = (np.zeros(items.num_rows, np.int64) for _ in range(2))
+    with contextlib.ExitStack() as stack:
+        files = []
+        for name, kind in _COLUMNS.items():
+            file = stack.enter_context((working_dir / f"{name}.npy").open("wb"))
+            header = np.lib.format.header_data_from_array_1_0(np.empty(0, kind))
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (count,)})
+            files.append(file)
+        done = 0
+        for batch in prepared.events():
+            columns = [
+                np.ascontiguousarray(column.to_numpy(zero_copy_only=False), kind)
+                for column, kind in zip(batch.columns, _COLUMNS.values(), strict=True)
+            ]
+            for file, values in zip(files, columns, strict=True):
+                file.write(values.data)
+            np.add.at(events, columns[0], 1)
+            np.add.at(early, columns[0][columns[1] < prepared.moment], 1)
+            done += batch.num_rows
+    if done != count:
+        raise RuntimeError(f"{done} events came, {count} were counted")
+    seen = np.flatnonzero(events)
+    return pa.table(
+        {
+            ITEM_ID: items[ITEM_ID].take(pa.array(seen)),
+            "events": events[seen],
+            "history_events": early[seen],
+        }
+    )
 
 
 class PreparedDataset(Dataset):

@@ -1,22 +1,31 @@
 """The row groups of a Parquet data set, in one order that every rank agrees on.
 
 A data set is a file, a folder of files, or a partitioned folder (`day=2026-01-02/`),
-on any file system. Files are sorted by path. Only footers are read at first.
+on any file system. Files are sorted by path. Only footers are read at first, and of an
+interval of time the times that the footers do not settle.
+
+Letters: G row groups.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from learn_torchrec.datasets.interval import Interval
 from learn_torchrec.datasets.location import Location
 from learn_torchrec.errors import UserError
 
+# The column that tells each row's number in the data set, files in sorted order.
+ROW_NUMBER = "_row_number"
 SUFFIXES = (".parquet", ".parq", ".pq")
+_PIECE_ROWS = 65_536  # decoded at a time, however large a row group is
 
 
 class RowGroups:
@@ -25,70 +34,141 @@ class RowGroups:
     Args:
         where: path or URI.
         columns: to read; None for all. The others are never touched.
+        interval: the rows that are wanted; None for all.
+        optional: further columns, read where the files have them.
 
     Attributes:
         name: of the data set, for messages.
         schema: of the columns, the same for all files.
-        sizes: int64 [G], rows of every row group.
+        sizes: int64 [G], wanted rows of every row group that has any.
+        outside: rows that the interval leaves out.
+        earliest: the first time in the interval; None without one.
 
     Raises:
-        UserError: no data, a damaged file, a column that is missing, or one whose
-            type differs between files.
+        UserError: no data, a damaged file, a column that is missing, one whose type
+            differs between files, or a time that is null.
     """
 
     def __init__(
-        self, where: str | Path | Location, columns: Sequence[str] | None = None
+        self,
+        where: str | Path | Location,
+        columns: Sequence[str] | None = None,
+        interval: Interval | None = None,
+        optional: Sequence[str] = (),
     ) -> None:
         location = Location.of(where)
-        self.name = location.name
+        self.name, self._interval = location.name, interval
         fragments = _fragments(location)
+        known = {name for f in fragments for name in f.physical_schema.names}
+        if columns is not None:
+            columns = [*columns, *(n for n in optional if n in known - {*columns})]
         self.schema = _common_schema(fragments, columns, self.name)
         groups = [(f, group) for f in fragments for group in f.row_groups]
-        # Numbers only: what describes a row group does not travel to a worker.
-        self._groups = [(fragment, int(group.id)) for fragment, group in groups]
-        self.sizes: NDArray[np.int64] = np.array(
-            [group.num_rows for _, group in groups], np.int64
-        )
-        self._bytes = [int(group.total_byte_size) for _, group in groups]
-        self.starts = np.cumsum(self.sizes) - self.sizes
-        if self.num_rows == 0:
+        all_rows = np.array([group.num_rows for _, group in groups], np.int64)
+        if not all_rows.sum():
             raise UserError(f"{self.name}: has no rows; nothing can be done with it")
+        wanted, self.earliest = all_rows, None
+        if interval is not None:
+            wanted, self.earliest = _count(groups, interval)
+        kept = np.flatnonzero(wanted)
+        self.sizes: NDArray[np.int64] = wanted[kept]
+        self.outside = int(all_rows.sum() - wanted.sum())
+        self._starts = (np.cumsum(all_rows) - all_rows)[kept]
+        # Numbers only: what describes a row group does not travel to a worker.
+        self._groups = [(groups[g][0], int(groups[g][1].id)) for g in kept]
+        self._bytes = [int(groups[g][1].total_byte_size) for g in kept]
 
     @property
     def num_rows(self) -> int:
-        """Rows of all files."""
+        """Wanted rows of all files."""
         return int(self.sizes.sum())
 
     def __len__(self) -> int:
         return len(self._groups)
 
-    def read(self, group: int) -> pa.Table:
-        """Return one row group.
+    def empty(self) -> pa.Table:
+        """Return what `pieces` yields, without rows."""
+        return self.schema.append(pa.field(ROW_NUMBER, pa.int64())).empty_table()
+
+    def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
+        """Yield the wanted rows of a row group in order, and `ROW_NUMBER`.
+
+        Args:
+            group: its place, 0 to G - 1.
+            skip: wanted rows to leave out at its beginning.
 
         Raises:
-            UserError: it cannot be read, or a value does not fit the common type.
+            UserError: it cannot be read, a value does not fit the common type, or
+                the file is not what it was when it was opened.
         """
         fragment, number = self._groups[group]
+        row, rest = int(self._starts[group]), int(self.sizes[group])
         try:
-            part = fragment.subset(row_group_ids=[number])
-            return part.to_table(
-                schema=self.schema, columns=self.schema.names, use_threads=False
-            )
+            for batch in self._decoded(fragment, number):
+                numbers = np.arange(row, row + batch.num_rows)
+                row += batch.num_rows
+                piece = batch.append_column(ROW_NUMBER, pa.array(numbers))
+                if self._interval is not None:
+                    piece = self._interval.rows_of(piece)
+                rest -= piece.num_rows
+                if skip < piece.num_rows:
+                    yield piece.slice(skip)
+                skip = max(0, skip - piece.num_rows)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{fragment.path}: row group {number} cannot be read "
                 f"({str(error).splitlines()[0]}); write the file again"
             ) from None
+        if rest:
+            raise UserError(
+                f"{fragment.path}: row group {number} has other rows than when it was "
+                "opened; write files aside and rename them"
+            )
+
+    def _decoded(
+        self, fragment: ds.ParquetFileFragment, number: int
+    ) -> Iterator[pa.Table]:
+        keys = ds.get_partition_keys(fragment.partition_expression)
+        columns = [name for name in self.schema.names if name not in keys]
+        remote = not isinstance(fragment.filesystem, pafs.LocalFileSystem)
+        with (
+            fragment.open() as source,
+            pq.ParquetFile(
+                source, metadata=fragment.metadata, pre_buffer=remote
+            ) as file,
+        ):
+            for batch in file.iter_batches(_PIECE_ROWS, [number], columns):
+                table = pa.Table.from_batches([batch])
+                for key in self.schema.names:
+                    if key in keys:
+                        value = pa.repeat(keys[key], batch.num_rows)
+                        table = table.append_column(key, value)
+                table = table.select(self.schema.names)
+                yield table if table.schema == self.schema else table.cast(self.schema)
 
     def fingerprint(self) -> str:
-        """Return a digest of the files' names and row groups."""
-        digest = hashlib.sha256()
+        """Return a digest of the files' names, row groups and the interval."""
+        digest = hashlib.sha256(repr(self._interval).encode())
         for (fragment, number), rows, size in zip(
             self._groups, self.sizes, self._bytes, strict=True
         ):
             name = fragment.path.rpartition("/")[2]
             digest.update(f"{name} {number} {rows} {size}\n".encode())
         return digest.hexdigest()
+
+
+def _count(
+    groups: list[tuple[ds.ParquetFileFragment, ds.RowGroupInfo]], interval: Interval
+) -> tuple[NDArray[np.int64], int | None]:
+    """Return the wanted rows of every row group, and the first of their times."""
+    counts, earliest = np.zeros(len(groups), np.int64), []
+    for place, (fragment, group) in enumerate(groups):
+        try:
+            counts[place], first = interval.count(fragment, int(group.id))
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(_unreadable(fragment.path, error)) from None
+        earliest += [] if first is None else [first]
+    return counts, min(earliest, default=None)
 
 
 def open_parquet(where: str | Path | Location) -> ds.Dataset:

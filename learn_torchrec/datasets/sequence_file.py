@@ -7,12 +7,12 @@ kept: a template may name them.
 """
 
 import json
-from pathlib import Path
-from typing import TextIO
 
 import pyarrow as pa
 
 from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.lines import text_lines
+from learn_torchrec.datasets.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
@@ -37,9 +37,9 @@ class SequenceFile(Dataset):
     users, so that only `split.kind=leave_one_out` makes sense of them.
     """
 
-    def _sources(self, file: str) -> list[Path]:
+    def _sources(self, file: str) -> list[Location]:
         return [
-            self.directory / (CATALOGUE_FILE if file == ITEMS_FILE else SEQUENCES_FILE)
+            self.location / (CATALOGUE_FILE if file == ITEMS_FILE else SEQUENCES_FILE)
         ]
 
     def _name(self, file: str) -> str:
@@ -52,48 +52,46 @@ class SequenceFile(Dataset):
         if file == INTERACTIONS_FILE:
             return _read_sequences(path)
         raise UserError(
-            f"{self.directory}: a sequences: data set has no impressions to rank; it "
+            f"{self.location}: a sequences: data set has no impressions to rank; it "
             "serves encode-content, train-towers and evaluate-retrieval"
         )
 
 
-def _read_items(path: Path) -> pa.Table:
+def _read_items(path: Location) -> pa.Table:
     rows = []
-    with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                row = json.loads(line)
-                row[ITEM_ID] = str(row[ITEM_ID])
-            except (json.JSONDecodeError, TypeError, KeyError):
-                raise UserError(
-                    f"{path}: line {number} is no JSON object with {ITEM_ID}; write "
-                    "one item a line"
-                ) from None
-            rows.append({_RENAMED.get(name, name): row[name] for name in row})
+    for number, line in enumerate(text_lines(path), 1):
+        try:
+            row = json.loads(line)
+            row[ITEM_ID] = str(row[ITEM_ID])
+        except (json.JSONDecodeError, TypeError, KeyError):
+            raise UserError(
+                f"{path}: line {number} is no JSON object with {ITEM_ID}; write one "
+                "item a line"
+            ) from None
+        rows.append({_RENAMED.get(name, name): row[name] for name in row})
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
-def _read_sequences(path: Path) -> pa.Table:
+def _read_sequences(path: Location) -> pa.Table:
     users: list[str] = []
     items: list[str] = []
     positions: list[int] = []
     first_line: dict[str, int] = {}
-    with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
-            user, *events = line.split() or [""]
-            if not events:
-                raise UserError(
-                    f"{path}: line {number} has no `user item item ...`; remove it"
-                )
-            if first_line.setdefault(user, number) != number:
-                raise UserError(
-                    f"{path}: line {number} repeats user {user!r} of line "
-                    f"{first_line[user]}; put a user's events in one line"
-                )
-            users.extend([user] * len(events))
-            items.extend(events)
-            positions.extend(range(len(events)))
+    for number, line in enumerate(text_lines(path), 1):
+        user, *events = line.split() or [""]
+        if not events:
+            raise UserError(
+                f"{path}: line {number} has no `user item item ...`; remove it"
+            )
+        if first_line.setdefault(user, number) != number:
+            raise UserError(
+                f"{path}: line {number} repeats user {user!r} of line "
+                f"{first_line[user]}; put a user's events in one line"
+            )
+        users.extend([user] * len(events))
+        items.extend(events)
+        positions.extend(range(len(events)))
     return pa.table(
         {
             USER_ID: users,
@@ -102,13 +100,3 @@ def _read_sequences(path: Path) -> pa.Table:
             ACTION: [INTERACTION] * len(users),
         }
     )
-
-
-def _open(path: Path) -> TextIO:
-    try:
-        return path.open(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); a sequences: folder holds "
-            f"{SEQUENCES_FILE} and {CATALOGUE_FILE}"
-        ) from None

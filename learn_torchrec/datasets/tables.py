@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.row_groups import open_parquet
+from learn_torchrec.datasets.row_groups import ROW_NUMBER, open_parquet
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
@@ -87,17 +89,24 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
                 f"{source}: column {name!r} is {column.type}, must be {kind}; cast it"
             )
         if column.null_count:
-            row = pc.index(column.is_null(), pa.scalar(True)).as_py()
+            row = row_of(table, pc.index(column.is_null(), pa.scalar(True)).as_py())
             raise UserError(
                 f"{source}: column {name!r} has {column.null_count} nulls, the first "
                 f"in row {row}; drop or fill those rows"
             )
         if kind == _BINARY:
-            column = _binary(column, name, source)
+            column = _binary(column, name, table, source)
         if kind == _TIME:
             _refuse_other_units(column, name, source)
         table = table.set_column(index, name, column)
     return table
+
+
+def row_of(table: pa.Table, place: int | np.integer[Any]) -> int:
+    """Return which row of its data set a table's row is, for messages."""
+    if ROW_NUMBER in table.column_names:
+        return int(table[ROW_NUMBER][int(place)].as_py())
+    return int(place)
 
 
 def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> None:
@@ -174,13 +183,15 @@ def _refuse_other_units(column: pa.ChunkedArray, name: str, source: str) -> None
         )
 
 
-def _binary(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
+def _binary(
+    column: pa.ChunkedArray, name: str, table: pa.Table, source: str
+) -> pa.ChunkedArray:
     values = column.cast(pa.float32(), safe=False)
     wrong = pc.invert(pc.is_in(values, value_set=pa.array([0, 1], pa.float32())))
     row = pc.index(wrong, pa.scalar(True)).as_py()
     if row >= 0:
         raise UserError(
-            f"{source}: column {name!r} is {values[row].as_py()} in row {row}, "
-            "must be 0 or 1"
+            f"{source}: column {name!r} is {values[row].as_py()} in row "
+            f"{row_of(table, row)}, must be 0 or 1"
         )
     return values

@@ -62,22 +62,27 @@ def training_batches(
     Raises:
         UserError: a batch size that does not fit the ranks or the rows.
     """
+    check_batch_size(batch_size, len(rows))
     world_size, rank = dist.get_world_size(), dist.get_rank()
-    if batch_size % world_size:
-        raise UserError(
-            f"ranker.training.batch_size={batch_size} must be a multiple of the "
-            f"number of ranks, {world_size}"
-        )
-    if batch_size > len(rows):
-        raise UserError(
-            f"ranker.training.batch_size={batch_size} is more than the {len(rows)} "
-            "training rows; make it smaller"
-        )
     order = np.random.default_rng([seed, epoch]).permutation(len(rows))
     per_rank = batch_size // world_size
     for step in range(start, len(rows) // batch_size):
         first = step * batch_size + rank * per_rank
         yield collate(rows, order[first : first + per_rank])
+
+
+def check_batch_size(batch_size: int, rows: int) -> None:
+    """Refuse a batch size that does not fit the ranks or the rows."""
+    if batch_size % dist.get_world_size():
+        raise UserError(
+            f"ranker.training.batch_size={batch_size} must be a multiple of the "
+            f"number of ranks, {dist.get_world_size()}"
+        )
+    if batch_size > rows:
+        raise UserError(
+            f"ranker.training.batch_size={batch_size} is more than the {rows} "
+            "training rows; make it smaller"
+        )
 
 
 def evaluation_batches(rows: RankingRows, batch_size: int) -> Iterator[RankingBatch]:

@@ -1,47 +1,38 @@
 """Training rows read from Parquet while training: only some are ever in memory.
 
-The rows of one pass are the file's row groups in an order drawn from (seed, epoch),
-cut into `lanes` equal parts. A global batch takes as many rows from each lane, and a
-rank reads the lanes that are its own: no row group is decoded by every rank, the
-batches are the same on any number of ranks, and every rank takes as many steps.
-Within a lane, rows are shuffled in windows.
+The loader reads the rows of a window of steps (`datasets/loader.py`); they become
+arrays once for the window, where they are read, and a rank cuts its batches out of
+them and gathers the vectors.
 
-Dimension letters: L lanes, N rows.
+Dimension letters: N rows.
 """
 
-import contextlib
-import queue
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from learn_torchrec.config import require
+from learn_torchrec.datasets.interval import Interval
+from learn_torchrec.datasets.loader import Loader, LoaderConfig, Window
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.read_ahead import read_ahead
+from learn_torchrec.datasets.row_groups import RowGroups
 from learn_torchrec.datasets.tables import REQUIRED, check
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.batch import RankingBatch, collate
-from learn_torchrec.ranker.rows import (
-    FeaturesConfig,
-    RankingRows,
-    RowsReport,
-    prepare_rows,
-)
+from learn_torchrec.ranker.batch import RankingBatch, check_batch_size, collate
+from learn_torchrec.ranker.prepare import prepare_rows
+from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, RowsReport
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, TIMESTAMP, WEIGHT
 
-Ints = NDArray[np.int64]
-Item = TypeVar("Item")
-_PIECE_ROWS = 65_536  # decoded at a time
-_PREFETCH = 4
-_ITEM, _ERROR, _END = "item", "error", "end"
+_BATCHES_AHEAD = 4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,31 +42,25 @@ class StreamConfig:
     Attributes:
         enabled: read row groups of `parquet:` impressions as they are needed, instead
             of all rows at the start.
-        lanes: L, streams of rows that a batch is taken from; a multiple of the
-            number of ranks, and a divisor of the batch size.
+        lanes: places of the data that a batch takes its rows from; the number used is
+            the largest divisor of the batch size up to this one.
         shuffle_rows: rows of all lanes that are shuffled together.
+        workers: reading processes of each rank; 0 reads in threads of the rank.
+        timeout: seconds after which a worker that gives nothing counts as hung.
     """
 
     enabled: bool = False
     lanes: int = 8
     shuffle_rows: int = 262_144
+    workers: int = 0
+    timeout: float = 300.0
 
     def __post_init__(self) -> None:
-        require(self.lanes > 0, "ranker.training.stream.lanes: at least 1")
-        require(
-            self.shuffle_rows >= self.lanes,
-            "ranker.training.stream.shuffle_rows: at least as many as lanes",
-        )
-
-
-@dataclass(frozen=True)
-class _Group:
-    """A row group: where it is and how many of its rows are wanted."""
-
-    path: Path
-    number: int
-    rows: int
-    earliest: int
+        section = "ranker.training.stream"
+        require(self.lanes > 0, f"{section}.lanes: at least 1")
+        require(self.shuffle_rows > 0, f"{section}.shuffle_rows: at least 1")
+        require(self.workers >= 0, f"{section}.workers: at least 0")
+        require(self.timeout > 0, f"{section}.timeout: above 0")
 
 
 class StreamedRows:
@@ -84,20 +69,25 @@ class StreamedRows:
     Opening reads the timestamps alone, to count rows.
 
     Args:
-        path: Parquet file, or a directory of them.
+        where: path or URI of a Parquet file, or a directory of them.
         features: of the ranker; only their columns are read.
         vectors: LEARN's, None with LEARN off.
         first: unix seconds.
         end: unix seconds; rows at or after it are left out.
         config: how.
 
+    Attributes:
+        report: of the rows of the first epoch that this rank has read.
+        earliest: time of the first of the rows, unix seconds.
+
     Raises:
-        UserError: unreadable files, a missing column, no rows in the interval.
+        UserError: unreadable files, a missing column, a null timestamp, no rows in
+            the interval.
     """
 
     def __init__(
         self,
-        path: Path,
+        where: str | Path | Location,
         features: FeaturesConfig,
         vectors: LearnVectors | None,
         first: int,
@@ -106,24 +96,24 @@ class StreamedRows:
     ) -> None:
         self.vectors = vectors
         self.report = RowsReport(rows=0, missing={}, left_out={})
-        self._path, self._features, self._config = path, features, config
-        self._first, self._end = first, end
-        paths = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-        self._columns = self._wanted_columns(paths)
-        self._groups = [group for file in paths for group in self._count(file)]
-        if not len(self):
+        self._features, self._config = features, config
+        columns = dict.fromkeys([*REQUIRED[IMPRESSIONS_FILE], *features.columns])
+        interval = Interval(TIMESTAMP, first, end)
+        self._rows = RowGroups(where, list(columns), interval, optional=[WEIGHT])
+        name, rows, outside = self._rows.name, len(self), self._rows.outside
+        if self._rows.earliest is None:
             raise UserError(
-                f"{path}: no impression lies in [{first}, {end}) (unix seconds); move "
+                f"{name}: no impression lies in [{first}, {end}) (unix seconds); move "
                 "split.towers_until or split.test_from"
             )
+        self.earliest: int = self._rows.earliest
+        logger.info(
+            "%s: %d impressions lie in [%d, %d), %d outside are left out",
+            *(name, rows, first, end, outside),
+        )
 
     def __len__(self) -> int:
-        return sum(group.rows for group in self._groups)
-
-    @property
-    def earliest(self) -> int:
-        """Time of the first of the rows, unix seconds."""
-        return min(group.earliest for group in self._groups)
+        return self._rows.num_rows
 
     def batches(
         self, *, batch_size: int, seed: int, epoch: int, start: int = 0
@@ -134,175 +124,58 @@ class StreamedRows:
         steps, which an earlier run has taken: their windows are not read.
 
         Raises:
-            UserError: a batch size or number of lanes that do not fit the ranks.
+            UserError: a batch size that does not fit the ranks or the rows.
         """
-        lanes, world_size = self._config.lanes, dist.get_world_size()
-        if batch_size % lanes or lanes % world_size:
-            raise UserError(
-                f"ranker.training.stream.lanes={lanes} must be a multiple of the "
-                f"number of ranks, {world_size}, and a divisor of "
-                f"ranker.training.batch_size={batch_size}"
-            )
-        per_rank = lanes // world_size
-        mine = range(dist.get_rank() * per_rank, (dist.get_rank() + 1) * per_rank)
-        return prefetched(self._batches(mine, batch_size, seed, epoch, start))
+        check_batch_size(batch_size, len(self))
+        config = self._config
+        index = None if self.vectors is None else self.vectors.index()
+        loader = Loader(
+            self._rows,
+            LoaderConfig(
+                batch_size=batch_size,
+                seed=seed,
+                lanes=config.lanes,
+                window_rows=config.shuffle_rows,
+                workers=config.workers,
+                timeout=config.timeout,
+                section="ranker.training.stream",
+            ),
+            rank=dist.get_rank(),
+            ranks=dist.get_world_size(),
+            # A worker finds rows of vectors, this rank gathers them.
+            transform=_Prepare(self._features, index, self._rows.name),
+        )
+        return read_ahead(self._batches(loader, epoch, start), _BATCHES_AHEAD)
 
     def _batches(
-        self, mine: range, batch_size: int, seed: int, epoch: int, taken: int
-    ) -> Iterator[RankingBatch]:
-        config = self._config
-        order = np.random.default_rng([seed, epoch]).permutation(len(self._groups))
-        steps = len(self) // batch_size
-        width = batch_size // config.lanes  # rows of a lane in a batch
-        steps_in_window = max(1, config.shuffle_rows // config.lanes // width)
-        first = taken // steps_in_window * steps_in_window
-        readers = [
-            _Lane(
-                self._pieces(order, lane * (len(self) // config.lanes) + first * width)
-            )
-            for lane in mine
-        ]
-        for start in range(first, steps, steps_in_window):
-            count = min(steps_in_window, steps - start)
-            parts = [reader.take(count * width) for reader in readers]
-            rows = self._prepared(pa.concat_tables(parts), epoch)
-            chosen = np.stack(
-                [
-                    np.random.default_rng([seed, epoch, start, lane]).permutation(
-                        count * width
-                    )
-                    + place * count * width
-                    for place, lane in enumerate(mine)
-                ]
-            )
-            for step in range(max(0, taken - start), count):
-                index = chosen[:, step * width : (step + 1) * width]
-                yield collate(rows, index.reshape(-1))
-
-    def _prepared(self, window: pa.Table, epoch: int) -> RankingRows:
-        source = str(self._path)
-        table = check(window, REQUIRED[IMPRESSIONS_FILE], source)
-        rows = prepare_rows(table, self._features, self.vectors, source)
-        if epoch == 0:
-            self.report = rows.report() + self.report
-        return rows
-
-    def _pieces(self, order: Ints, skip: int) -> Iterator[pa.Table]:
-        """Yield wanted rows of the groups in `order`, without the first `skip`."""
-        for number in order:
-            group = self._groups[number]
-            if skip >= group.rows:
-                skip -= group.rows
-                continue
-            with pq.ParquetFile(group.path, memory_map=True) as file:
-                for piece in file.iter_batches(
-                    _PIECE_ROWS, [group.number], self._columns, use_threads=False
-                ):
-                    table = self._inside(pa.Table.from_batches([piece]))
-                    yield table.slice(min(skip, table.num_rows))
-                    skip -= min(skip, table.num_rows)
-
-    def _inside(self, table: pa.Table) -> pa.Table:
-        times = _seconds(table[TIMESTAMP])
-        low, high = pc.min_max(times).as_py().values() if len(times) else (0, 0)
-        if self._first <= low and high < self._end:
-            return table
-        after = pc.greater_equal(times, self._first)
-        return table.filter(pc.and_(after, pc.less(times, self._end)))
-
-    def _wanted_columns(self, paths: list[Path]) -> list[str]:
-        wanted = dict.fromkeys([*REQUIRED[IMPRESSIONS_FILE], *self._features.columns])
-        try:
-            known = pq.read_schema(paths[0]).names if paths else []
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{self._path}: cannot be read as Parquet ({reason}); write it again"
-            ) from None
-        missing = [name for name in wanted if name not in known]
-        if missing:
-            raise UserError(
-                f"{self._path}: column {missing[0]!r} is missing; it has: "
-                f"{', '.join(known)}; add it, or change ranker.features"
-            )
-        return [
-            *wanted,
-            *([WEIGHT] if WEIGHT in known and WEIGHT not in wanted else []),
-        ]
-
-    def _count(self, path: Path) -> Iterator[_Group]:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            for number in range(file.num_row_groups):
-                times = _seconds(file.read_row_group(number, [TIMESTAMP])[TIMESTAMP])
-                inside = pc.and_(
-                    pc.greater_equal(times, self._first), pc.less(times, self._end)
-                )
-                rows = pc.sum(inside).as_py() or 0
-                if rows:
-                    earliest = pc.min(times.filter(inside)).as_py()
-                    yield _Group(path, number, rows, earliest)
+        self, loader: Loader, epoch: int, start: int
+    ) -> Generator[RankingBatch]:
+        for parts in read_ahead(loader.windows(epoch, start), depth=1):
+            rows = RankingRows.concatenate([part.rows for part in parts])
+            rows = replace(rows, vectors=self.vectors)
+            if epoch == 0:
+                self.report = rows.report() + self.report
+            for step in range(len(parts[0].bounds) - 1):
+                yield collate(rows, _rows_of(parts, step))
 
 
-class _Lane:
-    """Takes tables of an exact length out of pieces of any length."""
+@dataclass(frozen=True)
+class _Prepare:
+    """What is done to a window's table where it is read."""
 
-    def __init__(self, pieces: Iterator[pa.Table]) -> None:
-        self._pieces = pieces
-        self._rest: pa.Table | None = None
+    features: FeaturesConfig
+    index: LearnVectors | None
+    source: str
 
-    def take(self, count: int) -> pa.Table:
-        parts: list[pa.Table] = []
-        while count:
-            piece = next(self._pieces) if self._rest is None else self._rest
-            part = piece.slice(0, count)
-            parts.append(part)
-            count -= part.num_rows
-            left = piece.slice(part.num_rows)
-            self._rest = left if left.num_rows else None
-        return pa.concat_tables(parts)
+    def __call__(self, table: pa.Table) -> RankingRows:
+        checked = check(table, REQUIRED[IMPRESSIONS_FILE], self.source)
+        rows = prepare_rows(checked, self.features, self.index, self.source)
+        return replace(rows, vectors=None)
 
 
-def prefetched(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield what a thread takes from `items`, a few ahead; its error is raised here."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(_PREFETCH)
-    stopped = threading.Event()
-    reader = threading.Thread(
-        target=_read_ahead, args=(items, ready, stopped), name="prefetch", daemon=True
+def _rows_of(parts: Sequence[Window], step: int) -> np.ndarray:
+    """Return the rows of a step in the parts laid end to end."""
+    firsts = np.cumsum([0, *(len(part.rows) for part in parts)])
+    return np.concatenate(
+        [first + part.take(step) for first, part in zip(firsts, parts, strict=False)]
     )
-    reader.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == _ERROR:
-                raise value
-            if kind == _END:
-                return
-            yield value
-    finally:
-        stopped.set()
-        reader.join()
-
-
-def _read_ahead(
-    items: Iterator[Any], ready: queue.Queue[tuple[str, Any]], stopped: threading.Event
-) -> None:
-    def offer(kind: str, value: Any) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put((kind, value), timeout=0.1)
-
-    try:
-        for item in items:
-            if stopped.is_set():
-                return
-            offer(_ITEM, item)
-    except BaseException as error:  # whatever it is, the reader must hear of it
-        offer(_ERROR, error)
-    else:
-        offer(_END, None)
-
-
-def _seconds(times: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_timestamp(times.type):
-        return times.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-    return times

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -129,6 +129,15 @@ class LearnVectors:
     def dim(self) -> int:
         """D."""
         return int(self.items.vectors.shape[1])
+
+    def index(self) -> "LearnVectors":
+        """Return what finds rows and holds no vector: light enough to be sent."""
+        nothing = np.empty((0, 0), np.float32)
+        return replace(
+            self,
+            users=replace(self.users, vectors=nothing),
+            items=replace(self.items, vectors=nothing),
+        )
 
     def lookup(
         self, user_ids: Ids, item_ids: Ids, timestamps: Times | None = None

@@ -12,17 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from learn_torchrec.datasets.lanes import cut_into_lanes
 from learn_torchrec.datasets.loader import (
-    ROW_NUMBER,
     Loader,
     LoaderConfig,
-    cut_into_lanes,
     evaluation,
 )
-from learn_torchrec.datasets.row_groups import RowGroups
+from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowGroups
 from learn_torchrec.errors import UserError
 
-CONFIG = LoaderConfig(batch_size=24, lanes=8, seed=3)
+CONFIG = LoaderConfig(batch_size=24, lanes=8, seed=3, window_rows=130)
 
 
 def write(directory: Path, sizes: tuple[int, ...], group: int = 20) -> Path:
@@ -104,7 +103,7 @@ def test_the_order_follows_from_seed_and_epoch(rows: RowGroups) -> None:
     first = list(itertools.chain(*orders[0]))
     # Well mixed: a batch holds rows of most files, and neighbours are rare.
     assert np.ptp(orders[0][0]) > 150
-    assert np.mean(np.abs(np.diff(first)) == 1) < 0.1
+    assert np.mean(np.abs(np.diff(first)) == 1) < 0.2
 
 
 def test_row_numbers_and_lists_travel(rows: RowGroups) -> None:
@@ -117,7 +116,7 @@ def test_row_numbers_and_lists_travel(rows: RowGroups) -> None:
 def test_resuming_at_another_number_of_ranks(rows: RowGroups) -> None:
     whole = read(rows, CONFIG, epoch=2)
     saved = pickle.loads(pickle.dumps(Loader(rows, CONFIG, ranks=2).state(2, 5)))
-    config = replace(CONFIG, prefetch=7, timeout=9.0)
+    config = replace(CONFIG, workers=0, timeout=9.0)
     epoch, step = Loader(rows, config, rank=1, ranks=3).resume(saved)
     assert read(rows, config, ranks=3, epoch=epoch, start=step) == whole[5:]
 
@@ -179,7 +178,7 @@ def test_workers(rows: RowGroups) -> None:
     with pytest.raises(UserError) as caught:
         list(Loader(rows, config, rank=1, ranks=2, transform=die).batches(0))
     line = str(caught.value)
-    failed = r"process of rank 1 failed at step \d+ \(.*(Killed|exited unexpectedly)"
+    failed = r"process of rank 1 failed at step \d+ \(killed by SIGKILL\); if"
     assert re.search(failed, line), line
     assert "\n" not in line
     slow = replace(config, timeout=2.0)
@@ -201,7 +200,11 @@ def test_partitioned_folders_and_pruned_columns(tmp_path: Path) -> None:
     (tmp_path / "p" / "_SUCCESS").touch()
     rows = RowGroups(tmp_path / "p", columns=["value", "day"])
     assert rows.schema.names == ["value", "day"]
-    read_back = pa.concat_tables(rows.read(group) for group in range(len(rows)))
+    read_back = pa.concat_tables(
+        piece.drop_columns(ROW_NUMBER)
+        for group in range(len(rows))
+        for piece in rows.pieces(group)
+    )
     assert read_back.to_pylist() == [
         {"value": 1, "day": "a"},
         {"value": 3, "day": "b"},
@@ -215,7 +218,7 @@ def test_files_of_narrower_and_other_types(tmp_path: Path) -> None:
     pq.write_table(other, directory / "part-1.parquet")
     rows = RowGroups(directory)
     assert rows.schema.field("value").type == pa.int64()
-    assert rows.read(len(rows) - 1)["value"].to_pylist() == [5]
+    assert next(rows.pieces(len(rows) - 1))["value"].to_pylist() == [5]
     pq.write_table(pa.table({"value": ["5"], "ids": [[1]]}), directory / "z.parquet")
     with pytest.raises(UserError, match=r"z\.parquet: column 'value' is string, but"):
         RowGroups(directory)

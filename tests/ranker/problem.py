@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.ranker.prepare import prepare_rows as prepare
 from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeature
-from learn_torchrec.ranker.rows import prepare_rows as prepare
 from learn_torchrec.ranker.tables import ShardingConfig
 from learn_torchrec.ranker.training import (
     RankerConfig,

@@ -14,7 +14,8 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.market import DAY, START, TOPICS
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.content import content_vectors
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
+from learn_torchrec.ranker.prepare import prepare_rows
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 from learn_torchrec.ranker.training import (
     RankerConfig,
     RankerTrainingConfig,

@@ -7,7 +7,8 @@ import pytest
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker import batch as batches
 from learn_torchrec.ranker.hashing import hash_ids
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature, prepare_rows
+from learn_torchrec.ranker.prepare import prepare_rows
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 
 TABLE = pa.table(
     {

@@ -1,0 +1,104 @@
+"""The rows of an interval of time, counted before the first of them is read."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from learn_torchrec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Rows whose time lies in [first, end).
+
+    Attributes:
+        column: of the time: unix seconds as integers, or Arrow timestamps.
+        first: unix seconds.
+        end: unix seconds.
+    """
+
+    column: str
+    first: int
+    end: int
+
+    def rows_of(self, table: pa.Table) -> pa.Table:
+        """Return the rows of a table that lie inside."""
+        times = seconds(table[self.column])
+        bounds = pc.min_max(times).as_py()
+        if len(times) and self.first <= bounds["min"] and bounds["max"] < self.end:
+            return table
+        return table.filter(self._inside(times))
+
+    def count(
+        self, fragment: ds.ParquetFileFragment, group: int
+    ) -> tuple[int, int | None]:
+        """Return how many rows of a row group lie inside, and the first time of them.
+
+        The footer's statistics answer where they can; else the times are read.
+
+        Raises:
+            UserError: a time that is null or no number.
+        """
+        known = _bounds(fragment, group, self.column)
+        if known is not None:
+            low, high, rows = known
+            if self.first <= low and high < self.end:
+                return rows, low
+            if high < self.first or self.end <= low:
+                return 0, None
+        with fragment.open() as source, pq.ParquetFile(source) as file:
+            column = file.read_row_group(group, [self.column])[self.column]
+        times = self._checked(column, fragment, group)
+        inside = times.filter(self._inside(times))
+        return len(inside), pc.min(inside).as_py()
+
+    def _inside(self, times: pa.ChunkedArray) -> pa.ChunkedArray:
+        return pc.and_(pc.greater_equal(times, self.first), pc.less(times, self.end))
+
+    def _checked(
+        self, column: pa.ChunkedArray, fragment: ds.ParquetFileFragment, group: int
+    ) -> pa.ChunkedArray:
+        """Return the column as seconds.
+
+        A null, which no comparison finds, would be left out uncounted.
+        """
+        if column.null_count:
+            row = pc.index(column.is_null(), pa.scalar(True)).as_py()
+            before = (fragment.metadata.row_group(g).num_rows for g in range(group))
+            raise UserError(
+                f"{fragment.path}: column {self.column!r} has nulls, the first in row "
+                f"{sum(before) + row}; drop or fill those rows"
+            )
+        times = seconds(column)
+        if not pt.is_integer(times.type):
+            raise UserError(
+                f"{fragment.path}: column {self.column!r} is {times.type}, must be "
+                "int64 (unix seconds); cast it"
+            )
+        return times
+
+
+def seconds(times: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return Arrow timestamps as unix seconds; other columns as they are."""
+    if pt.is_timestamp(times.type):
+        return times.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+    return times
+
+
+def _bounds(
+    fragment: ds.ParquetFileFragment, group: int, column: str
+) -> tuple[int, int, int] | None:
+    """Return least and greatest value and rows, where statistics tell of integers."""
+    part = fragment.metadata.row_group(group)
+    for place in range(part.num_columns):
+        chunk = part.column(place)
+        if chunk.path_in_schema == column:
+            facts = chunk.statistics
+            plain = pt.is_integer(fragment.physical_schema.field(column).type)
+            if plain and facts and facts.has_min_max and facts.null_count == 0:
+                return int(facts.min), int(facts.max), part.num_rows
+    return None

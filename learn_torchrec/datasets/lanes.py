@@ -1,0 +1,105 @@
+"""Lanes: the row groups of a pass laid end to end and cut into equal parts.
+
+Letters: G row groups, S steps of a window.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from learn_torchrec.datasets.row_groups import RowGroups
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows `start` to `stop` of a row group."""
+
+    group: int
+    start: int
+    stop: int
+
+
+def cut_into_lanes(sizes: Ints, order: Ints, lanes: int) -> list[list[Segment]]:
+    """Lay row groups end to end and cut the row of rows into equal lanes.
+
+    Args:
+        sizes: int64 [G], rows of each row group.
+        order: int64 [G], the row groups in the order they are laid out.
+        lanes: number of lanes; their lengths differ by one row at most.
+    """
+    ends = np.cumsum(sizes[order])
+    bounds = bounds_of(int(ends[-1]), lanes)
+    result: list[list[Segment]] = []
+    for lo, hi in itertools.pairwise(bounds):
+        segments = []
+        place = int(np.searchsorted(ends, lo, side="right"))
+        while place < len(order) and (begin := ends[place] - sizes[order[place]]) < hi:
+            start, stop = max(lo, begin) - begin, min(hi, ends[place]) - begin
+            if start < stop:
+                segments.append(Segment(int(order[place]), int(start), int(stop)))
+            place += 1
+        result.append(segments)
+    return result
+
+
+class Lane:
+    """A lane's rows; those that follow what was taken last are at hand."""
+
+    def __init__(self, rows: RowGroups, segments: list[Segment]) -> None:
+        self._rows, self._segments = rows, segments
+        self._place: int | None = None
+        self._pieces: Iterator[pa.Table] = iter(())
+
+    def take(self, start: int, stop: int) -> list[pa.Table]:
+        """Return the lane's rows `start` to `stop`, in tables of any length."""
+        if start != self._place:
+            self._pieces = self._read(start)
+        self._place = stop
+        parts = []
+        while start < stop:
+            piece = next(self._pieces)
+            parts.append(piece.slice(0, stop - start))
+            if piece.num_rows > stop - start:
+                rest = piece.slice(stop - start)
+                self._pieces = itertools.chain([rest], self._pieces)
+            start += parts[-1].num_rows
+        return parts
+
+    def _read(self, skip: int) -> Iterator[pa.Table]:
+        for segment in self._segments:
+            size = segment.stop - segment.start
+            left = size - min(skip, size)
+            pieces = self._rows.pieces(segment.group, segment.start + size - left)
+            while left:
+                piece = next(pieces).slice(0, left)
+                left -= piece.num_rows
+                yield piece
+            skip -= min(skip, size)
+
+
+def share_of(begins: Ints, ends: Ints, reader: int, readers: int) -> tuple[Ints, Ints]:
+    """Return which rows of every lane and step are one reader's.
+
+    Args:
+        begins: int64 [lanes, S], where a step's rows begin in the lane.
+        ends: int64 [lanes, S], where they end.
+        reader: 0 to `readers` - 1.
+        readers: which share the rows of a step evenly, lane after lane.
+    """
+    sizes = ends - begins
+    firsts = np.cumsum(sizes, axis=0) - sizes
+    totals = sizes.sum(axis=0)
+    lo, hi = (totals * part // readers for part in (reader, reader + 1))
+    lefts = begins + np.clip(lo - firsts, 0, sizes)
+    return lefts, begins + np.clip(hi - firsts, 0, sizes)
+
+
+def bounds_of(count: int, parts: int) -> list[int]:
+    """Return where each of `parts` almost equal parts of `count` begins and ends."""
+    return [part * count // parts for part in range(parts + 1)]

@@ -1,0 +1,55 @@
+"""What a thread reads while its reader works on what came before."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+_ITEM, _ERROR, _END = "item", "error", "end"
+
+
+def read_ahead(items: Generator[Item], depth: int) -> Iterator[Item]:
+    """Yield what a thread takes from `items`, up to `depth` ahead.
+
+    An error of theirs is raised here. The thread and `items` end with this iterator,
+    be it exhausted or closed.
+    """
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    stopped = threading.Event()
+    reader = threading.Thread(
+        target=_fill, args=(items, ready, stopped), name="read-ahead", daemon=True
+    )
+    reader.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == _ERROR:
+                raise value
+            if kind == _END:
+                return
+            yield value
+    finally:
+        stopped.set()
+        reader.join()
+
+
+def _fill(
+    items: Generator[Any], ready: queue.Queue[tuple[str, Any]], stopped: threading.Event
+) -> None:
+    def offer(kind: str, value: Any) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put((kind, value), timeout=0.1)
+
+    try:
+        with contextlib.closing(items):
+            for item in items:
+                offer(_ITEM, item)
+                if stopped.is_set():
+                    return
+    except BaseException as error:  # whatever it is, the reader must hear of it
+        offer(_ERROR, error)
+    else:
+        offer(_END, None)
