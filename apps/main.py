@@ -15,6 +15,7 @@ from learn_torchrec.errors import UserError
 
 COMMANDS = {
     "quickstart": "run every stage on MovieLens-100K and report the metrics",
+    "data": "a generated market of any size, its true probabilities with it",
     "doctor": "check this machine and installation, with a mend for each problem",
     "prepare": "a log of any size -> clean, sorted, memory-mapped sequences",
     "encode-content": "item text -> content vectors (frozen language model)",

@@ -5,6 +5,7 @@ fsspec can open. Credentials and endpoints are those of the file system's own li
 """
 
 import hashlib
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pyarrow.fs as pafs
 from learn_torchrec.errors import UserError
 
 _LOCAL = pafs.LocalFileSystem()
+# What a URI may say after the question mark that is no secret.
+_HARMLESS = ("allow_bucket_creation", "endpoint_override", "region", "scheme")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Location:
     """A file or folder.
 
     Attributes:
-        name: as the user wrote it, for messages.
+        name: as the user wrote it, without credentials, for messages.
         filesystem: that holds it.
         path: within the file system.
     """
@@ -41,17 +44,18 @@ class Location:
         if isinstance(where, Location):
             return where
         text = str(where)
+        name = without_secrets(text)
         if "://" not in text:
             return cls(text, _LOCAL, str(Path(text).expanduser()))
         try:
             filesystem, path = pafs.FileSystem.from_uri(text)
         except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].replace(text, name)
             raise UserError(
-                f"{text}: {reason}; write a path, or a URI such as s3://bucket/folder, "
+                f"{name}: {reason}; write a path, or a URI such as s3://bucket/folder, "
                 "hdfs://host:port/folder or gs://bucket/folder"
             ) from None
-        return cls(text, filesystem, path)
+        return cls(name, filesystem, path)
 
     def __truediv__(self, name: str) -> "Location":
         """Return what `name` is called in this folder."""
@@ -153,3 +157,23 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "may not be read; check its permissions"
     return str(error).splitlines()[0]
+
+
+def without_secrets(uri: str) -> str:
+    """Return a URI with stars for the user, the password and unknown options.
+
+    >>> without_secrets("s3://KEY:SECRET@bucket/log?region=eu&token=abc")
+    's3://***@bucket/log?region=eu&token=***'
+    """
+    parts = urllib.parse.urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    if "://" not in uri or (host == parts.netloc and not parts.query):
+        return uri
+    options = [
+        f"{name}={value if name in _HARMLESS else '***'}"
+        for name, value in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
+    ]
+    return parts._replace(
+        netloc=host if host == parts.netloc else f"***@{host}",
+        query="&".join(options),
+    ).geturl()

@@ -5,7 +5,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.location import Location, without_secrets
 from learn_torchrec.datasets.row_groups import RowGroups
 from learn_torchrec.errors import UserError
 
@@ -63,3 +63,14 @@ def test_compressed_files_are_read_as_they_are(tmp_path: Path) -> None:
     assert Location.of(path).open().read() == b"line"
     with pytest.raises(UserError, match="no such file"):
         Location.of(tmp_path / "absent").open()
+
+
+def test_no_secret_reaches_a_message():
+    uri = "nothing://KEY:SECRET@bucket/log?region=eu&token=SECRET"
+    with pytest.raises(UserError) as refused:
+        Location.of(uri)
+    assert "SECRET" not in str(refused.value)
+    assert "***@bucket/log?region=eu&token=***" in str(refused.value)
+    kept = Location.of("s3://KEY:SECRET@bucket/log") / "part"
+    assert str(kept) == "s3://***@bucket/log/part"
+    assert without_secrets("/a/b@c?d=e") == "/a/b@c?d=e"

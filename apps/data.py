@@ -1,0 +1,73 @@
+"""Data to try things on: `data market` writes a generated shop as a data set.
+
+Its impressions carry `oracle`, the true probability of conversion; read it with
+`--data parquet:DIR`.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from apps import options
+from learn_torchrec.artifact import is_finished, locked, recipe_of, write_artifact
+from learn_torchrec.config import to_dict
+from learn_torchrec.datasets.generated import KIND, GeneratedConfig, write_shop
+from learn_torchrec.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
+    parser = argparse.ArgumentParser(
+        prog="learn-torchrec data", description=__doc__, allow_abbrev=False
+    )
+    market = parser.add_subparsers(dest="what", required=True).add_parser(
+        "market", help="users, items and impressions with known probabilities"
+    )
+    for field in dataclasses.fields(GeneratedConfig):
+        market.add_argument(
+            f"--{field.name}", default=field.default, help="(default: %(default)s)"
+        )
+    market.add_argument("--out", type=Path, required=True, metavar="DIR")
+    market.add_argument(
+        "--overwrite", action="store_true", help="replace a shop of other settings"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the shop, a day after the other."""
+    args = build_parser().parse_args(argv)
+    config = _configured(args)
+    settings = to_dict(config)
+    if is_finished(args.out, KIND, recipe_of(KIND, settings, {}), args.overwrite):
+        return
+    with (
+        locked(args.out),
+        write_artifact(args.out, kind=KIND, config=settings, inputs={}) as working,
+        tqdm(total=config.impressions, desc="market", unit="row", disable=None) as bar,
+    ):
+        for done in write_shop(config, working):
+            bar.update(done - bar.n)
+    print(
+        f"{config.impressions:,} impressions; read them with --data parquet:{args.out}"
+    )
+
+
+def _configured(args: argparse.Namespace) -> GeneratedConfig:
+    names = [field.name for field in dataclasses.fields(GeneratedConfig)]
+    values = {name: getattr(args, name) for name in names}
+    try:
+        return TypeAdapter(GeneratedConfig).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = "".join(f"--{part}: " for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        raise UserError(f"{place or '--'}{message}") from None
+
+
+if __name__ == "__main__":
+    options.run(main)

@@ -1,0 +1,97 @@
+"""The generated shop: known probabilities, everything from its seed, new every day."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from apps import data
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.generated import GeneratedConfig, GeneratedShop
+from learn_torchrec.errors import UserError
+
+SIZE = ["--users=400", "--items=300", "--days=6", "--impressions=60000"]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    out = tmp_path_factory.mktemp("shop") / "market"
+    data.main(["market", *SIZE, "--out", str(out)])
+    return out
+
+
+def columns(out, *names):
+    table = open_dataset(f"parquet:{out}").impressions
+    return [table[name].to_numpy() for name in names]
+
+
+def test_it_is_a_data_set(shop):
+    dataset = open_dataset(f"parquet:{shop}")
+    assert dataset.items.num_rows == 300
+    assert dataset.impressions.num_rows == 60_000
+    click, label, price = columns(shop, "click", "label", "revenue")
+    assert dataset.interactions.num_rows == click.sum() + label.sum()
+    assert (label <= click).all()
+    assert ((price > 0) == (label == 1)).all()
+    times = dataset.impressions["timestamp"].to_numpy()
+    assert (np.diff(times) >= 0).all()
+
+
+def test_it_follows_from_its_seed(shop, tmp_path):
+    for name, seed in (("same", 0), ("other", 1)):
+        data.main(["market", *SIZE, f"--seed={seed}", "--out", str(tmp_path / name)])
+    part = "impressions.parquet/day-00003.parquet"
+    wanted = pq.read_table(shop / part)
+    assert pq.read_table(tmp_path / "same" / part).equals(wanted)
+    assert not pq.read_table(tmp_path / "other" / part).equals(wanted)
+
+
+def test_the_oracle_is_true_and_ranks_best(shop):
+    label, oracle, price = columns(shop, "label", "oracle", "log_price")
+    assert label.mean() == pytest.approx(oracle.mean(), abs=0.005)
+    low = oracle < np.median(oracle)
+    assert label[low].mean() == pytest.approx(oracle[low].mean(), abs=0.005)
+    assert roc_auc_score(label, oracle) > 0.7 > roc_auc_score(label, -price)
+
+
+def test_new_users_and_items_arrive_every_day(shop):
+    users, items, times, age = columns(
+        shop, "user_id", "item_id", "timestamp", "item_age_days"
+    )
+    days = (times - times.min()) // 86_400
+    latest = [(users[days == d].max(), items[days == d].max()) for d in range(6)]
+    assert (np.diff(latest, axis=0) > 0).all()
+    assert (age >= 0).all()
+    assert (age[days == 5] == 0).any()
+
+
+def test_the_subject_says_what_an_item_new_today_is_worth():
+    """Planted content effect: a user's subjects convert more, also on new items."""
+    shop = GeneratedShop(GeneratedConfig(users=500, items=400, days=4))
+    for _, chunks in shop.days():
+        (table,) = chunks
+    new = table["item_age_days"].to_numpy() == 0
+    near = np.einsum(
+        "nk,nk->n",
+        shop.interests(3)[table["user_id"].to_numpy()],
+        shop.item_place[table["item_id"].to_numpy()],
+    )
+    label = table["label"].to_numpy()
+    assert label[new & (near > 0.5)].mean() > 2 * label[new & (near < 0)].mean()
+
+
+def test_interests_drift():
+    shop = GeneratedShop(GeneratedConfig(users=50, items=20, days=4, drift=0.1))
+    first, later = shop.interests(0), shop.interests(10)
+    angle = np.arccos(np.clip((first * later).sum(axis=1), -1, 1))
+    assert angle == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--users=0", "users: at least 1"), ("--days=x", "--days: ")],
+)
+def test_bad_sizes_are_refused(tmp_path, option, message):
+    with pytest.raises(UserError, match=message):
+        data.main(["market", option, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
