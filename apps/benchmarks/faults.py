@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,19 @@ from typing import Any
 from apps.benchmarks import save_cost
 from apps.benchmarks.measure import RESULTS, machine
 from apps.program import run, write_json
+from learn_torchrec.datasets.generated import GeneratedConfig, write_shop
 
-_LIMIT = 300.0  # seconds of one stage
-_DATA = "market:seed=0,users=240,days=8,items_per_day=40"
+_LIMIT = 900.0  # seconds of one stage
+_SHOP = GeneratedConfig(users=400, items=200, days=12, impressions=36_000)
 _SETTINGS = (
     "content.encoder.layers=4",
     "content.encoder.tokens_per_batch=512",
+    "split.actions=click,buy",
+    "split.min_events=4",
     "towers.training.epochs=6",
     "towers.training.batch_size=20",
+    'ranker.features.sparse=[{"column": "user_id"}, {"column": "item_id"}]',
+    "ranker.features.dense=log_price,item_age_days",
     "ranker.training.batch_size=64",
     "ranker.training.epochs=2",
     "checkpoint.every_steps=7",
@@ -45,12 +51,13 @@ _RECORDS = ("config.json", "manifest.json", "log.jsonl")
 
 @dataclass(frozen=True)
 class Stage:
-    """A program, the artefacts that it reads by option, and its ranks."""
+    """A program, the artefacts that it reads by option, its ranks and settings."""
 
     name: str
     app: str
     inputs: tuple[tuple[str, str], ...] = ()
     ranks: int = 1
+    settings: tuple[str, ...] = ()
     share: float = 0.0
 
     def command(self, folder: Path, out: Path) -> list[str]:
@@ -59,28 +66,38 @@ class Stage:
         if self.ranks > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone"]
             module = [*launcher, f"--nproc_per_node={self.ranks}", *module]
-        options = ["--data", _DATA, "--out", str(out), "--set", *_SETTINGS]
+        data = f"parquet:{folder / 'shop'}"
+        options = ["--data", data, "--out", str(out), "--set", *_SETTINGS]
+        options += self.settings
         for option, artefact in self.inputs:
             options += [option, str(folder / artefact)]
         return [sys.executable, *module, *options]
 
 
 STAGES = (
-    Stage("content", "encode_content", share=0.2),
-    Stage("towers", "train_towers", (("--content", "content"),), share=0.25),
+    Stage("content", "encode_content", share=0.1),
+    Stage("towers", "train_towers", (("--content", "content"),), share=0.22),
+    Stage(
+        "towers2",
+        "train_towers",
+        (("--content", "content"),),
+        ranks=2,
+        settings=("towers.model.inputs=content+id",),
+        share=0.1,
+    ),
     Stage(
         "vectors",
         "export_vectors",
         (("--content", "content"), ("--towers", "towers")),
-        share=0.1,
+        share=0.12,
     ),
-    Stage("ranker", "train_ranker", (("--vectors", "vectors"),), share=0.2),
-    Stage("ranker2", "train_ranker", (("--vectors", "vectors"),), ranks=2, share=0.15),
+    Stage("ranker", "train_ranker", (("--vectors", "vectors"),), share=0.22),
+    Stage("ranker2", "train_ranker", (("--vectors", "vectors"),), ranks=2, share=0.12),
     Stage(
         "predictions",
         "predict",
         (("--vectors", "vectors"), ("--ranker", "ranker")),
-        share=0.1,
+        share=0.12,
     ),
 )
 
@@ -134,17 +151,17 @@ def content_of(directory: Path) -> dict[str, str]:
 
 
 def random_kills(
-    stage: Stage, folder: Path, seconds: float, kills: int, dice: random.Random
+    stage: Stage, folder: Path, seconds: float, kills: int, seed: int
 ) -> dict[str, int]:
     """Kill a stage again and again; return how often it then gave the same artefact.
 
     Two of three kills hit a fresh run, the third one that was killed before.
     """
+    dice = random.Random(f"{seed} {stage.name}")
     wanted = content_of(folder / stage.name)
     done = identical = 0
     while done < kills:
         out = folder / "killed" / f"{stage.name}-{done}"
-        out.parent.mkdir(exist_ok=True)
         hits = 0
         for _ in range(2 if done % 3 == 2 else 1):
             # Imports take the first part of a run, in which nothing is at stake.
@@ -248,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the suite, print the counts, and write them where asked."""
     parser = argparse.ArgumentParser(prog="apps.benchmarks.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="(default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="stages side by side")
     parser.add_argument("--seed", type=int, help="of the moments (default: the time)")
     parser.add_argument(
         "--json",
@@ -260,15 +278,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     seed = int(time.time()) if args.seed is None else args.seed
     dice = random.Random(seed)
-    results: dict[str, Any] = {"machine": machine(), "seed": seed, "stages": {}}
+    results: dict[str, Any] = {"machine": machine(), "seed": seed}
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
+        (folder / "shop").mkdir()
+        for _ in write_shop(_SHOP, folder / "shop"):
+            pass
         seconds = {s.name: complete(s, folder, folder / s.name) for s in STAGES}
-        for stage in STAGES:
-            kills = max(1, round(stage.share * args.kills))
-            results["stages"][stage.name] = random_kills(
-                stage, folder, seconds[stage.name], kills, dice
-            )
+        (folder / "killed").mkdir()
+        with ThreadPoolExecutor(args.jobs) as pool:
+            counts = {
+                stage.name: pool.submit(
+                    random_kills,
+                    *(stage, folder, seconds[stage.name]),
+                    *(max(1, round(stage.share * args.kills)), seed),
+                )
+                for stage in STAGES
+            }
+        results["stages"] = {name: count.result() for name, count in counts.items()}
         results |= corruptions(folder, dice)
         results |= damaged_checkpoints(folder, dice)
     for count in ("kills", "identical"):
