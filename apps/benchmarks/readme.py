@@ -69,6 +69,7 @@ def render(text: str) -> str:
             {title: results[name] for title, name in _STUDIES.items()}
         ),
         "ranker": ranker_table(results["ranker"]),
+        "data": data_table(results["data"], results["content"]),
     }
     for name, table in blocks.items():
         pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
@@ -162,6 +163,40 @@ def ranker_table(results: dict[str, Any]) -> str:
     }
     lines = [f"| {name} | {results[key]:.2f} x |" for name, key in rows.items()]
     return "\n".join(["| ranker, examples/s | |", "|---|---|", *lines]) + "\n"
+
+
+def data_table(data: dict[str, Any], content: dict[str, Any]) -> str:
+    """The data plane and content extraction as Markdown."""
+    sizes, rates, peaks = (
+        " / ".join(cells)
+        for cells in zip(
+            *(
+                (
+                    f"{line['rows'] // 10**6}",
+                    f"{line['rows_per_s'] / 1e6:.1f}",
+                    f"{line['peak_mb'] / 1000:.1f}",
+                )
+                for line in data["scale"]
+            ),
+            strict=True,
+        )
+    )
+    loops = data["batches_over_plain_loop"], data["shuffled_over_plain_loop"]
+    speeds = content["over_one_by_one"], content["float32"]["over_one_by_one"]
+    rows = {
+        f"{sizes} million interactions prepared": f"{rates} million rows/s, {peaks} GB",
+        "batches from Parquet over a plain pyarrow loop": (
+            "{:.2f} x, shuffled {:.2f} x".format(*loops)
+        ),
+        f"content in batches over one by one, {content['dtype']}": (
+            "{:.1f} x, float32 {:.1f} x".format(*speeds)
+        ),
+        "MiniLM over sentence-transformers' `encode`": (
+            f"{content['over_sentence_transformers']:.2f} x"
+        ),
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
 
 
 def towers_table(results: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from learn_torchrec.datasets.row_groups import open_parquet
 from learn_torchrec.errors import UserError
 
 _STREAM_ROWS = 1 << 17
+_GLOB = frozenset("*?[")
 
 
 class Engine(Protocol):
@@ -84,7 +85,7 @@ class DuckDB:
     def read(self, name: str, location: Location) -> None:
         """See `Engine`."""
         dataset = open_parquet(location)  # says what is wrong, where something is
-        if location.is_local:
+        if location.is_local and not _GLOB.intersection("".join(dataset.files)):
             # DuckDB's own reader keeps to the memory limit; Arrow's reads far ahead.
             with self._one_line():
                 self._connection.read_parquet(
@@ -92,7 +93,7 @@ class DuckDB:
                 ).create_view(name)
         else:
             # Through Arrow's file systems, so that every URI means here what it
-            # means everywhere.
+            # means everywhere, and a name with a star is a name.
             self._connection.register(name, dataset)
 
     def add(self, name: str, table: pa.Table) -> None:

@@ -4,6 +4,7 @@ Dimension letters: N rows, F dense features, D vector dim.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -124,19 +125,24 @@ class JaggedIds:
 
     def take(self, rows: Ints) -> "JaggedIds":
         """Return the feature of some rows."""
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
-        ends = np.cumsum(lengths)
-        starts = self.offsets[rows] - (ends - lengths)
-        if (lengths == 1).all():
-            index = self.offsets[rows]
+        if self._one_each:
+            index, offsets = rows, np.arange(len(rows) + 1)
         else:
-            index = np.arange(lengths.sum()) + np.repeat(starts, lengths)
+            lengths = self.offsets[rows + 1] - self.offsets[rows]
+            offsets = np.r_[0, np.cumsum(lengths)]
+            starts = self.offsets[rows] - offsets[:-1]
+            index = np.arange(offsets[-1]) + np.repeat(starts, lengths)
         return JaggedIds(
             values=self.values[index],
-            offsets=np.r_[0, ends],
+            offsets=offsets,
             weights=None if self.weights is None else self.weights[index],
             left_out=None if self.left_out is None else self.left_out[rows],
         )
+
+    @functools.cached_property
+    def _one_each(self) -> bool:
+        """Whether every row has one id: a row is then an id's place."""
+        return bool((np.diff(self.offsets) == 1).all())
 
     @property
     def lengths(self) -> Ints:

@@ -127,8 +127,9 @@ class StreamedRows:
             UserError: a batch size that does not fit the ranks or the rows.
         """
         check_batch_size(batch_size, len(self))
-        config = self._config
-        index = None if self.vectors is None else self.vectors.index()
+        config, index = self._config, self.vectors
+        if index is not None and config.workers:
+            index = index.index()  # a worker finds rows, this rank gathers vectors
         loader = Loader(
             self._rows,
             LoaderConfig(
@@ -142,7 +143,6 @@ class StreamedRows:
             ),
             rank=dist.get_rank(),
             ranks=dist.get_world_size(),
-            # A worker finds rows of vectors, this rank gathers them.
             transform=_Prepare(self._features, index, self._rows.name),
         )
         return read_ahead(self._batches(loader, epoch, start), _BATCHES_AHEAD)

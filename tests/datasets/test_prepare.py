@@ -165,6 +165,30 @@ def test_duckdb_equals_plain_loops(duckdb: Engine, quantile: float) -> None:
     assert 0 < sum(prepared.users["is_test"].to_pylist()) < len(prepared.users)
 
 
+@pytest.mark.parametrize("folder", ["plain", "a [star] *", "by_action"])
+def test_folders_are_read_as_tables_are(
+    duckdb: Engine, tmp_path: Path, folder: str
+) -> None:
+    """Narrower types in some files, names that look like patterns, partitions."""
+    whole, directory = log(), tmp_path / folder
+    directory.mkdir()
+    if folder == "by_action":
+        pq.write_to_dataset(whole, directory, partition_cols=["action"])
+    else:
+        early = whole.slice(0, 300)
+        place = early.column_names.index("timestamp")
+        short = early["timestamp"].cast(pa.int32())
+        early = early.set_column(place, "timestamp", short)
+        pq.write_table(early, directory / "a.parquet")
+        pq.write_table(whole.slice(300), directory / "b.parquet")
+    expected = naive(whole, CONFIG)
+    duckdb.add("items", pa.table({"item_id": ITEMS["item_id"], "item": range(30)}))
+    duckdb.read("log", Location.of(directory))
+    prepared = prepare(duckdb, CONFIG, pa.int64(), "log")
+    assert prepared.dropped == expected["dropped"]
+    assert as_rows(prepared) == expected["events"]
+
+
 @pytest.mark.parametrize(("split", "of_ten"), [("ratio", 8), ("leave_one_out", 9)])
 def test_other_splits(duckdb: Engine, split: str, of_ten: int) -> None:
     table = pa.table(

@@ -1,6 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from random_sequences import make_sequences
 
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
@@ -12,16 +13,6 @@ from learn_torchrec.towers.holdout import (
     retrieval_task,
     split_towers,
 )
-
-
-def make_sequences(lengths, seed=0):
-    random = np.random.default_rng(seed)
-    return SequenceSet(
-        user_ids=pa.array(range(len(lengths))),
-        offsets=np.r_[0, np.cumsum(lengths)],
-        items=random.integers(0, 40, sum(lengths)),
-        times=np.concatenate([np.arange(length) * 10 for length in lengths]),
-    )
 
 
 def moment(time):

@@ -1,9 +1,8 @@
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
+from random_sequences import make_sequences
 
-from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.towers import inference
 from learn_torchrec.towers.encoder import EncoderShape
@@ -12,16 +11,6 @@ from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.training import build_towers
 
 CPU = torch.device("cpu")
-
-
-def make_sequences(lengths, seed=0):
-    random = np.random.default_rng(seed)
-    return SequenceSet(
-        user_ids=pa.array(range(len(lengths))),
-        offsets=np.r_[0, np.cumsum(lengths)],
-        items=random.integers(0, 40, sum(lengths)),
-        times=np.concatenate([np.arange(length) * 10 for length in lengths]),
-    )
 
 
 def make_towers(store):
