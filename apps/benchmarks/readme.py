@@ -64,12 +64,14 @@ def render(text: str) -> str:
         "amazon": seeds_table(results["amazon"], AMAZON_COLUMNS),
         "retail": seeds_table(results["retail"], RETAIL_COLUMNS),
         "towers": towers_table(results["towers"]),
-        "metrics": metrics_table(results["metrics"]),
         "study": study_table(
             {title: results[name] for title, name in _STUDIES.items()}
         ),
-        "ranker": ranker_table(results["ranker"]),
-        "data": data_table(results["data"], results["content"]),
+        "measured": two_columns(
+            ranker_rows(results["ranker"])
+            | data_rows(results["data"], results["content"])
+            | metrics_rows(results["metrics"])
+        ),
     }
     for name, table in blocks.items():
         pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
@@ -114,9 +116,9 @@ def seeds_table(results: dict[str, Any], columns: dict[str, tuple[str, str]]) ->
     return "\n".join(lines) + "\n"
 
 
-def metrics_table(results: dict[str, Any]) -> str:
-    """The evaluation engine's speed as Markdown."""
-    rows = {
+def metrics_rows(results: dict[str, Any]) -> dict[str, str]:
+    """The evaluation engine's speed."""
+    return {
         f"AUC, UAUC and WUAUC of {results['rows']:,} rows from Parquet": (
             f"{results['seconds']:.0f} s, {results['peak_gb']:.1f} GB"
         ),
@@ -128,8 +130,6 @@ def metrics_table(results: dict[str, Any]) -> str:
             f"{results['topk_over_faiss']:.2f} x"
         ),
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
 
 
 def study_table(studies: dict[str, dict[str, Any]]) -> str:
@@ -152,21 +152,20 @@ def study_table(studies: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ranker_table(results: dict[str, Any]) -> str:
-    """The ranker beside TorchRec's DLRM as Markdown."""
+def ranker_rows(results: dict[str, Any]) -> dict[str, str]:
+    """The ranker's examples a second beside TorchRec's DLRM."""
     rows = {
-        "LEARN off over TorchRec's DLRM, from memory": "off_over_dlrm",
-        "LEARN on over TorchRec's DLRM, from memory": "on_over_dlrm",
-        "LEARN on, from Parquet over from memory": "parquet_over_memory",
-        "LEARN on, two ranks over one": "two_ranks_over_one",
+        "ranker, LEARN off over TorchRec's DLRM, from memory": "off_over_dlrm",
+        "ranker, LEARN on over TorchRec's DLRM, from memory": "on_over_dlrm",
+        "ranker, LEARN on, from Parquet over from memory": "parquet_over_memory",
+        "ranker, LEARN on, two ranks over one": "two_ranks_over_one",
         "TorchRec's DLRM, two ranks over one": "dlrm_two_ranks_over_one",
     }
-    lines = [f"| {name} | {results[key]:.2f} x |" for name, key in rows.items()]
-    return "\n".join(["| ranker, examples/s | |", "|---|---|", *lines]) + "\n"
+    return {name: f"{results[key]:.2f} x" for name, key in rows.items()}
 
 
-def data_table(data: dict[str, Any], content: dict[str, Any]) -> str:
-    """The data plane and content extraction as Markdown."""
+def data_rows(data: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
+    """The data plane and content extraction."""
     sizes, rates, peaks = (
         " / ".join(cells)
         for cells in zip(
@@ -183,7 +182,7 @@ def data_table(data: dict[str, Any], content: dict[str, Any]) -> str:
     )
     loops = data["batches_over_plain_loop"], data["shuffled_over_plain_loop"]
     speeds = content["over_one_by_one"], content["float32"]["over_one_by_one"]
-    rows = {
+    return {
         f"{sizes} million interactions prepared": f"{rates} million rows/s, {peaks} GB",
         "batches from Parquet over a plain pyarrow loop": (
             "{:.2f} x, shuffled {:.2f} x".format(*loops)
@@ -195,6 +194,10 @@ def data_table(data: dict[str, Any], content: dict[str, Any]) -> str:
             f"{content['over_sentence_transformers']:.2f} x"
         ),
     }
+
+
+def two_columns(rows: dict[str, str]) -> str:
+    """Names and figures as Markdown."""
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
 
