@@ -24,7 +24,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart doctor test test-slow test-faults test-gpu soak audit \
+.PHONY: help env dev quickstart doctor test test-slow test-faults soak audit test-gpu \
         lint types check format clean clean-env
 
 help: ## list the targets and the variables

@@ -31,6 +31,7 @@ NOT_APPS = {
     "main",
     "options",
     "program",
+    "warm_start",
     "tables",
 }
 

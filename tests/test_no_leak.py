@@ -81,8 +81,15 @@ def test_the_future_changes_nothing(market, store, tmp_path):
         outputs.append((weights, past, vectors))
     (weights, past, vectors), (other_weights, other_past, other_vectors) = outputs
     assert past.num_rows > 300
-    assert past.equals(other_past)
-    assert not vectors.equals(other_vectors)
+    events = ["user_id", "timestamp"]
+    assert past.select(events).equals(other_past.select(events))
+    # Who is encoded beside a user decides no more than the last digits.
+    one, other, later, other_later = (
+        np.stack(table["vector"].to_numpy())
+        for table in (past, other_past, vectors, other_vectors)
+    )
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert later.shape != other_later.shape or np.abs(later - other_later).max() > 0.01
     for name, value in weights.items():
         assert torch.equal(value, other_weights[name]), name
 

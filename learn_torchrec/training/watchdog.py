@@ -7,12 +7,12 @@ nobody learns where the first one was.
 import contextlib
 import faulthandler
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
 from learn_torchrec.training.distributed import rank_name
 
+_STDERR = 2  # also where sys.stderr is something else
 _GRACE = 30.0  # seconds; then the interpreter itself must hang
 
 
@@ -40,7 +40,7 @@ def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
     def beat() -> None:
         alive.set()
         # This one works even where the interpreter's lock is never released.
-        faulthandler.dump_traceback_later(seconds + _GRACE, exit=True)
+        faulthandler.dump_traceback_later(seconds + _GRACE, exit=True, file=_STDERR)
 
     thread = threading.Thread(target=watch, name="watchdog", daemon=True)
     thread.start()
@@ -55,7 +55,6 @@ def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
 
 
 def _end(reason: str) -> None:
-    sys.stderr.write(reason + "\n")
-    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-    sys.stderr.flush()
+    os.write(_STDERR, f"{reason}\n".encode())
+    faulthandler.dump_traceback(file=_STDERR, all_threads=True)
     os._exit(1)

@@ -138,7 +138,8 @@ def test_changed_and_new_items_only(
 def test_the_manifest_says_what_made_the_vectors(
     market: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    manifest = encode(market, tmp_path / "c", model_dir).manifest
+    more = "content.encoder.dtype=float32"
+    manifest = encode(market, tmp_path / "c", model_dir, more).manifest
     facts = manifest.facts
     assert facts["model"] == str(model_dir)
     assert (facts["pooling"], facts["layers"]) == ("mean", [-1])

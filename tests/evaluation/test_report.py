@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps import evaluate_ab, evaluate_auc, report
-from learn_torchrec.artifact import write_artifact
+from learn_torchrec.artifact import Manifest, write_artifact
 from learn_torchrec.content.store import KIND, write_content_store
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.predictions import Predictions
@@ -51,14 +52,17 @@ def make_predictions(directory: Path, gain: float) -> None:
 
 def manifest(directory: Path, kind: str, facts: dict) -> None:
     directory.mkdir(exist_ok=True)
-    body = {
-        "kind": kind,
-        "facts": facts,
-        "cutoff": 86_400,
-        "created": "2024-01-01T00:00:00+00:00",
-        "versions": {"torch": "2"},
-    }
-    (directory / "manifest.json").write_text(json.dumps(body))
+    body = Manifest(
+        kind=kind,
+        recipe="",
+        config={},
+        inputs={},
+        facts=facts,
+        cutoff=86_400,
+        created="2024-01-01T00:00:00+00:00",
+        versions={"torch": "2"},
+    )
+    (directory / "manifest.json").write_text(json.dumps(asdict(body)))
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from learn_torchrec.towers.training import (
     build_towers,
     train_towers,
 )
+from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.run_log import RunLog
 
@@ -302,7 +303,7 @@ def test_training_may_start_from_given_weights(store, one_rank, tmp_path):
             RetrievalConfig(ks=(1,)),
             CPU,
             log,
-            encoder.state_dict(),
+            InitialTowers(encoder.state_dict()),
         )
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(trained.state[f"encoder.{name}"], value)
