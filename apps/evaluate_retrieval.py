@@ -76,6 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "train the towers on this log"
             )
         task = data.test if args.part == "test" else data.validation
+        if not len(task.sequences):
+            raise UserError(
+                f"split: no {args.part} user has split.min_events="
+                f"{run.split.min_events} events; move split.towers_until earlier or "
+                "lower split.min_events"
+            )
         length = config.sampling.history_length
         scores = {
             "learn": towers_scores(towers, store, task, length, device),
