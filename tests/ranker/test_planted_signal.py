@@ -94,7 +94,11 @@ def test_towers_and_ranker_recover_it_from_the_command_line(tmp_path):
         f"ranker.features.sparse={json.dumps(sparse)}",
         f"ranker.features.dense={','.join(FEATURES.dense)}",
         "ranker.optimizer.learning_rate=0.003",
-        "towers.training.epochs=20",
+        "ranker.training.epochs=20",
+        "towers.model.item_tower=projection",
+        "towers.loss.sampling_correction=false",
+        "towers.training.epochs=100",
+        "towers.training.patience=100",
     ]
     common = ["--data", MARKET, *(f"--set={setting}" for setting in settings)]
     content = ["--content", str(tmp_path / "content")]
