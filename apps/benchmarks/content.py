@@ -12,14 +12,13 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from apps.benchmarks.measure import (
-    RESULTS,
+    add_json,
     bare_products,
     interleaved_medians,
     machine,
@@ -123,14 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="apps.benchmarks.content", description=__doc__
     )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        nargs="?",
-        const=RESULTS / "content.json",
-        metavar="FILE",
-        help="write the figures (default file: %(const)s)",
-    )
+    add_json(parser, "content.json")
     parser.add_argument("--data", default="movielens:auto", metavar="ADAPTER:PATH")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--items", type=int, default=128)

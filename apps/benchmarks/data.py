@@ -27,7 +27,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 
-from apps.benchmarks.measure import RESULTS, interleaved_medians, machine
+from apps.benchmarks.measure import add_json, interleaved_medians, machine
 from apps.program import run, write_json
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.engines import open_engine
@@ -214,14 +214,7 @@ def hang_tests() -> dict[str, int]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; with --json also write the results."""
     parser = argparse.ArgumentParser(prog="apps.benchmarks.data", description=__doc__)
-    parser.add_argument(
-        "--json",
-        type=Path,
-        nargs="?",
-        const=RESULTS / "data.json",
-        metavar="FILE",
-        help="write the figures (default file: %(const)s)",
-    )
+    add_json(parser, "data.json")
     parser.add_argument(
         "--rows",
         type=int,

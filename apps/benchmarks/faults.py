@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.benchmarks import save_cost
-from apps.benchmarks.measure import RESULTS, machine
+from apps.benchmarks.measure import add_json, machine
 from apps.program import run, write_json
 from learn_torchrec.datasets.generated import GeneratedConfig, write_shop
 
@@ -267,14 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=50, help="(default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="stages side by side")
     parser.add_argument("--seed", type=int, help="of the moments (default: the time)")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        nargs="?",
-        const=RESULTS / "faults.json",
-        metavar="FILE",
-        help="write the counts (default file: %(const)s)",
-    )
+    add_json(parser, "faults.json")
     args = parser.parse_args(argv)
     seed = int(time.time()) if args.seed is None else args.seed
     dice = random.Random(seed)

@@ -1,5 +1,6 @@
 """What every benchmark shares: side-by-side timing, the machine's rate, memory."""
 
+import argparse
 import gc
 import json
 import platform
@@ -15,6 +16,18 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).with_name("results")
+
+
+def add_json(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add `--json`: a file for the figures, without a value the committed one."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=RESULTS / name,
+        metavar="FILE",
+        help="write the figures (default file: %(const)s)",
+    )
 
 
 def interleaved_medians(

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 
-from apps.benchmarks.measure import RESULTS, machine
+from apps.benchmarks.measure import add_json, machine
 from apps.program import run, write_json
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE
@@ -113,14 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run, print, and add the figures to those of the fault suite where asked."""
     parser = argparse.ArgumentParser(prog="apps.benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument(
-        "--json",
-        type=Path,
-        nargs="?",
-        const=RESULTS / "faults.json",
-        metavar="FILE",
-        help="add the figures to this file (default file: %(const)s)",
-    )
+    add_json(parser, "faults.json")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         write_market(Path(name))
