@@ -296,7 +296,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     results |= save_cost.measure()
     print(json.dumps(results, indent=2))
     if args.json:
-        write_json(args.json, results)
+        # The hour of `soak` adds its figures to the same file.
+        known = json.loads(args.json.read_text()) if args.json.exists() else {}
+        write_json(args.json, known | results)
     ok = results["kills"] == results["identical"]
     ok &= results["corruptions"] == results["refused_cleanly"]
     ok &= results["checkpoints"] == results["checkpoints_identical"]

@@ -1,44 +1,45 @@
 """An hour of the ranker on a generated market at two ranks: is memory flat?
 
-The real job, streamed from Parquet, saving checkpoints as it goes, started by torchrun
-and ended by SIGTERM, as a scheduler would. Memory is what the ranks occupy together,
+The real job with LEARN's vectors, streamed from Parquet, saving checkpoints as it goes,
+started by torchrun and ended by SIGTERM, as a scheduler would. Memory is what the ranks occupy together,
 each minute's median; growth is from the first minutes after the warm-up to the last.
 Throughput is compared between the same two spans, in steps a second.
 """
 
 import argparse
 import json
-import os
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow.parquet as pq
 
+from apps.benchmarks.faults import STAGES, Stage, complete, start
 from apps.benchmarks.measure import add_json, machine
 from apps.program import run, write_json
-from learn_torchrec.datasets import open_dataset
-from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE
+from learn_torchrec.datasets.generated import GeneratedConfig, write_shop
 
-_DATA = "market:users=4000,days=12,items_per_day=200"
-_RANKS, _EVERY = 2, 100
+_SHOP = GeneratedConfig(users=4_000, items=1_000, days=12, impressions=1_000_000)
+_TOWERS = ("towers.training.epochs=1", "towers.training.batch_size=256")
+_RANKER = Stage(
+    "soak",
+    "train_ranker",
+    (("--vectors", "vectors"),),
+    ranks=2,
+    settings=(
+        "ranker.training.batch_size=1024",
+        "ranker.training.stream.enabled=true",
+        "ranker.training.epochs=100000",
+        "checkpoint.every_steps=500",
+    ),
+)
 _SAMPLE_SECONDS = 5.0
 _WARM_UP, _SPAN = 0.2, 0.2  # shares of the time
-_SETTINGS = (
-    'ranker.features.sparse=[{"column": "user_id"}, {"column": "item_id"}]',
-    "ranker.features.dense=user_events,item_events",
-    "ranker.training.stream.enabled=true",
-    "ranker.training.epochs=100000",
-    f"checkpoint.every_steps={_EVERY}",
-)
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,15 @@ class Sample:
     step: int
 
 
-def write_market(folder: Path) -> None:
-    """Write the generated impressions and interactions as Parquet."""
-    market = open_dataset(_DATA)
-    pq.write_table(market.interactions, folder / INTERACTIONS_FILE)
-    pq.write_table(market.impressions, folder / IMPRESSIONS_FILE, row_group_size=16_384)
+def prepare(folder: Path) -> None:
+    """Write the shop, and the vectors that its ranker reads."""
+    (folder / "shop").mkdir()
+    for _ in write_shop(_SHOP, folder / "shop"):
+        pass
+    for stage in STAGES:
+        if stage.name in ("content", "towers", "vectors"):
+            stage = replace(stage, settings=(*stage.settings, *_TOWERS))
+            complete(stage, folder, folder / stage.name)
 
 
 def watch(minutes: float, folder: Path) -> tuple[list[Sample], int]:
@@ -63,31 +68,24 @@ def watch(minutes: float, folder: Path) -> tuple[list[Sample], int]:
     Raises:
         RuntimeError: the job ended before it was asked to.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={_RANKS}", "-m", "apps.train_ranker"]
-    command += ["--data", f"parquet:{folder}", "--out", str(folder / "ranker")]
     log = folder / "soak.stderr"
-    with log.open("w") as stderr:
-        job = subprocess.Popen(
-            [*command, "--set", *_SETTINGS],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=stderr,
-        )
-        began, samples = time.monotonic(), []
-        while (seconds := time.monotonic() - began) < 60 * minutes:
-            if job.poll() is not None:
-                raise RuntimeError(f"the job ended: {log.read_text()[-2000:]}")
-            ranks = psutil.Process(job.pid).children(recursive=True)
-            memory = sum(rank.memory_info().rss for rank in ranks) / 2**20
-            steps = [
-                int(path.name.removeprefix("step-"))
-                for path in (folder / "checkpoints/ranker").glob("step-*")
-            ]
-            samples.append(Sample(seconds, memory, max(steps, default=0)))
-            time.sleep(_SAMPLE_SECONDS)
-        for rank in psutil.Process(job.pid).children():
-            rank.send_signal(signal.SIGTERM)
-        return samples, job.wait(120)
+    job = start(_RANKER.command(folder, folder / _RANKER.name), log)
+    began, samples = time.monotonic(), []
+    while (seconds := time.monotonic() - began) < 60 * minutes:
+        if job.poll() is not None:
+            raise RuntimeError(f"the job ended: {log.read_text()[-2000:]}")
+        ranks = psutil.Process(job.pid).children(recursive=True)
+        memory = sum(rank.memory_info().rss for rank in ranks) / 2**20
+        steps = [
+            int(path.name.removeprefix("step-"))
+            for path in (folder / "checkpoints" / _RANKER.name).glob("step-*")
+        ]
+        samples.append(Sample(seconds, memory, max(steps, default=0)))
+        print(samples[-1], flush=True)
+        time.sleep(_SAMPLE_SECONDS)
+    for rank in psutil.Process(job.pid).children():
+        rank.send_signal(signal.SIGTERM)
+    return samples, job.wait(120)
 
 
 def summary(samples: list[Sample], minutes: float) -> dict[str, Any]:
@@ -116,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_json(parser, "faults.json")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
-        write_market(Path(name))
+        prepare(Path(name))
         samples, status = watch(args.minutes, Path(name))
     result = summary(samples, args.minutes)
     result |= {"soak_exit_code": status, "soak_machine": machine()}
