@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _RECORDED_PACKAGES = (
     "learn-torchrec",
     "torch",
@@ -53,6 +53,9 @@ class Manifest:
             or after it. None where nothing learned from behaviour.
         facts: what a reader wants to know (counts, dimensions, statistics).
         files: size in bytes and SHA-256 of every file.
+        versions: of the packages that made it.
+        created: when, ISO 8601.
+        checksum: of all the rest, so that a damaged manifest is not believed.
     """
 
     kind: str
@@ -65,12 +68,26 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
     format_version: int = FORMAT_VERSION
+    checksum: str = ""
 
     @property
     def fingerprint(self) -> str:
         """Digest of what the artefact holds: later stages name their inputs by it."""
-        body = json.dumps([self.recipe, self.files], sort_keys=True)
-        return hashlib.sha256(body.encode()).hexdigest()
+        return _digest([self.recipe, self.files])
+
+    def write(self, directory: Path) -> None:
+        """Write `manifest.json` into the artefact's directory."""
+        body = asdict(self) | {"checksum": self.digest()}
+        (directory / MANIFEST).write_text(json.dumps(body, indent=2) + "\n")
+
+    def digest(self) -> str:
+        """Return what `checksum` must be: of the rest as a reader gets it."""
+        return _digest(json.loads(json.dumps(asdict(self) | {"checksum": ""})))
+
+
+def _digest(body: object) -> str:
+    text = json.dumps(body, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def recipe_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -81,9 +98,7 @@ def recipe_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -
         "config": config,
         "inputs": inputs,
     }
-    return hashlib.sha256(
-        json.dumps(body, sort_keys=True, default=str).encode()
-    ).hexdigest()
+    return _digest(body)
 
 
 def file_digest(path: Path) -> str:
@@ -96,8 +111,8 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
     """Read the manifest of the artefact in `directory`.
 
     Raises:
-        UserError: the directory holds no artefact, one of another kind, or one
-            of another format version.
+        UserError: the directory holds no artefact, one of another kind or format
+            version, or a damaged one.
     """
     path = directory / MANIFEST
     try:
@@ -125,6 +140,11 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
         raise UserError(
             f"{directory}: holds a {manifest.kind} artefact, a {kind} artefact is "
             "needed; name the right directory"
+        )
+    if manifest.checksum != manifest.digest():
+        raise UserError(
+            f"{path}: damaged, it is not what was written; restore it from a copy, or "
+            f"remove {directory} and make it again"
         )
     return manifest
 
@@ -289,7 +309,7 @@ def write_artifact(
             versions=_versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        (working / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+        manifest.write(working)
         _flush_to_disk(working)
         _swap(working, directory)
     except BaseException:

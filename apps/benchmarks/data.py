@@ -2,16 +2,16 @@
 
 `scale`: the whole preparation (clean, repeats, group, sort, split, counts, written as a
 sequence set) of a generated log by DuckDB, each size in a process of its own.
-`batches_over_plain_loop`: ranking batches from Parquet, against a plain loop of pyarrow
-and torch over the same columns in the files' order; shuffled too. Both may use all
-cores, and both copy every column into tensors that can be written.
+`batches_over_plain_loop`: ranking batches from Parquet in the files' order, against a
+plain loop of pyarrow and torch over the same columns. Shuffled ones against the same
+loop, which does not shuffle, and against one that shuffles a buffer of row groups. All
+may use all cores, and all copy every column into tensors that can be written.
 `loader_hang_tests`: the loader's tests, with those of dying and hanging processes.
 """
 
 import argparse
 import json
 import logging
-import re
 import resource
 import subprocess
 import sys
@@ -27,7 +27,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 
-from apps.benchmarks.measure import add_json, interleaved_medians, machine
+from apps.benchmarks.measure import (
+    add_json,
+    interleaved_medians,
+    machine,
+    run_tests,
+)
 from apps.program import run, write_json
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.engines import open_engine
@@ -35,11 +40,13 @@ from learn_torchrec.datasets.loader import Loader, LoaderConfig
 from learn_torchrec.datasets.location import Location
 from learn_torchrec.datasets.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.prepared import KIND, write_prepared
+from learn_torchrec.datasets.read_ahead import read_ahead
 from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowGroups
 
 _ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000
 _DAYS = 300
 _BATCH, _RANKING_ROWS, _REPEATS = 4096, 2_000_000, 5
+_GROUPS = 2  # row groups in the plain loop's buffer, as many rows as a window's
 _CONFIG = PrepareConfig(history_days=270, target_days=30, min_events=2)
 
 logger = logging.getLogger(__name__)
@@ -147,15 +154,37 @@ def plain_loop(path: Path) -> Iterator[dict[str, torch.Tensor]]:
         yield as_tensors(batch)
 
 
-def own_loader(path: Path, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches of the loader."""
-    config = LoaderConfig(batch_size=_BATCH, drop_last=False, **options)
+def plain_shuffle(path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches as a loop with a shuffled buffer of some row groups would."""
+    random = np.random.default_rng(0)
+    file = pq.ParquetFile(path)
+    groups = random.permutation(file.num_row_groups)
+    for few in np.split(groups, range(_GROUPS, len(groups), _GROUPS)):
+        buffer = as_tensors(file.read_row_groups(few.tolist()))
+        order = torch.from_numpy(random.permutation(len(buffer["label"])))
+        for rows in order.split(_BATCH):
+            yield {name: values[rows] for name, values in buffer.items()}
+
+
+def loader_in_order(path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the loader's batches in the files' order."""
+    config = LoaderConfig(batch_size=_BATCH, drop_last=False, shuffle=False, lanes=1)
     for batch in Loader(RowGroups(path), config).batches(epoch=0):
         yield as_tensors(batch)
 
 
+def loader_shuffled(path: Path) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches as the ranker takes them: from windows that a thread reads."""
+    config = LoaderConfig(batch_size=_BATCH, drop_last=False)
+    loader = Loader(RowGroups(path), config, transform=as_tensors)
+    for (window,) in read_ahead(loader.windows(epoch=0), depth=1):
+        for step in range(len(window.bounds) - 1):
+            rows = torch.from_numpy(window.take(step))
+            yield {name: values[rows] for name, values in window.rows.items()}
+
+
 def compare_loaders(scratch: Path) -> dict[str, float]:
-    """Return batches a second over the plain loop's: in order, and shuffled."""
+    """Return batches a second over the plain loops': in order, and shuffled."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "impressions.parquet"
         write_impressions(path, _RANKING_ROWS)
@@ -171,8 +200,9 @@ def compare_loaders(scratch: Path) -> dict[str, float]:
         seconds = interleaved_medians(
             {
                 "plain": drain(lambda: plain_loop(path)),
-                "ordered": drain(lambda: own_loader(path, shuffle=False, lanes=1)),
-                "shuffled": drain(lambda: own_loader(path)),
+                "ordered": drain(lambda: loader_in_order(path)),
+                "plain shuffle": drain(lambda: plain_shuffle(path)),
+                "shuffled": drain(lambda: loader_shuffled(path)),
             },
             repeats=_REPEATS,
         )
@@ -180,35 +210,10 @@ def compare_loaders(scratch: Path) -> dict[str, float]:
         "batches_per_s": round(batches / seconds["ordered"], 1),
         "batches_over_plain_loop": round(seconds["plain"] / seconds["ordered"], 2),
         "shuffled_over_plain_loop": round(seconds["plain"] / seconds["shuffled"], 2),
+        "shuffled_over_plain_shuffle": round(
+            seconds["plain shuffle"] / seconds["shuffled"], 2
+        ),
     }
-
-
-def hang_tests() -> dict[str, int]:
-    """Run the tests that the loader cannot hang; return how many passed and failed."""
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "pytest",
-                "-m",
-                "not gpu",
-                "-p",
-                "no:cacheprovider",
-            ),
-            "tests/datasets/test_loader.py",
-        ],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    counts = {
-        word: int(count)
-        for count, word in re.findall(r"(\d+) (passed|failed)", done.stdout)
-    }
-    return {"passed": counts.get("passed", 0), "failed": counts.get("failed", 0)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -230,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "engine_memory": args.memory,
         "scale": [measure_scale(n, args.memory, args.scratch) for n in args.rows],
         **compare_loaders(args.scratch),
-        "loader_hang_tests": hang_tests(),
+        "loader_hang_tests": run_tests("tests/datasets/test_loader.py"),
     }
     print(json.dumps(results, indent=2))
     if args.json:

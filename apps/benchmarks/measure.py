@@ -3,7 +3,9 @@
 import argparse
 import gc
 import json
+import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -120,3 +122,30 @@ def machine() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
+
+
+def run_tests(*paths: str) -> dict[str, int]:
+    """Run tests that need no GPU, slow ones too; return how many passed and failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "not gpu",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [*command, "-m", "not gpu", *paths],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    counts = {
+        word: int(count)
+        for count, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)
+    }
+    failed = counts.get("failed", 0) + counts.get("error", 0)
+    return {"passed": counts.get("passed", 0), "failed": failed}

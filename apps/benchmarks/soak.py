@@ -1,9 +1,9 @@
 """An hour of the ranker on a generated market at two ranks: is memory flat?
 
 The real job with LEARN's vectors, streamed from Parquet, saving checkpoints as it goes,
-started by torchrun and ended by SIGTERM, as a scheduler would. Memory is what the ranks occupy together,
-each minute's median; growth is from the first minutes after the warm-up to the last.
-Throughput is compared between the same two spans, in steps a second.
+started by torchrun and ended by SIGTERM, as a scheduler would. Memory is what the ranks
+occupy together, its median in the fifth of the time after the warm-up and in the last
+fifth; throughput, in steps a second, is compared between the same spans.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from apps.benchmarks.faults import STAGES, Stage, complete, start
 from apps.benchmarks.measure import add_json, machine
+from apps.benchmarks.stages import STAGES, Stage, complete, start
 from apps.program import run, write_json
 from learn_torchrec.datasets.generated import GeneratedConfig, write_shop
 

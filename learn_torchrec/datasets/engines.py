@@ -72,7 +72,8 @@ class DuckDB:
         _require("duckdb", "duckdb")
         import duckdb
 
-        self._connection = duckdb.connect(str(scratch / "prepare.duckdb"))
+        with self._one_line():
+            self._connection = duckdb.connect(str(scratch / "prepare.duckdb"))
         self._sources: dict[str, Any] = {}
         try:
             self._run(f"SET memory_limit = '{memory}'")

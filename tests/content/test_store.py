@@ -1,8 +1,8 @@
-import json
 import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from learn_torchrec.artifact import write_artifact
+from learn_torchrec.artifact import read_manifest, write_artifact
 from learn_torchrec.content.store import (
     KIND,
     ContentStore,
@@ -175,14 +175,13 @@ def test_other_directories_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "b", [1, 2], VECTORS[:2])
     for name in ("id_keys.npy", "id_rows.npy", "item_ids.arrow"):
         shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
-    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    for name, entry in manifest["files"].items():
+    manifest = read_manifest(tmp_path / "a", KIND)
+    for name, entry in manifest.files.items():
         entry["bytes"] = (tmp_path / "a" / name).stat().st_size
-    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    manifest.write(tmp_path / "a")
     with pytest.raises(UserError, match="do not match"):
         ContentStore.open(tmp_path / "a")
-    manifest["files"] = {}
-    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    replace(manifest, files={}).write(tmp_path / "a")
     with pytest.raises(UserError, match="earlier version's layout"):
         ContentStore.open(tmp_path / "a")
 

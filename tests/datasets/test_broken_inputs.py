@@ -375,6 +375,7 @@ MANIFESTS: dict[str, tuple[Callable[[dict], Any], str]] = {
     "another format": (lambda body: {**body, "format_version": 99}, "format 99"),
     "another kind": (lambda body: {**body, "kind": "towers"}, "holds a towers"),
     "unknown fields": (lambda body: {**body, "colour": 1}, "damaged"),
+    "another date": (lambda body: {**body, "created": "2020"}, "damaged"),
 }
 
 

@@ -1,10 +1,12 @@
 import importlib.util
 import json
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -327,3 +329,33 @@ def test_the_app(market: Path, tmp_path: Path) -> None:
         app.main(
             ["--data", f"parquet:{market}", "--out", f"{out}2", "--memory", "lots"]
         )
+
+
+@pytest.mark.parametrize("step", ["open_engine", "prepare", "write_prepared"])
+def test_a_full_disk_leaves_nothing(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A limit on a file's size, from a step on, stands in for the disk's end."""
+    pytest.importorskip("duckdb")
+    from apps import prepare as app
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    original = getattr(app, step)
+
+    def on_a_full_disk(*args: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+        return original(*args)
+
+    out = tmp_path / "results" / "prepared"
+    options = ["--data", f"parquet:{market}", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(app, step, on_a_full_disk)
+        try:
+            with pytest.raises((UserError, OSError), match="File too large") as caught:
+                app.main(options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    assert not list(out.parent.iterdir())
+    app.main(options)
+    assert [path.name for path in out.parent.iterdir()] == ["prepared"]

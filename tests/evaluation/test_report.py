@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def manifest(directory: Path, kind: str, facts: dict) -> None:
         created="2024-01-01T00:00:00+00:00",
         versions={"torch": "2"},
     )
-    (directory / "manifest.json").write_text(json.dumps(asdict(body)))
+    body.write(directory)
 
 
 @pytest.fixture(scope="module")

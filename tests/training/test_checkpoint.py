@@ -1,5 +1,6 @@
 """A training that was cut off ends as one that was not, bit for bit."""
 
+import datetime
 import json
 import math
 import os
@@ -7,11 +8,13 @@ import pickle
 import resource
 import signal
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from apps import train_ranker, train_towers
+from learn_torchrec import artifact
 from learn_torchrec.artifact import locked
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.ranker.model import LearnRankerTrain
@@ -117,6 +120,23 @@ def test_a_damaged_checkpoint_is_passed_over(options, tmp_path, monkeypatch, cap
     train_ranker.main(["--out", str(tmp_path / "cut"), *options])
     assert f"{damaged.name} is damaged" in caplog.text
     assert "going on after step 3" in caplog.text
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_the_clock_does_not_decide_which_is_newest(options, tmp_path, monkeypatch):
+    train_ranker.main(["--out", str(tmp_path / "whole"), *options])
+    with monkeypatch.context() as patch:
+        cut_off_after(8, patch)
+        with pytest.raises(CutOffError):
+            train_ranker.main(["--out", str(tmp_path / "cut"), *options])
+    older, newest = sorted((tmp_path / "checkpoints/cut").glob("step-*"))
+    os.utime(older, (4e9, 4e9))
+    os.utime(newest, (0, 0))
+    clock = mock.Mock(UTC=datetime.UTC)
+    clock.datetime.now.return_value = datetime.datetime(1999, 1, 1, tzinfo=datetime.UTC)
+    monkeypatch.setattr(artifact, "datetime", clock)
+    train_ranker.main(["--out", str(tmp_path / "cut"), *options])
+    assert losses(tmp_path / "cut/log.jsonl") == losses(tmp_path / "whole/log.jsonl")
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -37,14 +36,18 @@ def start(market, out, ranks=2, restarts=0, extra=(), app="apps.train_ranker"):
     )
 
 
-def kill_a_rank_after(job, checkpoints, steps):
-    """SIGKILL the last rank once a checkpoint of `steps` or later is there."""
+def last_rank_after(job, checkpoints, steps):
+    """Return the process of the last rank once a checkpoint of `steps` is there."""
     end = time.monotonic() + LIMIT
     while not any(int(p.name[5:]) >= steps for p in checkpoints.glob("step-*")):
         assert job.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < end
         time.sleep(0.05)
-    os.kill(max(p.pid for p in psutil.Process(job.pid).children()), signal.SIGKILL)
+    return max(psutil.Process(job.pid).children(), key=lambda process: process.pid)
+
+
+def kill_a_rank_after(job, checkpoints, steps):
+    last_rank_after(job, checkpoints, steps).kill()
 
 
 def losses(out):
@@ -93,3 +96,17 @@ def test_a_hung_rank_shows_its_stack_and_the_job_goes_on(market, tmp_path):
     assert "in hang" in said
     assert said.count("going on after step") == 1
     assert weights(hung) == weights(whole)
+
+
+def test_a_slow_rank_is_waited_for(market, tmp_path):
+    whole, slow = tmp_path / "whole", tmp_path / "slow"
+    assert start(market, whole).wait(LIMIT) == 0
+    job = start(market, slow, extra=["checkpoint.hang_seconds=60"])
+    for step in (20, 100):
+        rank = last_rank_after(job, tmp_path / "checkpoints/slow", step)
+        rank.suspend()
+        time.sleep(5)
+        rank.resume()
+    assert job.wait(LIMIT) == 0
+    assert "no step for" not in slow.with_suffix(".stderr").read_text()
+    assert weights(slow) == weights(whole)

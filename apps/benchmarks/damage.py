@@ -1,0 +1,139 @@
+"""Damage: every file of every artefact and checkpoint, changed, cut off and gone.
+
+The stage that reads an artefact must refuse it in one line that names it; a training
+must go on from an earlier checkpoint to the same result.
+"""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from apps.benchmarks.stages import LIMIT, STAGES, Stage, complete, content_of, start
+
+_FOR_PEOPLE = ("config.json", "log.jsonl")  # no stage reads them
+
+
+def damaged_copies(
+    directory: Path, dice: random.Random
+) -> Sequence[tuple[str, bytes | None]]:
+    """Return every file of an artefact with a bit changed, cut off, and gone (None)."""
+    copies: list[tuple[str, bytes | None]] = []
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        name, whole = str(path.relative_to(directory)), path.read_bytes()
+        if name in _FOR_PEOPLE or not whole:
+            continue
+        place = dice.randrange(len(whole))
+        changed = bytes([whole[place] ^ (1 << dice.randrange(8))])
+        copies.append((name, whole[:place] + changed + whole[place + 1 :]))
+        copies.append((name, whole[: dice.randrange(len(whole))]))
+        copies.append((name, None))
+    return copies
+
+
+def corruptions(folder: Path, dice: random.Random, jobs: int) -> dict[str, Any]:
+    """Damage every artefact that a stage reads; return how often it was refused."""
+    readers = {artefact: stage for stage in STAGES for _, artefact in stage.inputs}
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = [
+            pool.submit(_damage_one, folder, artefact, stage, dice.random())
+            for artefact, stage in readers.items()
+        ]
+        trials = [trial for run in runs for trial in run.result()]
+    return {
+        "corruptions": len(trials),
+        "refused_cleanly": sum(clean for clean, _ in trials),
+        "not_refused": [said for clean, said in trials if not clean],
+    }
+
+
+def _damage_one(
+    folder: Path, artefact: str, stage: Stage, seed: float
+) -> list[tuple[bool, str]]:
+    """Damage one artefact in a copy of all that its reader needs."""
+    place = folder / "damaged" / artefact
+    for name in ("shop", *(name for _, name in stage.inputs)):
+        shutil.copytree(folder / name, place / name)
+    trials = []
+    for name, damaged in damaged_copies(place / artefact, random.Random(seed)):
+        path = place / artefact / name
+        whole = path.read_bytes()
+        put(path, damaged)
+        clean, said = _refused(stage, place, place / artefact)
+        path.write_bytes(whole)
+        trials.append((clean, f"{artefact}/{name}: {said}"))
+    print(
+        f"{artefact}: {sum(c for c, _ in trials)} of {len(trials)} refused", flush=True
+    )
+    return trials
+
+
+def put(path: Path, damaged: bytes | None) -> None:
+    """Write a damaged file, or remove it."""
+    if damaged is None:
+        path.unlink()
+    else:
+        path.write_bytes(damaged)
+
+
+def _refused(stage: Stage, folder: Path, artefact: Path) -> tuple[bool, str]:
+    """Run a stage on a damaged input; return whether it said so in one line."""
+    out, log = folder / "refused", folder / "refused.stderr"
+    log.unlink(missing_ok=True)
+    status = start(stage.command(folder, out), log).wait(LIMIT)
+    text = log.read_text()
+    said = [line for line in text.splitlines() if line.startswith("error: ")]
+    clean = status == 2 and len(said) == 1 and "Traceback" not in text
+    clean &= not out.exists() and str(artefact) in "".join(said)
+    shutil.rmtree(out, ignore_errors=True)
+    return clean, f"exit code {status}, {said[-1] if said else 'nothing said'}"
+
+
+def damaged_checkpoints(
+    folder: Path, dice: random.Random, jobs: int, each: int = 6
+) -> dict[str, int]:
+    """Damage the newest checkpoint of a killed run; it must end as if it had not been.
+
+    Raises:
+        RuntimeError: a run did not go on.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = [
+            pool.submit(_damage_checkpoint, stage, folder, dice.random(), number)
+            for stage in STAGES
+            if stage.name in ("towers", "ranker")
+            for number in range(each)
+        ]
+        same = [run.result() for run in runs]
+    return {"checkpoints": len(same), "checkpoints_identical": sum(same)}
+
+
+def _damage_checkpoint(stage: Stage, folder: Path, seed: float, number: int) -> bool:
+    out = folder / "killed" / f"{stage.name}-damaged-{number}"
+    newest = _killed_with_two_checkpoints(stage, folder, out)
+    copies = damaged_copies(newest, random.Random(seed))
+    kinds = copies[number % 3 :: 3]
+    name, damaged = kinds[random.Random(seed).randrange(len(kinds))]
+    put(newest / name, damaged)
+    complete(stage, folder, out)
+    same = content_of(out) == content_of(folder / stage.name)
+    print(f"{stage.name}: checkpoint damaged in {name}, identical: {same}", flush=True)
+    shutil.rmtree(out)
+    return same
+
+
+def _killed_with_two_checkpoints(stage: Stage, folder: Path, out: Path) -> Path:
+    process = start(stage.command(folder, out), out.with_suffix(".stderr"))
+    places = out.parent / "checkpoints" / out.name
+    while len(list(places.glob("step-*"))) < 2:
+        if process.poll() is not None:
+            raise RuntimeError(f"{stage.name} ended before its second checkpoint")
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return max(places.glob("step-*"))

@@ -1,0 +1,128 @@
+"""The stages of a small generated shop, as commands that faults are tried on."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from learn_torchrec.datasets.generated import GeneratedConfig, write_shop
+
+LIMIT = 900.0  # seconds of one stage
+SHOP = GeneratedConfig(users=400, items=200, days=12, impressions=36_000)
+_SETTINGS = (
+    "content.encoder.layers=4",
+    "content.encoder.tokens_per_batch=512",
+    "split.actions=click,buy",
+    "split.min_events=4",
+    "towers.training.epochs=6",
+    "towers.training.batch_size=20",
+    'ranker.features.sparse=[{"column": "user_id"}, {"column": "item_id"}]',
+    "ranker.features.dense=log_price,item_age_days",
+    "ranker.training.batch_size=64",
+    "ranker.training.epochs=2",
+    "checkpoint.every_steps=7",
+)
+# Of every artefact: how it came about, not what it is.
+_RECORDS = ("config.json", "manifest.json", "log.jsonl")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A program, the artefacts that it reads by option, its ranks and settings."""
+
+    name: str
+    app: str
+    inputs: tuple[tuple[str, str], ...] = ()
+    ranks: int = 1
+    settings: tuple[str, ...] = ()
+    share: float = 0.0
+
+    def command(self, folder: Path, out: Path) -> list[str]:
+        """Return the command that makes `out` from the artefacts in `folder`."""
+        module = ["-m", f"apps.{self.app}"]
+        if self.ranks > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone"]
+            module = [*launcher, f"--nproc_per_node={self.ranks}", *module]
+        data = f"parquet:{folder / 'shop'}"
+        options = ["--data", data, "--out", str(out), "--set", *_SETTINGS]
+        options += self.settings
+        for option, artefact in self.inputs:
+            options += [option, str(folder / artefact)]
+        return [sys.executable, *module, *options]
+
+
+STAGES = (
+    Stage("content", "encode_content", share=0.1),
+    Stage("towers", "train_towers", (("--content", "content"),), share=0.22),
+    Stage(
+        "towers2",
+        "train_towers",
+        (("--content", "content"),),
+        ranks=2,
+        settings=("towers.model.inputs=content+id",),
+        share=0.1,
+    ),
+    Stage(
+        "vectors",
+        "export_vectors",
+        (("--content", "content"), ("--towers", "towers")),
+        share=0.12,
+    ),
+    Stage("ranker", "train_ranker", (("--vectors", "vectors"),), share=0.22),
+    Stage("ranker2", "train_ranker", (("--vectors", "vectors"),), ranks=2, share=0.12),
+    Stage(
+        "predictions",
+        "predict",
+        (("--vectors", "vectors"), ("--ranker", "ranker")),
+        share=0.12,
+    ),
+)
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a stage in a process group of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=log.open("ab"),
+        start_new_session=True,
+    )
+
+
+def complete(stage: Stage, folder: Path, out: Path) -> float:
+    """Run a stage to its end; return the seconds it took.
+
+    Raises:
+        RuntimeError: it failed; with the end of its log.
+    """
+    log = out.with_suffix(".stderr")
+    began = time.monotonic()
+    status = start(stage.command(folder, out), log).wait(LIMIT)
+    if status:
+        raise RuntimeError(f"{stage.name} failed: {log.read_text()[-2000:]}")
+    return time.monotonic() - began
+
+
+def content_of(directory: Path) -> dict[str, str]:
+    """Return the checksum of every file that is what the artefact is."""
+    files = json.loads((directory / "manifest.json").read_text())["files"]
+    return {
+        name: described["sha256"]
+        for name, described in files.items()
+        if name not in _RECORDS
+    }
+
+
+def make_all(folder: Path) -> dict[str, float]:
+    """Write the shop and every stage's artefact; return each stage's seconds."""
+    (folder / "shop").mkdir()
+    for _ in write_shop(SHOP, folder / "shop"):
+        pass
+    return {
+        stage.name: complete(stage, folder, folder / stage.name) for stage in STAGES
+    }
