@@ -1,7 +1,9 @@
-"""The preparation of a log: clean, cut, cap, group, sort, split, count.
+"""The preparation of a log: clean, cut, cap, sort, group, split, count.
 
 One description in SQL that DuckDB and Spark both run (see `datasets.engines`), for logs
-that are larger than memory. What is left out is counted by reason:
+that are larger than memory. The engine sorts the log once; what needs a user's events
+side by side is done on that stream (`datasets.user_stream`). What is left out is
+counted by reason:
 
 - `nulls`: a row without user, item, time or action;
 - `bad_times`: a time before 1970 or after 2200;
@@ -19,12 +21,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from learn_torchrec.config import require
 from learn_torchrec.datasets.engines import Engine
-from learn_torchrec.datasets.tables import plain
+from learn_torchrec.datasets.user_stream import UserStream
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
@@ -70,31 +72,63 @@ class PrepareConfig:
         require(self.min_events >= 1, "prepare.min_events: at least 1")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A log in an engine, ready to be written.
+    """A log in an engine, ready to be read once.
 
     Attributes:
-        users: `user_id`, `events`, `history_events`, `first_time`, `last_time` and
-            `is_test`, in the order of the ids.
         actions: names; an event's action is a number into them.
         moment: that parts history from targets, unix seconds.
-        dropped: rows left out, by reason.
+        dropped: rows left out, by reason; complete once `events` has ended.
+        users: `user_id`, `events`, `history_events`, `first_time`, `last_time` and
+            `is_test`, in the order of the ids; there once `events` has ended.
     """
 
-    users: pa.Table
-    actions: list[str]
-    moment: int
-    dropped: dict[str, int]
-    engine: Engine
+    def __init__(
+        self,
+        engine: Engine,
+        config: PrepareConfig,
+        actions: list[str],
+        moment: int,
+        good_rows: int,
+        dropped: dict[str, int],
+        source: str,
+    ) -> None:
+        self.actions, self.moment, self.dropped = actions, moment, dropped
+        self.users = pa.table({})
+        self._engine, self._config, self._source = engine, config, source
+        self._good_rows = good_rows
 
     def events(self) -> Iterator[pa.RecordBatch]:
-        """Yield `item`, `event_time` and `action`, sorted by user and time."""
-        yield from self.engine.stream(
-            "SELECT e.item, e.event_time, e.action FROM kept e "
-            "JOIN users u ON e.user_id = u.user_id "
-            "ORDER BY e.user_id, e.event_time, e.item, e.action"
+        """Yield `item`, `event_time` and `action`, sorted by user and time.
+
+        Raises:
+            UserError: no user has enough events, or the engine fails (a full disk).
+        """
+        config, dropped = self._config, self.dropped
+        stream = UserStream(
+            self._engine.stream(
+                "SELECT user_id, item, event_time, action FROM kept "
+                "ORDER BY user_id, event_time, item, action"
+            ),
+            moment=self.moment,
+            min_events=config.min_events,
+            drop_repeats=config.drop_repeats,
         )
+        yield from stream.events()
+        # What is good and did not come lies outside of the window, or is counted.
+        did_not_come = self._good_rows - stream.rows
+        dropped["outside_window"] = (
+            did_not_come - dropped["repeats"] - dropped["over_cap"]
+        )
+        dropped["repeats"] += stream.repeats
+        dropped["short_users"] = stream.of_short_users
+        users = stream.users()
+        if not users.num_rows:
+            raise UserError(
+                f"{self._source}: no user has prepare.min_events={config.min_events} "
+                "events; lower it, or keep more days (prepare.history_days)"
+            )
+        self.users = _with_split(users, self._engine, config)
 
 
 def prepare(
@@ -128,31 +162,19 @@ def prepare(
     moment = counts["latest"] + 1 - config.target_days * _DAY
     first = moment - config.history_days * _DAY if config.history_days else 1
     dropped = {name: counts[name] for name in ("nulls", "bad_times", "unknown_items")}
-    engine.keep("events", _events_sql(time, first, config))
-    distinct = engine.table(
-        "SELECT CAST(count(*) AS BIGINT) AS n, "
-        "CAST(coalesce(sum(copies), 0) AS BIGINT) AS good FROM events"
-    ).to_pylist()[0]
-    dropped["outside_window"] = counts["good"] - distinct["good"]
-    dropped["repeats"] = distinct["good"] - distinct["n"]
-    _keep_latest(engine, config)
-    kept = _count(engine, "kept")
-    dropped["over_cap"] = distinct["n"] - kept
-    engine.keep("users", _users_sql(moment, config))
-    users = engine.table("SELECT * FROM users ORDER BY user_id")
-    users = users.set_column(0, USER_ID, plain(users[USER_ID]))
-    if users.num_rows == 0:
-        raise UserError(
-            f"{source}: no user has prepare.min_events={config.min_events} events; "
-            "lower it, or keep more days (prepare.history_days)"
-        )
-    dropped["short_users"] = kept - pc.sum(users["events"]).as_py()
+    dropped |= {"repeats": 0, "over_cap": 0}
+    if config.length_quantile == 1:
+        engine.view("kept", _events_sql(time, first))
+    else:
+        dropped |= _keep_latest(engine, _events_sql(time, first), config)
     return Prepared(
-        users=users,
+        engine=engine,
+        config=config,
         actions=actions["name"].to_pylist(),
         moment=moment,
+        good_rows=counts["good"],
         dropped=dropped,
-        engine=engine,
+        source=source,
     )
 
 
@@ -180,32 +202,29 @@ def _count_rows(engine: Engine, time: str) -> dict[str, int]:
     return row
 
 
-def _events_sql(time: str, first: int, config: PrepareConfig) -> str:
-    """The good rows inside the window; `copies` of each where repeats count once."""
-    columns = (
-        f"l.{USER_ID} AS user_id, CAST(i.item AS INT) AS item, {time} AS event_time, "
-        "a.code AS action"
-    )
-    rows = (
+def _events_sql(time: str, first: int) -> str:
+    """The good rows inside the window."""
+    return (
+        f"SELECT l.{USER_ID} AS user_id, CAST(i.item AS INT) AS item, "
+        f"{time} AS event_time, a.code AS action "
         f"FROM log l JOIN items i ON l.{ITEM_ID} = i.{ITEM_ID} "
         f"JOIN actions a ON l.{ACTION} = a.name "
         f"WHERE l.{USER_ID} IS NOT NULL "
         f"AND {time} >= {first} AND {time} < {_YEAR_2200}"
     )
-    if not config.drop_repeats:
-        return f"SELECT {columns}, 1 AS copies {rows}"
-    return (
-        f"SELECT {columns}, count(*) AS copies {rows} "
-        f"GROUP BY l.{USER_ID}, i.item, {time}, a.code"
-    )
 
 
-def _keep_latest(engine: Engine, config: PrepareConfig) -> None:
-    """Make `kept`: events within the cap of their behaviour."""
+def _keep_latest(engine: Engine, events: str, config: PrepareConfig) -> dict[str, int]:
+    """Make `kept`: events within the cap of their behaviour; return what is not."""
     columns = "user_id, item, event_time, action"
-    if config.length_quantile == 1:
-        engine.view("kept", f"SELECT {columns} FROM events")
-        return
+    if config.drop_repeats:  # a repeat must not use up the cap
+        engine.keep(
+            "events",
+            f"SELECT {columns}, count(*) AS copies FROM ({events}) rows "
+            f"GROUP BY {columns}",
+        )
+    else:
+        engine.keep("events", f"SELECT {columns}, 1 AS copies FROM ({events}) rows")
     engine.keep(
         "caps",
         f"SELECT action, percentile_disc({config.length_quantile}) "
@@ -219,27 +238,35 @@ def _keep_latest(engine: Engine, config: PrepareConfig) -> None:
         "ORDER BY event_time DESC, item DESC) AS recency FROM events) r "
         "JOIN caps c ON r.action = c.action WHERE r.recency <= c.cap",
     )
+    rows, distinct = _sum(engine, "copies", "events"), _sum(engine, "1", "events")
+    return {
+        "repeats": rows - distinct,
+        "over_cap": distinct - _sum(engine, "1", "kept"),
+    }
 
 
-def _users_sql(moment: int, config: PrepareConfig) -> str:
-    history = {
-        "time": f"sum(CASE WHEN event_time < {moment} THEN 1 ELSE 0 END)",
-        "ratio": f"floor(count(*) * {config.history_share})",
-        "leave_one_out": "count(*) - 1",
-    }[config.split]
+def _with_split(users: pa.Table, engine: Engine, config: PrepareConfig) -> pa.Table:
+    """Add `is_test`; say which events are history where the moment does not."""
+    if config.split != "time":
+        events = users["events"].to_numpy()
+        # 0.29 * 100 is a little less than 29, in floating point.
+        history = np.floor(np.round(events * config.history_share, 6)).astype(np.int64)
+        if config.split == "leave_one_out":
+            history = events - 1
+        place = users.column_names.index("history_events")
+        users = users.set_column(place, "history_events", pa.array(history))
     # The first 32 bits of the hash, as text: both engines spell them the same way.
     bound = f"{min(round(config.test_users * 2**32), 2**32 - 1):08x}"
-    return (
-        "SELECT user_id, CAST(count(*) AS BIGINT) AS events, "
-        f"CAST({history} AS BIGINT) AS history_events, "
-        "min(event_time) AS first_time, max(event_time) AS last_time, "
-        f"substr(md5(CAST(user_id AS STRING)), 1, 8) < '{bound}' AS is_test "
-        f"FROM kept GROUP BY user_id HAVING count(*) >= {config.min_events}"
+    engine.add("users", users.select([USER_ID]))
+    is_test = engine.table(
+        f"SELECT substr(md5(CAST({USER_ID} AS STRING)), 1, 8) < '{bound}' AS is_test "
+        f"FROM users ORDER BY {USER_ID}"
     )
+    return users.append_column("is_test", is_test["is_test"])
 
 
-def _count(engine: Engine, name: str) -> int:
-    sql = f"SELECT CAST(count(*) AS BIGINT) AS n FROM {name}"
+def _sum(engine: Engine, value: str, name: str) -> int:
+    sql = f"SELECT CAST(coalesce(sum({value}), 0) AS BIGINT) AS n FROM {name}"
     return int(engine.table(sql)["n"][0].as_py())
 
 

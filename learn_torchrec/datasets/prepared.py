@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -54,11 +55,10 @@ def write_prepared(
     Returns:
         Facts for the manifest.
     """
+    counts = _write_events(working_dir, prepared, items)
     users = prepared.users
     offsets = np.r_[0, np.cumsum(users["events"].to_numpy())]
     np.save(working_dir / "offsets.npy", offsets)
-    count = int(offsets[-1])
-    counts = _write_events(working_dir, prepared, count, items)
     pq.write_table(items, working_dir / ITEMS_FILE)
     pq.write_table(users, working_dir / USERS_FILE)
     pq.write_table(counts, working_dir / ITEM_COUNTS_FILE)
@@ -66,7 +66,7 @@ def write_prepared(
     with pa.ipc.new_file(str(working_dir / USER_IDS_FILE), ids.schema) as sink:
         sink.write_table(ids)
     return {
-        "events": count,
+        "events": int(offsets[-1]),
         "users": users.num_rows,
         "test_users": int(np.count_nonzero(users["is_test"].to_numpy())),
         "items": items.num_rows,
@@ -77,9 +77,7 @@ def write_prepared(
     }
 
 
-def _write_events(
-    working_dir: Path, prepared: Prepared, count: int, items: pa.Table
-) -> pa.Table:
+def _write_events(working_dir: Path, prepared: Prepared, items: pa.Table) -> pa.Table:
     """Write a file for each column, plainly: pages of a map would fill memory.
 
     Returns:
@@ -87,12 +85,11 @@ def _write_events(
     """
     events, early = (np.zeros(items.num_rows, np.int64) for _ in range(2))
     with contextlib.ExitStack() as stack:
-        files = []
-        for name, kind in _COLUMNS.items():
-            file = stack.enter_context((working_dir / f"{name}.npy").open("wb"))
-            header = np.lib.format.header_data_from_array_1_0(np.empty(0, kind))
-            np.lib.format.write_array_header_1_0(file, header | {"shape": (count,)})
-            files.append(file)
+        files = [
+            stack.enter_context((working_dir / f"{name}.npy").open("wb"))
+            for name in _COLUMNS
+        ]
+        _write_headers(files, 0)
         done = 0
         for batch in prepared.events():
             columns = [
@@ -104,8 +101,7 @@ def _write_events(
             np.add.at(events, columns[0], 1)
             np.add.at(early, columns[0][columns[1] < prepared.moment], 1)
             done += batch.num_rows
-    if done != count:
-        raise RuntimeError(f"{done} events came, {count} were counted")
+        _write_headers(files, done)
     seen = np.flatnonzero(events)
     return pa.table(
         {
@@ -114,6 +110,17 @@ def _write_events(
             "history_events": early[seen],
         }
     )
+
+
+def _write_headers(files: Sequence[BinaryIO], count: int) -> None:
+    """Write, or write again, the headers of arrays of `count` values.
+
+    NumPy leaves room in a header for the number to grow.
+    """
+    for file, kind in zip(files, _COLUMNS.values(), strict=True):
+        file.seek(0)
+        header = np.lib.format.header_data_from_array_1_0(np.empty(0, kind))
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (count,)})
 
 
 class PreparedDataset(Dataset):

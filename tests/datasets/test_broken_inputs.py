@@ -331,6 +331,7 @@ def test_repairs_are_counted(small: Path, tmp_path: Path, reason: str) -> None:
     engine.add("log", pa.Table.from_pylist(rows))
     engine.add("items", pa.table({"item_id": range(10), "item": range(10)}))
     result = prepare(engine, PrepareConfig(), pa.int64(), "log")
+    assert sum(batch.num_rows for batch in result.events()) == COUNT
     engine.close()
     assert sum(result.users["events"].to_pylist()) == COUNT
     expected = 1 if reason == "repeats" else 3

@@ -118,10 +118,10 @@ def load(engine: Engine, source: pa.Table | Path) -> pa.DataType:
 
 
 def as_rows(prepared: Prepared) -> list[tuple]:
+    table = pa.Table.from_batches(prepared.events())
     users = np.repeat(
         prepared.users["user_id"].to_pylist(), prepared.users["events"].to_numpy()
     )
-    table = pa.Table.from_batches(prepared.events())
     return [
         (str(user), time, item, prepared.actions[action])
         for user, item, time, action in zip(
@@ -153,10 +153,10 @@ def test_duckdb_equals_plain_loops(duckdb: Engine, quantile: float) -> None:
     expected = naive(log(), config)
     prepared = prepare(duckdb, config, load(duckdb, log()), "log")
     assert prepared.moment == expected["moment"]
-    assert prepared.dropped == expected["dropped"]
-    assert min(prepared.dropped.values()) > 0 or quantile == 1
     rows = as_rows(prepared)
     assert rows == expected["events"]
+    assert prepared.dropped == expected["dropped"]
+    assert min(prepared.dropped.values()) > 0 or quantile == 1
     assert prepared.actions == ["buy", "click"]
     for user in prepared.users.to_pylist():
         mine = [row for row in rows if row[0] == user["user_id"]]
@@ -187,8 +187,8 @@ def test_folders_are_read_as_tables_are(
     duckdb.add("items", pa.table({"item_id": ITEMS["item_id"], "item": range(30)}))
     duckdb.read("log", Location.of(directory))
     prepared = prepare(duckdb, CONFIG, pa.int64(), "log")
-    assert prepared.dropped == expected["dropped"]
     assert as_rows(prepared) == expected["events"]
+    assert prepared.dropped == expected["dropped"]
 
 
 @pytest.mark.parametrize(("split", "of_ten"), [("ratio", 8), ("leave_one_out", 9)])
@@ -203,6 +203,7 @@ def test_other_splits(duckdb: Engine, split: str, of_ten: int) -> None:
     )
     config = PrepareConfig(split=split)
     prepared = prepare(duckdb, config, load(duckdb, table), "log")
+    assert len(list(prepared.events())) == 1
     assert prepared.users["history_events"].to_pylist() == [of_ten]
 
 
@@ -226,8 +227,9 @@ def test_nothing_left(duckdb: Engine) -> None:
 
 def test_no_user_with_enough(duckdb: Engine) -> None:
     config = replace(CONFIG, min_events=9999)
+    prepared = prepare(duckdb, config, load(duckdb, log()), "log")
     with pytest.raises(UserError, match=r"no user has prepare\.min_events=9999"):
-        prepare(duckdb, config, load(duckdb, log()), "log")
+        list(prepared.events())
 
 
 @pytest.mark.slow

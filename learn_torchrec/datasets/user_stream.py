@@ -1,0 +1,121 @@
+"""A log's events as they come from a sort, a whole user at a time.
+
+Letters: U users, N rows.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from learn_torchrec.datasets.tables import plain
+from learn_torchrec.schema import USER_ID
+
+_USER, _ITEM, _TIME, _ACTION = range(4)
+
+
+class UserStream:
+    """Leaves out repeats and users with few events, and counts.
+
+    Args:
+        batches: columns user, item, time and action, sorted by user, time, item and
+            action.
+        moment: events before it are counted as history, unix seconds.
+        min_events: users with fewer are left out.
+        drop_repeats: an event that is exactly repeated counts once.
+
+    Attributes:
+        rows: that came.
+        repeats: of them, left out.
+        of_short_users: of them, left out.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[pa.RecordBatch],
+        *,
+        moment: int,
+        min_events: int,
+        drop_repeats: bool,
+    ) -> None:
+        self.rows = self.repeats = self.of_short_users = 0
+        self._batches, self._moment = batches, moment
+        self._min_events, self._drop_repeats = min_events, drop_repeats
+        self._users: list[pa.Table] = []
+
+    def events(self) -> Iterator[pa.RecordBatch]:
+        """Yield item, time and action of the users who stay."""
+        for table in _whole_users(self._batches):
+            self.rows += table.num_rows
+            new_user = starts = _changes(table.column(_USER))
+            if self._drop_repeats:
+                for column in (_ITEM, _TIME, _ACTION):
+                    starts = starts | _changes(table.column(column))
+            owner = np.cumsum(new_user) - 1
+            events = np.bincount(owner[starts])
+            stays = events >= self._min_events
+            self.repeats += table.num_rows - int(events.sum())
+            self.of_short_users += int(events[~stays].sum())
+            chosen = np.flatnonzero(starts & stays[owner])
+            if len(chosen) < table.num_rows:
+                table = table.take(pa.array(chosen))
+            self._count(table, events[stays])
+            yield from table.select([_ITEM, _TIME, _ACTION]).to_batches()
+
+    def users(self) -> pa.Table:
+        """Return id, `events`, `history_events`, `first_time` and `last_time` [U].
+
+        Of the users who stay, in the order of their ids; after `events` has ended.
+        """
+        tables = [t for t in self._users if t.num_rows] or self._users[:1]
+        return pa.concat_tables(tables) if tables else pa.table({})
+
+    def _count(self, table: pa.Table, events: NDArray[np.int64]) -> None:
+        """Note the users of a table, who have as many `events` in turn."""
+        ends = np.cumsum(events)
+        firsts = ends - events
+        times = table.column(_TIME).to_numpy().astype(np.int64, copy=False)
+        early = np.r_[0, np.cumsum(times < self._moment)]
+        self._users.append(
+            pa.table(
+                {
+                    USER_ID: plain(table.column(_USER).take(pa.array(firsts))),
+                    "events": events,
+                    "history_events": early[ends] - early[firsts],
+                    "first_time": times[firsts],
+                    "last_time": times[ends - 1],
+                }
+            )
+        )
+
+
+def _whole_users(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Yield the rows again, so that no user's are cut apart."""
+    rest: list[pa.RecordBatch] = []
+    for batch in batches:
+        changes = np.flatnonzero(_changes(batch.column(_USER)))
+        if not batch.num_rows:
+            continue
+        first, last = batch.column(_USER)[0], int(changes[-1])
+        if rest and rest[-1].column(_USER)[-1] != first:
+            yield pa.Table.from_batches(rest).combine_chunks()
+            rest = []
+        if last:
+            yield pa.Table.from_batches([*rest, batch.slice(0, last)]).combine_chunks()
+            rest = []
+        rest.append(batch.slice(last))
+    if rest:
+        yield pa.Table.from_batches(rest).combine_chunks()
+
+
+def _changes(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Return where a column without nulls differs from the row before, bool [N]."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    result = np.ones(len(column), bool)
+    if len(column) > 1:
+        differs = pc.not_equal(column.slice(1), column.slice(0, len(column) - 1))
+        result[1:] = differs.to_numpy(zero_copy_only=False)
+    return result
