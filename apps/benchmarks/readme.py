@@ -71,6 +71,7 @@ def render(text: str) -> str:
             ranker_rows(results["ranker"])
             | data_rows(results["data"], results["content"])
             | metrics_rows(results["metrics"])
+            | faults_rows(results["faults"])
         ),
     }
     for name, table in blocks.items():
@@ -192,6 +193,27 @@ def data_rows(data: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
         ),
         "MiniLM over sentence-transformers' `encode`": (
             f"{content['over_sentence_transformers']:.2f} x"
+        ),
+    }
+
+
+def faults_rows(results: dict[str, Any]) -> dict[str, str]:
+    """What faults on purpose do to a job."""
+    growth, drift = results["soak_memory_growth"], results["soak_throughput_drift"]
+    return {
+        "SIGKILLs at random moments of seven stages, ended identical": (
+            f"{results['identical']} of {results['kills']}"
+        ),
+        "damaged files of artefacts, refused in one line": (
+            f"{results['refused_cleanly']} of {results['corruptions']}"
+        ),
+        "damaged checkpoints, ended identical": (
+            f"{results['checkpoints_identical']} of {results['checkpoints']}"
+        ),
+        f"step time lost to a checkpoint of {results['saved_mb'] / 1000:.1f} GB in a "
+        "second thread over at once": f"{results['async_save_ratio']:.2f} x",
+        f"ranker, {results['soak_minutes']:.0f} minutes at two ranks: memory, speed": (
+            f"{growth:+.1%}, {drift:+.1%}"
         ),
     }
 

@@ -49,10 +49,11 @@ class UserStream:
         """Yield item, time and action of the users who stay."""
         for table in _whole_users(self._batches):
             self.rows += table.num_rows
-            new_user = starts = _changes(table.column(_USER))
+            new_user = _changes(table.column(_USER))
+            starts = new_user | (not self._drop_repeats)
             if self._drop_repeats:
                 for column in (_ITEM, _TIME, _ACTION):
-                    starts = starts | _changes(table.column(column))
+                    starts |= _changes(table.column(column))
             owner = np.cumsum(new_user) - 1
             events = np.bincount(owner[starts])
             stays = events >= self._min_events

@@ -234,8 +234,11 @@ def test_no_user_with_enough(duckdb: Engine) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(without_spark() != "", reason=without_spark() or "-")
-def test_spark_equals_duckdb_row_for_row(duckdb: Engine, tmp_path: Path) -> None:
-    config = replace(CONFIG, length_quantile=0.5)
+@pytest.mark.parametrize("quantile", [1.0, 0.5])
+def test_spark_equals_duckdb_row_for_row(
+    duckdb: Engine, tmp_path: Path, quantile: float
+) -> None:
+    config = replace(CONFIG, length_quantile=quantile)
     pq.write_table(log(5000), tmp_path / "log.parquet")
     (tmp_path / "spark").mkdir()
     spark = open_engine("spark", tmp_path / "spark", "1GB")
