@@ -24,14 +24,10 @@ from learn_torchrec.evaluation.cohorts import activity_before_day
 from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS
 from learn_torchrec.presets import Run
 from learn_torchrec.ranker.batch import rank_rows
+from learn_torchrec.ranker.build import KIND_RANKER, build_ranker, load_ranker
+from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.prepare import prepare_rows
-from learn_torchrec.ranker.training import (
-    KIND_RANKER,
-    RankerConfig,
-    build_ranker,
-    load_ranker,
-    score,
-)
+from learn_torchrec.ranker.training import score
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,

@@ -23,16 +23,14 @@ from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run
+from learn_torchrec.ranker.build import KIND_RANKER, save_ranker
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.stream import StreamedRows
-from learn_torchrec.ranker.training import KIND_RANKER, save_ranker, train_ranker
+from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, TIMESTAMP
-from learn_torchrec.training.distributed import (
-    is_writer,
-    write_artifact_together,
-)
+from learn_torchrec.training.distributed import is_writer, write_artifact_together
 from learn_torchrec.training.run_log import RUN_LOG
 
 

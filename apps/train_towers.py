@@ -19,10 +19,7 @@ from learn_torchrec.towers.export import KIND_TOWERS, earlier_towers, save_tower
 from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
-from learn_torchrec.training.distributed import (
-    is_writer,
-    write_artifact_together,
-)
+from learn_torchrec.training.distributed import is_writer, write_artifact_together
 from learn_torchrec.training.run_log import RUN_LOG
 
 

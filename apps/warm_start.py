@@ -7,7 +7,8 @@ from apps import options
 from learn_torchrec import config
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.training import KIND_RANKER, MODEL_DIRECTORY, RankerConfig
+from learn_torchrec.ranker.build import KIND_RANKER, MODEL_DIRECTORY
+from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.warm_start import WarmStart
 
 

@@ -11,12 +11,12 @@ from learn_torchrec.content.prompt import PromptConfig
 from learn_torchrec.datasets.prepare import PrepareConfig
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.evaluation.cohorts import CohortConfig
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
-from learn_torchrec.ranker.training import (
+from learn_torchrec.ranker.config import (
     RankerConfig,
     RankerModelConfig,
     RankerTrainingConfig,
 )
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.export import ExportConfig
 from learn_torchrec.towers.holdout import PROTOCOLS, RetrievalConfig

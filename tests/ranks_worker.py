@@ -18,19 +18,14 @@ from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.ranker import training as ranker_training
 from learn_torchrec.ranker.batch import rank_rows
-from learn_torchrec.ranker.prepare import prepare_rows
-from learn_torchrec.ranker.rows import (
-    FeaturesConfig,
-    RankingRows,
-    SparseFeature,
-)
-from learn_torchrec.ranker.training import (
+from learn_torchrec.ranker.config import (
     RankerConfig,
     RankerModelConfig,
     RankerTrainingConfig,
-    score,
-    train_ranker,
 )
+from learn_torchrec.ranker.prepare import prepare_rows
+from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeature
+from learn_torchrec.ranker.training import score, train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
 from learn_torchrec.towers import training as towers_training
 from learn_torchrec.towers.encoder import EncoderShape

@@ -27,12 +27,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 
-from apps.benchmarks.measure import (
-    add_json,
-    interleaved_medians,
-    machine,
-    run_tests,
-)
+from apps.benchmarks.measure import add_json, interleaved_medians, machine, run_tests
 from apps.program import run, write_json
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.engines import open_engine

@@ -27,14 +27,7 @@ from typing import Any
 from apps.benchmarks import save_cost
 from apps.benchmarks.damage import corruptions, damaged_checkpoints
 from apps.benchmarks.measure import add_json, machine, run_tests
-from apps.benchmarks.stages import (
-    STAGES,
-    Stage,
-    complete,
-    content_of,
-    make_all,
-    start,
-)
+from apps.benchmarks.stages import STAGES, Stage, complete, content_of, make_all, start
 from apps.program import run, write_json
 
 _TESTS = ("tests/training", "tests/test_artifact.py")

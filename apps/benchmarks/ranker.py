@@ -32,22 +32,14 @@ from apps import options
 from apps.benchmarks import measure
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.ranker.batch import RankingBatch, training_batches
+from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
+from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
 from learn_torchrec.ranker.tables import embedding_bag_collection, sharding_kinds
-from learn_torchrec.ranker.training import (
-    RankerConfig,
-    RankerTrainingConfig,
-    build_ranker,
-    ranker_optimizer,
-)
 from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
-from learn_torchrec.training.distributed import (
-    gather_objects,
-    is_writer,
-    process_group,
-)
+from learn_torchrec.training.distributed import gather_objects, is_writer, process_group
 from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.sharding import init_tables, shard_tables
 

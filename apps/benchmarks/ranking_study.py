@@ -32,9 +32,10 @@ from learn_torchrec.datasets.split import resolve_times
 from learn_torchrec.evaluation.auc import evaluate_auc, per_user_auc
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
 from learn_torchrec.presets import Run
+from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import RankingRows
-from learn_torchrec.ranker.training import RankerConfig, score, train_ranker
+from learn_torchrec.ranker.training import score, train_ranker
 from learn_torchrec.ranker.vectors import load_vectors
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,

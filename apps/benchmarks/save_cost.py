@@ -17,12 +17,9 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.ranker.batch import RankingBatch
+from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
+from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
-from learn_torchrec.ranker.training import (
-    RankerConfig,
-    build_ranker,
-    ranker_optimizer,
-)
 from learn_torchrec.training.checkpoint import CheckpointConfig, Checkpoints
 from learn_torchrec.training.distributed import process_group
 

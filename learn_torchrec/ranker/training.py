@@ -3,229 +3,35 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.optim.keyed import CombinedOptimizer
-from torchrec.optim.optimizers import in_backward_optimizer_filter
 from tqdm import tqdm
 
-from learn_torchrec.config import require
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork
 from learn_torchrec.ranker.batch import (
     RankingBatch,
     evaluation_batches,
     rank_rows,
     training_batches,
 )
-from learn_torchrec.ranker.features import LearnFeatures
+from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
+from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.metrics import TrainingMetrics
-from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain, RankerOutput
-from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, RowsReport
-from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
-from learn_torchrec.ranker.tables import (
-    ShardingConfig,
-    embedding_bag_collection,
-    managed_collection,
-    refuse_managed,
-    sharding_kinds,
-)
+from learn_torchrec.ranker.model import RankerOutput
+from learn_torchrec.ranker.rows import RankingRows, RowsReport
+from learn_torchrec.ranker.stream import StreamedRows
 from learn_torchrec.ranker.warm_start import WarmStart, warm_start
 from learn_torchrec.training.checkpoint import Checkpoints, fast_forward
 from learn_torchrec.training.distributed import gather_objects, is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
-from learn_torchrec.training.optim import (
-    Decay,
-    OptimizerConfig,
-    dense_optimizer,
-    warmup_decay,
-)
+from learn_torchrec.training.optim import warmup_decay
 from learn_torchrec.training.run_log import RunLog
-from learn_torchrec.training.sharding import init_tables, shard_tables, table_of
-from learn_torchrec.training.table_optimizer import (
-    TableOptimizerConfig,
-    replicated_optimizer,
-)
-from learn_torchrec.training.tensors import load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
-
-KIND_RANKER = "ranker"
-MODEL_DIRECTORY = "model"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankerModelConfig:
-    """Shape of the ranker.
-
-    Attributes:
-        embedding_dim: of every ID feature; a multiple of 4.
-        dense_layers: hidden sizes of the bottom MLP, before the embedding dim.
-        over_layers: hidden sizes of the top MLP, before the logit.
-        learn: what the ranker gets where it is given vectors: "all", the "vectors"
-            without an auxiliary network, the "fusion" embedding only, or nothing
-            ("off": the baseline).
-        fusion_hidden_dim: between the auxiliary network's two linear layers.
-        fusion_dim: of the fusion embedding.
-        auxiliary_weight: lambda, of the auxiliary network's CVR loss.
-        stop_gradient: keep the main loss from shaping the fusion embedding.
-    """
-
-    embedding_dim: int = 32
-    dense_layers: tuple[int, ...] = (128,)
-    over_layers: tuple[int, ...] = (128, 64)
-    learn: Literal["all", "vectors", "fusion", "off"] = "all"
-    fusion_hidden_dim: int = 128
-    fusion_dim: int = 64
-    auxiliary_weight: float = 1.0
-    stop_gradient: bool = False
-
-    def __post_init__(self) -> None:
-        require(
-            self.embedding_dim > 0 and self.embedding_dim % 4 == 0,
-            "ranker.model.embedding_dim: a multiple of 4",
-        )
-        sizes = (*self.dense_layers, *self.over_layers)
-        sizes += (self.fusion_hidden_dim, self.fusion_dim)
-        require(min(sizes) > 0, "ranker.model: layer sizes of at least 1")
-        require(len(self.over_layers) > 0, "ranker.model.over_layers: at least one")
-        require(self.auxiliary_weight >= 0, "ranker.model.auxiliary_weight: at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankerTrainingConfig:
-    """How long and in what pieces the ranker trains.
-
-    Attributes:
-        epochs: passes over the training rows.
-        batch_size: rows in a global batch, over all ranks.
-        decay: of all learning rates, tables' too, after their warm-up.
-        eviction_interval: steps between two moments at which `managed_collision`
-            features may give up rare ids for new ones.
-        stream: how rows are read.
-        seed: of weights and order.
-    """
-
-    epochs: int = 1
-    batch_size: int = 2048
-    decay: Decay = "cosine"
-    eviction_interval: int = 100
-    stream: StreamConfig = field(default_factory=StreamConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eviction_interval"):
-            require(getattr(self, name) > 0, f"ranker.training.{name}: at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankerConfig:
-    """Everything that decides the ranker, given impressions and vectors.
-
-    Attributes:
-        features: the columns it reads.
-        model: its shape.
-        optimizer: of everything but the tables; its warm-up is theirs too.
-        tables: the tables' optimizer.
-        sharding: of the tables.
-        training: how long.
-    """
-
-    features: FeaturesConfig = field(default_factory=FeaturesConfig)
-    model: RankerModelConfig = field(default_factory=RankerModelConfig)
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
-    )
-    tables: TableOptimizerConfig = field(default_factory=TableOptimizerConfig)
-    sharding: ShardingConfig = field(default_factory=ShardingConfig)
-    training: RankerTrainingConfig = field(default_factory=RankerTrainingConfig)
-
-
-def build_task(
-    config: RankerConfig, vector_dim: int | None, device: torch.device
-) -> LearnRankerTrain:
-    """Return a fresh ranker before it is sharded: its tables hold no values yet.
-
-    Args:
-        config: of the ranker.
-        vector_dim: D with LEARN on, None for the baseline.
-        device: this rank's.
-    """
-    torch.manual_seed(config.training.seed)
-    shape, features = config.model, config.features
-    learn = None
-    if vector_dim is not None and shape.learn != "off":
-        network = None
-        if shape.learn != "vectors":
-            network = AuxiliaryNetwork(
-                vector_dim, shape.fusion_hidden_dim, shape.fusion_dim, device=device
-            )
-        learn = LearnFeatures(
-            vector_dim, network, shape.learn, shape.stop_gradient, device=device
-        )
-    ranker = LearnRanker(
-        embedding_bag_collection(features.sparse, shape.embedding_dim),
-        dense_in_features=len(features.dense),
-        dense_arch_layer_sizes=[*shape.dense_layers, shape.embedding_dim],
-        over_arch_layer_sizes=[*shape.over_layers, 1],
-        learn=learn,
-        managed_collection=managed_collection(
-            features.sparse,
-            shape.embedding_dim,
-            config.training.eviction_interval,
-            device,
-        ),
-        device=device,
-    )
-    return LearnRankerTrain(ranker, shape.auxiliary_weight)
-
-
-def build_ranker(
-    config: RankerConfig,
-    vector_dim: int | None,
-    device: torch.device,
-    on_plan: Callable[[str], None] | None = None,
-) -> DistributedModelParallel:
-    """Return a fresh ranker, sharded over the ranks.
-
-    Args:
-        config: of the ranker.
-        vector_dim: D with LEARN on, None for the baseline.
-        device: this rank's.
-        on_plan: called with the sharding plan as text.
-
-    Raises:
-        UserError: tables, or their optimizer, that the backend cannot run.
-    """
-    sparse = config.features.sparse
-    refuse_managed(sparse, config.tables, device)
-    task = build_task(config, vector_dim, device)
-    kinds = sharding_kinds(sparse, config.sharding)
-    model = shard_tables(task, device, config.tables, kinds, on_plan)
-    init_tables(model, config.training.seed)
-    return model
-
-
-def ranker_optimizer(
-    model: DistributedModelParallel, config: RankerConfig
-) -> CombinedOptimizer:
-    """Return the optimizers of the tables and of all else, stepped as one.
-
-    Tables step inside the backward pass; replicated ones with the others.
-    """
-    rest = dict(in_backward_optimizer_filter(model.named_parameters()))
-    replicated = {name: value for name, value in rest.items() if table_of(name)}
-    others = ((name, value) for name, value in rest.items() if name not in replicated)
-    parts = [model.fused_optimizer, dense_optimizer(others, config.optimizer)]
-    if replicated:
-        parts.append(replicated_optimizer(replicated, config.tables))
-    return CombinedOptimizer(parts)
 
 
 def train_ranker(
@@ -427,22 +233,6 @@ def score(
             on_progress(done, mine)
     pipeline.detach()
     return torch.cat(parts)[:mine]
-
-
-def save_ranker(model: DistributedModelParallel, directory: Path) -> None:
-    """Write the sharded weights; every rank takes part."""
-    save_tensors({"model": model.state_dict()}, directory / MODEL_DIRECTORY)
-
-
-def load_ranker(model: DistributedModelParallel, directory: Path) -> None:
-    """Load weights that any number of ranks saved; every rank takes part.
-
-    Raises:
-        UserError: weights that cannot be read, or are not this model's.
-    """
-    state = {"model": model.state_dict()}
-    load_tensors(state, directory / MODEL_DIRECTORY)
-    model.load_state_dict(state["model"])
 
 
 def _finite(loss: float, step: int) -> float:

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
-from learn_torchrec.ranker.prepare import prepare_rows as prepare
-from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeature
-from learn_torchrec.ranker.tables import ShardingConfig
-from learn_torchrec.ranker.training import (
+from learn_torchrec.ranker.config import (
     RankerConfig,
     RankerModelConfig,
     RankerTrainingConfig,
 )
+from learn_torchrec.ranker.prepare import prepare_rows as prepare
+from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeature
+from learn_torchrec.ranker.tables import ShardingConfig
 from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig

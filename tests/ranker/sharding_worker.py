@@ -15,8 +15,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker import training
-from learn_torchrec.ranker.training import load_ranker, save_ranker, score, train_ranker
+from learn_torchrec.ranker import build, training
+from learn_torchrec.ranker.build import load_ranker, save_ranker
+from learn_torchrec.ranker.training import score, train_ranker
 from learn_torchrec.training.distributed import gather_objects, process_group
 
 
@@ -64,7 +65,7 @@ def managed(directory: Path, device: torch.device) -> dict[str, object]:
     result["pipelined"] = list(Watched.seen)  # scoring again adds to it
     save_ranker(model, directory)
     dist.barrier()
-    again = training.build_ranker(config, problem.DIM, device)
+    again = build.build_ranker(config, problem.DIM, device)
     load_ranker(again, directory)
     result["restored_scores"] = all_scores(again, problem.rows(config), device)
     return result
@@ -74,8 +75,8 @@ def refusal(device: torch.device) -> str:
     """A plan that TorchRec does not find ends on every rank alike."""
     try:
         config = problem.config("row_wise")
-        training.shard_tables(
-            training.build_task(config, problem.DIM, device),
+        build.shard_tables(
+            build.build_task(config, problem.DIM, device),
             device,
             config.tables,
             {"t_user_id": "nonsense"},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from apps.benchmarks import ranker, ranking_study
-from learn_torchrec.ranker.training import RankerConfig
+from learn_torchrec.ranker.config import RankerConfig
 
 
 def test_ratios_compare_within_a_round_and_take_the_median():

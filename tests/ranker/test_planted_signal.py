@@ -13,15 +13,11 @@ from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.market import DAY, START, TOPICS
 from learn_torchrec.evaluation.auc import evaluate_auc
+from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.content import content_vectors
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
-from learn_torchrec.ranker.training import (
-    RankerConfig,
-    RankerTrainingConfig,
-    score,
-    train_ranker,
-)
+from learn_torchrec.ranker.training import score, train_ranker
 from learn_torchrec.training.optim import OptimizerConfig
 
 MARKET = "market:seed=7"

@@ -5,15 +5,13 @@ import torch
 
 from apps import train_ranker
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
-from learn_torchrec.ranker.training import (
-    MODEL_DIRECTORY,
+from learn_torchrec.ranker.build import MODEL_DIRECTORY, build_ranker, save_ranker
+from learn_torchrec.ranker.config import (
     RankerConfig,
     RankerModelConfig,
     RankerTrainingConfig,
-    build_ranker,
-    save_ranker,
 )
+from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 from learn_torchrec.ranker.warm_start import WarmStart, warm_start
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.sharding import whole_state

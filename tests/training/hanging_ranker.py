@@ -4,10 +4,10 @@ import os
 import time
 
 from apps import options, train_ranker
-from learn_torchrec.ranker import training
+from learn_torchrec.ranker import build
 
 
-class HangingRows(training.LearnRankerTrain):
+class HangingRows(build.LearnRankerTrain):
     """Stands for a rank that waits for something that never comes."""
 
     steps = 0
@@ -25,5 +25,5 @@ def hang():
 
 
 if __name__ == "__main__":
-    training.LearnRankerTrain = HangingRows
+    build.LearnRankerTrain = HangingRows
     options.run(train_ranker.main)

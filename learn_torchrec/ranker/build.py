@@ -1,0 +1,124 @@
+"""A ranker as configured: made, sharded, with its optimizers; saved and loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torchrec.distributed import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork
+from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.ranker.features import LearnFeatures
+from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain
+from learn_torchrec.ranker.tables import (
+    embedding_bag_collection,
+    managed_collection,
+    refuse_managed,
+    sharding_kinds,
+)
+from learn_torchrec.training.optim import dense_optimizer
+from learn_torchrec.training.sharding import init_tables, shard_tables, table_of
+from learn_torchrec.training.table_optimizer import replicated_optimizer
+from learn_torchrec.training.tensors import load_tensors, save_tensors
+
+KIND_RANKER = "ranker"
+MODEL_DIRECTORY = "model"
+
+
+def build_task(
+    config: RankerConfig, vector_dim: int | None, device: torch.device
+) -> LearnRankerTrain:
+    """Return a fresh ranker before it is sharded: its tables hold no values yet.
+
+    Args:
+        config: of the ranker.
+        vector_dim: D with LEARN on, None for the baseline.
+        device: this rank's.
+    """
+    torch.manual_seed(config.training.seed)
+    shape, features = config.model, config.features
+    learn = None
+    if vector_dim is not None and shape.learn != "off":
+        network = None
+        if shape.learn != "vectors":
+            network = AuxiliaryNetwork(
+                vector_dim, shape.fusion_hidden_dim, shape.fusion_dim, device=device
+            )
+        learn = LearnFeatures(
+            vector_dim, network, shape.learn, shape.stop_gradient, device=device
+        )
+    ranker = LearnRanker(
+        embedding_bag_collection(features.sparse, shape.embedding_dim),
+        dense_in_features=len(features.dense),
+        dense_arch_layer_sizes=[*shape.dense_layers, shape.embedding_dim],
+        over_arch_layer_sizes=[*shape.over_layers, 1],
+        learn=learn,
+        managed_collection=managed_collection(
+            features.sparse,
+            shape.embedding_dim,
+            config.training.eviction_interval,
+            device,
+        ),
+        device=device,
+    )
+    return LearnRankerTrain(ranker, shape.auxiliary_weight)
+
+
+def build_ranker(
+    config: RankerConfig,
+    vector_dim: int | None,
+    device: torch.device,
+    on_plan: Callable[[str], None] | None = None,
+) -> DistributedModelParallel:
+    """Return a fresh ranker, sharded over the ranks.
+
+    Args:
+        config: of the ranker.
+        vector_dim: D with LEARN on, None for the baseline.
+        device: this rank's.
+        on_plan: called with the sharding plan as text.
+
+    Raises:
+        UserError: tables, or their optimizer, that the backend cannot run.
+    """
+    sparse = config.features.sparse
+    refuse_managed(sparse, config.tables, device)
+    task = build_task(config, vector_dim, device)
+    kinds = sharding_kinds(sparse, config.sharding)
+    model = shard_tables(task, device, config.tables, kinds, on_plan)
+    init_tables(model, config.training.seed)
+    return model
+
+
+def ranker_optimizer(
+    model: DistributedModelParallel, config: RankerConfig
+) -> CombinedOptimizer:
+    """Return the optimizers of the tables and of all else, stepped as one.
+
+    Tables step inside the backward pass; replicated ones with the others.
+    """
+    rest = dict(in_backward_optimizer_filter(model.named_parameters()))
+    replicated = {name: value for name, value in rest.items() if table_of(name)}
+    others = ((name, value) for name, value in rest.items() if name not in replicated)
+    parts = [model.fused_optimizer, dense_optimizer(others, config.optimizer)]
+    if replicated:
+        parts.append(replicated_optimizer(replicated, config.tables))
+    return CombinedOptimizer(parts)
+
+
+def save_ranker(model: DistributedModelParallel, directory: Path) -> None:
+    """Write the sharded weights; every rank takes part."""
+    save_tensors({"model": model.state_dict()}, directory / MODEL_DIRECTORY)
+
+
+def load_ranker(model: DistributedModelParallel, directory: Path) -> None:
+    """Load weights that any number of ranks saved; every rank takes part.
+
+    Raises:
+        UserError: weights that cannot be read, or are not this model's.
+    """
+    state = {"model": model.state_dict()}
+    load_tensors(state, directory / MODEL_DIRECTORY)
+    model.load_state_dict(state["model"])
