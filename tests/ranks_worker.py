@@ -28,16 +28,13 @@ from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeatur
 from learn_torchrec.ranker.training import score, train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
 from learn_torchrec.towers import training as towers_training
+from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.holdout import RetrievalConfig, split_towers
 from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.sampling import SamplingConfig
-from learn_torchrec.towers.training import (
-    TowersConfig,
-    TowersTrainingConfig,
-    train_towers,
-)
+from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.distributed import gather_objects, process_group
 from learn_torchrec.training.optim import OptimizerConfig
 

@@ -7,11 +7,9 @@ the others. `stream.py` computes the same of rows that do not fit in memory.
 N rows, U distinct users, K users kept (both classes present).
 """
 
-import functools
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,10 +24,8 @@ from learn_torchrec.evaluation.arrays import (
 )
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.pairs import GroupPairs, Scores, count_pairs
+from learn_torchrec.evaluation.probability import ProbabilitySums, probability_sums
 from learn_torchrec.schema import CLICK, LABEL, SCORE, USER_ID, WEIGHT
-
-# Keeps log(p) finite where a float32 sigmoid saturates to exactly 0 or 1.
-_PROBABILITY_FLOOR = 1e-12
 
 
 @dataclass(frozen=True)
@@ -132,55 +128,6 @@ class UserPairs(NamedTuple):
     positives: Float64Array
     negatives: Float64Array
     clicks: Float64Array | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbabilitySums:
-    """Sums over rows behind log loss, NE and calibration.
-
-    Attributes:
-        rows: rows counted.
-        positives: rows with label 1.
-        weight: sum of the weights.
-        positive_weight: of the positives.
-        score: weighted sum of the scores.
-        log_loss: weighted sum of the binary cross-entropies.
-        outside: rows whose score is no probability.
-    """
-
-    rows: int = 0
-    positives: int = 0
-    weight: float = 0.0
-    positive_weight: float = 0.0
-    score: float = 0.0
-    log_loss: float = 0.0
-    outside: int = 0
-
-    def __add__(self, other: "ProbabilitySums") -> "ProbabilitySums":
-        return ProbabilitySums(
-            **{
-                field.name: getattr(self, field.name) + getattr(other, field.name)
-                for field in fields(self)
-            }
-        )
-
-    @classmethod
-    def total(cls, parts: Iterable["ProbabilitySums"]) -> "ProbabilitySums":
-        """Return the sum of several."""
-        return functools.reduce(cls.__add__, parts, cls())
-
-    def metrics(self) -> tuple[float, float, float]:
-        """Return (log loss, NE, calibration); NaN unless all scores are in [0, 1]."""
-        if not self.rows or self.outside:
-            return math.nan, math.nan, math.nan
-        log_loss = self.log_loss / self.weight
-        positive = self.positive_weight
-        calibration = self.score / positive if positive else math.nan
-        base_rate = positive / self.weight
-        if not 0 < base_rate < 1:
-            return log_loss, math.nan, calibration
-        entropy = float(binary_entropy(np.float64(base_rate)))
-        return log_loss, log_loss / entropy, calibration
 
 
 class Totals(NamedTuple):
@@ -402,53 +349,6 @@ def check_columns(
     if kept is None:
         return Columns._make([*columns, None])
     return Columns._make([*(c if c is None else c[kept] for c in columns), kept])
-
-
-def probability_sums(
-    is_positive: BoolArray, scores: Scores, weights: Float64Array | None
-) -> ProbabilitySums:
-    """Return the sums behind log loss, NE and calibration of checked columns."""
-    if not len(scores):
-        return ProbabilitySums()
-    outside = int(((scores < 0) | (scores > 1)).sum())
-    values = scores.astype(np.float64)
-    surprise = binary_cross_entropy(is_positive, values)
-    positives = int(is_positive.sum())
-    if weights is None:
-        sums = (len(scores), positives, values.sum(), surprise.sum())
-    else:
-        values *= weights
-        surprise *= weights
-        positive_weight = weights[is_positive].sum()
-        sums = (weights.sum(), positive_weight, values.sum(), surprise.sum())
-    weight, positive_weight, score, log_loss = map(float, sums)
-    return ProbabilitySums(
-        rows=len(scores),
-        positives=positives,
-        weight=weight,
-        positive_weight=positive_weight,
-        score=score,
-        log_loss=log_loss,
-        outside=outside,
-    )
-
-
-def binary_cross_entropy(
-    is_positive: BoolArray, probabilities: Float64Array
-) -> Float64Array:
-    """Return -log of the probability given to each row's label, float64 [N]."""
-    likelihood = np.where(is_positive, probabilities, 1 - probabilities)
-    np.maximum(likelihood, _PROBABILITY_FLOOR, out=likelihood)
-    np.log(likelihood, out=likelihood)
-    return np.negative(likelihood, out=likelihood)
-
-
-def binary_entropy(base_rate: Any) -> Any:
-    """Return the entropy in nats of a label that is 1 at this rate; 0 at 0 and 1."""
-    is_mixed = (base_rate > 0) & (base_rate < 1)
-    rate = np.where(is_mixed, base_rate, 0.5)
-    entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
-    return np.where(is_mixed, entropy, 0.0)
 
 
 def count_users(rows: ScoredRows, convention: Convention = PAPER) -> UserPairs:

@@ -16,13 +16,8 @@ import numpy as np
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.arrays import Column, Float64Array, Int64Array
-from learn_torchrec.evaluation.auc import (
-    ScoredRows,
-    binary_cross_entropy,
-    binary_entropy,
-    prepare_rows,
-    user_auc,
-)
+from learn_torchrec.evaluation.auc import ScoredRows, prepare_rows, user_auc
+from learn_torchrec.evaluation.probability import binary_cross_entropy, binary_entropy
 
 _BLOCK_ELEMENTS = 1 << 22  # float64 values of one [R, N] working array: 32 MiB
 _INTERVAL = (2.5, 97.5)

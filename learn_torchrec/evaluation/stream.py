@@ -33,7 +33,6 @@ from learn_torchrec.evaluation.arrays import (
     as_id_array,
 )
 from learn_torchrec.evaluation.auc import (
-    ProbabilitySums,
     RankingMetrics,
     ScoredRows,
     Totals,
@@ -41,10 +40,10 @@ from learn_torchrec.evaluation.auc import (
     check_columns,
     count_users,
     metrics_of,
-    probability_sums,
 )
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.pairs import GroupPairs, Scores, count_pairs
+from learn_torchrec.evaluation.probability import ProbabilitySums, probability_sums
 from learn_torchrec.evaluation.ranks import OneRank, Ranks
 from learn_torchrec.schema import CLICK, USER_ID, WEIGHT
 

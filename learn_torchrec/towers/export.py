@@ -20,9 +20,10 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID, VECTOR
+from learn_torchrec.towers.config import TowersConfig
 from learn_torchrec.towers.ids import ITEM_TABLE
 from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.training import TowersConfig, build_towers
+from learn_torchrec.towers.training import build_towers
 from learn_torchrec.towers.warm_start import InitialTowers
 
 KIND_TOWERS = "towers"

@@ -3,8 +3,8 @@
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,6 @@ from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from tqdm import tqdm
 
-from learn_torchrec.config import require
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
@@ -32,27 +31,18 @@ from learn_torchrec.towers.batch import (
     epoch_batches,
     next_item_batches,
 )
+from learn_torchrec.towers.config import TowersConfig
 from learn_torchrec.towers.encoder import PreferenceEncoder
-from learn_torchrec.towers.holdout import (
-    RetrievalConfig,
-    TowersSplit,
-    evaluate_towers,
-)
+from learn_torchrec.towers.holdout import RetrievalConfig, TowersSplit, evaluate_towers
 from learn_torchrec.towers.ids import ItemIds
-from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig, TwinTower, TwinTowerTrain
 from learn_torchrec.towers.position import Best, Parts, Position
 from learn_torchrec.towers.repeat import RepeatScore
-from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.warm_start import InitialTowers, load_encoder, load_ids
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
-from learn_torchrec.training.optim import (
-    OptimizerConfig,
-    dense_optimizer,
-    warmup_cosine,
-)
+from learn_torchrec.training.optim import dense_optimizer, warmup_cosine
 from learn_torchrec.training.run_log import RunLog
 from learn_torchrec.training.sharding import init_tables, shard
 from learn_torchrec.training.throughput import Throughput, gemm_flops_per_second
@@ -60,45 +50,6 @@ from learn_torchrec.training.throughput import Throughput, gemm_flops_per_second
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TowersTrainingConfig:
-    """How long, in what pieces and how precisely the towers train.
-
-    Attributes:
-        epochs: passes over the training users at most.
-        patience: passes without a better validation recall before stopping.
-        batch_size: users in a global batch, over all ranks.
-        table_learning_rate: of the item ids' row-wise Adagrad.
-        precision: of the towers' matrix products; vectors and loss are float32.
-        seed: of weights, sampling and order.
-    """
-
-    epochs: int = 10
-    patience: int = 10
-    batch_size: int = 240
-    table_learning_rate: float = 0.05
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size"):
-            require(getattr(self, name) > 0, f"towers.training.{name}: at least 1")
-        require(
-            self.table_learning_rate > 0, "towers.training.table_learning_rate: above 0"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TowersConfig:
-    """Everything that decides the towers, given data, split and content."""
-
-    model: TowersModelConfig = field(default_factory=TowersModelConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TowersTrainingConfig = field(default_factory=TowersTrainingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,25 +14,16 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers import loss as losses
 from learn_torchrec.towers.batch import attach_content, next_item_batches
+from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.holdout import (
-    RetrievalConfig,
-    TowersSplit,
-    retrieval_task,
-)
+from learn_torchrec.towers.holdout import RetrievalConfig, TowersSplit, retrieval_task
 from learn_torchrec.towers.ids import ItemIds, keyed
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
 from learn_torchrec.towers.loss import LossConfig, next_item_loss
 from learn_torchrec.towers.model import TowersModelConfig, TwinTowerTrain
 from learn_torchrec.towers.repeat import Seen
 from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
-from learn_torchrec.towers.training import (
-    TowersConfig,
-    TowersTrainingConfig,
-    _trained_on,
-    build_towers,
-    train_towers,
-)
+from learn_torchrec.towers.training import _trained_on, build_towers, train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.run_log import RunLog

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.holdout import (
     RetrievalConfig,
@@ -20,12 +21,7 @@ from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.repeat import RepeatScore, Seen
 from learn_torchrec.towers.sampling import SamplingConfig
-from learn_torchrec.towers.training import (
-    TowersConfig,
-    TowersTrainingConfig,
-    build_towers,
-    train_towers,
-)
+from learn_torchrec.towers.training import build_towers, train_towers
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.run_log import RunLog
 
