@@ -25,8 +25,9 @@ _SETTINGS = (
     "ranker.training.epochs=2",
     "checkpoint.every_steps=7",
 )
-# Of every artefact: how it came about, not what it is.
-_RECORDS = ("config.json", "manifest.json", "log.jsonl")
+# Of every artefact: how it came about, not what it is. The last is the index of a saved
+# model, to which every save gives an identity of its own.
+_RECORDS = ("config.json", "manifest.json", "log.jsonl", ".metadata")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def content_of(directory: Path) -> dict[str, str]:
     return {
         name: described["sha256"]
         for name, described in files.items()
-        if name not in _RECORDS
+        if Path(name).name not in _RECORDS
     }
 
 
