@@ -155,14 +155,23 @@ def study_table(studies: dict[str, dict[str, Any]]) -> str:
 
 def ranker_rows(results: dict[str, Any]) -> dict[str, str]:
     """The ranker's examples a second beside TorchRec's DLRM."""
-    rows = {
-        "ranker, LEARN off over TorchRec's DLRM, from memory": "off_over_dlrm",
-        "ranker, LEARN on over TorchRec's DLRM, from memory": "on_over_dlrm",
-        "ranker, LEARN on, from Parquet over from memory": "parquet_over_memory",
-        "ranker, LEARN on, two ranks over one": "two_ranks_over_one",
-        "TorchRec's DLRM, two ranks over one": "dlrm_two_ranks_over_one",
+    off, on, parquet, two, dlrm_two = (
+        results[name]
+        for name in (
+            "off_over_dlrm",
+            "on_over_dlrm",
+            "parquet_over_memory",
+            "two_ranks_over_one",
+            "dlrm_two_ranks_over_one",
+        )
+    )
+    return {
+        "ranker over TorchRec's DLRM, from memory": (
+            f"LEARN off {off:.2f} x, on {on:.2f} x"
+        ),
+        "ranker, LEARN on, from Parquet over from memory": f"{parquet:.2f} x",
+        "two ranks over one": f"LEARN on {two:.2f} x, TorchRec's DLRM {dlrm_two:.2f} x",
     }
-    return {name: f"{results[key]:.2f} x" for name, key in rows.items()}
 
 
 def data_rows(data: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
@@ -181,12 +190,12 @@ def data_rows(data: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
             strict=True,
         )
     )
-    loops = data["batches_over_plain_loop"], data["shuffled_over_plain_loop"]
+    loops = data["batches_over_plain_loop"], data["shuffled_over_plain_shuffle"]
     speeds = content["over_one_by_one"], content["float32"]["over_one_by_one"]
     return {
         f"{sizes} million interactions prepared": f"{rates} million rows/s, {peaks} GB",
         "batches from Parquet over a plain pyarrow loop": (
-            "{:.2f} x, shuffled {:.2f} x".format(*loops)
+            "in order {:.2f} x, both shuffled {:.2f} x".format(*loops)
         ),
         f"content in batches over one by one, {content['dtype']}": (
             "{:.1f} x, float32 {:.1f} x".format(*speeds)
@@ -204,10 +213,8 @@ def faults_rows(results: dict[str, Any]) -> dict[str, str]:
         "SIGKILLs at random moments of seven stages, ended identical": (
             f"{results['identical']} of {results['kills']}"
         ),
-        "damaged files of artefacts, refused in one line": (
-            f"{results['refused_cleanly']} of {results['corruptions']}"
-        ),
-        "damaged checkpoints, ended identical": (
+        "damaged files refused in one line; checkpoints passed over, ended identical": (
+            f"{results['refused_cleanly']} of {results['corruptions']}; "
             f"{results['checkpoints_identical']} of {results['checkpoints']}"
         ),
         f"step time lost to a checkpoint of {results['saved_mb'] / 1000:.1f} GB in a "

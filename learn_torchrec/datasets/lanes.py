@@ -4,7 +4,7 @@ Letters: G row groups, S steps of a window.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,32 +55,41 @@ class Lane:
         self._rows, self._segments = rows, segments
         self._place: int | None = None
         self._pieces: Iterator[pa.Table] = iter(())
+        self._rest: pa.Table | None = None  # of a piece that was taken in part
 
     def take(self, start: int, stop: int) -> list[pa.Table]:
         """Return the lane's rows `start` to `stop`, in tables of any length."""
         if start != self._place:
-            self._pieces = self._read(start)
+            self._pieces = _read(self._rows, self._segments, start)
+            self._rest = None
         self._place = stop
         parts = []
         while start < stop:
-            piece = next(self._pieces)
+            piece = next(self._pieces) if self._rest is None else self._rest
             parts.append(piece.slice(0, stop - start))
-            if piece.num_rows > stop - start:
-                rest = piece.slice(stop - start)
-                self._pieces = itertools.chain([rest], self._pieces)
             start += parts[-1].num_rows
+            left = piece.slice(parts[-1].num_rows)
+            self._rest = left if left.num_rows else None
         return parts
 
-    def _read(self, skip: int) -> Iterator[pa.Table]:
-        for segment in self._segments:
-            size = segment.stop - segment.start
-            left = size - min(skip, size)
-            pieces = self._rows.pieces(segment.group, segment.start + size - left)
-            while left:
-                piece = next(pieces).slice(0, left)
-                left -= piece.num_rows
-                yield piece
-            skip -= min(skip, size)
+
+def _read(
+    rows: RowGroups, segments: Sequence[Segment], skip: int
+) -> Iterator[pa.Table]:
+    """Yield a lane's rows after the first `skip`.
+
+    A function, so that a lane and its iterator make no cycle: what they hold is given
+    back with them, not when the garbage collector comes by.
+    """
+    for segment in segments:
+        size = segment.stop - segment.start
+        left = size - min(skip, size)
+        pieces = rows.pieces(segment.group, segment.start + size - left)
+        while left:
+            piece = next(pieces).slice(0, left)
+            left -= piece.num_rows
+            yield piece
+        skip -= min(skip, size)
 
 
 def share_of(begins: Ints, ends: Ints, reader: int, readers: int) -> tuple[Ints, Ints]:
