@@ -40,7 +40,7 @@ from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowGroups
 
 _ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000
 _DAYS = 300
-_BATCH, _RANKING_ROWS, _REPEATS = 4096, 2_000_000, 5
+_BATCH, _RANKING_ROWS, _REPEATS = 4096, 2_000_000, 11
 _GROUPS = 2  # row groups in the plain loop's buffer, as many rows as a window's
 _CONFIG = PrepareConfig(history_days=270, target_days=30, min_events=2)
 
@@ -158,7 +158,7 @@ def plain_shuffle(path: Path) -> Iterator[dict[str, torch.Tensor]]:
         buffer = as_tensors(file.read_row_groups(few.tolist()))
         order = torch.from_numpy(random.permutation(len(buffer["label"])))
         for rows in order.split(_BATCH):
-            yield {name: values[rows] for name, values in buffer.items()}
+            yield {name: v.index_select(0, rows) for name, v in buffer.items()}
 
 
 def loader_in_order(path: Path) -> Iterator[dict[str, torch.Tensor]]:
@@ -175,7 +175,7 @@ def loader_shuffled(path: Path) -> Iterator[dict[str, torch.Tensor]]:
     for (window,) in read_ahead(loader.windows(epoch=0), depth=1):
         for step in range(len(window.bounds) - 1):
             rows = torch.from_numpy(window.take(step))
-            yield {name: values[rows] for name, values in window.rows.items()}
+            yield {name: v.index_select(0, rows) for name, v in window.rows.items()}
 
 
 def compare_loaders(scratch: Path) -> dict[str, float]:

@@ -3,7 +3,8 @@
 The real job with LEARN's vectors, streamed from Parquet, saving checkpoints as it goes,
 started by torchrun and ended by SIGTERM, as a scheduler would. Memory is what the ranks
 occupy together, its median in the fifth of the time after the warm-up and in the last
-fifth; throughput, in steps a second, is compared between the same spans.
+fifth; throughput is compared between the same spans, in steps a second and in steps a
+second of the ranks' processor time, which other work on the machine disturbs less.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from apps.benchmarks.stages import STAGES, Stage, complete, start
 from apps.program import run, write_json
 from learn_torchrec.datasets.generated import GeneratedConfig, write_shop
 
-_SHOP = GeneratedConfig(users=4_000, items=1_000, days=12, impressions=1_000_000)
+_SHOP = GeneratedConfig(users=4_000, items=1_000, days=12, impressions=600_000)
 _TOWERS = ("towers.training.epochs=1", "towers.training.batch_size=256")
 _RANKER = Stage(
     "soak",
@@ -44,9 +45,17 @@ _WARM_UP, _SPAN = 0.2, 0.2  # shares of the time
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at a moment: seconds since the start, memory, newest checkpoint."""
+    """What was seen at a moment.
+
+    Attributes:
+        seconds: since the start.
+        processor: seconds that the ranks have used.
+        megabytes: that they occupy.
+        step: of the newest checkpoint.
+    """
 
     seconds: float
+    processor: float
     megabytes: float
     step: int
 
@@ -76,11 +85,12 @@ def watch(minutes: float, folder: Path) -> tuple[list[Sample], int]:
             raise RuntimeError(f"the job ended: {log.read_text()[-2000:]}")
         ranks = psutil.Process(job.pid).children(recursive=True)
         memory = sum(rank.memory_info().rss for rank in ranks) / 2**20
+        processor = sum(sum(rank.cpu_times()[:2]) for rank in ranks)
         steps = [
             int(path.name.removeprefix("step-"))
             for path in (folder / "checkpoints" / _RANKER.name).glob("step-*")
         ]
-        samples.append(Sample(seconds, memory, max(steps, default=0)))
+        samples.append(Sample(seconds, processor, memory, max(steps, default=0)))
         print(samples[-1], flush=True)
         time.sleep(_SAMPLE_SECONDS)
     for rank in psutil.Process(job.pid).children():
@@ -94,17 +104,26 @@ def summary(samples: list[Sample], minutes: float) -> dict[str, Any]:
     early = [s for s in samples if _WARM_UP <= s.seconds / total < _WARM_UP + _SPAN]
     late = [s for s in samples if s.seconds / total >= 1 - _SPAN]
     memory = [statistics.median(s.megabytes for s in span) for span in (early, late)]
-    rates = [
-        (span[-1].step - span[0].step) / (span[-1].seconds - span[0].seconds)
-        for span in (early, late)
-    ]
+    rates = [_rates(span) for span in (early, late)]
+    drift = [late / early - 1 for early, late in zip(*rates, strict=True)]
     return {
         "soak_minutes": minutes,
         "soak_steps": samples[-1].step,
         "soak_memory_mb": round(memory[1]),
         "soak_memory_growth": round(memory[1] / memory[0] - 1, 4),
-        "soak_throughput_drift": round(rates[1] / rates[0] - 1, 4),
+        "soak_throughput_drift": round(drift[0], 4),
+        "soak_processor_drift": round(drift[1], 4),
     }
+
+
+def _rates(span: list[Sample]) -> tuple[float, float]:
+    """Return steps a second, and steps a second of processor time."""
+    first, last = span[0], span[-1]
+    steps = last.step - first.step
+    return (
+        steps / (last.seconds - first.seconds),
+        steps / (last.processor - first.processor),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
