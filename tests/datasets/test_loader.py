@@ -1,3 +1,4 @@
+import gc
 import itertools
 import os
 import pickle
@@ -104,6 +105,23 @@ def test_the_order_follows_from_seed_and_epoch(rows: RowGroups) -> None:
     # Well mixed: a batch holds rows of most files, and neighbours are rare.
     assert np.ptp(orders[0][0]) > 150
     assert np.mean(np.abs(np.diff(first)) == 1) < 0.2
+
+
+def test_memory_is_that_of_a_few_windows(tmp_path: Path) -> None:
+    """What is read is given back at once, not when the garbage collector comes by."""
+    rows = RowGroups(write(tmp_path / "log", (60_000,), group=300))
+    loader = Loader(rows, LoaderConfig(batch_size=64, window_rows=512))
+    gc.collect()
+    gc.disable()
+    try:
+        before = pa.total_allocated_bytes()
+        for epoch in range(3):
+            held = [pa.total_allocated_bytes() - before for _ in loader.windows(epoch)]
+            early, late = max(held[: len(held) // 4]), max(held)
+            assert late < 1.5 * early
+            assert pa.total_allocated_bytes() - before < 100_000
+    finally:
+        gc.enable()
 
 
 def test_row_numbers_and_lists_travel(rows: RowGroups) -> None:
