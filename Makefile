@@ -86,8 +86,10 @@ soak: dev ## an hour of training on two ranks: memory and throughput
 	@$(BIN)/python -m apps.benchmarks.soak $(ARGS)
 
 audit: dev ## known vulnerabilities of what is installed (asks PyPI)
-	@$(PIP) install pip-audit
-	@$(BIN)/pip-audit --skip-editable
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
+	  $(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install pip-audit; }
+	@$(VENV)/audit/bin/pip-audit --skip-editable --progress-spinner off --path \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 test-gpu: dev ## the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
