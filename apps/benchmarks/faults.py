@@ -111,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ok = results["kills"] == results["identical"]
     ok &= results["corruptions"] == results["refused_cleanly"]
     ok &= results["checkpoints"] == results["checkpoints_identical"]
+    ok &= not results["fault_tests"]["failed"]
     sys.exit(0 if ok else 1)
 
 

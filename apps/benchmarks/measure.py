@@ -148,4 +148,6 @@ def run_tests(*paths: str) -> dict[str, int]:
         for count, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)
     }
     failed = counts.get("failed", 0) + counts.get("error", 0)
+    if failed:
+        print(done.stdout[-5000:], file=sys.stderr)
     return {"passed": counts.get("passed", 0), "failed": failed}
