@@ -79,11 +79,11 @@ test: dev ## the fast tests
 test-slow: dev ## the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
-test-faults: dev ## kill, damage and starve every stage (some twenty minutes)
-	@$(BIN)/python -m apps.benchmarks.faults $(ARGS)
+test-faults: dev ## kill, damage and starve every stage (half an hour), into faults.json
+	@$(BIN)/python -m apps.benchmarks.faults --json $(ARGS)
 
-soak: dev ## an hour of training on two ranks: memory and throughput
-	@$(BIN)/python -m apps.benchmarks.soak $(ARGS)
+soak: dev ## an hour of training on two ranks: memory and throughput, into faults.json
+	@$(BIN)/python -m apps.benchmarks.soak --json $(ARGS)
 
 audit: dev ## known vulnerabilities of what is installed (asks PyPI)
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && \
