@@ -4,7 +4,8 @@ The real job with LEARN's vectors, streamed from Parquet, saving checkpoints as 
 started by torchrun and ended by SIGTERM, as a scheduler would. Memory is what the ranks
 occupy together, its median in the fifth of the time after the warm-up and in the last
 fifth; throughput is compared between the same spans, in steps a second and in steps a
-second of the ranks' processor time, which other work on the machine disturbs less.
+second of the ranks' processor time. Other work on the machine disturbs both: run it
+alone.
 """
 
 import argparse
