@@ -25,7 +25,8 @@ from learn_torchrec.ranker.config import (
 )
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeature
-from learn_torchrec.ranker.training import score, train_ranker
+from learn_torchrec.ranker.scoring import score
+from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
 from learn_torchrec.towers import training as towers_training
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig

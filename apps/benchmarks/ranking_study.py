@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from apps import options
 from apps.benchmarks import measure
-from apps.predict import with_activity
+from apps.predict import cohort_activity
 from learn_torchrec import config as configuration
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.dataset import Dataset
@@ -35,7 +35,8 @@ from learn_torchrec.presets import Run
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import RankingRows
-from learn_torchrec.ranker.training import score, train_ranker
+from learn_torchrec.ranker.scoring import score
+from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import load_vectors
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
@@ -231,7 +232,7 @@ def fit_and_score(
 def compare(study: Study, scores: dict[str, list[Scores]]) -> dict[str, Any]:
     """Return metrics and paired differences of each cohort."""
     table = study.dataset.impressions.filter(pa.array(study.test))
-    table = with_activity(table, study.dataset, study.run)
+    table = cohort_activity(study.dataset, study.run).added_to(table)
     return {
         name: _compare_rows(study, mask, scores)
         for name, mask in _cohorts(table, study.run.cohorts).items()

@@ -1,6 +1,7 @@
 """A data set: three tables, read when asked for, each with a fingerprint."""
 
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from numpy.typing import NDArray
 
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets import tables
+from learn_torchrec.datasets.interval import Interval
 from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.row_groups import RowGroups, RowSource
 from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.datasets.table_rows import TableRows
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
@@ -74,6 +78,21 @@ class Dataset:
         names = f"{self._name(INTERACTIONS_FILE)} and {self._name(IMPRESSIONS_FILE)}"
         tables.check_same_type(self.interactions, table, USER_ID, names)
         return table
+
+    def impressions_from(self, first: int) -> RowSource:
+        """Return the impressions at or after a time, to be read a part at a time.
+
+        Where they lie as Parquet, only times are read before the first part is, and
+        neither the table nor its items are checked.
+
+        Args:
+            first: unix seconds.
+        """
+        interval = Interval(TIMESTAMP, first, sys.maxsize)
+        where = self.parquet(IMPRESSIONS_FILE)
+        if where is not None:
+            return RowGroups(where, interval=interval)
+        return TableRows(self.impressions, interval, self._name(IMPRESSIONS_FILE))
 
     @property
     def times(self) -> NDArray[np.int64]:

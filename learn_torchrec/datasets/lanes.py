@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from learn_torchrec.datasets.row_groups import RowGroups
+from learn_torchrec.datasets.row_groups import RowSource
 
 Ints = NDArray[np.int64]
 
@@ -51,7 +51,7 @@ def cut_into_lanes(sizes: Ints, order: Ints, lanes: int) -> list[list[Segment]]:
 class Lane:
     """A lane's rows; those that follow what was taken last are at hand."""
 
-    def __init__(self, rows: RowGroups, segments: list[Segment]) -> None:
+    def __init__(self, rows: RowSource, segments: list[Segment]) -> None:
         self._rows, self._segments = rows, segments
         self._place: int | None = None
         self._pieces: Iterator[pa.Table] = iter(())
@@ -74,7 +74,7 @@ class Lane:
 
 
 def _read(
-    rows: RowGroups, segments: Sequence[Segment], skip: int
+    rows: RowSource, segments: Sequence[Segment], skip: int
 ) -> Iterator[pa.Table]:
     """Yield a lane's rows after the first `skip`.
 

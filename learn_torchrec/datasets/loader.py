@@ -41,7 +41,7 @@ from learn_torchrec.datasets.lanes import (
 )
 from learn_torchrec.datasets.read_ahead import read_ahead
 from learn_torchrec.datasets.reading_process import ReadingProcess
-from learn_torchrec.datasets.row_groups import RowGroups
+from learn_torchrec.datasets.row_groups import RowSource
 from learn_torchrec.errors import UserError
 
 Ints = NDArray[np.int64]
@@ -157,7 +157,7 @@ class Loader:
 
     def __init__(
         self,
-        rows: RowGroups,
+        rows: RowSource,
         config: LoaderConfig,
         *,
         rank: int = 0,

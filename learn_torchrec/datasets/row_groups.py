@@ -10,6 +10,7 @@ Letters: G row groups.
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,29 @@ from learn_torchrec.errors import UserError
 ROW_NUMBER = "_row_number"
 SUFFIXES = (".parquet", ".parq", ".pq")
 _PIECE_ROWS = 65_536  # decoded at a time, however large a row group is
+
+
+class RowSource(Protocol):
+    """Rows in groups, read in one order; see `RowGroups`."""
+
+    name: str
+    sizes: NDArray[np.int64]
+    earliest: int | None
+
+    @property
+    def num_rows(self) -> int:
+        """Wanted rows of all groups."""
+
+    def __len__(self) -> int: ...
+
+    def empty(self) -> pa.Table:
+        """Return what `pieces` yields, without rows."""
+
+    def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
+        """Yield the wanted rows of a group in order, and `ROW_NUMBER`."""
+
+    def fingerprint(self) -> str:
+        """Return a digest of what the rows are read from."""
 
 
 class RowGroups:
@@ -67,7 +91,8 @@ class RowGroups:
         all_rows = np.array([group.num_rows for _, group in groups], np.int64)
         if not all_rows.sum():
             raise UserError(f"{self.name}: has no rows; nothing can be done with it")
-        wanted, self.earliest = all_rows, None
+        wanted = all_rows
+        self.earliest: int | None = None
         if interval is not None:
             wanted, self.earliest = _count(groups, interval)
         kept = np.flatnonzero(wanted)

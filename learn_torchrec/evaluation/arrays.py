@@ -14,6 +14,8 @@ BoolArray = npt.NDArray[np.bool_]
 # A column: a NumPy array, a pyarrow array or chunked array, or a sequence.
 Column = Any
 
+UNKNOWN = -1
+
 _ROWS_NAMED = 5
 
 
@@ -78,3 +80,34 @@ def encode_ids(ids: Column, name: str) -> tuple[Int64Array, int]:
     encoded = as_id_array(ids, name).dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return codes, len(encoded.dictionary)
+
+
+class IdCodes:
+    """Known ids to their places 0, 1, ...; built once, asked again and again.
+
+    Args:
+        ids: int64 or string [K], distinct.
+    """
+
+    def __init__(self, ids: pa.Array) -> None:
+        self._places: dict[str, int] | None = None
+        if pa.types.is_integer(ids.type):
+            values = ids.to_numpy()
+            self._order = np.argsort(values)
+            self._sorted = values[self._order]
+        else:
+            self._places = {text: i for i, text in enumerate(ids.to_pylist())}
+
+    def of(self, ids: pa.Array) -> Int64Array:
+        """Return the place of each id [N], of the known ids' type; else UNKNOWN."""
+        if self._places is not None:
+            places = self._places
+            found = (places.get(text, UNKNOWN) for text in ids.to_pylist())
+            return np.fromiter(found, np.int64, len(ids))
+        if not len(self._sorted):
+            return np.full(len(ids), UNKNOWN)
+        values = ids.to_numpy()
+        place = np.searchsorted(self._sorted, values)
+        place = np.minimum(place, len(self._sorted) - 1)
+        known = self._sorted[place] == values
+        return np.where(known, self._order[place], UNKNOWN)

@@ -85,25 +85,24 @@ def check_batch_size(batch_size: int, rows: int) -> None:
         )
 
 
-def evaluation_batches(rows: RankingRows, batch_size: int) -> Iterator[RankingBatch]:
-    """Yield this rank's contiguous share of the rows, each exactly once.
+def evaluation_batches(
+    rows: RankingRows, width: int, batch_size: int
+) -> Iterator[RankingBatch]:
+    """Yield the rows in order, each exactly once.
 
-    Every rank yields as many batches of the same size; what is missing at the end
-    is filled with row 0 at weight 0, to be cut off by `rank_rows`.
+    What is missing to `width` rows, the same on every rank, is filled with row 0 at
+    weight 0: every rank yields as many batches of the same size.
     """
-    mine = rank_rows(len(rows))
-    longest = -(-len(rows) // dist.get_world_size())
-    for first in range(0, longest, batch_size):
-        chosen = mine[first : first + batch_size]
-        width = min(batch_size, longest - first)
-        padding = width - len(chosen)
-        batch = collate(rows, np.r_[chosen, np.zeros(padding, np.int64)])
-        batch.weights[len(chosen) :] = 0.0
+    for first in range(0, width, batch_size):
+        places = np.arange(first, min(first + batch_size, width))
+        is_padding = places >= len(rows)
+        batch = collate(rows, np.where(is_padding, 0, places))
+        batch.weights[torch.from_numpy(is_padding)] = 0.0
         yield batch
 
 
 def rank_rows(count: int) -> Ints:
-    """Return the rows of `evaluation_batches` that are this rank's."""
+    """Return this rank's contiguous share of `count` rows to score."""
     per_rank = -(-count // dist.get_world_size())
     first = dist.get_rank() * per_rank
     return np.arange(min(first, count), min(first + per_rank, count))

@@ -6,6 +6,7 @@ Dimension letters: N rows, F dense features, D vector dim.
 import dataclasses
 import functools
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from learn_torchrec.config import require
 from learn_torchrec.ranker.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import ITEM_ID, USER_ID
+from learn_torchrec.training.distributed import gather_objects
 from learn_torchrec.training.sharding import ShardingKind
 
 logger = logging.getLogger(__name__)
@@ -192,7 +194,10 @@ class RankingRows:
 
     def select(self, keep: NDArray[np.bool_]) -> "RankingRows":
         """Return the rows where `keep` [N] is true."""
-        rows = np.flatnonzero(keep)
+        return self.take(np.flatnonzero(keep))
+
+    def take(self, rows: Ints) -> "RankingRows":
+        """Return some rows, by their numbers."""
         auxiliary = self.auxiliary_labels
         return dataclasses.replace(
             self,
@@ -259,6 +264,11 @@ class RowsReport:
             left_out=_sum(self.left_out, other.left_out),
         )
 
+    def of_all_ranks(self) -> "RowsReport":
+        """Return the sum of every rank's report; every rank takes part."""
+        reports: list[RowsReport] = gather_objects(self)
+        return functools.reduce(operator.add, reports)
+
     def facts(self) -> dict[str, Any]:
         """Return what a manifest keeps; `coverage` is the share that has a vector."""
         coverage = {
@@ -294,4 +304,4 @@ def _joined(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
 
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    return {name: count + other.get(name, 0) for name, count in one.items()}
+    return {name: one.get(name, 0) + other.get(name, 0) for name in one | other}

@@ -6,18 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from tqdm import tqdm
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.batch import (
-    RankingBatch,
-    evaluation_batches,
-    rank_rows,
-    training_batches,
-)
+from learn_torchrec.ranker.batch import RankingBatch, training_batches
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
 from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.metrics import TrainingMetrics
@@ -26,7 +20,7 @@ from learn_torchrec.ranker.rows import RankingRows, RowsReport
 from learn_torchrec.ranker.stream import StreamedRows
 from learn_torchrec.ranker.warm_start import WarmStart, warm_start
 from learn_torchrec.training.checkpoint import Checkpoints, fast_forward
-from learn_torchrec.training.distributed import gather_objects, is_writer
+from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import RunningMean, train_epoch
 from learn_torchrec.training.optim import warmup_decay
 from learn_torchrec.training.run_log import RunLog
@@ -134,11 +128,7 @@ def _batches(
 def _report(rows: RankingRows | StreamedRows) -> RowsReport:
     if isinstance(rows, RankingRows):
         return rows.report()
-    first, *others = gather_objects(rows.report)  # each rank read its own rows
-    for other in others:
-        first = first + other
-    result: RowsReport = first
-    return result
+    return rows.report.of_all_ranks()  # each rank read its own rows
 
 
 class _Progress:
@@ -191,48 +181,6 @@ class _Progress:
                 auxiliary_loss=self._auxiliary.result(),
                 **self._metrics.result(),
             )
-
-
-@torch.no_grad()
-def score(
-    model: DistributedModelParallel,
-    rows: RankingRows,
-    batch_size: int,
-    device: torch.device,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Score this rank's share of the rows (see `rank_rows`), through the pipeline.
-
-    Args:
-        model: sharded over the ranks.
-        rows: all of them.
-        batch_size: rows of a rank's batch.
-        device: this rank's.
-        on_progress: called with the number of rows done and of this rank's.
-
-    Returns:
-        Probabilities, float32 [this rank's rows] on the CPU.
-    """
-    model.eval()
-    # In evaluation mode the pipeline neither goes backward nor steps.
-    pipeline: TrainPipelineSparseDist[RankingBatch, Any] = TrainPipelineSparseDist(
-        model, model.fused_optimizer, device
-    )
-    parts = [torch.empty(0)]
-    mine = len(rank_rows(len(rows)))
-    batches = evaluation_batches(rows, batch_size)
-    done = 0
-    while True:
-        try:
-            output = pipeline.progress(batches)
-        except StopIteration:
-            break
-        parts.append(torch.sigmoid(output.logits).cpu())
-        done = min(done + len(parts[-1]), mine)
-        if on_progress is not None:
-            on_progress(done, mine)
-    pipeline.detach()
-    return torch.cat(parts)[:mine]
 
 
 def _finite(loss: float, step: int) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.datasets.tables import read_parquet
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.arrays import UNKNOWN, IdCodes
 from learn_torchrec.schema import (
     ITEM_ID,
     ITEM_VECTORS_FILE,
@@ -30,7 +31,7 @@ Floats = NDArray[np.float32]
 Ids: TypeAlias = Any  # pa.Array, or integers or strings as an array, tensor or list
 Times: TypeAlias = NDArray[np.int64] | Tensor | Sequence[int]
 KIND = "vectors"
-MISSING = -1
+MISSING = UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class VectorTable:
         Returns:
             int64 [N], MISSING where there is none.
         """
-        codes = self._known.codes(ids)
+        codes = self._known.of(ids)
         if self.times is None:
             return codes
         keys, order, moments = self._by_moment
@@ -78,43 +79,17 @@ class VectorTable:
         return vectors
 
     @functools.cached_property
-    def _known(self) -> "_Codes":
-        return _Codes(self.ids if self.times is None else self.ids.unique())
+    def _known(self) -> IdCodes:
+        return IdCodes(self.ids if self.times is None else self.ids.unique())
 
     @functools.cached_property
     def _by_moment(self) -> tuple[Ints, Ints, Ints]:
         """Sorted keys of (id, moment), the row of each, and all moments in order."""
         assert self.times is not None
         moments, ranks = np.unique(self.times, return_inverse=True)
-        keys = self._known.codes(self.ids) * (len(moments) + 1) + ranks
+        keys = self._known.of(self.ids) * (len(moments) + 1) + ranks
         order = np.argsort(keys, kind="stable")  # of equal moments the last row wins
         return keys[order], order, moments
-
-
-class _Codes:
-    """Distinct ids to their places 0, 1, ...; unknown ones to MISSING."""
-
-    def __init__(self, ids: pa.Array) -> None:
-        self._places: dict[str, int] | None = None
-        if pt.is_integer(ids.type):
-            values = ids.to_numpy()
-            self._order = np.argsort(values)
-            self._sorted = values[self._order]
-        else:
-            self._places = {text: i for i, text in enumerate(ids.to_pylist())}
-
-    def codes(self, ids: pa.Array) -> Ints:
-        if self._places is not None:
-            places = self._places
-            found = (places.get(text, MISSING) for text in ids.to_pylist())
-            return np.fromiter(found, np.int64, len(ids))
-        if not len(self._sorted):
-            return np.full(len(ids), MISSING)
-        values = ids.to_numpy()
-        place = np.searchsorted(self._sorted, values)
-        place = np.minimum(place, len(self._sorted) - 1)
-        known = self._sorted[place] == values
-        return np.where(known, self._order[place], MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)

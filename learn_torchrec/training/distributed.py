@@ -176,24 +176,32 @@ def write_artifact_together(
         manifest: the other arguments of `write_artifact`.
 
     Raises:
-        UserError: another rank could not write, such as to a full disk: none waits
-            for one that failed.
+        UserError: another rank failed, such as on a full disk: none waits for it.
     """
     with contextlib.ExitStack() as stack:
         working = None
-        with _agreed(group):
+        with agreed(group):
             if is_writer():
                 working = stack.enter_context(write_artifact(directory, **manifest))
         working = from_writer(working, group)
-        with _agreed(group):
+        with agreed(group):
             yield working
-        with _agreed(group):
+        with agreed(group):
             stack.close()
 
 
 @contextlib.contextmanager
-def _agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Leave the block on all ranks alike: well, or with an error on each."""
+def agreed(group: dist.ProcessGroup | None = None) -> Iterator[None]:
+    """Leave the block on all ranks alike: well, or with an error on each.
+
+    The block must not speak to other ranks.
+
+    Args:
+        group: see `from_writer`.
+
+    Raises:
+        UserError: another rank's error; a rank's own error is raised as it is.
+    """
     error: Exception | None = None
     try:
         yield
@@ -204,7 +212,7 @@ def _agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
         raise error
     for rank, reason in enumerate(reasons):
         if reason is not None:
-            raise UserError(f"rank {rank} could not write: {reason}")
+            raise UserError(f"rank {rank} failed: {reason}")
 
 
 def quiet_known_warnings() -> None:

@@ -15,9 +15,10 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import ShardedModule
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker import build, training
+from learn_torchrec.ranker import build, scoring, training
 from learn_torchrec.ranker.build import load_ranker, save_ranker
-from learn_torchrec.ranker.training import score, train_ranker
+from learn_torchrec.ranker.scoring import score
+from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.distributed import gather_objects, process_group
 
 
@@ -88,7 +89,7 @@ def refusal(device: torch.device) -> str:
 
 def main() -> None:
     out = Path(sys.argv[1])
-    training.TrainPipelineSparseDist = Watched
+    training.TrainPipelineSparseDist = scoring.TrainPipelineSparseDist = Watched
     with process_group() as device:
         result = {case: run(problem.config(case), device)[0] for case in problem.CASES}
         result["managed"] = managed(out.with_suffix(".model"), device)

@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from apps import main as command_line
+from apps import predict
 
 SETTINGS = [
     "ranker.features.dense=hour",
@@ -50,6 +52,39 @@ def test_streamed_training_and_the_printed_plan(run, capsys):
     lines = [json.loads(line) for line in (ranker / "log.jsonl").open()]
     assert {"loss", "auxiliary_loss", "ne", "calibration"} <= set(lines[-1])
     assert 0.5 < lines[-1]["calibration"] < 2
+
+
+def test_parts_and_row_groups_change_no_score(run, market, store, monkeypatch):
+    content = ["--content", str(store.directory)]
+    ranker = run("train-ranker", "ranker", *content)
+    options = ["--ranker", str(ranker), *content]
+    whole = run("predict", "whole", *options)
+    monkeypatch.setattr(predict, "_PART_ROWS", 100)
+    cut = run("predict", "cut", *options)
+    one, other = (pq.read_table(d / "predictions.parquet") for d in (whole, cut))
+    parts = pq.read_metadata(cut / "predictions.parquet" / "part-00000.parquet")
+    assert parts.num_row_groups == -(-one.num_rows // 100) > 5
+    for name in set(one.column_names) - {"score"}:
+        assert other[name].equals(one[name])
+    np.testing.assert_allclose(other["score"], one["score"], atol=1e-6)
+    assert facts(cut) == facts(whole)
+
+
+def test_a_bad_row_is_named_as_in_the_file(run, market, capsys):
+    ranker = run("train-ranker", "ranker")
+    path = market / "impressions.parquet"
+    table = pq.read_table(path)
+    hours = table["hour"].to_numpy().astype(np.float64)
+    last = int(np.argmax(table["timestamp"].to_numpy()))
+    hours[last] = np.nan
+    place = table.column_names.index("hour")
+    pq.write_table(
+        table.set_column(place, "hour", pa.array(hours)), path, row_group_size=200
+    )
+    with pytest.raises(SystemExit):
+        run("predict", "refused", "--ranker", str(ranker))
+    assert f"'hour' is nan in row {last}" in capsys.readouterr().err
+    assert not (market.parent / "refused").exists()
 
 
 def test_raw_content_vectors_take_the_place_of_learns(run, store, capsys):

@@ -17,7 +17,8 @@ from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.content import content_vectors
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
-from learn_torchrec.ranker.training import score, train_ranker
+from learn_torchrec.ranker.scoring import score
+from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.optim import OptimizerConfig
 
 MARKET = "market:seed=7"

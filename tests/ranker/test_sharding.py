@@ -19,7 +19,8 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.batch import collate, training_batches
 from learn_torchrec.ranker.build import build_ranker, build_task
-from learn_torchrec.ranker.training import score, train_ranker
+from learn_torchrec.ranker.scoring import score
+from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.optim import dense_optimizer, warmup_decay
 from learn_torchrec.training.sharding import init_tables, table_of
 from learn_torchrec.training.table_optimizer import replicated_optimizer
