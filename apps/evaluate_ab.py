@@ -11,13 +11,12 @@ from learn_torchrec.config import apply_overrides
 from learn_torchrec.datasets.ab_replay import AbReplayConfig, write_ab_replay
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import (
-    ALL,
     METRICS,
     AbConfig,
     AbReading,
     read_ab,
-    read_outcomes,
 )
+from learn_torchrec.evaluation.ab_outcomes import ALL, read_outcomes
 from learn_torchrec.evaluation.ranking import to_json
 
 SIMULATED_NOTE = "SIMULATED: generated users, no live test; planted lifts"
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_ab_replay(args.outcomes, config.replay)
         cohort_columns = cohort_columns or ["user_cohort", "item_cohort"]
     reading = read_ab(
-        read_outcomes(args.outcomes, config.ab, cohort_columns), config.ab
+        read_outcomes(args.outcomes, config.ab.arms, cohort_columns), config.ab
     )
     if reading.is_simulated:
         print(SIMULATED_NOTE)

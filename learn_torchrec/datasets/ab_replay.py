@@ -75,8 +75,8 @@ def write_ab_replay(path: Path, config: AbReplayConfig) -> int:
     """Simulate a test and write its outcomes; return the number of rows.
 
     Rows are a user's day on the items of one cohort, with the columns that
-    `evaluation.ab.read_outcomes` reads and `user_cohort`, `item_cohort`. Days on which
-    a user met no such item have no row.
+    `evaluation.ab_outcomes.read_outcomes` reads and `user_cohort`, `item_cohort`. Days
+    on which a user met no such item have no row.
     """
     random = np.random.default_rng(config.seed)
     shares = (config.control_share, config.treatment_share)

@@ -15,8 +15,8 @@ from learn_torchrec.evaluation.ab import (
     AbConfig,
     check_sample_ratio,
     read_ab,
-    read_outcomes,
 )
+from learn_torchrec.evaluation.ab_outcomes import read_outcomes
 
 # Users 1 to 3 are control, 4 and 5 treatment; 6 is of another arm.
 TABLE = {
@@ -38,7 +38,7 @@ def write(path: Path, **changes) -> Path:
 
 def reading(path: Path, *cohort_columns: str, **options):
     config = AbConfig(**options)
-    return read_ab(read_outcomes(path, config, cohort_columns), config)
+    return read_ab(read_outcomes(path, config.arms, cohort_columns), config)
 
 
 def test_lifts_by_hand(tmp_path: Path) -> None:
