@@ -18,7 +18,13 @@ from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import RankingMetrics, prepare_rows
 from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.evaluation.conventions import PAPER, Convention
-from learn_torchrec.evaluation.gate import GateResult, check_gate, parse_gate
+from learn_torchrec.evaluation.gate import (
+    Gate,
+    GateResult,
+    check_gate,
+    check_names,
+    parse_gate,
+)
 from learn_torchrec.evaluation.peers import PeerNumbers, compare_conventions
 from learn_torchrec.evaluation.predictions import (
     KIND_PREDICTIONS,
@@ -27,6 +33,7 @@ from learn_torchrec.evaluation.predictions import (
     read_predictions,
     refuse_different_rows,
     stream_predictions,
+    with_shared_columns,
 )
 from learn_torchrec.evaluation.ranks import OneRank, Ranks, TorchRanks
 from learn_torchrec.evaluation.significance import PairedDifference
@@ -84,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--stream",
         action="store_true",
-        help="read in batches, once a cohort, for files larger than memory and, under "
-        "torchrun, on many ranks; files are not compared",
+        help="read in batches, once a cohort, and keep 13 to 33 bytes of a row, under "
+        "torchrun on many ranks; files are not compared",
     )
     result.add_argument(
         "--compare-conventions",
@@ -135,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files = {
         name: read_predictions(path, args.cohort_column) for name, path in paths.items()
     }
-    body = evaluate(files, config, args.resamples, args.seed)
+    body = evaluate(files, config, gates, args.resamples, args.seed)
     if args.compare_conventions:
         body["conventions"] = _conventions(files)
     results = [
@@ -181,7 +188,8 @@ def stream(paths: Mapping[str, Path], config: EvaluationConfig, out: Path) -> No
                 metrics[name][cohort] = rows.finish()
         if ranks.rank == 0:
             print(metrics_table(metrics))
-            program.write_json(out, ranking.to_json({"ranking": metrics}))
+            body = {"ranking": metrics, "settings": config}
+            program.write_json(out, ranking.to_json(body))
 
 
 def _conventions(files: Mapping[str, Predictions]) -> dict[str, list[PeerNumbers]]:
@@ -216,33 +224,40 @@ def parse_names(arguments: Sequence[str]) -> dict[str, Path]:
 def evaluate(
     files: Mapping[str, Predictions],
     config: EvaluationConfig,
+    gates: Sequence[Gate],
     num_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
     """Print the tables of named predictions and return the numbers.
 
     Raises:
-        UserError: files to compare hold different rows.
+        UserError: files to compare hold different rows, or a gate names no cohort or
+            metric that there is.
     """
-    (baseline_name, baseline), *candidates = files.items()
-    for _, candidate in candidates:  # before anything slow
-        refuse_different_rows(baseline, candidate)
+    baseline_name, *others = files
+    for name in others:  # before anything slow
+        refuse_different_rows(files[baseline_name], files[name])
+    files = dict(zip(files, with_shared_columns(list(files.values())), strict=True))
+    baseline = files[baseline_name]
+    for gate in gates:
+        check_names(gate, ranking.cohort_masks(baseline, config.cohorts), _METRICS)
     metrics = {
         name: ranking.metrics_by_cohort(each, config.cohorts, config.convention)
         for name, each in files.items()
     }
     print(metrics_table(metrics))
-    body: dict[str, Any] = {"ranking": metrics}
-    if candidates:
+    body: dict[str, Any] = {"ranking": metrics, "settings": config}
+    if others:
         differences = {
             f"{name}-{baseline_name}": ranking.differences_by_cohort(
                 baseline,
-                candidate,
+                files[name],
                 config.cohorts,
+                config.convention,
                 num_resamples=num_resamples,
                 seed=seed,
             )
-            for name, candidate in candidates
+            for name in others
         }
         print()
         print(differences_table(differences, num_resamples))

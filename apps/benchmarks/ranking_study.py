@@ -296,7 +296,7 @@ def _gains_by_user(
         for arm in ARMS
     }
     means = {arm: np.mean([seed.auc for seed in by_arm[arm]], axis=0) for arm in ARMS}
-    return means["learn"] - means["baseline"], by_arm["learn"][0].impressions
+    return means["learn"] - means["baseline"], by_arm["learn"][0].weights
 
 
 def bootstrap(

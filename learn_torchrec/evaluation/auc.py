@@ -58,18 +58,19 @@ class RankingMetrics:
 
 
 class PerUserAuc(NamedTuple):
-    """AUC of every kept user.
+    """AUC of every user that counts.
 
     Attributes:
         user_index: int64 [K], ascending; users are numbered in order of their
             first row of positive weight.
         auc: float64 [K].
-        impressions: float64 [K], the sum of the user's weights.
+        weights: float64 [K], the user's in WUAUC: the impressions (sum of the row
+            weights), where no convention says otherwise.
     """
 
     user_index: Int64Array
     auc: Float64Array
-    impressions: Float64Array
+    weights: Float64Array
 
 
 class Columns(NamedTuple):
@@ -182,12 +183,7 @@ def per_user_auc(
 ) -> PerUserAuc:
     """Return the AUC of every user with both classes; arguments of `evaluate_auc`."""
     rows = prepare_rows(user_ids, labels, scores, weights)
-    return user_auc(rows)
-
-
-def user_auc(rows: ScoredRows) -> PerUserAuc:
-    """`per_user_auc` of rows that `prepare_rows` has checked."""
-    return _mixed_users(count_users(rows, PAPER))
+    return users_that_count(count_users(rows), PAPER)
 
 
 def totals_of(rows: ScoredRows, convention: Convention = PAPER) -> Totals:
@@ -233,17 +229,29 @@ def user_means(users: UserPairs, convention: Convention) -> tuple[float, float]:
     Raises:
         UserError: the convention weights by clicks, and there are none.
     """
-    pairs = users.positives * users.negatives
-    weights = _user_weights(users, convention)
-    auc = np.full(len(pairs), 0.5)
-    np.divide(users.won, pairs, out=auc, where=pairs > 0)
-    if convention.single_class == "exclude":
-        auc, weights = auc[pairs > 0], weights[pairs > 0]
+    _, auc, weights = users_that_count(users, convention)
     if not len(auc):
         return math.nan, math.nan
     total = float(weights.sum())
     weighted = float((weights * auc).sum()) / total if total else math.nan
     return float(auc.mean()), weighted
+
+
+def users_that_count(users: UserPairs, convention: Convention) -> PerUserAuc:
+    """Return the AUC and the weight of the users that a convention counts.
+
+    Raises:
+        UserError: the convention weights by clicks, and there are none.
+    """
+    pairs = users.positives * users.negatives
+    auc = np.full(len(pairs), 0.5)
+    np.divide(users.won, pairs, out=auc, where=pairs > 0)
+    is_counted = pairs > 0
+    if convention.single_class == "half":
+        is_counted = np.ones(len(pairs), dtype=bool)
+    counted = np.flatnonzero(is_counted)
+    weights = _user_weights(users, convention)
+    return PerUserAuc(counted, auc[counted], weights[counted])
 
 
 def _user_weights(users: UserPairs, convention: Convention) -> Float64Array:
@@ -359,14 +367,6 @@ def count_users(rows: ScoredRows, convention: Convention = PAPER) -> UserPairs:
         clicks = np.bincount(rows.users, rows.clicks, rows.num_users).astype(np.float64)
     pairs = count_pairs(rows.users, rows.num_users, *columns)
     return UserPairs(*pairs, clicks)
-
-
-def _mixed_users(users: UserPairs) -> PerUserAuc:
-    """Return the AUC of the users with both classes."""
-    pairs = users.positives * users.negatives
-    kept = np.flatnonzero(pairs > 0)
-    impressions: Float64Array = users.positives[kept] + users.negatives[kept]
-    return PerUserAuc(kept, users.won[kept] / pairs[kept], impressions)
 
 
 def _as_float(column: Column, name: str, length: int) -> Scores:

@@ -3,7 +3,7 @@
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from learn_torchrec.errors import UserError
@@ -17,7 +17,7 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 _PARTS = {"": "difference", "low": "low", "high": "high", "p": "p_value"}
 _PATTERN = re.compile(
-    r"(?P<metric>[a-z_]+)(?:\.(?P<part>[a-z]+))?(?:@(?P<cohort>[^<>=]+))?\s*"
+    r"(?P<metric>[a-z_]+)(?:\.(?P<part>[a-z]+))?\s*(?:@(?P<cohort>[^<>=]+))?\s*"
     r"(?P<operator>>=|<=|>|<)\s*(?P<bound>[^<>=\s]+)"
 )
 
@@ -81,10 +81,26 @@ def parse_gate(text: str) -> Gate:
         text=text,
         metric=found["metric"],
         part=_PARTS[found["part"] or ""],
-        cohort=found["cohort"] or "all",
+        cohort=(found["cohort"] or "all").strip(),
         operator=found["operator"],
         bound=bound,
     )
+
+
+def check_names(gate: Gate, cohorts: Iterable[str], metrics: Iterable[str]) -> None:
+    """Refuse a gate on what is not there, before anything slow.
+
+    Raises:
+        UserError: no such cohort or metric.
+    """
+    for kind, name, known in (
+        ("cohort", gate.cohort, list(cohorts)),
+        ("metric", gate.metric, list(metrics)),
+    ):
+        if name not in known:
+            raise UserError(
+                f"--gate {gate.text}: no {kind} {name}; there are {', '.join(known)}"
+            )
 
 
 def check_gate(
@@ -95,17 +111,8 @@ def check_gate(
     Raises:
         UserError: no such cohort or metric.
     """
-    if gate.cohort not in differences:
-        raise UserError(
-            f"--gate {gate.text}: no cohort {gate.cohort}; there are "
-            f"{', '.join(differences)}"
-        )
+    check_names(gate, differences, differences.get(gate.cohort, {}))
     metrics = differences[gate.cohort]
-    if gate.metric not in metrics:
-        raise UserError(
-            f"--gate {gate.text}: no metric {gate.metric}; there are "
-            f"{', '.join(metrics)}"
-        )
     value = float(getattr(metrics[gate.metric], gate.part))
     passed = _OPERATORS[gate.operator](value, gate.bound)  # a NaN compares as false
     return GateResult(gate.text, value, passed)

@@ -35,6 +35,14 @@ class GroupPairs(NamedTuple):
     negatives: Float64Array
 
 
+def break_ties(scores: Scores) -> Scores:
+    """Return other scores [N] in the same order, the first of equal ones highest."""
+    order = np.argsort(-scores, kind="stable")
+    ranks = np.empty(len(scores))
+    ranks[order] = np.arange(len(scores), 0, -1)
+    return ranks
+
+
 def count_pairs(
     groups: Int64Array,
     num_groups: int,
@@ -54,18 +62,10 @@ def count_pairs(
         ties: who wins a pair of equal scores.
     """
     if ties == "first":
-        scores = _without_ties(scores)
+        scores = break_ties(scores)
     if weights is None:
         return _count(groups, num_groups, is_positive, scores, ties)
     return _count_weighted(groups, num_groups, is_positive, scores, weights, ties)
-
-
-def _without_ties(scores: Scores) -> Scores:
-    """Return other scores [N] in the same order, the first of equal ones highest."""
-    order = np.argsort(-scores, kind="stable")
-    ranks = np.empty(len(scores))
-    ranks[order] = np.arange(len(scores), 0, -1)
-    return ranks
 
 
 def _count(

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ from learn_torchrec.schema import (
 KIND_PREDICTIONS = "predictions"
 
 _ID_COLUMNS = (USER_ID, ITEM_ID)
-_INTEGER_COLUMNS = (TIMESTAMP, USER_ACTIVITY, ITEM_ACTIVITY)
+_ACTIVITY = (USER_ACTIVITY, ITEM_ACTIVITY)
+_INTEGER_COLUMNS = (TIMESTAMP, *_ACTIVITY)
 _NUMBER_COLUMNS = (LABEL, SCORE, WEIGHT, CLICK)
 _REQUIRED = (USER_ID, LABEL, SCORE)
 _STREAMED = (USER_ID, LABEL, SCORE, WEIGHT, CLICK)
@@ -145,30 +146,38 @@ def stream_predictions(
     ranks = ranks or OneRank()
     path = predictions_path(path)
     with _readable(path):
-        names = _known_columns(path, _STREAMED)
+        # Cohorts are chosen by activity, so it is checked where all rows are read.
+        activity = _ACTIVITY if rows is None else ()
+        names = _known_columns(path, (*_STREAMED, *activity))
         groups = [
             part
             for fragment in ds.dataset(path, format="parquet").get_fragments()
             for part in fragment.split_by_row_group()
         ]
-        mine = groups[ranks.rank :: ranks.size]
-        if not sum(part.count_rows() for part in groups):
+        sizes = [part.count_rows() for part in groups]
+        if not sum(sizes):
             raise UserError(f"{path}: no rows; predict some impressions first")
-        for part in mine:
-            for batch in part.to_batches(
+        for number in range(ranks.rank, len(groups), ranks.size):
+            first_row = sum(sizes[:number])
+            for batch in groups[number].to_batches(
                 columns=names, filter=rows, batch_size=_BATCH_ROWS
             ):
-                _add(stream, batch, str(path))
+                _add(stream, batch, str(path), first_row)
+                first_row += batch.num_rows
 
 
-def _add(stream: MetricsStream, batch: pa.RecordBatch, source: str) -> None:
+def _add(
+    stream: MetricsStream, batch: pa.RecordBatch, source: str, first_row: int
+) -> None:
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     try:
         for name, column in columns.items():
-            _refuse_null(column, name)
-            if name != USER_ID:
+            _refuse_null(column, name, first_row)
+            if name in _ACTIVITY:
+                _refuse_negative(_integers(column, name), name, first_row)
+            elif name != USER_ID:
                 columns[name] = _numbers(column, name)
-        stream.add(*(columns.get(name) for name in _STREAMED))
+        stream.add(*(columns.get(name) for name in _STREAMED), first_row=first_row)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
 
@@ -177,8 +186,8 @@ def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None
     """Refuse two files that do not hold the same rows in the same order.
 
     Raises:
-        UserError: different lengths, or a differing user, item, timestamp, label
-            or weight; names the first such row.
+        UserError: different lengths, or a differing user, label or weight, or item or
+            timestamp where both have them; names the first such row.
     """
     mend = "compare predictions of the same impressions in the same order"
     pair = f"{candidate.source} and {baseline.source}"
@@ -195,10 +204,10 @@ def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None
         (WEIGHT, "weights"),
     ):
         ours, theirs = getattr(baseline, field), getattr(candidate, field)
-        if ours is None and theirs is None:
-            continue
         if ours is None or theirs is None:
-            raise UserError(f"{pair}: only one has the column {name}; {mend}")
+            if name == WEIGHT and ours is not theirs:
+                raise UserError(f"{pair}: only one has the column {name}; {mend}")
+            continue
         if isinstance(ours, pa.Array):
             if ours.type != theirs.type:
                 raise UserError(
@@ -212,6 +221,21 @@ def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None
             raise UserError(
                 f"{pair}: {name} differs from row {differs[0]} (counted from 0); {mend}"
             )
+
+
+def with_shared_columns(files: Sequence[Predictions]) -> list[Predictions]:
+    """Return files of the same rows, each with the columns that any of them has.
+
+    Activity and clicks are of the row, whichever file says them.
+    """
+    known = {
+        name: next((x for one in files if (x := getattr(one, name)) is not None), None)
+        for name in ("user_activity", "item_activity", "clicks")
+    }
+    return [
+        replace(one, **{n: x for n, x in known.items() if getattr(one, n) is None})
+        for one in files
+    ]
 
 
 @contextlib.contextmanager
@@ -242,7 +266,7 @@ def _known_columns(path: Path, known: Sequence[str]) -> list[str]:
 
 def _read_table(path: Path, cohort_column: str | None) -> pa.Table:
     known = [*_ID_COLUMNS, *_INTEGER_COLUMNS, *_NUMBER_COLUMNS]
-    if cohort_column is not None:
+    if cohort_column is not None and cohort_column not in known:
         known.append(cohort_column)
     with _readable(path):
         table = pq.read_table(path, columns=_known_columns(path, known))
@@ -251,10 +275,19 @@ def _read_table(path: Path, cohort_column: str | None) -> pa.Table:
     return table
 
 
-def _refuse_null(column: pa.Array, name: str) -> None:
+def _refuse_null(column: pa.Array, name: str, first_row: int = 0) -> None:
     if column.null_count:
         bad = np.asarray(column.is_null().to_numpy(zero_copy_only=False), dtype=bool)
-        raise UserError(f"{name}: null in {name_rows(bad)}; remove or fill them")
+        rows = name_rows(bad, first_row)
+        raise UserError(f"{name}: null in {rows}; remove or fill them")
+
+
+def _refuse_negative(counts: Int64Array, name: str, first_row: int = 0) -> None:
+    if (counts < 0).any():
+        raise UserError(
+            f"{name}: negative count in {name_rows(counts < 0, first_row)}; counts "
+            "start at 0"
+        )
 
 
 def _from_table(table: pa.Table, source: str, cohort_column: str | None) -> Predictions:
@@ -268,12 +301,9 @@ def _from_table(table: pa.Table, source: str, cohort_column: str | None) -> Pred
         for n in _NUMBER_COLUMNS
         if n in columns
     }
-    for name in (USER_ACTIVITY, ITEM_ACTIVITY):
-        if name in integers and (integers[name] < 0).any():
-            raise UserError(
-                f"{name}: negative count in {name_rows(integers[name] < 0)}; "
-                "counts start at 0"
-            )
+    for name in _ACTIVITY:
+        if name in integers:
+            _refuse_negative(integers[name], name)
     return Predictions(
         source=source,
         user_ids=ids[USER_ID],

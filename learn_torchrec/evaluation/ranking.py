@@ -127,6 +127,7 @@ def differences_by_cohort(
     baseline: Predictions,
     candidate: Predictions,
     cohorts: CohortConfig | None = None,
+    convention: Convention = PAPER,
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, PairedDifference]]:
@@ -139,7 +140,7 @@ def differences_by_cohort(
         UserError: different rows, see `refuse_different_rows`.
     """
     refuse_different_rows(baseline, candidate)
-    weights = baseline.weights
+    weights, clicks = baseline.weights, baseline.clicks
     differences = {
         name: paired_bootstrap(
             baseline.user_ids.filter(mask),
@@ -149,6 +150,8 @@ def differences_by_cohort(
             weights=None if weights is None else weights[mask],
             num_resamples=num_resamples,
             seed=seed,
+            clicks=None if clicks is None else clicks[mask],
+            convention=convention,
         )
         for name, mask in cohort_masks(baseline, cohorts).items()
     }

@@ -16,7 +16,14 @@ import numpy as np
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.arrays import Column, Float64Array, Int64Array
-from learn_torchrec.evaluation.auc import ScoredRows, prepare_rows, user_auc
+from learn_torchrec.evaluation.auc import (
+    ScoredRows,
+    count_users,
+    prepare_rows,
+    users_that_count,
+)
+from learn_torchrec.evaluation.conventions import PAPER, Convention
+from learn_torchrec.evaluation.pairs import break_ties
 from learn_torchrec.evaluation.probability import binary_cross_entropy, binary_entropy
 
 _BLOCK_ELEMENTS = 1 << 22  # float64 values of one [R, N] working array: 32 MiB
@@ -45,7 +52,8 @@ class PairedDifference(NamedTuple):
 class _PooledPairs(NamedTuple):
     """Where each positive stands among the sorted negatives: fixed by the scores.
 
-    `lower[p]` negatives score below positive p, `upper[p]` score no higher.
+    Positive p wins half of its pairs with the `lower[p]` lowest negatives, and half of
+    those with the `upper[p]` lowest.
     """
 
     negative_users: Int64Array
@@ -70,9 +78,9 @@ class _Comparison(NamedTuple):
     """All that the differences need of the rows, whichever users are drawn.
 
     Attributes:
-        kept_users: [K] users with both classes.
+        counted_users: [K] that the convention counts.
         gain: [K] candidate's AUC within the user minus the baseline's.
-        impressions: [K] sum of the user's weights.
+        user_weight: [K] of the user in WUAUC.
         weight: [U] sum of the user's weights.
         positive_weight: [U] of the positives.
         baseline: pairs of the pooled AUC.
@@ -81,9 +89,9 @@ class _Comparison(NamedTuple):
         candidate_sums: of the probability metrics.
     """
 
-    kept_users: Int64Array
+    counted_users: Int64Array
     gain: Float64Array
-    impressions: Float64Array
+    user_weight: Float64Array
     weight: Float64Array
     positive_weight: Float64Array
     baseline: _PooledPairs
@@ -100,6 +108,9 @@ def paired_bootstrap(
     weights: Column | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
+    *,
+    clicks: Column | None = None,
+    convention: Convention = PAPER,
 ) -> dict[str, PairedDifference]:
     """Compare two score columns of the same rows, resampling users.
 
@@ -111,6 +122,8 @@ def paired_bootstrap(
         weights: [N] sample weights, as for `evaluate_auc`.
         num_resamples: how many times U users are drawn with replacement.
         seed: of the draws.
+        clicks: [N], as for `evaluate_auc`.
+        convention: of AUC, UAUC and WUAUC, as for `evaluate_auc`.
 
     Returns:
         The difference of "auc", "uauc", "wuauc", "ne", "log_loss" and "calibration".
@@ -122,10 +135,12 @@ def paired_bootstrap(
     """
     if num_resamples < 1:
         raise UserError(f"num_resamples {num_resamples}: use 1 or more")
-    baseline = prepare_rows(user_ids, labels, baseline_scores, weights)
-    candidate = prepare_rows(user_ids, labels, candidate_scores, weights)
+    baseline, candidate = (
+        prepare_rows(user_ids, labels, scores, weights, clicks)
+        for scores in (baseline_scores, candidate_scores)
+    )
     num_users = baseline.num_users
-    comparison = _compare(baseline, candidate)
+    comparison = _compare(baseline, candidate, convention)
     observed = _differences(comparison, np.ones((1, num_users)))
     block = max(1, _BLOCK_ELEMENTS // max(len(baseline.users), 1))
     blocks = [
@@ -176,18 +191,23 @@ def _resamples(
         yield counts.reshape(size, num_users).astype(np.float64)
 
 
-def _compare(baseline: ScoredRows, candidate: ScoredRows) -> _Comparison:
-    before, after = user_auc(baseline), user_auc(candidate)
+def _compare(
+    baseline: ScoredRows, candidate: ScoredRows, convention: Convention
+) -> _Comparison:
+    before, after = (
+        users_that_count(count_users(rows, convention), convention)
+        for rows in (baseline, candidate)
+    )
     weights = baseline.row_weights()
-    # Which users are kept depends on the labels alone, so they are the same users.
+    # Which users count depends on the labels alone, so they are the same users.
     return _Comparison(
-        kept_users=before.user_index,
+        counted_users=before.user_index,
         gain=after.auc - before.auc,
-        impressions=before.impressions,
+        user_weight=before.weights,
         weight=_by_user(baseline, weights),
         positive_weight=_by_user(baseline, weights * baseline.is_positive),
-        baseline=_pooled_pairs(baseline),
-        candidate=_pooled_pairs(candidate),
+        baseline=_pooled_pairs(baseline, convention),
+        candidate=_pooled_pairs(candidate, convention),
         baseline_sums=_user_sums(baseline),
         candidate_sums=_user_sums(candidate),
     )
@@ -214,13 +234,13 @@ def _differences(
     comparison: _Comparison, counts: Float64Array
 ) -> dict[str, Float64Array]:
     """Return each metric's difference [R], users counted as `counts` [R, U] says."""
-    kept = counts[:, comparison.kept_users]
-    gain, impressions = comparison.gain, comparison.impressions
+    kept = counts[:, comparison.counted_users]
+    gain, weight = comparison.gain, comparison.user_weight
     return {
         "auc": _pooled_auc(comparison.candidate, counts)
         - _pooled_auc(comparison.baseline, counts),
         "uauc": _divide(kept @ gain, kept.sum(axis=1)),
-        "wuauc": _divide(kept @ (impressions * gain), kept @ impressions),
+        "wuauc": _divide(kept @ (weight * gain), kept @ weight),
         **_probability_differences(comparison, counts),
     }
 
@@ -241,20 +261,25 @@ def _probability_differences(
     }
 
 
-def _pooled_pairs(rows: ScoredRows) -> _PooledPairs:
-    weights = rows.row_weights()
+def _pooled_pairs(rows: ScoredRows, convention: Convention) -> _PooledPairs:
+    weights, scores = rows.row_weights(), rows.scores
+    if convention.ties == "first":
+        scores = break_ties(scores)
     negatives = np.flatnonzero(~rows.is_positive)
-    negatives = negatives[np.argsort(rows.scores[negatives])]
+    negatives = negatives[np.argsort(scores[negatives])]
     positives = np.flatnonzero(rows.is_positive)
-    positives = positives[np.argsort(rows.scores[positives])]
-    sorted_scores = rows.scores[negatives]
+    positives = positives[np.argsort(scores[positives])]
+    below, no_higher = (
+        np.searchsorted(scores[negatives], scores[positives], side=side)
+        for side in ("left", "right")
+    )
     return _PooledPairs(
         negative_users=rows.users[negatives],
         negative_weights=weights[negatives],
         positive_users=rows.users[positives],
         positive_weights=weights[positives],
-        lower=np.searchsorted(sorted_scores, rows.scores[positives], side="left"),
-        upper=np.searchsorted(sorted_scores, rows.scores[positives], side="right"),
+        lower=no_higher if convention.ties == "positive" else below,
+        upper=below if convention.ties == "negative" else no_higher,
     )
 
 
@@ -265,7 +290,7 @@ def _pooled_auc(pairs: _PooledPairs, counts: Float64Array) -> Float64Array:
     # below[:, n] is the weight of the n lowest negatives.
     below = np.zeros((len(counts), len(pairs.negative_users) + 1))
     np.cumsum(negative, axis=1, out=below[:, 1:])
-    beaten = (below[:, pairs.lower] + below[:, pairs.upper]) / 2  # ties count 1/2
+    beaten = (below[:, pairs.lower] + below[:, pairs.upper]) / 2
     won = np.einsum("rp,rp->r", positive, beaten)
     return _divide(won, positive.sum(axis=1) * below[:, -1])
 

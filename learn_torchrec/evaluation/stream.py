@@ -131,12 +131,22 @@ class MetricsStream:
         scores: Column,
         weights: Column | None = None,
         clicks: Column | None = None,
+        *,
+        first_row: int | None = None,
     ) -> None:
-        """Take a batch; the arguments are those of `auc.evaluate_auc`.
+        """Take a batch; the other arguments are those of `auc.evaluate_auc`.
+
+        Args:
+            user_ids: as the next four, see there.
+            labels: [N].
+            scores: [N].
+            weights: [N], or None.
+            clicks: [N], or None.
+            first_row: number of the first row, for messages; None counts on from the
+                batch before.
 
         Raises:
-            UserError: see `auc.evaluate_auc`; rows are counted over all batches.
-                Weights or clicks in some batches only.
+            UserError: see `auc.evaluate_auc`; weights or clicks in some batches only.
         """
         given = weights is not None, clicks is not None
         if self._optional not in (None, given):
@@ -145,10 +155,11 @@ class MetricsStream:
             )
         self._optional = given
         ids = as_id_array(user_ids, USER_ID)
+        first = self._first_row if first_row is None else first_row
         columns = check_columns(
-            len(ids), labels, scores, weights, clicks, first_row=self._first_row
+            len(ids), labels, scores, weights, clicks, first_row=first
         )
-        self._first_row += len(ids)
+        self._first_row = first + len(ids)
         if columns.kept is not None:
             ids = ids.filter(columns.kept)
         rows = _Rows(

@@ -166,7 +166,7 @@ def test_per_user_auc_names_the_kept_users() -> None:
     )
     assert by_user.user_index.tolist() == [1, 2]
     assert by_user.auc.tolist() == [0.0, 0.75]
-    assert by_user.impressions.tolist() == [2.0, 3.0]
+    assert by_user.weights.tolist() == [2.0, 3.0]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from apps import evaluate_auc
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import evaluate_auc as metrics_of
 from learn_torchrec.evaluation.conventions import Convention
 
@@ -33,7 +34,8 @@ def test_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "metrics.json"
     evaluate_auc.main(["--predictions", f"base={tmp_path / 'run'}", "--out", str(out)])
     body = json.loads(out.read_text())
-    assert list(body) == ["ranking"]
+    assert list(body) == ["ranking", "settings"]
+    assert body["settings"]["convention"]["user_weight"] == "impressions"
     assert list(body["ranking"]["base"]) == [
         "all",
         "user_cold",
@@ -161,9 +163,67 @@ def test_a_gate_that_fails_is_exit_code_1_after_everything_is_written(
         ("uauc@nobody>0", "no cohort nobody; there are all, user_cold"),
     ],
 )
-def test_unfit_gates_are_refused(tmp_path: Path, gate: str, message: str) -> None:
+def test_unfit_gates_are_refused_before_anything_slow(
+    tmp_path: Path, gate: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ranking, "paired_bootstrap")
     with pytest.raises(UserError, match=message):
         compare(tmp_path, f"--gate={gate}")
+
+
+def test_a_convention_holds_for_differences_too(tmp_path: Path) -> None:
+    body = compare(tmp_path, "--set=convention.user_weight=positives")
+    ranking = body["ranking"]
+    for cohort, metrics in body["ranking_difference"]["learn-base"].items():
+        before, after = (ranking[name][cohort]["wuauc"] for name in ("base", "learn"))
+        if before is not None:
+            gain = metrics["wuauc"]["difference"]
+            assert gain == pytest.approx(after - before, abs=1e-12)
+
+
+def test_a_baseline_with_the_required_columns_alone(tmp_path: Path) -> None:
+    table = write(tmp_path / "new.parquet", gain=0.5)
+    table["item_id"] = np.arange(200)
+    pq.write_table(pa.table(table), tmp_path / "new.parquet")
+    bare = {name: table[name] for name in ("user_id", "label", "score")}
+    pq.write_table(pa.table(bare), tmp_path / "old.parquet")
+    out = tmp_path / "metrics.json"
+    files = [f"{name}={tmp_path / name}.parquet" for name in ("old", "new")]
+    command = ["--predictions", *files, "--out", str(out), "--resamples", "20"]
+
+    evaluate_auc.main([*command, "--gate=uauc @ user_others > -1"])
+
+    body = json.loads(out.read_text())
+    assert set(body["ranking"]["old"]) == set(body["ranking"]["new"])
+    assert "user_others" in body["ranking_difference"]["new-old"]
+    assert body["gates"][0]["passed"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([3] * 90 + [None] + [3] * 109, "user_activity: null in row 90"),
+        ([3] * 150 + [-1] + [3] * 49, "user_activity: negative count in row 150"),
+    ],
+)
+def test_streaming_checks_activity_and_names_the_row(
+    tmp_path: Path, values: list, message: str
+) -> None:
+    table = write(tmp_path / "p.parquet", gain=0.3) | {"user_activity": values}
+    pq.write_table(pa.table(table), tmp_path / "p.parquet", row_group_size=60)
+    command = ["--predictions", f"a={tmp_path / 'p.parquet'}", "--out", "unused.json"]
+    for options in ([], ["--stream"]):
+        with pytest.raises(UserError, match=message):
+            evaluate_auc.main([*command, *options])
+
+
+def test_a_known_column_can_be_one_of_cohorts(tmp_path: Path) -> None:
+    write(tmp_path / "p.parquet", gain=0.3)
+    out = tmp_path / "m.json"
+    command = ["--predictions", f"a={tmp_path / 'p.parquet'}", "--out", str(out)]
+    evaluate_auc.main([*command, "--cohort-column=label"])
+    body = json.loads(out.read_text())["ranking"]["a"]
+    assert {"0.0", "1.0"} & set(body) or {"0", "1"} & set(body)
 
 
 def test_conventions_are_printed_side_by_side(

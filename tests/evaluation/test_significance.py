@@ -6,6 +6,7 @@ import pytest
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import significance
 from learn_torchrec.evaluation.auc import evaluate_auc
+from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.significance import (
     PairedDifference,
     adjust_p_values,
@@ -25,7 +26,18 @@ def rows(seed: int, gain: float, num_rows: int = 600, num_users: int = 50):
     return users, labels, *(1 / (1 + np.exp(-x)) for x in (baseline, candidate))
 
 
-def naive_draws(users, labels, baseline, candidate, weights, num_resamples, seed):
+CONVENTIONS = {
+    "paper": PAPER,
+    "clicks": Convention(user_weight="clicks"),
+    "half": Convention(single_class="half", user_weight="none"),
+    "negative": Convention(ties="negative", user_weight="positives"),
+    "positive": Convention(ties="positive"),
+}
+
+
+def naive_draws(
+    users, labels, baseline, candidate, weights, clicks, convention, num_resamples, seed
+):
     """Repeat the rows of every drawn user under a new name and evaluate afresh."""
     names = list(dict.fromkeys(users.tolist()))
     generator = np.random.default_rng(seed)
@@ -37,7 +49,14 @@ def naive_draws(users, labels, baseline, candidate, weights, num_resamples, seed
             picked.extend(mine)
             new_users.extend([copy] * len(mine))
         before, after = (
-            evaluate_auc(new_users, labels[picked], scores[picked], weights[picked])
+            evaluate_auc(
+                new_users,
+                labels[picked],
+                scores[picked],
+                weights[picked],
+                clicks=clicks[picked],
+                convention=convention,
+            )
             for scores in (baseline, candidate)
         )
         for name in METRICS:
@@ -45,17 +64,24 @@ def naive_draws(users, labels, baseline, candidate, weights, num_resamples, seed
     return draws
 
 
-@pytest.mark.parametrize("block_elements", [1, 2_000, 1 << 22])
+@pytest.mark.parametrize(
+    ("block_elements", "name"),
+    [(1, "paper"), (2_000, "paper"), *((1 << 22, name) for name in CONVENTIONS)],
+)
 def test_equals_evaluating_every_resample_afresh(
-    monkeypatch: pytest.MonkeyPatch, block_elements: int
+    monkeypatch: pytest.MonkeyPatch, block_elements: int, name: str
 ) -> None:
     monkeypatch.setattr(significance, "_BLOCK_ELEMENTS", block_elements)
-    columns = rows(seed=0, gain=0.05, num_rows=200, num_users=25)
-    weights = np.random.default_rng(1).integers(1, 4, size=200) / 2
-    result = paired_bootstrap(*columns, weights, num_resamples=40, seed=7)
-    draws = naive_draws(*columns, weights, num_resamples=40, seed=7)
-    before = evaluate_auc(columns[0], columns[1], columns[2], weights)
-    after = evaluate_auc(columns[0], columns[1], columns[3], weights)
+    convention = CONVENTIONS[name]
+    columns = rows(seed=0, gain=0.05, num_rows=200, num_users=60)
+    random = np.random.default_rng(1)
+    weights, clicks = random.integers(1, 4, size=200) / 2, random.integers(3, size=200)
+    options = {"clicks": clicks, "convention": convention}
+    result = paired_bootstrap(*columns, weights, 40, 7, **options)
+    draws = naive_draws(*columns, weights, clicks, convention, 40, 7)
+    before, after = (
+        evaluate_auc(*columns[:2], scores, weights, **options) for scores in columns[2:]
+    )
     for name in METRICS:
         observed = getattr(after, name) - getattr(before, name)
         drawn = np.array(draws[name])
@@ -65,6 +91,18 @@ def test_equals_evaluating_every_resample_afresh(
         assert result[name].low == pytest.approx(low, abs=1e-12)
         assert result[name].high == pytest.approx(high, abs=1e-12)
         assert result[name].p_value == pytest.approx(min(1, 2 * (tail + 1) / 41))
+
+
+def test_ties_that_the_first_row_wins() -> None:
+    users, labels, *scores = rows(seed=3, gain=0.05)
+    convention = Convention(ties="first")
+    result = paired_bootstrap(users, labels, *scores, None, 10, convention=convention)
+    before, after = (
+        evaluate_auc(users, labels, one, convention=convention) for one in scores
+    )
+    for name in RANK_METRICS:
+        gain = getattr(after, name) - getattr(before, name)
+        assert result[name].difference == pytest.approx(gain, abs=1e-12)
 
 
 def test_a_real_gain_is_significant_and_its_reverse_mirrors_it() -> None:
