@@ -154,7 +154,7 @@ def stream_predictions(
             for fragment in ds.dataset(path, format="parquet").get_fragments()
             for part in fragment.split_by_row_group()
         ]
-        sizes = [part.count_rows() for part in groups]
+        sizes = [part.row_groups[0].num_rows for part in groups]
         if not sum(sizes):
             raise UserError(f"{path}: no rows; predict some impressions first")
         for number in range(ranks.rank, len(groups), ranks.size):
@@ -228,7 +228,7 @@ def with_shared_columns(files: Sequence[Predictions]) -> list[Predictions]:
 
     Activity and clicks are of the row, whichever file says them.
     """
-    known = {
+    known: dict[str, Any] = {
         name: next((x for one in files if (x := getattr(one, name)) is not None), None)
         for name in ("user_activity", "item_activity", "clicks")
     }

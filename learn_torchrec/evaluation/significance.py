@@ -100,7 +100,7 @@ class _Comparison(NamedTuple):
     candidate_sums: _UserSums
 
 
-def paired_bootstrap(
+def paired_bootstrap(  # noqa: PLR0913  the arguments of `evaluate_auc`, and of draws
     user_ids: Column,
     labels: Column,
     baseline_scores: Column,

@@ -177,6 +177,8 @@ def test_different_lengths_and_columns_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="100 against 120 rows"):
         refuse_different_rows(ours, theirs)
     bare = {name: v for name, v in columns().items() if name != "timestamp"}
-    theirs = read_predictions(write(tmp_path / "c.parquet", bare))
-    with pytest.raises(UserError, match="only one has the column timestamp"):
+    refuse_different_rows(ours, read_predictions(write(tmp_path / "c.parquet", bare)))
+    del bare["weight"]
+    theirs = read_predictions(write(tmp_path / "d.parquet", bare))
+    with pytest.raises(UserError, match="only one has the column weight"):
         refuse_different_rows(ours, theirs)
