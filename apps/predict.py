@@ -150,7 +150,8 @@ class Share:
         self._features, self._vectors = features, vectors
         ranks = dist.get_world_size()
         longest = -(-impressions.num_rows // ranks)
-        self.width = min(longest, _PART_ROWS)
+        # Parts of one width: the last one is scored as if it were full.
+        self.width = -(-longest // -(-longest // _PART_ROWS))
         # A lane is a run of rows in their order, so one lane is one rank's share.
         self._loader = Loader(
             impressions,

@@ -19,6 +19,7 @@ import torchx_components.learn
 from apps import evaluate_auc, evaluate_retrieval, options
 from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.training.distributed import ranks_on_this_host
 from learn_torchrec.training.run_log import live_log_path
 
 _POLL_SECONDS = 0.5
@@ -79,7 +80,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="DIR", help="where everything goes"
     )
     parser.add_argument(
-        "--ranks", type=int, default=2, help="ranks of each distributed stage"
+        "--ranks",
+        type=int,
+        default=ranks_on_this_host(2),
+        help="ranks of each distributed stage (default: %(default)s)",
     )
     return parser
 

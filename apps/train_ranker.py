@@ -30,7 +30,11 @@ from learn_torchrec.ranker.stream import StreamedRows
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, TIMESTAMP
-from learn_torchrec.training.distributed import is_writer, write_artifact_together
+from learn_torchrec.training.distributed import (
+    agreed,
+    is_writer,
+    write_artifact_together,
+)
 from learn_torchrec.training.run_log import RUN_LOG
 
 
@@ -88,8 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest = job.manifest(times.test_from, facts)
         with write_artifact_together(job.out, **manifest) as working:
             save_ranker(model, working)
-            if is_writer():
-                shutil.copyfile(log.path, working / RUN_LOG)
+            with agreed():
+                if is_writer():
+                    shutil.copyfile(log.path, working / RUN_LOG)
         checkpoints.remove()
 
 

@@ -19,7 +19,11 @@ from learn_torchrec.towers.export import KIND_TOWERS, earlier_towers, save_tower
 from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
-from learn_torchrec.training.distributed import is_writer, write_artifact_together
+from learn_torchrec.training.distributed import (
+    agreed,
+    is_writer,
+    write_artifact_together,
+)
 from learn_torchrec.training.run_log import RUN_LOG
 
 
@@ -83,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoints,
         )
         manifest = job.manifest(data.known_until, trained.facts)
-        with write_artifact_together(job.out, **manifest) as working:
+        with write_artifact_together(job.out, **manifest) as working, agreed():
             if is_writer():
                 save_towers(working, trained.state, store.item_ids)
                 shutil.copyfile(log.path, working / RUN_LOG)

@@ -101,7 +101,7 @@ def train_ranker(
                 batches,
                 schedule,
                 on_step,
-                hang_seconds=checkpoints.hang_seconds if checkpoints else 0.0,
+                watchdog=checkpoints.watchdog if checkpoints else None,
             )
             taken = 0
     pipeline.detach()

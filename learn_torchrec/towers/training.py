@@ -158,7 +158,7 @@ def train_towers(
             schedule,
             watch,
             seed_dropout,
-            hang_seconds=checkpoints.hang_seconds if checkpoints else 0.0,
+            watchdog=checkpoints.watchdog if checkpoints else None,
         )
         line = {"loss": loss.result(), "temperature": float(task.temperature())}
         line |= speed.result()

@@ -8,6 +8,7 @@ the epoch, the user or the rank, and the learning rate follows from the step.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import re
@@ -28,17 +29,22 @@ from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of
 from learn_torchrec.config import require
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.training.distributed import (
+    agreed,
     from_writer,
     is_writer,
+    new_host_group,
     write_artifact_together,
 )
 from learn_torchrec.training.tensors import HostCopies, load_tensors, save_tensors
+from learn_torchrec.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 KIND_CHECKPOINT = "checkpoint"
 _TENSORS, _PROGRESS = "tensors", "progress.json"
 _STEP_DIRECTORY = re.compile(r"step-(\d{9})")
+# Where tables lie and who reads the rows decides no weight.
+_NOT_DECIDING = ("sharding", "workers", "timeout")
 _NOTHING: Callable[[Path], None] = lambda directory: None  # noqa: E731
 
 
@@ -104,6 +110,11 @@ class Checkpoints:
         inputs: likewise.
         settings: how often.
         overwrite: whether checkpoints of other settings may be removed.
+
+    Attributes:
+        directory: where they are.
+        watchdog: of the steps between them; it rests while one is written or waited
+            for.
     """
 
     def __init__(
@@ -116,22 +127,20 @@ class Checkpoints:
     ) -> None:
         self.directory = out.parent / "checkpoints" / out.name
         self._settings, self._overwrite = settings, overwrite
-        # Where tables lie does not decide what is in them.
-        config = _without(config, "sharding")
+        for name in _NOT_DECIDING:
+            config = _without(config, name)
         self._made_from: dict[str, Any] = {"config": config, "inputs": inputs}
         self._asked_to_stop = False
+        self.watchdog = Watchdog(settings.hang_seconds)
         self._group = dist.new_group(backend="gloo")
         # The second thread, what it says to other ranks, what it is writing, and where
         # the copies are that it writes from.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._thread_group = dist.new_group(backend="gloo")
-        self._pending: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="checkpoint", initializer=_same_device()
+        )
+        self._thread_group = new_host_group()
+        self._pending: Future[str | None] | None = None
         self._copies = HostCopies()
-
-    @property
-    def hang_seconds(self) -> float:
-        """See `CheckpointConfig`."""
-        return self._settings.hang_seconds
 
     def latest(self) -> Saved | None:
         """Return the newest checkpoint that is whole, the same on every rank.
@@ -160,7 +169,7 @@ class Checkpoints:
         """Save where it is time to; every rank calls it after each trained step.
 
         A save that fails, on a full disk say, leaves the last checkpoint as it is,
-        and the training goes on.
+        and the training goes on where it is not to stop.
 
         Args:
             step: steps trained since the beginning.
@@ -170,19 +179,23 @@ class Checkpoints:
 
         Raises:
             Stopped: SIGTERM came, and the step is saved.
+            UserError: SIGTERM came, and the step could not be saved.
         """
         stops = self._all_stop()
         every = self._settings.every_steps
         if not stops and not (every and step % every == 0):
             return
-        self._finish_pending()
-        if not stops and self._settings.asynchronous:
-            copy = self._copies.of(state())
-            self._pending = self._thread.submit(
-                self._try_to_save, step, copy, progress(), write
-            )
-            return
-        self._try_to_save(step, state(), progress(), write)
+        with self.watchdog.paused():
+            self._finish_pending()
+            if not stops and self._settings.asynchronous:
+                copy = self._copies.of(state())
+                self._pending = self._thread.submit(
+                    self._try_to_save, step, copy, progress(), write
+                )
+                return
+            problem = self._try_to_save(step, state(), progress(), write)
+        if stops and problem:
+            raise UserError(problem)
         if stops:
             raise Stopped(f"stopped at step {step}; run it again to go on")
 
@@ -233,16 +246,19 @@ class Checkpoints:
         state: dict[str, Any],
         progress: dict[str, Any],
         write: Callable[[Path], None],
-    ) -> None:
+    ) -> str | None:
+        """Return what went wrong, on all ranks, if anything did."""
         try:
             self._save(step, state, progress, write)
         except (OSError, UserError) as error:
+            problem = (
+                f"checkpoint at step {step} was not saved ({error}); the last good one "
+                f"is of step {max(self._steps(), default=0)}"
+            )
             if is_writer():
-                logger.warning(
-                    "checkpoint at step %d was not saved (%s); the last good one is of "
-                    "step %d",
-                    *(step, error, max(self._steps(), default=0)),
-                )
+                logger.warning("%s", problem)
+            return problem
+        return None
 
     def _save(
         self,
@@ -256,11 +272,14 @@ class Checkpoints:
             self._at(step), group, kind=KIND_CHECKPOINT, **self._made_from
         ) as working:
             save_tensors(state, working / _TENSORS, group)
-            if is_writer():
-                write(working)
-                (working / _PROGRESS).write_text(json.dumps(progress))
+            with agreed(group):
+                if is_writer():
+                    write(working)
+                    (working / _PROGRESS).write_text(json.dumps(progress))
         if is_writer():
-            for old in self._steps()[: -self._settings.keep]:
+            # Later steps are of a run that this one has gone back behind.
+            known = [each for each in self._steps() if each <= step]
+            for old in known[: -self._settings.keep]:
                 shutil.rmtree(self._at(old))
 
     def _at(self, step: int) -> Path:
@@ -302,6 +321,13 @@ class Checkpoints:
             logger.info("going on after step %d", step)
             return Saved(directory, json.loads((directory / _PROGRESS).read_text()))
         return None
+
+
+def _same_device() -> Callable[[], None] | None:
+    """Return what gives a thread this one's GPU: a new thread has the first."""
+    if not torch.cuda.is_initialized():
+        return None
+    return functools.partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def _without(value: Any, key: str) -> Any:

@@ -5,6 +5,7 @@
 
 import contextlib
 import datetime
+import importlib.metadata
 import logging
 import os
 import sys
@@ -17,14 +18,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from learn_torchrec.artifact import locked, write_artifact
 from learn_torchrec.errors import Stopped, UserError
 
+logger = logging.getLogger(__name__)
+
 _TIMEOUT = datetime.timedelta(minutes=10)
+# For what ranks do alone and unevenly long: encode texts, check and write files.
+_PATIENCE = datetime.timedelta(days=2)
 # What gloo and NCCL say when another rank is gone, besides their own error types.
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 _LOST_SECONDS = 5.0  # torchrun ends this rank sooner
+_host_groups: list[dist.ProcessGroup] = []
 
 
 @contextlib.contextmanager
@@ -36,21 +43,63 @@ def process_group() -> Iterator[torch.device]:
         CPU (gloo).
     """
     quiet_known_warnings()
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        backend = "nccl"
-    else:
-        device = torch.device("cpu")
-        backend = "gloo"
-    _init(backend)
+    device = _device()
+    _init("nccl" if device.type == "cuda" else "gloo")
+    _host_groups.append(new_host_group())
     try:
         yield device
     except Exception as error:
         _explain(error)
         raise
     finally:
+        _host_groups.pop()
         dist.destroy_process_group()
+
+
+def new_host_group() -> dist.ProcessGroup:
+    """Return a new group of all ranks that speaks between hosts and waits for days.
+
+    Every rank calls it. A rank that is gone is noticed at once.
+    """
+    return dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+def host_group() -> dist.ProcessGroup | None:
+    """Return the job's group for objects and tensors on the CPU; None: the default."""
+    return _host_groups[-1] if _host_groups else None
+
+
+def ranks_on_this_host(most: int) -> int:
+    """Return how many ranks this host has devices for, up to `most`."""
+    return min(most, torch.cuda.device_count()) if _uses_cuda() else most
+
+
+def _device() -> torch.device:
+    if not _uses_cuda():
+        return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    devices = torch.cuda.device_count()
+    if local_rank >= devices:
+        raise UserError(
+            f"local rank {local_rank}: this host has {devices} GPUs; start one rank "
+            "for each, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _uses_cuda() -> bool:
+    if not torch.cuda.is_available():
+        return False
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("fbgemm-gpu-cpu")
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            logger.warning(
+                "GPUs stay unused, fbgemm-gpu-cpu has kernels for the CPU alone; "
+                "make clean-env env ACCELERATOR=cuda installs the other"
+            )
+        return False
+    return True
 
 
 def _explain(error: Exception) -> None:
@@ -85,19 +134,24 @@ def _is_lost_connection(error: BaseException) -> bool:
 def _init(backend: str) -> None:
     if "RANK" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store: dist.Store
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # The agent's store outlives a restart and keeps the addresses of the dead
         # workers; a prefix for each attempt hides them.
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        agent = dist.TCPStore(host, port, world_size, False, timeout=_TIMEOUT)
+        agent = dist.TCPStore(host, port, world_size, False, timeout=_PATIENCE)
         store = dist.PrefixStore(f"attempt_{attempt}", agent)
-        dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
-        )
     else:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
+    # Rank 0 may still be checking its inputs: connecting waits less patiently.
+    store.set(f"here/{rank}", "")
+    store.wait([f"here/{each}" for each in range(world_size)], _PATIENCE)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
+    )
 
 
 def local_world_size() -> int:
@@ -120,18 +174,18 @@ def from_writer(value: Any, group: dist.ProcessGroup | None = None) -> Any:
 
     Args:
         value: of rank 0.
-        group: of all ranks; None for the job's own. What a second thread says to the
-            other ranks needs a group of its own.
+        group: of all ranks; None for the job's own, which waits for days. What a
+            second thread says to the other ranks needs a group of its own.
     """
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=group)
+    dist.broadcast_object_list(box, src=0, group=group or host_group())
     return box[0]
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Return every rank's value on every rank, in rank order; see `from_writer`."""
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=group)
+    dist.all_gather_object(values, value, group=group or host_group())
     return values
 
 
@@ -168,7 +222,8 @@ def write_artifact_together(
     """Write one artefact from all ranks: see `artifact.write_artifact`.
 
     Every rank may write its own files into the working directory that is yielded;
-    rank 0 adds the manifest and makes the artefact visible once all are done.
+    rank 0 adds the manifest and makes the artefact visible once all are done. What a
+    rank does there alone, and may fail at, belongs into `agreed`.
 
     Args:
         directory: where the artefact appears.
@@ -183,9 +238,7 @@ def write_artifact_together(
         with agreed(group):
             if is_writer():
                 working = stack.enter_context(write_artifact(directory, **manifest))
-        working = from_writer(working, group)
-        with agreed(group):
-            yield working
+        yield from_writer(working, group)
         with agreed(group):
             stack.close()
 

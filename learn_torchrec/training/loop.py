@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchrec.distributed.train_pipeline import TrainPipeline
 
 from learn_torchrec.training.distributed import gather_objects
-from learn_torchrec.training.watchdog import watchdog
+from learn_torchrec.training.watchdog import Watchdog
 
 Batch = TypeVar("Batch")
 
@@ -20,7 +20,7 @@ def train_epoch(
     schedule: LRScheduler,
     on_step: Callable[[Any], None],
     before_step: Callable[[], None] | None = None,
-    hang_seconds: float = 0.0,
+    watchdog: Watchdog | None = None,
 ) -> int:
     """Train until `batches` ends.
 
@@ -30,14 +30,14 @@ def train_epoch(
         schedule: advanced after every step.
         on_step: called with the model's detached output of every step.
         before_step: called before every step, such as to seed what is random in it.
-        hang_seconds: see `watchdog`.
+        watchdog: watches the steps.
 
     Returns:
         Steps taken.
     """
     steps = 0
     pipeline.reset()
-    with watchdog(hang_seconds) as beat:
+    with watchdog or Watchdog(0) as watching:
         while True:
             if before_step is not None:
                 before_step()
@@ -47,7 +47,7 @@ def train_epoch(
                 return steps
             schedule.step()
             on_step(output)
-            beat()
+            watching.beat()
             steps += 1
 
 

@@ -26,6 +26,7 @@ from torchrec.distributed.types import ModuleSharder, ParameterSharding, Shardin
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.distributed import (
     from_writer,
+    host_group,
     is_writer,
     local_world_size,
 )
@@ -293,6 +294,8 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     state = {}
     for name, value in model.state_dict().items():
         if isinstance(value, ShardedTensor):
+            # Between hosts, so that no GPU must hold a whole table.
+            value = value.cpu(process_group=host_group())
             whole = torch.empty(value.size() if dist.get_rank() == 0 else 0)
             value.gather(dst=0, out=whole if dist.get_rank() == 0 else None)
             state[name] = whole

@@ -5,6 +5,7 @@ can run any code when it is read. Here it is read by an unpickler that knows the
 index's own classes alone; the tensors are read with `weights_only`.
 """
 
+import copy
 import io
 import pickle
 from collections.abc import Iterator, Mapping
@@ -15,11 +16,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import _create_read_items
+from torch.distributed.remote_device import _remote_device
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.distributed import gather_objects
@@ -111,12 +114,17 @@ class HostCopies:
             return self.of(value, f"{name}.")
         if isinstance(value, ShardedTensor):
             shards = [
-                Shard(self._copy(shard.tensor, f"{name}.{n}"), shard.metadata)
+                Shard(self._copy(shard.tensor, f"{name}.{n}"), _on_host(shard.metadata))
                 for n, shard in enumerate(value.local_shards())
             ]
+            whole = copy.deepcopy(value.metadata())
+            whole.shards_metadata = [_on_host(each) for each in whole.shards_metadata]
+            whole.tensor_properties.pin_memory = any(
+                shard.tensor.is_pinned() for shard in shards
+            )
             return ShardedTensor._init_from_local_shards_and_global_metadata(
                 shards,
-                sharded_tensor_metadata=value.metadata(),
+                sharded_tensor_metadata=whole,
                 process_group=value._process_group,
             )
         if not isinstance(value, Tensor):
@@ -128,6 +136,17 @@ class HostCopies:
             )
             self._buffers[name] = buffer
         return buffer.copy_(value.detach())
+
+
+def _on_host(metadata: ShardMetadata) -> ShardMetadata:
+    """Return where a shard lies once it is in its rank's memory."""
+    placement = metadata.placement
+    assert isinstance(placement, _remote_device)
+    return ShardMetadata(
+        shard_offsets=list(metadata.shard_offsets),
+        shard_sizes=list(metadata.shard_sizes),
+        placement=_remote_device(f"rank:{placement.rank()}/cpu"),
+    )
 
 
 def save_tensors(

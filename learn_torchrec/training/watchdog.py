@@ -8,7 +8,8 @@ import contextlib
 import faulthandler
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Self
 
 from learn_torchrec.training.distributed import rank_name
 
@@ -16,42 +17,65 @@ _STDERR = 2  # also where sys.stderr is something else
 _GRACE = 30.0  # seconds; then the interpreter itself must hang
 
 
-@contextlib.contextmanager
-def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
-    """Yield a function that must be called again and again within so many seconds.
+class Watchdog:
+    """Ends the process where `beat` is not called again and again.
 
-    Where it is not, the stacks of all threads go to stderr and the process ends with
-    exit code 1.
+    Where it is not called within so many seconds, the stacks of all threads go to
+    stderr and the process ends with exit code 1. It watches inside its `with` block.
 
     Args:
         seconds: 0 does not watch.
     """
-    if not seconds:
-        yield lambda: None
-        return
-    alive, done = threading.Event(), threading.Event()
 
-    def watch() -> None:
-        while not done.is_set():
-            if not alive.wait(seconds):
-                _end(f"{rank_name()}: no step for {seconds:g} s; its threads:")
-            alive.clear()
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._alive, self._done = threading.Event(), threading.Event()
+        self._pauses = 0
+        self._thread: threading.Thread | None = None
 
-    def beat() -> None:
-        alive.set()
-        # This one works even where the interpreter's lock is never released.
-        faulthandler.dump_traceback_later(seconds + _GRACE, exit=True, file=_STDERR)
+    def beat(self) -> None:
+        """Say that a step is done."""
+        if self._thread is not None and not self._pauses:
+            self._alive.set()
+            # This one works even where the interpreter's lock is never released.
+            faulthandler.dump_traceback_later(
+                self._seconds + _GRACE, exit=True, file=_STDERR
+            )
 
-    thread = threading.Thread(target=watch, name="watchdog", daemon=True)
-    thread.start()
-    try:
-        beat()
-        yield beat
-    finally:
-        done.set()
-        alive.set()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not watch what is no step, such as waiting for a file system."""
+        self._pauses += 1
         faulthandler.cancel_dump_traceback_later()
-        thread.join()
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            self.beat()
+
+    def __enter__(self) -> Self:
+        if self._seconds:
+            self._done.clear()
+            self._thread = threading.Thread(
+                target=self._watch, name="watchdog", daemon=True
+            )
+            self._thread.start()
+            self.beat()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._done.set()
+            self._alive.set()
+            faulthandler.cancel_dump_traceback_later()
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        while not self._done.is_set():
+            if not self._alive.wait(self._seconds) and not self._pauses:
+                _end(f"{rank_name()}: no step for {self._seconds:g} s; its threads:")
+            self._alive.clear()
 
 
 def _end(reason: str) -> None:

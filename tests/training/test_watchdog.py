@@ -7,18 +7,21 @@ import time
 import pytest
 
 from learn_torchrec.training.distributed import process_group
-from learn_torchrec.training.watchdog import watchdog
+from learn_torchrec.training.watchdog import Watchdog
 
 HANGS = """
 import time
 from learn_torchrec.training.distributed import process_group
-from learn_torchrec.training.watchdog import watchdog
+from learn_torchrec.training.watchdog import Watchdog
 
 def stuck_here():
     time.sleep(60)
 
-with process_group(), watchdog(0.5) as beat:
-    beat()
+with process_group(), Watchdog(0.5) as watchdog:
+    with watchdog.paused():
+        time.sleep(1.5)
+    watchdog.beat()
+    print("still here")
     stuck_here()
 """
 
@@ -29,6 +32,7 @@ def test_a_hang_prints_the_stack_and_ends():
         [sys.executable, "-c", HANGS], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
+    assert done.stdout == "still here\n"
     assert "rank 0: no step for 0.5 s; its threads:" in done.stderr
     assert "in stuck_here" in done.stderr
     assert time.monotonic() - started < 50
@@ -36,7 +40,7 @@ def test_a_hang_prints_the_stack_and_ends():
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3])
 def test_what_goes_on_is_left_alone(seconds):
-    with process_group(), watchdog(seconds) as beat:
+    with process_group(), Watchdog(seconds) as watchdog:
         for _ in range(5):
             time.sleep(0.1)
-            beat()
+            watchdog.beat()
