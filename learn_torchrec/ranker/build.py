@@ -19,7 +19,12 @@ from learn_torchrec.ranker.tables import (
     sharding_kinds,
 )
 from learn_torchrec.training.optim import dense_optimizer
-from learn_torchrec.training.sharding import init_tables, shard_tables, table_of
+from learn_torchrec.training.sharding import (
+    init_tables,
+    load_state,
+    shard_tables,
+    table_of,
+)
 from learn_torchrec.training.table_optimizer import replicated_optimizer
 from learn_torchrec.training.tensors import load_tensors, save_tensors
 
@@ -116,9 +121,11 @@ def save_ranker(model: DistributedModelParallel, directory: Path) -> None:
 def load_ranker(model: DistributedModelParallel, directory: Path) -> None:
     """Load weights that any number of ranks saved; every rank takes part.
 
+    Tables with managed collision need that number or a divisor of it.
+
     Raises:
         UserError: weights that cannot be read, or are not this model's.
     """
     state = {"model": model.state_dict()}
     load_tensors(state, directory / MODEL_DIRECTORY)
-    model.load_state_dict(state["model"])
+    load_state(model, state["model"])

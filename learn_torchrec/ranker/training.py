@@ -14,6 +14,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.batch import RankingBatch, training_batches
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
 from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
+from learn_torchrec.ranker.managed_history import history_of, restore_history
 from learn_torchrec.ranker.metrics import TrainingMetrics
 from learn_torchrec.ranker.model import RankerOutput
 from learn_torchrec.ranker.rows import RankingRows, RowsReport
@@ -72,6 +73,7 @@ def train_ranker(
     saved = None if checkpoints is None else checkpoints.latest()
     if saved is not None:
         saved.restore(model, optimizer)
+        restore_history(model, saved.local())
         progress.restore(saved.progress, device)
         fast_forward(schedule, progress.step)
 
@@ -84,6 +86,7 @@ def train_ranker(
                 lambda: {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "local": history_of(model),
                 },
                 progress.state,
             )

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
@@ -35,13 +37,14 @@ from learn_torchrec.training.distributed import (
     new_host_group,
     write_artifact_together,
 )
+from learn_torchrec.training.sharding import load_state
 from learn_torchrec.training.tensors import HostCopies, load_tensors, save_tensors
 from learn_torchrec.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 KIND_CHECKPOINT = "checkpoint"
-_TENSORS, _PROGRESS = "tensors", "progress.json"
+_TENSORS, _PROGRESS, _LOCAL = "tensors", "progress.json", "local"
 _STEP_DIRECTORY = re.compile(r"step-(\d{9})")
 # Where tables lie and who reads the rows decides no weight.
 _NOT_DECIDING = ("sharding", "workers", "timeout")
@@ -84,6 +87,14 @@ class Saved:
     directory: Path
     progress: dict[str, Any]
 
+    def local(self) -> dict[str, Tensor]:
+        """Return the tensors that this rank saved for itself.
+
+        Empty where there were none, or where another number of ranks saved.
+        """
+        path = self.directory / _local_file()
+        return load_file(path) if path.exists() else {}
+
     def restore(
         self, model: torch.nn.Module, optimizer: CombinedOptimizer | KeyedOptimizer
     ) -> None:
@@ -97,7 +108,7 @@ class Saved:
         _fill_state(optimizer)  # what is not there yet would silently not be loaded
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         load_tensors(state, self.directory / _TENSORS)
-        model.load_state_dict(state["model"])
+        load_state(model, state["model"])
         optimizer.load_state_dict(state["optimizer"])
 
 
@@ -173,7 +184,8 @@ class Checkpoints:
 
         Args:
             step: steps trained since the beginning.
-            state: gives the tensors; each rank its own shards.
+            state: gives the tensors, each rank its own shards; those under "local" are
+                a rank's own, for `Saved.local`.
             progress: gives what JSON holds, the same on every rank; a collective.
             write: called on rank 0, maybe later in a second thread, to add files.
 
@@ -268,11 +280,15 @@ class Checkpoints:
         write: Callable[[Path], None],
     ) -> None:
         group = self._thread_group
+        local = state.get(_LOCAL)
+        state = {name: part for name, part in state.items() if name != _LOCAL}
         with write_artifact_together(
             self._at(step), group, kind=KIND_CHECKPOINT, **self._made_from
         ) as working:
             save_tensors(state, working / _TENSORS, group)
             with agreed(group):
+                if local:
+                    save_file(local, working / _local_file())
                 if is_writer():
                     write(working)
                     (working / _PROGRESS).write_text(json.dumps(progress))
@@ -321,6 +337,10 @@ class Checkpoints:
             logger.info("going on after step %d", step)
             return Saved(directory, json.loads((directory / _PROGRESS).read_text()))
         return None
+
+
+def _local_file() -> str:
+    return f"{_LOCAL}-{dist.get_rank():05d}-of-{dist.get_world_size():05d}.safetensors"
 
 
 def _same_device() -> Callable[[], None] | None:

@@ -304,6 +304,22 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load a state whose tensors are filled, see `tensors.load_tensors`.
+
+    Raises:
+        UserError: managed-collision tables whose shards this number of ranks would cut.
+    """
+    try:
+        model.load_state_dict(state)
+    except AssertionError as error:  # TorchRec's: a shard's ids lie anywhere in it
+        raise UserError(
+            f"{dist.get_world_size()} ranks cannot share the managed_collision tables "
+            f"as they were saved ({error}); use as many ranks as then, or a number "
+            "that divides it"
+        ) from None
+
+
 def _block_seed(seed: int, name: str, block: int) -> int:
     text = f"{seed}/{name}/{block}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1

@@ -69,6 +69,11 @@ def managed(directory: Path, device: torch.device) -> dict[str, object]:
     again = build.build_ranker(config, problem.DIM, device)
     load_ranker(again, directory)
     result["restored_scores"] = all_scores(again, problem.rows(config), device)
+    result["of_fewer_ranks"] = "not refused"
+    try:
+        load_ranker(again, directory.with_suffix(".one"))
+    except UserError as error:
+        result["of_fewer_ranks"] = str(error)
     return result
 
 

@@ -18,7 +18,12 @@ from torchrec.optim.keyed import CombinedOptimizer
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.batch import collate, training_batches
-from learn_torchrec.ranker.build import build_ranker, build_task
+from learn_torchrec.ranker.build import (
+    build_ranker,
+    build_task,
+    load_ranker,
+    save_ranker,
+)
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.optim import dense_optimizer, warmup_decay
@@ -97,7 +102,9 @@ def unsharded(case: str) -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_kind_equals_the_unsharded_model(ranks, tmp_path, one_rank):
-    del one_rank
+    managed = problem.config("row_wise/sgd", managed=True)
+    fresh = build_ranker(managed, problem.DIM, one_rank)
+    save_ranker(fresh, tmp_path / "out.one")
     results = launch(ranks, tmp_path / "out.json")
     for case in problem.CASES:
         losses, scores = unsharded(case)
@@ -127,6 +134,9 @@ def test_every_kind_equals_the_unsharded_model(ranks, tmp_path, one_rank):
     assert facts["missing_vectors"]["item_vectors"] == int((items >= 35).sum())
     assert all(value > 0 for value in results["auto"]["auxiliary_loss"])
     check_managed(results["managed"])
+    load_ranker(fresh, tmp_path / "out.model")  # of more ranks, on one
+    found = score(fresh, problem.rows(managed), 50, one_rank).numpy()
+    np.testing.assert_allclose(found, results["managed"]["scores"], rtol=1e-5)
     assert len(set(results["refusals"])) == 1
     assert "finds no plan" in results["refusals"][0]
     assert "t_user_id nonsense" in results["refusals"][0]
@@ -140,6 +150,7 @@ def check_managed(result: dict) -> None:
     assert result["pipelined"] == [names] * 2
     assert np.isfinite(result["loss"]).all()
     np.testing.assert_allclose(result["restored_scores"], result["scores"], rtol=1e-6)
+    assert "cannot share the managed_collision tables" in result["of_fewer_ranks"]
 
 
 @pytest.mark.parametrize(

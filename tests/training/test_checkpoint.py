@@ -35,6 +35,13 @@ STREAM = [
     "ranker.training.stream.enabled=true",
     "ranker.training.stream.shuffle_rows=256",
 ]
+# Ids change rows every 5 steps, between two checkpoints.
+MANAGED = [
+    "ranker.training.eviction_interval=5",
+    "ranker.tables.optimizer=sgd",
+    'ranker.features.sparse=[{"column": "user_id", "num_embeddings": 90}, '
+    '{"column": "item_id", "num_embeddings": 20, "ids": "managed_collision"}]',
+]
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def test_towers_resumed_equal_uninterrupted(
     )
 
 
-@pytest.mark.parametrize("extra", [[], STREAM])
+@pytest.mark.parametrize("extra", [[], STREAM, MANAGED])
 def test_ranker_resumed_equals_uninterrupted(options, tmp_path, monkeypatch, extra):
     resumed_equals_uninterrupted(
         train_ranker.main, [*options, *extra], tmp_path, monkeypatch, (4, 9)
@@ -217,6 +224,54 @@ def test_sigterm_saves_and_the_next_run_ends_alike(options, tmp_path, monkeypatc
     assert not (tmp_path / "cut").exists()
     train_ranker.main(["--out", str(tmp_path / "cut"), *options])
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_a_stop_that_cannot_be_saved_is_no_good_end(options, tmp_path, monkeypatch):
+    original = checkpoint.Checkpoints.after_step
+
+    def after_step(self, step, *args):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, step, *args)
+
+    def refused(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "after_step", after_step)
+    monkeypatch.setattr(checkpoint, "save_tensors", refused)
+    with pytest.raises(UserError, match=r"step 4 was not saved .no space left.*step 0"):
+        train_ranker.main(["--out", str(tmp_path / "cut"), *options])
+
+
+def test_who_reads_the_rows_decides_no_weight(options, tmp_path, monkeypatch):
+    stream = "ranker.training.stream."
+    train_ranker.main(["--out", str(tmp_path / "whole"), *options, *STREAM])
+    with monkeypatch.context() as patch:
+        cut_off_after(7, patch)
+        with pytest.raises(CutOffError):
+            train_ranker.main(["--out", str(tmp_path / "cut"), *options, *STREAM])
+    changed = [f"{stream}workers=1", f"{stream}timeout=60"]
+    train_ranker.main(["--out", str(tmp_path / "cut"), *options, *STREAM, *changed])
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+def test_a_later_step_that_cannot_be_read_does_not_displace_others(
+    options, tmp_path, monkeypatch
+):
+    options = [*options, "checkpoint.keep=1"]
+    with monkeypatch.context() as patch:
+        cut_off_after(4, patch)
+        with pytest.raises(CutOffError):
+            train_ranker.main(["--out", str(tmp_path / "cut"), *options])
+    later = tmp_path / "checkpoints/cut/step-000000099"
+    later.mkdir()
+    (later / "manifest.json").write_text("{")
+    with monkeypatch.context() as patch:
+        cut_off_after(4, patch)
+        with pytest.raises(CutOffError):
+            train_ranker.main(["--out", str(tmp_path / "cut"), *options])
+    names = sorted(path.name for path in later.parent.glob("step-*"))
+    assert names == ["step-000000006", later.name]
 
 
 class Harmful:

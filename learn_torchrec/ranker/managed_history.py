@@ -1,0 +1,69 @@
+"""What managed-collision tables have seen since ids last changed rows.
+
+TorchRec collects a rank's ids for some steps before frequent ones get rows, and keeps
+them out of the model's state. Without them a training that goes on from a checkpoint
+would give other ids rows than one that was not interrupted.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.mc_modules import MCHManagedCollisionModule
+
+_COUNTS, _IDS = "counts", "ids"
+
+
+def history_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return what this rank's tables have seen, by table and kind; views, not copies.
+
+    Empty where no table is managed, or none has seen a batch yet.
+    """
+    history = {}
+    for name, module in _modules(model):
+        if module._input_history_buffer_size < 0:
+            continue
+        used = module._current_history_buffer_offset
+        counts = (module._input_history_buffer_size, module._last_eviction_iter)
+        history[f"{name}.{_COUNTS}"] = torch.tensor(counts)
+        history[f"{name}.{_IDS}"] = module._history_accumulator[:used]
+        for kind, values in module._history_metadata.items():
+            history[f"{name}.{kind}"] = values[:used]
+    return history
+
+
+@torch.no_grad()
+def restore_history(model: nn.Module, history: Mapping[str, Tensor]) -> None:
+    """Let the tables of a model whose state is loaded go on where `history` was taken.
+
+    Args:
+        model: sharded over as many ranks.
+        history: of this rank; empty forgets what was seen.
+    """
+    for name, module in _modules(model):
+        if f"{name}.{_COUNTS}" not in history:
+            continue
+        size, last_eviction = history[f"{name}.{_COUNTS}"].tolist()
+        used = len(history[f"{name}.{_IDS}"])
+        module._input_history_buffer_size = size
+        module._current_history_buffer_offset = used
+        module._current_iter = int(module._current_iter_tensor.item())
+        module._last_eviction_iter = last_eviction
+        module._history_accumulator = _buffer(size, history[f"{name}.{_IDS}"], module)
+        for kind, _, is_history in module._eviction_policy.metadata_info:
+            if is_history:
+                buffer = _buffer(size, history[f"{name}.{kind}"], module)
+                module.register_buffer(f"_history_{kind}", buffer, persistent=False)
+                module._history_metadata[kind] = buffer
+
+
+def _modules(model: nn.Module) -> Iterator[tuple[str, MCHManagedCollisionModule]]:
+    for name, module in model.named_modules():
+        if isinstance(module, MCHManagedCollisionModule):
+            yield name, module
+
+
+def _buffer(size: int, used: Tensor, module: MCHManagedCollisionModule) -> Tensor:
+    buffer = torch.zeros(size, dtype=torch.int64, device=module.device)
+    buffer[: len(used)] = used
+    return buffer
