@@ -86,6 +86,24 @@ def test_a_user_in_two_cohorts_of_users_is_refused(tmp_path: Path) -> None:
     assert set(reading(path, items=("level",)).lifts) == {"all", "level=a", "level=b"}
 
 
+def test_resamples_without_any_conversion_count(tmp_path: Path) -> None:
+    # One of the treatment's two users converts, so a quarter of all draws has none.
+    # Without those the lowest lift left is -50 %: one conversion of two users.
+    path = tmp_path / "ab.parquet"
+    columns = {
+        "user_id": [1, 2, 3, 4],
+        "arm": ["control", "control", "treatment", "treatment"],
+        "day": [0] * 4,
+        "impressions": [10] * 4,
+        "conversions": [1, 1, 1, 0],
+        "revenue": [5.0, 5.0, 5.0, 0.0],
+    }
+    pq.write_table(pa.table(columns), path)
+    lifts = reading(path, resamples=200).lifts["all"]
+    for metric in ("conversions_per_user", "conversion_rate", "revenue_per_user"):
+        assert (lifts[metric].bootstrap_low, lifts[metric].bootstrap_high) == (-1, 0)
+
+
 def test_cohorts_may_be_days_and_are_fifty_at_most(tmp_path: Path) -> None:
     read = reading(write(tmp_path / "ab.parquet"), items=("day",), resamples=5)
     assert read.lifts["day=0"]["revenue_per_user"].control == pytest.approx(40 / 3)
