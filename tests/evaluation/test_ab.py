@@ -251,6 +251,34 @@ def test_missing_files_columns_and_unfit_settings_are_refused(tmp_path: Path) ->
     ):
         with pytest.raises(ValueError, match=next(iter(unfit))):
             AbConfig(**unfit)
-    for unfit in ({"users": 1}, {"treatment_share": 0.9}, {"user_lifts": (0.1,)}):
-        with pytest.raises(ValueError, match=next(iter(unfit))):
-            AbReplayConfig(**unfit)
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {"users": 1},
+        {"treatment_share": 0.9},
+        {"treatment_share": math.nan},
+        {"user_shares": (1.5, -0.25, -0.25)},
+        {"item_shares": (0.33333, 0.33333, 0.33333)},
+        {"user_impressions": (1.0, -1.0, 1.0)},
+        {"user_impressions": (1.0, math.inf, 1.0)},
+        {"conversion_rate": -0.1},
+        {"conversion_rate": 1.1},
+        {"price": -1.0},
+        {"user_lifts": (0.1,)},
+        {"user_lifts": (-2.0, 0.0, 0.0)},
+        {"item_lifts": (0.0, -0.6, 0.0), "user_lifts": (0.0, -0.6, 0.0)},
+        {"seed": -1},
+    ],
+)
+def test_unfit_settings_of_a_simulated_test_are_refused(unfit: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(unfit))):
+        AbReplayConfig(**unfit)
+
+
+def test_a_simulated_treatment_may_end_all_conversion(tmp_path: Path) -> None:
+    config = AbReplayConfig(users=500, user_lifts=(-1.0, -1.0, -1.0))
+    write_ab_replay(tmp_path / "ab.parquet", config)
+    lift = reading(tmp_path / "ab.parquet", resamples=5).lifts["all"]["conversion_rate"]
+    assert (lift.treatment, lift.lift) == (0, -1)
