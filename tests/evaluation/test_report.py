@@ -219,6 +219,17 @@ def test_calibration_bins_by_hand() -> None:
         (pytest.approx(0.6), pytest.approx(0.9), 10),
     ]
     assert calibration_bins(Predictions(scores=scores + 1, **columns)) == []
+    for padding in (-1.0, np.nan):
+        padded = Predictions(
+            source="",
+            user_ids=pa.array([1] * 41),
+            labels=np.append(labels, 1),
+            scores=np.append(scores, padding),
+            weights=np.append(np.ones(40), 0),
+        )
+        assert calibration_bins(padded) == bins
+    nothing_left = Predictions(scores=scores, weights=np.zeros(40), **columns)
+    assert calibration_bins(nothing_left) == []
 
 
 def test_what_is_said_of_vectors_by_hand() -> None:
