@@ -192,6 +192,40 @@ def test_an_empty_and_a_damaged_run_are_refused(tmp_path: Path) -> None:
         report.main(["--run", str(tmp_path / "none"), "--out", out])
 
 
+def test_a_report_never_takes_the_place_of_what_it_is_made_from(
+    finished_run: Path, page: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "metrics.json").write_text('{"seconds": {}}')
+    ab = run / "ab.json"
+    shutil.copy(page.parent / "ab.json", ab)
+    (tmp_path / "link").symlink_to(run)
+    before = contents(run)
+    for out in (
+        run / "ab.html",
+        run / "metrics.html",
+        run / "ranking.htm",
+        tmp_path / "link" / "retrieval.html",
+        run / "towers" / "manifest.html",
+        run / "predictions_learn" / "config.html",
+    ):
+        command = ["--run", str(run), "--ab", str(ab), "--out", str(out)]
+        with pytest.raises(UserError, match=rf"--out {out}: would overwrite .*\.json"):
+            report.main(command)
+    assert contents(run) == before
+    for _ in range(2):  # an older report is no part of the run
+        report.main(["--run", str(run), "--out", str(run / "report.html")])
+    assert set(contents(run)) - set(before) == {
+        run / f"report.{suffix}" for suffix in ("html", "md", "json")
+    }
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files}
+
+
 def test_parts_that_are_missing_have_no_section(tmp_path: Path) -> None:
     manifest(tmp_path / "content", "content", {"items": 3})
     made = read_run(tmp_path)

@@ -20,6 +20,16 @@ from learn_torchrec.evaluation.report.outcomes import SIMULATED, ab_test
 from learn_torchrec.evaluation.report.parts import Figure, Report, Section, Table
 from learn_torchrec.evaluation.report.vectors import vectors
 
+_SUMMARY, _RANKING, _RETRIEVAL = "metrics.json", "ranking.json", "retrieval.json"
+
+
+def files_read(directory: Path, ab_path: Path | None = None) -> list[Path]:
+    """Return the JSON files that `read_run` reads, which no report may replace."""
+    found = [directory / name for name in (_SUMMARY, _RANKING, _RETRIEVAL)]
+    for manifest in directory.glob(f"*/{MANIFEST}"):
+        found += [manifest, manifest.with_name(CONFIG)]
+    return found if ab_path is None else [*found, ab_path]
+
 
 def read_run(directory: Path, ab_path: Path | None = None) -> Report:
     """Read a run.
