@@ -19,7 +19,7 @@ from learn_torchrec.evaluation.predictions import Predictions
 from learn_torchrec.evaluation.report.calibration import calibration_bins
 from learn_torchrec.evaluation.report.outcomes import SIMULATED
 from learn_torchrec.evaluation.report.parts import Report, Section, Table
-from learn_torchrec.evaluation.report.render import to_html, to_markdown
+from learn_torchrec.evaluation.report.render import to_html, to_json, to_markdown
 from learn_torchrec.evaluation.report.run import read_run
 from learn_torchrec.evaluation.report.vectors import (
     mean_cosine,
@@ -64,6 +64,15 @@ def manifest(directory: Path, kind: str, facts: dict) -> None:
     body.write(directory)
 
 
+def retrieval_rows(targets: int, learn: float | None = 0.25) -> dict:
+    """Metrics of one group of targets, by name, as evaluate-retrieval writes them."""
+    counts = {"users": 7, "users_skipped": 1, "targets": targets}
+    return {
+        name: {"h@50": value, "r@50": value, "mrr": value, **counts}
+        for name, value in (("learn", learn), ("popularity", 0.0625))
+    }
+
+
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's directory as quickstart lays it, with a hostile name in it."""
@@ -75,9 +84,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate_auc.main(
         ["--predictions", *files, "--out", str(out / "ranking.json"), "--resamples=50"]
     )
-    numbers = {"h@50": 0.25, "r@50": 0.5, "mrr": 0.1, "users": 7}
-    retrieval = {"learn": numbers, "popularity": {"all": numbers, "new": numbers}}
-    (out / "retrieval.json").write_text(json.dumps({"retrieval": retrieval}))
+    retrieval = {
+        "retrieval": retrieval_rows(targets=9),
+        "new_targets": retrieval_rows(targets=4, learn=0.125),
+        "repeated_targets": retrieval_rows(targets=5),
+        "tail_targets": retrieval_rows(targets=0, learn=None),
+    }
+    (out / "retrieval.json").write_text(json.dumps(retrieval))
     random = np.random.default_rng(1)
     with write_artifact(
         out / "content", kind=KIND, config={}, inputs={}, facts={"items": NUM_ITEMS}
@@ -119,8 +132,16 @@ def test_every_part_of_the_run_is_there(page: Path, finished_run: Path) -> None:
     row = body["tables"]["difference-learn-baseline"][0]
     assert row["points"] == 100 * difference["difference"]
     assert row["p (Holm)"] == difference["p_adjusted"]
-    names = [row["vectors"] for row in body["tables"]["retrieval-metrics"]]
-    assert names == ["LEARN", "popularity, all", "popularity, new"]
+    hits = {
+        name: [(row["vectors"], row["h@50"], row["targets"]) for row in rows]
+        for name, rows in body["tables"].items()
+        if name.startswith(("retrieval", "new", "repeated", "tail"))
+    }
+    assert hits == {
+        "retrieval-metrics": [("LEARN", 0.25, 9), ("popularity", 0.0625, 9)],
+        "new_targets-metrics": [("LEARN", 0.125, 4), ("popularity", 0.0625, 4)],
+        "repeated_targets-metrics": [("LEARN", 0.25, 5), ("popularity", 0.0625, 5)],
+    }  # no target is of the tail
     assert {"predictions_learn", "predictions_baseline"} == {
         row["predictions"] for row in body["tables"]["calibration-bins"]
     }
@@ -224,6 +245,31 @@ def test_a_report_never_takes_the_place_of_what_it_is_made_from(
 def contents(directory: Path) -> dict[Path, bytes]:
     files = (path for path in directory.rglob("*") if path.is_file())
     return {path: path.read_bytes() for path in files}
+
+
+def test_a_stage_that_ran_again_is_newer_than_the_summary(tmp_path: Path) -> None:
+    def one(value: float) -> dict:
+        values = dict.fromkeys(
+            ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration"), value
+        )
+        return {"learn": {"all": {"rows": 2, "users_kept": 1, **values}}}
+
+    summary = {"ranking": one(0.5), "retrieval": retrieval_rows(targets=1, learn=0.5)}
+    zero = {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
+    summary["ranking_difference"] = {
+        "learn-old": {"all": dict.fromkeys(("auc", "uauc", "wuauc"), zero)}
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(summary))
+    tables = to_json(read_run(tmp_path))["tables"]
+    assert tables["ranking-metrics"][0]["auc"] == 0.5
+    assert tables["retrieval-metrics"][0]["h@50"] == 0.5
+    (tmp_path / "ranking.json").write_text(json.dumps({"ranking": one(0.75)}))
+    newer = {"retrieval": retrieval_rows(targets=1, learn=0.75)}
+    (tmp_path / "retrieval.json").write_text(json.dumps(newer))
+    tables = to_json(read_run(tmp_path))["tables"]
+    assert tables["ranking-metrics"][0]["auc"] == 0.75
+    assert tables["retrieval-metrics"][0]["h@50"] == 0.75
+    assert "difference-learn-old" not in tables  # it was of the older predictions
 
 
 def test_parts_that_are_missing_have_no_section(tmp_path: Path) -> None:

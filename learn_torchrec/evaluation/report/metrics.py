@@ -12,6 +12,13 @@ from learn_torchrec.evaluation.report.parts import (
     scaled,
 )
 
+# Groups of targets by their key in the metrics, as `evaluate-retrieval` writes them.
+_TARGETS = {
+    "retrieval": "All targets",
+    "new_targets": "New targets: not in the user's history, which leaves the ranking",
+    "repeated_targets": "Repeated targets: in the user's history",
+    "tail_targets": "Tail targets: items with few training events",
+}
 _RETRIEVAL_TITLES = {
     "learn": "LEARN",
     "popularity": "popularity",
@@ -115,36 +122,35 @@ def _lift_figure(pair: str, metric: str, cohorts: Mapping[str, Any]) -> Figure:
 
 def retrieval(metrics: Mapping[str, Any]) -> Iterator[Section]:
     """Yield the section on retrieval, if the run has one."""
-    by_name = metrics.get("retrieval")
-    if not by_name:
-        return
-    rows = dict(_flat_retrieval(by_name))
-    columns = list(next(iter(rows.values())))
-    is_count = ["@" not in name and name != "mrr" for name in columns]
-    table = Table(
-        name="retrieval-metrics",
-        title="Retrieval",
+    tables = [
+        _retrieval_table(name, title, metrics[name])
+        for name, title in _TARGETS.items()
+        if any(values["targets"] for values in metrics.get(name, {}).values())
+    ]
+    if tables:
+        yield Section(
+            name="retrieval",
+            title="Retrieval",
+            text=[
+                "h: hits over (user, target) pairs; r: mean recall of the users; "
+                "hit_any: users with a hit; n: NDCG; mrr: over the full ranking."
+            ],
+            tables=tables,
+        )
+
+
+def _retrieval_table(
+    name: str, title: str, by_name: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    columns = list(next(iter(by_name.values())))
+    is_count = ["@" not in column and column != "mrr" for column in columns]
+    return Table(
+        name=f"{name}-metrics",
+        title=title,
         columns=["vectors", *columns],
         formats=["", *(",.0f" if count else ".4f" for count in is_count)],
         rows=[
-            [name, *(values.get(column) for column in columns)]
-            for name, values in rows.items()
+            [_RETRIEVAL_TITLES.get(vectors, vectors), *map(values.get, columns)]
+            for vectors, values in by_name.items()
         ],
-        note="h: hits over (user, target) pairs; r: mean recall of the users; hit_any: "
-        "users with a hit; n: NDCG; mrr: over the full ranking.",
     )
-    yield Section(name="retrieval", title="Retrieval", tables=[table])
-
-
-def _flat_retrieval(
-    retrieval: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, metrics) pairs, however deep subsets of targets are nested."""
-    for name, values in retrieval.items():
-        if not isinstance(values, Mapping):
-            continue
-        title = prefix + _RETRIEVAL_TITLES.get(name, name)
-        numbers = {k: v for k, v in values.items() if not isinstance(v, Mapping)}
-        if any(k.startswith(("h@", "r@")) for k in numbers):
-            yield title, numbers
-        yield from _flat_retrieval(values, f"{title}, ")

@@ -35,34 +35,34 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
     """Read a run.
 
     Args:
-        directory: holds `metrics.json` or artefacts, or both.
+        directory: holds `metrics.json`, or what it is made from, `ranking.json` and
+            `retrieval.json`, or artefacts, or all of them.
         ab_path: JSON that `learn-torchrec evaluate-ab` wrote.
 
     Raises:
         UserError: nothing of a run is there, or a file is damaged.
     """
-    metrics = {
-        **_read_json(directory / "ranking.json"),
-        **_read_json(directory / "retrieval.json"),
-        **_read_json(directory / "metrics.json"),
-    }
+    summary = _read_json(directory / _SUMMARY)
+    # A stage that ran again by itself is newer than the summary of the whole run.
+    ranked = _read_json(directory / _RANKING) or summary
+    retrieved = _read_json(directory / _RETRIEVAL) or summary
     manifests = {
         path.parent.name: _read_json(path)
         for path in sorted(directory.glob(f"*/{MANIFEST}"))
     }
-    if not metrics and not manifests:
+    if not (summary or ranked or retrieved or manifests):
         raise UserError(
             f"{directory}: no metrics.json and no artefacts; name a run's directory"
         )
     ab = {} if ab_path is None else _read_json(ab_path, required=True)
     sections = [
-        *ranking(metrics),
-        *retrieval(metrics),
+        *ranking(ranked),
+        *retrieval(retrieved),
         *ab_test(ab),
         *_training(directory, manifests),
         *calibration(directory, manifests),
         *vectors(directory),
-        *_facts(manifests, metrics),
+        *_facts(manifests, summary),
         *_config(directory, manifests),
     ]
     return Report(
@@ -152,11 +152,11 @@ def _curve(stage: str, what: str, series: Mapping[str, figures.Curve]) -> Figure
 
 
 def _facts(
-    manifests: Mapping[str, dict[str, Any]], metrics: Mapping[str, Any]
+    manifests: Mapping[str, dict[str, Any]], summary: Mapping[str, Any]
 ) -> Iterator[Section]:
     if not manifests:
         return
-    seconds = metrics.get("seconds", {})
+    seconds = summary.get("seconds", {})
     stages = Table(
         name="stages",
         title="Stages",
