@@ -247,6 +247,43 @@ def contents(directory: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in files}
 
 
+def test_another_json_is_no_ab_test(finished_run: Path, tmp_path: Path) -> None:
+    out = ["--run", str(finished_run), "--out", str(tmp_path / "r.html")]
+    other = tmp_path / "ab.json"
+    for body in ("{}", (finished_run / "ranking.json").read_text()):
+        other.write_text(body)
+        with pytest.raises(UserError, match=r"ab\.json: no 'sample_ratio' in it; name"):
+            report.main([*out, "--ab", str(other)])
+
+
+def test_what_is_undefined_everywhere_is_not_drawn(tmp_path: Path) -> None:
+    columns = {
+        "user_id": [1, 2, 3, 4],
+        "arm": ["control", "control", "treatment", "treatment"],
+        "day": [0] * 4,
+        "impressions": [1] * 4,
+        "conversions": [0, 0, 1, 1],
+        "revenue": [0.0, 0.0, 5.0, 5.0],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "ab.parquet")
+    files = ["--outcomes", str(tmp_path / "ab.parquet"), "--out"]
+    ab = tmp_path / "ab.json"
+    evaluate_ab.main([*files, str(ab), "--set", "ab.resamples=5"])
+    # One row a user: no user has both classes, so only the pooled AUC is defined.
+    rows = {"user_id": [1, 2, 3], "label": [0, 1, 0], "score": [0.1, 0.9, 0.5]}
+    for name in ("a", "b"):
+        pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+    named = [f"{name}={tmp_path / name}.parquet" for name in ("a", "b")]
+    ranking_path = str(tmp_path / "ranking.json")
+    evaluate_auc.main(
+        ["--predictions", *named, "--out", ranking_path, "--resamples=20"]
+    )
+    made = read_run(tmp_path, ab)
+    drawn = {part.name: [one.name for one in part.figures] for part in made.sections}
+    assert drawn == {"ranking": ["lift-b-a-auc"], "ab": []}
+    assert "–" in to_markdown(made)
+
+
 def test_a_stage_that_ran_again_is_newer_than_the_summary(tmp_path: Path) -> None:
     def one(value: float) -> dict:
         values = dict.fromkeys(

@@ -43,9 +43,10 @@ def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
         ],
         tables=[_ranking_table(by_name), *_difference_tables(differences)],
         figures=[
-            _lift_figure(pair, metric, cohorts)
+            figure
             for pair, cohorts in differences.items()
             for metric in ("uauc", "wuauc", "auc")
+            for figure in _lift_figure(pair, metric, cohorts)
         ],
     )
 
@@ -102,16 +103,21 @@ def _difference_tables(differences: Mapping[str, Any]) -> Iterator[Table]:
         )
 
 
-def _lift_figure(pair: str, metric: str, cohorts: Mapping[str, Any]) -> Figure:
+def _lift_figure(
+    pair: str, metric: str, cohorts: Mapping[str, Any]
+) -> Iterator[Figure]:
+    """Yield the drawing, if the metric is defined in any cohort."""
     rows = []
     for cohort, metrics in cohorts.items():
         one = metrics[metric]
         if one["difference"] is not None:
             values = (100 * one[part] for part in ("difference", "low", "high"))
             rows.append((COHORT_TITLES.get(cohort, cohort), *values))
+    if not rows:
+        return
     words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)
     label = f"{metric.upper()}, percentage points"
-    return figures.intervals(
+    yield figures.intervals(
         f"lift-{pair}-{metric}",
         f"{metric.upper()} difference by cohort, {pair}",
         rows,

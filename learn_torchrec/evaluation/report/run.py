@@ -4,6 +4,7 @@ Every part of a run is optional: what is not there has no section. Nothing is co
 anew but what a drawing needs: bins of scores, and two dimensions of vectors.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.ab import AbReading
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.calibration import calibration
 from learn_torchrec.evaluation.report.metrics import ranking, retrieval
@@ -54,7 +56,7 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
         raise UserError(
             f"{directory}: no metrics.json and no artefacts; name a run's directory"
         )
-    ab = {} if ab_path is None else _read_json(ab_path, required=True)
+    ab = {} if ab_path is None else _read_ab(ab_path)
     sections = [
         *ranking(ranked),
         *retrieval(retrieved),
@@ -71,6 +73,17 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
         notices=[SIMULATED] if ab.get("is_simulated") else [],
         sections=sections,
     )
+
+
+def _read_ab(path: Path) -> dict[str, Any]:
+    body = _read_json(path, required=True)
+    for field in dataclasses.fields(AbReading):
+        if field.name not in body:
+            raise UserError(
+                f"--ab {path}: no {field.name!r} in it; name a JSON that evaluate-ab "
+                "wrote"
+            )
+    return body
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
