@@ -309,6 +309,33 @@ def test_a_stage_that_ran_again_is_newer_than_the_summary(tmp_path: Path) -> Non
     assert "difference-learn-old" not in tables  # it was of the older predictions
 
 
+def test_the_report_says_how_the_numbers_were_counted(tmp_path: Path) -> None:
+    rows = {"user_id": [1, 1, 2], "label": [0, 1, 0], "score": [0.1, 0.9, 0.5]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    out = tmp_path / "ranking.json"
+    command = ["--predictions", f"a={tmp_path / 'a.parquet'}", "--out", str(out)]
+
+    def said() -> str:
+        return read_run(tmp_path).sections[0].text[0]
+
+    evaluate_auc.main(command)
+    usual = said()
+    assert usual.endswith(
+        "WUAUC weights it by impressions. Ties count one half, users of one class are "
+        "left out."
+    )
+    names = ("user_weight=positives", "ties=negative", "single_class=half")
+    evaluate_auc.main([*command, *(f"--set=convention.{name}" for name in names)])
+    assert said().endswith(
+        "WUAUC weights it by positives. Ties go to the negative row, users of one "
+        "class count as one half."
+    )
+    body = json.loads(out.read_text())
+    del body["settings"]  # older metrics
+    out.write_text(json.dumps(body))
+    assert said() == usual
+
+
 def test_parts_that_are_missing_have_no_section(tmp_path: Path) -> None:
     manifest(tmp_path / "content", "content", {"items": 3})
     made = read_run(tmp_path)

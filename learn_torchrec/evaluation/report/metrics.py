@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from learn_torchrec.config import from_dict
+from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import (
     COHORT_TITLES,
@@ -12,6 +14,19 @@ from learn_torchrec.evaluation.report.parts import (
     scaled,
 )
 
+_TIES = {
+    "half": "count one half",
+    "positive": "go to the positive row",
+    "negative": "go to the negative row",
+    "first": "go to the row that comes first",
+}
+_SINGLE_CLASS = {"exclude": "are left out", "half": "count as one half"}
+_USER_WEIGHT = {
+    "impressions": "weights it by impressions",
+    "clicks": "weights it by clicks",
+    "positives": "weights it by positives",
+    "none": "weights all users alike",
+}
 # Groups of targets by their key in the metrics, as `evaluate-retrieval` writes them.
 _TARGETS = {
     "retrieval": "All targets",
@@ -36,11 +51,7 @@ def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
     yield Section(
         name="ranking",
         title="Ranking",
-        text=[
-            "AUC is pooled over all rows; UAUC is the mean of the users' AUCs, WUAUC "
-            "weights it by impressions. Ties count one half, users of one class are "
-            "left out.",
-        ],
+        text=[_how_counted(metrics.get("settings", {}).get("convention", {}))],
         tables=[_ranking_table(by_name), *_difference_tables(differences)],
         figures=[
             figure
@@ -48,6 +59,16 @@ def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
             for metric in ("uauc", "wuauc", "auc")
             for figure in _lift_figure(pair, metric, cohorts)
         ],
+    )
+
+
+def _how_counted(convention: Mapping[str, Any]) -> str:
+    """Say what made the numbers; the paper's way where the metrics do not."""
+    chosen = from_dict(Convention, convention, "settings.convention of the metrics")
+    return (
+        "AUC is pooled over all rows; UAUC is the mean of the users' AUCs, WUAUC "
+        f"{_USER_WEIGHT[chosen.user_weight]}. Ties {_TIES[chosen.ties]}, users of one "
+        f"class {_SINGLE_CLASS[chosen.single_class]}."
     )
 
 
