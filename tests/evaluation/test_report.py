@@ -22,6 +22,7 @@ from learn_torchrec.evaluation.report.parts import Report, Section, Table
 from learn_torchrec.evaluation.report.render import to_html, to_json, to_markdown
 from learn_torchrec.evaluation.report.run import read_run
 from learn_torchrec.evaluation.report.vectors import (
+    item_groups,
     mean_cosine,
     neighbours_kept,
     two_dimensions,
@@ -334,6 +335,32 @@ def test_the_report_says_how_the_numbers_were_counted(tmp_path: Path) -> None:
     del body["settings"]  # older metrics
     out.write_text(json.dumps(body))
     assert said() == usual
+
+
+def test_items_are_grouped_by_the_bounds_of_the_run(tmp_path: Path) -> None:
+    stage = tmp_path / "predictions"
+    stage.mkdir()
+    rows = {
+        "user_id": [1, 1, 2, 2],
+        "item_id": [1, 2, 3, 3],
+        "item_activity": [0, 5, 30, 40],
+        "label": [0, 1, 0, 1],
+        "score": [0.1, 0.9, 0.5, 0.5],
+    }
+    pq.write_table(pa.table(rows), stage / "predictions.parquet")
+
+    def groups(bounds: dict) -> dict[str, list[int]]:
+        made = {"predictions": {"kind": "predictions", "config": {"cohorts": bounds}}}
+        masks = item_groups(tmp_path, made, [1, 2, 3, 4])
+        return {name: [*np.flatnonzero(mask) + 1] for name, mask in masks.items()}
+
+    names = ("item cold-start", "item long-tail", "item others", "not in the test")
+    usual = dict(zip(names, ([1], [2], [3], [4]), strict=True))
+    assert groups({}) == usual  # the last activity of item 3 is 40
+    wider = dict(zip(names, ([1, 2], [3], [], [4]), strict=True))
+    assert groups({"item_long_tail_from": 6, "item_others_from": 50}) == wider
+    with pytest.raises(UserError, match=r"manifest.json: unknown name item_from"):
+        groups({"item_from": 1})
 
 
 def test_parts_that_are_missing_have_no_section(tmp_path: Path) -> None:

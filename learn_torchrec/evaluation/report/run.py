@@ -63,7 +63,7 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
         *ab_test(ab),
         *_training(directory, manifests),
         *calibration(directory, manifests),
-        *vectors(directory),
+        *vectors(directory, manifests),
         *_facts(manifests, summary),
         *_config(directory, manifests),
     ]
