@@ -46,11 +46,20 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="FILE", help="JSON to write"
     )
     result.add_argument(
-        "--cohort-column",
+        "--user-cohort-column",
         action="append",
         default=[],
         metavar="COLUMN",
-        help="values are cohorts of users or of items; may be repeated",
+        help="values are cohorts of users: a user is in one of them, and is counted in "
+        "that one only; may be repeated",
+    )
+    result.add_argument(
+        "--item-cohort-column",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="values are cohorts of items: every user is counted in each of them; may "
+        "be repeated",
     )
     result.add_argument(
         "--simulate",
@@ -75,17 +84,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = apply_overrides(EvaluateAbConfig(), args.overrides)
     if args.out.is_dir():
         raise UserError(f"--out {args.out}: is a directory; name a JSON file")
-    cohort_columns = list(args.cohort_column)
+    user_columns, item_columns = args.user_cohort_column, args.item_cohort_column
     if args.simulate:
         if args.outcomes.exists():
             raise UserError(
                 f"--simulate: {args.outcomes} exists; name a new file for the outcomes"
             )
         write_ab_replay(args.outcomes, config.replay)
-        cohort_columns = cohort_columns or ["user_cohort", "item_cohort"]
-    reading = read_ab(
-        read_outcomes(args.outcomes, config.ab.arms, cohort_columns), config.ab
-    )
+        if not (user_columns or item_columns):
+            user_columns, item_columns = ["user_cohort"], ["item_cohort"]
+    outcomes = read_outcomes(args.outcomes, config.ab.arms, user_columns, item_columns)
+    reading = read_ab(outcomes, config.ab)
     if reading.is_simulated:
         print(SIMULATED_NOTE)
     print(sample_ratio_line(reading))

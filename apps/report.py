@@ -6,8 +6,8 @@ from pathlib import Path
 
 from apps import program
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.report.render import write_report
-from learn_torchrec.evaluation.report.run import read_run
+from learn_torchrec.evaluation.report.render import report_files, write_report
+from learn_torchrec.evaluation.report.run import files_read, read_run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +38,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--out {args.out}: name an .html file")
     if not args.run.is_dir():
         raise UserError(f"--run {args.run}: no such directory; name a run's directory")
-    for path in write_report(read_run(args.run, args.ab), args.out):
+    taken = {path.resolve() for path in files_read(args.run, args.ab)}
+    for path in report_files(args.out):
+        if path.resolve() in taken:
+            raise UserError(
+                f"--out {args.out}: would overwrite {path}, which the report is made "
+                "from; choose another name"
+            )
+    write_report(read_run(args.run, args.ab), args.out)
+    for path in report_files(args.out):
         print(f"written to {path}")
 
 

@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from learn_torchrec.config import require
+
 COHORTS = ("cold", "long_tail", "others")
 SIMULATED = {b"simulated": b"true"}
 _ARMS = np.array(["control", "treatment"])
@@ -52,23 +54,43 @@ class AbReplayConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.users < 10 or self.days < 1:
-            raise ValueError(
-                f"users={self.users} and days={self.days}: use 10 and 1 or more"
-            )
+        require(
+            self.users >= 10 and self.days >= 1,
+            f"users={self.users} and days={self.days}: use 10 and 1 or more",
+        )
         shares = self.treatment_share, self.control_share
-        if min(shares) <= 0 or sum(shares) > 1:
-            raise ValueError(
-                f"treatment_share and control_share {shares}: positive, and 1 at most "
-                "together"
-            )
-        for name in ("user_shares", "item_shares"):
+        require(
+            min(shares) > 0 and sum(shares) <= 1,
+            f"treatment_share and control_share {shares}: positive, and 1 at most "
+            "together",
+        )
+        parts = ("user_shares", "item_shares")
+        for name in (*parts, "user_impressions", "user_lifts", "item_lifts"):
             values = getattr(self, name)
-            if len(values) != len(COHORTS) or not np.isclose(sum(values), 1):
-                raise ValueError(f"{name}={values}: three shares that add up to 1")
-        for name in ("user_impressions", "user_lifts", "item_lifts"):
-            if len(getattr(self, name)) != len(COHORTS):
-                raise ValueError(f"{name}: one number for each of {', '.join(COHORTS)}")
+            require(
+                len(values) == len(COHORTS) and bool(np.isfinite(values).all()),
+                f"{name}={values}: one number for each of {', '.join(COHORTS)}",
+            )
+        for name in (*parts, "user_impressions", "price", "seed"):
+            values = getattr(self, name)
+            require(bool(np.min(values) >= 0), f"{name}={values}: use 0 or more")
+        for name in parts:
+            values = getattr(self, name)
+            # As near to 1 as the random generator asks.
+            require(
+                abs(sum(values) - 1) < 1e-8,
+                f"{name}={values}: three shares that add up to 1",
+            )
+        require(
+            0 <= self.conversion_rate <= 1,
+            f"conversion_rate={self.conversion_rate}: use 0 to 1",
+        )
+        # An item's lift adds to the user's, and no user buys less than nothing.
+        require(
+            min(self.user_lifts) + min(self.item_lifts) >= -1,
+            f"user_lifts={self.user_lifts} and item_lifts={self.item_lifts}: a user's "
+            "and an item's lift are -1 or more together",
+        )
 
 
 def write_ab_replay(path: Path, config: AbReplayConfig) -> int:

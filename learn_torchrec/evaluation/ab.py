@@ -63,6 +63,8 @@ class AbConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: use 0 to 1, exclusive")
         if self.resamples < 1:
             raise ValueError(f"resamples={self.resamples}: use 1 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: use 0 or more")
 
     @property
     def arms(self) -> tuple[str, str]:
@@ -151,9 +153,9 @@ def read_ab(outcomes: Outcomes, config: AbConfig) -> AbReading:
     whole = _user_sums(outcomes, np.ones(len(outcomes.users), dtype=bool))
     in_control = ~outcomes.is_treatment
     cohorts = {}
-    for name, rows in outcomes.cohorts.items():
+    for name, (rows, members) in outcomes.cohorts.items():
         sums = _user_sums(outcomes, rows)
-        cohorts[name] = (sums, _members(outcomes, rows))
+        cohorts[name] = (sums, members)
         total = whole[in_control, revenue].sum()
         part = sums[in_control, revenue].sum()
         shares[name] = float(part / total) if total else math.nan
@@ -205,20 +207,6 @@ def _user_sums(outcomes: Outcomes, rows: BoolArray) -> Float64Array:
         np.bincount(users, values, num_users) for values in outcomes.values[rows].T
     ]
     return np.stack(columns, axis=1).astype(np.float64)
-
-
-def _members(outcomes: Outcomes, rows: BoolArray) -> BoolArray:
-    """Return the users [U] a cohort is about.
-
-    A cohort of users holds all rows of its users. Where users have rows outside it as
-    well, it is one of items, and about everyone: a user who met none of them counts.
-    """
-    num_users = len(outcomes.is_treatment)
-    inside = np.bincount(outcomes.users[rows], minlength=num_users) > 0
-    outside = np.bincount(outcomes.users[~rows], minlength=num_users) > 0
-    if (inside & outside).any():
-        return np.ones(num_users, dtype=bool)
-    return inside
 
 
 def _lift(
@@ -277,15 +265,17 @@ def _bootstrap(
     config: AbConfig,
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """Return the interval of every lift, all from the same draws of users."""
-    # Per cohort: the three outcomes, and 1 for a user the cohort is about.
-    stacked = np.concatenate(
-        [np.column_stack([sums, members]) for sums, members in cohorts.values()], axis=1
-    )
     generator = np.random.default_rng(config.seed)
-    totals = {
-        arm: _resampled_totals(stacked[is_treatment == arm], config, generator)
-        for arm in (False, True)
-    }
+    totals = {}
+    for arm in (False, True):
+        in_arm = is_treatment == arm
+        # Per cohort: the three outcomes, and 1 for a user the cohort is about.
+        blocks = [
+            np.column_stack([sums[in_arm], members[in_arm]])
+            for sums, members in cohorts.values()
+        ]
+        stacked = np.concatenate(blocks, axis=1)
+        totals[arm] = _resampled_totals(stacked, config, generator)
     result: dict[str, dict[str, tuple[float, float]]] = {}
     for place, name in enumerate(cohorts):
         block = slice(4 * place, 4 * place + 4)

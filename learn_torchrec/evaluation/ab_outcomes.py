@@ -1,9 +1,9 @@
 """Outcomes of an A/B test: a user's day a row, read and checked.
 
-N user-days.
+N user-days, U users of both arms.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,17 +28,31 @@ SIMULATED = b"simulated"
 IMPRESSIONS, CONVERSIONS, REVENUE = "impressions", "conversions", "revenue"
 OUTCOMES = (IMPRESSIONS, CONVERSIONS, REVENUE)
 ALL = "all"
+_MOST_COHORTS = 50  # every user's sums of each are in memory at once
+
+
+class Cohort(NamedTuple):
+    """A part of the outcomes that is read by itself.
+
+    Attributes:
+        rows: bool [N] that belong to it.
+        members: bool [U], the users it is about: its own users, or everyone where it is
+            a cohort of items (a user who met none of them counts, with 0).
+    """
+
+    rows: BoolArray
+    members: BoolArray
 
 
 class Outcomes(NamedTuple):
     """Checked rows of a test: a user's day, or a part of it (one item cohort's).
 
     Attributes:
-        users: int64 [N] in [0, num_users).
-        is_treatment: bool [num_users].
+        users: int64 [N] in [0, U).
+        is_treatment: bool [U].
         days: int64 [N].
         values: float64 [N, 3] impressions, conversions and revenue.
-        cohorts: bool [N] rows of every cohort, by name; "all" first.
+        cohorts: by name; "all" first.
         is_simulated: as the file says of itself.
     """
 
@@ -46,12 +60,15 @@ class Outcomes(NamedTuple):
     is_treatment: BoolArray
     days: Int64Array
     values: Float64Array
-    cohorts: dict[str, BoolArray]
+    cohorts: dict[str, Cohort]
     is_simulated: bool
 
 
 def read_outcomes(
-    path: Path, arms: tuple[str, str], cohort_columns: Sequence[str] = ()
+    path: Path,
+    arms: tuple[str, str],
+    user_cohort_columns: Sequence[str] = (),
+    item_cohort_columns: Sequence[str] = (),
 ) -> Outcomes:
     """Read and check a Parquet file of outcomes.
 
@@ -59,13 +76,21 @@ def read_outcomes(
         path: columns `user_id`, `arm`, `day` (integer or date), `impressions`,
             `conversions` and `revenue`; rows of other arms are left out.
         arms: names of the control and of the treatment.
-        cohort_columns: columns whose values are cohorts, of users or of items.
+        user_cohort_columns: columns whose values are cohorts of users.
+        item_cohort_columns: columns whose values are cohorts of items.
 
     Raises:
         UserError: a missing or unreadable file, a missing column, nulls, negative or
-            non-finite outcomes, an arm without rows, a user in both arms.
+            non-finite outcomes, an arm without rows, a user in both arms or in two
+            cohorts of one column, a cohort column given twice, too many cohorts.
     """
-    names = [USER_ID, ARM, DAY, *OUTCOMES, *cohort_columns]
+    cohort_columns = (*user_cohort_columns, *item_cohort_columns)
+    for name in cohort_columns:
+        if cohort_columns.count(name) > 1:
+            raise UserError(f"{name}: given twice as a cohort column; give it once")
+    is_of_users = {name: name in user_cohort_columns for name in cohort_columns}
+    # A cohort column may be one of the known ones, such as the day.
+    names = list(dict.fromkeys([USER_ID, ARM, DAY, *OUTCOMES, *cohort_columns]))
     try:
         schema = pq.read_schema(path)
         missing = [name for name in names if name not in schema.names]
@@ -81,7 +106,7 @@ def read_outcomes(
         first_line = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable Parquet file ({first_line})") from None
     try:
-        outcomes = _checked(table, arms, cohort_columns)
+        outcomes = _checked(table, arms, is_of_users)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     is_simulated = (schema.metadata or {}).get(SIMULATED) == b"true"
@@ -89,7 +114,7 @@ def read_outcomes(
 
 
 def _checked(
-    table: pa.Table, arms: tuple[str, str], cohort_columns: Sequence[str]
+    table: pa.Table, arms: tuple[str, str], is_of_users: Mapping[str, bool]
 ) -> Outcomes:
     for name in table.column_names:
         if table[name].null_count:
@@ -113,12 +138,56 @@ def _checked(
             f"{USER_ID}: {user!r} is in both arms; a user belongs to one arm"
         )
     values = np.stack([_outcome(table[name], name) for name in OUTCOMES], axis=1)
-    cohorts = {ALL: np.ones(len(users), dtype=bool)}
-    for name in cohort_columns:
-        column = table[name].cast(pa.large_string())
-        for value in sorted(column.unique().to_pylist()):
-            cohorts[f"{name}={value}"] = np.asarray(pc.equal(column, value))
+    cohorts = _cohorts(table, is_of_users, users, num_users)
     return Outcomes(users, is_treatment, _days(table[DAY]), values, cohorts, False)
+
+
+def _cohorts(
+    table: pa.Table,
+    is_of_users: Mapping[str, bool],
+    users: Int64Array,
+    num_users: int,
+) -> dict[str, Cohort]:
+    """Return the cohorts of columns that hold them, of users or of items."""
+    everyone = np.ones(num_users, dtype=bool)
+    cohorts = {ALL: Cohort(np.ones(len(users), dtype=bool), everyone)}
+    for name, has_own_users in is_of_users.items():
+        codes, values = _encoded(table[name], name)
+        count = len(cohorts) - 1 + len(values)
+        if count > _MOST_COHORTS:
+            raise UserError(
+                f"{name}: {count} cohorts in the columns asked for, {_MOST_COHORTS} at "
+                "most; group its values first"
+            )
+        code_of_user = np.zeros(num_users, dtype=np.int64)
+        code_of_user[users] = codes
+        differs = np.flatnonzero(code_of_user[users] != codes)
+        if has_own_users and len(differs):
+            row = differs[0]
+            one, other = values[codes[row]], values[code_of_user[users[row]]]
+            raise UserError(
+                f"{name}: user {table[USER_ID][int(row)].as_py()!r} is in {one!r} and "
+                f"in {other!r}; a user belongs to one cohort of users, columns of "
+                "items are for --item-cohort-column"
+            )
+        for value in sorted(values):
+            code = values.index(value)
+            members = code_of_user == code if has_own_users else everyone
+            cohorts[f"{name}={value}"] = Cohort(codes == code, members)
+    return cohorts
+
+
+def _encoded(column: pa.ChunkedArray, name: str) -> tuple[Int64Array, list[str]]:
+    """Return codes [N] of a column's values, and the values."""
+    try:
+        texts = column.cast(pa.large_string()).combine_chunks()
+    except pa.ArrowException:
+        raise UserError(
+            f"{name}: {column.type} values are no cohorts; use strings or integers"
+        ) from None
+    encoded = texts.dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, encoded.dictionary.to_pylist()
 
 
 def _outcome(column: pa.ChunkedArray, name: str) -> Float64Array:

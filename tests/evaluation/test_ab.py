@@ -17,6 +17,7 @@ from learn_torchrec.evaluation.ab import (
     read_ab,
 )
 from learn_torchrec.evaluation.ab_outcomes import read_outcomes
+from learn_torchrec.evaluation.ranking import to_json
 
 # Users 1 to 3 are control, 4 and 5 treatment; 6 is of another arm.
 TABLE = {
@@ -36,13 +37,14 @@ def write(path: Path, **changes) -> Path:
     return path
 
 
-def reading(path: Path, *cohort_columns: str, **options):
+def reading(path: Path, users: tuple = (), items: tuple = (), **options):
+    """Read a test with columns of user cohorts and of item cohorts."""
     config = AbConfig(**options)
-    return read_ab(read_outcomes(path, config.arms, cohort_columns), config)
+    return read_ab(read_outcomes(path, config.arms, users, items), config)
 
 
 def test_lifts_by_hand(tmp_path: Path) -> None:
-    read = reading(write(tmp_path / "ab.parquet"), "level", "item")
+    read = reading(write(tmp_path / "ab.parquet"), ("level",), ("item",))
     lifts = read.lifts["all"]
     # revenue: control (10, 30, 0), treatment (40, 10).
     per_user = lifts["revenue_per_user"]
@@ -68,6 +70,61 @@ def test_lifts_by_hand(tmp_path: Path) -> None:
     assert (read.days, read.is_simulated) == (2, False)
 
 
+def test_a_column_of_items_is_about_everyone_whatever_it_holds(tmp_path: Path) -> None:
+    # No user has rows in two levels, and still user 3 counts, with 0, in level a.
+    read = reading(write(tmp_path / "ab.parquet"), items=("level",))
+    assert read.lifts["level=a"]["revenue_per_user"].control == pytest.approx(40 / 3)
+    assert read.lifts["level=a"]["revenue_per_user"].treatment == 20
+
+
+def test_a_user_in_two_cohorts_of_users_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "ab.parquet", level=["a", "b", *TABLE["level"][2:]])
+    with pytest.raises(UserError, match="level: user 1 is in 'a' and in 'b'") as told:
+        reading(path, ("level",))
+    assert str(path) in str(told.value)
+    assert "--item-cohort-column" in str(told.value)
+    assert set(reading(path, items=("level",)).lifts) == {"all", "level=a", "level=b"}
+
+
+def test_resamples_without_any_conversion_count(tmp_path: Path) -> None:
+    # One of the treatment's two users converts, so a quarter of all draws has none.
+    # Without those the lowest lift left is -50 %: one conversion of two users.
+    path = tmp_path / "ab.parquet"
+    columns = {
+        "user_id": [1, 2, 3, 4],
+        "arm": ["control", "control", "treatment", "treatment"],
+        "day": [0] * 4,
+        "impressions": [10] * 4,
+        "conversions": [1, 1, 1, 0],
+        "revenue": [5.0, 5.0, 5.0, 0.0],
+    }
+    pq.write_table(pa.table(columns), path)
+    lifts = reading(path, resamples=200).lifts["all"]
+    for metric in ("conversions_per_user", "conversion_rate", "revenue_per_user"):
+        assert (lifts[metric].bootstrap_low, lifts[metric].bootstrap_high) == (-1, 0)
+
+
+def test_cohorts_may_be_days_and_are_fifty_at_most(tmp_path: Path) -> None:
+    read = reading(write(tmp_path / "ab.parquet"), items=("day",), resamples=5)
+    assert read.lifts["day=0"]["revenue_per_user"].control == pytest.approx(40 / 3)
+    assert read.shares == {"all": 1, "day=0": 1, "day=1": 0}
+    values = [str(number) for number in range(51)]
+    columns = {
+        "user_id": range(51),
+        "arm": ["control"] * 25 + ["treatment"] * 26,
+        "city": values,
+        "one": ["x"] * 51,
+    } | {name: [1] * 51 for name in ("day", "impressions", "conversions", "revenue")}
+    path = tmp_path / "cities.parquet"
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(UserError, match=r"city: 51 cohorts .*, 50 at most"):
+        reading(path, ("city",))
+    pq.write_table(pa.table(columns | {"city": [*values[:50], "0"]}), path)
+    assert len(reading(path, ("city",), resamples=5).lifts) == 51
+    with pytest.raises(UserError, match=r"one: 51 cohorts .*, 50 at most"):
+        reading(path, ("city",), ("one",))
+
+
 def test_the_delta_method_agrees_with_the_bootstrap(tmp_path: Path) -> None:
     write_ab_replay(tmp_path / "ab.parquet", AbReplayConfig(users=8000))
     read = reading(tmp_path / "ab.parquet", resamples=400)
@@ -85,7 +142,7 @@ def test_planted_lifts_are_inside_the_intervals(tmp_path: Path) -> None:
     planted = (0.5, 0.3, 0.1)
     config = AbReplayConfig(users=30_000, user_lifts=planted)
     write_ab_replay(tmp_path / "ab.parquet", config)
-    read = reading(tmp_path / "ab.parquet", "user_cohort", resamples=50)
+    read = reading(tmp_path / "ab.parquet", ("user_cohort",), resamples=50)
     assert read.is_simulated
     assert read.days == 9
     for name, lift in zip(("cold", "long_tail", "others"), planted, strict=True):
@@ -136,11 +193,17 @@ def test_app_simulates_says_so_and_writes(
     assert body["is_simulated"] is True
     assert len(body["daily"]["revenue_per_user"]) == 9
     assert set(body["lifts"]) >= {"all", "user_cohort=cold", "item_cohort=long_tail"}
+    users, items = ("user_cohort",), ("item_cohort",)
+    again = reading(outcomes, users, items, resamples=20)
+    assert body["lifts"] == to_json(again.lifts)  # each column of its kind
     # The file itself says what it is: reading it later says so again.
     evaluate_ab.main([*command, "--set", "ab.resamples=20"])
     assert capsys.readouterr().out.startswith("SIMULATED")
     with pytest.raises(UserError, match="exists; name a new file"):
         evaluate_ab.main([*command, "--simulate"])
+    columns = ["--user-cohort-column=user_cohort", "--item-cohort-column=item_cohort"]
+    evaluate_ab.main([*command, *columns, "--set", "ab.resamples=20"])
+    assert json.loads(out.read_text()) == body
 
 
 def test_days_may_be_dates(tmp_path: Path) -> None:
@@ -173,10 +236,49 @@ def test_missing_files_columns_and_unfit_settings_are_refused(tmp_path: Path) ->
         reading(tmp_path / "none.parquet")
     path = write(tmp_path / "ab.parquet")
     with pytest.raises(UserError, match="no column city"):
-        reading(path, "city")
-    for unfit in ({"treatment_share": 1.0}, {"resamples": 0}, {"control": "treatment"}):
+        reading(path, ("city",))
+    for columns in ({"users": ("level", "level")}, {"users": ("x",), "items": ("x",)}):
+        with pytest.raises(UserError, match="given twice as a cohort column"):
+            reading(path, **columns)
+    lists = write(tmp_path / "lists.parquet", level=[[1]] * 8)
+    with pytest.raises(UserError, match=r"level: list.* values are no cohorts"):
+        reading(lists, ("level",))
+    for unfit in (
+        {"treatment_share": 1.0},
+        {"resamples": 0},
+        {"control": "treatment"},
+        {"seed": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(unfit))):
             AbConfig(**unfit)
-    for unfit in ({"users": 1}, {"treatment_share": 0.9}, {"user_lifts": (0.1,)}):
-        with pytest.raises(ValueError, match=next(iter(unfit))):
-            AbReplayConfig(**unfit)
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {"users": 1},
+        {"treatment_share": 0.9},
+        {"treatment_share": math.nan},
+        {"user_shares": (1.5, -0.25, -0.25)},
+        {"item_shares": (0.33333, 0.33333, 0.33333)},
+        {"user_impressions": (1.0, -1.0, 1.0)},
+        {"user_impressions": (1.0, math.inf, 1.0)},
+        {"conversion_rate": -0.1},
+        {"conversion_rate": 1.1},
+        {"price": -1.0},
+        {"user_lifts": (0.1,)},
+        {"user_lifts": (-2.0, 0.0, 0.0)},
+        {"item_lifts": (0.0, -0.6, 0.0), "user_lifts": (0.0, -0.6, 0.0)},
+        {"seed": -1},
+    ],
+)
+def test_unfit_settings_of_a_simulated_test_are_refused(unfit: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(unfit))):
+        AbReplayConfig(**unfit)
+
+
+def test_a_simulated_treatment_may_end_all_conversion(tmp_path: Path) -> None:
+    config = AbReplayConfig(users=500, user_lifts=(-1.0, -1.0, -1.0))
+    write_ab_replay(tmp_path / "ab.parquet", config)
+    lift = reading(tmp_path / "ab.parquet", resamples=5).lifts["all"]["conversion_rate"]
+    assert (lift.treatment, lift.lift) == (0, -1)

@@ -19,9 +19,10 @@ from learn_torchrec.evaluation.predictions import Predictions
 from learn_torchrec.evaluation.report.calibration import calibration_bins
 from learn_torchrec.evaluation.report.outcomes import SIMULATED
 from learn_torchrec.evaluation.report.parts import Report, Section, Table
-from learn_torchrec.evaluation.report.render import to_html, to_markdown
+from learn_torchrec.evaluation.report.render import to_html, to_json, to_markdown
 from learn_torchrec.evaluation.report.run import read_run
 from learn_torchrec.evaluation.report.vectors import (
+    item_groups,
     mean_cosine,
     neighbours_kept,
     two_dimensions,
@@ -64,6 +65,15 @@ def manifest(directory: Path, kind: str, facts: dict) -> None:
     body.write(directory)
 
 
+def retrieval_rows(targets: int, learn: float | None = 0.25) -> dict:
+    """Metrics of one group of targets, by name, as evaluate-retrieval writes them."""
+    counts = {"users": 7, "users_skipped": 1, "targets": targets}
+    return {
+        name: {"h@50": value, "r@50": value, "mrr": value, **counts}
+        for name, value in (("learn", learn), ("popularity", 0.0625))
+    }
+
+
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's directory as quickstart lays it, with a hostile name in it."""
@@ -75,9 +85,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate_auc.main(
         ["--predictions", *files, "--out", str(out / "ranking.json"), "--resamples=50"]
     )
-    numbers = {"h@50": 0.25, "r@50": 0.5, "mrr": 0.1, "users": 7}
-    retrieval = {"learn": numbers, "popularity": {"all": numbers, "new": numbers}}
-    (out / "retrieval.json").write_text(json.dumps({"retrieval": retrieval}))
+    retrieval = {
+        "retrieval": retrieval_rows(targets=9),
+        "new_targets": retrieval_rows(targets=4, learn=0.125),
+        "repeated_targets": retrieval_rows(targets=5),
+        "tail_targets": retrieval_rows(targets=0, learn=None),
+    }
+    (out / "retrieval.json").write_text(json.dumps(retrieval))
     random = np.random.default_rng(1)
     with write_artifact(
         out / "content", kind=KIND, config={}, inputs={}, facts={"items": NUM_ITEMS}
@@ -119,8 +133,16 @@ def test_every_part_of_the_run_is_there(page: Path, finished_run: Path) -> None:
     row = body["tables"]["difference-learn-baseline"][0]
     assert row["points"] == 100 * difference["difference"]
     assert row["p (Holm)"] == difference["p_adjusted"]
-    names = [row["vectors"] for row in body["tables"]["retrieval-metrics"]]
-    assert names == ["LEARN", "popularity, all", "popularity, new"]
+    hits = {
+        name: [(row["vectors"], row["h@50"], row["targets"]) for row in rows]
+        for name, rows in body["tables"].items()
+        if name.startswith(("retrieval", "new", "repeated", "tail"))
+    }
+    assert hits == {
+        "retrieval-metrics": [("LEARN", 0.25, 9), ("popularity", 0.0625, 9)],
+        "new_targets-metrics": [("LEARN", 0.125, 4), ("popularity", 0.0625, 4)],
+        "repeated_targets-metrics": [("LEARN", 0.25, 5), ("popularity", 0.0625, 5)],
+    }  # no target is of the tail
     assert {"predictions_learn", "predictions_baseline"} == {
         row["predictions"] for row in body["tables"]["calibration-bins"]
     }
@@ -192,6 +214,155 @@ def test_an_empty_and_a_damaged_run_are_refused(tmp_path: Path) -> None:
         report.main(["--run", str(tmp_path / "none"), "--out", out])
 
 
+def test_a_report_never_takes_the_place_of_what_it_is_made_from(
+    finished_run: Path, page: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "metrics.json").write_text('{"seconds": {}}')
+    ab = run / "ab.json"
+    shutil.copy(page.parent / "ab.json", ab)
+    (tmp_path / "link").symlink_to(run)
+    before = contents(run)
+    for out in (
+        run / "ab.html",
+        run / "metrics.html",
+        run / "ranking.htm",
+        tmp_path / "link" / "retrieval.html",
+        run / "towers" / "manifest.html",
+        run / "predictions_learn" / "config.html",
+    ):
+        command = ["--run", str(run), "--ab", str(ab), "--out", str(out)]
+        with pytest.raises(UserError, match=rf"--out {out}: would overwrite .*\.json"):
+            report.main(command)
+    assert contents(run) == before
+    for _ in range(2):  # an older report is no part of the run
+        report.main(["--run", str(run), "--out", str(run / "report.html")])
+    assert set(contents(run)) - set(before) == {
+        run / f"report.{suffix}" for suffix in ("html", "md", "json")
+    }
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files}
+
+
+def test_another_json_is_no_ab_test(finished_run: Path, tmp_path: Path) -> None:
+    out = ["--run", str(finished_run), "--out", str(tmp_path / "r.html")]
+    other = tmp_path / "ab.json"
+    for body in ("{}", (finished_run / "ranking.json").read_text()):
+        other.write_text(body)
+        with pytest.raises(UserError, match=r"ab\.json: no 'sample_ratio' in it; name"):
+            report.main([*out, "--ab", str(other)])
+
+
+def test_what_is_undefined_everywhere_is_not_drawn(tmp_path: Path) -> None:
+    columns = {
+        "user_id": [1, 2, 3, 4],
+        "arm": ["control", "control", "treatment", "treatment"],
+        "day": [0] * 4,
+        "impressions": [1] * 4,
+        "conversions": [0, 0, 1, 1],
+        "revenue": [0.0, 0.0, 5.0, 5.0],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "ab.parquet")
+    files = ["--outcomes", str(tmp_path / "ab.parquet"), "--out"]
+    ab = tmp_path / "ab.json"
+    evaluate_ab.main([*files, str(ab), "--set", "ab.resamples=5"])
+    # One row a user: no user has both classes, so only the pooled AUC is defined.
+    rows = {"user_id": [1, 2, 3], "label": [0, 1, 0], "score": [0.1, 0.9, 0.5]}
+    for name in ("a", "b"):
+        pq.write_table(pa.table(rows), tmp_path / f"{name}.parquet")
+    named = [f"{name}={tmp_path / name}.parquet" for name in ("a", "b")]
+    ranking_path = str(tmp_path / "ranking.json")
+    evaluate_auc.main(
+        ["--predictions", *named, "--out", ranking_path, "--resamples=20"]
+    )
+    made = read_run(tmp_path, ab)
+    drawn = {part.name: [one.name for one in part.figures] for part in made.sections}
+    assert drawn == {"ranking": ["lift-b-a-auc"], "ab": []}
+    assert "–" in to_markdown(made)
+
+
+def test_a_stage_that_ran_again_is_newer_than_the_summary(tmp_path: Path) -> None:
+    def one(value: float) -> dict:
+        values = dict.fromkeys(
+            ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration"), value
+        )
+        return {"learn": {"all": {"rows": 2, "users_kept": 1, **values}}}
+
+    summary = {"ranking": one(0.5), "retrieval": retrieval_rows(targets=1, learn=0.5)}
+    zero = {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
+    summary["ranking_difference"] = {
+        "learn-old": {"all": dict.fromkeys(("auc", "uauc", "wuauc"), zero)}
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(summary))
+    tables = to_json(read_run(tmp_path))["tables"]
+    assert tables["ranking-metrics"][0]["auc"] == 0.5
+    assert tables["retrieval-metrics"][0]["h@50"] == 0.5
+    (tmp_path / "ranking.json").write_text(json.dumps({"ranking": one(0.75)}))
+    newer = {"retrieval": retrieval_rows(targets=1, learn=0.75)}
+    (tmp_path / "retrieval.json").write_text(json.dumps(newer))
+    tables = to_json(read_run(tmp_path))["tables"]
+    assert tables["ranking-metrics"][0]["auc"] == 0.75
+    assert tables["retrieval-metrics"][0]["h@50"] == 0.75
+    assert "difference-learn-old" not in tables  # it was of the older predictions
+
+
+def test_the_report_says_how_the_numbers_were_counted(tmp_path: Path) -> None:
+    rows = {"user_id": [1, 1, 2], "label": [0, 1, 0], "score": [0.1, 0.9, 0.5]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    out = tmp_path / "ranking.json"
+    command = ["--predictions", f"a={tmp_path / 'a.parquet'}", "--out", str(out)]
+
+    def said() -> str:
+        return read_run(tmp_path).sections[0].text[0]
+
+    evaluate_auc.main(command)
+    usual = said()
+    assert usual.endswith(
+        "WUAUC weights it by impressions. Ties count one half, users of one class are "
+        "left out."
+    )
+    names = ("user_weight=positives", "ties=negative", "single_class=half")
+    evaluate_auc.main([*command, *(f"--set=convention.{name}" for name in names)])
+    assert said().endswith(
+        "WUAUC weights it by positives. Ties go to the negative row, users of one "
+        "class count as one half."
+    )
+    body = json.loads(out.read_text())
+    del body["settings"]  # older metrics
+    out.write_text(json.dumps(body))
+    assert said() == usual
+
+
+def test_items_are_grouped_by_the_bounds_of_the_run(tmp_path: Path) -> None:
+    stage = tmp_path / "predictions"
+    stage.mkdir()
+    rows = {
+        "user_id": [1, 1, 2, 2],
+        "item_id": [1, 2, 3, 3],
+        "item_activity": [0, 5, 30, 40],
+        "label": [0, 1, 0, 1],
+        "score": [0.1, 0.9, 0.5, 0.5],
+    }
+    pq.write_table(pa.table(rows), stage / "predictions.parquet")
+
+    def groups(bounds: dict) -> dict[str, list[int]]:
+        made = {"predictions": {"kind": "predictions", "config": {"cohorts": bounds}}}
+        masks = item_groups(tmp_path, made, [1, 2, 3, 4])
+        return {name: [*np.flatnonzero(mask) + 1] for name, mask in masks.items()}
+
+    names = ("item cold-start", "item long-tail", "item others", "not in the test")
+    usual = dict(zip(names, ([1], [2], [3], [4]), strict=True))
+    assert groups({}) == usual  # the last activity of item 3 is 40
+    wider = dict(zip(names, ([1, 2], [3], [], [4]), strict=True))
+    assert groups({"item_long_tail_from": 6, "item_others_from": 50}) == wider
+    with pytest.raises(UserError, match=r"manifest.json: unknown name item_from"):
+        groups({"item_from": 1})
+
+
 def test_parts_that_are_missing_have_no_section(tmp_path: Path) -> None:
     manifest(tmp_path / "content", "content", {"items": 3})
     made = read_run(tmp_path)
@@ -219,6 +390,17 @@ def test_calibration_bins_by_hand() -> None:
         (pytest.approx(0.6), pytest.approx(0.9), 10),
     ]
     assert calibration_bins(Predictions(scores=scores + 1, **columns)) == []
+    for padding in (-1.0, np.nan):
+        padded = Predictions(
+            source="",
+            user_ids=pa.array([1] * 41),
+            labels=np.append(labels, 1),
+            scores=np.append(scores, padding),
+            weights=np.append(np.ones(40), 0),
+        )
+        assert calibration_bins(padded) == bins
+    nothing_left = Predictions(scores=scores, weights=np.zeros(40), **columns)
+    assert calibration_bins(nothing_left) == []
 
 
 def test_what_is_said_of_vectors_by_hand() -> None:

@@ -57,19 +57,26 @@ def calibration(
 def calibration_bins(predictions: Predictions) -> list[tuple[float, float, int]]:
     """Return (mean score, observed rate, rows) of bins of equally many rows.
 
-    Equal scores stay in one bin. None at all where scores are no probabilities.
+    Equal scores stay in one bin, and rows of weight 0 are in none. No bins at all where
+    scores are no probabilities.
     """
-    scores, labels = predictions.scores, predictions.labels
-    if scores.min() < 0 or scores.max() > 1:
+    scores, labels, weights = (
+        predictions.scores,
+        predictions.labels,
+        predictions.weights,
+    )
+    if weights is None:
+        weights = np.ones(len(scores))
+    # Padding may hold anything.
+    scores, labels, weights = (x[weights > 0] for x in (scores, labels, weights))
+    if not len(scores) or scores.min() < 0 or scores.max() > 1:
         return []
     edges = np.unique(np.quantile(scores, np.arange(1, _BINS) / _BINS))
     bins = np.searchsorted(edges, scores, side="right")
-    weights = predictions.weights
-    weights = np.ones(len(scores)) if weights is None else weights
     totals = np.bincount(bins, weights)
     means, rates = (np.bincount(bins, weights * x) for x in (scores, labels))
     counts = np.bincount(bins)
     return [
         (float(means[b] / totals[b]), float(rates[b] / totals[b]), int(counts[b]))
-        for b in np.flatnonzero(totals > 0)
+        for b in np.flatnonzero(counts)
     ]

@@ -41,9 +41,7 @@ def curves(
         axes.plot(x, y, style, color=_SERIES[number % 4], label=label, linewidth=1.6)
     if len(series) > 1:
         _legend(axes)
-    return Figure(
-        name=name, title=title, svg=_svg(figure, name), alternative=alternative
-    )
+    return _figure(name, title, figure, alternative)
 
 
 def intervals(
@@ -64,9 +62,7 @@ def intervals(
     axes.axvline(0, color=_INK, linewidth=0.8)
     axes.set_yticks(places, [row[0] for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.3)
-    return Figure(
-        name=name, title=title, svg=_svg(figure, name), alternative=alternative
-    )
+    return _figure(name, title, figure, alternative)
 
 
 def calibration(
@@ -80,9 +76,7 @@ def calibration(
         marker, colour = _MARKERS[number % 4], _SERIES[number % 4]
         axes.plot(x, y, marker=marker, color=colour, label=label, markersize=4)
     _legend(axes)
-    return Figure(
-        name=name, title=title, svg=_svg(figure, name), alternative=alternative
-    )
+    return _figure(name, title, figure, alternative)
 
 
 def scatter(
@@ -105,9 +99,7 @@ def scatter(
             x, y, s=7, marker=marker, color=colour, label=label, alpha=0.6, linewidths=0
         )
     _legend(axes)
-    return Figure(
-        name=name, title=title, svg=_svg(figure, name), alternative=alternative
-    )
+    return _figure(name, title, figure, alternative)
 
 
 def _axes(labels: tuple[str, str]) -> tuple[Any, Any]:

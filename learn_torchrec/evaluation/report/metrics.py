@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from learn_torchrec.config import from_dict
+from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import (
     COHORT_TITLES,
@@ -12,6 +14,26 @@ from learn_torchrec.evaluation.report.parts import (
     scaled,
 )
 
+_TIES = {
+    "half": "count one half",
+    "positive": "go to the positive row",
+    "negative": "go to the negative row",
+    "first": "go to the row that comes first",
+}
+_SINGLE_CLASS = {"exclude": "are left out", "half": "count as one half"}
+_USER_WEIGHT = {
+    "impressions": "weights it by impressions",
+    "clicks": "weights it by clicks",
+    "positives": "weights it by positives",
+    "none": "weights all users alike",
+}
+# Groups of targets by their key in the metrics, as `evaluate-retrieval` writes them.
+_TARGETS = {
+    "retrieval": "All targets",
+    "new_targets": "New targets: not in the user's history, which leaves the ranking",
+    "repeated_targets": "Repeated targets: in the user's history",
+    "tail_targets": "Tail targets: items with few training events",
+}
 _RETRIEVAL_TITLES = {
     "learn": "LEARN",
     "popularity": "popularity",
@@ -29,17 +51,24 @@ def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
     yield Section(
         name="ranking",
         title="Ranking",
-        text=[
-            "AUC is pooled over all rows; UAUC is the mean of the users' AUCs, WUAUC "
-            "weights it by impressions. Ties count one half, users of one class are "
-            "left out.",
-        ],
+        text=[_how_counted(metrics.get("settings", {}).get("convention", {}))],
         tables=[_ranking_table(by_name), *_difference_tables(differences)],
         figures=[
-            _lift_figure(pair, metric, cohorts)
+            figure
             for pair, cohorts in differences.items()
             for metric in ("uauc", "wuauc", "auc")
+            for figure in _lift_figure(pair, metric, cohorts)
         ],
+    )
+
+
+def _how_counted(convention: Mapping[str, Any]) -> str:
+    """Say what made the numbers; the paper's way where the metrics do not."""
+    chosen = from_dict(Convention, convention, "settings.convention of the metrics")
+    return (
+        "AUC is pooled over all rows; UAUC is the mean of the users' AUCs, WUAUC "
+        f"{_USER_WEIGHT[chosen.user_weight]}. Ties {_TIES[chosen.ties]}, users of one "
+        f"class {_SINGLE_CLASS[chosen.single_class]}."
     )
 
 
@@ -95,16 +124,21 @@ def _difference_tables(differences: Mapping[str, Any]) -> Iterator[Table]:
         )
 
 
-def _lift_figure(pair: str, metric: str, cohorts: Mapping[str, Any]) -> Figure:
+def _lift_figure(
+    pair: str, metric: str, cohorts: Mapping[str, Any]
+) -> Iterator[Figure]:
+    """Yield the drawing, if the metric is defined in any cohort."""
     rows = []
     for cohort, metrics in cohorts.items():
         one = metrics[metric]
         if one["difference"] is not None:
             values = (100 * one[part] for part in ("difference", "low", "high"))
             rows.append((COHORT_TITLES.get(cohort, cohort), *values))
+    if not rows:
+        return
     words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)
     label = f"{metric.upper()}, percentage points"
-    return figures.intervals(
+    yield figures.intervals(
         f"lift-{pair}-{metric}",
         f"{metric.upper()} difference by cohort, {pair}",
         rows,
@@ -115,36 +149,35 @@ def _lift_figure(pair: str, metric: str, cohorts: Mapping[str, Any]) -> Figure:
 
 def retrieval(metrics: Mapping[str, Any]) -> Iterator[Section]:
     """Yield the section on retrieval, if the run has one."""
-    by_name = metrics.get("retrieval")
-    if not by_name:
-        return
-    rows = dict(_flat_retrieval(by_name))
-    columns = list(next(iter(rows.values())))
-    is_count = ["@" not in name and name != "mrr" for name in columns]
-    table = Table(
-        name="retrieval-metrics",
-        title="Retrieval",
+    tables = [
+        _retrieval_table(name, title, metrics[name])
+        for name, title in _TARGETS.items()
+        if any(values["targets"] for values in metrics.get(name, {}).values())
+    ]
+    if tables:
+        yield Section(
+            name="retrieval",
+            title="Retrieval",
+            text=[
+                "h: hits over (user, target) pairs; r: mean recall of the users; "
+                "hit_any: users with a hit; n: NDCG; mrr: over the full ranking."
+            ],
+            tables=tables,
+        )
+
+
+def _retrieval_table(
+    name: str, title: str, by_name: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    columns = list(next(iter(by_name.values())))
+    is_count = ["@" not in column and column != "mrr" for column in columns]
+    return Table(
+        name=f"{name}-metrics",
+        title=title,
         columns=["vectors", *columns],
         formats=["", *(",.0f" if count else ".4f" for count in is_count)],
         rows=[
-            [name, *(values.get(column) for column in columns)]
-            for name, values in rows.items()
+            [_RETRIEVAL_TITLES.get(vectors, vectors), *map(values.get, columns)]
+            for vectors, values in by_name.items()
         ],
-        note="h: hits over (user, target) pairs; r: mean recall of the users; hit_any: "
-        "users with a hit; n: NDCG; mrr: over the full ranking.",
     )
-    yield Section(name="retrieval", title="Retrieval", tables=[table])
-
-
-def _flat_retrieval(
-    retrieval: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (name, metrics) pairs, however deep subsets of targets are nested."""
-    for name, values in retrieval.items():
-        if not isinstance(values, Mapping):
-            continue
-        title = prefix + _RETRIEVAL_TITLES.get(name, name)
-        numbers = {k: v for k, v in values.items() if not isinstance(v, Mapping)}
-        if any(k.startswith(("h@", "r@")) for k in numbers):
-            yield title, numbers
-        yield from _flat_retrieval(values, f"{title}, ")

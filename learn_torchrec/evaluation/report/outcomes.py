@@ -48,7 +48,7 @@ def ab_test(ab: Mapping[str, Any]) -> Iterator[Section]:
             f"(p = {ratio['p_value']:.3g})."
         ],
         tables=[table],
-        figures=[_ab_cohorts(ab), _ab_days(ab)],
+        figures=[*_ab_cohorts(ab), *_ab_days(ab)],
     )
 
 
@@ -56,15 +56,18 @@ def _simulated(ab: Mapping[str, Any]) -> str:
     return ", simulated" if ab["is_simulated"] else ""
 
 
-def _ab_cohorts(ab: Mapping[str, Any]) -> Figure:
+def _ab_cohorts(ab: Mapping[str, Any]) -> Iterator[Figure]:
+    """Yield the drawing, if any cohort's lift is defined."""
     rows = []
     for cohort, metrics in ab["lifts"].items():
         one = metrics["revenue_per_user"]
         if one["lift"] is not None:
             values = (100 * one[part] for part in ("lift", "low", "high"))
             rows.append((cohort, *values))
+    if not rows:
+        return
     words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)
-    return figures.intervals(
+    yield figures.intervals(
         "ab-cohorts",
         f"Revenue per user, lift by cohort{_simulated(ab)}",
         rows,
@@ -73,14 +76,17 @@ def _ab_cohorts(ab: Mapping[str, Any]) -> Figure:
     )
 
 
-def _ab_days(ab: Mapping[str, Any]) -> Figure:
+def _ab_days(ab: Mapping[str, Any]) -> Iterator[Figure]:
+    """Yield the drawing, if any day's lift is defined."""
     days = [one for one in ab["daily"]["revenue_per_user"] if one["lift"] is not None]
     rows = [
         (f"day {one['day']}", *(100 * one[part] for part in ("lift", "low", "high")))
         for one in days
     ]
+    if not rows:
+        return
     words = "; ".join(f"{n} {v:+.2f}" for n, v, *_ in rows)
-    return figures.intervals(
+    yield figures.intervals(
         "ab-days",
         f"Revenue per user, lift by day{_simulated(ab)}",
         rows,

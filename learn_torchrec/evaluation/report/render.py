@@ -13,19 +13,23 @@ from learn_torchrec.evaluation.report.parts import Report, Table
 _TEMPLATE = "page.html.j2"
 
 
-def write_report(report: Report, path: Path) -> list[Path]:
-    """Write the page and, beside it, `.md` and `.json`; return the three paths."""
+def report_files(path: Path) -> tuple[Path, Path, Path]:
+    """Return the files of a report: the page at `path`, `.md` and `.json` beside it."""
+    return path, path.with_suffix(".md"), path.with_suffix(".json")
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the `report_files`, each of which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    bodies = {
-        path: to_html(report),
-        path.with_suffix(".md"): to_markdown(report),
-        path.with_suffix(".json"): json.dumps(to_json(report), indent=2) + "\n",
-    }
-    for one, body in bodies.items():
+    bodies = (
+        to_html(report),
+        to_markdown(report),
+        json.dumps(to_json(report), indent=2) + "\n",
+    )
+    for one, body in zip(report_files(path), bodies, strict=True):
         working = one.with_name(f".{one.name}.tmp")
         working.write_text(body)
         working.replace(one)
-    return list(bodies)
 
 
 def to_html(report: Report) -> str:

@@ -4,6 +4,7 @@ Every part of a run is optional: what is not there has no section. Nothing is co
 anew but what a drawing needs: bins of scores, and two dimensions of vectors.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.ab import AbReading
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.calibration import calibration
 from learn_torchrec.evaluation.report.metrics import ranking, retrieval
@@ -20,39 +22,49 @@ from learn_torchrec.evaluation.report.outcomes import SIMULATED, ab_test
 from learn_torchrec.evaluation.report.parts import Figure, Report, Section, Table
 from learn_torchrec.evaluation.report.vectors import vectors
 
+_SUMMARY, _RANKING, _RETRIEVAL = "metrics.json", "ranking.json", "retrieval.json"
+
+
+def files_read(directory: Path, ab_path: Path | None = None) -> list[Path]:
+    """Return the JSON files that `read_run` reads, which no report may replace."""
+    found = [directory / name for name in (_SUMMARY, _RANKING, _RETRIEVAL)]
+    for manifest in directory.glob(f"*/{MANIFEST}"):
+        found += [manifest, manifest.with_name(CONFIG)]
+    return found if ab_path is None else [*found, ab_path]
+
 
 def read_run(directory: Path, ab_path: Path | None = None) -> Report:
     """Read a run.
 
     Args:
-        directory: holds `metrics.json` or artefacts, or both.
+        directory: holds `metrics.json`, or what it is made from, `ranking.json` and
+            `retrieval.json`, or artefacts, or all of them.
         ab_path: JSON that `learn-torchrec evaluate-ab` wrote.
 
     Raises:
         UserError: nothing of a run is there, or a file is damaged.
     """
-    metrics = {
-        **_read_json(directory / "ranking.json"),
-        **_read_json(directory / "retrieval.json"),
-        **_read_json(directory / "metrics.json"),
-    }
+    summary = _read_json(directory / _SUMMARY)
+    # A stage that ran again by itself is newer than the summary of the whole run.
+    ranked = _read_json(directory / _RANKING) or summary
+    retrieved = _read_json(directory / _RETRIEVAL) or summary
     manifests = {
         path.parent.name: _read_json(path)
         for path in sorted(directory.glob(f"*/{MANIFEST}"))
     }
-    if not metrics and not manifests:
+    if not (summary or ranked or retrieved or manifests):
         raise UserError(
             f"{directory}: no metrics.json and no artefacts; name a run's directory"
         )
-    ab = {} if ab_path is None else _read_json(ab_path, required=True)
+    ab = {} if ab_path is None else _read_ab(ab_path)
     sections = [
-        *ranking(metrics),
-        *retrieval(metrics),
+        *ranking(ranked),
+        *retrieval(retrieved),
         *ab_test(ab),
         *_training(directory, manifests),
         *calibration(directory, manifests),
-        *vectors(directory),
-        *_facts(manifests, metrics),
+        *vectors(directory, manifests),
+        *_facts(manifests, summary),
         *_config(directory, manifests),
     ]
     return Report(
@@ -61,6 +73,17 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
         notices=[SIMULATED] if ab.get("is_simulated") else [],
         sections=sections,
     )
+
+
+def _read_ab(path: Path) -> dict[str, Any]:
+    body = _read_json(path, required=True)
+    for field in dataclasses.fields(AbReading):
+        if field.name not in body:
+            raise UserError(
+                f"--ab {path}: no {field.name!r} in it; name a JSON that evaluate-ab "
+                "wrote"
+            )
+    return body
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
@@ -142,11 +165,11 @@ def _curve(stage: str, what: str, series: Mapping[str, figures.Curve]) -> Figure
 
 
 def _facts(
-    manifests: Mapping[str, dict[str, Any]], metrics: Mapping[str, Any]
+    manifests: Mapping[str, dict[str, Any]], summary: Mapping[str, Any]
 ) -> Iterator[Section]:
     if not manifests:
         return
-    seconds = metrics.get("seconds", {})
+    seconds = summary.get("seconds", {})
     stages = Table(
         name="stages",
         title="Stages",

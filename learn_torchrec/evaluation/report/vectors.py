@@ -1,6 +1,6 @@
 """The section on item vectors before and after the towers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from learn_torchrec.artifact import MANIFEST
+from learn_torchrec.config import from_dict
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.evaluation.arrays import Float64Array
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
-from learn_torchrec.evaluation.predictions import read_predictions
+from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS, read_predictions
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import COHORT_TITLES, Section
 from learn_torchrec.schema import (
@@ -25,7 +27,9 @@ _NEIGHBOURS = 10
 _MAP_ITEMS = 3000
 
 
-def vectors(directory: Path) -> Iterator[Section]:
+def vectors(
+    directory: Path, manifests: Mapping[str, dict[str, Any]]
+) -> Iterator[Section]:
     """Yield the section, if the run has both kinds of vectors."""
     towers_path = directory / "vectors" / ITEM_VECTORS_FILE
     if not ((directory / "content").exists() and towers_path.exists()):
@@ -43,7 +47,7 @@ def vectors(directory: Path) -> Iterator[Section]:
     flat = table[VECTOR].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     after = flat.reshape(table.num_rows, -1)[rows].astype(np.float64)
     names = [ids[row] for row in before_rows]
-    groups = _item_groups(directory, names)
+    groups = item_groups(directory, manifests, names)
     kept = neighbours_kept(before, after, _NEIGHBOURS)
     cosines = {"before": mean_cosine(before), "after": mean_cosine(after)}
     drawn = [
@@ -70,14 +74,21 @@ def vectors(directory: Path) -> Iterator[Section]:
     )
 
 
-def _item_groups(directory: Path, items: list[Any]) -> dict[str, npt.NDArray[np.bool_]]:
+def item_groups(
+    directory: Path, manifests: Mapping[str, dict[str, Any]], items: list[Any]
+) -> dict[str, npt.NDArray[np.bool_]]:
     """Return the items of each activity cohort at the end of the predictions."""
     everyone = {"items": np.ones(len(items), dtype=bool)}
-    bounds = CohortConfig()
-    for path in sorted(directory.glob(f"*/{PREDICTIONS_FILE}")):
+    for stage, manifest in manifests.items():
+        path = directory / stage / PREDICTIONS_FILE
+        if manifest.get("kind") != KIND_PREDICTIONS or not path.exists():
+            continue
         predictions = read_predictions(path.parent)
         if predictions.item_ids is None or predictions.item_activity is None:
             continue
+        # The run's own bounds, which its metrics go by too.
+        config = manifest.get("config", {}).get("cohorts", {})
+        bounds = from_dict(CohortConfig, config, path.with_name(MANIFEST))
         known: dict[Any, int] = {}
         seen = zip(
             predictions.item_ids.to_pylist(),
