@@ -1,8 +1,10 @@
 import importlib.util
 import json
+import multiprocessing
 import os
 import resource
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.artifact import write_artifact
+from learn_torchrec.artifact import locked, write_artifact
 from learn_torchrec.content.store import KIND as CONTENT
 from learn_torchrec.content.store import ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
@@ -334,6 +336,38 @@ def test_the_app(market: Path, tmp_path: Path) -> None:
         app.main(
             ["--data", f"parquet:{market}", "--out", f"{out}2", "--memory", "lots"]
         )
+
+
+def test_two_runs_do_not_meet(market: Path, tmp_path: Path) -> None:
+    from apps import prepare as app
+
+    out = tmp_path / "results" / "prepared"
+    with locked(out):
+        theirs = out.parent / ".prepared.0123abcd.tmp"
+        theirs.mkdir()
+        with pytest.raises(UserError, match="prepared: another run is making it"):
+            app.main(["--data", f"parquet:{market}", "--out", str(out)])
+        assert theirs.is_dir()
+
+
+def test_what_a_killed_run_leaves_is_removed(market: Path, tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    from apps import prepare as app
+
+    out = tmp_path / "results" / "prepared"
+    options = ["--data", f"parquet:{market}", "--out", str(out)]
+
+    def killed_in_the_middle() -> None:
+        app.write_prepared = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        app.main(options)
+
+    child = multiprocessing.get_context("fork").Process(target=killed_in_the_middle)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert list(out.parent.rglob("prepare.duckdb"))
+    app.main(options)
+    assert [path.name for path in out.parent.iterdir()] == ["prepared"]
 
 
 @pytest.mark.parametrize("step", ["open_engine", "prepare", "write_prepared"])
