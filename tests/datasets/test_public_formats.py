@@ -126,13 +126,14 @@ def test_lcrec_of_real_data(tmp_path: Path) -> None:
     assert dataset.items["item_id"].equals(other.items["item_id"])
 
 
-def test_movielens_1m_and_10m(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_movielens_1m_and_10m(tmp_path: Path, encoding: str) -> None:
     write(tmp_path / "ratings.dat", "1::7::5::200", "2::7::3::100")
     write(
         tmp_path / "movies.dat",
         "7::Misérables, Les (1995)::Drama|Musical",
         "9::Matrix, The (1999)::Action",
-        encoding="latin-1",
+        encoding=encoding,
     )
     spec = f"movielens:{tmp_path}"
     assert events(spec) == [(2, 7, 100, "dislike"), (1, 7, 200, "like")]
@@ -173,10 +174,11 @@ def test_movielens_20m(tmp_path: Path) -> None:
 def test_movielens_100k(tmp_path: Path) -> None:
     write(tmp_path / "u.data", "196\t242\t4\t881250949")
     flags = "|".join(["0"] * 5 + ["1"] + ["0"] * 13)
-    line = f"242|Kolya (1996)|24-Jan-1997||http://x|{flags}"
+    line = f"242|Café Kolya (1996)|24-Jan-1997||http://x|{flags}"
     write(tmp_path / "u.item", line, encoding="latin-1")
     assert events(f"movielens:{tmp_path}") == [(196, 242, 881250949, "like")]
-    assert items(f"movielens:{tmp_path}")[0]["category"] == "Comedy"
+    (film,) = items(f"movielens:{tmp_path}")
+    assert (film["title"], film["category"]) == ("Café Kolya", "Comedy")
     with pytest.raises(UserError, match=r"has none of u\.data, ratings\.dat"):
         _ = open_dataset(
             f"movielens:{SHARED.parent if False else tmp_path.parent}"
