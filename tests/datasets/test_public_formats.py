@@ -185,6 +185,60 @@ def test_movielens_100k(tmp_path: Path) -> None:
         ).items
 
 
+ATOMIC = {
+    "inter": [
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float",
+        "1\t7\t5\t100",
+    ],
+    "item": [
+        "item_id:token\tmovie_title:token_seq\trelease_year:token",
+        "7\tToy Story\t1995",
+    ],
+    "user": [
+        "user_id:token\tage:token\tgender:token\toccupation:token",
+        "1\t24\tF\twriter",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rows", "message"),
+    [
+        ("item", None, "column 'class' is missing; it has: item_id, movie_title,"),
+        (
+            "item",
+            [f"{ATOMIC['item'][0]}\tclass:token_seq", "m7\tToy Story\t1995\tComedy"],
+            "column 'item_id': Failed to parse string: 'm7'",
+        ),
+        (
+            "item",
+            [f"{ATOMIC['item'][0]}\tclass:token", "7\tToy Story\t1995\tComedy"],
+            "column 'class': Unsupported cast from string to list",
+        ),
+        (
+            "inter",
+            [ATOMIC["inter"][0].replace("rating", "stars"), ATOMIC["inter"][1]],
+            "column 'rating' is missing",
+        ),
+        ("inter", [ATOMIC["inter"][0], "1\t7\tgood\t100"], "is no atomic file"),
+        ("user", ["user_id:token\tage:token", "1\told"], "column 'age': Failed to"),
+    ],
+)
+def test_other_data_than_movielens_100k(
+    tmp_path: Path, suffix: str, rows: list[str] | None, message: str
+) -> None:
+    for name, usual in ATOMIC.items():
+        write(tmp_path / f"x.{name}", *(rows if rows and name == suffix else usual))
+    table = {"item": "items", "inter": "interactions", "user": "impressions"}[suffix]
+    dataset = open_dataset(f"movielens:{tmp_path}")
+    with pytest.raises(UserError, match=message) as caught:
+        dataset.raw(f"{table}.parquet")
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'x'}.{suffix}: ")
+    assert "\n" not in text
+    assert "atomic" in text or f"write --data recbole:{tmp_path}" in text
+
+
 def test_recbole(tmp_path: Path) -> None:
     write(
         tmp_path / "x.inter",
