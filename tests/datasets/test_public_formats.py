@@ -239,6 +239,17 @@ def test_other_data_than_movielens_100k(
     assert "atomic" in text or f"write --data recbole:{tmp_path}" in text
 
 
+def test_a_field_of_two_kinds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    write(path, {"item_id": "0", "price": 3}, {"item_id": "1", "price": "cheap"})
+    write(tmp_path / "sequences.txt", "1 0 1")
+    for spec in (f"sequences:{tmp_path}", f"csv:{tmp_path}#items=items.jsonl"):
+        with pytest.raises(UserError, match="column 'price' holds values of") as caught:
+            items(spec)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+
+
 def test_recbole(tmp_path: Path) -> None:
     write(
         tmp_path / "x.inter",
