@@ -64,6 +64,10 @@ def test_lists_of_sections_are_json():
         ("ranker.model.embedding_dim=6", "embedding_dim: a multiple of 4"),
         ("ranker.features.sparse=", "name at least one column"),
         ('ranker.features.sparse=[{"colum": "x"}]', "unknown name colum"),
+        (
+            'ranker.features.sparse=[{"column": "user.age"}]',
+            "user.age: an ID feature's name may hold no dot; rename the column",
+        ),
     ],
 )
 def test_bad_overrides_are_refused(override, message):
