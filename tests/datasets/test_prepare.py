@@ -234,6 +234,24 @@ def test_no_user_with_enough(duckdb: Engine) -> None:
         list(prepared.events())
 
 
+def test_a_column_that_cannot_be_the_action(duckdb: Engine) -> None:
+    count = 32_769
+    table = pa.table(
+        {
+            "user_id": np.arange(count),
+            "item_id": np.zeros(count, np.int64),
+            "timestamp": np.full(count, 100 * DAY),
+            "action": [f"session {n}" for n in range(count)],
+        }
+    )
+    kind = load(duckdb, table)
+    with pytest.raises(UserError, match=r"log: column 'action' has 32,769 distinct"):
+        prepare(duckdb, CONFIG, kind, "log")
+    duckdb.view("fewer", "SELECT * FROM log LIMIT 32768")
+    duckdb.add("log", duckdb.table("SELECT * FROM fewer"))
+    assert len(prepare(duckdb, CONFIG, kind, "log").actions) == 32_768
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(without_spark() != "", reason=without_spark() or "-")
 @pytest.mark.parametrize("quantile", [1.0, 0.5])
