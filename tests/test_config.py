@@ -58,6 +58,8 @@ def test_lists_of_sections_are_json():
         ("towers.model.item_tower=both", "'causal', 'self', 'content' or 'projection'"),
         ("towers.model.encoder.num_heads=5", "768 is not a multiple of num_heads 5"),
         ("towers.training.epochs=0", "towers.training.epochs: at least 1"),
+        ("towers.training.seed=-1", "towers.training.seed: at least 0"),
+        ("ranker.training.seed=-1", "ranker.training.seed: at least 0"),
         ("towers.loss.temperature=0", "towers.loss.temperature: above 0"),
         ("split.actions=", "split.actions: name at least one action"),
         ("split.history_share=2", "split.history_share: above 0 and below 1"),

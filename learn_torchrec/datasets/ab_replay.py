@@ -56,6 +56,8 @@ class AbReplayConfig:
             raise ValueError(
                 f"users={self.users} and days={self.days}: use 10 and 1 or more"
             )
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: use 0 or more")
         shares = self.treatment_share, self.control_share
         if min(shares) <= 0 or sum(shares) > 1:
             raise ValueError(

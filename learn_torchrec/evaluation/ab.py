@@ -63,6 +63,8 @@ class AbConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: use 0 to 1, exclusive")
         if self.resamples < 1:
             raise ValueError(f"resamples={self.resamples}: use 1 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: use 0 or more")
 
     @property
     def arms(self) -> tuple[str, str]:

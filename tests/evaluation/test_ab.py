@@ -174,9 +174,19 @@ def test_missing_files_columns_and_unfit_settings_are_refused(tmp_path: Path) ->
     path = write(tmp_path / "ab.parquet")
     with pytest.raises(UserError, match="no column city"):
         reading(path, "city")
-    for unfit in ({"treatment_share": 1.0}, {"resamples": 0}, {"control": "treatment"}):
+    for unfit in (
+        {"treatment_share": 1.0},
+        {"resamples": 0},
+        {"seed": -1},
+        {"control": "treatment"},
+    ):
         with pytest.raises(ValueError, match=next(iter(unfit))):
             AbConfig(**unfit)
-    for unfit in ({"users": 1}, {"treatment_share": 0.9}, {"user_lifts": (0.1,)}):
+    for unfit in (
+        {"users": 1},
+        {"treatment_share": 0.9},
+        {"user_lifts": (0.1,)},
+        {"seed": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(unfit))):
             AbReplayConfig(**unfit)
