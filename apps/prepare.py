@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from apps import options
 from apps.job import Job, describe
-from learn_torchrec.artifact import write_artifact
+from learn_torchrec.artifact import locked, write_artifact
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.engines import Engine, open_engine
@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = open_dataset(args.data)
     facts: dict[str, object] = {}
     with (
+        locked(job.out),
         write_artifact(job.out, **job.manifest(None, facts)) as working,
-        tempfile.TemporaryDirectory(
-            prefix=f".{job.out.name}.", dir=job.out.parent
-        ) as scratch,
+        # Within, so that the next run removes what a killed one leaves of both.
+        tempfile.TemporaryDirectory(dir=working) as scratch,
     ):
         engine = open_engine(args.engine, Path(scratch), args.memory)
         try:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if job.is_done():
         return
     dataset = open_dataset(args.data)
-    times = resolve_times(job.run.split, dataset.interactions)
+    times = resolve_times(job.run.split, dataset.times)
     vectors = open_vectors(args, dataset, job.run)
     streams = job.run.ranker.training.stream.enabled
     rows = (_streamed if streams else _loaded)(dataset, job.run, times, vectors)

@@ -28,6 +28,12 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_at_least(least: int, config: Any, *names: str) -> None:
+    """Check the lower bound of fields of a configuration; see `require`."""
+    for name in names:
+        require(getattr(config, name) >= least, f"{name}: at least {least}")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as JSON-ready nested dictionaries."""
     dumped: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")

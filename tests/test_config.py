@@ -58,12 +58,18 @@ def test_lists_of_sections_are_json():
         ("towers.model.item_tower=both", "'causal', 'self', 'content' or 'projection'"),
         ("towers.model.encoder.num_heads=5", "768 is not a multiple of num_heads 5"),
         ("towers.training.epochs=0", "towers.training.epochs: at least 1"),
+        ("towers.training.seed=-1", "towers.training.seed: at least 0"),
+        ("ranker.training.seed=-1", "ranker.training.seed: at least 0"),
         ("towers.loss.temperature=0", "towers.loss.temperature: above 0"),
         ("split.actions=", "split.actions: name at least one action"),
         ("split.history_share=2", "split.history_share: above 0 and below 1"),
         ("ranker.model.embedding_dim=6", "embedding_dim: a multiple of 4"),
         ("ranker.features.sparse=", "name at least one column"),
         ('ranker.features.sparse=[{"colum": "x"}]', "unknown name colum"),
+        (
+            'ranker.features.sparse=[{"column": "user.age"}]',
+            "user.age: an ID feature's name may hold no dot; rename the column",
+        ),
     ],
 )
 def test_bad_overrides_are_refused(override, message):

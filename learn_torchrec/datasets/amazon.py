@@ -79,7 +79,7 @@ class Amazon(Dataset):
             products.setdefault(id_, {ITEM_ID: id_})
         for id_, row in products.items():
             row[TITLE] = row.get(TITLE) or id_
-        return catalogue(products.values())
+        return catalogue(products.values(), self._sources(ITEMS_FILE)[0])
 
 
 def _review(

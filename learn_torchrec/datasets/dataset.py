@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +62,7 @@ class Dataset:
     @functools.cached_property
     def items(self) -> pa.Table:
         """The item table."""
-        table = self._checked(ITEMS_FILE)
-        tables.check_unique(table[ITEM_ID], self._name(ITEMS_FILE))
-        return table
+        return self._checked(ITEMS_FILE)
 
     @functools.cached_property
     def interactions(self) -> pa.Table:
@@ -96,8 +94,8 @@ class Dataset:
 
     @property
     def times(self) -> NDArray[np.int64]:
-        """The interactions' times, int64 [N]."""
-        times: NDArray[np.int64] = self.interactions[TIMESTAMP].to_numpy()
+        """The interactions' times, int64 [N]; of our own Parquet only they are read."""
+        times: NDArray[np.int64] = self._column(INTERACTIONS_FILE, TIMESTAMP).to_numpy()
         return times
 
     def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
@@ -131,9 +129,31 @@ class Dataset:
         return str(self.location / file)
 
     def _checked(self, file: str) -> pa.Table:
-        return tables.check(self._read(file), tables.REQUIRED[file], self._name(file))
+        return self._check(file, self._read(file), tables.REQUIRED[file])
+
+    def _check(self, file: str, table: pa.Table, kinds: Mapping[str, str]) -> pa.Table:
+        table = tables.check(table, kinds, self._name(file))
+        if file == ITEMS_FILE:
+            tables.check_unique(table[ITEM_ID], self._name(file))
+        return table
 
     def _checked_against_items(self, file: str) -> pa.Table:
         table = self._checked(file)
-        tables.check_known(table[ITEM_ID], self.items[ITEM_ID], self._name(file))
+        tables.check_known(table[ITEM_ID], self._item_ids, self._name(file))
         return table
+
+    @functools.cached_property
+    def _item_ids(self) -> pa.ChunkedArray:
+        """The items' ids without their texts, which may be larger than any log."""
+        return self._column(ITEMS_FILE, ITEM_ID)
+
+    def _column(self, file: str, name: str) -> pa.ChunkedArray:
+        """Return one checked column; of our own Parquet no other one is read.
+
+        Where the whole table is there already, or has to be made, it is that table's.
+        """
+        where, table = self.parquet(file), file.removesuffix(".parquet")
+        if where is None or table in vars(self):
+            return getattr(self, table)[name]
+        kinds = {name: tables.REQUIRED[file][name]}
+        return self._check(file, tables.read_parquet(where, [name]), kinds)[name]

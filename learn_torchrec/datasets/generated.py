@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from learn_torchrec.config import require
+from learn_torchrec.config import require, require_at_least
 from learn_torchrec.datasets.market import DAY, ORACLE, START, TOPICS
 from learn_torchrec.schema import (
     ACTION,
@@ -77,10 +77,9 @@ class GeneratedConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("users", "items", "days", "brands"):
-            require(getattr(self, name) > 0, f"{name}: at least 1")
+        require_at_least(0, self, "drift", "seed")
+        require_at_least(1, self, "users", "items", "days", "brands")
         require(self.impressions >= self.days, "impressions: at least one a day")
-        require(self.drift >= 0, "drift: at least 0")
 
 
 class GeneratedShop:

@@ -85,7 +85,8 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "lanes", "window_rows"):
             require(getattr(self, name) > 0, f"{self.section}.{name}: at least 1")
-        require(self.workers >= 0, f"{self.section}.workers: at least 0")
+        for name in ("workers", "seed"):
+            require(getattr(self, name) >= 0, f"{self.section}.{name}: at least 0")
         require(self.timeout > 0, f"{self.section}.timeout: above 0")
 
 

@@ -119,7 +119,7 @@ class Mapped(Dataset):
         if not source.exists():
             raise UserError(f"{source}: no such file; the data set needs it")
         if source.path.endswith(_JSON):
-            return catalogue(read_lines(source))
+            return catalogue(read_lines(source), source)
         if self._suffix == ".parquet":
             return tables.read_parquet(source)
         delimiter = self._options.delimiter.replace("tab", "\t")

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from learn_torchrec.config import require
+from learn_torchrec.config import require, require_at_least
 from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.movielens import DISLIKE, LIKE, counters
 from learn_torchrec.errors import UserError
@@ -78,9 +78,9 @@ class MarketConfig:
     other_rate: float = 0.15
 
     def __post_init__(self) -> None:
-        for name in ("users", "items_per_day", "item_days", "impressions"):
-            require(getattr(self, name) > 0, f"{name}: at least 1")
-        require(self.days > 1, "days: at least 2")
+        require_at_least(0, self, "seed")
+        require_at_least(1, self, "users", "items_per_day", "item_days", "impressions")
+        require_at_least(2, self, "days")
         require(
             0 < self.liked_topics < len(TOPICS), f"liked_topics: 1 to {len(TOPICS)}"
         )

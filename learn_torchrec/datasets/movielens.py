@@ -5,15 +5,17 @@ A rating of 4 or 5 is a conversion. Licence of the data: GroupLens, research use
 
 import functools
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pv
 
 from learn_torchrec.datasets import as_of
 from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.recbole import read_atomic
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
@@ -31,6 +33,25 @@ from learn_torchrec.schema import (
 
 LIKE, DISLIKE = "like", "dislike"
 _POSITIVE_RATING = 4
+_WORDS = pa.list_(pa.string())
+_ITEMS = {
+    ITEM_ID: pa.int64(),
+    "movie_title": _WORDS,
+    "release_year": pa.string(),
+    "class": _WORDS,
+}
+_RATINGS = {
+    USER_ID: pa.int64(),
+    ITEM_ID: pa.int64(),
+    "rating": pa.float64(),
+    TIMESTAMP: pa.int64(),
+}
+_USERS = {
+    USER_ID: pa.int64(),
+    "age": pa.int64(),
+    "gender": pa.string(),
+    "occupation": pa.string(),
+}
 
 
 class MovieLens(Dataset):
@@ -68,9 +89,31 @@ class MovieLens(Dataset):
             )
         return found[0]
 
+    def _columns(self, suffix: str, kinds: Mapping[str, pa.DataType]) -> pa.Table:
+        """Read the columns of an atomic file that MovieLens-100K has.
+
+        Raises:
+            UserError: one is missing or holds something else.
+        """
+        path = self._atomic(suffix)
+        mend = f"of data other than MovieLens-100K, write --data recbole:{path.parent}"
+        table = read_atomic(Location.of(path))
+        columns = {}
+        for name, kind in kinds.items():
+            if name not in table.column_names:
+                names = ", ".join(table.column_names)
+                raise UserError(
+                    f"{path}: column {name!r} is missing; it has: {names}; {mend}"
+                )
+            try:
+                columns[name] = table[name].cast(kind)
+            except pa.ArrowException as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{path}: column {name!r}: {reason}; {mend}") from None
+        return pa.table(columns)
+
     def _read_items(self) -> pa.Table:
-        movies = _read_atomic(self._atomic("item"))
-        genres = pc.replace_substring(movies["class"], " ", ", ")
+        movies = self._columns("item", _ITEMS)
         year = movies["release_year"]
         released = pc.if_else(
             pc.is_in(year, value_set=pa.array(["", None])),
@@ -79,26 +122,19 @@ class MovieLens(Dataset):
         )
         return pa.table(
             {
-                ITEM_ID: movies[ITEM_ID].cast(pa.int64()),
-                TITLE: movies["movie_title"],
-                CATEGORY: genres,
+                ITEM_ID: movies[ITEM_ID],
+                TITLE: pc.binary_join(movies["movie_title"], " "),
+                CATEGORY: pc.binary_join(movies["class"], ", "),
                 ATTRIBUTES: released,
             }
         )
 
     @functools.cached_property
     def _ratings(self) -> pa.Table:
-        ratings = _read_atomic(self._atomic("inter"))
-        ratings = pa.table(
-            {
-                USER_ID: ratings[USER_ID].cast(pa.int64()),
-                ITEM_ID: ratings[ITEM_ID].cast(pa.int64()),
-                TIMESTAMP: ratings[TIMESTAMP].cast(pa.int64()),
-                LABEL: pc.greater_equal(
-                    ratings["rating"].cast(pa.float32()), _POSITIVE_RATING
-                ).cast(pa.int64()),
-            }
-        )
+        ratings = self._columns("inter", _RATINGS)
+        likes = pc.greater_equal(ratings["rating"], _POSITIVE_RATING)
+        ratings = ratings.drop_columns(["rating"])
+        ratings = ratings.append_column(LABEL, likes.cast(pa.int64()))
         return ratings.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
 
     def _read_interactions(self) -> pa.Table:
@@ -107,18 +143,15 @@ class MovieLens(Dataset):
 
     def _read_impressions(self) -> pa.Table:
         ratings = self._ratings
-        users = _read_atomic(self._atomic("user"))
-        users = users.set_column(0, USER_ID, users[USER_ID].cast(pa.int64()))
-        movies = _read_atomic(self._atomic("item"))
-        movies = movies.set_column(0, ITEM_ID, movies[ITEM_ID].cast(pa.int64()))
+        users = self._columns("user", _USERS)
+        movies = self._columns("item", _ITEMS)
         user_row = pc.index_in(ratings[USER_ID], users[USER_ID])
         item_row = pc.index_in(ratings[ITEM_ID], movies[ITEM_ID])
-        age = pc.divide(users["age"].cast(pa.int64()).take(user_row), 10)
+        age = pc.divide(users["age"].take(user_row), 10)
         table = ratings.append_column("age_decade", age.cast(pa.string()))
         for name in ("gender", "occupation"):
             table = table.append_column(name, users[name].take(user_row))
-        genres = pc.split_pattern(movies["class"].take(item_row), " ")
-        table = table.append_column("genres", genres)
+        table = table.append_column("genres", movies["class"].take(item_row))
         table = table.append_column(
             "release_year", movies["release_year"].take(item_row)
         )
@@ -141,20 +174,6 @@ def counters(ratings: pa.Table) -> dict[str, np.ndarray]:
         odds = (positives + 1) / (events - positives + 1)
         result[f"{name}_log_odds"] = np.log(odds).astype(np.float32)
     return result
-
-
-def _read_atomic(path: Path) -> pa.Table:
-    """Read a RecBole atomic file: tab-separated, header fields are `name:type`."""
-    with path.open() as stream:
-        header = stream.readline().rstrip("\n").split("\t")
-    names = [field.partition(":")[0] for field in header]
-    options = pv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-    return pv.read_csv(
-        path,
-        read_options=pv.ReadOptions(column_names=names, skip_rows=1),
-        parse_options=pv.ParseOptions(delimiter="\t", quote_char=False),
-        convert_options=options,
-    )
 
 
 def _wheel_directory() -> Path:

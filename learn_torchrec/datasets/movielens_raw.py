@@ -13,7 +13,6 @@ research use.
 import io
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -54,28 +53,12 @@ class _Layout:
     movies: str
     separator: str
     has_header: bool = False
-    encoding: str = "utf-8"
 
 
 _LAYOUTS = (
-    _Layout(
-        ratings="u.data",
-        movies="u.item",
-        separator="\t",
-        encoding="latin-1",
-    ),
-    _Layout(
-        ratings="ratings.dat",
-        movies="movies.dat",
-        separator="::",
-        encoding="latin-1",
-    ),
-    _Layout(
-        ratings="ratings.csv",
-        movies="movies.csv",
-        separator=",",
-        has_header=True,
-    ),
+    _Layout(ratings="u.data", movies="u.item", separator="\t"),
+    _Layout(ratings="ratings.dat", movies="movies.dat", separator="::"),
+    _Layout(ratings="ratings.csv", movies="movies.csv", separator=",", has_header=True),
 )
 
 
@@ -125,7 +108,7 @@ class MovieLensRaw(Dataset):
         layout = self._layout
         location = self.location / layout.movies
         if layout.movies == "u.item":
-            rows = [_flagged(line, location) for line in _lines(location, layout)]
+            rows = [_flagged(line, location) for line in _text(location).splitlines()]
         else:
             kinds = {ITEM_ID: pa.int64(), TITLE: pa.string(), CATEGORY: pa.string()}
             table = _read_separated(location, layout, kinds)
@@ -148,12 +131,11 @@ def _read_separated(
     location: Location, layout: _Layout, kinds: dict[str, pa.DataType]
 ) -> pa.Table:
     """Read a separated file without trusting its header's names."""
-    stream: Any = location.open()
-    delimiter = layout.separator
+    stream, delimiter = location.open(), layout.separator
     if len(delimiter) > 1:  # Arrow splits at one character, which no title has
         delimiter = "\x1f"
-        text = stream.read().decode(layout.encoding)
-        stream = io.BytesIO(text.replace(layout.separator, delimiter).encode())
+        text = _text(location).replace(layout.separator, delimiter)
+        stream = io.BytesIO(text.encode())
     try:
         return pv.read_csv(
             stream,
@@ -172,9 +154,13 @@ def _read_separated(
         raise UserError(f"{location}: cannot be read ({reason})") from None
 
 
-def _lines(location: Location, layout: _Layout) -> list[str]:
-    text: str = location.open().read().decode(layout.encoding)
-    return text.splitlines()
+def _text(location: Location) -> str:
+    """Return what a file says: 10M is UTF-8, and 100K and 1M are latin-1."""
+    body: bytes = location.open().read()
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return body.decode("latin-1")
 
 
 def _flagged(line: str, location: Location) -> tuple[int, str, str]:

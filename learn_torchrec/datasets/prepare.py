@@ -32,6 +32,7 @@ from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
 _DAY = 86_400
 _YEAR_2200 = 7_258_118_400
+_MOST_ACTIONS = 1 << 15  # an event's is stored as int16
 LOG, ITEMS = "log", "items"
 
 
@@ -144,13 +145,20 @@ def prepare(
         source: of the log, for messages.
 
     Raises:
-        UserError: nothing is left, or a statement that the engine refuses.
+        UserError: nothing is left, more actions than can be numbered, or a statement
+            that the engine refuses.
     """
     time = engine.seconds(f"l.{TIMESTAMP}", time_type)
     actions = engine.table(
         f"SELECT DISTINCT {ACTION} AS name FROM log WHERE {ACTION} IS NOT NULL "
         "ORDER BY name"
     )
+    if actions.num_rows > _MOST_ACTIONS:
+        raise UserError(
+            f"{source}: column {ACTION!r} has {actions.num_rows:,} distinct values, "
+            f"more than {_MOST_ACTIONS:,}; name the column of the kind of event "
+            "(parquet:DIR#action=COLUMN)"
+        )
     codes = pa.array(range(actions.num_rows), pa.int16())
     engine.add("actions", actions.append_column("code", codes))
     counts = _count_rows(engine, time)

@@ -103,7 +103,7 @@ def read_atomic(location: Location) -> pa.Table:
     Raises:
         UserError: no such file, or a header or value that is not as it says.
     """
-    header = location.open().read(1 << 16).partition(b"\n")[0].decode()
+    header = location.open().read(1 << 16).decode(errors="replace").partition("\n")[0]
     fields = [field.strip().partition(":")[::2] for field in header.split("\t")]
     kinds = {"float": pa.float64()}
     try:
@@ -117,15 +117,15 @@ def read_atomic(location: Location) -> pa.Table:
                 column_types={n: kinds.get(kind, pa.string()) for n, kind in fields}
             ),
         )
+        for number, (name, kind) in enumerate(fields):
+            if kind in ("token_seq", "float_seq"):
+                parts = pc.split_pattern(pc.fill_null(table[name], ""), " ")
+                if kind == "float_seq":
+                    parts = parts.cast(pa.list_(pa.float64()))
+                table = table.set_column(number, name, parts)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{location}: is no atomic file ({reason})") from None
-    for number, (name, kind) in enumerate(fields):
-        if kind in ("token_seq", "float_seq"):
-            parts = pc.split_pattern(pc.fill_null(table[name], ""), " ")
-            if kind == "float_seq":
-                parts = parts.cast(pa.list_(pa.float64()))
-            table = table.set_column(number, name, parts)
     return table
 
 

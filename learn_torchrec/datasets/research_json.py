@@ -44,8 +44,9 @@ class RecFormer(Dataset):
         _refuse_impressions(self.location, file)
         numbers = read_json(self.location / "smap.json")
         if file == ITEMS_FILE:
-            texts = read_json(self.location / "meta_data.json")
-            return catalogue(item(id_, texts.get(id_, {})) for id_ in numbers)
+            source = self.location / "meta_data.json"
+            texts = read_json(source)
+            return catalogue((item(id_, texts.get(id_, {})) for id_ in numbers), source)
         ids = {int(number): id_ for id_, number in numbers.items()}
         parts = [read_json(source) for source in self._sources(file)[:3]]
         return events(self._events(parts, ids))
@@ -82,9 +83,10 @@ class LcRec(Dataset):
 
     def _read(self, file: str) -> pa.Table:
         _refuse_impressions(self.location, file)
-        body = read_json(self._sources(file)[0])
+        (source,) = self._sources(file)
+        body = read_json(source)
         if file == ITEMS_FILE:
-            return catalogue(item(id_, row) for id_, row in body.items())
+            return catalogue((item(id_, row) for id_, row in body.items()), source)
         return events(
             (
                 (user, str(id_), position, INTERACTION)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from learn_torchrec.datasets.dataset import Dataset
 from learn_torchrec.datasets.lines import text_lines
 from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.text_fields import catalogue
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
@@ -34,7 +35,7 @@ class SequenceFile(Dataset):
     """Users' items in order; an event's time is its position, 0 for the oldest.
 
     Ids are strings. Positions order the events of one user and say nothing across
-    users, so that only `split.kind=leave_one_out` makes sense of them.
+    users, so that only `split.holdout=leave_one_out` makes sense of them.
     """
 
     def _sources(self, file: str) -> list[Location]:
@@ -69,8 +70,7 @@ def _read_items(path: Location) -> pa.Table:
                 "item a line"
             ) from None
         rows.append({_RENAMED.get(name, name): row[name] for name in row})
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: [row.get(name) for row in rows] for name in names})
+    return catalogue(rows, path)
 
 
 def _read_sequences(path: Location) -> pa.Table:

@@ -41,8 +41,14 @@ REQUIRED: dict[str, dict[str, str]] = {
 }
 
 
-def read_parquet(where: Path | Location) -> pa.Table:
+def read_parquet(
+    where: Path | Location, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Read a Parquet file, a folder of them, or a partitioned folder.
+
+    Args:
+        where: path or URI.
+        columns: to read; all, too, where one of them is missing: `check` names it.
 
     Raises:
         UserError: the path is missing or not readable as Parquet.
@@ -51,7 +57,9 @@ def read_parquet(where: Path | Location) -> pa.Table:
     if not location.exists():
         raise UserError(f"{location}: no such file; the data set needs it")
     try:
-        return open_parquet(location).to_table()
+        dataset = open_parquet(location)
+        has_all = columns is not None and set(columns) <= set(dataset.schema.names)
+        return dataset.to_table(columns if has_all else None)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

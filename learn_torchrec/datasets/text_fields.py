@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from learn_torchrec.datasets.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ATTRIBUTES, BRAND, CATEGORY, ITEM_ID, PRICE, TITLE
 
@@ -15,10 +16,14 @@ DESCRIPTION = "description"
 _TAG = re.compile(r"<[^>]*>")
 
 
-def catalogue(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+def catalogue(rows: Iterable[Mapping[str, Any]], source: Location) -> pa.Table:
     """Return an item table from objects with `item_id` and texts.
 
     Columns are those that any object has; a missing value is null.
+
+    Args:
+        rows: the objects.
+        source: their file, for the message.
 
     Raises:
         UserError: a column whose values are of several types.
@@ -32,7 +37,7 @@ def catalogue(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"items: column {name!r} holds values of several types ({reason}); "
+                f"{source}: column {name!r} holds values of several types ({reason}); "
                 "use one"
             ) from None
     return pa.table(columns)

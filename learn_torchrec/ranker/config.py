@@ -73,6 +73,7 @@ class RankerTrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eviction_interval"):
             require(getattr(self, name) > 0, f"ranker.training.{name}: at least 1")
+        require(self.seed >= 0, "ranker.training.seed: at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
 """Raw content vectors in the place of LEARN's: shows what the towers add."""
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.store import KIND, ContentStore
-from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
-from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
+from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.ranker.vectors import Floats, LearnVectors, VectorTable
 
 
 def content_vectors(
@@ -24,27 +25,48 @@ def content_vectors(
         actions: that make a history.
 
     Returns:
-        Vectors of C dims, one for a user after each of its events.
+        Vectors of C dims: an item's on disk in half precision, a user's one for each
+        moment at which it acted.
+
+    Raises:
+        UserError: an item that the store does not hold, ids of another type than the
+            store's, or no interaction with one of the actions.
     """
-    events = interactions.filter(
-        pc.is_in(interactions[ACTION], value_set=pa.array(actions))
-    ).sort_by([(USER_ID, "ascending"), (TIMESTAMP, "ascending")])
-    users = events[USER_ID].combine_chunks()
-    rows = pc.index_in(events[ITEM_ID].combine_chunks(), store.item_ids).to_numpy()
-    codes = users.dictionary_encode().indices.to_numpy()
-    starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
-    sizes = np.diff(np.r_[starts, len(codes)])
-    means = np.asarray(store.vectors[rows], np.float32)
-    for start, size in zip(starts, sizes, strict=True):
-        mine = means[start : start + size]
-        counts = np.arange(1, size + 1, dtype=np.float32)[:, None]
-        mine[:] = mine.cumsum(axis=0, dtype=np.float64) / counts
+    rows = item_rows(interactions, store)
+    sequences = build_sequences(interactions, rows, actions)
+    owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    moments = np.stack([owners, sequences.times])
+    # Of events at one moment only the last is ever looked up: it has seen them all.
+    is_last = np.r_[(moments[:, 1:] != moments[:, :-1]).any(axis=0), True]
     return LearnVectors(
-        users=VectorTable(ids=users, times=events[TIMESTAMP].to_numpy(), vectors=means),
-        items=VectorTable(
-            ids=store.item_ids,
-            times=None,
-            vectors=np.asarray(store.vectors, np.float32),
+        users=VectorTable(
+            ids=sequences.user_ids.take(pa.array(owners[is_last])),
+            times=sequences.times[is_last],
+            vectors=_running_means(store, sequences, is_last),
         ),
+        items=VectorTable(ids=store.item_ids, times=None, vectors=store.vectors),
         manifest=read_manifest(store.directory, KIND),
     )
+
+
+def _running_means(
+    store: ContentStore, sequences: SequenceSet, wanted: np.ndarray
+) -> Floats:
+    """Return the mean content of a user's events up to each wanted one.
+
+    Args:
+        store: of the events' items.
+        sequences: of E events.
+        wanted: bool [E].
+
+    Returns:
+        float32 [wanted events, C], a user read at a time.
+    """
+    means = np.empty((np.count_nonzero(wanted), store.dim), np.float32)
+    done = 0
+    for start, end in itertools.pairwise(sequences.offsets):
+        sums = store.gather(sequences.items[start:end]).cumsum(axis=0, dtype=np.float64)
+        last = np.flatnonzero(wanted[start:end])
+        means[done : done + len(last)] = sums[last] / (last[:, None] + 1)
+        done += len(last)
+    return means

@@ -52,6 +52,10 @@ class SparseFeature:
     sharding: ShardingKind | None = None
 
     def __post_init__(self) -> None:
+        require(
+            "." not in self.column,
+            f"{self.column}: an ID feature's name may hold no dot; rename the column",
+        )
         require(self.num_embeddings > 0, f"{self.column}.num_embeddings: at least 1")
         if self.ids == "managed_collision":
             require(

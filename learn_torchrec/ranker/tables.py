@@ -19,8 +19,8 @@ from learn_torchrec.training.sharding import ShardingKind
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 TABLE_PREFIX = "t_"
-# TorchRec's planner shares managed-collision tables evenly among any divisor of it. Once
-# trained, ranks' shares can be joined but not divided: see `sharding.load_state`.
+# TorchRec's planner shares managed-collision tables evenly among any divisor of it.
+# Once trained, ranks' shares can be joined but not cut: see `sharding.load_state`.
 _BUCKETS = 64
 
 

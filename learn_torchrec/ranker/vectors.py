@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,16 @@ KIND = "vectors"
 MISSING = UNKNOWN
 
 
+class Matrix(Protocol):
+    """Vectors [V, D] of any float type, in memory or on disk: rows by their numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """V and D."""
+
+    def __getitem__(self, rows: Any) -> Any: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class VectorTable:
     """Vectors of one side.
@@ -41,12 +51,12 @@ class VectorTable:
     Attributes:
         ids: int64 or string [V]; a user has a row for each moment.
         times: int64 [V], unix seconds; None where vectors have no moment (items).
-        vectors: float32 [V, D].
+        vectors: [V, D].
     """
 
     ids: pa.Array
     times: Ints | None
-    vectors: Floats
+    vectors: Matrix
 
     def rows_as_of(self, ids: pa.Array, times: Ints | None) -> Ints:
         """Return each query's row: its latest vector strictly before its time.
@@ -74,7 +84,9 @@ class VectorTable:
 
     def gather(self, rows: Ints) -> Floats:
         """Return the vectors of `rows` [N], float32 [N, D], zeros where MISSING."""
-        vectors: Floats = self.vectors[np.maximum(rows, 0)]
+        if not self.vectors.shape[0]:
+            return np.zeros((len(rows), self.vectors.shape[1]), np.float32)
+        vectors = np.asarray(self.vectors[np.maximum(rows, 0)], np.float32)
         vectors[rows == MISSING] = 0.0
         return vectors
 

@@ -33,6 +33,7 @@ class TowersTrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch_size"):
             require(getattr(self, name) > 0, f"towers.training.{name}: at least 1")
+        require(self.seed >= 0, "towers.training.seed: at least 0")
         require(
             self.table_learning_rate > 0, "towers.training.table_learning_rate: above 0"
         )

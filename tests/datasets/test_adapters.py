@@ -126,6 +126,65 @@ def test_broken_tables_are_refused(market, file, change, message):
     assert "\n" not in str(caught.value)
 
 
+def without_pages_of(path: Path, *names: str) -> None:
+    """Overwrite what some columns hold; the footer and the others stay whole."""
+    body = bytearray(path.read_bytes())
+    group = pq.read_metadata(path).row_group(0)
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema in names:
+            first = column.dictionary_page_offset or column.data_page_offset
+            size = column.total_compressed_size
+            body[first : first + size] = b"\xff" * size
+    path.write_bytes(body)
+
+
+def test_only_the_ids_of_items_are_read_for_the_checks(market):
+    without_pages_of(market / "items.parquet", "title", "category")
+    dataset = open_dataset(f"parquet:{market}")
+    assert dataset.interactions.num_rows == dataset.impressions.num_rows == 3000
+    with pytest.raises(UserError, match=r"items\.parquet: cannot be read as Parquet"):
+        _ = dataset.items
+
+
+def test_only_times_are_read_for_the_times(market):
+    path = market / "interactions.parquet"
+    expected = open_dataset(f"parquet:{market}").interactions["timestamp"].to_pylist()
+    without_pages_of(path, "user_id", "item_id", "action")
+    dataset = open_dataset(f"parquet:{market}")
+    assert dataset.times.tolist() == expected
+    with pytest.raises(UserError, match=r"interactions\.parquet: cannot be read as"):
+        _ = dataset.interactions
+
+
+CHECKED = [
+    (*BROKEN[0], "times"),
+    (
+        "interactions.parquet",
+        poke("timestamp", 7, None),
+        "column 'timestamp' has 1 nulls, the first in row 7; drop or fill",
+        "times",
+    ),
+    (*BROKEN[6], "times"),
+    (
+        "items.parquet",
+        lambda table: table.drop_columns(["item_id"]),
+        r"column 'item_id' \(int64 or string\) is missing; it has: title, category",
+        "interactions",
+    ),
+    (*BROKEN[-2], "interactions"),
+    (*BROKEN[-1], "interactions"),
+]
+
+
+@pytest.mark.parametrize(("file", "change", "message", "table"), CHECKED)
+def test_a_column_read_alone_is_checked_too(market, file, change, message, table):
+    rewrite(market / file, change)
+    with pytest.raises(UserError, match=message) as caught:
+        getattr(open_dataset(f"parquet:{market}"), table)
+    assert str(caught.value).startswith(str(market / file))
+
+
 def test_ids_of_one_type_everywhere(market):
     path = market / "impressions.parquet"
     users = [str(user) for user in pq.read_table(path)["user_id"].to_pylist()]

@@ -89,7 +89,12 @@ def test_interests_drift():
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("--users=0", "users: at least 1"), ("--days=x", "--days: ")],
+    [
+        ("--users=0", "users: at least 1"),
+        ("--days=x", "--days: "),
+        ("--seed=-1", "seed: at least 0"),
+        ("--drift=-0.1", "drift: at least 0"),
+    ],
 )
 def test_bad_sizes_are_refused(tmp_path, option, message):
     with pytest.raises(UserError, match=message):

@@ -162,6 +162,12 @@ def test_batches_that_cannot_be(rows: RowGroups) -> None:
         Loader(rows, replace(CONFIG, batch_size=999))
 
 
+@pytest.mark.parametrize(("name", "least"), [("lanes", 1), ("workers", 0), ("seed", 0)])
+def test_settings_below_their_least_are_refused(name: str, least: int) -> None:
+    with pytest.raises(ValueError, match=f"{name}: at least {least}"):
+        LoaderConfig(**{name: least - 1})
+
+
 def double(table: pa.Table) -> pa.Table:
     return table.append_column("pid", pa.array([os.getpid()] * table.num_rows))
 

@@ -1,8 +1,10 @@
 import importlib.util
 import json
+import multiprocessing
 import os
 import resource
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.artifact import write_artifact
+from learn_torchrec.artifact import locked, write_artifact
 from learn_torchrec.content.store import KIND as CONTENT
 from learn_torchrec.content.store import ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
@@ -232,6 +234,24 @@ def test_no_user_with_enough(duckdb: Engine) -> None:
         list(prepared.events())
 
 
+def test_a_column_that_cannot_be_the_action(duckdb: Engine) -> None:
+    count = 32_769
+    table = pa.table(
+        {
+            "user_id": np.arange(count),
+            "item_id": np.zeros(count, np.int64),
+            "timestamp": np.full(count, 100 * DAY),
+            "action": [f"session {n}" for n in range(count)],
+        }
+    )
+    kind = load(duckdb, table)
+    with pytest.raises(UserError, match=r"log: column 'action' has 32,769 distinct"):
+        prepare(duckdb, CONFIG, kind, "log")
+    duckdb.view("fewer", "SELECT * FROM log LIMIT 32768")
+    duckdb.add("log", duckdb.table("SELECT * FROM fewer"))
+    assert len(prepare(duckdb, CONFIG, kind, "log").actions) == 32_768
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(without_spark() != "", reason=without_spark() or "-")
 @pytest.mark.parametrize("quantile", [1.0, 0.5])
@@ -334,6 +354,38 @@ def test_the_app(market: Path, tmp_path: Path) -> None:
         app.main(
             ["--data", f"parquet:{market}", "--out", f"{out}2", "--memory", "lots"]
         )
+
+
+def test_two_runs_do_not_meet(market: Path, tmp_path: Path) -> None:
+    from apps import prepare as app
+
+    out = tmp_path / "results" / "prepared"
+    with locked(out):
+        theirs = out.parent / ".prepared.0123abcd.tmp"
+        theirs.mkdir()
+        with pytest.raises(UserError, match="prepared: another run is making it"):
+            app.main(["--data", f"parquet:{market}", "--out", str(out)])
+        assert theirs.is_dir()
+
+
+def test_what_a_killed_run_leaves_is_removed(market: Path, tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    from apps import prepare as app
+
+    out = tmp_path / "results" / "prepared"
+    options = ["--data", f"parquet:{market}", "--out", str(out)]
+
+    def killed_in_the_middle() -> None:
+        app.write_prepared = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        app.main(options)
+
+    child = multiprocessing.get_context("fork").Process(target=killed_in_the_middle)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert list(out.parent.rglob("prepare.duckdb"))
+    app.main(options)
+    assert [path.name for path in out.parent.iterdir()] == ["prepared"]
 
 
 @pytest.mark.parametrize("step", ["open_engine", "prepare", "write_prepared"])

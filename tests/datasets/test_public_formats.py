@@ -126,13 +126,14 @@ def test_lcrec_of_real_data(tmp_path: Path) -> None:
     assert dataset.items["item_id"].equals(other.items["item_id"])
 
 
-def test_movielens_1m_and_10m(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_movielens_1m_and_10m(tmp_path: Path, encoding: str) -> None:
     write(tmp_path / "ratings.dat", "1::7::5::200", "2::7::3::100")
     write(
         tmp_path / "movies.dat",
         "7::Misérables, Les (1995)::Drama|Musical",
         "9::Matrix, The (1999)::Action",
-        encoding="latin-1",
+        encoding=encoding,
     )
     spec = f"movielens:{tmp_path}"
     assert events(spec) == [(2, 7, 100, "dislike"), (1, 7, 200, "like")]
@@ -173,14 +174,80 @@ def test_movielens_20m(tmp_path: Path) -> None:
 def test_movielens_100k(tmp_path: Path) -> None:
     write(tmp_path / "u.data", "196\t242\t4\t881250949")
     flags = "|".join(["0"] * 5 + ["1"] + ["0"] * 13)
-    line = f"242|Kolya (1996)|24-Jan-1997||http://x|{flags}"
+    line = f"242|Café Kolya (1996)|24-Jan-1997||http://x|{flags}"
     write(tmp_path / "u.item", line, encoding="latin-1")
     assert events(f"movielens:{tmp_path}") == [(196, 242, 881250949, "like")]
-    assert items(f"movielens:{tmp_path}")[0]["category"] == "Comedy"
+    (film,) = items(f"movielens:{tmp_path}")
+    assert (film["title"], film["category"]) == ("Café Kolya", "Comedy")
     with pytest.raises(UserError, match=r"has none of u\.data, ratings\.dat"):
         _ = open_dataset(
             f"movielens:{SHARED.parent if False else tmp_path.parent}"
         ).items
+
+
+ATOMIC = {
+    "inter": [
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float",
+        "1\t7\t5\t100",
+    ],
+    "item": [
+        "item_id:token\tmovie_title:token_seq\trelease_year:token",
+        "7\tToy Story\t1995",
+    ],
+    "user": [
+        "user_id:token\tage:token\tgender:token\toccupation:token",
+        "1\t24\tF\twriter",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rows", "message"),
+    [
+        ("item", None, "column 'class' is missing; it has: item_id, movie_title,"),
+        (
+            "item",
+            [f"{ATOMIC['item'][0]}\tclass:token_seq", "m7\tToy Story\t1995\tComedy"],
+            "column 'item_id': Failed to parse string: 'm7'",
+        ),
+        (
+            "item",
+            [f"{ATOMIC['item'][0]}\tclass:token", "7\tToy Story\t1995\tComedy"],
+            "column 'class': Unsupported cast from string to list",
+        ),
+        (
+            "inter",
+            [ATOMIC["inter"][0].replace("rating", "stars"), ATOMIC["inter"][1]],
+            "column 'rating' is missing",
+        ),
+        ("inter", [ATOMIC["inter"][0], "1\t7\tgood\t100"], "is no atomic file"),
+        ("user", ["user_id:token\tage:token", "1\told"], "column 'age': Failed to"),
+    ],
+)
+def test_other_data_than_movielens_100k(
+    tmp_path: Path, suffix: str, rows: list[str] | None, message: str
+) -> None:
+    for name, usual in ATOMIC.items():
+        write(tmp_path / f"x.{name}", *(rows if rows and name == suffix else usual))
+    table = {"item": "items", "inter": "interactions", "user": "impressions"}[suffix]
+    dataset = open_dataset(f"movielens:{tmp_path}")
+    with pytest.raises(UserError, match=message) as caught:
+        dataset.raw(f"{table}.parquet")
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'x'}.{suffix}: ")
+    assert "\n" not in text
+    assert "atomic" in text or f"write --data recbole:{tmp_path}" in text
+
+
+def test_a_field_of_two_kinds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    write(path, {"item_id": "0", "price": 3}, {"item_id": "1", "price": "cheap"})
+    write(tmp_path / "sequences.txt", "1 0 1")
+    for spec in (f"sequences:{tmp_path}", f"csv:{tmp_path}#items=items.jsonl"):
+        with pytest.raises(UserError, match="column 'price' holds values of") as caught:
+            items(spec)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
 
 
 def test_recbole(tmp_path: Path) -> None:

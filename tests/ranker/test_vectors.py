@@ -38,6 +38,19 @@ def test_a_user_is_seen_as_of_the_impression(tmp_path):
     assert learn.dim == 2
 
 
+def test_no_user_has_a_vector(tmp_path):
+    nobody = {
+        "user_id": pa.array([], pa.string()),
+        "timestamp": pa.array([], pa.int64()),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array([], pa.float32()), 2),
+    }
+    learn = write(tmp_path / "v", users=nobody)
+    users, items, present = learn.lookup(["a", "b"], [8, 7], [500, 500])
+    assert users.tolist() == [[0, 0], [0, 0]]
+    assert items.tolist() == [[3, 4], [1, 2]]
+    assert present.tolist() == [[0, 1], [0, 1]]
+
+
 def test_a_planted_leak_is_refused(tmp_path):
     learn = write(tmp_path / "v", cutoff=100)
     learn.refuse_leak(np.array([100, 150]), "train on")
