@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.dataset import Dataset
@@ -26,6 +27,16 @@ def vector_artefacts(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:
     if args.content:
         return {"content": (args.content, KIND_CONTENT)}
     return {}
+
+
+def towers_input(args: argparse.Namespace) -> dict[str, str]:
+    """Return the fingerprint of the towers behind --vectors, if it is given.
+
+    A ranker goes on reading vectors that the same towers make of a later log.
+    """
+    if not args.vectors:
+        return {}
+    return {"towers": read_manifest(args.vectors, KIND_VECTORS).inputs["towers"]}
 
 
 def open_vectors(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from apps import options
 from apps.job import Job, describe
-from apps.learn_inputs import open_vectors, vector_artefacts
+from apps.learn_inputs import open_vectors, towers_input, vector_artefacts
 from learn_torchrec import config
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.datasets import open_dataset
@@ -72,6 +72,7 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = open_dataset(args.data)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
+    inputs |= towers_input(args)
     artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
     return describe(args, KIND_PREDICTIONS, ("split", "cohorts"), inputs, artefacts)
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ranker = config.from_dict(RankerConfig, manifest.config["ranker"], args.ranker)
     vectors = open_vectors(args, dataset, job.run)
     _check_vectors(manifest, job.inputs, args.ranker)
-    times = resolve_times(job.run.split, dataset.interactions)
+    times = resolve_times(job.run.split, dataset.times)
     impressions = dataset.impressions_from(times.test_from)
     _check_times(impressions, times.test_from, manifest)
     if vectors:
@@ -208,17 +209,17 @@ def _part_writer(working: Path) -> Iterator[Callable[[pa.Table], None]]:
 
 
 def _check_vectors(manifest: Manifest, given: Mapping[str, str], ranker: Path) -> None:
-    """Refuse vectors that the ranker was not trained with."""
-    for name in ("vectors", "content"):
-        trained_with, option = manifest.inputs.get(name), f"--{name}"
-        if trained_with and name not in given:
-            raise UserError(f"{ranker}: was trained with {name}; add {option}")
-        if name in given and not trained_with:
-            raise UserError(f"{ranker}: was trained without {name}; leave out {option}")
-        if trained_with and given[name] != trained_with:
+    """Refuse vectors of other towers, or content, than the ranker was trained with."""
+    for role, name in (("towers", "vectors"), ("content", "content")):
+        trained_with = manifest.inputs.get(role)
+        if trained_with and role not in given:
+            raise UserError(f"{ranker}: was trained with {name}; add --{name}")
+        if role in given and not trained_with:
+            raise UserError(f"{ranker}: was trained without {name}; leave out --{name}")
+        if trained_with and given[role] != trained_with:
             raise UserError(
-                f"{ranker}: was trained with other {name} than {option} names; name "
-                "those of its run"
+                f"{ranker}: was trained with other {role} than those behind --{name}; "
+                "name those of its run"
             )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from apps import options
 from apps.job import Job, describe
-from apps.learn_inputs import open_vectors, vector_artefacts
+from apps.learn_inputs import open_vectors, towers_input, vector_artefacts
 from apps.warm_start import (
     add_map,
     add_warm_start,
@@ -65,7 +65,7 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = open_dataset(args.data)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
-    inputs |= map_inputs(args)
+    inputs |= map_inputs(args) | towers_input(args)
     artefacts = vector_artefacts(args) | warm_start_artefacts(args, KIND_RANKER)
     return describe(args, KIND_RANKER, ("split", "ranker"), inputs, artefacts)
 

@@ -233,18 +233,20 @@ class RankingRows:
             item_rows=np.concatenate([part.item_rows for part in parts]),
         )
 
-    def report(self) -> "RowsReport":
-        """Count what the rows lack."""
+    def report(self, chosen: Ints | None = None) -> "RowsReport":
+        """Count what the rows lack, or some of them, by their numbers."""
+        rows = slice(None) if chosen is None else chosen
         missing = {}
         if self.vectors is not None:
-            missing["user_vectors"] = int((self.user_rows == MISSING).sum())
-            missing["item_vectors"] = int((self.item_rows == MISSING).sum())
+            missing["user_vectors"] = int((self.user_rows[rows] == MISSING).sum())
+            missing["item_vectors"] = int((self.item_rows[rows] == MISSING).sum())
         left_out = {
-            name: int(ids.left_out.sum())
+            name: int(ids.left_out[rows].sum())
             for name, ids in self.sparse.items()
             if ids.left_out is not None
         }
-        return RowsReport(rows=len(self), missing=missing, left_out=left_out)
+        count = len(self) if chosen is None else len(chosen)
+        return RowsReport(rows=count, missing=missing, left_out=left_out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ class StreamedRows:
         config: how.
 
     Attributes:
-        report: of the rows of the first epoch that this rank has read.
+        report: of the rows of the first epoch that this rank has taken.
         earliest: time of the first of the rows, unix seconds.
 
     Raises:
@@ -153,10 +153,12 @@ class StreamedRows:
         for parts in read_ahead(loader.windows(epoch, start), depth=1):
             rows = RankingRows.concatenate([part.rows for part in parts])
             rows = replace(rows, vectors=self.vectors)
-            if epoch == 0:
-                self.report = rows.report() + self.report
-            for step in range(len(parts[0].bounds) - 1):
-                yield collate(rows, _rows_of(parts, step))
+            steps = range(len(parts[0].bounds) - 1)
+            taken = [_rows_of(parts, step) for step in steps]
+            if epoch == 0:  # readers that share a lane have both read it
+                self.report = rows.report(np.concatenate(taken)) + self.report
+            for chosen in taken:
+                yield collate(rows, chosen)
 
 
 @dataclass(frozen=True)

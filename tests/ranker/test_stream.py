@@ -140,6 +140,20 @@ def test_a_batch_is_what_rows_in_memory_give(path, one_rank):
     assert streamed.report.left_out["tags"] > 0
 
 
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (8, 0), (16, 0), (2, 2)])
+def test_ranks_report_each_row_once(path, ranks, workers, monkeypatch):
+    monkeypatch.setattr(stream.dist, "get_world_size", lambda: ranks)
+    reports = []
+    for rank in range(ranks):  # up to four of them share one lane
+        monkeypatch.setattr(stream.dist, "get_rank", lambda rank=rank: rank)
+        streamed = opened(path, vectors(), workers=workers)
+        batches = list(streamed.batches(batch_size=BATCH, seed=1, epoch=0))
+        lacking = sum(int((b.has_vectors[:, 0] == 0).sum()) for b in batches)
+        assert streamed.report.missing["user_vectors"] == lacking
+        reports.append(streamed.report)
+    assert sum(report.rows for report in reports) == 360 // BATCH * BATCH
+
+
 def test_only_wanted_columns_and_row_groups_are_read(path, one_rank, monkeypatch):
     read = []
     iter_batches = pq.ParquetFile.iter_batches
