@@ -123,8 +123,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the files, print the tables, write the JSON and check the gates."""
     args = parser().parse_args(argv)
-    if args.resamples < 1:
-        raise UserError(f"--resamples {args.resamples}: use 1 or more")
+    for option, value, least in (
+        ("--resamples", args.resamples, 1),
+        ("--seed", args.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"{option} {value}: use {least} or more")
     if args.out.is_dir():
         raise UserError(f"--out {args.out}: is a directory; name a JSON file")
     paths = parse_names(args.predictions)

@@ -38,10 +38,11 @@ _STUDY_COHORTS = {
         "all",
         "user_cold",
         "user_long_tail",
+        "user_others",
         "item_cold",
         "item_long_tail",
     ),
-    "MovieLens-100K": ("all", "user_cold", "item_cold"),
+    "MovieLens-100K": ("all", "user_cold", "user_others", "item_cold"),
 }
 AMAZON_COLUMNS = {
     "R@10": ("retrieval", "r@10"),
@@ -147,8 +148,8 @@ def study_table(studies: dict[str, dict[str, Any]]) -> str:
             cells += [f"{row['auc'][arm]:.4f}" for arm in ("baseline", "learn")]
             for metric in ("uauc", "wuauc"):
                 value = row[metric]
-                numbers = value["points"], *value["interval"]
-                cells.append("{:+.2f} ({:+.2f}, {:+.2f})".format(*numbers))
+                numbers = value["points"], *value["interval"], value["seed_std"]
+                cells.append("{:+.2f} ({:+.2f}, {:+.2f}) ± {:.1f}".format(*numbers))
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -219,8 +220,9 @@ def faults_rows(results: dict[str, Any]) -> dict[str, str]:
         ),
         f"step time lost to a checkpoint of {results['saved_mb'] / 1000:.1f} GB in a "
         "second thread over at once": f"{results['async_save_ratio']:.2f} x",
-        f"ranker at two ranks, growth of memory in {minutes:.0f} minutes": (
-            f"{results['soak_memory_growth']:+.1%}"
+        f"ranker at two ranks, {minutes:.0f} minutes: growth of memory; of steps/s": (
+            f"{results['soak_memory_growth']:+.1%}; "
+            f"{results['soak_throughput_drift']:+.1%}"
         ),
     }
 

@@ -268,6 +268,9 @@ def test_clicks_and_cohorts_must_be_there(tmp_path: Path) -> None:
         evaluate_auc.main([*command, "--cohort-column=level"])
     with pytest.raises(UserError, match="convention"):
         evaluate_auc.main([*command, "--set=convention.ties=never"])
+    for option in ("--seed=-1", "--resamples=0"):
+        with pytest.raises(UserError, match=option.replace("=", " ")):
+            evaluate_auc.main([*command, option])
     with pytest.raises(UserError, match="--gate: compares files"):
         evaluate_auc.main([*command, "--gate=uauc>0"])
     with pytest.raises(UserError, match="--cohort-column: needs all rows in memory"):
