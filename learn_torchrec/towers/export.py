@@ -1,8 +1,9 @@
 """The towers' artefacts: trained weights, and the vectors that the ranker reads."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from learn_torchrec.towers.warm_start import InitialTowers
 KIND_TOWERS = "towers"
 CATALOGUE_FILE = "items.parquet"
 WEIGHTS_FILE = "towers.safetensors"
+_PART_ROWS = 131_072  # users' vectors of a rank that are written together
 # Names of the weights begin so, those of the ids' table is this.
 _ENCODER, _REPEAT = "encoder.", "repeat."
 _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
@@ -156,11 +158,52 @@ def write_item_vectors(path: Path, item_ids: pa.Array, vectors: Tensor) -> None:
 
 
 def write_user_vectors(
-    path: Path, user_ids: pa.Array, times: NDArray[np.int64], vectors: Tensor
+    path: Path,
+    sequences: SequenceSet,
+    events: NDArray[np.int64],
+    vectors: Iterable[Tensor],
+    dim: int,
 ) -> None:
-    """Write `user_id, timestamp, vector`: the vector knows events up to `timestamp`."""
-    table = pa.table({USER_ID: user_ids, TIMESTAMP: times, VECTOR: _as_lists(vectors)})
-    pq.write_table(table, path)
+    """Write `user_id, timestamp, vector`: the vector knows events up to `timestamp`.
+
+    Args:
+        path: of the file.
+        sequences: users and events.
+        events: int64 [n], the last event that each vector knows.
+        vectors: float32 [., D] each, n together, in the order of `events`.
+        dim: D.
+    """
+    schema = pa.schema(
+        {
+            USER_ID: sequences.user_ids.type,
+            TIMESTAMP: pa.int64(),
+            VECTOR: pa.list_(pa.float32(), dim),
+        }
+    )
+    written = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for part in _joined(vectors, _PART_ROWS):
+            known = events[written : written + len(part)]
+            users = np.searchsorted(sequences.offsets, known, side="right") - 1
+            columns = [
+                sequences.user_ids.take(pa.array(users)),
+                pa.array(sequences.times[known]),
+                _as_lists(part),
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+            written += len(part)
+
+
+def _joined(parts: Iterable[Tensor], num_rows: int) -> Iterator[Tensor]:
+    """Yield the parts' rows in their order, at least `num_rows` at a time."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= num_rows:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def _as_lists(vectors: Tensor) -> pa.FixedSizeListArray:
