@@ -117,13 +117,14 @@ def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
             assert rows[batch.target[positives[real]]].tolist() == recent[1:]
 
 
-@pytest.mark.parametrize("chunk", [2, 4096])
+@pytest.mark.parametrize(("anchors", "logits"), [(2, 99), (4096, 1), (4096, 1 << 20)])
 @pytest.mark.parametrize("num_candidates", [11, 5])
 @pytest.mark.parametrize("with_extras", [False, True])
 def test_the_loss_equals_the_naive_formula(
-    chunk, num_candidates, with_extras, monkeypatch
+    anchors, logits, num_candidates, with_extras, monkeypatch
 ):
-    monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", chunk)
+    monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", anchors)
+    monkeypatch.setattr(losses, "_LOGITS_IN_CHUNK", logits)
     random = torch.Generator().manual_seed(1)
     users = F.normalize(torch.randn(4, 3, 5, generator=random), dim=-1)
     vectors = F.normalize(torch.randn(11, 5, generator=random), dim=-1)
@@ -181,6 +182,32 @@ def test_over_the_whole_catalogue_it_is_cross_entropy():
     )
     expected = F.cross_entropy(users[:, 0] @ vectors.T / 0.5, positives[:, 0])
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("candidates", "largest"), [(10, 5), (25, 2), (90, 1)])
+def test_a_chunk_of_the_loss_is_bounded(candidates, largest, monkeypatch):
+    monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", 5)
+    monkeypatch.setattr(losses, "_LOGITS_IN_CHUNK", 50)
+    seen, one_chunk = [], losses._next_item_chunk
+
+    def watched(users, *rest):
+        seen.append(len(users))
+        # A checkpoint keeps what it is given until the backward pass.
+        for kept in (users, *rest[:3], *rest[3]):
+            assert kept.numel() <= max(users.numel(), rest[3].vectors.numel())
+        return one_chunk(users, *rest)
+
+    monkeypatch.setattr(losses, "_next_item_chunk", watched)
+    next_item_loss(
+        torch.randn(4, 3, 1),
+        torch.randn(90, 1),
+        torch.ones(4, 3, dtype=torch.bool),
+        torch.randint(0, 90, (4, 3)),
+        torch.arange(candidates),
+        temperature=0.5,
+    )
+    assert sum(seen) == 12
+    assert max(seen) == largest
 
 
 def test_an_id_counts_as_much_as_is_known_of_it():
