@@ -70,6 +70,11 @@ class LossConfig:
             "and has nothing to correct; set it to false",
         )
 
+    @property
+    def needs_log_q(self) -> bool:
+        """Whether it reads the items' shares of the training events."""
+        return self.sampling_correction or self.logit_adjustment > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:

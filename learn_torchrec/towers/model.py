@@ -191,7 +191,7 @@ class TwinTowerTrain(nn.Module):
         item_log_q: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if item_log_q is None and (loss.sampling_correction or loss.logit_adjustment):
+        if item_log_q is None and loss.needs_log_q:
             raise ValueError("the loss needs item_log_q")
         self.towers = towers
         self.loss = loss

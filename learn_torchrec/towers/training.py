@@ -205,13 +205,15 @@ def _prepare(
         if towers.repeat is not None and initial.repeat is not None:
             towers.repeat.load_state_dict(dict(initial.repeat))
     towers.encoder.precision = _DTYPES[training.precision]
-    task = TwinTowerTrain(towers, config.loss, _log_q(counts))
+    log_q = _log_q(counts) if config.loss.needs_log_q else None
+    task = TwinTowerTrain(towers, config.loss, log_q)
     # Everything but the table, which TorchRec places.
     task._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
     steps = training.epochs * (len(train) // training.batch_size)
     if towers.ids is None:
         optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
-        model = DistributedDataParallel(task)
+        # Buffers are built alike on every rank and never change.
+        model = DistributedDataParallel(task, broadcast_buffers=False)
         return Parts(
             task,
             model,
