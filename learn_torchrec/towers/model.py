@@ -41,7 +41,7 @@ class TowersModelConfig:
         inputs: what is known of an item: its `content` (the paper), its `id` (the
             paper's ID row) or the sum of both (`content+id`).
         id_half_trust: training events at which an item's id counts half, see
-            `ItemIds`; 0 trusts all ids alike.
+            `ItemIds`; 0 trusts the ids of all items with any alike.
         item_tower: what the item side reads in training (paper: table "item tower").
             `causal` (variant 1): the target sequence, each item in the context of
             the earlier targets; `self` (variant 2): each target item alone;

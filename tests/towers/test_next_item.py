@@ -219,7 +219,9 @@ def test_an_id_counts_as_much_as_is_known_of_it():
     table = ids.table.embeddings["t_item_id"].weight
     torch.testing.assert_close(looked_up, table[rows] * ids.trust[rows, None])
     assert looked_up[1].abs().sum() == 0  # an item that was never seen has no id
-    assert ItemIds(counts, dim=4, half_trust=0.0).trust.tolist() == [1, 1, 1, 1]
+    alike = ItemIds(counts, dim=4, half_trust=0.0)
+    assert alike.trust.tolist() == [0, 1, 1, 1]
+    assert alike(keyed(rows))[1].abs().sum() == 0
 
 
 @pytest.mark.parametrize("inputs", ["id", "content+id"])
