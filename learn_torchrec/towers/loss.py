@@ -47,7 +47,8 @@ class LossConfig:
             what popularity explains is not learned again by the vectors, so that rare
             items rank higher. Not in the paper; 0 is off, 1 takes popularity out.
         temperature: divides the cosine; the authors' public code uses 1/20.
-        learn_temperature: start from it and learn it, as CLIP does.
+        learn_temperature: start from it and learn it, as CLIP does; it stays at 0.01
+            or above.
         sampling_correction: subtract log q of an item, its share of the training
             events, from its logit, so that frequent items are not pushed down for
             being drawn often as negatives. Not in the paper; off is the paper.
@@ -62,6 +63,11 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "towers.loss.temperature: above 0")
+        require(
+            not self.learn_temperature or self.temperature >= LEAST_TEMPERATURE,
+            f"towers.loss.temperature: at least {LEAST_TEMPERATURE} where it is "
+            "learned; raise it or set towers.loss.learn_temperature=false",
+        )
         require(self.candidates >= 0, "towers.loss.candidates: at least 0")
         require(self.logit_adjustment >= 0, "towers.loss.logit_adjustment: at least 0")
         require(

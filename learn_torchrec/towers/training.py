@@ -130,6 +130,7 @@ def train_towers(
 
     def watch(output: tuple[Tensor, Tensor]) -> None:
         value, users = output
+        task.bound_temperature()
         _refuse_non_finite(value, users, position.step // per_epoch, train, log)
         loss.add(value)
         position.step += 1
@@ -160,7 +161,7 @@ def train_towers(
             seed_dropout,
             hang_seconds=checkpoints.hang_seconds if checkpoints else 0.0,
         )
-        line = {"loss": loss.result(), "temperature": float(task.temperature())}
+        line = {"loss": loss.result(), "temperature": task.temperature().item()}
         line |= speed.result()
         length = config.sampling.history_length
         if isinstance(pipeline, TrainPipelineSparseDist):

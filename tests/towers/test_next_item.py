@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers import loss as losses
+from learn_torchrec.towers import model
 from learn_torchrec.towers.batch import attach_content, next_item_batches
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoder import EncoderShape
@@ -327,6 +328,26 @@ def test_training_may_start_from_given_weights(store, one_rank, tmp_path):
         )
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(trained.state[f"encoder.{name}"], value)
+
+
+def test_training_keeps_a_learned_temperature_in_its_range(
+    store, one_rank, tmp_path, monkeypatch
+):
+    del one_rank
+    monkeypatch.setattr(model, "LEAST_TEMPERATURE", 0.3)
+    config = config_of(optimizer=OptimizerConfig(learning_rate=1e-6), epochs=1)
+    loss = dataclasses.replace(config.loss, temperature=0.1, learn_temperature=True)
+    with RunLog(tmp_path / "towers") as log:
+        train_towers(
+            dataclasses.replace(config, loss=loss),
+            data_of(make_sequences()),
+            store,
+            RetrievalConfig(ks=(1,)),
+            CPU,
+            log,
+        )
+    (line,) = map(json.loads, log.path.read_text().splitlines())
+    assert line["temperature"] == pytest.approx(0.3, abs=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_users(store, one_rank, tmp_path):
