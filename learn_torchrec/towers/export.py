@@ -20,7 +20,13 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
-from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID, VECTOR
+from learn_torchrec.schema import (
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    TIMESTAMP,
+    USER_ID,
+    VECTOR,
+)
 from learn_torchrec.towers.config import TowersConfig
 from learn_torchrec.towers.ids import ITEM_TABLE
 from learn_torchrec.towers.model import TwinTower
@@ -142,14 +148,47 @@ def check_towers_inputs(
             f"{store.directory}: is not the content store that {directory} was trained "
             "with; name that one, or train the towers again"
         )
-    trained, given = manifest.config["split"], configs.to_dict(split)
-    different = [name for name in given if given[name] != trained.get(name)]
-    if different:
-        name = different[0]
+    for name, trained, given in _split_changes(manifest, split):
         raise UserError(
-            f"split.{name} is {given[name]}, {directory} was trained with "
-            f"{trained.get(name)}; pass the --preset, --config or --set of its training"
+            f"split.{name} is {given}, {directory} was trained with {trained}; pass "
+            "the --preset, --config or --set of its training"
         )
+
+
+def refuse_other_split(directory: Path, interactions: str, split: SplitConfig) -> None:
+    """Refuse towers that may have learned from what is held out of the same log now.
+
+    Where both hold out new users alone their cut-offs tell, and nothing is refused.
+
+    Args:
+        directory: of the earlier towers.
+        interactions: fingerprint of this run's log.
+        split: this run's.
+
+    Raises:
+        UserError: with what differs.
+    """
+    manifest = read_manifest(directory, KIND_TOWERS)
+    if manifest.inputs[INTERACTIONS_FILE] != interactions:
+        return
+    if manifest.config["split"]["holdout"] == split.holdout == "new_users":
+        return
+    for name, trained, given in _split_changes(manifest, split):
+        raise UserError(
+            f"leak: split.{name} is {given}, {directory} was trained with {trained} on "
+            "the same interactions and may know what is held out now; pass the split "
+            "of its training, or leave out --warm-start"
+        )
+
+
+def _split_changes(
+    manifest: Manifest, split: SplitConfig
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the settings of a split that differ: name, in the manifest, and now."""
+    trained = manifest.config["split"]
+    for name, given in configs.to_dict(split).items():
+        if given != trained.get(name):
+            yield name, trained.get(name), given
 
 
 def write_item_vectors(path: Path, item_ids: pa.Array, vectors: Tensor) -> None:
