@@ -84,6 +84,7 @@ def test_blocks_count_whole_or_not_at_all(tmp_path: Path) -> None:
     found = cache.find(hash_texts(["z", "q", "y"]))
     assert (found >= 0).tolist() == [True, False, True]
     np.testing.assert_array_equal(cache.gather(found[[0, 2]]), [[2] * 3, [1] * 3])
+    assert cache.gather(found[[2, 0, 2]])[:, 0].tolist() == [1, 2, 1]
     for path in (tmp_path / "c").glob("*.hashes.npy"):
         path.rename(path.with_suffix(".tmp"))  # killed before the last rename
     assert VectorCache(tmp_path / "c").dim is None
