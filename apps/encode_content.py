@@ -2,6 +2,7 @@
 
 What an interrupted run has encoded is kept beside --out and not encoded again. With
 --overwrite, or --reuse DIR, only items that are new or whose text has changed are.
+Ranks share what is left to encode, text by text.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import operator
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch.distributed as dist
 
 from apps import options
@@ -19,6 +22,7 @@ from learn_torchrec.content import extract, store
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.content.vector_cache import (
     ENCODER_FACT,
+    Hashes,
     VectorCache,
     earlier_store,
 )
@@ -26,6 +30,7 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 from learn_torchrec.training.distributed import (
+    agreed,
     gather_objects,
     is_writer,
     locked_together,
@@ -59,7 +64,7 @@ def plan(args: argparse.Namespace) -> Job:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write a content store for the items of a data set; ranks share the items."""
+    """Write a content store for the items of a data set; ranks share them."""
     args = build_parser().parse_args(argv)
     job = plan(args)
     if job.is_done():
@@ -69,29 +74,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     items = open_dataset(args.data).items
     ids = store.checked_ids(items[ITEM_ID])
     with process_group(), locked_together(job.out):
-        part = rank_share(items.num_rows)
-        mine = items.slice(part.start, part.stop - part.start)
         cache = VectorCache(_unfinished(job.out, encoder), _earlier(args, encoder))
-        done = extract.extract(mine, config, cache)
+        part = rank_share(items.num_rows)
+        mine = extract.text_hashes(
+            items.slice(part.start, part.stop - part.start), config
+        )
+        # Once all ranks are here their caches are the same, and so is what is missing.
+        hashes = np.concatenate(gather_objects(mine))
+        rows = extract.missing_rows(hashes, cache)
+        with agreed():
+            loaded = extract.encode(
+                items,
+                rows[dist.get_rank() :: dist.get_world_size()],
+                hashes,
+                config,
+                cache,
+            )
+        with agreed():
+            positions = _positions(mine, cache)
         dim = max(gather_objects(cache.dim or 0))
         facts = extract.describe(items, config) | {ENCODER_FACT: encoder, "dim": dim}
         with write_artifact_together(job.out, **job.manifest(None, facts)) as working:
             moments = store.write_shard(
                 working,
                 dist.get_rank(),
-                lambda rows: cache.gather(done.positions[rows]),
-                done.hashes,
+                lambda asked: cache.gather(positions[asked]),
+                mine,
                 dim,
             )
-            parts = gather_objects((moments, done.encoded, done.facts))
+            parts = gather_objects((moments, loaded))
             if is_writer():
-                facts["encoded"] = sum(encoded for _, encoded, _ in parts)
-                for _, _, loaded in parts:
-                    facts.update(loaded)
+                facts["encoded"] = len(rows)
+                for _, encoder_facts in parts:
+                    facts.update(encoder_facts)
                 total = functools.reduce(operator.add, (part[0] for part in parts))
                 facts["text_hash"] = store.finish_content_store(working, ids, total)
         if is_writer():
             cache.remove()
+
+
+def _positions(hashes: Hashes, cache: VectorCache) -> npt.NDArray[np.int64]:
+    """Find the vectors that all ranks have made, those of other ranks on disk.
+
+    Raises:
+        UserError: another rank's are not to be seen.
+    """
+    cache.reload()
+    positions = cache.find(hashes)
+    if (positions < 0).any():
+        raise UserError(
+            f"{cache.directory}: does not show what other ranks wrote; put --out on a "
+            "file system that all hosts share"
+        )
+    return positions
 
 
 def _unfinished(out: Path, encoder: str) -> Path:

@@ -27,7 +27,7 @@ from learn_torchrec.towers.export import (
     write_item_vectors,
     write_user_vectors,
 )
-from learn_torchrec.towers.inference import encode_catalogue, encode_histories
+from learn_torchrec.towers.inference import encode_catalogue, history_vectors
 from learn_torchrec.training.distributed import (
     locked_together,
     process_group,
@@ -79,7 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         items = np.arange(len(store))[rank_share(len(store))]
         events = snapshots[rank_share(len(snapshots))]
         item_vectors = encode_catalogue(towers, store, items, device)
-        user_vectors = encode_histories(
+        facts = {
+            "items": len(store),
+            "snapshots": len(snapshots),
+            "dim": int(item_vectors.shape[1]),
+        }
+        user_vectors = history_vectors(
             towers,
             store,
             sequences,
@@ -88,12 +93,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             device,
             log.progress,
         )
-        users = np.searchsorted(sequences.offsets, events, side="right") - 1
-        facts = {
-            "items": len(store),
-            "snapshots": len(snapshots),
-            "dim": int(item_vectors.shape[1]),
-        }
         manifest = job.manifest(towers_manifest.cutoff, facts)
         with write_artifact_together(job.out, **manifest) as working:
             write_item_vectors(
@@ -103,9 +102,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             write_user_vectors(
                 _part(working / USER_VECTORS_FILE),
-                sequences.user_ids.take(pa.array(users)),
-                sequences.times[events],
+                sequences,
+                events,
                 user_vectors,
+                facts["dim"],
             )
 
 

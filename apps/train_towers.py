@@ -15,7 +15,12 @@ from learn_torchrec.datasets.tables import files_fingerprint
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import INTERACTIONS_FILE
 from learn_torchrec.towers.authors import read_authors_checkpoint
-from learn_torchrec.towers.export import KIND_TOWERS, earlier_towers, save_towers
+from learn_torchrec.towers.export import (
+    KIND_TOWERS,
+    earlier_towers,
+    refuse_other_split,
+    save_towers,
+)
 from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
@@ -74,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         initial = InitialTowers(read_authors_checkpoint(args.authors_checkpoint))
     if args.warm_start is not None:
         refuse_future(args.warm_start, KIND_TOWERS, data.known_until)
+        refuse_other_split(args.warm_start, job.inputs[INTERACTIONS_FILE], split)
         initial = earlier_towers(args.warm_start, store)
     with job.training() as (device, log, checkpoints):
         trained = train_towers(

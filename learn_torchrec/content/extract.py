@@ -1,6 +1,8 @@
 """Stage 1: item texts in, content vectors out (paper: CEG, section 3.1).
 
-Letters: n items of a rank's part, C content dim.
+Equal texts are read once, by whichever rank it falls to.
+
+Letters: N items of the catalogue, n some of them, C content dim.
 """
 
 import logging
@@ -30,6 +32,8 @@ _RENDERED_ROWS = 65_536
 _WINDOW, _BLOCK_ITEMS, _BLOCK_SECONDS = 8_192, 4_096, 30.0
 _LOG_SECONDS = 30.0
 
+Rows = npt.NDArray[np.int64]
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,64 +45,66 @@ class ContentConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extracted:
-    """What one rank knows when its items are done.
-
-    Attributes:
-        hashes: uint64 [n, 2], of the items' texts.
-        positions: int64 [n], of their vectors in the cache.
-        encoded: how many distinct texts were read by the model this time.
-        facts: about the encoder; empty where nothing had to be encoded.
-    """
-
-    hashes: Hashes
-    positions: npt.NDArray[np.int64]
-    encoded: int
-    facts: dict[str, Any]
-
-
-def extract(
-    items: pa.Table,
-    config: ContentConfig,
-    cache: VectorCache,
-    make_encoder: Callable[[EncoderConfig], ContentEncoder] = ContentEncoder,
-) -> Extracted:
-    """Bring the vectors of all items into the cache, encoding those it lacks.
-
-    Equal texts are read once. What is done is written as it goes: a run that is
-    killed and started again encodes the rest.
+def text_hashes(items: pa.Table, config: ContentConfig) -> Hashes:
+    """Return the hash of every item's text, uint64 [n, 2].
 
     Args:
-        items: `item_id` and text columns: a rank's part of the catalogue, n rows.
-        config: prompt and encoder.
-        cache: vectors that are there already; keeps the new ones.
-        make_encoder: loads the model; called only if something is to be encoded.
+        items: `item_id` and text columns, n rows.
+        config: its prompt makes the texts.
 
     Raises:
-        UserError: an item without text, an encoder that cannot be loaded, or a
-            vector that half precision cannot hold.
+        UserError: an item without text.
     """
-    hashes = np.concatenate(
+    return np.concatenate(
         [np.empty((0, 2), np.uint64)]
         + [hash_texts(render(piece, config.prompt)) for piece in _pieces(items)]
     )
+
+
+def missing_rows(hashes: Hashes, cache: VectorCache) -> Rows:
+    """Return one item for each distinct text that the cache lacks, ascending."""
     missing = np.flatnonzero(cache.find(hashes) < 0)
     _, first = np.unique(hashes[missing], axis=0, return_index=True)
-    rows = missing[np.sort(first)]  # one item for each distinct text
     logger.info("%d of %d items are to be encoded", len(missing), len(hashes))
-    facts: dict[str, Any] = {}
-    if len(rows):
-        encoder = make_encoder(config.encoder)
-        _encode(items, rows, hashes, config.prompt, encoder, cache)
-        cache.reload()
-        facts = {
-            "dtype": str(encoder.dtype).removeprefix("torch."),
-            "revision": encoder.revision,
-        }
-    return Extracted(
-        hashes=hashes, positions=cache.find(hashes), encoded=len(rows), facts=facts
-    )
+    return missing[np.sort(first)]
+
+
+def encode(
+    items: pa.Table,
+    rows: Rows,
+    hashes: Hashes,
+    config: ContentConfig,
+    cache: VectorCache,
+    make_encoder: Callable[[EncoderConfig], ContentEncoder] = ContentEncoder,
+) -> dict[str, Any]:
+    """Encode items and leave their vectors where the cache's `reload` finds them.
+
+    What is done is written as it goes: a run that is killed and started again encodes
+    the rest.
+
+    Args:
+        items: `item_id` and text columns of the whole catalogue.
+        rows: int64 [n], the items to encode.
+        hashes: uint64 [N, 2], of the texts of the whole catalogue.
+        config: prompt and encoder.
+        cache: keeps the vectors.
+        make_encoder: loads the model; called only if something is to be encoded.
+
+    Returns:
+        Facts about the encoder; none where nothing is to be encoded.
+
+    Raises:
+        UserError: an encoder that cannot be loaded, or a vector that half precision
+            cannot hold.
+    """
+    if not len(rows):
+        return {}
+    encoder = make_encoder(config.encoder)
+    _encode(items, rows, hashes, config.prompt, encoder, cache)
+    return {
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "revision": encoder.revision,
+    }
 
 
 def encoder_fingerprint(config: ContentConfig) -> str:
@@ -136,7 +142,7 @@ def _pieces(items: pa.Table) -> Iterator[pa.Table]:
 
 def _encode(
     items: pa.Table,
-    rows: npt.NDArray[np.int64],
+    rows: Rows,
     hashes: Hashes,
     prompt: PromptConfig,
     encoder: ContentEncoder,

@@ -6,7 +6,7 @@ Letters: N items, C content dim, n rows asked for.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,24 @@ _RELATIVE_RESOLUTION = 2.0**-11
 _ABSOLUTE_RESOLUTION = 2.0**-24
 
 
+class Shard(Protocol):
+    """Rows of the matrix, half precision [n_i, C]: an array, or what reads like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an array."""
+
+    @property
+    def dtype(self) -> np.dtype[np.float16]:
+        """Of an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
 class ShardedMatrix:
-    """Several arrays [n_i, C] below each other as one read-only array [N, C].
+    """Several shards [n_i, C] below each other as one read-only array [N, C].
 
     Rows are read from disk as they are asked for.
 
@@ -29,7 +45,7 @@ class ShardedMatrix:
         shards: at least one, all with the same number of columns.
     """
 
-    def __init__(self, shards: Sequence[Halves]) -> None:
+    def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = list(shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self.shape = int(self._starts[-1]), int(self.shards[0].shape[1])

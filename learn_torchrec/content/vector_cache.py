@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from learn_torchrec.content.matrix import ShardedMatrix
+from learn_torchrec.content.matrix import Shard, ShardedMatrix
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
 
@@ -41,7 +41,7 @@ class VectorCache:
     def __init__(self, directory: Path, earlier: ContentStore | None = None) -> None:
         self.directory = directory
         self._hashes = [np.empty((0, 2), np.uint64)]
-        self._shards: list[Halves] = []
+        self._shards: list[Shard] = []
         self._blocks: set[str] = set()
         if earlier is not None:
             self._hashes.append(earlier.text_hashes())
@@ -81,7 +81,7 @@ class VectorCache:
                 self._blocks.add(path.name)
                 self._hashes.append(np.load(path))
                 vectors = path.with_name(path.name.replace(".hashes.", ".vectors."))
-                self._shards.append(np.asarray(np.load(vectors, mmap_mode="r")))
+                self._shards.append(_Block(vectors))
         self._all_hashes = np.concatenate(self._hashes)
         self._order = np.argsort(self._all_hashes[:, 0], kind="stable")
         self._sorted = self._all_hashes[self._order, 0]
@@ -119,6 +119,28 @@ def earlier_store(directory: Path, encoder: str) -> ContentStore:
             "other encoder settings; leave it out, or encode with its settings"
         )
     return store
+
+
+class _Block:
+    """The vectors of a block, mapped only while they are read.
+
+    A long run leaves thousands of blocks, more than a process may have open files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        vectors = self._vectors()
+        self.shape, self.dtype = vectors.shape, vectors.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Halves:
+        return np.array(self._vectors()[rows])
+
+    def _vectors(self) -> Halves:
+        vectors: Halves = np.load(self._path, mmap_mode="r")
+        return vectors
 
 
 def _write_aside(path: Path, array: npt.NDArray[Any]) -> None:

@@ -1,8 +1,9 @@
 """The towers' artefacts: trained weights, and the vectors that the ranker reads."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,13 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
-from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID, VECTOR
+from learn_torchrec.schema import (
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    TIMESTAMP,
+    USER_ID,
+    VECTOR,
+)
 from learn_torchrec.towers.config import TowersConfig
 from learn_torchrec.towers.ids import ITEM_TABLE
 from learn_torchrec.towers.model import TwinTower
@@ -29,6 +36,7 @@ from learn_torchrec.towers.warm_start import InitialTowers
 KIND_TOWERS = "towers"
 CATALOGUE_FILE = "items.parquet"
 WEIGHTS_FILE = "towers.safetensors"
+_PART_ROWS = 131_072  # users' vectors of a rank that are written together
 # Names of the weights begin so, those of the ids' table is this.
 _ENCODER, _REPEAT = "encoder.", "repeat."
 _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
@@ -140,14 +148,47 @@ def check_towers_inputs(
             f"{store.directory}: is not the content store that {directory} was trained "
             "with; name that one, or train the towers again"
         )
-    trained, given = manifest.config["split"], configs.to_dict(split)
-    different = [name for name in given if given[name] != trained.get(name)]
-    if different:
-        name = different[0]
+    for name, trained, given in _split_changes(manifest, split):
         raise UserError(
-            f"split.{name} is {given[name]}, {directory} was trained with "
-            f"{trained.get(name)}; pass the --preset, --config or --set of its training"
+            f"split.{name} is {given}, {directory} was trained with {trained}; pass "
+            "the --preset, --config or --set of its training"
         )
+
+
+def refuse_other_split(directory: Path, interactions: str, split: SplitConfig) -> None:
+    """Refuse towers that may have learned from what is held out of the same log now.
+
+    Where both hold out new users alone their cut-offs tell, and nothing is refused.
+
+    Args:
+        directory: of the earlier towers.
+        interactions: fingerprint of this run's log.
+        split: this run's.
+
+    Raises:
+        UserError: with what differs.
+    """
+    manifest = read_manifest(directory, KIND_TOWERS)
+    if manifest.inputs[INTERACTIONS_FILE] != interactions:
+        return
+    if manifest.config["split"]["holdout"] == split.holdout == "new_users":
+        return
+    for name, trained, given in _split_changes(manifest, split):
+        raise UserError(
+            f"leak: split.{name} is {given}, {directory} was trained with {trained} on "
+            "the same interactions and may know what is held out now; pass the split "
+            "of its training, or leave out --warm-start"
+        )
+
+
+def _split_changes(
+    manifest: Manifest, split: SplitConfig
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the settings of a split that differ: name, in the manifest, and now."""
+    trained = manifest.config["split"]
+    for name, given in configs.to_dict(split).items():
+        if given != trained.get(name):
+            yield name, trained.get(name), given
 
 
 def write_item_vectors(path: Path, item_ids: pa.Array, vectors: Tensor) -> None:
@@ -156,11 +197,52 @@ def write_item_vectors(path: Path, item_ids: pa.Array, vectors: Tensor) -> None:
 
 
 def write_user_vectors(
-    path: Path, user_ids: pa.Array, times: NDArray[np.int64], vectors: Tensor
+    path: Path,
+    sequences: SequenceSet,
+    events: NDArray[np.int64],
+    vectors: Iterable[Tensor],
+    dim: int,
 ) -> None:
-    """Write `user_id, timestamp, vector`: the vector knows events up to `timestamp`."""
-    table = pa.table({USER_ID: user_ids, TIMESTAMP: times, VECTOR: _as_lists(vectors)})
-    pq.write_table(table, path)
+    """Write `user_id, timestamp, vector`: the vector knows events up to `timestamp`.
+
+    Args:
+        path: of the file.
+        sequences: users and events.
+        events: int64 [n], the last event that each vector knows.
+        vectors: float32 [., D] each, n together, in the order of `events`.
+        dim: D.
+    """
+    schema = pa.schema(
+        {
+            USER_ID: sequences.user_ids.type,
+            TIMESTAMP: pa.int64(),
+            VECTOR: pa.list_(pa.float32(), dim),
+        }
+    )
+    written = 0
+    with pq.ParquetWriter(path, schema) as writer:
+        for part in _joined(vectors, _PART_ROWS):
+            known = events[written : written + len(part)]
+            users = np.searchsorted(sequences.offsets, known, side="right") - 1
+            columns = [
+                sequences.user_ids.take(pa.array(users)),
+                pa.array(sequences.times[known]),
+                _as_lists(part),
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+            written += len(part)
+
+
+def _joined(parts: Iterable[Tensor], num_rows: int) -> Iterator[Tensor]:
+    """Yield the parts' rows in their order, at least `num_rows` at a time."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= num_rows:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def _as_lists(vectors: Tensor) -> pa.FixedSizeListArray:

@@ -18,7 +18,8 @@ class ItemIds(nn.Module):
     Args:
         event_counts: int64 or float32 [N], training events of each item.
         dim: W, of a vector.
-        half_trust: k, the events at which an id counts half; 0 trusts all alike.
+        half_trust: k, the events at which an id counts half; 0 trusts alike all items
+            with any.
         device: of the table; "meta" where TorchRec shards and fills it.
     """
 
@@ -33,8 +34,8 @@ class ItemIds(nn.Module):
     ) -> None:
         super().__init__()
         counts = event_counts.float()
-        seen = (counts > 0).float()
-        trust = counts / (counts + half_trust) if half_trust else torch.ones_like(seen)
+        # 0 / 0 for a new item where half_trust is 0.
+        trust = torch.where(counts > 0, counts / (counts + half_trust), 0.0)
         self.register_buffer("trust", trust)
         self.table = EmbeddingCollection(
             device=device or torch.device("cpu"),

@@ -35,7 +35,7 @@ def encode_catalogue(
     Returns:
         float32 [n, D] on the CPU, unit vectors.
     """
-    parts = [torch.empty(0, towers.encoder.vector_projection.out_features)]
+    parts = [torch.empty(0, _dim(towers))]
     for start in range(0, len(rows), _TOKENS_PER_BATCH):
         part = rows[start : start + _TOKENS_PER_BATCH]
         content, id_vectors = _inputs(towers, store, part, device)
@@ -56,7 +56,6 @@ def history_windows(sequences: SequenceSet, length: int) -> tuple[Ints, Ints]:
     return np.maximum(user_starts, ends - length), ends
 
 
-@torch.no_grad()
 def encode_histories(
     towers: TwinTower,
     store: ContentStore,
@@ -66,7 +65,28 @@ def encode_histories(
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Encode each user as of some of their events.
+    """Encode each user as of some of their events: see `history_vectors`.
+
+    Returns:
+        float32 [n, D] on the CPU, unit vectors.
+    """
+    parts = history_vectors(
+        towers, store, sequences, events, history_length, device, on_progress
+    )
+    return torch.cat([torch.empty(0, _dim(towers)), *parts])
+
+
+@torch.no_grad()
+def history_vectors(
+    towers: TwinTower,
+    store: ContentStore,
+    sequences: SequenceSet,
+    events: Ints,
+    history_length: int,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """Encode each user as of some of their events, a few of these at a time.
 
     The vector as of event e is the user tower's over the at most `history_length`
     most recent events up to and including e. Events within the first
@@ -81,12 +101,11 @@ def encode_histories(
         device: where `towers` lives.
         on_progress: called with the number of events done and of all.
 
-    Returns:
-        float32 [n, D] on the CPU, unit vectors.
+    Yields:
+        float32 [., D] on the CPU, unit vectors of the next events.
     """
     done = 0
-    vectors = torch.empty(len(events), towers.encoder.vector_projection.out_features)
-    for starts, ends, reads, outputs in _batches(sequences, events, history_length):
+    for starts, ends, reads in _batches(sequences, events, history_length):
         lengths = ends - starts
         firsts = np.cumsum(lengths) - lengths
         tokens = np.arange(lengths.sum()) + np.repeat(starts - firsts, lengths)
@@ -94,17 +113,17 @@ def encode_histories(
         window = np.searchsorted(ends, reads + 1)
         read = firsts[window] + reads - starts[window]
         content, id_vectors = _inputs(towers, store, rows, device)
-        vectors[torch.from_numpy(outputs)] = towers.encoder(
+        vectors: Tensor = towers.encoder(
             content,
             torch.from_numpy(items).to(device),
             torch.from_numpy(lengths).to(device),
             read=torch.from_numpy(read).to(device),
             id_vectors=id_vectors,
-        ).cpu()
+        )
         done += len(reads)
         if on_progress is not None:
             on_progress(done, len(events))
-    return vectors
+        yield vectors.cpu()
 
 
 @torch.no_grad()
@@ -138,6 +157,11 @@ def repeat_scores(
     return Seen(*(part.cpu() for part in seen))
 
 
+def _dim(towers: TwinTower) -> int:
+    """D of the towers' vectors."""
+    return towers.encoder.vector_projection.out_features
+
+
 def _inputs(
     towers: TwinTower, store: ContentStore, rows: Ints, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
@@ -148,12 +172,12 @@ def _inputs(
 
 def _batches(
     sequences: SequenceSet, events: Ints, history_length: int
-) -> Iterator[tuple[Ints, Ints, Ints, Ints]]:
+) -> Iterator[tuple[Ints, Ints, Ints]]:
     """Group the wanted events into windows, and windows into batches.
 
     Yields:
-        Windows (starts, ends), ascending by end; the events to read, ascending; and
-        their positions in the result.
+        Windows (starts, ends), ascending by end, and the next events to read from
+        them, ascending.
     """
     if len(events) == 0:
         return
@@ -171,12 +195,10 @@ def _batches(
     owner = np.searchsorted(windows, events)
     costs = np.cumsum(ends[windows] - starts[windows])
     batch = costs // _TOKENS_PER_BATCH
-    for number in np.unique(batch):
-        chosen = np.flatnonzero(batch == number)
-        mine = (owner >= chosen[0]) & (owner <= chosen[-1])
-        yield (
-            starts[windows[chosen]],
-            ends[windows[chosen]],
-            events[mine],
-            np.flatnonzero(mine),
-        )
+    # Both ascend, so that a batch is a run of windows and a run of events.
+    firsts = np.searchsorted(batch, np.unique(batch)[1:])
+    first_reads = np.searchsorted(owner, firsts)
+    for chosen, reads in zip(
+        np.split(windows, firsts), np.split(events, first_reads), strict=True
+    ):
+        yield starts[chosen], ends[chosen], reads

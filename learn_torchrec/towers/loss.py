@@ -26,8 +26,10 @@ from torch.utils.checkpoint import checkpoint
 from learn_torchrec.config import require
 from learn_torchrec.towers.repeat import Seen
 
+LEAST_TEMPERATURE = 0.01  # a learned one is kept from collapsing below
 _USERS_IN_CHUNK = 64
 _ANCHORS_IN_CHUNK = 4096
+_LOGITS_IN_CHUNK = 1 << 26  # 256 MiB: fewer anchors where the candidates are many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,8 @@ class LossConfig:
             what popularity explains is not learned again by the vectors, so that rare
             items rank higher. Not in the paper; 0 is off, 1 takes popularity out.
         temperature: divides the cosine; the authors' public code uses 1/20.
-        learn_temperature: start from it and learn it, as CLIP does.
+        learn_temperature: start from it and learn it, as CLIP does; it stays at 0.01
+            or above.
         sampling_correction: subtract log q of an item, its share of the training
             events, from its logit, so that frequent items are not pushed down for
             being drawn often as negatives. Not in the paper; off is the paper.
@@ -60,6 +63,11 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, "towers.loss.temperature: above 0")
+        require(
+            not self.learn_temperature or self.temperature >= LEAST_TEMPERATURE,
+            f"towers.loss.temperature: at least {LEAST_TEMPERATURE} where it is "
+            "learned; raise it or set towers.loss.learn_temperature=false",
+        )
         require(self.candidates >= 0, "towers.loss.candidates: at least 0")
         require(self.logit_adjustment >= 0, "towers.loss.logit_adjustment: at least 0")
         require(
@@ -67,6 +75,11 @@ class LossConfig:
             "towers.loss.sampling_correction: next_item draws its candidates evenly "
             "and has nothing to correct; set it to false",
         )
+
+    @property
+    def needs_log_q(self) -> bool:
+        """Whether it reads the items' shares of the training events."""
+        return self.sampling_correction or self.logit_adjustment > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,18 +223,18 @@ def next_item_loss(
         score = seen.score[is_own] / temperature
         own_extra = own_extra.index_add(0, seen.anchor[is_own], score)
     extra = _scattered(seen, candidates, temperature)
-    items = vectors[candidates]
+    gallery = _Gallery(candidates, vectors[candidates], offsets[candidates])
+    in_chunk = min(_ANCHORS_IN_CHUNK, max(1, _LOGITS_IN_CHUNK // len(candidates)))
     total = anchors.new_zeros(())
-    for start in range(0, len(users), _ANCHORS_IN_CHUNK):
-        chunk = slice(start, start + _ANCHORS_IN_CHUNK)
+    for start in range(0, len(users), in_chunk):
+        chunk = slice(start, start + in_chunk)
         total = total + checkpoint(
             _next_item_chunk,
             users[chunk],
+            own[chunk],
             vectors[own[chunk]],
             own_extra[chunk],
-            items,
-            offsets[candidates],
-            own[chunk, None] == candidates,
+            gallery,
             start,
             extra,
             use_reentrant=False,
@@ -229,19 +242,30 @@ def next_item_loss(
     return total * _world_size() / _over_ranks(anchor_mask.sum())
 
 
+class _Gallery(NamedTuple):
+    """What stands for the catalogue: K indices, vectors [K, D], logits to add [K]."""
+
+    items: Tensor
+    vectors: Tensor
+    offsets: Tensor
+
+
 def _next_item_chunk(
     users: Tensor,
     own: Tensor,
+    own_vectors: Tensor,
     own_extra: Tensor,
-    items: Tensor,
-    offsets: Tensor,
-    is_own: Tensor,
+    gallery: _Gallery,
     start: int,
     extra: "_Extra | None",
 ) -> Tensor:
-    logits = _with_extra(users @ items.T + offsets, start, extra)
+    """Sum the losses of a chunk of anchors, the first of them number `start`."""
+    logits = users @ gallery.vectors.T + gallery.offsets
+    logits = _with_extra(logits, start, extra)
+    # Compared here: what a checkpoint is given lives until the backward pass.
+    is_own = own[:, None] == gallery.items
     others = logits.masked_fill(is_own, -torch.inf).logsumexp(-1)
-    return F.softplus(others - (users * own).sum(-1) - own_extra).sum()
+    return F.softplus(others - (users * own_vectors).sum(-1) - own_extra).sum()
 
 
 class _Extra(NamedTuple):

@@ -17,13 +17,13 @@ from learn_torchrec.towers.batch import TowerBatch
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
 from learn_torchrec.towers.ids import ItemIds
 from learn_torchrec.towers.loss import (
+    LEAST_TEMPERATURE,
     LossConfig,
     dense_all_action_loss,
     next_item_loss,
 )
 from learn_torchrec.towers.repeat import RepeatScore, Seen
 
-_LEAST_TEMPERATURE = 0.01
 Inputs = Literal["content", "id", "content+id"]
 ItemTower = Literal["causal", "self", "content", "projection"]
 
@@ -41,7 +41,7 @@ class TowersModelConfig:
         inputs: what is known of an item: its `content` (the paper), its `id` (the
             paper's ID row) or the sum of both (`content+id`).
         id_half_trust: training events at which an item's id counts half, see
-            `ItemIds`; 0 trusts all ids alike.
+            `ItemIds`; 0 trusts the ids of all items with any alike.
         item_tower: what the item side reads in training (paper: table "item tower").
             `causal` (variant 1): the target sequence, each item in the context of
             the earlier targets; `self` (variant 2): each target item alone;
@@ -191,7 +191,7 @@ class TwinTowerTrain(nn.Module):
         item_log_q: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if item_log_q is None and (loss.sampling_correction or loss.logit_adjustment):
+        if item_log_q is None and loss.needs_log_q:
             raise ValueError("the loss needs item_log_q")
         self.towers = towers
         self.loss = loss
@@ -256,8 +256,18 @@ class TwinTowerTrain(nn.Module):
         return seen
 
     def temperature(self) -> Tensor:
-        """The temperature in use: fixed, or learned and kept from collapsing."""
-        return self.log_temperature.exp().clamp(min=_LEAST_TEMPERATURE)
+        """The temperature in use: fixed, or learned so far."""
+        return self.log_temperature.exp()
+
+    @torch.no_grad()
+    def bound_temperature(self) -> None:
+        """Keep a learned temperature from collapsing; to be called after every step.
+
+        The parameter itself is clamped: a clamp in the forward pass has no gradient
+        below its bound, and the temperature would never rise again.
+        """
+        if self.loss.learn_temperature:
+            self.log_temperature.clamp_(min=math.log(LEAST_TEMPERATURE))
 
 
 def _users_of(lengths: Tensor) -> Tensor:

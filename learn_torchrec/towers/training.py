@@ -130,6 +130,7 @@ def train_towers(
 
     def watch(output: tuple[Tensor, Tensor]) -> None:
         value, users = output
+        task.bound_temperature()
         _refuse_non_finite(value, users, position.step // per_epoch, train, log)
         loss.add(value)
         position.step += 1
@@ -160,7 +161,7 @@ def train_towers(
             seed_dropout,
             watchdog=checkpoints.watchdog if checkpoints else None,
         )
-        line = {"loss": loss.result(), "temperature": float(task.temperature())}
+        line = {"loss": loss.result(), "temperature": task.temperature().item()}
         line |= speed.result()
         length = config.sampling.history_length
         if isinstance(pipeline, TrainPipelineSparseDist):
@@ -205,13 +206,15 @@ def _prepare(
         if towers.repeat is not None and initial.repeat is not None:
             towers.repeat.load_state_dict(dict(initial.repeat))
     towers.encoder.precision = _DTYPES[training.precision]
-    task = TwinTowerTrain(towers, config.loss, _log_q(counts))
+    log_q = _log_q(counts) if config.loss.needs_log_q else None
+    task = TwinTowerTrain(towers, config.loss, log_q)
     # Everything but the table, which TorchRec places.
     task._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
     steps = training.epochs * (len(train) // training.batch_size)
     if towers.ids is None:
         optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
-        model = DistributedDataParallel(task)
+        # Buffers are built alike on every rank and never change.
+        model = DistributedDataParallel(task, broadcast_buffers=False)
         return Parts(
             task,
             model,

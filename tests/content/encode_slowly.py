@@ -1,5 +1,9 @@
-"""Runs encode-content with small blocks and a pause after each batch: to be killed."""
+"""Runs encode-content with small blocks and a pause after each batch: to be killed.
 
+Says on stderr how many texts a rank is given.
+"""
+
+import os
 import sys
 import time
 
@@ -10,13 +14,14 @@ from learn_torchrec.content.encoder import ContentEncoder
 
 class Slow(ContentEncoder):
     def encode_batches(self, texts):
+        sys.stderr.write(f"rank {os.environ['RANK']}: {len(texts)} texts\n")
         for batch in super().encode_batches(texts):
             yield batch
             time.sleep(0.05)
 
 
 extract._BLOCK_ITEMS = 2
-extract.extract.__defaults__ = (Slow,)
+extract.encode.__defaults__ = (Slow,)
 
 if __name__ == "__main__":
     options.run(encode_content.main, sys.argv[1:])

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -13,9 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps import encode_content
-from learn_torchrec.content import extract as stage
 from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
-from learn_torchrec.content.extract import ContentConfig, encoder_identity, extract
+from learn_torchrec.content.extract import (
+    ContentConfig,
+    encode,
+    encoder_identity,
+    missing_rows,
+    text_hashes,
+)
 from learn_torchrec.content.prompt import PromptConfig
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.content.vector_cache import VectorCache, hash_texts
@@ -50,27 +57,40 @@ class Interrupted(ContentEncoder):
             yield batch
 
 
-def vectors(cache: VectorCache, done: stage.Extracted) -> np.ndarray:
-    return cache.gather(done.positions)
+def encode_missing(
+    items: pa.Table, config: ContentConfig, cache: VectorCache, *encoder: type
+) -> tuple[int, dict]:
+    """Returns how many texts were encoded, and the facts."""
+    hashes = text_hashes(items, config)
+    rows = missing_rows(hashes, cache)
+    facts = encode(items, rows, hashes, config, cache, *encoder)
+    cache.reload()
+    return len(rows), facts
+
+
+def vectors(items: pa.Table, config: ContentConfig, cache: VectorCache) -> np.ndarray:
+    return cache.gather(cache.find(text_hashes(items, config)))
 
 
 def test_only_what_is_missing_is_encoded(config: ContentConfig, tmp_path: Path) -> None:
     titles = [*TITLES[:40], TITLES[3], "a mug"]  # one text twice
     items = catalogue(titles)
     whole = VectorCache(tmp_path / "whole")
-    expected = vectors(whole, extract(items, config, whole))
+    assert encode_missing(items, config, whole)[0] == 41
     cache = VectorCache(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        extract(items, config, cache, Interrupted)
+        encode_missing(items, config, cache, Interrupted)
     cache = VectorCache(tmp_path / "parts")
     before = int((cache.find(hash_texts([*titles[:40], "a mug"])) >= 0).sum())
     assert 0 < before < 40
-    done = extract(items, config, cache)
-    assert before + done.encoded == 41
-    np.testing.assert_allclose(vectors(cache, done), expected, atol=1e-3)
-    again = extract(items, config, VectorCache(tmp_path / "parts"))
-    assert again.encoded == 0
-    assert again.facts == {}  # the model was not even loaded
+    encoded, facts = encode_missing(items, config, cache)
+    assert before + encoded == 41
+    assert facts["dtype"] == "float32"
+    np.testing.assert_allclose(
+        vectors(items, config, cache), vectors(items, config, whole), atol=1e-3
+    )
+    # The model is not even loaded again.
+    assert encode_missing(items, config, VectorCache(tmp_path / "parts")) == (0, {})
 
 
 def test_blocks_count_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -84,12 +104,30 @@ def test_blocks_count_whole_or_not_at_all(tmp_path: Path) -> None:
     found = cache.find(hash_texts(["z", "q", "y"]))
     assert (found >= 0).tolist() == [True, False, True]
     np.testing.assert_array_equal(cache.gather(found[[0, 2]]), [[2] * 3, [1] * 3])
+    assert cache.gather(found[[2, 0, 2]])[:, 0].tolist() == [1, 2, 1]
     for path in (tmp_path / "c").glob("*.hashes.npy"):
         path.rename(path.with_suffix(".tmp"))  # killed before the last rename
     assert VectorCache(tmp_path / "c").dim is None
 
 
-def encode(market: Path, out: Path, model_dir: Path, *more: str) -> ContentStore:
+def test_a_cache_may_have_more_blocks_than_a_process_files(tmp_path: Path) -> None:
+    cache = VectorCache(tmp_path / "c")
+    texts = [f"text {number}" for number in range(200)]
+    values = np.arange(200, dtype=np.float16)[:, None]
+    for text, value in zip(texts, values, strict=True):
+        cache.write_block(hash_texts([text]), value[None])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 20, limits[1]))
+    try:
+        cache.reload()
+        gathered = cache.gather(cache.find(hash_texts(texts[::-1])))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    np.testing.assert_array_equal(gathered, values[::-1])
+
+
+def run_app(market: Path, out: Path, model_dir: Path, *more: str) -> ContentStore:
     encode_content.main(
         [
             *("--data", f"parquet:{market}", "--out", str(out), "--set"),
@@ -103,31 +141,31 @@ def encode(market: Path, out: Path, model_dir: Path, *more: str) -> ContentStore
 def test_changed_and_new_items_only(
     market: Path, model_dir: Path, tmp_path: Path
 ) -> None:
-    first = encode(market, tmp_path / "first", model_dir)
+    first = run_app(market, tmp_path / "first", model_dir)
     assert first.manifest.facts["encoded"] == 40
     items = pq.read_table(market / "items.parquet").to_pylist()
     items[7]["title"] = "a green cup"
     items.append({"item_id": 900, "title": "a plate", "category": "red"})
     pq.write_table(pa.Table.from_pylist(items[::-1]), market / "items.parquet")
     reuse = ("--reuse", str(tmp_path / "first"))
-    second = encode(market, tmp_path / "second", model_dir, *reuse)
+    second = run_app(market, tmp_path / "second", model_dir, *reuse)
     assert second.manifest.facts["encoded"] == 2
     assert second.manifest.facts["text_hash"] != first.manifest.facts["text_hash"]
     old = [id_ for id_ in first.item_ids.to_pylist() if id_ != 107]
     np.testing.assert_array_equal(
         second.gather(second.rows_of(old)), first.gather(first.rows_of(old))
     )
-    clean = encode(market, tmp_path / "clean", model_dir)
+    clean = run_app(market, tmp_path / "clean", model_dir)
     assert clean.item_ids.equals(second.item_ids)
     np.testing.assert_allclose(clean.vectors, second.vectors, atol=1e-3)
     np.testing.assert_allclose(clean.mean, second.mean, atol=1e-4)
     # The store that --overwrite replaces serves as the earlier one by itself.
     items[0]["title"] = "a blue mug"
     pq.write_table(pa.Table.from_pylist(items), market / "items.parquet")
-    third = encode(market, tmp_path / "first", model_dir, "--overwrite")
+    third = run_app(market, tmp_path / "first", model_dir, "--overwrite")
     assert third.manifest.facts["encoded"] == 3
     with pytest.raises(UserError, match="made by another model or with other encoder"):
-        encode(
+        run_app(
             market,
             tmp_path / "no",
             model_dir,
@@ -139,7 +177,7 @@ def test_the_manifest_says_what_made_the_vectors(
     market: Path, model_dir: Path, tmp_path: Path
 ) -> None:
     more = "content.encoder.dtype=float32"
-    manifest = encode(market, tmp_path / "c", model_dir, more).manifest
+    manifest = run_app(market, tmp_path / "c", model_dir, more).manifest
     facts = manifest.facts
     assert facts["model"] == str(model_dir)
     assert (facts["pooling"], facts["layers"]) == ("mean", [-1])
@@ -184,13 +222,13 @@ def test_vectors_do_not_depend_on_the_batch(
 
 
 def start(
-    market: Path, out: Path, model_dir: Path, ranks: int = 1
+    market: Path, out: Path, model_dir: Path, *more: str, ranks: int = 1
 ) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={ranks}", "-m", "encode_slowly"]
     command += ["--data", f"parquet:{market}", "--out", str(out), "--set"]
     command += [f"content.encoder.model={model_dir}"]
-    command += ["content.encoder.tokens_per_batch=64"]
+    command += ["content.encoder.tokens_per_batch=64", *more]
     path = f"{ROOT}:{ROOT / 'tests' / 'content'}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return subprocess.Popen(
@@ -216,9 +254,9 @@ def test_killed_on_two_ranks_and_finished_on_one(
         os.kill(pid, signal.SIGKILL)
     running.communicate()
     assert not out.exists()
-    store = encode(market, out, model_dir)
+    store = run_app(market, out, model_dir)
     assert 0 < store.manifest.facts["encoded"] < 40
-    clean = encode(market, tmp_path / "clean", model_dir)
+    clean = run_app(market, tmp_path / "clean", model_dir)
     np.testing.assert_allclose(store.vectors, clean.vectors, atol=1e-3)
     assert store.item_ids.equals(clean.item_ids)
     assert [path.name for path in out.parent.iterdir()] == ["content"]
@@ -230,3 +268,25 @@ def test_killed_on_two_ranks_and_finished_on_one(
     np.testing.assert_allclose(sharded.vectors, clean.vectors, atol=1e-3)
     assert sharded.manifest.facts["text_hash"] == clean.manifest.facts["text_hash"]
     assert json.loads((tmp_path / "two" / "config.json").read_text())
+
+
+def test_new_items_are_shared_by_the_ranks(
+    market: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "content"
+    run_app(market, out, model_dir)
+    items = pq.read_table(market / "items.parquet").to_pylist()
+    items += [
+        {"item_id": 900 + number, "title": title, "category": "red"}
+        for number, title in enumerate(TITLES[:7])
+    ]
+    pq.write_table(pa.Table.from_pylist(items), market / "items.parquet")
+    running = start(market, out, model_dir, "--overwrite", ranks=2)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 0, errors[-2000:]
+    given = re.findall(r"rank (\d): (\d+) texts", errors)
+    assert sorted(given) == [("0", "4"), ("1", "3")]
+    store = ContentStore.open(out)
+    assert store.manifest.facts["encoded"] == 7
+    clean = run_app(market, tmp_path / "clean", model_dir)
+    np.testing.assert_allclose(store.vectors, clean.vectors, atol=1e-3)

@@ -1,10 +1,12 @@
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from random_sequences import make_sequences
 
 from learn_torchrec.datasets.split import SplitTimes
-from learn_torchrec.towers import inference
+from learn_torchrec.towers import export, inference
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.export import ExportConfig, snapshot_events
 from learn_torchrec.towers.model import TowersModelConfig
@@ -43,6 +45,47 @@ def test_histories_equal_one_window_at_a_time(store, tokens_per_batch, monkeypat
         torch.testing.assert_close(vector, alone[-1])
 
 
+def naive_batches(sequences, events, history_length):
+    """One pass over all windows and events for each batch."""
+    starts, ends = inference.history_windows(sequences, history_length)
+    users = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    first = ends - sequences.offsets[users] <= history_length
+    windows = [
+        event
+        for place, event in enumerate(events)
+        if not first[event]
+        # The last of the wanted events in the user's first window.
+        or not any(users[e] == users[event] and first[e] for e in events[place + 1 :])
+    ]
+    batches, cost = {}, 0
+    for event in windows:
+        cost += ends[event] - starts[event]
+        batches.setdefault(cost // inference._TOKENS_PER_BATCH, []).append(event)
+    owner = [min(window for window in windows if window >= event) for event in events]
+    for chosen in batches.values():
+        reads = [
+            event for event, own in zip(events, owner, strict=True) if own in chosen
+        ]
+        yield starts[chosen], ends[chosen], np.array(reads)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 7, 40, 10_000])
+@pytest.mark.parametrize("history_length", [1, 4, 100])
+def test_batches_equal_one_pass_for_each(tokens_per_batch, history_length, monkeypatch):
+    monkeypatch.setattr(inference, "_TOKENS_PER_BATCH", tokens_per_batch)
+    random = np.random.default_rng(0)
+    sequences = make_sequences(random.integers(1, 15, 20))
+    events = np.flatnonzero(random.random(len(sequences.items)) < 0.6)
+    found = list(inference._batches(sequences, events, history_length))
+    expected = list(naive_batches(sequences, events, history_length))
+    assert len(found) == len(expected)
+    for batch, naive in zip(found, expected, strict=True):
+        for part, naive_part in zip(batch, naive, strict=True):
+            assert part.tolist() == naive_part.tolist()
+    read = np.concatenate([reads for _, _, reads in found])
+    assert read.tolist() == events.tolist()  # vectors come in the order of the events
+
+
 def test_no_events_give_no_vectors(store):
     towers = make_towers(store)
     none = np.empty(0, np.int64)
@@ -50,6 +93,38 @@ def test_no_events_give_no_vectors(store):
         towers, store, make_sequences([3]), none, 4, CPU
     )
     assert vectors.shape == (0, 4)
+
+
+@pytest.mark.parametrize("rows", [1, 6, 10_000])
+def test_user_vectors_are_written_a_part_at_a_time(store, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "_TOKENS_PER_BATCH", 5)
+    monkeypatch.setattr(export, "_PART_ROWS", rows)
+    sequences, towers = make_sequences([3, 9, 1, 5]), make_towers(store)
+    events = np.array([0, 2, 4, 5, 9, 10, 11, 12, 17])
+    asked = towers, store, sequences, events, 4, CPU
+    path = tmp_path / "users.parquet"
+    parts = inference.history_vectors(*asked)
+    export.write_user_vectors(path, sequences, events, parts, dim=4)
+    written = pq.read_table(path)
+    assert written["user_id"].to_pylist() == [0, 0, 1, 1, 1, 1, 1, 2, 3]
+    assert written["timestamp"].to_pylist() == sequences.times[events].tolist()
+    vectors = torch.tensor(written["vector"].to_pylist())
+    assert torch.equal(vectors, inference.encode_histories(*asked))
+    groups = pq.ParquetFile(path).metadata
+    sizes = [groups.row_group(n).num_rows for n in range(groups.num_row_groups)]
+    assert all(size >= rows for size in sizes[:-1])
+    assert (len(sizes) > 1) == (rows < 9)
+
+
+def test_no_user_vectors_are_a_file_without_rows(store, tmp_path):
+    none, path = np.empty(0, np.int64), tmp_path / "users.parquet"
+    parts = inference.history_vectors(
+        make_towers(store), store, make_sequences([3]), none, 4, CPU
+    )
+    export.write_user_vectors(path, make_sequences([3]), none, parts, dim=4)
+    written = pq.read_table(path)
+    assert written.num_rows == 0
+    assert written.schema.field("vector").type == pa.list_(pa.float32(), 4)
 
 
 def test_catalogue_is_in_the_order_asked_for(store):

@@ -127,9 +127,32 @@ def test_a_learned_temperature_learns_and_a_fixed_one_stays(store):
         task(batch)[0].backward()
         gradient = task.log_temperature.grad
         assert (gradient is not None and gradient != 0) == learned
+
+
+def test_a_fixed_temperature_is_used_as_it_is(store):
+    task = TwinTowerTrain(make_task(store).towers, LossConfig(temperature=0.005))
+    task.bound_temperature()
+    assert task.temperature().item() == pytest.approx(0.005)
+    with pytest.raises(ValueError, match=r"temperature: at least 0\.01 where it is le"):
+        LossConfig(temperature=0.005, learn_temperature=True)
+
+
+def test_a_learned_temperature_stays_in_its_range_and_rises_again(store):
+    """Vectors that know nothing want a high temperature: less is lost on them."""
+    batch, _ = one_batch(store, make_sequences())
+    config = LossConfig(temperature=0.011, learn_temperature=True)
+    task = TwinTowerTrain(make_task(store).towers, config)
     with torch.no_grad():
-        task.log_temperature.fill_(-100.0)
+        task.log_temperature.fill_(-100.0)  # one step too far
+    task.bound_temperature()
     assert task.temperature().item() == pytest.approx(0.01)
+    optimizer = torch.optim.SGD([task.log_temperature], lr=0.01)
+    for _ in range(20):
+        optimizer.zero_grad()
+        task(batch)[0].backward()
+        optimizer.step()
+        task.bound_temperature()
+    assert task.temperature().item() > 0.02
 
 
 def test_item_towers_differ_only_in_context(store):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers import loss as losses
+from learn_torchrec.towers import model
 from learn_torchrec.towers.batch import attach_content, next_item_batches
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoder import EncoderShape
@@ -117,13 +118,14 @@ def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
             assert rows[batch.target[positives[real]]].tolist() == recent[1:]
 
 
-@pytest.mark.parametrize("chunk", [2, 4096])
+@pytest.mark.parametrize(("anchors", "logits"), [(2, 99), (4096, 1), (4096, 1 << 20)])
 @pytest.mark.parametrize("num_candidates", [11, 5])
 @pytest.mark.parametrize("with_extras", [False, True])
 def test_the_loss_equals_the_naive_formula(
-    chunk, num_candidates, with_extras, monkeypatch
+    anchors, logits, num_candidates, with_extras, monkeypatch
 ):
-    monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", chunk)
+    monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", anchors)
+    monkeypatch.setattr(losses, "_LOGITS_IN_CHUNK", logits)
     random = torch.Generator().manual_seed(1)
     users = F.normalize(torch.randn(4, 3, 5, generator=random), dim=-1)
     vectors = F.normalize(torch.randn(11, 5, generator=random), dim=-1)
@@ -183,6 +185,32 @@ def test_over_the_whole_catalogue_it_is_cross_entropy():
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize(("candidates", "largest"), [(10, 5), (25, 2), (90, 1)])
+def test_a_chunk_of_the_loss_is_bounded(candidates, largest, monkeypatch):
+    monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", 5)
+    monkeypatch.setattr(losses, "_LOGITS_IN_CHUNK", 50)
+    seen, one_chunk = [], losses._next_item_chunk
+
+    def watched(users, *rest):
+        seen.append(len(users))
+        # A checkpoint keeps what it is given until the backward pass.
+        for kept in (users, *rest[:3], *rest[3]):
+            assert kept.numel() <= max(users.numel(), rest[3].vectors.numel())
+        return one_chunk(users, *rest)
+
+    monkeypatch.setattr(losses, "_next_item_chunk", watched)
+    next_item_loss(
+        torch.randn(4, 3, 1),
+        torch.randn(90, 1),
+        torch.ones(4, 3, dtype=torch.bool),
+        torch.randint(0, 90, (4, 3)),
+        torch.arange(candidates),
+        temperature=0.5,
+    )
+    assert sum(seen) == 12
+    assert max(seen) == largest
+
+
 def test_an_id_counts_as_much_as_is_known_of_it():
     counts = torch.tensor([0, 1, 5, 95])
     ids = ItemIds(counts, dim=4, half_trust=5.0)
@@ -192,7 +220,9 @@ def test_an_id_counts_as_much_as_is_known_of_it():
     table = ids.table.embeddings["t_item_id"].weight
     torch.testing.assert_close(looked_up, table[rows] * ids.trust[rows, None])
     assert looked_up[1].abs().sum() == 0  # an item that was never seen has no id
-    assert ItemIds(counts, dim=4, half_trust=0.0).trust.tolist() == [1, 1, 1, 1]
+    alike = ItemIds(counts, dim=4, half_trust=0.0)
+    assert alike.trust.tolist() == [0, 1, 1, 1]
+    assert alike(keyed(rows))[1].abs().sum() == 0
 
 
 @pytest.mark.parametrize("inputs", ["id", "content+id"])
@@ -298,6 +328,26 @@ def test_training_may_start_from_given_weights(store, one_rank, tmp_path):
         )
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(trained.state[f"encoder.{name}"], value)
+
+
+def test_training_keeps_a_learned_temperature_in_its_range(
+    store, one_rank, tmp_path, monkeypatch
+):
+    del one_rank
+    monkeypatch.setattr(model, "LEAST_TEMPERATURE", 0.3)
+    config = config_of(optimizer=OptimizerConfig(learning_rate=1e-6), epochs=1)
+    loss = dataclasses.replace(config.loss, temperature=0.1, learn_temperature=True)
+    with RunLog(tmp_path / "towers") as log:
+        train_towers(
+            dataclasses.replace(config, loss=loss),
+            data_of(make_sequences()),
+            store,
+            RetrievalConfig(ks=(1,)),
+            CPU,
+            log,
+        )
+    (line,) = map(json.loads, log.path.read_text().splitlines())
+    assert line["temperature"] == pytest.approx(0.3, abs=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_users(store, one_rank, tmp_path):

@@ -55,3 +55,36 @@ def test_the_app_starts_from_earlier_towers(market, store, tmp_path):
         train_towers.main(
             ["--warm-start", str(first), "--out", str(tmp_path / "third"), *wider]
         )
+
+
+def test_what_is_held_out_now_was_held_out_then(market, store, tmp_path):
+    """Times do not tell who or what was held out by user or by place."""
+    options = ["--data", f"parquet:{market}", "--content", str(store.directory)]
+    options += ["--set", "towers.training.epochs=1", "towers.training.batch_size=4"]
+
+    def train(name, *split, start=None):
+        warm = [] if start is None else ["--warm-start", str(tmp_path / start)]
+        train_towers.main([*warm, "--out", str(tmp_path / name), *options, *split])
+
+    by_time = ("split.holdout=time", "split.min_events=4")
+    train("by_time", *by_time)
+    for name, *split in (
+        ("other_users", *by_time, "split.test_users=0.3"),
+        ("other_events", "split.holdout=leave_one_out", "split.min_events=4"),
+    ):
+        refused = r"leak: split\.\w+ is .*by_time was trained with .* the same interact"
+        with pytest.raises(UserError, match=refused):
+            train(name, *split, start="by_time")
+    train("same", *by_time, start="by_time")
+    # Of new users the cut-offs tell.
+    train("new", "split.min_events=4", "split.towers_until=50%")
+    train("later", "split.min_events=4", "split.towers_until=60%", start="new")
+    # Users who were new then have events to learn from now.
+    with pytest.raises(
+        UserError, match=r"split\.holdout is leave_one_out, .* new_users"
+    ):
+        train("one", "split.holdout=leave_one_out", "split.min_events=4", start="new")
+    # Of another log nothing is known.
+    log = pq.read_table(market / "interactions.parquet")
+    pq.write_table(log.slice(0, log.num_rows - 1), market / "interactions.parquet")
+    train("grown", *by_time, "split.test_users=0.3", start="by_time")
