@@ -82,14 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Once all ranks are here their caches are the same, and so is what is missing.
         hashes = np.concatenate(gather_objects(mine))
         rows = extract.missing_rows(hashes, cache)
-        with agreed():
-            loaded = extract.encode(
-                items,
-                rows[dist.get_rank() :: dist.get_world_size()],
-                hashes,
-                config,
-                cache,
-            )
+        loaded = extract.encode(
+            items,
+            rows[dist.get_rank() :: dist.get_world_size()],
+            hashes,
+            config,
+            cache,
+        )
+        loaded_by_rank = gather_objects(loaded)  # and all are done
         with agreed():
             positions = _positions(mine, cache)
         dim = max(gather_objects(cache.dim or 0))
@@ -102,12 +102,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 mine,
                 dim,
             )
-            parts = gather_objects((moments, loaded))
+            parts = gather_objects(moments)
             if is_writer():
                 facts["encoded"] = len(rows)
-                for _, encoder_facts in parts:
+                for encoder_facts in loaded_by_rank:
                     facts.update(encoder_facts)
-                total = functools.reduce(operator.add, (part[0] for part in parts))
+                total = functools.reduce(operator.add, parts)
                 facts["text_hash"] = store.finish_content_store(working, ids, total)
         if is_writer():
             cache.remove()
