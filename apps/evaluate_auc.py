@@ -123,24 +123,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the files, print the tables, write the JSON and check the gates."""
     args = parser().parse_args(argv)
-    for option, value, least in (
-        ("--resamples", args.resamples, 1),
-        ("--seed", args.seed, 0),
-    ):
-        if value < least:
-            raise UserError(f"{option} {value}: use {least} or more")
-    if args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a directory; name a JSON file")
+    _refuse_unfit(args)
     paths = parse_names(args.predictions)
     for path in paths.values():
         if (path / MANIFEST).is_file() and program.is_first_rank():
             verify(path, KIND_PREDICTIONS)
     config = apply_overrides(EvaluationConfig(), args.overrides)
     gates = [parse_gate(text) for text in args.gate]
-    if args.gate and len(paths) < 2:
-        raise UserError("--gate: compares files; name two or more --predictions")
     if args.stream:
-        _refuse_with_stream(args)
         stream(paths, config, args.out)
         return
     files = {
@@ -162,13 +152,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _refuse_with_stream(args: argparse.Namespace) -> None:
+def _refuse_unfit(args: argparse.Namespace) -> None:
+    for option, value, least in (
+        ("--resamples", args.resamples, 1),
+        ("--seed", args.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"{option} {value}: use {least} or more")
+    if args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a directory; name a JSON file")
+    if args.gate and len(args.predictions) < 2:
+        raise UserError("--gate: compares files; name two or more --predictions")
     for option, is_given in (
         ("--gate", args.gate),
         ("--compare-conventions", args.compare_conventions),
         ("--cohort-column", args.cohort_column),
     ):
-        if is_given:
+        if args.stream and is_given:
             raise UserError(f"{option}: needs all rows in memory; leave out --stream")
 
 
