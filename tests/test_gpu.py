@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from learn_torchrec.evaluation.retrieval import JaggedRows, evaluate_retrieval
 from learn_torchrec.evaluation.topk import top_items
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
 from learn_torchrec.towers.loss import dense_all_action_loss
@@ -52,6 +53,24 @@ def test_the_loss_and_its_gradient():
         results.append([loss.detach().cpu(), *(x.grad.cpu() for x in inputs)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-3)
+
+
+def test_the_ranks_of_targets():
+    generator = torch.Generator().manual_seed(0)
+    # Whole numbers: products are exact, and many scores tie.
+    users = torch.randint(-2, 3, (70, 4), generator=generator).float()
+    items = torch.randint(-2, 3, (500, 4), generator=generator).float()
+    targets, history = (
+        JaggedRows.from_lists(
+            torch.randint(0, 500, (70, 5), generator=generator).tolist()
+        )
+        for _ in range(2)
+    )
+    expected = evaluate_retrieval(users, items, targets, history, ks=(10, 100))
+    found = evaluate_retrieval(
+        users.cuda(), items.cuda(), targets, history, ks=(10, 100)
+    )
+    assert found == expected
 
 
 def test_the_best_items():

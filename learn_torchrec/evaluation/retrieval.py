@@ -137,20 +137,90 @@ def evaluate_scores(
 ) -> RetrievalMetrics:
     """Rank the whole gallery by any scores, in blocks of users.
 
+    Args:
+        score_block: see `target_ranks`.
+        num_items: I.
+        targets: gallery rows of each user's targets, -1 outside the gallery.
+        history: gallery rows to take out of each user's ranking, or None.
+        ks: cut-offs.
+
+    Returns:
+        See `rank_metrics`.
+
+    Raises:
+        UserError: see `target_ranks` and `rank_metrics`.
+    """
+    ranks = target_ranks(score_block, num_items, targets, history)
+    return rank_metrics(ranks, num_items, targets, ks)
+
+
+def target_ranks(
+    score_block: ScoreBlock,
+    num_items: int,
+    targets: JaggedRows,
+    history: JaggedRows | None = None,
+    users: slice | None = None,
+) -> Float64Array:
+    """Return the rank of every target of some users in the whole gallery.
+
     A target's rank is 1 + (items scored higher) + 1/2 (items tied with it), so
     collapsed vectors earn chance rather than the top. Targets are de-duplicated
-    per user; users without a target in the gallery are skipped.
+    per user; those outside the gallery have no rank.
 
     An item in the user's history leaves the ranking. If it is also a target, the
     target counts as a miss of infinite rank: a filtered recommender cannot find it.
 
     Args:
         score_block: maps (start, stop) to the scores [stop - start, I] of these
-            users. Popularity, for example:
+            users, on any device. Popularity, for example:
             `lambda start, stop: counts.expand(stop - start, -1)`.
         num_items: I.
         targets: gallery rows of each user's targets, -1 outside the gallery.
         history: gallery rows to take out of each user's ranking, or None.
+        users: a run of users to rank for; all when None.
+
+    Returns:
+        float64 [P], by user and then by item. Those of neighbouring runs of users,
+        one after the other, are those of both.
+
+    Raises:
+        UserError: non-finite scores (names the user rows), rows that are not in
+            the gallery, or unfit shapes.
+    """
+    _check_rows(targets, num_items, targets.num_users, "targets")
+    if history is not None:
+        _check_rows(history, num_items, targets.num_users, "history")
+    first, last, _ = (users or slice(None)).indices(targets.num_users)
+    owners, items = _distinct_pairs(targets, num_items)
+    removed = None if history is None else _distinct_pairs(history, num_items)
+    ranks = [np.empty(0)]
+    block = max(1, _BLOCK_ELEMENTS // max(num_items, 1))
+    for start in range(first, last, block):
+        stop = min(start + block, last)
+        pairs = slice(*np.searchsorted(owners, (start, stop)))
+        if pairs.start == pairs.stop:
+            continue
+        scores = _checked_scores(score_block, start, stop, num_items)
+        if removed is not None:
+            scores = _without(scores, removed, start, stop)
+        ranks.append(_ranks(scores, owners[pairs] - start, items[pairs]))
+    return np.concatenate(ranks)
+
+
+def rank_metrics(
+    ranks: Float64Array,
+    num_items: int,
+    targets: JaggedRows,
+    ks: Sequence[int] = (50, 100),
+) -> RetrievalMetrics:
+    """Return the metrics of all users' `target_ranks`.
+
+    Users without a target in the gallery are skipped.
+
+    Args:
+        ranks: float64 [P], of all users.
+        num_items: I.
+        targets: what was ranked.
         ks: cut-offs.
 
     Returns:
@@ -162,27 +232,11 @@ def evaluate_scores(
         Metrics are NaN when no user is evaluated.
 
     Raises:
-        UserError: non-finite scores (names the user rows), rows that are not in
-            the gallery, unfit shapes, cut-offs below 1.
+        UserError: cut-offs below 1.
     """
-    _check_rows(targets, num_items, targets.num_users, "targets")
-    if history is not None:
-        _check_rows(history, num_items, targets.num_users, "history")
     if not ks or min(ks) < 1:
         raise UserError(f"ks {tuple(ks)}: give cut-offs of 1 or more")
-    users, items = _distinct_pairs(targets, num_items)
-    removed = None if history is None else _distinct_pairs(history, num_items)
-    ranks = np.empty(len(users))
-    block = max(1, _BLOCK_ELEMENTS // max(num_items, 1))
-    for start in range(0, targets.num_users, block):
-        stop = min(start + block, targets.num_users)
-        pairs = slice(*np.searchsorted(users, (start, stop)))
-        if pairs.start == pairs.stop:
-            continue
-        scores = _checked_scores(score_block, start, stop, num_items)
-        if removed is not None:
-            scores = _without(scores, removed, start, stop)
-        ranks[pairs] = _ranks(scores, users[pairs] - start, items[pairs])
+    users, _ = _distinct_pairs(targets, num_items)
     metrics = _metrics(ranks, users, targets.num_users, ks)
     outside = int((targets.rows == OUTSIDE_GALLERY).sum())
     return metrics | {"targets": len(users), "targets_outside_gallery": outside}
@@ -227,44 +281,69 @@ def _distinct_pairs(
 
 def _checked_scores(
     score_block: ScoreBlock, start: int, stop: int, num_items: int
-) -> Scores:
-    scores = score_block(start, stop)
+) -> Tensor:
+    scores = score_block(start, stop).detach()
     if scores.shape != (stop - start, num_items):
         raise UserError(
             f"scores of users {start} to {stop - 1}: shape {list(scores.shape)}, "
             f"expected {[stop - start, num_items]}"
         )
-    if scores.is_floating_point():
-        _refuse_non_finite(scores, "user scores", start)
-        scores = _at_least_float32(scores)
-    else:  # counts: float64 holds them exactly
-        scores = scores.double()
-    return np.asarray(scores.detach().cpu().numpy())
+    if not scores.is_floating_point():
+        return scores.double()  # counts: float64 holds them exactly
+    _refuse_non_finite(scores, "user scores", start)
+    return _at_least_float32(scores)
 
 
 def _without(
-    scores: Scores, removed: tuple[Int64Array, Int64Array], start: int, stop: int
-) -> Scores:
+    scores: Tensor, removed: tuple[Int64Array, Int64Array], start: int, stop: int
+) -> Tensor:
     """Return a copy in which removed items score -inf: behind every other item."""
     pairs = slice(*np.searchsorted(removed[0], (start, stop)))
-    scores = scores.copy()
-    scores[removed[0][pairs] - start, removed[1][pairs]] = -math.inf
+    users, items = (torch.from_numpy(part[pairs]) for part in removed)
+    scores = scores.clone()
+    scores[users.to(scores.device) - start, items.to(scores.device)] = -math.inf
     return scores
 
 
-def _ranks(scores: Scores, users: Int64Array, items: Int64Array) -> Float64Array:
-    """Return the mid-rank of each (row of `scores`, item) pair, float64 [P].
+def _ranks(scores: Tensor, users: Int64Array, items: Int64Array) -> Float64Array:
+    """Return the mid-rank of each (row of `scores`, item) pair, float64 [P]."""
+    count = _counts if scores.device.type == "cpu" else _counts_on_device
+    own, higher, equal = count(scores, users, items)
+    ranks: Float64Array = 1 + higher + (equal - 1) / 2
+    return np.where(own == -math.inf, math.inf, ranks)
+
+
+def _counts(
+    scores: Tensor, users: Int64Array, items: Int64Array
+) -> tuple[Scores, Int64Array, Int64Array]:
+    """Return each pair's score, and how many of its user's are higher, and equal.
 
     NumPy counts true values tens of times faster than a sum over booleans does in
     PyTorch on a CPU, so a loop over pairs beats a vectorised comparison there.
     """
-    ranks = np.empty(len(users))
-    for pair, (user, own) in enumerate(zip(users, scores[users, items], strict=True)):
-        row = scores[user]
-        higher = np.count_nonzero(row > own)
-        ties = np.count_nonzero(row == own) - 1
-        ranks[pair] = math.inf if own == -math.inf else 1 + higher + ties / 2
-    return ranks
+    matrix = scores.numpy()
+    own = matrix[users, items]
+    higher, equal = np.empty((2, len(users)), np.int64)
+    for pair, (user, score) in enumerate(zip(users, own, strict=True)):
+        higher[pair] = np.count_nonzero(matrix[user] > score)
+        equal[pair] = np.count_nonzero(matrix[user] == score)
+    return own, higher, equal
+
+
+def _counts_on_device(
+    scores: Tensor, users: Int64Array, items: Int64Array
+) -> tuple[Scores, Int64Array, Int64Array]:
+    """As `_counts`, for many pairs at once."""
+    user, item = (torch.from_numpy(x).to(scores.device) for x in (users, items))
+    own = scores[user, item]
+    higher, equal = torch.empty_like(user), torch.empty_like(user)
+    step = max(1, _BLOCK_ELEMENTS // scores.shape[1])
+    for start in range(0, len(own), step):
+        pairs = slice(start, start + step)
+        rows, score = scores[user[pairs]], own[pairs, None]
+        higher[pairs] = (rows > score).sum(1)
+        equal[pairs] = (rows == score).sum(1)
+    return own.cpu().numpy(), higher.cpu().numpy(), equal.cpu().numpy()
 
 
 def _metrics(

@@ -18,6 +18,8 @@ from learn_torchrec.evaluation.retrieval import (
     RetrievalMetrics,
     ScoreBlock,
     evaluate_scores,
+    rank_metrics,
+    target_ranks,
 )
 from learn_torchrec.towers.inference import (
     encode_catalogue,
@@ -25,6 +27,7 @@ from learn_torchrec.towers.inference import (
     repeat_scores,
 )
 from learn_torchrec.towers.model import TwinTower, averaged_content
+from learn_torchrec.training.distributed import agreed, gather_objects, rank_share
 
 Ints = NDArray[np.int64]
 _LEAST_LEAVE_ONE_OUT = 4  # two events to learn from, one to validate, one to test
@@ -105,12 +108,12 @@ def split_towers(
     Raises:
         UserError: one of the three sets has no user with enough events.
     """
-    active = sequences.select_users(sequences.lengths >= max(split.min_events, 2))
+    if split.holdout == "new_users":
+        return _hold_out_new_users(sequences, times.towers_until, split)
+    active = _with_enough(sequences, split)
     if split.holdout == "leave_one_out":
         return _leave_one_out(active, split)
-    if split.holdout == "time":
-        return _split_at_a_moment(active, times.towers_until, split)
-    return _hold_out_new_users(sequences, times.towers_until, split)
+    return _split_at_a_moment(active, times.towers_until, split)
 
 
 def _hold_out_new_users(
@@ -207,11 +210,15 @@ def evaluate_towers(
     device: torch.device,
     config: RetrievalConfig,
 ) -> RetrievalMetrics:
-    """Rank the whole catalogue for every user of the task."""
-    score = towers_scores(towers, store, task, history_length, device)
-    return evaluate_scores(
-        score, len(store), task.targets, _removed(task, config), config.ks
-    )
+    """Rank the whole catalogue for every user of the task; ranks share the users."""
+    mine = rank_share(len(task.sequences))
+    score = towers_scores(towers, store, task, history_length, device, mine)
+    with agreed():
+        ranks = target_ranks(
+            score, len(store), task.targets, _removed(task, config), mine
+        )
+    ranks = np.concatenate(gather_objects(ranks))
+    return rank_metrics(ranks, len(store), task.targets, config.ks)
 
 
 def towers_scores(
@@ -220,28 +227,46 @@ def towers_scores(
     task: RetrievalTask,
     history_length: int,
     device: torch.device,
+    users: slice | None = None,
 ) -> ScoreBlock:
     """Return the towers' scores of the whole catalogue for blocks of users.
 
-    Cosines, and what it adds that an item is in the window that the tower reads.
+    Cosines, and what it adds that an item is in the window that the tower reads. They
+    are on `device`.
+
+    Args:
+        towers: every rank takes part where they have a sharded table of ids.
+        store: of the content vectors.
+        task: users and their histories.
+        history_length: most events a window holds.
+        device: where `towers` lives.
+        users: a run of users to score; all when None.
     """
     was_training = towers.training
     towers.eval()
-    items = encode_catalogue(towers, store, np.arange(len(store)), device)
-    users = encode_histories(
-        towers, store, task.sequences, task.last_history, history_length, device
+    first, last, _ = (users or slice(None)).indices(len(task.sequences))
+    # Ranks look ids up together, as often as each other: all of them encode all users.
+    alone = towers.ids is None
+    items = encode_catalogue(towers, store, np.arange(len(store)), device).to(device)
+    events = task.last_history[first:last] if alone else task.last_history
+    vectors = encode_histories(
+        towers, store, task.sequences, events, history_length, device
     )
-    seen = repeat_scores(towers, task.sequences, task.last_history, history_length)
+    vectors = (vectors if alone else vectors[first:last]).to(device)
+    seen = repeat_scores(
+        towers, task.sequences, task.last_history[first:last], history_length
+    )
     towers.train(was_training)
 
     def score(start: int, stop: int) -> Tensor:
-        similarity = users[start:stop] @ items.T
+        start, stop = start - first, stop - first
+        similarity = vectors[start:stop] @ items.T
         if seen is None:
             return similarity
-        bounds = torch.tensor([start, stop])
-        first, last = torch.searchsorted(seen.anchor, bounds)
-        index = seen.anchor[first:last] - start, seen.item[first:last]
-        return similarity.index_put_(index, seen.score[first:last], accumulate=True)
+        bounds = torch.tensor([start, stop], device=device)
+        begin, end = torch.searchsorted(seen.anchor, bounds)
+        index = seen.anchor[begin:end] - start, seen.item[begin:end]
+        return similarity.index_put_(index, seen.score[begin:end], accumulate=True)
 
     return score
 

@@ -139,22 +139,22 @@ def repeat_scores(
         history_length: most events a window holds.
 
     Returns:
-        Anchors are numbers of `events`, items are store rows, on the CPU; None where
-        the towers have no such score.
+        Anchors are numbers of `events`, items are store rows, on the towers' device;
+        None where the towers have no such score or there are no events.
     """
-    if towers.repeat is None:
+    if towers.repeat is None or len(events) == 0:
         return None
     starts, ends = (edge[events] for edge in history_windows(sequences, history_length))
     lengths = ends - starts
     firsts = np.cumsum(lengths) - lengths
     tokens = np.arange(lengths.sum()) + np.repeat(starts - firsts, lengths)
     device = towers.repeat.weight.device
-    seen = towers.repeat(
+    seen: Seen = towers.repeat(
         torch.from_numpy(sequences.items[tokens]).to(device),
         torch.from_numpy(lengths).to(device),
         torch.from_numpy(firsts + lengths - 1).to(device).unsqueeze(1),
     )
-    return Seen(*(part.cpu() for part in seen))
+    return seen
 
 
 def _dim(towers: TwinTower) -> int:

@@ -11,6 +11,7 @@ from learn_torchrec.evaluation.retrieval import (
     JaggedRows,
     evaluate_retrieval,
     evaluate_scores,
+    target_ranks,
 )
 
 
@@ -142,6 +143,46 @@ def test_vectors_rank_by_dot_product() -> None:
     metrics = evaluate_retrieval(users, items, JaggedRows.from_lists(targets), ks=(3,))
     scores = (users.double() @ items.double().T).numpy()
     assert metrics == pytest.approx(naive_metrics(scores, targets, [[]] * 12, 3))
+
+
+def test_runs_of_users_have_the_ranks_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "_BLOCK_ELEMENTS", 16)  # two users of eight items
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randint(0, 5, (8, 8), generator=generator).float()
+    targets = JaggedRows.from_lists([[7, 2, 2], [], [0], [-1, 3], [], [1, 4], [5], []])
+    history = JaggedRows.from_lists([[2], [1], [], [0, 1], [], [4], [], [3]])
+
+    def ranks(users=None):
+        return target_ranks(
+            lambda start, stop: matrix[start:stop], 8, targets, history, users
+        ).tolist()
+
+    assert len(ranks()) == 7
+    for first, second in ((0, 0), (0, 3), (1, 7), (5, 8), (8, 8)):
+        runs = [slice(0, first), slice(first, second), slice(second, 8)]
+        assert [rank for run in runs for rank in ranks(run)] == ranks()
+
+
+@pytest.mark.parametrize("elements", [1, 24, 1 << 20])
+def test_a_device_counts_as_numpy_does(
+    elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "_BLOCK_ELEMENTS", elements)
+    generator = torch.Generator().manual_seed(4)
+    scores = torch.randint(0, 4, (5, 12), generator=generator).float()
+    scores[2, 3:7] = -math.inf
+    pairs = np.array([0, 0, 1, 2, 2, 4]), np.array([3, 11, 0, 3, 8, 5])
+    expected = retrieval._counts(scores, *pairs)
+    found = retrieval._counts_on_device(scores, *pairs)
+    for one, other in zip(found, expected, strict=True):
+        assert one.tolist() == other.tolist()
+    _, higher, equal = expected
+    naive = [
+        (scores[user] > scores[user, item]).sum().item()
+        for user, item in zip(*pairs, strict=True)
+    ]
+    assert higher.tolist() == naive
+    assert equal.min() >= 1
 
 
 def test_popularity_uses_the_same_code_and_keeps_its_counts() -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -187,3 +188,22 @@ def test_retrieval_adds_it_to_the_window(store):
         rows, data.train, len(store), data.test, RetrievalConfig(ks=(window,))
     )
     assert groups["all"]["learn"][f"h@{window}"] == 0.0
+
+
+@pytest.mark.parametrize("inputs", ["content", "content+id"])
+def test_a_run_of_users_scores_as_all_do(store, inputs):
+    data = users_who(repeat=False)
+    config = dataclasses.replace(towers_config().model, inputs=inputs)
+    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
+    towers = build_towers(config, mean, std, torch.ones(len(store)))
+    with torch.no_grad():
+        towers.repeat.weight.copy_(torch.tensor([5.0, 0.0, -1.0]))
+
+    def scores(users, start, stop):
+        return towers_scores(towers, store, data.test, 3, CPU, users)(start, stop)
+
+    everyone = scores(None, 0, 60)
+    for start, stop in ((0, 7), (7, 33), (33, 60)):
+        found = scores(slice(start, stop), start, stop)
+        torch.testing.assert_close(found, everyone[start:stop])
+    towers_scores(towers, store, data.test, 3, CPU, slice(60, 60))  # a rank without any
