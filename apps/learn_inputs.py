@@ -32,11 +32,13 @@ def vector_artefacts(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:
 def towers_input(args: argparse.Namespace) -> dict[str, str]:
     """Return the fingerprint of the towers behind --vectors, if it is given.
 
-    A ranker goes on reading vectors that the same towers make of a later log.
+    A ranker goes on reading vectors that the same towers make of a later log. Vectors
+    that are not of our towers stand for themselves.
     """
     if not args.vectors:
         return {}
-    return {"towers": read_manifest(args.vectors, KIND_VECTORS).inputs["towers"]}
+    manifest = read_manifest(args.vectors, KIND_VECTORS)
+    return {"towers": manifest.inputs.get("towers", manifest.fingerprint)}
 
 
 def open_vectors(

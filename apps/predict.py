@@ -72,8 +72,8 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = open_dataset(args.data)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
-    inputs |= towers_input(args)
     artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
+    inputs |= towers_input(args)
     return describe(args, KIND_PREDICTIONS, ("split", "cohorts"), inputs, artefacts)
 
 

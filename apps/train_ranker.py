@@ -65,8 +65,8 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = open_dataset(args.data)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
-    inputs |= map_inputs(args) | towers_input(args)
     artefacts = vector_artefacts(args) | warm_start_artefacts(args, KIND_RANKER)
+    inputs |= map_inputs(args) | towers_input(args)
     return describe(args, KIND_RANKER, ("split", "ranker"), inputs, artefacts)
 
 

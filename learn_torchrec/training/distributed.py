@@ -239,6 +239,7 @@ def write_artifact_together(
             if is_writer():
                 working = stack.enter_context(write_artifact(directory, **manifest))
         yield from_writer(working, group)
+        gather_objects(None, group)  # every rank's files are whole
         with agreed(group):
             stack.close()
 

@@ -12,13 +12,16 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor import Shard
+from torch.distributed.remote_device import _remote_device
 
 from apps import train_ranker, train_towers
 from learn_torchrec import artifact
 from learn_torchrec.artifact import locked
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.ranker.model import LearnRankerTrain
-from learn_torchrec.training import checkpoint, run_log
+from learn_torchrec.training import checkpoint, run_log, tensors
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.tensors import load_tensors, save_tensors
 
@@ -98,6 +101,37 @@ def test_ranker_resumed_equals_uninterrupted(options, tmp_path, monkeypatch, ext
     resumed_equals_uninterrupted(
         train_ranker.main, [*options, *extra], tmp_path, monkeypatch, (4, 9)
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("app", [train_ranker, train_towers])
+def test_on_cuda_a_training_that_was_cut_off_goes_on(
+    app, store, options, tmp_path, monkeypatch
+):
+    if app is train_towers:
+        content = ["--content", str(store.directory)]
+        options = [*content, *options, "towers.model.inputs=content+id"]
+    app.main(["--out", str(tmp_path / "whole"), *options])
+    with monkeypatch.context() as patch:
+        cut_off_after(7, patch)
+        with pytest.raises(CutOffError):
+            app.main(["--out", str(tmp_path / "cut"), *options])
+    assert list((tmp_path / "checkpoints/cut").iterdir())
+    app.main(["--out", str(tmp_path / "cut"), *options])
+    found, expected = (
+        [loss for _, loss in losses(tmp_path / name / "log.jsonl")]
+        for name in ("cut", "whole")
+    )
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_shard_of_a_gpu_is_copied_to_its_ranks_memory():
+    there = ShardMetadata([4, 0], [2, 8], _remote_device("rank:1/cuda:1"))
+    here = tensors._on_host(there)
+    assert here.placement == _remote_device("rank:1/cpu")
+    assert (here.shard_offsets, here.shard_sizes) == ([4, 0], [2, 8])
+    assert Shard(torch.zeros(2, 8), here).tensor.shape == (2, 8)
 
 
 def resumed_equals_uninterrupted(main, options, tmp_path, monkeypatch, cuts):
