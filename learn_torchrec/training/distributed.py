@@ -46,14 +46,18 @@ def process_group() -> Iterator[torch.device]:
     device = _device()
     _init("nccl" if device.type == "cuda" else "gloo")
     _host_groups.append(new_host_group())
+    failed = True
     try:
         yield device
+        failed = False
     except Exception as error:
         _explain(error)
         raise
     finally:
         _host_groups.pop()
-        dist.destroy_process_group()
+        # NCCL's farewell waits for the other ranks; one that failed must not.
+        if not failed or device.type == "cpu" or dist.get_world_size() == 1:
+            dist.destroy_process_group()
 
 
 def new_host_group() -> dist.ProcessGroup:
