@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 # For what ranks do alone and unevenly long: encode texts, check and write files.
-_PATIENCE = datetime.timedelta(days=2)
+_PATIENCE = datetime.timedelta(hours=6)
 # What gloo and NCCL say when another rank is gone, besides their own error types.
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 _LOST_SECONDS = 5.0  # torchrun ends this rank sooner
@@ -41,6 +41,9 @@ def process_group() -> Iterator[torch.device]:
     Yields:
         This rank's device: `cuda:LOCAL_RANK` where there is CUDA (NCCL), else the
         CPU (gloo).
+
+    Raises:
+        UserError: more ranks on this host than GPUs.
     """
     quiet_known_warnings()
     device = _device()
@@ -61,7 +64,7 @@ def process_group() -> Iterator[torch.device]:
 
 
 def new_host_group() -> dist.ProcessGroup:
-    """Return a new group of all ranks that speaks between hosts and waits for days.
+    """Return a new group of all ranks that speaks between hosts and waits for hours.
 
     Every rank calls it. A rank that is gone is noticed at once.
     """
@@ -178,7 +181,7 @@ def from_writer(value: Any, group: dist.ProcessGroup | None = None) -> Any:
 
     Args:
         value: of rank 0.
-        group: of all ranks; None for the job's own, which waits for days. What a
+        group: of all ranks; None for the job's own, which waits for hours. What a
             second thread says to the other ranks needs a group of its own.
     """
     box = [value]
