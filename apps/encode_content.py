@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import operator
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 from learn_torchrec.training.distributed import (
     agreed,
+    from_writer,
     gather_objects,
     is_writer,
     locked_together,
@@ -38,6 +40,8 @@ from learn_torchrec.training.distributed import (
     rank_share,
     write_artifact_together,
 )
+
+_SHOWN_SECONDS = 60.0  # until a shared file system shows what another host wrote
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         mine = extract.text_hashes(
             items.slice(part.start, part.stop - part.start), config
         )
-        # Once all ranks are here their caches are the same, and so is what is missing.
         hashes = np.concatenate(gather_objects(mine))
-        rows = extract.missing_rows(hashes, cache)
+        rows = extract.missing_rows(hashes, cache) if is_writer() else None
+        rows = from_writer(rows)  # directories are listed late on some file systems
         loaded = extract.encode(
             items,
             rows[dist.get_rank() :: dist.get_world_size()],
@@ -117,10 +121,15 @@ def _positions(hashes: Hashes, cache: VectorCache) -> npt.NDArray[np.int64]:
     """Find the vectors that all ranks have made, those of other ranks on disk.
 
     Raises:
-        UserError: another rank's are not to be seen.
+        UserError: another rank's are not to be seen, even a minute later.
     """
-    cache.reload()
-    positions = cache.find(hashes)
+    end = time.monotonic() + _SHOWN_SECONDS
+    while True:
+        cache.reload()
+        positions = cache.find(hashes)
+        if (positions >= 0).all() or time.monotonic() > end:
+            break
+        time.sleep(1)
     if (positions < 0).any():
         raise UserError(
             f"{cache.directory}: does not show what other ranks wrote; put --out on a "

@@ -210,7 +210,10 @@ def _part_writer(working: Path) -> Iterator[Callable[[pa.Table], None]]:
 
 def _check_vectors(manifest: Manifest, given: Mapping[str, str], ranker: Path) -> None:
     """Refuse vectors of other towers, or content, than the ranker was trained with."""
-    for role, name in (("towers", "vectors"), ("content", "content")):
+    # A ranker of an earlier version knows its vectors, but not their towers.
+    old = "vectors" in manifest.inputs and "towers" not in manifest.inputs
+    towers = "vectors" if old else "towers"
+    for role, name in ((towers, "vectors"), ("content", "content")):
         trained_with = manifest.inputs.get(role)
         if trained_with and role not in given:
             raise UserError(f"{ranker}: was trained with {name}; add --{name}")

@@ -38,7 +38,7 @@ def restore_history(model: nn.Module, history: Mapping[str, Tensor]) -> None:
 
     Args:
         model: sharded over as many ranks.
-        history: of this rank; empty forgets what was seen.
+        history: of this rank; tables that are not in it stay as they are.
     """
     for name, module in _modules(model):
         if f"{name}.{_COUNTS}" not in history:

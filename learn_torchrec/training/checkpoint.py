@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -262,7 +263,7 @@ class Checkpoints:
         """Return what went wrong, on all ranks, if anything did."""
         try:
             self._save(step, state, progress, write)
-        except (OSError, UserError) as error:
+        except (OSError, SafetensorError, UserError) as error:
             problem = (
                 f"checkpoint at step {step} was not saved ({error}); the last good one "
                 f"is of step {max(self._steps(), default=0)}"
@@ -296,7 +297,7 @@ class Checkpoints:
             # Later steps are of a run that this one has gone back behind.
             known = [each for each in self._steps() if each <= step]
             for old in known[: -self._settings.keep]:
-                shutil.rmtree(self._at(old))
+                shutil.rmtree(self._at(old), ignore_errors=True)
 
     def _at(self, step: int) -> Path:
         return self.directory / f"step-{step:09d}"

@@ -153,9 +153,10 @@ def _init(backend: str) -> None:
         store = dist.PrefixStore(f"attempt_{attempt}", agent)
     else:
         store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
-    # Rank 0 may still be checking its inputs: connecting waits less patiently.
+    # Rank 0 may still be checking its inputs; from here on nobody is.
     store.set(f"here/{rank}", "")
     store.wait([f"here/{each}" for each in range(world_size)], _PATIENCE)
+    store.set_timeout(_TIMEOUT)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
     )
@@ -238,7 +239,7 @@ def write_artifact_together(
         manifest: the other arguments of `write_artifact`.
 
     Raises:
-        UserError: another rank failed, such as on a full disk: none waits for it.
+        UserError: rank 0 could not make the artefact, on a full disk say.
     """
     with contextlib.ExitStack() as stack:
         working = None

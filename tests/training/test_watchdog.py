@@ -21,7 +21,7 @@ with process_group(), Watchdog(0.5) as watchdog:
     with watchdog.paused():
         time.sleep(1.5)
     watchdog.beat()
-    print("still here")
+    print("still here", flush=True)
     stuck_here()
 """
 
