@@ -285,5 +285,6 @@ def quiet_known_warnings() -> None:
         "HeuristicalStorageReservation is known",
         "`broadcast_buffers` is deprecated",
         "Please use DTensor instead and we are deprecating ShardedTensor",
+        r"`torch\.distributed\.\w+` is deprecated",
     ):
         warnings.filterwarnings("ignore", message=message, category=FutureWarning)

@@ -79,6 +79,9 @@ class Watchdog:
 
 
 def _end(reason: str) -> None:
-    os.write(_STDERR, f"{reason}\n".encode())
-    faulthandler.dump_traceback(file=_STDERR, all_threads=True)
+    # Ranks that wait for a hung one end with it: their lines must not mix.
+    stacks = os.memfd_create("stacks")
+    os.write(stacks, f"{reason}\n".encode())
+    faulthandler.dump_traceback(file=stacks, all_threads=True)
+    os.write(_STDERR, os.pread(stacks, os.fstat(stacks).st_size, 0))
     os._exit(1)
