@@ -1,4 +1,4 @@
-"""The report of a small run, read as files and looked at in a real browser."""
+"""The report of a small run, read as files."""
 
 import json
 import re
@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from report_run import manifest, retrieval_rows
 
 from apps import evaluate_ab, evaluate_auc, report
-from learn_torchrec.artifact import Manifest, write_artifact
-from learn_torchrec.content.store import KIND, write_content_store
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.predictions import Predictions
 from learn_torchrec.evaluation.report.calibration import calibration_bins
@@ -27,101 +26,6 @@ from learn_torchrec.evaluation.report.vectors import (
     neighbours_kept,
     two_dimensions,
 )
-
-NUM_ITEMS = 40
-
-
-def make_predictions(directory: Path, gain: float) -> None:
-    random = np.random.default_rng(0)
-    labels = random.integers(2, size=400)
-    directory.mkdir()
-    table = {
-        "user_id": random.integers(20, size=400),
-        "item_id": random.integers(NUM_ITEMS, size=400),
-        "label": labels,
-        "score": (random.random(400) + gain * labels) / (1 + gain),
-        "user_activity": random.integers(60, size=400),
-        "item_activity": random.integers(60, size=400),
-    }
-    pq.write_table(pa.table(table), directory / "predictions.parquet")
-    manifest(
-        directory, "predictions", {"rows": 400, "coverage": {"item_vectors": 0.75}}
-    )
-    (directory / "config.json").write_text(json.dumps({"split": {"test_from": "80%"}}))
-
-
-def manifest(directory: Path, kind: str, facts: dict) -> None:
-    directory.mkdir(exist_ok=True)
-    body = Manifest(
-        kind=kind,
-        recipe="",
-        config={},
-        inputs={},
-        facts=facts,
-        cutoff=86_400,
-        created="2024-01-01T00:00:00+00:00",
-        versions={"torch": "2"},
-    )
-    body.write(directory)
-
-
-def retrieval_rows(targets: int, learn: float | None = 0.25) -> dict:
-    """Metrics of one group of targets, by name, as evaluate-retrieval writes them."""
-    counts = {"users": 7, "users_skipped": 1, "targets": targets}
-    return {
-        name: {"h@50": value, "r@50": value, "mrr": value, **counts}
-        for name, value in (("learn", learn), ("popularity", 0.0625))
-    }
-
-
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's directory as quickstart lays it, with a hostile name in it."""
-    out = tmp_path_factory.mktemp("report") / "my <b>run"
-    out.mkdir()
-    for name, gain in (("baseline", 0.1), ("learn", 0.5)):
-        make_predictions(out / f"predictions_{name}", gain)
-    files = [f"{name}={out / f'predictions_{name}'}" for name in ("baseline", "learn")]
-    evaluate_auc.main(
-        ["--predictions", *files, "--out", str(out / "ranking.json"), "--resamples=50"]
-    )
-    retrieval = {
-        "retrieval": retrieval_rows(targets=9),
-        "new_targets": retrieval_rows(targets=4, learn=0.125),
-        "repeated_targets": retrieval_rows(targets=5),
-        "tail_targets": retrieval_rows(targets=0, learn=None),
-    }
-    (out / "retrieval.json").write_text(json.dumps(retrieval))
-    random = np.random.default_rng(1)
-    with write_artifact(
-        out / "content", kind=KIND, config={}, inputs={}, facts={"items": NUM_ITEMS}
-    ) as working:
-        content = random.normal(size=(NUM_ITEMS, 6))
-        write_content_store(working, pa.array(np.arange(NUM_ITEMS)), content)
-    manifest(out / "vectors", "vectors", {"dim": 4})
-    vectors = random.normal(size=(NUM_ITEMS, 4)).tolist()
-    order = np.arange(NUM_ITEMS)[::-1]
-    pq.write_table(
-        pa.table({"item_id": order, "vector": vectors}),
-        out / "vectors" / "item_vectors.parquet",
-    )
-    manifest(out / "towers", "towers", {"parameters": 10})
-    lines = [{"step": n, "loss": 5 / n, "r@50": n / 10} for n in range(1, 9)]
-    log = "\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo'  # cut off
-    (out / "towers" / "log.jsonl").write_text(log)
-    return out
-
-
-@pytest.fixture(scope="module")
-def page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
-    files = ["--outcomes", str(folder / "ab.parquet"), "--out", str(folder / "ab.json")]
-    settings = ["--set", "replay.users=1000", "ab.resamples=20"]
-    evaluate_ab.main(["--simulate", *files, *settings])
-    out = folder / "report.html"
-    command = ["--run", str(finished_run), "--out", str(out)]
-    report.main([*command, "--ab", str(folder / "ab.json")])
-    return out
 
 
 def test_every_part_of_the_run_is_there(page: Path, finished_run: Path) -> None:
@@ -413,114 +317,3 @@ def test_what_is_said_of_vectors_by_hand() -> None:
     assert np.abs(flat[:, 1]).max() < 1e-9
     ends, steps = abs(flat[0, 0] - flat[4, 0]), abs(flat[0, 0] - flat[1, 0])
     assert ends == pytest.approx(4 * steps)
-
-
-# --- in a browser -----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_api.sync_playwright() as playwright:
-        if path is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("needs a browser: apt-get install chromium")
-        options = {"executable_path": path} if path else {}
-        browser = playwright.chromium.launch(args=["--no-sandbox"], **options)
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """The page in one window, with all that it complained about or asked for."""
-
-    def __init__(self, browser, path: Path, width: int, scheme: str) -> None:
-        viewport = {"width": width, "height": 800}
-        context = browser.new_context(viewport=viewport, color_scheme=scheme)
-        self.tab = context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.tab.on("console", lambda message: self.complaints.append(message.text))
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(path.as_uri())
-
-
-@pytest.mark.parametrize(
-    ("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")]
-)
-def test_it_renders(browser, page: Path, width: int, scheme: str) -> None:
-    opened = Opened(browser, page, width, scheme)
-    tab = opened.tab
-    assert opened.complaints == []
-    assert [url for url in opened.requests if not url.startswith("data:")] == [
-        page.as_uri()
-    ]
-    # Nothing but a table's own box scrolls sideways, on a phone too.
-    assert tab.evaluate("document.documentElement.scrollWidth") == width
-    figures = tab.locator("figure")
-    assert figures.count() >= 8
-    for number in range(figures.count()):
-        box = figures.nth(number).locator("svg").bounding_box()
-        assert box["width"] > 200
-        assert box["height"] > 120
-        label = figures.nth(number).get_by_role("img").get_attribute("aria-label")
-        assert len(label) > 20
-    # Text stands out from the page in both schemes, in drawings as well.
-    for chosen in ("body", "figure svg text"):
-        ratio = tab.evaluate(CONTRAST, chosen)
-        assert ratio > 7, chosen
-
-
-CONTRAST = """(chosen) => {
-  const light = (text) => text.match(/[0-9.]+/g).slice(0, 3).map((part) => {
-    const value = part / 255;
-    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-  }).reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
-  const element = document.querySelector(chosen);
-  const style = getComputedStyle(element);
-  const ink = light(chosen === "body" ? style.color : style.fill);
-  const page = light(getComputedStyle(document.body).backgroundColor);
-  return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
-}"""
-
-
-def test_tables_sort_by_mouse_and_by_keyboard(browser, page: Path) -> None:
-    tab = Opened(browser, page, 1200, "light").tab
-    table = tab.locator("table").first
-    column = table.locator("th").all_inner_texts().index("auc")
-    cells = table.locator(f"tbody tr td:nth-child({column + 1})")
-    before = cells.all_inner_texts()
-    undefined = before.count("–")
-    head = table.locator("th").nth(column)
-    button = head.get_by_role("button")
-
-    def numbers() -> list[float]:
-        texts = cells.all_inner_texts()
-        assert sorted(texts) == sorted(before)
-        assert texts[len(texts) - undefined :] == ["–"] * undefined
-        return [float(text) for text in texts[: len(texts) - undefined]]
-
-    button.click()
-    assert head.get_attribute("aria-sort") == "ascending"
-    assert numbers() == sorted(numbers())
-    button.focus()
-    tab.keyboard.press("Enter")
-    assert head.get_attribute("aria-sort") == "descending"
-    assert numbers() == sorted(numbers(), reverse=True)
-
-
-def test_the_keyboard_reaches_everything(browser, page: Path) -> None:
-    tab = Opened(browser, page, 1200, "light").tab
-    tab.keyboard.press("Tab")
-    assert tab.evaluate("document.activeElement.innerText") == "Skip to the content"
-    reached = set()
-    for _ in range(400):
-        tab.keyboard.press("Tab")
-        kind = tab.evaluate("document.activeElement.tagName")
-        reached.add(kind)
-        if kind == "SUMMARY":
-            break
-    assert {"A", "BUTTON", "DIV", "SUMMARY"} <= reached  # links, heads, tables' boxes
-    tab.keyboard.press("Enter")
-    assert tab.locator("details").first.get_attribute("open") is not None

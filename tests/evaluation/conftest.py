@@ -1,0 +1,64 @@
+"""A small finished run and its report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from report_run import NUM_ITEMS, make_predictions, manifest, retrieval_rows
+
+from apps import evaluate_ab, evaluate_auc, report
+from learn_torchrec.artifact import write_artifact
+from learn_torchrec.content.store import KIND, write_content_store
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's directory as quickstart lays it, with a hostile name in it."""
+    out = tmp_path_factory.mktemp("report") / "my <b>run"
+    out.mkdir()
+    for name, gain in (("baseline", 0.1), ("learn", 0.5)):
+        make_predictions(out / f"predictions_{name}", gain)
+    files = [f"{name}={out / f'predictions_{name}'}" for name in ("baseline", "learn")]
+    evaluate_auc.main(
+        ["--predictions", *files, "--out", str(out / "ranking.json"), "--resamples=50"]
+    )
+    retrieval = {
+        "retrieval": retrieval_rows(targets=9),
+        "new_targets": retrieval_rows(targets=4, learn=0.125),
+        "repeated_targets": retrieval_rows(targets=5),
+        "tail_targets": retrieval_rows(targets=0, learn=None),
+    }
+    (out / "retrieval.json").write_text(json.dumps(retrieval))
+    random = np.random.default_rng(1)
+    with write_artifact(
+        out / "content", kind=KIND, config={}, inputs={}, facts={"items": NUM_ITEMS}
+    ) as working:
+        content = random.normal(size=(NUM_ITEMS, 6))
+        write_content_store(working, pa.array(np.arange(NUM_ITEMS)), content)
+    manifest(out / "vectors", "vectors", {"dim": 4})
+    vectors = random.normal(size=(NUM_ITEMS, 4)).tolist()
+    order = np.arange(NUM_ITEMS)[::-1]
+    pq.write_table(
+        pa.table({"item_id": order, "vector": vectors}),
+        out / "vectors" / "item_vectors.parquet",
+    )
+    manifest(out / "towers", "towers", {"parameters": 10})
+    lines = [{"step": n, "loss": 5 / n, "r@50": n / 10} for n in range(1, 9)]
+    log = "\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo'  # cut off
+    (out / "towers" / "log.jsonl").write_text(log)
+    return out
+
+
+@pytest.fixture(scope="session")
+def page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    files = ["--outcomes", str(folder / "ab.parquet"), "--out", str(folder / "ab.json")]
+    settings = ["--set", "replay.users=1000", "ab.resamples=20"]
+    evaluate_ab.main(["--simulate", *files, *settings])
+    out = folder / "report.html"
+    command = ["--run", str(finished_run), "--out", str(out)]
+    report.main([*command, "--ab", str(folder / "ab.json")])
+    return out

@@ -1,0 +1,114 @@
+"""The report of a small run, looked at in a real browser."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        if path is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("needs a browser: apt-get install chromium")
+        options = {"executable_path": path} if path else {}
+        browser = playwright.chromium.launch(args=["--no-sandbox"], **options)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """The page in one window, with all that it complained about or asked for."""
+
+    def __init__(self, browser, path: Path, width: int, scheme: str) -> None:
+        viewport = {"width": width, "height": 800}
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        self.tab = context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.tab.on("console", lambda message: self.complaints.append(message.text))
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("request", lambda request: self.requests.append(request.url))
+        self.tab.goto(path.as_uri())
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")]
+)
+def test_it_renders(browser, page: Path, width: int, scheme: str) -> None:
+    opened = Opened(browser, page, width, scheme)
+    tab = opened.tab
+    assert opened.complaints == []
+    assert [url for url in opened.requests if not url.startswith("data:")] == [
+        page.as_uri()
+    ]
+    # Nothing but a table's own box scrolls sideways, on a phone too.
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    figures = tab.locator("figure")
+    assert figures.count() >= 8
+    for number in range(figures.count()):
+        box = figures.nth(number).locator("svg").bounding_box()
+        assert box["width"] > 200
+        assert box["height"] > 120
+        label = figures.nth(number).get_by_role("img").get_attribute("aria-label")
+        assert len(label) > 20
+    # Text stands out from the page in both schemes, in drawings as well.
+    for chosen in ("body", "figure svg text"):
+        ratio = tab.evaluate(CONTRAST, chosen)
+        assert ratio > 7, chosen
+
+
+CONTRAST = """(chosen) => {
+  const light = (text) => text.match(/[0-9.]+/g).slice(0, 3).map((part) => {
+    const value = part / 255;
+    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  }).reduce((sum, part, place) => sum + part * [0.2126, 0.7152, 0.0722][place], 0);
+  const element = document.querySelector(chosen);
+  const style = getComputedStyle(element);
+  const ink = light(chosen === "body" ? style.color : style.fill);
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
+}"""
+
+
+def test_tables_sort_by_mouse_and_by_keyboard(browser, page: Path) -> None:
+    tab = Opened(browser, page, 1200, "light").tab
+    table = tab.locator("table").first
+    column = table.locator("th").all_inner_texts().index("auc")
+    cells = table.locator(f"tbody tr td:nth-child({column + 1})")
+    before = cells.all_inner_texts()
+    undefined = before.count("–")
+    head = table.locator("th").nth(column)
+    button = head.get_by_role("button")
+
+    def numbers() -> list[float]:
+        texts = cells.all_inner_texts()
+        assert sorted(texts) == sorted(before)
+        assert texts[len(texts) - undefined :] == ["–"] * undefined
+        return [float(text) for text in texts[: len(texts) - undefined]]
+
+    button.click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert numbers() == sorted(numbers())
+    button.focus()
+    tab.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert numbers() == sorted(numbers(), reverse=True)
+
+
+def test_the_keyboard_reaches_everything(browser, page: Path) -> None:
+    tab = Opened(browser, page, 1200, "light").tab
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.innerText") == "Skip to the content"
+    reached = set()
+    for _ in range(400):
+        tab.keyboard.press("Tab")
+        kind = tab.evaluate("document.activeElement.tagName")
+        reached.add(kind)
+        if kind == "SUMMARY":
+            break
+    assert {"A", "BUTTON", "DIV", "SUMMARY"} <= reached  # links, heads, tables' boxes
+    tab.keyboard.press("Enter")
+    assert tab.locator("details").first.get_attribute("open") is not None
