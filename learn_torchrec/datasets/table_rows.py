@@ -24,10 +24,9 @@ class TableRows:
         self.name = name
         numbers = pa.array(np.arange(table.num_rows))
         self._table = interval.rows_of(table.append_column(ROW_NUMBER, numbers))
-        self.sizes = np.array([self.num_rows][: self.num_rows])
-        self.earliest: int | None = pc.min(
-            seconds(self._table[interval.column])
-        ).as_py()
+        self.sizes = np.array([self.num_rows] if self.num_rows else [], np.int64)
+        times = seconds(self._table[interval.column])
+        self.earliest: int | None = pc.min(times).as_py()
 
     @property
     def num_rows(self) -> int:

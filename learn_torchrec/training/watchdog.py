@@ -50,6 +50,7 @@ class Watchdog:
         try:
             yield
         finally:
+            self._alive.set()  # before the pause ends: see `_watch`
             self._pauses -= 1
             self.beat()
 
@@ -73,7 +74,9 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._done.is_set():
-            if not self._alive.wait(self._seconds) and not self._pauses:
+            is_alive = self._alive.wait(self._seconds) or self._pauses
+            # A pause that ended since has said so.
+            if not is_alive and not self._alive.is_set():
                 _end(f"{rank_name()}: no step for {self._seconds:g} s; its threads:")
             self._alive.clear()
 
