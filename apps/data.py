@@ -15,7 +15,7 @@ from tqdm import tqdm
 from apps import options
 from learn_torchrec.artifact import is_finished, locked, recipe_of, write_artifact
 from learn_torchrec.config import to_dict
-from learn_torchrec.datasets.generated import KIND, GeneratedConfig, write_shop
+from learn_torchrec.datasets.generated.shop import KIND, GeneratedConfig, write_shop
 from learn_torchrec.errors import UserError
 
 

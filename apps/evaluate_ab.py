@@ -8,7 +8,7 @@ from pathlib import Path
 from apps import program
 from apps.tables import align
 from learn_torchrec.config import apply_overrides
-from learn_torchrec.datasets.ab_replay import AbReplayConfig, write_ab_replay
+from learn_torchrec.datasets.generated.ab_replay import AbReplayConfig, write_ab_replay
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import (
     METRICS,

@@ -17,6 +17,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import RankingMetrics, prepare_rows
 from learn_torchrec.evaluation.cohorts import CohortConfig
+from learn_torchrec.evaluation.communicator import OneRank, Ranks, TorchRanks
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.gate import (
     Gate,
@@ -35,7 +36,6 @@ from learn_torchrec.evaluation.predictions import (
     stream_predictions,
     with_shared_columns,
 )
-from learn_torchrec.evaluation.ranks import OneRank, Ranks, TorchRanks
 from learn_torchrec.evaluation.significance import PairedDifference
 from learn_torchrec.evaluation.stream import MetricsStream
 

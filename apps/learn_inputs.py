@@ -6,7 +6,7 @@ from pathlib import Path
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run
 from learn_torchrec.ranker.content import content_vectors

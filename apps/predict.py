@@ -18,12 +18,12 @@ from apps.learn_inputs import open_vectors, towers_input, vector_artefacts
 from learn_torchrec import config
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.loader import Loader, LoaderConfig, evaluation
-from learn_torchrec.datasets.read_ahead import read_ahead
-from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowSource
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, evaluation
+from learn_torchrec.datasets.loading.prefetch import read_ahead
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowSource
+from learn_torchrec.datasets.loading.tables import REQUIRED, check
 from learn_torchrec.datasets.split import resolve_times
-from learn_torchrec.datasets.tables import REQUIRED, check
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.activity import CohortActivity
 from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS

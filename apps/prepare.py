@@ -17,11 +17,11 @@ from apps import options
 from apps.job import Job, describe
 from learn_torchrec.artifact import locked, write_artifact
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.engines import Engine, open_engine
-from learn_torchrec.datasets.prepare import ITEMS, LOG, prepare
-from learn_torchrec.datasets.prepared import KIND, write_prepared
-from learn_torchrec.datasets.row_groups import open_parquet
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.loading.row_groups import open_parquet
+from learn_torchrec.datasets.preparation.engines import Engine, open_engine
+from learn_torchrec.datasets.preparation.prepare import ITEMS, LOG, prepare
+from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TIMESTAMP
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from apps.warm_start import (
     warm_start_artefacts,
 )
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run

@@ -11,10 +11,9 @@ from apps.warm_start import add_warm_start, refuse_future, warm_start_artefacts
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
-from learn_torchrec.datasets.tables import files_fingerprint
+from learn_torchrec.datasets.loading.tables import files_fingerprint
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import INTERACTIONS_FILE
-from learn_torchrec.towers.authors import read_authors_checkpoint
 from learn_torchrec.towers.export import (
     KIND_TOWERS,
     earlier_towers,
@@ -22,6 +21,7 @@ from learn_torchrec.towers.export import (
     save_towers,
 )
 from learn_torchrec.towers.holdout import split_towers
+from learn_torchrec.towers.official_checkpoint import read_authors_checkpoint
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.training.distributed import (

@@ -11,7 +11,7 @@ _PUBLIC = {
     "AuxiliaryNetwork": "learn_torchrec.ranker.auxiliary",
     "ContentEncoder": "learn_torchrec.content.encoder",
     "ContentStore": "learn_torchrec.content.store",
-    "LearnFeatures": "learn_torchrec.ranker.features",
+    "LearnFeatures": "learn_torchrec.ranker.learn_features",
     "LearnRanker": "learn_torchrec.ranker.model",
     "TwinTower": "learn_torchrec.towers.model",
     "UserError": "learn_torchrec.errors",

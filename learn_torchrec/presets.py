@@ -8,7 +8,7 @@ from learn_torchrec.content.encoder import EncoderConfig
 from learn_torchrec.content.extract import ContentConfig
 from learn_torchrec.content.minilm import MINILM
 from learn_torchrec.content.prompt import PromptConfig
-from learn_torchrec.datasets.prepare import PrepareConfig
+from learn_torchrec.datasets.preparation.prepare import PrepareConfig
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.ranker.config import (

@@ -30,13 +30,13 @@ import torch
 from apps.benchmarks.measure import add_json, interleaved_medians, machine, run_tests
 from apps.program import run, write_json
 from learn_torchrec.artifact import write_artifact
-from learn_torchrec.datasets.engines import open_engine
-from learn_torchrec.datasets.loader import Loader, LoaderConfig
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.prepare import PrepareConfig, prepare
-from learn_torchrec.datasets.prepared import KIND, write_prepared
-from learn_torchrec.datasets.read_ahead import read_ahead
-from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowGroups
+from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.loading.prefetch import read_ahead
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
+from learn_torchrec.datasets.preparation.engines import open_engine
+from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
+from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 
 _ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000
 _DAYS = 300

@@ -27,7 +27,7 @@ from apps.benchmarks import measure
 from apps.predict import cohort_activity
 from learn_torchrec import config as configuration
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.split import resolve_times
 from learn_torchrec.evaluation.auc import evaluate_auc, per_user_auc
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts

@@ -24,7 +24,7 @@ import psutil
 from apps.benchmarks.measure import add_json, machine
 from apps.benchmarks.stages import STAGES, Stage, complete, start
 from apps.program import run, write_json
-from learn_torchrec.datasets.generated import GeneratedConfig, write_shop
+from learn_torchrec.datasets.generated.shop import GeneratedConfig, write_shop
 
 _SHOP = GeneratedConfig(users=4_000, items=1_000, days=12, impressions=600_000)
 _TOWERS = ("towers.training.epochs=1", "towers.training.batch_size=256")

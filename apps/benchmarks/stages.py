@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from learn_torchrec.datasets.generated import GeneratedConfig, write_shop
+from learn_torchrec.datasets.generated.shop import GeneratedConfig, write_shop
 
 LIMIT = 900.0  # seconds of one stage
 SHOP = GeneratedConfig(users=400, items=200, days=12, impressions=36_000)

@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from learn_torchrec.datasets.amazon import Amazon
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.mapped import Mapped
-from learn_torchrec.datasets.market import Market
-from learn_torchrec.datasets.movielens import MovieLens
-from learn_torchrec.datasets.movielens_1m import MovieLens1M
-from learn_torchrec.datasets.movielens_raw import MovieLensRaw
-from learn_torchrec.datasets.online_retail import OnlineRetail
-from learn_torchrec.datasets.prepared import PreparedDataset
-from learn_torchrec.datasets.recbole import RecBole
-from learn_torchrec.datasets.research_json import LcRec, RecFormer
-from learn_torchrec.datasets.sequence_file import SequenceFile
+from learn_torchrec.datasets.adapters.amazon import Amazon
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.column_map import Mapped
+from learn_torchrec.datasets.adapters.movielens import MovieLensRaw
+from learn_torchrec.datasets.adapters.movielens_1m import MovieLens1M
+from learn_torchrec.datasets.adapters.movielens_100k import MovieLens
+from learn_torchrec.datasets.adapters.online_retail import OnlineRetail
+from learn_torchrec.datasets.adapters.recbole import RecBole
+from learn_torchrec.datasets.adapters.research_json import LcRec, RecFormer
+from learn_torchrec.datasets.adapters.sequence_file import SequenceFile
+from learn_torchrec.datasets.generated.market import Market
+from learn_torchrec.datasets.preparation.prepared import PreparedDataset
 from learn_torchrec.errors import UserError
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.datasets.dataset import Dataset
+from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, resolve_times
 

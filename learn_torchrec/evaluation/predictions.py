@@ -20,7 +20,7 @@ from learn_torchrec.evaluation.arrays import (
     name_rows,
 )
 from learn_torchrec.evaluation.auc import check_columns
-from learn_torchrec.evaluation.ranks import OneRank, Ranks
+from learn_torchrec.evaluation.communicator import OneRank, Ranks
 from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.schema import (
     CLICK,

@@ -41,10 +41,10 @@ from learn_torchrec.evaluation.auc import (
     count_users,
     metrics_of,
 )
+from learn_torchrec.evaluation.communicator import OneRank, Ranks
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.pairs import GroupPairs, Scores, count_pairs
 from learn_torchrec.evaluation.probability import ProbabilitySums, probability_sums
-from learn_torchrec.evaluation.ranks import OneRank, Ranks
 from learn_torchrec.schema import CLICK, USER_ID, WEIGHT
 
 _SHARD_BITS = 10

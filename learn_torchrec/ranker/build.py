@@ -10,7 +10,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork
 from learn_torchrec.ranker.config import RankerConfig
-from learn_torchrec.ranker.features import LearnFeatures
+from learn_torchrec.ranker.learn_features import LearnFeatures
 from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain
 from learn_torchrec.ranker.tables import (
     embedding_bag_collection,

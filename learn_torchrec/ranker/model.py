@@ -13,7 +13,7 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 
 from learn_torchrec.ranker.auxiliary import weighted_bce
 from learn_torchrec.ranker.batch import RankingBatch
-from learn_torchrec.ranker.features import LearnFeatures
+from learn_torchrec.ranker.learn_features import LearnFeatures
 
 
 class ManagedSparseArch(nn.Module):

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from learn_torchrec.datasets.row_groups import ROW_NUMBER
-from learn_torchrec.datasets.tables import row_of
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
+from learn_torchrec.datasets.loading.tables import row_of
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.hashing import as_integers, hash_ids, raw_keys
 from learn_torchrec.ranker.rows import (

@@ -1,8 +1,8 @@
 """Training rows read from Parquet while training: only some are ever in memory.
 
-The loader reads the rows of a window of steps (`datasets/loader.py`); they become
-arrays once for the window, where they are read, and a rank cuts its batches out of
-them and gathers the vectors.
+The loader (`datasets/loading/loader.py`) reads the rows of a window of steps; they
+become arrays once for the window, where they are read, and a rank cuts its batches out
+of them and gathers the vectors.
 
 Dimension letters: N rows.
 """
@@ -17,12 +17,12 @@ import pyarrow as pa
 import torch.distributed as dist
 
 from learn_torchrec.config import require
-from learn_torchrec.datasets.interval import Interval
-from learn_torchrec.datasets.loader import Loader, LoaderConfig, Window
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.read_ahead import read_ahead
-from learn_torchrec.datasets.row_groups import RowGroups
-from learn_torchrec.datasets.tables import REQUIRED, check
+from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, Window
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.loading.prefetch import read_ahead
+from learn_torchrec.datasets.loading.row_groups import RowGroups
+from learn_torchrec.datasets.loading.tables import REQUIRED, check
+from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.batch import RankingBatch, check_batch_size, collate
 from learn_torchrec.ranker.prepare import prepare_rows

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learn_torchrec.artifact import Manifest, read_manifest
-from learn_torchrec.datasets.tables import read_parquet
+from learn_torchrec.datasets.loading.tables import read_parquet
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.arrays import UNKNOWN, IdCodes
 from learn_torchrec.schema import (

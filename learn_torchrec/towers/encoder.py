@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from learn_torchrec.config import require
 from learn_torchrec.towers.dropout import Dropout, dropout
-from learn_torchrec.towers.layout import Group, PackedLayout
+from learn_torchrec.towers.packing import Group, PackedLayout
 
 _INIT_STD = 0.02  # BERT's
 

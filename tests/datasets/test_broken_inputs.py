@@ -21,10 +21,10 @@ import pytest
 from learn_torchrec.artifact import MANIFEST, read_manifest, write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.engines import open_engine
-from learn_torchrec.datasets.loader import Loader, LoaderConfig
-from learn_torchrec.datasets.prepare import PrepareConfig, prepare
-from learn_torchrec.datasets.row_groups import RowGroups
+from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig
+from learn_torchrec.datasets.loading.row_groups import RowGroups
+from learn_torchrec.datasets.preparation.engines import open_engine
+from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.sequences import build_sequences
 from learn_torchrec.errors import UserError
 

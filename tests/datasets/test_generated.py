@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 from apps import data
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.generated import GeneratedConfig, GeneratedShop
+from learn_torchrec.datasets.generated.shop import GeneratedConfig, GeneratedShop
 from learn_torchrec.errors import UserError
 
 SIZE = ["--users=400", "--items=300", "--days=6", "--impressions=60000"]

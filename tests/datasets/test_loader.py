@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.datasets.lanes import cut_into_lanes
-from learn_torchrec.datasets.loader import (
+from learn_torchrec.datasets.loading.interleave import cut_into_lanes
+from learn_torchrec.datasets.loading.loader import (
     Loader,
     LoaderConfig,
     evaluation,
 )
-from learn_torchrec.datasets.row_groups import ROW_NUMBER, RowGroups
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
 from learn_torchrec.errors import UserError
 
 CONFIG = LoaderConfig(batch_size=24, lanes=8, seed=3, window_rows=130)

@@ -5,8 +5,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.datasets.location import Location, without_secrets
-from learn_torchrec.datasets.row_groups import RowGroups
+from learn_torchrec.datasets.loading.location import Location, without_secrets
+from learn_torchrec.datasets.loading.row_groups import RowGroups
 from learn_torchrec.errors import UserError
 
 

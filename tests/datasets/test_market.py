@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.market import DAY, TOPICS
+from learn_torchrec.datasets.generated.market import DAY, TOPICS
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import evaluate_auc
 

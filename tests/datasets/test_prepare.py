@@ -19,11 +19,11 @@ from learn_torchrec.artifact import locked, write_artifact
 from learn_torchrec.content.store import KIND as CONTENT
 from learn_torchrec.content.store import ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.engines import Engine, open_engine
 from learn_torchrec.datasets.histories import load_histories
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.prepare import PrepareConfig, Prepared, prepare
-from learn_torchrec.datasets.prepared import KIND, write_prepared
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.preparation.engines import Engine, open_engine
+from learn_torchrec.datasets.preparation.prepare import PrepareConfig, Prepared, prepare
+from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.errors import UserError
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

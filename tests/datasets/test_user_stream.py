@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_torchrec.datasets.user_stream import UserStream
+from learn_torchrec.datasets.preparation.user_stream import UserStream
 
 # user, item, time, action; sorted, with repeats next to each other.
 EVENTS = [

@@ -11,7 +11,7 @@ from apps import main as command_line
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.market import DAY, START, TOPICS
+from learn_torchrec.datasets.generated.market import DAY, START, TOPICS
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.content import content_vectors

@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps import predict
-from learn_torchrec.datasets.interval import Interval
-from learn_torchrec.datasets.row_groups import RowGroups
-from learn_torchrec.datasets.table_rows import TableRows
+from learn_torchrec.datasets.loading.in_memory import TableRows
+from learn_torchrec.datasets.loading.row_groups import RowGroups
+from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.evaluation.activity import CohortActivity
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker import stream
 from learn_torchrec.ranker.batch import collate

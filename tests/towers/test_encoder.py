@@ -8,8 +8,8 @@ from learn_torchrec.towers.encoder import (
     EncoderShape,
     PreferenceEncoder,
 )
-from learn_torchrec.towers.layout import PackedLayout
 from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.packing import PackedLayout
 
 SHAPE = EncoderShape(
     width=16,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ATTRIBUTES, BRAND, CATEGORY, ITEM_ID, PRICE, TITLE
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.movielens import DISLIKE, LIKE, counters
-from learn_torchrec.datasets.tables import read_parquet
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.movielens_100k import DISLIKE, LIKE, counters
+from learn_torchrec.datasets.loading.tables import read_parquet
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,

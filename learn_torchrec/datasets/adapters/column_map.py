@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.types as pt
 
-from learn_torchrec.datasets import tables
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.lines import read_lines
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.text_fields import catalogue
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.jsonl import read_lines
+from learn_torchrec.datasets.adapters.text_fields import catalogue
+from learn_torchrec.datasets.loading import tables
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,

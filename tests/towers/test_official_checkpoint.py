@@ -7,11 +7,11 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.authors import (
+from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
+from learn_torchrec.towers.official_checkpoint import (
     convert_authors_state,
     read_authors_checkpoint,
 )
-from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
 from learn_torchrec.towers.warm_start import load_encoder
 
 CONTENT_DIM, VECTOR_DIM = 10, 6

@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.lines import read_lines
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.ratings import action_of, events
-from learn_torchrec.datasets.text_fields import catalogue, item
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.jsonl import read_lines
+from learn_torchrec.datasets.adapters.ratings import action_of, events
+from learn_torchrec.datasets.adapters.text_fields import catalogue, item
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,

@@ -19,8 +19,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from learn_torchrec.datasets.interval import Interval
-from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.errors import UserError
 
 # The column that tells each row's number in the data set, files in sorted order.

@@ -10,12 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.datasets import tables
-from learn_torchrec.datasets.interval import Interval
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.row_groups import RowGroups, RowSource
+from learn_torchrec.datasets.loading import tables
+from learn_torchrec.datasets.loading.in_memory import TableRows
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.loading.row_groups import RowGroups, RowSource
+from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
-from learn_torchrec.datasets.table_rows import TableRows
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,

@@ -10,10 +10,10 @@ import json
 
 import pyarrow as pa
 
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.lines import text_lines
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.text_fields import catalogue
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.jsonl import text_lines
+from learn_torchrec.datasets.adapters.text_fields import catalogue
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,

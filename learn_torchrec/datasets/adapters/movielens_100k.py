@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.datasets import as_of
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.recbole import read_atomic
+from learn_torchrec.datasets import point_in_time
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.recbole import read_atomic
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
@@ -166,7 +166,7 @@ def counters(ratings: pa.Table) -> dict[str, np.ndarray]:
     labels = ratings[LABEL].to_numpy()
     result = {}
     for name, column in (("user", USER_ID), ("item", ITEM_ID)):
-        events, positives = as_of.running_counts(
+        events, positives = point_in_time.running_counts(
             ratings[column].to_numpy(), times, labels
         )
         result[f"{name}_events"] = np.log1p(events).astype(np.float32)

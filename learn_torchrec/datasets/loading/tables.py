@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.row_groups import ROW_NUMBER, open_parquet
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, open_parquet
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from learn_torchrec.config import require, require_at_least
-from learn_torchrec.datasets.market import DAY, ORACLE, START, TOPICS
+from learn_torchrec.datasets.generated.market import DAY, ORACLE, START, TOPICS
 from learn_torchrec.schema import (
     ACTION,
     ATTRIBUTES,

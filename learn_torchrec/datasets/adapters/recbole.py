@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 import pyarrow.types as pt
 
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.ratings import DISLIKE, LIKE, POSITIVE_RATING
-from learn_torchrec.datasets.sequence_file import INTERACTION
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
+from learn_torchrec.datasets.adapters.sequence_file import INTERACTION
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,

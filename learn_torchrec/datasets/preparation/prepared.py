@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from learn_torchrec.artifact import Manifest, read_manifest, verify
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.prepare import Prepared
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.preparation.prepare import Prepared
 from learn_torchrec.datasets.sequences import SequenceSet, refuse_unknown_actions
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from learn_torchrec.datasets.tables import plain
+from learn_torchrec.datasets.loading.tables import plain
 from learn_torchrec.schema import USER_ID
 
 _USER, _ITEM, _TIME, _ACTION = range(4)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from learn_torchrec.datasets.location import Location
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 
 

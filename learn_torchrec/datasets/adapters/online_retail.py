@@ -9,10 +9,10 @@ Data: CC BY 4.0 (Chen, 2012).
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.datasets import tables
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.row_groups import SUFFIXES
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.loading import tables
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.loading.row_groups import SUFFIXES
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,

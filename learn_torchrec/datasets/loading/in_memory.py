@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.datasets.interval import Interval, seconds
-from learn_torchrec.datasets.row_groups import ROW_NUMBER
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
+from learn_torchrec.datasets.loading.time_range import Interval, seconds
 
 
 class TableRows:

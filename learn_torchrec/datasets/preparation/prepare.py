@@ -1,9 +1,8 @@
 """The preparation of a log: clean, cut, cap, sort, group, split, count.
 
-One description in SQL that DuckDB and Spark both run (see `datasets.engines`), for logs
-that are larger than memory. The engine sorts the log once; what needs a user's events
-side by side is done on that stream (`datasets.user_stream`). What is left out is
-counted by reason:
+One description in SQL that DuckDB and Spark both run (see `engines`), for logs that are
+larger than memory. The engine sorts the log once; what needs a user's events side by
+side is done on that stream (`user_stream`). What is left out is counted by reason:
 
 - `nulls`: a row without user, item, time or action;
 - `bad_times`: a time before 1970 or after 2200;
@@ -25,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.config import require
-from learn_torchrec.datasets.engines import Engine
-from learn_torchrec.datasets.user_stream import UserStream
+from learn_torchrec.datasets.preparation.engines import Engine
+from learn_torchrec.datasets.preparation.user_stream import UserStream
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 

@@ -1,7 +1,7 @@
 """Two engines that run the same SQL: DuckDB on one machine, Spark on many.
 
 Both are optional packages, imported when they are asked for. The statements that they
-are given (see `datasets.prepare`) keep to what both understand.
+are given (see `prepare`) keep to what both understand.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.row_groups import open_parquet
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.loading.row_groups import open_parquet
 from learn_torchrec.errors import UserError
 
 _STREAM_ROWS = 1 << 17

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from learn_torchrec.datasets.row_groups import RowSource
+from learn_torchrec.datasets.loading.row_groups import RowSource
 
 Ints = NDArray[np.int64]
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from learn_torchrec.config import require, require_at_least
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.movielens import DISLIKE, LIKE, counters
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.movielens_100k import DISLIKE, LIKE, counters
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,

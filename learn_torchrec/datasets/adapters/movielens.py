@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pv
 
-from learn_torchrec.datasets.dataset import Dataset
-from learn_torchrec.datasets.location import Location
-from learn_torchrec.datasets.ratings import DISLIKE, LIKE, POSITIVE_RATING
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,

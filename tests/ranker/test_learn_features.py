@@ -17,7 +17,7 @@ from torchrec.models.dlrm import DLRM
 from learn_torchrec import LearnFeatures
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker import auxiliary, features, vectors
+from learn_torchrec.ranker import auxiliary, learn_features, vectors
 
 USERS = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
 LABELS = torch.tensor([1.0, 0.0, 1.0])
@@ -140,7 +140,7 @@ def test_the_auxiliary_loss_by_hand():
     assert weighted.item() == pytest.approx(2 * expected)
 
 
-@pytest.mark.parametrize("module", [features, auxiliary])
+@pytest.mark.parametrize("module", [learn_features, auxiliary])
 def test_docstring_examples(module):
     results = doctest.testmod(module)
     assert results.attempted > 0

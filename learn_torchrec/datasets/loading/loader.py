@@ -32,16 +32,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from learn_torchrec.config import require
-from learn_torchrec.datasets.lanes import (
+from learn_torchrec.datasets.loading.interleave import (
     Lane,
     Segment,
     bounds_of,
     cut_into_lanes,
     share_of,
 )
-from learn_torchrec.datasets.read_ahead import read_ahead
-from learn_torchrec.datasets.reading_process import ReadingProcess
-from learn_torchrec.datasets.row_groups import RowSource
+from learn_torchrec.datasets.loading.prefetch import read_ahead
+from learn_torchrec.datasets.loading.row_groups import RowSource
+from learn_torchrec.datasets.loading.worker import ReadingProcess
 from learn_torchrec.errors import UserError
 
 Ints = NDArray[np.int64]
