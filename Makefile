@@ -74,7 +74,7 @@ doctor: env ## check this machine and installation
 	@$(BIN)/python -m apps.doctor
 
 test: dev ## the fast tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: dev ## the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

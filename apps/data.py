@@ -9,14 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from apps import options
 from learn_torchrec.artifact import is_finished, locked, recipe_of, write_artifact
-from learn_torchrec.config import to_dict
+from learn_torchrec.config import from_dict, to_dict
 from learn_torchrec.datasets.generated.shop import KIND, GeneratedConfig, write_shop
-from learn_torchrec.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,13 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _configured(args: argparse.Namespace) -> GeneratedConfig:
     names = [field.name for field in dataclasses.fields(GeneratedConfig)]
     values = {name: getattr(args, name) for name in names}
-    try:
-        return TypeAdapter(GeneratedConfig).validate_python(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = "".join(f"--{part}: " for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        raise UserError(f"{place or '--'}{message}") from None
+    return from_dict(GeneratedConfig, values, "data market")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from apps import program
 from apps.tables import align
-from learn_torchrec.config import apply_overrides
+from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.datasets.generated.ab_replay import AbReplayConfig, write_ab_replay
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import (
@@ -22,7 +22,7 @@ from learn_torchrec.evaluation.ranking import to_json
 SIMULATED_NOTE = "SIMULATED: generated users, no live test; planted lifts"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class EvaluateAbConfig:
     """What `--set` may change here."""
 

@@ -5,14 +5,14 @@ import contextlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from apps import program
 from apps.tables import align
 from learn_torchrec.artifact import MANIFEST, verify
-from learn_torchrec.config import apply_overrides
+from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import RankingMetrics, prepare_rows
@@ -43,7 +43,7 @@ _SIGNIFICANT = 0.05
 _METRICS = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class EvaluationConfig:
     """What `--set` may change here."""
 

@@ -1,25 +1,48 @@
 """Configuration: frozen dataclasses beside their owners, composed by presets.
 
-A run is a plain Python value. `--set section.field=value` changes one field by
-its dotted name, typed by the dataclass; `--config` reads back what a run saved.
+A run is a plain Python value, checked by pydantic when it is made. `--set
+section.field=value` changes one field by its dotted name; `--config` reads back what a
+run saved.
 """
 
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.fields import FieldInfo
 
 from learn_torchrec.errors import UserError
 
 Config = TypeVar("Config")
 
+# A share of something, both ends excluded.
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass_transform(
+    frozen_default=True,
+    kw_only_default=True,
+    field_specifiers=(dataclasses.field, Field, FieldInfo),
+)
+def configuration(cls: type[Config]) -> type[Config]:
+    """Make a class a frozen, keyword-only dataclass whose values are checked.
+
+    Ranges are declared with the types (`PositiveInt`, `Annotated[float, Field(lt=1)]`);
+    rules between fields raise a `ValueError` in `__post_init__`. A message that begins
+    with a field's name and a colon is shown under that field's full name.
+    """
+    settings = ConfigDict(extra="forbid")
+    made = pydantic_dataclass(frozen=True, kw_only=True, config=settings)(cls)
+    return typing.cast(type[Config], made)
+
 
 def require(holds: bool, message: str) -> None:
-    """Check a configuration in its `__post_init__`.
+    """Check a rule between fields in a configuration's `__post_init__`.
 
     Raises:
         ValueError: it does not hold; becomes one line that names the option.
@@ -28,10 +51,14 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def require_at_least(least: int, config: Any, *names: str) -> None:
-    """Check the lower bound of fields of a configuration; see `require`."""
-    for name in names:
-        require(getattr(config, name) >= least, f"{name}: at least {least}")
+def replace(config: Config, **changes: Any) -> Config:
+    """Return a copy with some fields changed, checked like a new one.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+    copy: Config = dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    return copy
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -44,17 +71,21 @@ def from_dict(kind: type[Config], body: Any, source: str | Path) -> Config:
     """Build a configuration from nested dictionaries, refusing unknown names.
 
     Raises:
-        UserError: an unknown field, or a value of the wrong type; names `source`.
+        UserError: an unknown field, or a value of the wrong type or out of range;
+            names `source` and the field.
     """
-    _refuse_unknown(kind, body, source, prefix="")
     try:
         return TypeAdapter(kind).validate_python(body)
     except ValidationError as error:
-        raise UserError(f"{source}: {_first_problem(error)}") from None
+        raise UserError(f"{source}: {_first_problem(kind, error)}") from None
 
 
 def load(kind: type[Config], path: Path) -> Config:
-    """Read a configuration that a run saved."""
+    """Read a configuration that a run saved.
+
+    Raises:
+        UserError: no such file, not JSON, or not such a configuration.
+    """
     try:
         body = json.loads(path.read_text())
     except OSError as error:
@@ -87,7 +118,7 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
 def _assign(
     kind: Any, body: dict[str, Any], path: list[str], text: str, override: str
 ) -> None:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     name, *rest = path
     if name not in hints:
         raise UserError(
@@ -110,16 +141,21 @@ def _parse(annotation: Any, text: str, override: str) -> Any:
     value: Any = text
     if text == "null":
         value = None
-    elif typing.get_origin(annotation) is tuple:
+    elif _plain(annotation) is tuple:
         value = _parse_list(text, override)
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     try:
-        if isinstance(value, list):
-            for entry in value:
-                _refuse_unknown_entry(annotation, entry, f"--set {override}")
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         return adapter.dump_python(adapter.validate_python(value), mode="json")
     except ValidationError as error:
-        raise UserError(f"--set {override}: {_first_problem(error)}") from None
+        problem = _first_problem(annotation, error)
+        raise UserError(f"--set {override}: {problem}") from None
+
+
+def _plain(annotation: Any) -> Any:
+    """Return the generic type of an annotation, without its constraints."""
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return typing.get_origin(annotation) or annotation
 
 
 def _parse_list(text: str, override: str) -> list[Any]:
@@ -133,32 +169,58 @@ def _parse_list(text: str, override: str) -> list[Any]:
     return entries
 
 
-def _refuse_unknown_entry(annotation: Any, entry: Any, source: str | Path) -> None:
-    kind = typing.get_args(annotation)[0]
-    if dataclasses.is_dataclass(kind):
-        _refuse_unknown(kind, entry, source, prefix="")
+def _first_problem(kind: Any, error: ValidationError) -> str:
+    """Say in one line what is wrong first, under the field's full name."""
+    problems = error.errors()
+    # A misspelt name, before the missing one that it was meant to be.
+    unknown = (p for p in problems if p["type"] == "unexpected_keyword_argument")
+    problem = next(unknown, problems[0])
+    place = [str(part) for part in problem["loc"]]
+    full_name = ".".join(place)
+    if problem["type"] == "unexpected_keyword_argument":
+        fields = typing.get_type_hints(_kind_at(kind, place[:-1]))
+        return f"unknown name {full_name}; known here: {', '.join(fields)}"
+    if problem["type"] == "value_error":
+        message = problem["msg"].removeprefix("Value error, ")
+        if _names_a_field(message, _kind_at(kind, place)):
+            return ".".join([*place, message])
+    else:
+        message = _reworded(problem["type"], problem["msg"], problem.get("ctx", {}))
+        if place and isinstance(problem["input"], str | int | float):
+            message += f", not {problem['input']!r}"
+    return f"{full_name}: {message}" if place else message
 
 
-def _refuse_unknown(kind: Any, body: Any, source: str | Path, prefix: str) -> None:
-    if not isinstance(body, dict):
-        raise UserError(f"{source}: {prefix or 'the file'} must be a JSON object")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for name, value in body.items():
-        if name not in fields:
-            raise UserError(
-                f"{source}: unknown name {prefix}{name}; known here: "
-                + ", ".join(fields)
+def _reworded(kind: str, message: str, context: Mapping[str, Any]) -> str:
+    """Return one of pydantic's messages in the words of this project's."""
+    if kind == "dataclass_type":
+        return "must be a JSON object"
+    if kind in ("too_short", "too_long"):
+        bound, word = (
+            ("min_length", "least")
+            if kind == "too_short"
+            else (
+                "max_length",
+                "most",
             )
-        if dataclasses.is_dataclass(hints[name]):
-            _refuse_unknown(hints[name], value, source, f"{prefix}{name}.")
-        elif typing.get_origin(hints[name]) is tuple and isinstance(value, list):
-            for entry in value:
-                _refuse_unknown_entry(hints[name], entry, source)
+        )
+        return f"needs at {word} {context[bound]}"
+    return message.replace("Input should be", "must be").replace(
+        "Field required", "is missing"
+    )
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
+def _names_a_field(message: str, kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind) and message.partition(":")[0] in {
+        field.name for field in dataclasses.fields(kind)
+    }
+
+
+def _kind_at(kind: Any, place: Sequence[str]) -> Any:
+    """Return the type at a place inside a configuration's type."""
+    for name in place:
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind)[name]
+        elif _plain(kind) is tuple:  # of one kind of entry
+            kind = typing.get_args(kind)[0]
+    return kind

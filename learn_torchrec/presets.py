@@ -1,9 +1,9 @@
 """Named runs: functions that return the whole configuration of all stages."""
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from learn_torchrec.config import configuration, replace
 from learn_torchrec.content.encoder import EncoderConfig
 from learn_torchrec.content.extract import ContentConfig
 from learn_torchrec.content.minilm import MINILM
@@ -29,7 +29,7 @@ from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Run:
     """The configuration of a run, one section for each stage.
 
@@ -125,9 +125,9 @@ def paper_v2() -> Run:
 def paper_v1() -> Run:
     """The first version's: as `paper-v2`, with history positions drawn uniformly."""
     run = paper_v2()
-    sampling = dataclasses.replace(run.towers.sampling, weighting="uniform")
-    towers = dataclasses.replace(run.towers, sampling=sampling)
-    return dataclasses.replace(run, towers=towers)
+    sampling = replace(run.towers.sampling, weighting="uniform")
+    towers = replace(run.towers, sampling=sampling)
+    return replace(run, towers=towers)
 
 
 def official_amazon() -> Run:
@@ -151,8 +151,8 @@ def official_amazon() -> Run:
         optimizer=OptimizerConfig(learning_rate=6e-5, warmup=1 / 30, max_grad_norm=0.0),
         training=TowersTrainingConfig(epochs=30, patience=30, batch_size=4096),
     )
-    split = dataclasses.replace(run.split, min_events=5)
-    return dataclasses.replace(run, towers=towers, split=split)
+    split = replace(run.split, min_events=5)
+    return replace(run, towers=towers, split=split)
 
 
 def amazon() -> Run:

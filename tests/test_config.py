@@ -54,21 +54,26 @@ def test_lists_of_sections_are_json():
         ("towers.loss.tau=1", "unknown name 'tau'; known here: objective"),
         ("towers.loss=1", "loss is a section; set one of: objective"),
         ("towers.loss.temperature.x=1", "temperature has no fields"),
-        ("towers.training.epochs=many", "should be a valid integer"),
+        ("towers.training.epochs=many", "epochs=many: must be a valid integer"),
         ("towers.model.item_tower=both", "'causal', 'self', 'content' or 'projection'"),
-        ("towers.model.encoder.num_heads=5", "768 is not a multiple of num_heads 5"),
-        ("towers.training.epochs=0", "towers.training.epochs: at least 1"),
-        ("towers.training.seed=-1", "towers.training.seed: at least 0"),
-        ("ranker.training.seed=-1", "ranker.training.seed: at least 0"),
-        ("towers.loss.temperature=0", "towers.loss.temperature: above 0"),
-        ("split.actions=", "split.actions: name at least one action"),
-        ("split.history_share=2", "split.history_share: above 0 and below 1"),
-        ("ranker.model.embedding_dim=6", "embedding_dim: a multiple of 4"),
+        (
+            "towers.model.encoder.num_heads=5",
+            "towers.model.encoder.width: 768 is not a multiple of num_heads, 5",
+        ),
+        ("towers.training.epochs=0", "epochs=0: must be greater than 0"),
+        ("towers.training.seed=-1", "seed=-1: must be greater than or equal to 0"),
+        ("towers.loss.temperature=0", "temperature=0: must be greater than 0"),
+        ("split.actions=", "actions=: needs at least 1"),
+        ("split.history_share=2", "history_share=2: must be less than 1"),
+        ("ranker.model.embedding_dim=6", "embedding_dim=6: must be a multiple of 4"),
         ("ranker.features.sparse=", "name at least one column"),
-        ('ranker.features.sparse=[{"colum": "x"}]', "unknown name colum"),
+        (
+            'ranker.features.sparse=[{"colum": "x"}]',
+            "unknown name 0.colum; known here: column, num_embeddings",
+        ),
         (
             'ranker.features.sparse=[{"column": "user.age"}]',
-            "user.age: an ID feature's name may hold no dot; rename the column",
+            "0.column: 'user.age' holds a dot, which no ID feature's name may",
         ),
     ],
 )
@@ -106,3 +111,26 @@ def test_saved_runs_with_unknown_or_bad_values_are_refused(tmp_path):
 def test_configurations_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         presets.Run().split.min_events = 3
+
+
+def test_a_message_names_the_option_once(tmp_path):
+    path = tmp_path / "config.json"
+    body = config.to_dict(presets.Run())
+    body["towers"]["training"]["epochs"] = 0
+    path.write_text(json.dumps(body))
+    with pytest.raises(UserError) as caught:
+        config.load(presets.Run, path)
+    assert str(caught.value) == (
+        f"--config {path}: towers.training.epochs: must be greater than 0, not 0"
+    )
+    with pytest.raises(UserError) as caught:
+        config.apply_overrides(presets.Run(), ["towers.training.epochs=0"])
+    assert str(caught.value) == (
+        "--set towers.training.epochs=0: must be greater than 0"
+    )
+
+
+def test_rules_between_fields_hold_for_copies_too():
+    split = presets.Run().split
+    with pytest.raises(ValueError, match="below 1 together"):
+        config.replace(split, test_users=0.95)

@@ -12,15 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "learn_torchrec"
 
-VOCABULARY = {"errors", "schema", "artifact", "config"}
+VOCABULARY = {"arrays", "artifact", "config", "errors", "ids", "jagged", "schema"}
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
 # name allows that module only.
 ALLOWED = {
     "errors": set(),
     "schema": set(),
+    "arrays": VOCABULARY,
     "artifact": VOCABULARY,
     "config": VOCABULARY,
+    "ids": VOCABULARY,
+    "jagged": VOCABULARY,
     "training": VOCABULARY,
     "datasets": VOCABULARY | {"content.store"},
     "content": VOCABULARY,

@@ -7,14 +7,15 @@ dim (H times the number of layers).
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
+from learn_torchrec.config import configuration
 from learn_torchrec.content import backbone
 from learn_torchrec.errors import UserError
 
@@ -28,7 +29,7 @@ _DTYPES = {
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class EncoderConfig:
     """How a text becomes a vector.
 
@@ -52,21 +53,13 @@ class EncoderConfig:
 
     model: str = backbone.SMOLLM2
     pooling: Literal["mean", "last", "cls"] = "mean"
-    layers: tuple[int, ...] = (-1,)
+    layers: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
     l2_normalize: bool = True
-    max_tokens: int = 500
-    tokens_per_batch: int = 2048
+    max_tokens: PositiveInt = 500
+    tokens_per_batch: PositiveInt = 2048
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.layers:
-            raise ValueError("layers: give at least one, e.g. -1")
-        if self.max_tokens < 1:
-            raise ValueError("max_tokens: must be at least 1")
-        if self.tokens_per_batch < 1:
-            raise ValueError("tokens_per_batch: must be at least 1")
 
 
 class ContentEncoder:

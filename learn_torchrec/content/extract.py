@@ -8,7 +8,7 @@ Letters: N items of the catalogue, n some of them, C content dim.
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from learn_torchrec.artifact import recipe_of
-from learn_torchrec.config import to_dict
+from learn_torchrec.config import configuration, to_dict
 from learn_torchrec.content import backbone
 from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
 from learn_torchrec.content.prompt import PromptConfig, render
@@ -37,7 +37,7 @@ Rows = npt.NDArray[np.int64]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ContentConfig:
     """Everything that decides an item's content vector."""
 

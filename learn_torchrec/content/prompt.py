@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ATTRIBUTES,
@@ -73,7 +74,7 @@ _WORDINGS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class PromptConfig:
     """How an item becomes text.
 

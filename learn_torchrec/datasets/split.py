@@ -12,18 +12,19 @@ moment, and leave-one-out.
 import datetime
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import Field
 
-from learn_torchrec.config import require
+from learn_torchrec.config import Share, configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import TIMESTAMP
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SplitConfig:
     """Times may be a share of the interactions (`50%`), an ISO date, or seconds.
 
@@ -50,23 +51,18 @@ class SplitConfig:
 
     towers_until: str = "50%"
     test_from: str = "80%"
-    actions: tuple[str, ...] = ("like",)
+    actions: Annotated[tuple[str, ...], Field(min_length=1)] = ("like",)
     holdout: Literal["new_users", "time", "leave_one_out"] = "new_users"
-    validation_users: float = 0.1
-    test_users: float = 0.2
-    min_events: int = 10
-    history_share: float = 0.8
+    validation_users: Share = 0.1
+    test_users: Share = 0.2
+    min_events: Annotated[int, Field(ge=2)] = 10
+    history_share: Share = 0.8
 
     def __post_init__(self) -> None:
-        require(len(self.actions) > 0, "split.actions: name at least one action")
-        for name in ("validation_users", "test_users", "history_share"):
-            share = getattr(self, name)
-            require(0 < share < 1, f"split.{name}: above 0 and below 1")
         require(
             self.validation_users + self.test_users < 1,
-            "split.validation_users and split.test_users: below 1 together",
+            "validation_users and test_users must be below 1 together",
         )
-        require(self.min_events >= 2, "split.min_events: at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)

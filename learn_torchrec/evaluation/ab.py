@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
 
+from learn_torchrec.config import Share, configuration, require
 from learn_torchrec.evaluation.ab_outcomes import (
     CONVERSIONS,
     IMPRESSIONS,
@@ -35,7 +37,7 @@ METRICS: dict[str, tuple[str, str | None]] = {
 _NORMAL_95 = 1.959963984540054
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class AbConfig:
     """How a test is read.
 
@@ -50,21 +52,16 @@ class AbConfig:
 
     control: str = "control"
     treatment: str = "treatment"
-    treatment_share: float = 0.5
-    mismatch_p: float = 0.001
-    resamples: int = 1000
-    seed: int = 0
+    treatment_share: Share = 0.5
+    mismatch_p: Share = 0.001
+    resamples: PositiveInt = 1000
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        if self.control == self.treatment:
-            raise ValueError(f"control={self.control!r}: is the treatment too")
-        for name in ("treatment_share", "mismatch_p"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: use 0 to 1, exclusive")
-        if self.resamples < 1:
-            raise ValueError(f"resamples={self.resamples}: use 1 or more")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: use 0 or more")
+        require(
+            self.control != self.treatment,
+            f"control: {self.control!r} is the treatment too",
+        )
 
     @property
     def arms(self) -> tuple[str, str]:

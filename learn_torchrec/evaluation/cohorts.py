@@ -5,10 +5,10 @@ purchases, over the previous six months; it leaves an item with exactly 30
 purchases in no cohort, we count it among the others.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
 
+from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.arrays import (
     BoolArray,
@@ -21,7 +21,7 @@ LONG_TAIL = "long_tail"
 OTHERS = "others"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class CohortConfig:
     """Bounds of the cohorts, in events within the window; the paper's by default.
 
@@ -33,23 +33,21 @@ class CohortConfig:
         window_days: days before the impression's UTC day whose events count.
     """
 
-    user_long_tail_from: int = 1
-    user_others_from: int = 36
-    item_long_tail_from: int = 1
-    item_others_from: int = 30
-    window_days: int = 180
+    user_long_tail_from: NonNegativeInt = 1
+    user_others_from: NonNegativeInt = 36
+    item_long_tail_from: NonNegativeInt = 1
+    item_others_from: NonNegativeInt = 30
+    window_days: PositiveInt = 180
 
     def __post_init__(self) -> None:
         for side in ("user", "item"):
             long_tail_from = getattr(self, f"{side}_long_tail_from")
             others_from = getattr(self, f"{side}_others_from")
-            if not 0 <= long_tail_from <= others_from:
-                raise ValueError(
-                    f"{side}_long_tail_from={long_tail_from} and "
-                    f"{side}_others_from={others_from}: must be 0 or more, in order"
-                )
-        if self.window_days < 1:
-            raise ValueError(f"window_days={self.window_days}: must be 1 or more")
+            require(
+                long_tail_from <= others_from,
+                f"{side}_others_from: {others_from} is less than "
+                f"{side}_long_tail_from, {long_tail_from}",
+            )
 
 
 def assign_cohorts(

@@ -4,16 +4,16 @@ Libraries that print one number under that name disagree on all of them, and the
 predictions then differ by far more than rankers do.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from learn_torchrec.config import configuration
 from learn_torchrec.evaluation.pairs import Ties
 
 SingleClass = Literal["exclude", "half"]
 UserWeight = Literal["impressions", "clicks", "positives", "none"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Convention:
     """How users' AUCs become one number; by default the paper's (section 4).
 
@@ -29,18 +29,6 @@ class Convention:
     single_class: SingleClass = "exclude"
     user_weight: UserWeight = "impressions"
     ties: Ties = "half"
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("single_class", get_args(SingleClass)),
-            ("user_weight", get_args(UserWeight)),
-            ("ties", get_args(Ties)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: choose one of "
-                    f"{', '.join(choices)}"
-                )
 
 
 PAPER = Convention()

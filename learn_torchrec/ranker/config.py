@@ -1,9 +1,11 @@
 """What decides a ranker: its shape, its features and how it trains."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Literal
 
-from learn_torchrec.config import require
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from learn_torchrec.config import configuration
 from learn_torchrec.ranker.rows import FeaturesConfig
 from learn_torchrec.ranker.stream import StreamConfig
 from learn_torchrec.ranker.tables import ShardingConfig
@@ -11,7 +13,7 @@ from learn_torchrec.training.optim import Decay, OptimizerConfig
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RankerModelConfig:
     """Shape of the ranker.
 
@@ -28,28 +30,17 @@ class RankerModelConfig:
         stop_gradient: keep the main loss from shaping the fusion embedding.
     """
 
-    embedding_dim: int = 32
-    dense_layers: tuple[int, ...] = (128,)
-    over_layers: tuple[int, ...] = (128, 64)
+    embedding_dim: Annotated[int, Field(gt=0, multiple_of=4)] = 32
+    dense_layers: tuple[PositiveInt, ...] = (128,)
+    over_layers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64)
     learn: Literal["all", "vectors", "fusion", "off"] = "all"
-    fusion_hidden_dim: int = 128
-    fusion_dim: int = 64
-    auxiliary_weight: float = 1.0
+    fusion_hidden_dim: PositiveInt = 128
+    fusion_dim: PositiveInt = 64
+    auxiliary_weight: NonNegativeFloat = 1.0
     stop_gradient: bool = False
 
-    def __post_init__(self) -> None:
-        require(
-            self.embedding_dim > 0 and self.embedding_dim % 4 == 0,
-            "ranker.model.embedding_dim: a multiple of 4",
-        )
-        sizes = (*self.dense_layers, *self.over_layers)
-        sizes += (self.fusion_hidden_dim, self.fusion_dim)
-        require(min(sizes) > 0, "ranker.model: layer sizes of at least 1")
-        require(len(self.over_layers) > 0, "ranker.model.over_layers: at least one")
-        require(self.auxiliary_weight >= 0, "ranker.model.auxiliary_weight: at least 0")
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RankerTrainingConfig:
     """How long and in what pieces the ranker trains.
 
@@ -63,20 +54,15 @@ class RankerTrainingConfig:
         seed: of weights and order.
     """
 
-    epochs: int = 1
-    batch_size: int = 2048
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 2048
     decay: Decay = "cosine"
-    eviction_interval: int = 100
+    eviction_interval: PositiveInt = 100
     stream: StreamConfig = field(default_factory=StreamConfig)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eviction_interval"):
-            require(getattr(self, name) > 0, f"ranker.training.{name}: at least 1")
-        require(self.seed >= 0, "ranker.training.seed: at least 0")
+    seed: NonNegativeInt = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RankerConfig:
     """Everything that decides the ranker, given impressions and vectors.
 

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PositiveInt
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration, require
 from learn_torchrec.ranker.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import ITEM_ID, USER_ID
 from learn_torchrec.training.distributed import gather_objects
@@ -29,7 +30,7 @@ Floats = NDArray[np.float32]
 IdKind = Literal["hash", "index", "managed_collision"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SparseFeature:
     """An ID feature: an integer or string column, or a list of them (multi-hot).
 
@@ -46,7 +47,7 @@ class SparseFeature:
     """
 
     column: str
-    num_embeddings: int = 100_000
+    num_embeddings: PositiveInt = 100_000
     ids: IdKind = "hash"
     weights: str | None = None
     sharding: ShardingKind | None = None
@@ -54,18 +55,18 @@ class SparseFeature:
     def __post_init__(self) -> None:
         require(
             "." not in self.column,
-            f"{self.column}: an ID feature's name may hold no dot; rename the column",
+            f"column: {self.column!r} holds a dot, which no ID feature's name may; "
+            "rename the column",
         )
-        require(self.num_embeddings > 0, f"{self.column}.num_embeddings: at least 1")
         if self.ids == "managed_collision":
             require(
                 self.weights is None,
-                f"{self.column}.weights: not with managed_collision",
+                f"weights: not with managed_collision (column {self.column!r})",
             )
             require(
                 self.sharding in (None, "auto", "row_wise"),
-                f"{self.column}.sharding={self.sharding}: TorchRec shards tables with "
-                "managed_collision row-wise only",
+                f"sharding: {self.sharding}, but TorchRec shards tables with "
+                f"managed_collision row-wise only (column {self.column!r})",
             )
 
     @property
@@ -74,7 +75,7 @@ class SparseFeature:
         return (self.column, self.weights) if self.weights else (self.column,)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class FeaturesConfig:
     """Which columns of the impressions the ranker reads.
 
@@ -94,15 +95,15 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         names = [feature.column for feature in self.sparse]
-        require(len(names) > 0, "ranker.features.sparse: name at least one column")
+        require(len(names) > 0, "sparse: name at least one column")
         require(
             any(f.ids != "managed_collision" for f in self.sparse),
-            "ranker.features.sparse: at least one without managed_collision",
+            "sparse: at least one without managed_collision",
         )
         for kind, listed in (("sparse", names), ("dense", list(self.dense))):
             require(
                 len(set(listed)) == len(listed),
-                f"ranker.features.{kind}: a column is listed twice",
+                f"{kind}: a column is listed twice",
             )
 
     @property

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch.distributed as dist
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, Window
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.prefetch import read_ahead
@@ -35,7 +36,7 @@ _BATCHES_AHEAD = 4
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class StreamConfig:
     """How impressions are read while training.
 
@@ -50,17 +51,10 @@ class StreamConfig:
     """
 
     enabled: bool = False
-    lanes: int = 8
-    shuffle_rows: int = 262_144
-    workers: int = 0
-    timeout: float = 300.0
-
-    def __post_init__(self) -> None:
-        section = "ranker.training.stream"
-        require(self.lanes > 0, f"{section}.lanes: at least 1")
-        require(self.shuffle_rows > 0, f"{section}.shuffle_rows: at least 1")
-        require(self.workers >= 0, f"{section}.workers: at least 0")
-        require(self.timeout > 0, f"{section}.timeout: above 0")
+    lanes: PositiveInt = 8
+    shuffle_rows: PositiveInt = 262_144
+    workers: NonNegativeInt = 0
+    timeout: PositiveFloat = 300.0
 
 
 class StreamedRows:

@@ -1,7 +1,6 @@
 """The ranker's ID tables."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torchrec.modules.mc_modules import (
     MCHManagedCollisionModule,
 )
 
+from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.rows import SparseFeature
 from learn_torchrec.training.sharding import ShardingKind
@@ -24,7 +24,7 @@ TABLE_PREFIX = "t_"
 _BUCKETS = 64
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ShardingConfig:
     """How tables are divided among ranks.
 

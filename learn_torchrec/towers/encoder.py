@@ -7,20 +7,21 @@ Dimension letters: U distinct items, S tokens of all sequences together, B seque
 L longest sequence, W width, C content dim, D vector dim.
 """
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration, require
 from learn_torchrec.towers.dropout import Dropout, dropout
 from learn_torchrec.towers.packing import Group, PackedLayout
 
 _INIT_STD = 0.02  # BERT's
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class EncoderShape:
     """Shape of the transformer; the defaults are the paper's (BERT-base).
 
@@ -35,28 +36,18 @@ class EncoderShape:
             authors' public code does.
     """
 
-    width: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    feed_forward_dim: int = 3072
-    vector_dim: int = 64
-    dropout: float = 0.1
-    max_positions: int = 80
+    width: PositiveInt = 768
+    num_layers: PositiveInt = 12
+    num_heads: PositiveInt = 12
+    feed_forward_dim: PositiveInt = 3072
+    vector_dim: PositiveInt = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    max_positions: NonNegativeInt = 80
 
     def __post_init__(self) -> None:
-        for name in (
-            "width",
-            "num_layers",
-            "num_heads",
-            "feed_forward_dim",
-            "vector_dim",
-        ):
-            require(getattr(self, name) > 0, f"{name}: at least 1")
-        require(self.max_positions >= 0, "max_positions: at least 0")
-        require(0 <= self.dropout < 1, "dropout: at least 0, below 1")
         require(
             self.width % self.num_heads == 0,
-            f"width {self.width} is not a multiple of num_heads {self.num_heads}",
+            f"width: {self.width} is not a multiple of num_heads, {self.num_heads}",
         )
 
 

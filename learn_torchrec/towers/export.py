@@ -1,7 +1,6 @@
 """The towers' artefacts: trained weights, and the vectors that the ranker reads."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from learn_torchrec import config as configs
 from learn_torchrec.artifact import Manifest, read_manifest
+from learn_torchrec.config import configuration
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
@@ -42,7 +42,7 @@ _ENCODER, _REPEAT = "encoder.", "repeat."
 _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ExportConfig:
     """Which vectors are exported.
 

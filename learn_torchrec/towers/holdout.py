@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, user_draws
@@ -33,7 +35,7 @@ Ints = NDArray[np.int64]
 _LEAST_LEAVE_ONE_OUT = 4  # two events to learn from, one to validate, one to test
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RetrievalConfig:
     """How retrieval is judged.
 
@@ -45,13 +47,9 @@ class RetrievalConfig:
             targets are reported apart too.
     """
 
-    ks: tuple[int, ...] = (50, 100)
+    ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (50, 100)
     filter_history: bool = False
-    tail_events: int = 5
-
-    def __post_init__(self) -> None:
-        require(len(self.ks) > 0 and min(self.ks) > 0, "retrieval.ks: at least 1")
-        require(self.tail_events >= 0, "retrieval.tail_events: at least 0")
+    tail_events: NonNegativeInt = 5
 
 
 PROTOCOLS = {

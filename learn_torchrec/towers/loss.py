@@ -19,11 +19,12 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.utils.checkpoint import checkpoint
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration, require
 from learn_torchrec.towers.repeat import Seen
 
 LEAST_TEMPERATURE = 0.01  # a learned one is kept from collapsing below
@@ -32,7 +33,7 @@ _ANCHORS_IN_CHUNK = 4096
 _LOGITS_IN_CHUNK = 1 << 26  # 256 MiB: fewer anchors where the candidates are many
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class LossConfig:
     """Settings of the contrastive loss.
 
@@ -55,24 +56,21 @@ class LossConfig:
     """
 
     objective: Literal["dense_all_action", "next_item"] = "dense_all_action"
-    candidates: int = 0
-    logit_adjustment: float = 0.0
-    temperature: float = 0.05
+    candidates: NonNegativeInt = 0
+    logit_adjustment: NonNegativeFloat = 0.0
+    temperature: PositiveFloat = 0.05
     learn_temperature: bool = False
     sampling_correction: bool = False
 
     def __post_init__(self) -> None:
-        require(self.temperature > 0, "towers.loss.temperature: above 0")
         require(
             not self.learn_temperature or self.temperature >= LEAST_TEMPERATURE,
-            f"towers.loss.temperature: at least {LEAST_TEMPERATURE} where it is "
-            "learned; raise it or set towers.loss.learn_temperature=false",
+            f"temperature: at least {LEAST_TEMPERATURE} where it is learned; raise it "
+            "or set towers.loss.learn_temperature=false",
         )
-        require(self.candidates >= 0, "towers.loss.candidates: at least 0")
-        require(self.logit_adjustment >= 0, "towers.loss.logit_adjustment: at least 0")
         require(
             self.objective == "dense_all_action" or not self.sampling_correction,
-            "towers.loss.sampling_correction: next_item draws its candidates evenly "
+            "sampling_correction: next_item draws its candidates evenly "
             "and has nothing to correct; set it to false",
         )
 

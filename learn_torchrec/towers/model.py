@@ -4,15 +4,16 @@ Dimension letters: B users, N_h anchors and N_t positives of a user, D vector di
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration, require
 from learn_torchrec.towers.batch import TowerBatch
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
 from learn_torchrec.towers.ids import ItemIds
@@ -32,7 +33,7 @@ for _function in ("dense_all_action_loss", "next_item_loss", "_users_of", "_all_
     torch.fx.wrap(_function)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class TowersModelConfig:
     """Shape of the twin towers.
 
@@ -59,17 +60,16 @@ class TowersModelConfig:
 
     encoder: EncoderShape = field(default_factory=EncoderShape)
     inputs: Inputs = "content"
-    id_half_trust: float = 0.0
+    id_half_trust: NonNegativeFloat = 0.0
     item_tower: ItemTower = "causal"
     repeat: bool = False
     standardize: bool = True
 
     def __post_init__(self) -> None:
-        require(self.id_half_trust >= 0, "towers.model.id_half_trust: at least 0")
         require(
             self.inputs == "content" or self.item_tower != "content",
-            "towers.model.item_tower=content has no place for ids; set "
-            "towers.model.inputs=content or another item_tower",
+            "item_tower: content has no place for ids; set towers.model.inputs=content "
+            "or another item_tower",
         )
 
 

@@ -10,17 +10,18 @@ whatever the number of ranks or the composition of the batch.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration, require
 
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class SamplingConfig:
     """How a user's events become history, targets and pairs.
 
@@ -39,28 +40,20 @@ class SamplingConfig:
         beta: weight parameter of the newest position.
     """
 
-    history_length: int = 80
-    target_length: int = 40
-    num_history_samples: int = 10
-    num_target_samples: int = 10
-    min_history: int = 3
+    history_length: PositiveInt = 80
+    target_length: PositiveInt = 40
+    num_history_samples: PositiveInt = 10
+    num_target_samples: PositiveInt = 10
+    min_history: PositiveInt = 3
     cut: Literal["random", "split"] = "random"
     weighting: Literal["recent", "uniform"] = "recent"
-    alpha: float = 10.0
+    alpha: Annotated[float, Field(gt=1)] = 10.0
     beta: float = 10_000.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "history_length",
-            "target_length",
-            "num_history_samples",
-            "num_target_samples",
-            "min_history",
-        ):
-            require(getattr(self, name) > 0, f"towers.sampling.{name}: at least 1")
         require(
-            1 < self.alpha <= self.beta,
-            "towers.sampling: alpha above 1 and beta at least alpha",
+            self.alpha <= self.beta,
+            f"beta: {self.beta:g} is less than alpha, {self.alpha:g}",
         )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,7 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.training.distributed import (
     agreed,
@@ -52,7 +53,7 @@ _NOT_DECIDING = ("sharding", "workers", "timeout")
 _NOTHING: Callable[[Path], None] = lambda directory: None  # noqa: E731
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class CheckpointConfig:
     """How often a training saves what it needs to go on; decides no result.
 
@@ -65,15 +66,10 @@ class CheckpointConfig:
             below the process group's ten minutes, 0 waits for ever.
     """
 
-    every_steps: int = 1000
-    keep: int = 2
+    every_steps: NonNegativeInt = 1000
+    keep: PositiveInt = 2
     asynchronous: bool = True
-    hang_seconds: float = 540.0
-
-    def __post_init__(self) -> None:
-        require(self.every_steps >= 0, "checkpoint.every_steps: at least 0")
-        require(self.keep > 0, "checkpoint.keep: at least 1")
-        require(self.hang_seconds >= 0, "checkpoint.hang_seconds: at least 0")
+    hang_seconds: NonNegativeFloat = 540.0
 
 
 @dataclass(frozen=True)

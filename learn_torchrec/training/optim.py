@@ -2,21 +2,23 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
 from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration
 
 Decay = Literal["cosine", "linear", "constant"]
+# Decay rate of a running moment.
+Decayed = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class OptimizerConfig:
     """AdamW with warm-up and cosine decay; the defaults are the authors'.
 
@@ -30,20 +32,13 @@ class OptimizerConfig:
         max_grad_norm: gradients are scaled down to this global norm; 0 is off.
     """
 
-    learning_rate: float = 5e-5
-    warmup: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.98
+    learning_rate: PositiveFloat = 5e-5
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    beta1: Decayed = 0.9
+    beta2: Decayed = 0.98
     eps: float = 1e-6
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "learning_rate: above 0")
-        require(0 <= self.warmup <= 1, "warmup: from 0 to 1")
-        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "betas: from 0, below 1")
-        require(self.weight_decay >= 0, "weight_decay: at least 0")
-        require(self.max_grad_norm >= 0, "max_grad_norm: at least 0")
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 1.0
 
 
 def dense_optimizer(

@@ -1,17 +1,18 @@
 """The optimizer of ID tables: it steps inside the backward pass, by fbgemm."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec.optim import SGD, Adagrad, Adam, RowWiseAdagrad
 from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
+from learn_torchrec.training.optim import Decayed
 
 # In the backward pass by fbgemm, and as a plain optimizer of replicated tables.
 _IN_BACKWARD = {
@@ -28,7 +29,7 @@ _PLAIN = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class TableOptimizerConfig:
     """The optimizer of the ID tables; it steps inside the backward pass.
 
@@ -43,18 +44,11 @@ class TableOptimizerConfig:
     """
 
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
-    learning_rate: float = 0.05
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-
-    def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "ranker.tables.learning_rate: above 0")
-        require(self.eps > 0, "ranker.tables.eps: above 0")
-        require(self.weight_decay >= 0, "ranker.tables.weight_decay: at least 0")
-        for beta in (self.beta1, self.beta2):
-            require(0 <= beta < 1, "ranker.tables.beta1, beta2: from 0, below 1")
+    learning_rate: PositiveFloat = 0.05
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: Decayed = 0.9
+    beta2: Decayed = 0.999
 
     def arguments(self) -> dict[str, Any]:
         """Return fresh arguments for fbgemm, which alters them."""

@@ -203,8 +203,8 @@ def test_mean_pooling_by_hand() -> None:
         (["device=cuda:99"], "device cuda:99: this machine has none"),
         (["model=no/such/model"], "no such file or directory"),
         (["model=missing.gguf"], "missing.gguf: no such file"),
-        (["layers="], "layers: give at least one"),
-        (["tokens_per_batch=0"], "tokens_per_batch: must be at least 1"),
+        (["layers="], "layers=: needs at least 1"),
+        (["tokens_per_batch=0"], "tokens_per_batch=0: must be greater than 0"),
     ],
 )
 def test_bad_settings(base: EncoderConfig, overrides: list[str], message: str) -> None:

@@ -90,10 +90,10 @@ def test_interests_drift():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--users=0", "users: at least 1"),
-        ("--days=x", "--days: "),
-        ("--seed=-1", "seed: at least 0"),
-        ("--drift=-0.1", "drift: at least 0"),
+        ("--users=0", "users: must be greater than 0"),
+        ("--days=x", "days: must be a valid integer"),
+        ("--seed=-1", "seed: must be greater than or equal to 0"),
+        ("--drift=-0.1", "drift: must be greater than or equal to 0"),
     ],
 )
 def test_bad_sizes_are_refused(tmp_path, option, message):

@@ -61,10 +61,10 @@ def test_the_text_tells_the_topic():
     [
         ("users", "'users' is no setting; write NAME=VALUE"),
         ("color=3", "'color=3' is no setting; .* seed, users, days"),
-        ("users=0", "users: at least 1"),
-        ("days=1", "days: at least 2"),
-        ("seed=-1", "seed: at least 0"),
-        ("users=many", "users Input should be a valid integer"),
+        ("users=0", "users: must be greater than 0, not '0'"),
+        ("days=1", "days: must be greater than or equal to 2"),
+        ("seed=-1", "seed: must be greater than or equal to 0"),
+        ("users=many", "users: must be a valid integer"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

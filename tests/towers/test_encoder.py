@@ -123,7 +123,7 @@ def test_too_long_sequences_are_refused():
 
 
 def test_width_must_fit_the_heads():
-    with pytest.raises(ValueError, match="width 10 is not a multiple of num_heads 4"):
+    with pytest.raises(ValueError, match="width: 10 is not a multiple of num_heads, 4"):
         EncoderShape(width=10, num_heads=4)
 
 

@@ -375,7 +375,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_users(store, one_rank, tm
 
 def test_wrong_settings_are_named(store, one_rank, tmp_path):
     del one_rank
-    with pytest.raises(ValueError, match="item_tower=content has no place for ids"):
+    with pytest.raises(ValueError, match="item_tower: content has no place for ids"):
         TowersModelConfig(inputs="id", item_tower="content")
     with pytest.raises(ValueError, match="nothing to correct"):
         LossConfig(objective="next_item", sampling_correction=True)

@@ -5,23 +5,32 @@ raises conversion by planted factors. Nothing here was observed: the file says s
 itself, and everything made from it repeats that.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import (
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
-from learn_torchrec.config import require
+from learn_torchrec.config import configuration, require
 
 COHORTS = ("cold", "long_tail", "others")
+Number = TypeVar("Number")
+Amount = Annotated[FiniteFloat, Field(ge=0)]
+ByCohort = Annotated[tuple[Number, ...], Field(min_length=3, max_length=3)]
 SIMULATED = {b"simulated": b"true"}
 _ARMS = np.array(["control", "treatment"])
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class AbReplayConfig:
     """The simulated test; by default the paper's (section 4, online A/B test).
 
@@ -40,56 +49,34 @@ class AbReplayConfig:
         seed: of everything random.
     """
 
-    users: int = 100_000
-    days: int = 9
-    treatment_share: float = 0.2
-    control_share: float = 0.2
-    user_shares: tuple[float, ...] = (0.0716, 0.2754, 0.6530)
-    item_shares: tuple[float, ...] = (0.0315, 0.2647, 0.7038)
-    user_impressions: tuple[float, ...] = (4.0, 8.0, 20.0)
-    conversion_rate: float = 0.03
-    price: float = 40.0
-    user_lifts: tuple[float, ...] = (0.0156, 0.0579, 0.0032)
-    item_lifts: tuple[float, ...] = (0.0, 0.0, 0.0)
-    seed: int = 0
+    users: Annotated[int, Field(ge=10)] = 100_000
+    days: PositiveInt = 9
+    treatment_share: PositiveFloat = 0.2
+    control_share: PositiveFloat = 0.2
+    user_shares: ByCohort[Amount] = (0.0716, 0.2754, 0.6530)
+    item_shares: ByCohort[Amount] = (0.0315, 0.2647, 0.7038)
+    user_impressions: ByCohort[Amount] = (4.0, 8.0, 20.0)
+    conversion_rate: Annotated[float, Field(ge=0, le=1)] = 0.03
+    price: Amount = 40.0
+    user_lifts: ByCohort[FiniteFloat] = (0.0156, 0.0579, 0.0032)
+    item_lifts: ByCohort[FiniteFloat] = (0.0, 0.0, 0.0)
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         require(
-            self.users >= 10 and self.days >= 1,
-            f"users={self.users} and days={self.days}: use 10 and 1 or more",
+            self.treatment_share + self.control_share <= 1,
+            "treatment_share and control_share must be 1 at most together",
         )
-        shares = self.treatment_share, self.control_share
-        require(
-            min(shares) > 0 and sum(shares) <= 1,
-            f"treatment_share and control_share {shares}: positive, and 1 at most "
-            "together",
-        )
-        parts = ("user_shares", "item_shares")
-        for name in (*parts, "user_impressions", "user_lifts", "item_lifts"):
-            values = getattr(self, name)
-            require(
-                len(values) == len(COHORTS) and bool(np.isfinite(values).all()),
-                f"{name}={values}: one number for each of {', '.join(COHORTS)}",
-            )
-        for name in (*parts, "user_impressions", "price", "seed"):
-            values = getattr(self, name)
-            require(bool(np.min(values) >= 0), f"{name}={values}: use 0 or more")
-        for name in parts:
-            values = getattr(self, name)
+        for name in ("user_shares", "item_shares"):
             # As near to 1 as the random generator asks.
             require(
-                abs(sum(values) - 1) < 1e-8,
-                f"{name}={values}: three shares that add up to 1",
+                abs(sum(getattr(self, name)) - 1) < 1e-8,
+                f"{name}: {getattr(self, name)} do not add up to 1",
             )
-        require(
-            0 <= self.conversion_rate <= 1,
-            f"conversion_rate={self.conversion_rate}: use 0 to 1",
-        )
         # An item's lift adds to the user's, and no user buys less than nothing.
         require(
             min(self.user_lifts) + min(self.item_lifts) >= -1,
-            f"user_lifts={self.user_lifts} and item_lifts={self.item_lifts}: a user's "
-            "and an item's lift are -1 or more together",
+            "user_lifts and item_lifts must be -1 or more together",
         )
 
 

@@ -9,15 +9,15 @@ on that day, so ids say nothing about them and only content does.
 import dataclasses
 import functools
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from learn_torchrec.config import require, require_at_least
+from learn_torchrec.config import Share, configuration, from_dict
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.adapters.movielens_100k import DISLIKE, LIKE, counters
 from learn_torchrec.errors import UserError
@@ -51,7 +51,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
 _VERSION = 1  # of the generator: another one makes other data from the same seed
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class MarketConfig:
     """The size and the noise of a market.
 
@@ -67,25 +67,15 @@ class MarketConfig:
         other_rate: conversions on other topics.
     """
 
-    seed: int = 0
-    users: int = 300
-    days: int = 20
-    items_per_day: int = 24
-    item_days: int = 4
-    impressions: int = 10
-    liked_topics: int = 3
-    liked_rate: float = 0.75
-    other_rate: float = 0.15
-
-    def __post_init__(self) -> None:
-        require_at_least(0, self, "seed")
-        require_at_least(1, self, "users", "items_per_day", "item_days", "impressions")
-        require_at_least(2, self, "days")
-        require(
-            0 < self.liked_topics < len(TOPICS), f"liked_topics: 1 to {len(TOPICS)}"
-        )
-        for name in ("liked_rate", "other_rate"):
-            require(0 < getattr(self, name) < 1, f"{name}: above 0, below 1")
+    seed: NonNegativeInt = 0
+    users: PositiveInt = 300
+    days: Annotated[int, Field(ge=2)] = 20
+    items_per_day: PositiveInt = 24
+    item_days: PositiveInt = 4
+    impressions: PositiveInt = 10
+    liked_topics: Annotated[int, Field(gt=0, lt=len(TOPICS))] = 3
+    liked_rate: Share = 0.75
+    other_rate: Share = 0.15
 
 
 class Market(Dataset):
@@ -197,10 +187,4 @@ def _parse(settings: str) -> MarketConfig:
                 f"{', '.join(known)}"
             )
         values[name] = value
-    try:
-        return TypeAdapter(MarketConfig).validate_python(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        raise UserError(f"--data market:{settings}: {place} {message}") from None
+    return from_dict(MarketConfig, values, f"--data market:{settings}")

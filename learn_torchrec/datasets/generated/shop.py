@@ -12,7 +12,6 @@ Letters: U users, N items, D days, K interest dimensions, n impressions of a chu
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from learn_torchrec.config import require, require_at_least
+from learn_torchrec.config import configuration, require
 from learn_torchrec.datasets.generated.market import DAY, ORACLE, START, TOPICS
 from learn_torchrec.schema import (
     ACTION,
@@ -54,7 +54,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class GeneratedConfig:
     """The size of a shop.
 
@@ -68,17 +68,15 @@ class GeneratedConfig:
         seed: of everything.
     """
 
-    users: int = 20_000
-    items: int = 5_000
-    days: int = 30
+    users: PositiveInt = 20_000
+    items: PositiveInt = 5_000
+    days: PositiveInt = 30
     impressions: int = 1_000_000
-    brands: int = 200
-    drift: float = 0.05
-    seed: int = 0
+    brands: PositiveInt = 200
+    drift: NonNegativeFloat = 0.05
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        require_at_least(0, self, "drift", "seed")
-        require_at_least(1, self, "users", "items", "days", "brands")
         require(self.impressions >= self.days, "impressions: at least one a day")
 
 

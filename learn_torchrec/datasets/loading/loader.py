@@ -30,8 +30,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from learn_torchrec.config import require
+from learn_torchrec import config as configs
+from learn_torchrec.config import configuration
 from learn_torchrec.datasets.loading.interleave import (
     Lane,
     Segment,
@@ -52,7 +54,7 @@ _ORDERED_WINDOW = 131_072  # rows; nothing is gained by more that are not shuffl
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class LoaderConfig:
     """How rows become batches.
 
@@ -72,27 +74,20 @@ class LoaderConfig:
         section: where these settings are, for messages.
     """
 
-    batch_size: int = 1024
+    batch_size: PositiveInt = 1024
     shuffle: bool = True
     drop_last: bool = True
-    seed: int = 0
-    lanes: int = 8
-    window_rows: int = 262_144
-    workers: int = 0
-    timeout: float = 300.0
+    seed: NonNegativeInt = 0
+    lanes: PositiveInt = 8
+    window_rows: PositiveInt = 262_144
+    workers: NonNegativeInt = 0
+    timeout: PositiveFloat = 300.0
     section: str = "loader"
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "lanes", "window_rows"):
-            require(getattr(self, name) > 0, f"{self.section}.{name}: at least 1")
-        for name in ("workers", "seed"):
-            require(getattr(self, name) >= 0, f"{self.section}.{name}: at least 0")
-        require(self.timeout > 0, f"{self.section}.timeout: above 0")
 
 
 def evaluation(config: LoaderConfig) -> LoaderConfig:
     """Return the configuration that reads every row once, in the lanes' order."""
-    return replace(config, shuffle=False, drop_last=False)
+    return configs.replace(config, shuffle=False, drop_last=False)
 
 
 @dataclass(frozen=True)

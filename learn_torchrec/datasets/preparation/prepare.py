@@ -17,13 +17,13 @@ engine gives the same order. Users are in the order of their ids.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from learn_torchrec.config import require
+from learn_torchrec.config import Share, configuration
 from learn_torchrec.datasets.preparation.engines import Engine
 from learn_torchrec.datasets.preparation.user_stream import UserStream
 from learn_torchrec.errors import UserError
@@ -35,7 +35,7 @@ _MOST_ACTIONS = 1 << 15  # an event's is stored as int16
 LOG, ITEMS = "log", "items"
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class PrepareConfig:
     """How a log becomes sequences.
 
@@ -54,22 +54,14 @@ class PrepareConfig:
         drop_repeats: an event that is exactly repeated counts once.
     """
 
-    history_days: int = 0
-    target_days: int = 30
+    history_days: NonNegativeInt = 0
+    target_days: PositiveInt = 30
     split: Literal["time", "ratio", "leave_one_out"] = "time"
-    history_share: float = 0.8
-    test_users: float = 0.2
-    length_quantile: float = 1.0
-    min_events: int = 1
+    history_share: Share = 0.8
+    test_users: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    length_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_events: PositiveInt = 1
     drop_repeats: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.history_days >= 0, "prepare.history_days: at least 0")
-        require(self.target_days >= 1, "prepare.target_days: at least 1")
-        require(0 < self.history_share < 1, "prepare.history_share: above 0, below 1")
-        require(0 <= self.test_users < 1, "prepare.test_users: from 0 to below 1")
-        require(0 < self.length_quantile <= 1, "prepare.length_quantile: from 0 to 1")
-        require(self.min_events >= 1, "prepare.min_events: at least 1")
 
 
 class Prepared:

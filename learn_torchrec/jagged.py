@@ -1,0 +1,133 @@
+"""Jagged arrays: rows of different lengths, one after another.
+
+Letters: N rows, V values of all rows together.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from learn_torchrec.arrays import AnyArray, BoolArray, Int64Array
+from learn_torchrec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Jagged:
+    """Values and where each row begins; row n is `values[offsets[n]:offsets[n + 1]]`.
+
+    Attributes:
+        values: [V], of any type; memory-mapped arrays stay mapped.
+        offsets: int64 [N + 1], from 0 to V, never falling.
+
+    Raises:
+        UserError: offsets that do not fit the values.
+
+    Example:
+        >>> baskets = Jagged.from_lists([[7, 8], [], [9]])
+        >>> baskets.lengths.tolist(), baskets[2].tolist()
+        ([2, 0, 1], [9])
+        >>> baskets.take(np.array([2, 0])).values.tolist()
+        [9, 7, 8]
+    """
+
+    values: AnyArray
+    offsets: Int64Array
+
+    def __post_init__(self) -> None:
+        offsets = np.asarray(self.offsets, dtype=np.int64)
+        object.__setattr__(self, "values", np.asarray(self.values))
+        object.__setattr__(self, "offsets", offsets)
+        if (
+            offsets.ndim != 1
+            or not len(offsets)
+            or offsets[0] != 0
+            or offsets[-1] != len(self.values)
+            or (np.diff(offsets) < 0).any()
+        ):
+            raise UserError(
+                f"offsets: must rise from 0 to the number of values, {len(self.values)}"
+            )
+
+    @classmethod
+    def from_lists(
+        cls, lists: Iterable[Sequence[Any]], dtype: Any = np.int64
+    ) -> "Jagged":
+        """Build from one sequence of values for each row."""
+        parts = [np.asarray(part, dtype=dtype) for part in lists]
+        values = np.concatenate([np.zeros(0, dtype), *parts])
+        return cls.from_lengths(
+            values, np.array([len(part) for part in parts], np.int64)
+        )
+
+    @classmethod
+    def from_lengths(cls, values: AnyArray, lengths: Int64Array) -> "Jagged":
+        """Build from values and the length of each row, int64 [N]."""
+        return cls(values, offsets_of(lengths))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Jagged"]) -> "Jagged":
+        """Return the rows of all parts, at least one, in their order."""
+        return cls.from_lengths(
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> AnyArray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> Int64Array:
+        """Values of each row, int64 [N]."""
+        return np.diff(self.offsets)
+
+    def owners(self) -> Int64Array:
+        """Return the row of every value, int64 [V]."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def positions(self) -> Int64Array:
+        """Return the place of every value within its row, int64 [V]."""
+        return positions_in(self.lengths)
+
+    def take(self, rows: Int64Array) -> "Jagged":
+        """Return some rows, by their numbers, in the order given."""
+        index, offsets = take_index(self.offsets, rows)
+        return Jagged(self.values[index], offsets)
+
+    def filter(self, keep: BoolArray) -> "Jagged":
+        """Return only the values where `keep` [V] is true; all rows stay."""
+        kept_before = np.r_[0, np.cumsum(keep)]
+        return Jagged(self.values[keep], kept_before[self.offsets])
+
+
+def offsets_of(lengths: Int64Array) -> Int64Array:
+    """Return where rows of these lengths [N] begin and the last ends, int64 [N + 1]."""
+    return np.r_[0, np.cumsum(lengths, dtype=np.int64)]
+
+
+def positions_in(lengths: Int64Array) -> Int64Array:
+    """Return 0, 1, ... for the values of every row of these lengths, int64 [V]."""
+    starts = offsets_of(lengths)[:-1]
+    return np.arange(int(np.sum(lengths))) - np.repeat(starts, lengths)
+
+
+def take_index(offsets: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Return which values some rows take, and their offsets then.
+
+    For containers that keep several arrays under one set of offsets.
+
+    Args:
+        offsets: int64 [N + 1].
+        rows: int64 [n], numbers of rows, in any order.
+
+    Returns:
+        int64 [V of those rows] and int64 [n + 1].
+    """
+    lengths = offsets[rows + 1] - offsets[rows]
+    taken = offsets_of(lengths)
+    starts = offsets[rows] - taken[:-1]
+    return np.arange(taken[-1]) + np.repeat(starts, lengths), taken
