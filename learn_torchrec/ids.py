@@ -1,0 +1,306 @@
+"""Ids of users and items: one normal form, one hash, one index.
+
+In normal form ids are one `pyarrow.Array` of int64 or large_string: what people hold
+(NumPy, pandas, torch, lists, dictionaries, chunks, narrow integers) becomes that once,
+where it enters, and every stage joins on it. Strings are `large_string` because the
+offsets of `string` end at 2 GiB, which 134 million ids of 16 bytes reach.
+
+Letters: K ids of an index, n ids looked up.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from learn_torchrec.arrays import Int64Array, UInt64Array, name_rows
+from learn_torchrec.errors import UserError
+
+# Integers or strings: a pyarrow, NumPy, pandas or torch array, or a sequence of them.
+Ids: TypeAlias = Any
+
+UNKNOWN = -1  # the row of an id that an index does not hold
+
+IDS_FILE = "ids.arrow"
+KEYS_FILE = "id_keys.npy"
+ROWS_FILE = "id_rows.npy"
+
+_COLUMN = "id"
+_SEED = b"seed"
+_FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+
+
+def as_ids(values: Ids, name: str, *, allow_null: bool = False) -> pa.Array:
+    """Return ids in normal form, int64 or large_string.
+
+    Args:
+        values: [n], see `Ids`.
+        name: of the column, file or argument, for messages.
+        allow_null: keep nulls instead of refusing them.
+
+    Raises:
+        UserError: ids of another type, integers beyond int64, mixed types, or nulls.
+    """
+    array = _as_arrow(values, name)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_integer(array.type) or array.type == pa.null():
+        target = pa.int64()
+    elif is_text(array.type):
+        target = pa.large_string()
+    else:
+        raise UserError(f"{name}: ids are {array.type}; use int64 or string")
+    if array.null_count and not allow_null:
+        is_null = array.is_null().to_numpy(zero_copy_only=False)
+        raise UserError(f"{name}: null id in {name_rows(is_null)}; remove or fill them")
+    try:
+        return array.cast(target)
+    except pa.ArrowInvalid:
+        raise UserError(f"{name}: an id does not fit int64; use strings") from None
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's string types."""
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+    )
+
+
+def type_name(kind: pa.DataType) -> str:
+    """Return what a message calls the type of ids: "int64" or "string"."""
+    return "string" if is_text(kind) else str(kind)
+
+
+def refuse_other_type(ids: pa.Array, known: pa.DataType, name: str, where: str) -> None:
+    """Refuse ids that could not be joined to those of another file.
+
+    Args:
+        ids: in normal form.
+        known: the other ids' type, in normal form.
+        name: of the column that `ids` come from, for the message.
+        where: what holds the other ids, for the message.
+
+    Raises:
+        UserError: the types differ.
+    """
+    if ids.type != known:
+        raise UserError(
+            f"{name}: ids are {type_name(ids.type)}, but {type_name(known)} in "
+            f"{where}; use one type for ids"
+        )
+
+
+def encode_ids(values: Ids, name: str) -> tuple[Int64Array, pa.Array]:
+    """Return codes [n] and the distinct ids, in order of first appearance.
+
+    Raises:
+        UserError: see `as_ids`.
+    """
+    encoded = as_ids(values, name).dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, encoded.dictionary
+
+
+def hash_ids(ids: pa.Array) -> UInt64Array:
+    """Return a 64-bit hash of every id, the same in every process and version.
+
+    Args:
+        ids: [n], in normal form without nulls.
+
+    Returns:
+        uint64 [n]: of an integer the splitmix64 finaliser, of a string FNV-1a over its
+        UTF-8 bytes and then that.
+    """
+    if is_text(ids.type):
+        return _hash_strings(ids, seed=0)
+    return _mix(ids.to_numpy().view(np.uint64))
+
+
+class IdIndex:
+    """Distinct ids to their rows 0, 1, ... and back, in memory or mapped from disk.
+
+    Two arrays sorted by key: the key of an integer id is the id, that of a string a
+    64-bit hash under a seed for which no two ids share one. A look-up is a binary
+    search: opening reads nothing, and no look-up hashes the ids of the index.
+
+    Attributes:
+        type: int64 or large_string.
+
+    Example:
+        >>> index = IdIndex.build(pa.array(["cup", "pan"]), "items")
+        >>> index.rows_of(pa.array(["pan", "jug"], pa.large_string())).tolist()
+        [1, -1]
+    """
+
+    def __init__(
+        self,
+        ids: pa.Array | Path,
+        kind: pa.DataType,
+        keys: Int64Array,
+        rows: Int64Array,
+        seed: int,
+    ) -> None:
+        self.type = kind
+        self._source, self._keys, self._rows, self._seed = ids, keys, rows, seed
+        if keys.shape != rows.shape or keys.ndim != 1:
+            raise ValueError("keys and rows do not match")
+
+    @classmethod
+    def build(cls, ids: Ids, name: str) -> Self:
+        """Index ids in memory; row n is the n-th id.
+
+        Args:
+            ids: K distinct ids without nulls.
+            name: of what holds them, for messages.
+
+        Raises:
+            UserError: ids of another type, or one that occurs twice.
+        """
+        known = as_ids(ids, name)
+        seed = 0
+        order, keys = _sorted_keys(known, seed)
+        while (keys[1:] == keys[:-1]).any():
+            _refuse_duplicates(known, name)
+            seed += 1  # two strings share a hash: once in a million large catalogues
+            order, keys = _sorted_keys(known, seed)
+        return cls(known, known.type, keys, order, seed)
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Map an index that `write` wrote.
+
+        Raises:
+            OSError: a file is missing; ValueError, ArrowInvalid: damaged.
+        """
+        path = directory / IDS_FILE
+        with pa.memory_map(str(path)) as source:
+            field = pa.ipc.open_file(source).schema.field(_COLUMN)
+        return cls(
+            path,
+            field.type,
+            np.asarray(np.load(directory / KEYS_FILE, mmap_mode="r")),
+            np.asarray(np.load(directory / ROWS_FILE, mmap_mode="r")),
+            int((field.metadata or {}).get(_SEED, b"0")),
+        )
+
+    def write(self, directory: Path) -> None:
+        """Write the ids and their index into a directory."""
+        np.save(directory / KEYS_FILE, self._keys)
+        np.save(directory / ROWS_FILE, self._rows)
+        field = pa.field(_COLUMN, self.type, metadata={_SEED: str(self._seed)})
+        table = pa.table([self.ids], schema=pa.schema([field]))
+        with pa.ipc.new_file(str(directory / IDS_FILE), table.schema) as sink:
+            sink.write_table(table)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @functools.cached_property
+    def ids(self) -> pa.Array:
+        """The ids in the rows' order; memory-mapped where the index is."""
+        if isinstance(self._source, Path):
+            table = pa.ipc.open_file(pa.memory_map(str(self._source))).read_all()
+            return table[_COLUMN].combine_chunks()
+        return self._source
+
+    def rows_of(self, wanted: pa.Array) -> Int64Array:
+        """Return the row of every id, int64 [n]; UNKNOWN for null and unknown ids.
+
+        Args:
+            wanted: [n], of the index's type, in normal form.
+        """
+        if not len(self):
+            return np.full(len(wanted), UNKNOWN)
+        present = wanted.drop_null()
+        keys = _keys(present, self._seed)
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        found = self._keys[place] == keys
+        rows = np.where(found, self._rows[place], UNKNOWN)
+        if is_text(self.type) and found.any():
+            # An id that is not in the index may share the key of one that is.
+            hits = np.flatnonzero(found)
+            stored = self.ids.take(pa.array(rows[hits]))
+            same = pc.equal(stored, present.take(pa.array(hits)))
+            rows[hits[~same.to_numpy(zero_copy_only=False)]] = UNKNOWN
+        if wanted.null_count == 0:
+            return rows
+        result = np.full(len(wanted), UNKNOWN)
+        result[wanted.is_valid().to_numpy(zero_copy_only=False)] = rows
+        return result
+
+
+def _as_arrow(values: Ids, name: str) -> pa.Array:
+    """Return values as one Arrow array of whatever type they have."""
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    if isinstance(values, pa.Array):
+        return values
+    if hasattr(values, "cpu"):  # a torch tensor, which this module need not import
+        values = values.cpu().numpy()
+    if isinstance(values, int | str):
+        values = [values]
+    if isinstance(values, list | tuple) and not values:
+        return pa.array([], pa.int64())
+    try:
+        array = pa.array(values, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        raise UserError(
+            f"{name}: ids of mixed or unknown type; use all integers or all strings"
+        ) from None
+    return _as_arrow(array, name) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _hash_strings(values: pa.Array, seed: int) -> UInt64Array:
+    """Return FNV-1a of every string's bytes, mixed, uint64 [n]."""
+    _, offset_buffer, data_buffer = values.cast(pa.large_string()).buffers()
+    offsets = np.frombuffer(offset_buffer, np.int64)[values.offset :][: len(values) + 1]
+    data = np.frombuffer(data_buffer or b"", np.uint8)
+    lengths = np.diff(offsets)
+    hashes = np.full(len(values), _FNV_OFFSET ^ np.uint64(seed))
+    # The longest first, so that the strings that still have a byte are a prefix.
+    order = np.argsort(-lengths, kind="stable")
+    starts, reach = offsets[:-1][order], lengths[order]
+    running = hashes[order]
+    alive = len(order)
+    for position in range(int(reach[0]) if len(reach) else 0):
+        alive = int(np.searchsorted(-reach[:alive], -position, side="left"))
+        bytes_here = data[starts[:alive] + position].astype(np.uint64)
+        running[:alive] = (running[:alive] ^ bytes_here) * _FNV_PRIME
+    hashes[order] = running
+    return _mix(hashes)
+
+
+def _mix(keys: UInt64Array) -> UInt64Array:
+    """Spread neighbouring numbers over all 64 bits (the splitmix64 finaliser)."""
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
+
+
+def _keys(ids: pa.Array, seed: int) -> Int64Array:
+    if is_text(ids.type):
+        return _hash_strings(ids, seed).view(np.int64)
+    keys: Int64Array = ids.to_numpy()
+    return keys
+
+
+def _sorted_keys(ids: pa.Array, seed: int) -> tuple[Int64Array, Int64Array]:
+    keys = _keys(ids, seed)
+    order = np.argsort(keys, kind="stable")
+    return order, keys[order]
+
+
+def _refuse_duplicates(ids: pa.Array, name: str) -> None:
+    counts = pc.value_counts(ids)
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(repeated):
+        first = repeated[0].as_py()
+        raise UserError(
+            f"{name}: id {first['values']!r} occurs {first['counts']} times "
+            f"({len(repeated)} ids do); keep one row for each"
+        )
