@@ -12,10 +12,11 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from learn_torchrec.arrays import AnyArray, Float16Array
+from learn_torchrec.arrays import AnyArray, BoolArray, Float16Array
 
 SHARDS = "vectors"
 _BLOCK_BYTES = 64 << 20
+_EXPONENT = np.uint16(0x7C00)  # all its bits are set in infinities and NaN alone
 
 
 class Shard(Protocol):
@@ -111,6 +112,12 @@ def create_shard(directory: Path, number: int, shape: tuple[int, int]) -> Any:
         dtype=np.float16,
         shape=shape,
     )
+
+
+def finite_rows(halves: Float16Array) -> BoolArray:
+    """Return which rows [n, D] are finite, bool [n]."""
+    # NumPy's isfinite takes ten times as long for half precision.
+    return ((halves.view(np.uint16) & _EXPONENT) != _EXPONENT).all(axis=1)
 
 
 def blocks(shape: tuple[int, ...]) -> Iterator[slice]:

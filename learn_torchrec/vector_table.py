@@ -18,7 +18,7 @@ from learn_torchrec.arrays import AnyArray, Column, Float16Array, Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, encode_ids
 from learn_torchrec.jagged import offsets_of
-from learn_torchrec.matrix import SHARDS, ShardedMatrix, map_array
+from learn_torchrec.matrix import SHARDS, ShardedMatrix, finite_rows, map_array
 
 USERS, ITEMS = "users", "items"  # the tables of a vectors artefact
 _OFFSETS_FILE, _TIMES_FILE = "offsets.npy", "times.npy"
@@ -143,7 +143,7 @@ class VectorTable:
         else:
             vectors = np.zeros((len(rows), self.vectors.shape[1]), np.float16)
             vectors[known] = self.vectors[rows[known]]
-        finite = np.isfinite(vectors).all(axis=1)
+        finite = finite_rows(vectors)
         if not finite.all():
             raise UserError(
                 f"{self.directory or 'vectors'}: the vector in row "

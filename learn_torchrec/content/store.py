@@ -33,7 +33,13 @@ from learn_torchrec.content.statistics import (
 )
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import INDEX_FILES, IdIndex, as_ids, refuse_other_type
-from learn_torchrec.matrix import SHARDS, ShardedMatrix, blocks, create_shard
+from learn_torchrec.matrix import (
+    SHARDS,
+    ShardedMatrix,
+    blocks,
+    create_shard,
+    finite_rows,
+)
 from learn_torchrec.schema import ITEM_ID
 
 KIND = "content"
@@ -140,7 +146,7 @@ def to_half(vectors: AnyArray, ids: pa.Array) -> Float16Array:
     """
     with np.errstate(over="ignore"):  # checked just below, by item
         stored = vectors.astype(np.float16)
-    rows = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+    rows = np.flatnonzero(~finite_rows(stored))
     if not rows.size:
         return stored
     row = int(rows[0])

@@ -22,7 +22,7 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
-from learn_torchrec.matrix import create_shard
+from learn_torchrec.matrix import create_shard, finite_rows
 from learn_torchrec.schema import (
     INTERACTIONS_FILE,
     ITEM_ID,
@@ -319,7 +319,7 @@ def _write_part(
         for part in _joined(vectors, _PART_ROWS):
             rows = slice(written, written + len(part))
             shard[rows] = part.numpy()
-            if not np.isfinite(shard[rows]).all():
+            if not finite_rows(shard[rows]).all():
                 raise UserError(
                     f"{directory.name}: the towers give vectors that are not finite; "
                     "train them again with a lower towers.optimizer.learning_rate"

@@ -12,6 +12,7 @@ from vectors_artefact import write_side, write_vectors
 
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.errors import UserError
+from learn_torchrec.matrix import finite_rows
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.vector_table import VectorTable
 
@@ -186,6 +187,11 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path):
     learn.lookup(["a"], [7])
     with pytest.raises(UserError, match=r"v/items: the vector in row 1 is not finite"):
         learn.lookup(["a", "a"], [7, 8])
+
+
+def test_every_half_precision_number_that_is_finite():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)[:, None]
+    np.testing.assert_array_equal(finite_rows(halves), np.isfinite(halves[:, 0]))
 
 
 def test_a_large_artefact_opens_at_once(tmp_path):
