@@ -14,16 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch.distributed as dist
 
 from apps import options
 from apps.job import Job, describe
+from learn_torchrec.arrays import Int64Array, UInt64Array
 from learn_torchrec.content import extract, store
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.content.vector_cache import (
     ENCODER_FACT,
-    Hashes,
     VectorCache,
     earlier_store,
 )
@@ -117,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             cache.remove()
 
 
-def _positions(hashes: Hashes, cache: VectorCache) -> npt.NDArray[np.int64]:
+def _positions(hashes: UInt64Array, cache: VectorCache) -> Int64Array:
     """Find the vectors that all ranks have made, those of other ranks on disk.
 
     Raises:

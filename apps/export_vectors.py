@@ -1,8 +1,7 @@
-"""Stage 2, export: write user and item vectors as Parquet for the ranker."""
+"""Stage 2, export: write user and item vectors for the ranker, ours or another."""
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +13,7 @@ from learn_torchrec.content import store as content
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.ranker.vectors import KIND
-from learn_torchrec.schema import (
-    INTERACTIONS_FILE,
-    ITEM_VECTORS_FILE,
-    USER_VECTORS_FILE,
-)
+from learn_torchrec.schema import INTERACTIONS_FILE
 from learn_torchrec.towers.export import (
     KIND_TOWERS,
     check_towers_inputs,
@@ -26,9 +21,12 @@ from learn_torchrec.towers.export import (
     snapshot_events,
     write_item_vectors,
     write_user_vectors,
+    write_vector_indexes,
 )
 from learn_torchrec.towers.inference import encode_catalogue, history_vectors
 from learn_torchrec.training.distributed import (
+    agreed,
+    is_writer,
     locked_together,
     process_group,
     rank_share,
@@ -94,25 +92,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             log.progress,
         )
         manifest = job.manifest(towers_manifest.cutoff, facts)
-        with write_artifact_together(job.out, **manifest) as working:
+        parquet = job.run.export.parquet
+        with write_artifact_together(job.out, **manifest) as working, agreed():
+            rank, dim = dist.get_rank(), facts["dim"]
             write_item_vectors(
-                _part(working / ITEM_VECTORS_FILE),
+                working,
+                rank,
                 store.item_ids.take(pa.array(items)),
-                item_vectors,
+                [item_vectors],
+                (len(items), dim),
+                parquet,
             )
             write_user_vectors(
-                _part(working / USER_VECTORS_FILE),
-                sequences,
-                events,
-                user_vectors,
-                facts["dim"],
+                working, rank, sequences, events, user_vectors, dim, parquet
             )
-
-
-def _part(directory: Path) -> Path:
-    """This rank's file of a Parquet data set."""
-    directory.mkdir(exist_ok=True)
-    return directory / f"part-{dist.get_rank():05d}.parquet"
+            if is_writer():
+                write_vector_indexes(working, store.item_ids, sequences, snapshots)
 
 
 if __name__ == "__main__":

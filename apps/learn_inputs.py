@@ -11,7 +11,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run
 from learn_torchrec.ranker.content import content_vectors
 from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
-from learn_torchrec.ranker.vectors import LearnVectors, load_vectors
+from learn_torchrec.ranker.vectors import LearnVectors
 
 
 def vector_artefacts(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:
@@ -32,8 +32,8 @@ def vector_artefacts(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:
 def towers_input(args: argparse.Namespace) -> dict[str, str]:
     """Return the fingerprint of the towers behind --vectors, if it is given.
 
-    A ranker goes on reading vectors that the same towers make of a later log. Vectors
-    that are not of our towers stand for themselves.
+    A ranker may read vectors that the same towers made from a later log. Vectors of
+    other origin are identified by themselves.
     """
     if not args.vectors:
         return {}
@@ -46,7 +46,7 @@ def open_vectors(
 ) -> LearnVectors | None:
     """Return what --vectors or --content names; None where neither is given."""
     if args.vectors:
-        return load_vectors(args.vectors)
+        return LearnVectors.open(args.vectors)
     if args.content:
         store = ContentStore.open(args.content)
         return content_vectors(store, dataset.interactions, run.split.actions)

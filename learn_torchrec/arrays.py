@@ -1,19 +1,46 @@
-"""Types of NumPy arrays, one name each, and messages about their rows."""
+"""Types of arrays, one name each; columns of any kind; messages about their rows."""
 
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 AnyArray: TypeAlias = NDArray[Any]
 BoolArray: TypeAlias = NDArray[np.bool_]
+Int32Array: TypeAlias = NDArray[np.int32]
 Int64Array: TypeAlias = NDArray[np.int64]
 UInt64Array: TypeAlias = NDArray[np.uint64]
 Float16Array: TypeAlias = NDArray[np.float16]
 Float32Array: TypeAlias = NDArray[np.float32]
 Float64Array: TypeAlias = NDArray[np.float64]
 
+# A column as people hold it: a pyarrow, NumPy, pandas or torch array, a sequence, or
+# one value alone.
+Column: TypeAlias = Any
+
 _ROWS_NAMED = 5
+
+
+def as_arrow(values: Column) -> pa.Array | pa.ChunkedArray:
+    """Return a column as Arrow data of whatever type it has, dictionaries decoded.
+
+    NaN and NaT become null.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: values of mixed or unknown type.
+    """
+    if hasattr(values, "cpu"):  # a torch tensor, which this module need not import
+        values = values.detach().cpu().numpy()
+    if isinstance(values, np.ndarray) and values.ndim == 0:
+        values = values.reshape(1)
+    elif not hasattr(values, "__len__") or isinstance(values, str | bytes):
+        values = [values]
+    if not isinstance(values, pa.Array | pa.ChunkedArray):
+        values = pa.array(values, from_pandas=True)
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    return values
 
 
 def name_rows(is_bad: BoolArray, first_row: int = 0) -> str:

@@ -17,7 +17,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _RECORDED_PACKAGES = (
     "learn-torchrec",
     "torch",
@@ -188,6 +189,40 @@ def verify(directory: Path, kind: str) -> None:
             f"{MANIFEST}; restore it from a copy, or remove {directory} and make it "
             "again"
         )
+
+
+@contextlib.contextmanager
+def reading(
+    directory: Path, manifest: Manifest, names: Iterable[str], advice: str
+) -> Iterator[None]:
+    """Open some files of an artefact in a block that fails with one line if it must.
+
+    Sizes are compared with the manifest's first: cheap, and finds what was cut off.
+
+    Args:
+        directory: of the artefact.
+        manifest: its own.
+        names: of the files, as the manifest has them.
+        advice: what to do about a damaged file.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    for name in names:
+        recorded = manifest.files.get(name, {}).get("bytes")
+        path = directory / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing; {advice}")
+        if (size := path.stat().st_size) != recorded:
+            raise UserError(
+                f"{path}: damaged ({size} bytes, its manifest says {recorded}); "
+                f"{advice}"
+            )
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{directory}: damaged ({reason}); {advice}") from None
 
 
 @contextlib.contextmanager

@@ -10,56 +10,67 @@ Letters: K ids of an index, n ids looked up.
 
 import functools
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import Int64Array, UInt64Array, name_rows
+from learn_torchrec.arrays import (
+    Column,
+    Int64Array,
+    UInt64Array,
+    as_arrow,
+    name_rows,
+)
 from learn_torchrec.errors import UserError
-
-# Integers or strings: a pyarrow, NumPy, pandas or torch array, or a sequence of them.
-Ids: TypeAlias = Any
+from learn_torchrec.matrix import map_array
 
 UNKNOWN = -1  # the row of an id that an index does not hold
 
 IDS_FILE = "ids.arrow"
 KEYS_FILE = "id_keys.npy"
 ROWS_FILE = "id_rows.npy"
+INDEX_FILES = (IDS_FILE, KEYS_FILE, ROWS_FILE)
 
 _COLUMN = "id"
 _SEED = b"seed"
 _FNV_OFFSET, _FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 
 
-def as_ids(values: Ids, name: str, *, allow_null: bool = False) -> pa.Array:
+def as_ids(values: Column, name: str, *, allow_null: bool = False) -> pa.Array:
     """Return ids in normal form, int64 or large_string.
 
     Args:
-        values: [n], see `Ids`.
+        values: [n] integers or strings, in any form (see `arrays.Column`).
         name: of the column, file or argument, for messages.
         allow_null: keep nulls instead of refusing them.
 
     Raises:
         UserError: ids of another type, integers beyond int64, mixed types, or nulls.
     """
-    array = _as_arrow(values, name)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_integer(array.type) or array.type == pa.null():
-        target = pa.int64()
-    elif is_text(array.type):
+    try:
+        array = as_arrow(values)
+    except (TypeError, ValueError, NotImplementedError):
+        raise UserError(
+            f"{name}: ids of mixed or unknown type; use all integers or all strings"
+        ) from None
+    empty = array.type == pa.null() or not len(array)
+    if is_text(array.type):
         target = pa.large_string()
+    elif pa.types.is_integer(array.type) or empty:
+        target = pa.int64()
     else:
         raise UserError(f"{name}: ids are {array.type}; use int64 or string")
     if array.null_count and not allow_null:
         is_null = array.is_null().to_numpy(zero_copy_only=False)
         raise UserError(f"{name}: null id in {name_rows(is_null)}; remove or fill them")
     try:
-        return array.cast(target)
+        array = array.cast(target)
     except pa.ArrowInvalid:
         raise UserError(f"{name}: an id does not fit int64; use strings") from None
+    # After the cast: chunks of `string` may not fit one array of it.
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -86,16 +97,16 @@ def refuse_other_type(ids: pa.Array, known: pa.DataType, name: str, where: str) 
         where: what holds the other ids, for the message.
 
     Raises:
-        UserError: the types differ.
+        UserError: the types differ. No ids, or nulls alone, are of any type.
     """
-    if ids.type != known:
+    if ids.type != known and ids.null_count < len(ids):
         raise UserError(
             f"{name}: ids are {type_name(ids.type)}, but {type_name(known)} in "
             f"{where}; use one type for ids"
         )
 
 
-def encode_ids(values: Ids, name: str) -> tuple[Int64Array, pa.Array]:
+def encode_ids(values: Column, name: str) -> tuple[Int64Array, pa.Array]:
     """Return codes [n] and the distinct ids, in order of first appearance.
 
     Raises:
@@ -151,7 +162,7 @@ class IdIndex:
             raise ValueError("keys and rows do not match")
 
     @classmethod
-    def build(cls, ids: Ids, name: str) -> Self:
+    def build(cls, ids: Column, name: str) -> Self:
         """Index ids in memory; row n is the n-th id.
 
         Args:
@@ -183,8 +194,8 @@ class IdIndex:
         return cls(
             path,
             field.type,
-            np.asarray(np.load(directory / KEYS_FILE, mmap_mode="r")),
-            np.asarray(np.load(directory / ROWS_FILE, mmap_mode="r")),
+            map_array(directory / KEYS_FILE),
+            map_array(directory / ROWS_FILE),
             int((field.metadata or {}).get(_SEED, b"0")),
         )
 
@@ -199,6 +210,12 @@ class IdIndex:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self._source, Path):  # another process maps the same files
+            return type(self).open, (self._source.parent,)
+        state = (self._source, self.type, self._keys, self._rows, self._seed)
+        return type(self), state
 
     @functools.cached_property
     def ids(self) -> pa.Array:
@@ -234,29 +251,10 @@ class IdIndex:
         return result
 
 
-def _as_arrow(values: Ids, name: str) -> pa.Array:
-    """Return values as one Arrow array of whatever type they have."""
-    if isinstance(values, pa.ChunkedArray):
-        return values.combine_chunks()
-    if isinstance(values, pa.Array):
-        return values
-    if hasattr(values, "cpu"):  # a torch tensor, which this module need not import
-        values = values.cpu().numpy()
-    if isinstance(values, int | str):
-        values = [values]
-    if isinstance(values, list | tuple) and not values:
-        return pa.array([], pa.int64())
-    try:
-        array = pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        raise UserError(
-            f"{name}: ids of mixed or unknown type; use all integers or all strings"
-        ) from None
-    return _as_arrow(array, name) if isinstance(array, pa.ChunkedArray) else array
-
-
 def _hash_strings(values: pa.Array, seed: int) -> UInt64Array:
     """Return FNV-1a of every string's bytes, mixed, uint64 [n]."""
+    if not len(values):
+        return np.empty(0, np.uint64)
     _, offset_buffer, data_buffer = values.cast(pa.large_string()).buffers()
     offsets = np.frombuffer(offset_buffer, np.int64)[values.offset :][: len(values) + 1]
     data = np.frombuffer(data_buffer or b"", np.uint8)
@@ -267,7 +265,7 @@ def _hash_strings(values: pa.Array, seed: int) -> UInt64Array:
     starts, reach = offsets[:-1][order], lengths[order]
     running = hashes[order]
     alive = len(order)
-    for position in range(int(reach[0]) if len(reach) else 0):
+    for position in range(int(reach[0])):
         alive = int(np.searchsorted(-reach[:alive], -position, side="left"))
         bytes_here = data[starts[:alive] + position].astype(np.uint64)
         running[:alive] = (running[:alive] ^ bytes_here) * _FNV_PRIME

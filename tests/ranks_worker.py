@@ -27,7 +27,7 @@ from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeature
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
-from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
+from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.towers import training as towers_training
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoder import EncoderShape
@@ -38,6 +38,7 @@ from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.distributed import gather_objects, process_group
 from learn_torchrec.training.optim import OptimizerConfig
+from learn_torchrec.vector_table import VectorTable
 
 
 class Recorder:
@@ -160,12 +161,12 @@ def watched() -> tuple[type, list[TrainPipelineSparseDist]]:
 def ranking_rows(market: Path, features: FeaturesConfig) -> RankingRows:
     impressions = open_dataset(f"parquet:{market}").impressions
     random = np.random.default_rng(0)
-    users = VectorTable(
+    users = VectorTable.build(
         ids=impressions["user_id"].combine_chunks().unique().slice(5),
         times=np.zeros(len(impressions["user_id"].unique()) - 5, np.int64),
         vectors=random.normal(size=(60, 4)).astype(np.float32),
     )
-    items = VectorTable(
+    items = VectorTable.build(
         ids=impressions["item_id"].combine_chunks().unique().slice(3),
         times=None,
         vectors=random.normal(size=(40, 4)).astype(np.float32),

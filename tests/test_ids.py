@@ -1,4 +1,5 @@
 import doctest
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -64,6 +65,9 @@ def test_strings_of_all_kinds(values):
 def test_one_id_and_none():
     assert as_ids(5, "ids").to_pylist() == [5]
     assert as_ids("cup", "ids").to_pylist() == ["cup"]
+    for one in (np.int32(5), np.array(5), torch.tensor(5)):
+        assert as_ids(one, "ids").equals(pa.array([5], INT64))
+    assert as_ids(np.array([]), "ids").type == INT64
     assert as_ids([], "ids").equals(pa.array([], INT64))
     assert as_ids(pa.array([], pa.string()), "ids").type == TEXT
 
@@ -169,7 +173,34 @@ def test_empty_and_repeated():
         IdIndex.build(["a", "b", "a"], "items")
 
 
+@pytest.mark.parametrize("count", [2, 100_000])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_small_and_large_indexes_of_strings_of_all_lengths(count, mapped, tmp_path):
+    random = np.random.default_rng(0)
+    lengths = random.geometric(0.05, count)  # mostly short, the longest over 200
+    known = [f"{n:x}" + "é" * int(length) for n, length in enumerate(lengths)]
+    index = IdIndex.build(known, "ids")
+    if mapped:
+        index.write(tmp_path)
+        index = IdIndex.open(tmp_path)
+    order = random.permutation(count)
+    assert np.array_equal(index.rows_of(index.ids.take(pa.array(order))), order)
+    unknown = as_ids([f"{text}x" for text in known[:1000]], "ids")
+    assert (index.rows_of(unknown) == -1).all()
+
+
+@pytest.mark.parametrize("known", [[5, 3, 9], ["b", "a", ""]])
+def test_a_mapped_index_pickles_as_its_path(known, tmp_path):
+    index = IdIndex.build(known, "ids")
+    index.write(tmp_path)
+    for one in (index, IdIndex.open(tmp_path)):
+        again = pickle.loads(pickle.dumps(one))
+        assert again.rows_of(one.ids).tolist() == [0, 1, 2]
+    assert isinstance(again._keys.base, np.memmap)
+
+
 def test_types_that_cannot_be_joined():
     refuse_other_type(as_ids([1], "x"), INT64, "log: item_id", "the item table")
+    refuse_other_type(as_ids([], "x"), TEXT, "log: item_id", "the item table")
     with pytest.raises(UserError, match="log: item_id: ids are string, but int64 in"):
         refuse_other_type(as_ids(["1"], "x"), INT64, "log: item_id", "the item table")

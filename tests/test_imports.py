@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "learn_torchrec"
 
-VOCABULARY = {"arrays", "artifact", "config", "errors", "ids", "jagged", "schema"}
+VOCABULARY = {
+    *("arrays", "artifact", "config", "errors", "ids", "jagged", "matrix", "schema"),
+    *("times", "vector_table"),
+}
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
 # name allows that module only.
@@ -24,6 +27,9 @@ ALLOWED = {
     "config": VOCABULARY,
     "ids": VOCABULARY,
     "jagged": VOCABULARY,
+    "matrix": VOCABULARY,
+    "times": VOCABULARY,
+    "vector_table": VOCABULARY,
     "training": VOCABULARY,
     "datasets": VOCABULARY | {"content.store"},
     "content": VOCABULARY,

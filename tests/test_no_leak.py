@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from vectors_artefact import write_vectors
 
 from apps import main as command_line
-from learn_torchrec.artifact import write_artifact
-from learn_torchrec.ranker.vectors import KIND
 
 CUTOFF, LATE = 40 * 86_400, 48 * 86_400
 SMALL = [
@@ -28,19 +27,14 @@ SMALL = [
 
 def test_a_planted_leak_is_refused(market, tmp_path, capsys):
     """Vectors whose towers saw the impressions' time do not reach the ranker."""
-    flat = pa.array([0.0] * 80, pa.float32())
-    vectors = pa.FixedSizeListArray.from_arrays(flat, 2)
-    items = pa.table({"item_id": range(100, 140), "vector": vectors})
-    items = items.set_column(
-        0, "item_id", pa.array([f"i-{i}" for i in range(100, 140)])
-    )
+    vectors = np.zeros((40, 2))
     names = [f"u-{user}" for user in range(40)]
-    users = pa.table({"user_id": names, "timestamp": [0] * 40, "vector": vectors})
-    with write_artifact(
-        tmp_path / "late", kind=KIND, config={}, inputs={}, cutoff=50 * 86_400
-    ) as out:
-        pq.write_table(items, out / "item_vectors.parquet")
-        pq.write_table(users, out / "user_vectors.parquet")
+    write_vectors(
+        tmp_path / "late",
+        users=(names, range(41), [0] * 40, vectors),
+        items=([f"i-{item}" for item in range(100, 140)], vectors),
+        cutoff=50 * 86_400,
+    )
     with pytest.raises(SystemExit) as caught:
         command_line.main(
             [

@@ -38,10 +38,11 @@ from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
 from learn_torchrec.ranker.tables import embedding_bag_collection, sharding_kinds
-from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
+from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.distributed import gather_objects, is_writer, process_group
 from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.sharding import init_tables, shard_tables
+from learn_torchrec.vector_table import VectorTable
 
 ROWS_PER_RANK = 2048
 STEPS = 40
@@ -89,7 +90,7 @@ def random_vectors() -> LearnVectors:
     """Return a vector of each user, made before every impression, and each item."""
     random = np.random.default_rng(1)
     tables = [
-        VectorTable(
+        VectorTable.build(
             ids=pa.array(np.arange(IDS)),
             times=times,
             vectors=random.standard_normal((IDS, VECTOR_DIM), np.float32),

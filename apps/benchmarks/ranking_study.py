@@ -37,7 +37,7 @@ from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
-from learn_torchrec.ranker.vectors import load_vectors
+from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     ITEM_ACTIVITY,
@@ -135,7 +135,7 @@ def prepare(args: argparse.Namespace) -> Study:
     earlier = dataclasses.replace(run.split, test_from=args.validation_from)
     validation_from = resolve_times(earlier, dataset.interactions).test_from
     moments = dataset.impressions[TIMESTAMP].to_numpy()
-    vectors = load_vectors(args.vectors)
+    vectors = LearnVectors.open(args.vectors)
     vectors.refuse_leak(moments[moments >= times.towers_until], "train on")
     features = run.ranker.features
     return Study(

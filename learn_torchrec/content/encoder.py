@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
+from learn_torchrec.arrays import Float32Array, Int32Array
 from learn_torchrec.config import configuration
 from learn_torchrec.content import backbone
 from learn_torchrec.errors import UserError
@@ -100,9 +100,7 @@ class ContentEncoder:
         if config.pooling == "cls":
             self._refuse_blind_first_token()
 
-    def encode(
-        self, texts: Sequence[str], progress: bool = False
-    ) -> npt.NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], progress: bool = False) -> Float32Array:
         """Return the vectors of `texts`, float32 [N, C], in their order.
 
         Equal texts are read once. A vector does not depend on the texts it shares
@@ -134,7 +132,7 @@ class ContentEncoder:
 
     def encode_batches(
         self, texts: Sequence[str]
-    ) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
+    ) -> Iterator[tuple[list[int], Float32Array]]:
         """Yield the vectors of `texts` as their batches are done, the longest first.
 
         Yields:
@@ -151,9 +149,7 @@ class ContentEncoder:
             self._refuse_non_finite(vectors, [texts[row] for row in rows])
             yield rows, vectors
 
-    def _encode_batch(
-        self, batch: list[npt.NDArray[np.int32]]
-    ) -> npt.NDArray[np.float32]:
+    def _encode_batch(self, batch: list[Int32Array]) -> Float32Array:
         """Return the vectors [B, C] of tokenized texts, padded on the right."""
         length = max(map(len, batch))
         # Padded positions are never read, but some models (RoBERTa) derive the
@@ -174,7 +170,7 @@ class ContentEncoder:
                 f"tokens_per_batch={self.config.tokens_per_batch}: a batch does not "
                 "fit into the memory of the device; lower it"
             ) from error
-        vectors: npt.NDArray[np.float32] = pooled.cpu().numpy()
+        vectors: Float32Array = pooled.cpu().numpy()
         return vectors
 
     @property
@@ -203,8 +199,8 @@ class ContentEncoder:
             pooled = [torch.nn.functional.normalize(p, dim=-1) * share for p in pooled]
         return torch.cat(pooled, dim=-1)
 
-    def _tokenize(self, texts: list[str]) -> list[npt.NDArray[np.int32]]:
-        tokens: list[npt.NDArray[np.int32]] = []
+    def _tokenize(self, texts: list[str]) -> list[Int32Array]:
+        tokens: list[Int32Array] = []
         for start in range(0, len(texts), _TOKENIZER_CHUNK):
             ids = self.tokenizer(
                 texts[start : start + _TOKENIZER_CHUNK],
@@ -260,9 +256,7 @@ class ContentEncoder:
             )
         return limit
 
-    def _refuse_non_finite(
-        self, vectors: npt.NDArray[np.float32], texts: list[str]
-    ) -> None:
+    def _refuse_non_finite(self, vectors: Float32Array, texts: list[str]) -> None:
         rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if rows.size:
             raise UserError(

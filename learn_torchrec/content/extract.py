@@ -12,17 +12,17 @@ from dataclasses import field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
+from learn_torchrec.arrays import Float16Array, Float32Array, Int64Array, UInt64Array
 from learn_torchrec.artifact import recipe_of
 from learn_torchrec.config import configuration, to_dict
 from learn_torchrec.content import backbone
 from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
 from learn_torchrec.content.prompt import PromptConfig, render
 from learn_torchrec.content.store import to_half
-from learn_torchrec.content.vector_cache import Hashes, VectorCache, hash_texts
+from learn_torchrec.content.vector_cache import VectorCache, hash_texts
 from learn_torchrec.schema import ITEM_ID
 
 # Settings of the encoder that change its speed and not its vectors.
@@ -31,8 +31,6 @@ _RENDERED_ROWS = 65_536
 # Texts that are sorted by length together, and those that a kill may cost.
 _WINDOW, _BLOCK_ITEMS, _BLOCK_SECONDS = 8_192, 4_096, 30.0
 _LOG_SECONDS = 30.0
-
-Rows = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class ContentConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
 
-def text_hashes(items: pa.Table, config: ContentConfig) -> Hashes:
+def text_hashes(items: pa.Table, config: ContentConfig) -> UInt64Array:
     """Return the hash of every item's text, uint64 [n, 2].
 
     Args:
@@ -61,7 +59,7 @@ def text_hashes(items: pa.Table, config: ContentConfig) -> Hashes:
     )
 
 
-def missing_rows(hashes: Hashes, cache: VectorCache) -> Rows:
+def missing_rows(hashes: UInt64Array, cache: VectorCache) -> Int64Array:
     """Return one item for each distinct text that the cache lacks, ascending."""
     missing = np.flatnonzero(cache.find(hashes) < 0)
     _, first = np.unique(hashes[missing], axis=0, return_index=True)
@@ -71,8 +69,8 @@ def missing_rows(hashes: Hashes, cache: VectorCache) -> Rows:
 
 def encode(
     items: pa.Table,
-    rows: Rows,
-    hashes: Hashes,
+    rows: Int64Array,
+    hashes: UInt64Array,
     config: ContentConfig,
     cache: VectorCache,
     make_encoder: Callable[[EncoderConfig], ContentEncoder] = ContentEncoder,
@@ -142,8 +140,8 @@ def _pieces(items: pa.Table) -> Iterator[pa.Table]:
 
 def _encode(
     items: pa.Table,
-    rows: Rows,
-    hashes: Hashes,
+    rows: Int64Array,
+    hashes: UInt64Array,
     prompt: PromptConfig,
     encoder: ContentEncoder,
     cache: VectorCache,
@@ -165,13 +163,13 @@ def _encode(
 class _Block:
     """Vectors of a window that wait to be written together."""
 
-    def __init__(self, cache: VectorCache, hashes: Hashes, ids: pa.Array) -> None:
+    def __init__(self, cache: VectorCache, hashes: UInt64Array, ids: pa.Array) -> None:
         self._cache, self._hashes, self._ids = cache, hashes, ids
         self._rows: list[int] = []
-        self._vectors: list[npt.NDArray[np.float16]] = []
+        self._vectors: list[Float16Array] = []
         self._since = time.monotonic()
 
-    def add(self, rows: list[int], vectors: npt.NDArray[np.float32]) -> None:
+    def add(self, rows: list[int], vectors: Float32Array) -> None:
         ids = self._ids.take(pa.array(rows))
         self._vectors.append(to_half(vectors, ids))
         self._rows.extend(rows)

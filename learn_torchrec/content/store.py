@@ -1,54 +1,53 @@
 """Content vectors on disk: written once, memory-mapped by every later stage.
 
 A content store is an artefact (kind "content"): `vectors-*.npy`, shards of a half
-precision matrix [N, C]; the id map (see `content.ids`); `text_hashes-*.npy`, what each
-row's text was, where the vectors were made from texts; and `statistics.npz`, the mean
-and standard deviation of every dimension. Frozen language models put all items into a
-narrow cone, so that the towers standardise by these statistics before they read.
+precision matrix [N, C]; the ids and their index (see `ids.IdIndex`);
+`text_hashes-*.npy`, what each row's text was, where the vectors were made from texts;
+and `statistics.npz`, the mean and standard deviation of every dimension. Frozen
+language models put all items into a narrow cone, so that the towers standardise by
+these statistics before they read.
 
 Letters: N items, C content dim, n ids or rows looked up.
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from learn_torchrec.artifact import Manifest, read_manifest
-from learn_torchrec.content.ids import (
-    IDS_FILE,
-    KEYS_FILE,
-    ROWS_FILE,
-    IdIndex,
-    as_ids,
-    write_index,
+from learn_torchrec.arrays import (
+    AnyArray,
+    Column,
+    Float16Array,
+    Float64Array,
+    Int64Array,
+    UInt64Array,
 )
-from learn_torchrec.content.matrix import Moments, ShardedMatrix, blocks
+from learn_torchrec.artifact import Manifest, read_manifest, reading
+from learn_torchrec.content.statistics import (
+    STATISTICS_FILE,
+    Moments,
+    read_statistics,
+)
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import INDEX_FILES, IdIndex, as_ids, refuse_other_type
+from learn_torchrec.matrix import (
+    SHARDS,
+    ShardedMatrix,
+    blocks,
+    create_shard,
+    finite_rows,
+)
 from learn_torchrec.schema import ITEM_ID
 
 KIND = "content"
-STATISTICS_FILE = "statistics.npz"
-_VECTORS, _HASHES = "vectors", "text_hashes"
-
-Missing = Literal["error", "zeros"]
+_HASHES = "text_hashes"
+_AGAIN = "make the content store again"
 
 
-def shard_path(directory: Path, number: int) -> Path:
-    """Return the file of a shard of the matrix."""
-    return directory / f"{_VECTORS}-{number:05d}.npy"
-
-
-def write_content_store(
-    working_dir: Path, item_ids: pa.Array, vectors: npt.NDArray[Any]
-) -> None:
+def write_content_store(working_dir: Path, item_ids: Column, vectors: AnyArray) -> None:
     """Write ids, vectors, the index and the statistics of an artefact: one shard.
 
     Args:
@@ -63,20 +62,16 @@ def write_content_store(
     ids = checked_ids(item_ids)
     if vectors.ndim != 2 or len(vectors) != len(ids):
         raise ValueError(f"{len(ids)} ids, vectors of shape {vectors.shape}")
-    stored = np.lib.format.open_memmap(
-        shard_path(working_dir, 0), mode="w+", dtype=np.float16, shape=vectors.shape
-    )
-    for block in blocks(vectors):
-        stored[block] = to_half(vectors[block], ids[block])
-    stored.flush()
-    finish_content_store(working_dir, ids, Moments.of(stored))
+    halves = (to_half(vectors[part], ids[part]) for part in blocks(vectors.shape))
+    moments = _fill_shard(working_dir, 0, vectors.shape, halves)
+    finish_content_store(working_dir, ids, moments)
 
 
 def write_shard(
     working_dir: Path,
     number: int,
-    pieces: Callable[[slice], npt.NDArray[np.float16]],
-    hashes: npt.NDArray[np.uint64],
+    rows: Callable[[slice], Float16Array],
+    hashes: UInt64Array,
     dim: int,
 ) -> Moments:
     """Write one shard of the matrix, a block of rows at a time.
@@ -84,29 +79,32 @@ def write_shard(
     Args:
         working_dir: of the artefact; other ranks write other shards into it.
         number: of the shard; shards follow each other in this order.
-        pieces: returns the vectors of a slice of the shard's rows.
+        rows: returns the vectors of a slice of the shard's rows.
         hashes: uint64 [n, 2], of the rows' texts.
         dim: C.
 
     Returns:
         The shard's part of the statistics.
     """
-    shape = (len(hashes), dim)
-    if len(hashes) == 0:  # an empty file cannot be mapped
-        return Moments.of(np.empty(shape, np.float16))
-    path = shard_path(working_dir, number)
-    stored = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    for block in blocks(stored):
-        stored[block] = pieces(block)
-    stored.flush()
     np.save(working_dir / f"{_HASHES}-{number:05d}.npy", hashes)
+    shape = (len(hashes), dim)
+    return _fill_shard(working_dir, number, shape, map(rows, blocks(shape)))
+
+
+def _fill_shard(
+    directory: Path, number: int, shape: tuple[int, int], parts: Iterable[Float16Array]
+) -> Moments:
+    stored = create_shard(directory, number, shape)
+    for block, part in zip(blocks(shape), parts, strict=True):
+        stored[block] = part
+    stored.flush()
     return Moments.of(stored)
 
 
 def finish_content_store(
     working_dir: Path, item_ids: pa.Array, moments: Moments
 ) -> str:
-    """Write what all shards share: the id map and the statistics.
+    """Write what all shards share: the ids' index and the statistics.
 
     Args:
         working_dir: of the artefact, with all shards.
@@ -115,36 +113,32 @@ def finish_content_store(
 
     Returns:
         One hash of all the texts, in the rows' order.
+
+    Raises:
+        UserError: an id occurs twice.
     """
-    with (working_dir / STATISTICS_FILE).open("wb") as stream:
-        np.savez(stream, mean=moments.mean, std=moments.spread())
-    write_index(working_dir, item_ids)
+    moments.write(working_dir)
+    IdIndex.build(item_ids, f"content store: {ITEM_ID}").write(working_dir)
     digest = hashlib.sha256()
     for path in sorted(working_dir.glob(f"{_HASHES}-*.npy")):
         digest.update(np.load(path).tobytes())
     return digest.hexdigest()
 
 
-def checked_ids(item_ids: Any) -> pa.Array:
-    """Return the ids of a catalogue as int64 or string.
+def checked_ids(item_ids: Column) -> pa.Array:
+    """Return the ids of a catalogue in normal form.
 
     Raises:
         UserError: no items, a null id, or ids of another type. Duplicates are found
-            when the index is written.
+            when the index is built.
     """
-    ids = as_ids(item_ids, "content store")
+    ids = as_ids(item_ids, f"content store: {ITEM_ID}")
     if len(ids) == 0:
         raise UserError("content store: no items; check the item table")
-    if ids.null_count:
-        row = pc.index(ids.is_null(), True).as_py()
-        raise UserError(
-            f"content store: {ids.null_count} items have a null {ITEM_ID}, the first "
-            f"in row {row}; give every item an id"
-        )
     return ids
 
 
-def to_half(vectors: npt.NDArray[Any], ids: pa.Array) -> npt.NDArray[np.float16]:
+def to_half(vectors: AnyArray, ids: pa.Array) -> Float16Array:
     """Return vectors [n, C] in half precision.
 
     Raises:
@@ -152,7 +146,7 @@ def to_half(vectors: npt.NDArray[Any], ids: pa.Array) -> npt.NDArray[np.float16]
     """
     with np.errstate(over="ignore"):  # checked just below, by item
         stored = vectors.astype(np.float16)
-    rows = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+    rows = np.flatnonzero(~finite_rows(stored))
     if not rows.size:
         return stored
     row = int(rows[0])
@@ -165,45 +159,13 @@ def to_half(vectors: npt.NDArray[Any], ids: pa.Array) -> npt.NDArray[np.float16]
     raise UserError(f"{item} is not finite; encode it again with dtype=float32")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """How much of what is asked for has content.
-
-    Attributes:
-        events: ids asked for, repeats included.
-        covered_events: of them, those that have a vector.
-        items: distinct ids asked for.
-        covered_items: of them, those that have a vector.
-        examples: up to five ids without one, the most frequent first.
-    """
-
-    events: int
-    covered_events: int
-    items: int
-    covered_items: int
-    examples: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        text = (
-            f"{self.covered_items:,} of {self.items:,} items and "
-            f"{self.covered_events:,} of {self.events:,} events have content"
-        )
-        if self.examples:
-            text += f"; without: {', '.join(map(repr, self.examples))}"
-        return text
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report for a JSON file."""
-        return asdict(self)
-
-
 class ContentStore:
     """The content vectors of a catalogue, read from disk as they are needed.
 
     Attributes:
         directory: where the artefact is.
         manifest: what made it.
-        item_ids: int64 or string, [N], in the rows' order, memory-mapped.
+        index: ids to rows.
         vectors: float16 [N, C], memory-mapped and read-only.
         mean: float64 [C], over the catalogue.
         std: float64 [C], over the catalogue; 1 where a dimension is constant up to
@@ -215,8 +177,6 @@ class ContentStore:
         >>> rows.tolist()
         [1, 0, -1]
         >>> vectors = (store.gather(rows[:2]) - store.mean) / store.std
-        >>> store.gather(rows, missing="zeros")[2].tolist()
-        [0.0, 0.0]
     """
 
     def __init__(
@@ -225,13 +185,13 @@ class ContentStore:
         manifest: Manifest,
         index: IdIndex,
         vectors: ShardedMatrix,
-        statistics: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
+        statistics: tuple[Float64Array, Float64Array],
     ) -> None:
         self.directory = directory
         self.manifest = manifest
+        self.index = index
         self.vectors = vectors
         self.mean, self.std = statistics
-        self._index = index
 
     @classmethod
     def open(cls, directory: Path) -> "ContentStore":
@@ -241,38 +201,28 @@ class ContentStore:
             UserError: no content store there, or a damaged one.
         """
         manifest = read_manifest(directory, KIND)
-        shards = sorted(n for n in manifest.files if n.startswith(f"{_VECTORS}-"))
+        shards = _shards(manifest, SHARDS)
         if not shards:
             raise UserError(
-                f"{directory}: no {_VECTORS}-*.npy in its manifest (an earlier "
-                "version's layout?); make the content store again"
+                f"{directory}: its manifest names no {SHARDS}-*.npy; {_AGAIN}"
             )
-        for name in (*shards, IDS_FILE, KEYS_FILE, ROWS_FILE, STATISTICS_FILE):
-            _refuse_changed(directory / name, manifest)
-        statistics = _read(directory / STATISTICS_FILE, _read_statistics)
-        index = _read(directory, IdIndex)
-        vectors = _read(
-            directory / shards[0],
-            lambda _: ShardedMatrix.open([directory / name for name in shards]),
-        )
+        names = (*shards, *INDEX_FILES, STATISTICS_FILE)
+        with reading(directory, manifest, names, _AGAIN):
+            statistics = read_statistics(directory)
+            index = IdIndex.open(directory)
+            vectors = ShardedMatrix.open([directory / name for name in shards])
         shapes = {vectors.shape, (len(index), len(statistics[0]))}
         if len(shapes) > 1 or len(statistics[0]) != len(statistics[1]):
             raise UserError(
                 f"{directory}: {len(index)} ids, a matrix of shape {vectors.shape} "
-                f"and {len(statistics[0])} statistics do not match; make the content "
-                "store again"
+                f"and {len(statistics[0])} statistics do not match; {_AGAIN}"
             )
         return cls(directory, manifest, index, vectors, statistics)
 
     @property
     def item_ids(self) -> pa.Array:
         """The ids in the rows' order."""
-        return self._index.ids
-
-    @property
-    def id_type(self) -> pa.DataType:
-        """int64 or string."""
-        return self._index.type
+        return self.index.ids
 
     @property
     def dim(self) -> int:
@@ -280,106 +230,47 @@ class ContentStore:
         return self.vectors.shape[1]
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
     def __reduce__(self) -> tuple[Callable[[Path], "ContentStore"], tuple[Path]]:
         # Otherwise every worker process would be sent the whole matrix.
         return ContentStore.open, (self.directory,)
 
-    def rows_of(self, ids: pa.Array | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Return the row of every id, int64 [n]; -1 for an id not in the store.
+    def rows_of(self, ids: Column) -> Int64Array:
+        """Return the row of every id, int64 [n]; -1 for null ids and unknown ones.
 
         Raises:
             UserError: the ids are not of the store's type.
         """
-        wanted = as_ids(ids, "item ids")
-        if wanted.null_count == len(wanted):
-            return np.full(len(wanted), -1, np.int64)
-        if wanted.type != self.id_type:
-            raise UserError(
-                f"{self.directory}: item ids are {self.id_type} here, but "
-                f"{wanted.type} where they are looked up; use one type in all files"
-            )
-        return self._index.rows_of(wanted)
+        wanted = as_ids(ids, ITEM_ID, allow_null=True)
+        refuse_other_type(wanted, self.index.type, ITEM_ID, str(self.directory))
+        return self.index.rows_of(wanted)
 
-    def gather(
-        self, rows: npt.NDArray[np.int64], missing: Missing = "error"
-    ) -> npt.NDArray[np.float16]:
+    def gather(self, rows: Int64Array) -> Float16Array:
         """Return the vectors of `rows` ([n], any order), float16 [n, C].
 
-        Args:
-            rows: of the store, -1 for an item without content.
-            missing: what such a row gets: an "error", or "zeros" (`rows >= 0` is
-                the mask that goes with them).
-
         Raises:
-            UserError: a row is -1 and `missing` is "error".
+            UserError: a row is -1: an item without content.
         """
-        known = rows >= 0
-        unknown = rows.size - int(np.count_nonzero(known))
-        if unknown == 0:
-            return self.vectors[rows]
-        if missing == "error":
+        unknown = int(np.count_nonzero(rows < 0))
+        if unknown:
             raise UserError(
                 f"{self.directory}: {unknown} of {rows.size} items have no content "
                 "vector; encode them, or leave their rows out"
             )
-        gathered = np.zeros((len(rows), self.dim), np.float16)
-        gathered[known] = self.vectors[rows[known]]
-        return gathered
+        return self.vectors[rows]
 
     @property
     def knows_texts(self) -> bool:
         """Whether the store keeps the hashes of the texts it was made from."""
-        return any(name.startswith(f"{_HASHES}-") for name in self.manifest.files)
+        return bool(_shards(self.manifest, _HASHES))
 
-    def text_hashes(self) -> npt.NDArray[np.uint64]:
+    def text_hashes(self) -> UInt64Array:
         """Return the hashes of the rows' texts, uint64 [N, 2]; see `knows_texts`."""
-        files = sorted(n for n in self.manifest.files if n.startswith(f"{_HASHES}-"))
-        return np.concatenate([_read(self.directory / n, np.load) for n in files])
-
-    def coverage(self, ids: pa.Array | npt.NDArray[Any]) -> Coverage:
-        """Return how many of `ids`, and of the distinct ones, have a vector."""
-        counted = pc.value_counts(as_ids(ids, "item ids"))
-        distinct, counts = counted.field("values"), counted.field("counts").to_numpy()
-        found = self.rows_of(distinct) >= 0
-        absent = np.flatnonzero(~found)
-        examples = absent[np.argsort(-counts[absent], kind="stable")[:5]]
-        return Coverage(
-            events=int(counts.sum()),
-            covered_events=int(counts[found].sum()),
-            items=len(distinct),
-            covered_items=int(np.count_nonzero(found)),
-            examples=tuple(distinct.take(pa.array(examples)).to_pylist()),
-        )
+        names = _shards(self.manifest, _HASHES)
+        with reading(self.directory, self.manifest, names, _AGAIN):
+            return np.concatenate([np.load(self.directory / name) for name in names])
 
 
-def _refuse_changed(path: Path, manifest: Manifest) -> None:
-    """Compare a file's size with the manifest's: cheap, and finds what was cut off."""
-    recorded = manifest.files.get(path.name, {}).get("bytes")
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; make the content store again") from None
-    if size != recorded:
-        raise UserError(
-            f"{path}: damaged ({size} bytes, its manifest says {recorded}); make the "
-            "content store again"
-        )
-
-
-def _read_statistics(
-    path: Path,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    with np.load(path, allow_pickle=False) as statistics:
-        return statistics["mean"], statistics["std"]
-
-
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    try:
-        return reader(path)
-    except FileNotFoundError:
-        reason = "missing"
-    except (OSError, ValueError, EOFError, BadZipFile, pa.ArrowException) as error:
-        reason = f"damaged ({str(error).splitlines()[0]})"
-    raise UserError(f"{path}: {reason}; make the content store again")
+def _shards(manifest: Manifest, kind: str) -> list[str]:
+    return sorted(name for name in manifest.files if name.startswith(f"{kind}-"))

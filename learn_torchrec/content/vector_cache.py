@@ -1,9 +1,9 @@
-"""Vectors that are done already: by an interrupted run, or in an earlier store.
+"""Vectors that exist already: from an interrupted run, or an earlier store.
 
-A vector is found by the hash of the text it was made from, so that a killed run goes
-on where it stopped, at any number of ranks, and only new or changed items are encoded.
-An interrupted run's vectors lie in blocks, two files each; the hashes are written
-last, so that a block either counts whole or not at all.
+A vector is found by the hash of the text it was made from, so that a killed run
+resumes at any number of ranks, and only new or changed items are encoded. An
+interrupted run's vectors lie in blocks of two files each; the hashes are written last,
+so that a block counts whole or not at all.
 
 Letters: n texts, C content dim.
 """
@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from learn_torchrec.content.matrix import Shard, ShardedMatrix
+from learn_torchrec.arrays import AnyArray, Float16Array, Int64Array, UInt64Array
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
+from learn_torchrec.matrix import Shard, ShardedMatrix
 
 ENCODER_FACT = "encoder"
-
-Hashes = npt.NDArray[np.uint64]
-Halves = npt.NDArray[np.float16]
 
 
 class VectorCache:
@@ -53,7 +50,7 @@ class VectorCache:
         """C, or None while there are no vectors."""
         return self._shards[0].shape[1] if self._shards else None
 
-    def find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+    def find(self, hashes: UInt64Array) -> Int64Array:
         """Return a position for `gather` of every text, int64 [n]; -1 for none."""
         if not len(self._sorted):
             return np.full(len(hashes), -1, np.int64)
@@ -63,11 +60,11 @@ class VectorCache:
         same = (self._all_hashes[position] == hashes).all(axis=1)
         return np.where(same, position, -1)
 
-    def gather(self, positions: npt.NDArray[np.int64]) -> Halves:
+    def gather(self, positions: Int64Array) -> Float16Array:
         """Return vectors [n, C] by what `find` returned, all of it found."""
         return self._vectors[positions]
 
-    def write_block(self, hashes: Hashes, vectors: Halves) -> None:
+    def write_block(self, hashes: UInt64Array, vectors: Float16Array) -> None:
         """Keep vectors [n, C], safe from any kill from here on."""
         self.directory.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex[:12]
@@ -93,7 +90,7 @@ class VectorCache:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def hash_texts(texts: Sequence[str]) -> Hashes:
+def hash_texts(texts: Sequence[str]) -> UInt64Array:
     """Return a 128-bit hash of every text, uint64 [n, 2]."""
     digests = b"".join(
         hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts
@@ -135,15 +132,15 @@ class _Block:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: Any) -> Halves:
+    def __getitem__(self, rows: Any) -> Float16Array:
         return np.array(self._vectors()[rows])
 
-    def _vectors(self) -> Halves:
-        vectors: Halves = np.load(self._path, mmap_mode="r")
+    def _vectors(self) -> Float16Array:
+        vectors: Float16Array = np.load(self._path, mmap_mode="r")
         return vectors
 
 
-def _write_aside(path: Path, array: npt.NDArray[Any]) -> None:
+def _write_aside(path: Path, array: AnyArray) -> None:
     working = path.with_suffix(".tmp")
     with working.open("wb") as stream:
         np.save(stream, array)

@@ -15,7 +15,6 @@ from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.rows import JaggedIds, RankingRows
-from learn_torchrec.ranker.vectors import MISSING
 from learn_torchrec.training.batch import PipelineableBatch
 
 Ints = NDArray[np.int64]
@@ -31,9 +30,9 @@ class RankingBatch(PipelineableBatch):
             weighted where one of them is.
         labels: float32 [B].
         weights: float32 [B]; 0 in padding.
-        user_vectors: float32 [B, D], zeros where missing; None with LEARN off.
-        item_vectors: float32 [B, D], likewise.
-        has_vectors: float32 [B, 2], 1 where the user's, the item's vector is there.
+        user_vectors: float16 [B, D], zeros where missing; None with LEARN off.
+        item_vectors: float16 [B, D], likewise.
+        has_vectors: bool [B, 2], whether the user's, the item's vector is there.
         auxiliary_labels: float32 [B], of the auxiliary network; None for `labels`.
         managed_features: ID features whose rows TorchRec finds; None without any.
     """
@@ -123,11 +122,9 @@ def collate(rows: RankingRows, index: Ints) -> RankingBatch:
     if rows.auxiliary_labels is not None:
         batch.auxiliary_labels = torch.from_numpy(rows.auxiliary_labels[index])
     if rows.vectors is not None:
-        user_rows, item_rows = rows.user_rows[index], rows.item_rows[index]
-        batch.user_vectors = torch.from_numpy(rows.vectors.users.gather(user_rows))
-        batch.item_vectors = torch.from_numpy(rows.vectors.items.gather(item_rows))
-        present = np.stack([user_rows != MISSING, item_rows != MISSING], axis=1)
-        batch.has_vectors = torch.from_numpy(present.astype(np.float32))
+        batch.user_vectors, batch.item_vectors, batch.has_vectors = rows.vectors.gather(
+            rows.user_rows[index], rows.item_rows[index]
+        )
     return batch
 
 

@@ -5,10 +5,14 @@ import itertools
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.arrays import BoolArray, Float16Array
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.store import KIND, ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
-from learn_torchrec.ranker.vectors import Floats, LearnVectors, VectorTable
+from learn_torchrec.ids import IdIndex
+from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.schema import USER_ID
+from learn_torchrec.vector_table import VectorTable
 
 
 def content_vectors(
@@ -17,7 +21,7 @@ def content_vectors(
     """Return items' content, and users as the mean of what they acted on so far.
 
     The paper's "w/o Align" (v2; Baseline-v1 of v1). Nothing is learned, so no cut-off
-    applies; a user is seen as of strictly before an impression all the same.
+    applies; a user is still seen strictly before an impression.
 
     Args:
         store: content of every item.
@@ -25,8 +29,8 @@ def content_vectors(
         actions: that make a history.
 
     Returns:
-        Vectors of C dims: an item's on disk in half precision, a user's one for each
-        moment at which it acted.
+        Vectors of C dims in half precision: an item's on disk, a user's one for each
+        moment at which it acted, in memory.
 
     Raises:
         UserError: an item that the store does not hold, ids of another type than the
@@ -40,18 +44,19 @@ def content_vectors(
     is_last = np.r_[(moments[:, 1:] != moments[:, :-1]).any(axis=0), True]
     return LearnVectors(
         users=VectorTable(
-            ids=sequences.user_ids.take(pa.array(owners[is_last])),
+            index=IdIndex.build(sequences.user_ids, USER_ID),
+            offsets=np.r_[0, np.cumsum(is_last)][sequences.offsets],
             times=sequences.times[is_last],
             vectors=_running_means(store, sequences, is_last),
         ),
-        items=VectorTable(ids=store.item_ids, times=None, vectors=store.vectors),
+        items=VectorTable(index=store.index, vectors=store.vectors),
         manifest=read_manifest(store.directory, KIND),
     )
 
 
 def _running_means(
-    store: ContentStore, sequences: SequenceSet, wanted: np.ndarray
-) -> Floats:
+    store: ContentStore, sequences: SequenceSet, wanted: BoolArray
+) -> Float16Array:
     """Return the mean content of a user's events up to each wanted one.
 
     Args:
@@ -60,9 +65,9 @@ def _running_means(
         wanted: bool [E].
 
     Returns:
-        float32 [wanted events, C], a user read at a time.
+        float16 [wanted events, C], summed in float64 a user at a time.
     """
-    means = np.empty((np.count_nonzero(wanted), store.dim), np.float32)
+    means = np.empty((np.count_nonzero(wanted), store.dim), np.float16)
     done = 0
     for start, end in itertools.pairwise(sequences.offsets):
         sums = store.gather(sequences.items[start:end]).cumsum(axis=0, dtype=np.float64)

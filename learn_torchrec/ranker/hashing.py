@@ -1,16 +1,15 @@
-"""Raw ids to table rows: one stable hash for int64 and string ids."""
-
-import hashlib
+"""Raw ids to rows of an embedding table."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
-from numpy.typing import NDArray
 
+from learn_torchrec import ids
+from learn_torchrec.arrays import Int64Array, UInt64Array
 from learn_torchrec.errors import UserError
 
 
-def hash_ids(values: pa.Array, num_rows: int, column: str) -> NDArray[np.int64]:
+def hash_ids(values: pa.Array, num_rows: int, column: str) -> Int64Array:
     """Map ids to rows 0 to num_rows - 1, the same in every process and version.
 
     Args:
@@ -21,16 +20,15 @@ def hash_ids(values: pa.Array, num_rows: int, column: str) -> NDArray[np.int64]:
     Raises:
         UserError: ids of another type.
     """
-    keys = _mix(_keys(values, column))
-    return (keys % np.uint64(num_rows)).astype(np.int64)
+    return (_hashes(values, column) % num_rows).astype(np.int64)
 
 
-def raw_keys(values: pa.Array, column: str) -> NDArray[np.int64]:
+def raw_keys(values: pa.Array, column: str) -> Int64Array:
     """Return one non-negative 63-bit key for each id; arguments of `hash_ids`."""
-    return (_mix(_keys(values, column)) >> np.uint64(1)).astype(np.int64)
+    return (_hashes(values, column) >> 1).astype(np.int64)
 
 
-def as_integers(values: pa.Array, column: str) -> NDArray[np.int64]:
+def as_integers(values: pa.Array, column: str) -> Int64Array:
     """Return ids that are rows of a table already.
 
     Raises:
@@ -44,28 +42,7 @@ def as_integers(values: pa.Array, column: str) -> NDArray[np.int64]:
     return values.cast(pa.int64()).to_numpy()
 
 
-def _keys(values: pa.Array, column: str) -> NDArray[np.uint64]:
-    if pt.is_string(values.type) or pt.is_large_string(values.type):
-        encoded = values.dictionary_encode()
-        return np.array(
-            [_string_key(text) for text in encoded.dictionary.to_pylist()], np.uint64
-        )[encoded.indices.to_numpy()]
-    if pt.is_integer(values.type):
-        if not pt.is_uint64(values.type):
-            values = values.cast(pa.int64())
-        return values.to_numpy().view(np.uint64)
-    raise UserError(
-        f"column {column!r} is {values.type}; an ID feature must be an integer or a "
-        "string, or a list of them"
-    )
-
-
-def _string_key(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-
-
-def _mix(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spread neighbouring integers over all 64 bits (the splitmix64 finaliser)."""
-    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return keys ^ (keys >> np.uint64(31))
+def _hashes(values: pa.Array, column: str) -> UInt64Array:
+    if pt.is_uint64(values.type):  # often a hash already: its bits, whatever the sign
+        values = values.view(pa.int64())
+    return ids.hash_ids(ids.as_ids(values, f"feature column {column!r}"))

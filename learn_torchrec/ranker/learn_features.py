@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from learn_torchrec.arrays import Column
 from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork, weighted_bce
-from learn_torchrec.ranker.vectors import Ids, LearnVectors, Times, load_vectors
+from learn_torchrec.ranker.vectors import LearnVectors
 
 FeatureSet = Literal["all", "vectors", "fusion"]
 
@@ -70,6 +71,10 @@ class LearnFeatures(nn.Module):
         self.features = features
         self.stop_gradient = stop_gradient
         self.vectors = vectors
+        # Where the module is, and in which precision: it may have no parameters.
+        like = next(self.parameters(), torch.empty(0, device=device))
+        self.register_buffer("_like", like.detach().new_zeros(()), persistent=False)
+        self._like: Tensor
 
     @classmethod
     def load(cls, directory: str | Path, **options: Any) -> Self:
@@ -82,7 +87,7 @@ class LearnFeatures(nn.Module):
         Raises:
             UserError: no such artefact, or files that do not hold vectors.
         """
-        vectors = load_vectors(Path(directory))
+        vectors = LearnVectors.open(Path(directory))
         return cls(vectors.dim, vectors=vectors, **options)
 
     def forward(
@@ -94,10 +99,10 @@ class LearnFeatures(nn.Module):
         """Return the features of a batch.
 
         Args:
-            user_vectors: float [B, D], zeros where missing.
-            item_vectors: float [B, D], zeros where missing.
-            has_vectors: float [B, 2], 1 where the user's, the item's vector is
-                there; all there when None.
+            user_vectors: [B, D] of any float type, zeros where missing.
+            item_vectors: [B, D], likewise.
+            has_vectors: [B, 2], whether the user's, the item's vector is there; all
+                there when None.
 
         Returns:
             Dense features [B, out_features], and auxiliary logits [B] or, without an
@@ -105,8 +110,8 @@ class LearnFeatures(nn.Module):
         """
         if has_vectors is None:
             has_vectors = user_vectors.new_ones(user_vectors.shape[0], 2)
-        users = user_vectors * has_vectors[:, :1]
-        items = item_vectors * has_vectors[:, 1:]
+        users, items = user_vectors.to(self._like), item_vectors.to(self._like)
+        has_vectors = has_vectors.to(self._like)
         if self.auxiliary is None:
             return torch.cat([users, items, has_vectors], dim=1), None
         fusion, logits = self.auxiliary(users, items)
@@ -116,25 +121,26 @@ class LearnFeatures(nn.Module):
         return torch.cat([*parts, has_vectors], dim=1), logits
 
     def of_ids(
-        self, user_ids: Ids, item_ids: Ids, timestamps: Times | None = None
+        self, user_ids: Column, item_ids: Column, timestamps: Column | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the features of users and items by id, as `forward` does.
 
+        Columns may be NumPy, pandas, pyarrow or torch arrays, sequences, or one value.
+
         Args:
-            user_ids: int64 or string [B].
-            item_ids: int64 or string [B].
-            timestamps: unix seconds [B]: each user is seen as of strictly before;
-                None for each user's latest vector (serving).
+            user_ids: [B] integers or strings.
+            item_ids: [B] integers or strings.
+            timestamps: [B] unix seconds or datetimes: each user is seen strictly
+                before; None for each user's latest vector (serving).
 
         Raises:
-            UserError: ids of another type than the vectors'.
+            UserError: ids of another type than the vectors', null ids, null times, or
+                times that must be milliseconds.
             ValueError: made without `vectors`.
         """
         if self.vectors is None:
             raise ValueError("of_ids needs vectors: make it with LearnFeatures.load")
-        found = self.vectors.lookup(user_ids, item_ids, timestamps)
-        parameter = next(self.parameters(), found[0])
-        return self(*(tensor.to(parameter.device) for tensor in found))
+        return self(*self.vectors.lookup(user_ids, item_ids, timestamps))
 
     @staticmethod
     def auxiliary_loss(

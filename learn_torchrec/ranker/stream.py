@@ -121,9 +121,7 @@ class StreamedRows:
             UserError: a batch size that does not fit the ranks or the rows.
         """
         check_batch_size(batch_size, len(self))
-        config, index = self._config, self.vectors
-        if index is not None and config.workers:
-            index = index.index()  # a worker finds rows, this rank gathers vectors
+        config = self._config
         loader = Loader(
             self._rows,
             LoaderConfig(
@@ -137,7 +135,7 @@ class StreamedRows:
             ),
             rank=dist.get_rank(),
             ranks=dist.get_world_size(),
-            transform=_Prepare(self._features, index, self._rows.name),
+            transform=_Prepare(self._features, self.vectors, self._rows.name),
         )
         return read_ahead(self._batches(loader, epoch, start), _BATCHES_AHEAD)
 
@@ -160,12 +158,12 @@ class _Prepare:
     """What is done to a window's table where it is read."""
 
     features: FeaturesConfig
-    index: LearnVectors | None
+    vectors: LearnVectors | None
     source: str
 
     def __call__(self, table: pa.Table) -> RankingRows:
         checked = check(table, REQUIRED[IMPRESSIONS_FILE], self.source)
-        rows = prepare_rows(checked, self.features, self.index, self.source)
+        rows = prepare_rows(checked, self.features, self.vectors, self.source)
         return replace(rows, vectors=None)
 
 

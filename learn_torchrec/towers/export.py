@@ -1,6 +1,7 @@
 """The towers' artefacts: trained weights, and the vectors that the ranker reads."""
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learn_torchrec import config as configs
+from learn_torchrec.arrays import Int64Array
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.config import configuration
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
+from learn_torchrec.matrix import create_shard, finite_rows
 from learn_torchrec.schema import (
     INTERACTIONS_FILE,
     ITEM_ID,
+    ITEM_VECTORS_FILE,
     TIMESTAMP,
     USER_ID,
+    USER_VECTORS_FILE,
     VECTOR,
 )
 from learn_torchrec.towers.config import TowersConfig
@@ -32,6 +37,7 @@ from learn_torchrec.towers.ids import ITEM_TABLE
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.training import build_towers
 from learn_torchrec.towers.warm_start import InitialTowers
+from learn_torchrec.vector_table import ITEMS, USERS, write_index
 
 KIND_TOWERS = "towers"
 CATALOGUE_FILE = "items.parquet"
@@ -50,9 +56,11 @@ class ExportConfig:
         snapshots: of a user, one vector after every `event`, or (`last`) one after
             the last event before split.towers_until, for the ranker's training, and
             one after the last before split.test_from, for its test.
+        parquet: write the vectors as Parquet too, for other people's rankers.
     """
 
     snapshots: Literal["event", "last"] = "event"
+    parquet: bool = True
 
 
 def save_towers(directory: Path, state: dict[str, Tensor], item_ids: pa.Array) -> None:
@@ -191,46 +199,149 @@ def _split_changes(
             yield name, trained.get(name), given
 
 
-def write_item_vectors(path: Path, item_ids: pa.Array, vectors: Tensor) -> None:
-    """Write `item_id, vector` (float32 [D] lists)."""
-    pq.write_table(pa.table({ITEM_ID: item_ids, VECTOR: _as_lists(vectors)}), path)
+def write_item_vectors(
+    working_dir: Path,
+    rank: int,
+    item_ids: pa.Array,
+    vectors: Iterable[Tensor],
+    shape: tuple[int, int],
+    parquet: bool,
+) -> None:
+    """Write a rank's items: a shard of `items/`, and `item_id, vector` as Parquet.
+
+    Args:
+        working_dir: of the artefact.
+        rank: its number, and the shard's.
+        item_ids: [n].
+        vectors: float32 [., D] each, n together, in the order of `item_ids`.
+        shape: n and D.
+        parquet: whether to write that too.
+
+    Raises:
+        UserError: a vector that is not finite.
+    """
+
+    def keys(part: slice) -> dict[str, pa.Array]:
+        return {ITEM_ID: item_ids[part]}
+
+    path = working_dir / ITEM_VECTORS_FILE if parquet else None
+    _write_part(working_dir / ITEMS, path, rank, keys, vectors, shape)
 
 
 def write_user_vectors(
-    path: Path,
+    working_dir: Path,
+    rank: int,
     sequences: SequenceSet,
-    events: NDArray[np.int64],
+    events: Int64Array,
     vectors: Iterable[Tensor],
     dim: int,
+    parquet: bool,
 ) -> None:
-    """Write `user_id, timestamp, vector`: the vector knows events up to `timestamp`.
+    """Write a rank's users: a shard of `users/`, and as Parquet.
+
+    The Parquet columns are `user_id, timestamp, vector`: the vector knows events up to
+    `timestamp`.
 
     Args:
-        path: of the file.
+        working_dir: of the artefact.
+        rank: its number, and the shard's.
         sequences: users and events.
         events: int64 [n], the last event that each vector knows.
         vectors: float32 [., D] each, n together, in the order of `events`.
         dim: D.
+        parquet: whether to write that too.
+
+    Raises:
+        UserError: a vector that is not finite.
     """
-    schema = pa.schema(
-        {
-            USER_ID: sequences.user_ids.type,
-            TIMESTAMP: pa.int64(),
-            VECTOR: pa.list_(pa.float32(), dim),
+
+    def keys(part: slice) -> dict[str, pa.Array]:
+        known = events[part]
+        users = np.searchsorted(sequences.offsets, known, side="right") - 1
+        return {
+            USER_ID: sequences.user_ids.take(pa.array(users)),
+            TIMESTAMP: pa.array(sequences.times[known]),
         }
+
+    path = working_dir / USER_VECTORS_FILE if parquet else None
+    shape = (len(events), dim)
+    _write_part(working_dir / USERS, path, rank, keys, vectors, shape)
+
+
+def write_vector_indexes(
+    working_dir: Path, item_ids: pa.Array, sequences: SequenceSet, events: Int64Array
+) -> None:
+    """Write what finds the vectors of all ranks; one rank does.
+
+    Args:
+        working_dir: of the artefact.
+        item_ids: of all items, in the order of all ranks' vectors.
+        sequences: users and events.
+        events: int64, ascending, the last event of every user vector of all ranks.
+    """
+    for side in (ITEMS, USERS):
+        (working_dir / side).mkdir(exist_ok=True)
+    write_index(working_dir / ITEMS, item_ids)
+    write_index(
+        working_dir / USERS,
+        sequences.user_ids,
+        offsets=np.searchsorted(events, sequences.offsets),
+        times=sequences.times[events],
     )
+
+
+def _write_part(
+    directory: Path,
+    parquet: Path | None,
+    rank: int,
+    keys: Callable[[slice], dict[str, pa.Array]],
+    vectors: Iterable[Tensor],
+    shape: tuple[int, int],
+) -> None:
+    """Write vectors as a shard and, with their keys, as a Parquet file.
+
+    Args:
+        directory: of the shard.
+        parquet: the folder of the Parquet files; None for none.
+        rank: number of both.
+        keys: returns the other columns of a slice of the rows.
+        vectors: float32 [., D] each, n together.
+        shape: n and D.
+
+    Raises:
+        UserError: a vector that is not finite.
+    """
+    directory.mkdir(exist_ok=True)
+    shard = create_shard(directory, rank, shape)
+    columns = keys(slice(0, 0)) | {VECTOR: _as_lists(torch.empty(0, shape[1]))}
     written = 0
-    with pq.ParquetWriter(path, schema) as writer:
+    with _parquet_part(parquet, rank, pa.table(columns).schema) as writer:
         for part in _joined(vectors, _PART_ROWS):
-            known = events[written : written + len(part)]
-            users = np.searchsorted(sequences.offsets, known, side="right") - 1
-            columns = [
-                sequences.user_ids.take(pa.array(users)),
-                pa.array(sequences.times[known]),
-                _as_lists(part),
-            ]
-            writer.write_table(pa.table(columns, schema=schema))
-            written += len(part)
+            rows = slice(written, written + len(part))
+            shard[rows] = part.numpy()
+            if not finite_rows(shard[rows]).all():
+                raise UserError(
+                    f"{directory.name}: the towers give vectors that are not finite; "
+                    "train them again with a lower towers.optimizer.learning_rate"
+                )
+            if writer is not None:
+                columns = keys(rows) | {VECTOR: _as_lists(part)}
+                writer.write_table(pa.table(columns))
+            written = rows.stop
+    shard.flush()
+
+
+@contextlib.contextmanager
+def _parquet_part(
+    directory: Path | None, rank: int, schema: pa.Schema
+) -> Iterator[pq.ParquetWriter | None]:
+    """Yield the writer of a rank's file of a Parquet data set; None without one."""
+    if directory is None:
+        yield None
+        return
+    directory.mkdir(exist_ok=True)
+    with pq.ParquetWriter(directory / f"part-{rank:05d}.parquet", schema) as writer:
+        yield writer
 
 
 def _joined(parts: Iterable[Tensor], num_rows: int) -> Iterator[Tensor]:

@@ -226,9 +226,9 @@ VECTORS: dict[str, tuple[list[Any], Callable[[], np.ndarray], str]] = {
     "NaN": ([1, 2], lambda: np.array([[1, 1], [1, np.nan]]), "item_id 2 is not finite"),
     "infinite": ([1, 2], lambda: np.array([[np.inf, 1], [1, 1]]), "item_id 1 is not"),
     "too large": ([1, 2], lambda: np.array([[1, 1], [1, 7e4]]), "too large for half"),
-    "an id twice": ([3, 3], lambda: np.ones((2, 2)), "item_id 3 occurs 2 times"),
-    "a null id": ([3, None], lambda: np.ones((2, 2)), "1 items have a null item_id"),
-    "fractions": ([0.5, 1.5], lambda: np.ones((2, 2)), "ids of type double"),
+    "an id twice": ([3, 3], lambda: np.ones((2, 2)), "id 3 occurs 2 times"),
+    "a null id": ([3, None], lambda: np.ones((2, 2)), "null id in row 1"),
+    "fractions": ([0.5, 1.5], lambda: np.ones((2, 2)), "ids are double"),
     "no items": ([], lambda: np.ones((0, 2)), "no items; check the item table"),
 }
 

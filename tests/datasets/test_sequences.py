@@ -60,7 +60,7 @@ def test_items_without_content_are_refused(store):
     with pytest.raises(UserError, match="no content vector of item 7, which row 2"):
         item_rows(log, store)
     assert item_rows(log.slice(0, 2), store).tolist() == [0, 39]
-    with pytest.raises(UserError, match="item ids are int64 here, but string"):
+    with pytest.raises(UserError, match="ids are string, but int64 in"):
         item_rows(pa.table({"item_id": ["100"]}), store)
 
 

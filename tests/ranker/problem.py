@@ -13,9 +13,10 @@ from learn_torchrec.ranker.config import (
 from learn_torchrec.ranker.prepare import prepare_rows as prepare
 from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeature
 from learn_torchrec.ranker.tables import ShardingConfig
-from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
+from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
+from learn_torchrec.vector_table import VectorTable
 
 EMBEDDING_DIM = 8
 ROWS, BATCH, DIM = 643, 64, 4  # rows do not divide evenly among ranks
@@ -109,7 +110,7 @@ def config(case: str, managed: bool = False) -> RankerConfig:
 def rows(settings: RankerConfig) -> RankingRows:
     random = np.random.default_rng(4)
     users, items = (
-        VectorTable(
+        VectorTable.build(
             ids=pa.array(range(count)),
             times=times,
             vectors=random.normal(size=(count, DIM)).astype(np.float32),

@@ -1,5 +1,7 @@
 """Raw content in the place of LEARN's vectors."""
 
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -40,7 +42,7 @@ def test_users_are_the_mean_of_what_came_before(small):
     times = np.array([10, 20, 21, 10, 99, 99])
     rows = vectors.users.rows_as_of(queries, times)
     found = vectors.users.gather(rows)
-    assert found.dtype == np.float32
+    assert found.dtype == np.float16
     assert found.tolist() == [[0, 0], [1, 0], [4, 1], [0, 0], [8, 1], [0, 0]]
     assert (rows == -1).tolist() == [True, False, False, True, False, True]
     assert vectors.dim == 2
@@ -48,11 +50,12 @@ def test_users_are_the_mean_of_what_came_before(small):
 
 def test_a_user_has_a_row_for_each_moment_and_items_stay_on_disk(small):
     vectors = content_vectors(small, LOG, ("buy", "view"))
-    pairs = zip(vectors.users.ids.to_pylist(), vectors.users.times, strict=True)
-    assert list(pairs) == [(5, 10), (5, 30), (7, 10), (7, 15), (7, 20)]
+    assert vectors.users.index.ids.to_pylist() == [5, 7]
+    assert vectors.users.offsets.tolist() == [0, 2, 5]
+    assert vectors.users.times.tolist() == [10, 30, 10, 15, 20]
     assert vectors.items.vectors is small.vectors
     items = vectors.items.gather(np.array([2, -1, 0]))
-    assert items.dtype == np.float32
+    assert items.dtype == np.float16
     assert items.tolist() == [[8, 1], [0, 0], [1, 0]]
 
 
@@ -70,11 +73,21 @@ def test_means_are_those_of_float64(store):
     users = content_vectors(store, events, ("like",)).users
     owners, items, times = (events[n].to_numpy() for n in events.column_names[:3])
     content = np.asarray(store.vectors, np.float64)[items - 100]
-    rows = zip(users.ids.to_pylist(), users.times, users.vectors, strict=True)
-    for user, time, vector in rows:
+    ids = np.repeat(users.index.ids.to_numpy(), np.diff(users.offsets))
+    for user, time, vector in zip(ids, users.times, users.vectors, strict=True):
         seen = (owners == user) & (times <= time)
-        np.testing.assert_allclose(vector, content[seen].mean(axis=0), rtol=1e-6)
+        mean = content[seen].mean(axis=0)
+        np.testing.assert_allclose(vector, mean, rtol=2**-11, atol=2**-24)
     assert len(users.times) == len({*zip(owners, times, strict=True)})
+
+
+def test_a_worker_process_maps_the_content(small):
+    vectors = content_vectors(small, LOG, ("buy",))
+    again = pickle.loads(pickle.dumps(vectors))
+    assert isinstance(again.items.vectors.shards[0].base, np.memmap)
+    queries, times = pa.array([7, 5]), np.array([21, 99])
+    rows = again.users.rows_as_of(queries, times)
+    assert again.users.gather(rows).tolist() == [[4, 1], [8, 1]]
 
 
 @pytest.mark.parametrize(
@@ -90,5 +103,5 @@ def test_what_gives_no_vectors_is_refused(small, event, actions, message):
 
 
 def test_ids_of_another_type_are_refused(small):
-    with pytest.raises(UserError, match="item ids are string here, but int64 where"):
+    with pytest.raises(UserError, match="item_id: ids are int64, but string in"):
         content_vectors(small, log((7, 1, 9, "buy")), ("buy",))

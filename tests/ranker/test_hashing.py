@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.hashing import hash_ids
+from learn_torchrec.ranker.hashing import hash_ids, raw_keys
 
 
 def splitmix_finaliser(key):
@@ -34,6 +34,22 @@ def test_strings_do_not_depend_on_their_company():
     assert both[0] == both[2] != both[1]
 
 
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])
+def test_strings_of_all_types_share_their_rows(kind):
+    ids = pa.array(["b", "a", "b"])
+    rows = hash_ids(ids, 10_000, "user_id").tolist()
+    assert hash_ids(ids.cast(kind), 10_000, "user_id").tolist() == rows
+    assert hash_ids(ids.dictionary_encode(), 10_000, "user_id").tolist() == rows
+
+
+def test_integers_of_64_bits_without_a_sign():
+    ids = pa.array([5, 2**64 - 1], pa.uint64())
+    rows = hash_ids(ids, 1009, "user_id")
+    assert rows.tolist() == [splitmix_finaliser(key) % 1009 for key in ids.to_pylist()]
+    keys = raw_keys(ids, "user_id")
+    assert keys.tolist() == [splitmix_finaliser(key) >> 1 for key in ids.to_pylist()]
+
+
 def test_other_types_are_refused():
-    with pytest.raises(UserError, match="column 'price' is double; an ID feature"):
+    with pytest.raises(UserError, match="column 'price': ids are double"):
         hash_ids(pa.array([1.5]), 10, "price")

@@ -1,47 +1,39 @@
 """LEARN's features in somebody's ranker: plain PyTorch, and TorchRec."""
 
+import datetime as dt
 import doctest
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.models.dlrm import DLRM
+from vectors_artefact import write_vectors
 
 from learn_torchrec import LearnFeatures
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker import auxiliary, learn_features, vectors
+from learn_torchrec.ranker import auxiliary, learn_features
 
 USERS = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
 LABELS = torch.tensor([1.0, 0.0, 1.0])
 
 
-def as_lists(matrix):
-    flat = pa.array(np.asarray(matrix, np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, len(matrix[0]))
-
-
 @pytest.fixture
 def directory(tmp_path):
     """A vectors artefact: users a (at 110 and 120) and b, items 7 and 8."""
-    users = {
-        "user_id": ["a", "a", "b"],
-        "timestamp": [110, 120, 110],
-        "vector": as_lists([[9, 9], USERS["a"], USERS["b"]]),
-    }
-    items = {"item_id": [7, 8], "vector": as_lists([[1, 2], [3, 4]])}
-    with write_artifact(
-        tmp_path / "v", kind=vectors.KIND, config={}, inputs={}, cutoff=100
-    ) as out:
-        pq.write_table(pa.table(users), out / "user_vectors.parquet")
-        pq.write_table(pa.table(items), out / "item_vectors.parquet")
+    users = (
+        ["a", "b"],
+        [0, 2, 3],
+        [110, 120, 110],
+        [[9, 9], USERS["a"], USERS["b"]],
+    )
+    write_vectors(tmp_path / "v", users, ([7, 8], [[1, 2], [3, 4]]))
     return tmp_path / "v"
 
 
@@ -94,10 +86,132 @@ def test_users_are_seen_as_of_strictly_before(directory):
 
 def test_ids_of_another_type_are_refused(directory):
     learn = LearnFeatures.load(directory)
-    with pytest.raises(UserError, match="'user_id' is int64 but string in the vectors"):
+    with pytest.raises(UserError, match="'user_id': ids are int64, but string in"):
         learn.of_ids([1], [7])
     with pytest.raises(ValueError, match="needs vectors"):
         LearnFeatures(vector_dim=2).of_ids(["a"], [7])
+
+
+NAMES, NUMBERS = ["b", "a", "x"], [8, 9, 7]
+FOUND = [[*USERS["b"], 3, 4, 1, 1], [*USERS["a"], 0, 0, 1, 0], [0, 0, 1, 2, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("users", "items"),
+    [
+        (NAMES, NUMBERS),
+        (tuple(NAMES), torch.tensor(NUMBERS, dtype=torch.int32)),
+        (np.array(NAMES), np.array(NUMBERS, np.int32)),
+        (np.array(NAMES, object), np.array(NUMBERS, np.uint8)),
+        (pd.Series(NAMES), pd.Series(NUMBERS, dtype="Int64")),
+        (pd.Series(NAMES, dtype="category"), pd.Series(NUMBERS, dtype="category")),
+        (pd.Index(NAMES), pd.Index(NUMBERS)),
+        (pa.array(NAMES).dictionary_encode(), pa.array(NUMBERS, pa.int16())),
+        (pa.chunked_array([NAMES[:1], NAMES[1:]]), pa.chunked_array([NUMBERS])),
+    ],
+    ids=lambda column: type(column).__name__,
+)
+def test_ids_as_people_hold_them(directory, users, items):
+    learn = LearnFeatures.load(directory, features="vectors")
+    assert learn.of_ids(users, items)[0].tolist() == FOUND
+
+
+def test_one_id_and_an_empty_batch(directory):
+    learn = LearnFeatures.load(directory, features="vectors")
+    frame = pd.DataFrame({"user": NAMES, "item": NUMBERS, "time": [111] * 3})
+    for one in (
+        ("b", 8, 111),
+        tuple(frame.iloc[0]),
+        (np.str_("b"), np.int64(8), np.datetime64("1970-01-01T00:01:51")),
+        ("b", torch.tensor(8), pd.Timestamp(111, unit="s")),
+    ):
+        assert learn.of_ids(*one)[0].tolist() == FOUND[:1]
+    none = frame.iloc[:0]
+    for empty in (
+        ([], [], []),
+        (none.user, none.item, none.time),
+        (np.array([]), torch.tensor([]), pd.to_datetime([])),
+    ):
+        assert learn.of_ids(*empty)[0].shape == (0, 6)
+        assert learn.of_ids(*empty[:2])[0].shape == (0, 6)
+
+
+MOMENTS = [110, 111, 121]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        MOMENTS,
+        np.array(MOMENTS, np.int32),
+        torch.tensor(MOMENTS, dtype=torch.int32),
+        pd.Series(MOMENTS),
+        np.array(MOMENTS, "datetime64[s]"),
+        np.array(MOMENTS, "datetime64[s]").astype("datetime64[ns]"),
+        pd.to_datetime(MOMENTS, unit="s"),
+        pd.Series(pd.to_datetime(MOMENTS, unit="s", utc=True)),
+        pd.Series(pd.to_datetime(MOMENTS, unit="s", utc=True)).dt.tz_convert(
+            "Asia/Tokyo"
+        ),
+        [dt.datetime.fromtimestamp(t, dt.UTC) for t in MOMENTS],
+        pa.array(MOMENTS, pa.timestamp("s")).cast(pa.timestamp("ms")),
+        # Fractions are cut off: strictly before 110.9 is no more than before 110.
+        pd.to_datetime([110.9, 111.9, 121.9], unit="s"),
+    ],
+)
+def test_times_as_people_hold_them(directory, times):
+    learn = LearnFeatures.load(directory, features="vectors")
+    found, _ = learn.of_ids(["a"] * 3, [7, 7, 7], times)
+    assert found[:, :2].tolist() == [[0, 0], [9, 9], USERS["a"]]
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (
+            [110_000, 1_700_000_000_000],
+            "timestamp holds 1700000000000, which is no time",
+        ),
+        (np.array([1, 1 << 62]), "milliseconds"),
+        (pd.to_datetime([None, None]), "timestamp: null time in rows 0, 1"),
+        ([5, None], "timestamp: null time in row 1"),
+        (pd.Series([5, None]), "null time in row 1"),
+        (
+            [5.0, 6.0],
+            "timestamp: times are double; use int64 unix seconds or datetimes",
+        ),
+        (["2026-01-01", "2026-01-02"], "times are string"),
+        ([5, "a"], "times are of mixed or unknown type"),
+        ([True, False], "times are bool"),
+    ],
+)
+def test_times_that_mislead_are_refused(directory, times, message):
+    learn = LearnFeatures.load(directory)
+    with pytest.raises(UserError, match=message) as caught:
+        learn.of_ids(["a", "b"], [7, 8], times)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ids", [["a", None], pd.Series(["a", None])])
+def test_null_ids_are_refused(directory, ids):
+    learn = LearnFeatures.load(directory)
+    with pytest.raises(UserError, match="user_id: null id in row 1"):
+        learn.of_ids(ids, [7, 8])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("features", ["all", "vectors"])
+def test_the_module_decides_the_precision(directory, dtype, features):
+    learn = LearnFeatures.load(directory, features=features)
+    whole, _ = learn.of_ids(NAMES, NUMBERS)
+    assert whole.dtype == torch.float32
+    other, logits = learn.to(dtype).of_ids(NAMES, NUMBERS)
+    assert other.dtype == dtype
+    assert other[:, -6:].tolist() == FOUND
+    torch.testing.assert_close(other.float(), whole, atol=0.1, rtol=0.1)
+    if logits is not None:
+        assert logits.dtype == dtype
+    assert "_like" not in learn.state_dict()
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def with_column(name, values):
         (with_column("price", [1, 2, None, 4, 5]), "'price' is null in row 2"),
         (with_column("price", list("abcde")), "dense feature 'price' is string"),
         (with_column("price", [1, 2, 3, np.inf, 5]), "'price' is inf in row 3"),
-        (with_column("user_id", [0.5] * 5), "column 'user_id' is double"),
+        (with_column("user_id", [0.5] * 5), "column 'user_id': ids are double"),
         (with_column("tags", [["x"], [None], [], [], []]), "holds a null"),
         (with_column("weight", [1.0, 1, 1, -1, 1]), "'weight' is negative in row 3"),
     ],

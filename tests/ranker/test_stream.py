@@ -14,7 +14,8 @@ from learn_torchrec.ranker.batch import collate
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
-from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
+from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.vector_table import VectorTable
 
 ROWS, BATCH = 500, 16
 FEATURES = FeaturesConfig(
@@ -79,7 +80,7 @@ def assert_equal(one, other):
 def vectors():
     random = np.random.default_rng(1)
     users, items = (
-        VectorTable(
+        VectorTable.build(
             ids=pa.array(range(25)),
             times=times,
             vectors=random.normal(size=(25, 4)).astype(np.float32),

@@ -6,11 +6,13 @@ import torch
 from random_sequences import make_sequences
 
 from learn_torchrec.datasets.split import SplitTimes
+from learn_torchrec.errors import UserError
 from learn_torchrec.towers import export, inference
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.export import ExportConfig, snapshot_events
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.training import build_towers
+from learn_torchrec.vector_table import VectorTable
 
 CPU = torch.device("cpu")
 
@@ -102,14 +104,16 @@ def test_user_vectors_are_written_a_part_at_a_time(store, rows, tmp_path, monkey
     sequences, towers = make_sequences([3, 9, 1, 5]), make_towers(store)
     events = np.array([0, 2, 4, 5, 9, 10, 11, 12, 17])
     asked = towers, store, sequences, events, 4, CPU
-    path = tmp_path / "users.parquet"
+    path = tmp_path / "user_vectors.parquet" / "part-00000.parquet"
     parts = inference.history_vectors(*asked)
-    export.write_user_vectors(path, sequences, events, parts, dim=4)
+    export.write_user_vectors(tmp_path, 0, sequences, events, parts, 4, parquet=True)
     written = pq.read_table(path)
     assert written["user_id"].to_pylist() == [0, 0, 1, 1, 1, 1, 1, 2, 3]
     assert written["timestamp"].to_pylist() == sequences.times[events].tolist()
     vectors = torch.tensor(written["vector"].to_pylist())
     assert torch.equal(vectors, inference.encode_histories(*asked))
+    halves = np.load(tmp_path / "users" / "vectors-00000.npy")
+    np.testing.assert_array_equal(halves, vectors.numpy().astype(np.float16))
     groups = pq.ParquetFile(path).metadata
     sizes = [groups.row_group(n).num_rows for n in range(groups.num_row_groups)]
     assert all(size >= rows for size in sizes[:-1])
@@ -117,14 +121,60 @@ def test_user_vectors_are_written_a_part_at_a_time(store, rows, tmp_path, monkey
 
 
 def test_no_user_vectors_are_a_file_without_rows(store, tmp_path):
-    none, path = np.empty(0, np.int64), tmp_path / "users.parquet"
+    none = np.empty(0, np.int64)
     parts = inference.history_vectors(
         make_towers(store), store, make_sequences([3]), none, 4, CPU
     )
-    export.write_user_vectors(path, make_sequences([3]), none, parts, dim=4)
-    written = pq.read_table(path)
+    sequences = make_sequences([3])
+    export.write_user_vectors(tmp_path, 0, sequences, none, parts, 4, parquet=True)
+    written = pq.read_table(tmp_path / "user_vectors.parquet")
     assert written.num_rows == 0
     assert written.schema.field("vector").type == pa.list_(pa.float32(), 4)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("parquet", [True, False])
+def test_ranks_write_one_table_of_users_and_one_of_items(
+    store, ranks, parquet, tmp_path
+):
+    sequences, random = make_sequences([3, 9, 0, 1, 5]), np.random.default_rng(0)
+    events = np.array([0, 2, 4, 5, 9, 10, 11, 17])  # of user 3 none
+    user_vectors = torch.from_numpy(random.normal(size=(8, 4))).float()
+    item_vectors = torch.from_numpy(random.normal(size=(40, 4))).float()
+    for rank in range(ranks):
+        mine = np.array_split(np.arange(8), ranks)[rank]
+        vectors = [user_vectors[mine[:1]], user_vectors[mine[1:]]]
+        written = sequences, events[mine], vectors, 4, parquet
+        export.write_user_vectors(tmp_path, rank, *written)
+        mine = np.array_split(np.arange(40), ranks)[rank]
+        ids, vectors = store.item_ids.take(pa.array(mine)), [item_vectors[mine]]
+        export.write_item_vectors(tmp_path, rank, ids, vectors, (len(mine), 4), parquet)
+    export.write_vector_indexes(tmp_path, store.item_ids, sequences, events)
+    users, items = (VectorTable.open(tmp_path / side) for side in ("users", "items"))
+    for number, event in enumerate(events):
+        owner = np.searchsorted(sequences.offsets, event, side="right") - 1
+        row = users.rows_as_of(
+            sequences.user_ids.take(pa.array([owner])), sequences.times[[event]] + 1
+        )
+        vector = user_vectors[number].half().numpy()
+        np.testing.assert_array_equal(users.gather(row)[0], vector)
+    absent = users.rows_as_of(pa.array([2, 3]), None)
+    assert absent.tolist() == [-1, -1]
+    rows = items.rows_as_of(store.item_ids, None)
+    np.testing.assert_array_equal(items.gather(rows), item_vectors.half().numpy())
+    assert (tmp_path / "item_vectors.parquet").exists() == parquet
+    if parquet:
+        table = pq.read_table(tmp_path / "user_vectors.parquet")
+        assert table.column_names == ["user_id", "timestamp", "vector"]
+        assert table["vector"].to_pylist() == user_vectors.tolist()
+        table = pq.read_table(tmp_path / "item_vectors.parquet")
+        assert table["item_id"].to_pylist() == store.item_ids.to_pylist()
+
+
+def test_vectors_that_are_not_finite_are_not_exported(tmp_path):
+    vectors = [torch.tensor([[1.0, np.nan]])]
+    with pytest.raises(UserError, match="items: the towers give vectors that are not"):
+        export.write_item_vectors(tmp_path, 0, pa.array([7]), vectors, (1, 2), False)
 
 
 def test_catalogue_is_in_the_order_asked_for(store):

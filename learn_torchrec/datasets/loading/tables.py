@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from learn_torchrec.arrays import as_arrow
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, open_parquet
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import as_ids, is_text, type_name
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
@@ -23,16 +25,21 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     USER_ID,
 )
+from learn_torchrec.times import as_seconds
 
-# Column kinds, by the word an error message uses for them.
+
+def _fits_int64(kind: pa.DataType) -> bool:
+    return pt.is_integer(kind) and not pt.is_uint64(kind)
+
+
+# Column kinds, by the word an error message uses for them, and the types they may have.
 _KINDS = {
-    "int64 or string": lambda t: pt.is_int64(t) or pt.is_string(t),
-    "int64 (unix seconds)": pt.is_int64,
-    "string": pt.is_string,
+    "int64 or string": lambda t: _fits_int64(t) or is_text(t),
+    "int64 (unix seconds)": lambda t: _fits_int64(t) or pt.is_timestamp(t),
+    "string": is_text,
     "0 or 1": lambda t: pt.is_integer(t) or pt.is_floating(t) or pt.is_boolean(t),
 }
 _ID, _TIME, _TEXT, _BINARY = _KINDS
-_YEAR_2200 = 7_258_118_400
 
 REQUIRED: dict[str, dict[str, str]] = {
     ITEMS_FILE: {ITEM_ID: _ID},
@@ -68,10 +75,10 @@ def read_parquet(
 
 
 def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table:
-    """Return `table` with plain types once every required column is in order.
+    """Return `table` with its required columns checked and in their normal form.
 
-    Dictionary-encoded and large strings become strings, narrower integers become
-    int64, and Arrow timestamps become unix seconds.
+    Ids become int64 or large_string (see `ids.as_ids`), times int64 unix seconds,
+    actions string, labels float32.
 
     Args:
         table: what was read.
@@ -91,21 +98,26 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
                 f"it has: {', '.join(table.column_names)}"
             )
         index = table.column_names.index(name)
-        column = plain(table.column(name))
+        column = as_arrow(table.column(name))
+        where = f"{source}: column {name!r}"
         if not _KINDS[kind](column.type):
             raise UserError(
-                f"{source}: column {name!r} is {column.type}, must be {kind}; cast it"
+                f"{where} is {type_name(column.type)}, must be {kind}; cast it"
             )
         if column.null_count:
             row = row_of(table, pc.index(column.is_null(), pa.scalar(True)).as_py())
             raise UserError(
-                f"{source}: column {name!r} has {column.null_count} nulls, the first "
-                f"in row {row}; drop or fill those rows"
+                f"{where} has {column.null_count} nulls, the first in row {row}; drop "
+                "or fill those rows"
             )
-        if kind == _BINARY:
-            column = _binary(column, name, table, source)
-        if kind == _TIME:
-            _refuse_other_units(column, name, source)
+        if kind == _ID:
+            column = as_ids(column, where)
+        elif kind == _TIME:
+            column = pa.array(as_seconds(column, where))
+        elif kind == _TEXT:
+            column = column.cast(pa.string())
+        else:
+            column = _binary(column, table, where)
         table = table.set_column(index, name, column)
     return table
 
@@ -121,8 +133,8 @@ def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> No
     """Refuse a table that names an item the item table does not have."""
     if ids.type != known.type:
         raise UserError(
-            f"{source}: column {ITEM_ID!r} is {ids.type} but {known.type} in the item "
-            "table; use one type for item ids"
+            f"{source}: column {ITEM_ID!r} is {type_name(ids.type)} but "
+            f"{type_name(known.type)} in the item table; use one type for item ids"
         )
     unknown = pc.invert(pc.is_in(ids, value_set=known))
     row = pc.index(unknown, pa.scalar(True)).as_py()
@@ -136,7 +148,7 @@ def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> No
 
 def check_same_type(table: pa.Table, other: pa.Table, column: str, names: str) -> None:
     """Refuse two tables whose ids could not be joined."""
-    types = table.schema.field(column).type, other.schema.field(column).type
+    types = [type_name(each.schema.field(column).type) for each in (table, other)]
     if types[0] != types[1]:
         raise UserError(
             f"{names}: column {column!r} is {types[0]} in one and {types[1]} in the "
@@ -166,40 +178,13 @@ def files_fingerprint(sources: Sequence[Path | Location]) -> str:
     return digest.hexdigest()
 
 
-def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column without dictionaries, large strings and narrow integers.
-
-    Arrow timestamps become unix seconds.
-    """
-    if pt.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pt.is_large_string(column.type) or pt.is_string_view(column.type):
-        return column.cast(pa.string())
-    if pt.is_timestamp(column.type):
-        return column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-    if pt.is_integer(column.type) and not pt.is_uint64(column.type):
-        return column.cast(pa.int64())
-    return column
-
-
-def _refuse_other_units(column: pa.ChunkedArray, name: str, source: str) -> None:
-    latest = pc.max(column).as_py()
-    if latest > _YEAR_2200:
-        raise UserError(
-            f"{source}: column {name!r} holds {latest}, which is no time in unix "
-            "seconds before 2200; milliseconds? divide by 1000"
-        )
-
-
-def _binary(
-    column: pa.ChunkedArray, name: str, table: pa.Table, source: str
-) -> pa.ChunkedArray:
+def _binary(column: pa.ChunkedArray, table: pa.Table, where: str) -> pa.ChunkedArray:
     values = column.cast(pa.float32(), safe=False)
     wrong = pc.invert(pc.is_in(values, value_set=pa.array([0, 1], pa.float32())))
     row = pc.index(wrong, pa.scalar(True)).as_py()
     if row >= 0:
         raise UserError(
-            f"{source}: column {name!r} is {values[row].as_py()} in row "
-            f"{row_of(table, row)}, must be 0 or 1"
+            f"{where} is {values[row].as_py()} in row {row_of(table, row)}, must be 0 "
+            "or 1"
         )
     return values

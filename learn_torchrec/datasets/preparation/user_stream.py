@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from learn_torchrec.datasets.loading.tables import plain
+from learn_torchrec.ids import as_ids
 from learn_torchrec.schema import USER_ID
 
 _USER, _ITEM, _TIME, _ACTION = range(4)
@@ -82,7 +82,9 @@ class UserStream:
         self._users.append(
             pa.table(
                 {
-                    USER_ID: plain(table.column(_USER).take(pa.array(firsts))),
+                    USER_ID: as_ids(
+                        table.column(_USER).take(pa.array(firsts)), USER_ID
+                    ),
                     "events": events,
                     "history_events": early[ends] - early[firsts],
                     "first_time": times[firsts],

@@ -1,0 +1,127 @@
+"""Vectors on disk: a half precision matrix in shards, memory-mapped, read as one.
+
+Each rank writes a shard of its own into a folder; shards follow each other in the
+order of their numbers.
+
+Letters: N rows, D dims, n rows asked for.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from learn_torchrec.arrays import AnyArray, BoolArray, Float16Array
+
+SHARDS = "vectors"
+_BLOCK_BYTES = 64 << 20
+_EXPONENT = np.uint16(0x7C00)  # all its bits are set in infinities and NaN alone
+
+
+class Shard(Protocol):
+    """Rows of the matrix, half precision [n_i, D]: an array, or what reads like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an array."""
+
+    @property
+    def dtype(self) -> np.dtype[np.float16]:
+        """Of an array."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+class ShardedMatrix:
+    """Several shards [n_i, D] below each other as one read-only array [N, D].
+
+    Rows are read from disk as they are asked for. One that was opened pickles as its
+    paths: another process maps the same files.
+
+    Args:
+        shards: at least one, all with the same number of columns.
+        paths: of the files that the shards map, if they do.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], paths: Sequence[Path] | None = None
+    ) -> None:
+        self.shards = [shard for shard in shards if len(shard)] or [shards[0]]
+        self._paths = paths
+        self._starts = np.cumsum([0, *(len(shard) for shard in self.shards)])
+        self.shape = int(self._starts[-1]), int(self.shards[0].shape[1])
+        self.dtype = self.shards[0].dtype
+        if any(shard.shape[1:] != self.shape[1:] for shard in self.shards):
+            raise ValueError("shards differ in their number of columns")
+
+    @classmethod
+    def open(cls, paths: Sequence[Path]) -> Self:
+        """Map the shards in `paths` without reading them.
+
+        Raises:
+            OSError: a file is missing; ValueError: damaged.
+        """
+        return cls([map_array(path) for path in paths], paths)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._paths is not None:
+            return type(self).open, (self._paths,)
+        return type(self), (self.shards,)
+
+    def __getitem__(self, rows: Any) -> Float16Array:
+        """Return one row [D], or the rows of a slice or an integer array [n, D]."""
+        if len(self.shards) == 1:
+            return self.shards[0][rows]
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        rows = np.asarray(rows)
+        if rows.ndim == 0:
+            return self[rows[None]][0]
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        result = np.empty((len(rows), self.shape[1]), self.dtype)
+        for number in np.unique(shard_of):
+            mine = shard_of == number
+            result[mine] = self.shards[number][rows[mine] - self._starts[number]]
+        return result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
+def map_array(path: Path) -> AnyArray:
+    """Map a NumPy file read-only.
+
+    Raises:
+        OSError: the file is missing; ValueError: damaged.
+    """
+    # A plain view: slices of a memmap would carry its subclass everywhere.
+    return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def create_shard(directory: Path, number: int, shape: tuple[int, int]) -> Any:
+    """Return the mapped float16 array of a new shard, to be filled and flushed."""
+    return np.lib.format.open_memmap(
+        directory / f"{SHARDS}-{number:05d}.npy",
+        mode="w+",
+        dtype=np.float16,
+        shape=shape,
+    )
+
+
+def finite_rows(halves: Float16Array) -> BoolArray:
+    """Return which rows [n, D] are finite, bool [n]."""
+    # NumPy's isfinite takes ten times as long for half precision.
+    return ((halves.view(np.uint16) & _EXPONENT) != _EXPONENT).all(axis=1)
+
+
+def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices of a matrix's rows, small beside memory even in float64."""
+    rows = max(1, _BLOCK_BYTES // (8 * shape[1]))
+    for start in range(0, shape[0], rows):
+        yield slice(start, min(start + rows, shape[0]))

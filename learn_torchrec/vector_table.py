@@ -1,0 +1,192 @@
+"""Vectors by id, and by id and moment, searched where they lie on disk.
+
+Layout of a folder: the ids and their index (see `ids.IdIndex`), `vectors-*.npy` (see
+`matrix`), and, where an id has a vector for each of several moments, `offsets.npy`
+(where each id's begin) and `times.npy`. Opening reads none of it.
+
+Letters: K ids, V vectors, D dims, n rows or ids asked for.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from learn_torchrec.arrays import AnyArray, Column, Float16Array, Int64Array
+from learn_torchrec.errors import UserError
+from learn_torchrec.ids import UNKNOWN, IdIndex, encode_ids
+from learn_torchrec.jagged import offsets_of
+from learn_torchrec.matrix import SHARDS, ShardedMatrix, finite_rows, map_array
+
+USERS, ITEMS = "users", "items"  # the tables of a vectors artefact
+_OFFSETS_FILE, _TIMES_FILE = "offsets.npy", "times.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorTable:
+    """A vector of each id, or one for each moment at which an id changed.
+
+    One that was opened pickles as its path: another process maps the same files.
+
+    Attributes:
+        index: of the K ids.
+        vectors: float16 [V, D].
+        offsets: int64 [K + 1]; id k has vectors offsets[k] to offsets[k + 1]. None
+            where each id has one (then V = K).
+        times: int64 [V], unix seconds, never falling within an id; None where vectors
+            have no moment.
+        directory: where it was opened; None in memory.
+
+    Example:
+        >>> users = VectorTable.build(
+        ...     ids=["a", "a"], times=[110, 120], vectors=[[1.0, 0.0], [0.0, 1.0]]
+        ... )
+        >>> rows = users.rows_as_of(pa.array(["a", "b"], pa.large_string()), [120, 500])
+        >>> rows.tolist(), users.gather(rows).tolist()
+        ([0, -1], [[1.0, 0.0], [0.0, 0.0]])
+    """
+
+    index: IdIndex
+    vectors: ShardedMatrix | Float16Array
+    offsets: Int64Array | None = None
+    times: Int64Array | None = None
+    directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.times is None or self.offsets is None:
+            fits = len(self.vectors) == len(self.index)
+        else:
+            fits = len(self.vectors) == len(self.times) == self.offsets[-1]
+            fits = fits and len(self.offsets) == len(self.index) + 1
+        if not fits:
+            raise ValueError("ids, times and vectors do not match")
+
+    @classmethod
+    def build(
+        cls, *, ids: Column, vectors: AnyArray, times: Int64Array | None = None
+    ) -> Self:
+        """Return a table in memory.
+
+        Args:
+            ids: [V]; distinct where there are no times.
+            vectors: [V, D].
+            times: int64 [V], unix seconds; of equal moments of an id the last is seen.
+
+        Raises:
+            UserError: null ids, ids of another type, or one that occurs twice.
+        """
+        halves = np.asarray(vectors, np.float16)
+        if times is None:
+            return cls(index=IdIndex.build(ids, "ids"), vectors=halves)
+        codes, known = encode_ids(ids, "ids")
+        order = np.lexsort((times, codes))
+        return cls(
+            index=IdIndex.build(known, "ids"),
+            vectors=halves[order],
+            offsets=offsets_of(np.bincount(codes, minlength=len(known))),
+            times=np.asarray(times, np.int64)[order],
+        )
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Map what `write_index` and the ranks' shards left in a folder.
+
+        Raises:
+            OSError: a file is missing; ValueError, ArrowInvalid: damaged.
+        """
+        has_times = (directory / _TIMES_FILE).exists()
+        return cls(
+            index=IdIndex.open(directory),
+            vectors=ShardedMatrix.open(sorted(directory.glob(f"{SHARDS}-*.npy"))),
+            offsets=map_array(directory / _OFFSETS_FILE) if has_times else None,
+            times=map_array(directory / _TIMES_FILE) if has_times else None,
+            directory=directory,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.directory is not None:
+            return type(self).open, (self.directory,)
+        return _in_memory, (self.index, self.vectors, self.offsets, self.times)
+
+    def rows_as_of(self, ids: pa.Array, times: Int64Array | None) -> Int64Array:
+        """Return each query's row: its latest vector strictly before its time.
+
+        Args:
+            ids: [n], of the index's type, in normal form.
+            times: int64 [n]; None for each id's latest vector.
+
+        Returns:
+            int64 [n], UNKNOWN where there is none.
+        """
+        known = self.index.rows_of(ids)
+        if self.offsets is None or self.times is None:
+            return known
+        places = np.flatnonzero(known != UNKNOWN)
+        first, end = (self.offsets[known[places] + step] for step in (0, 1))
+        if times is not None:
+            end = _search(self.times, first, end, np.asarray(times)[places])
+        rows = np.full(len(ids), UNKNOWN)
+        rows[places] = np.where(end > first, end - 1, UNKNOWN)
+        return rows
+
+    def gather(self, rows: Int64Array) -> Float16Array:
+        """Return the vectors of rows [n], float16 [n, D], zeros where UNKNOWN.
+
+        Raises:
+            UserError: a vector that is not finite.
+        """
+        known = rows != UNKNOWN
+        if known.all():
+            vectors = self.vectors[rows]
+        else:
+            vectors = np.zeros((len(rows), self.vectors.shape[1]), np.float16)
+            vectors[known] = self.vectors[rows[known]]
+        finite = finite_rows(vectors)
+        if not finite.all():
+            raise UserError(
+                f"{self.directory or 'vectors'}: the vector in row "
+                f"{rows[np.argmin(finite)]} is not finite; export the vectors again"
+            )
+        return vectors
+
+
+def write_index(
+    directory: Path,
+    ids: pa.Array,
+    offsets: Int64Array | None = None,
+    times: Int64Array | None = None,
+) -> None:
+    """Write all of a table but its vectors; see `VectorTable` for the arguments.
+
+    Raises:
+        UserError: an id occurs twice.
+    """
+    IdIndex.build(ids, directory.name).write(directory)
+    if offsets is not None and times is not None:
+        np.save(directory / _OFFSETS_FILE, offsets)
+        np.save(directory / _TIMES_FILE, times)
+
+
+def _in_memory(*fields: Any) -> VectorTable:
+    names = ("index", "vectors", "offsets", "times")
+    return VectorTable(**dict(zip(names, fields, strict=True)))
+
+
+def _search(
+    times: Int64Array, low: Int64Array, high: Int64Array, moments: Int64Array
+) -> Int64Array:
+    """Return where, in each run times[low:high], the first not before a moment is.
+
+    A bisection of all n runs at once: of a mapped array only what it meets is read.
+    """
+    pending = np.flatnonzero(low < high)
+    low, high = low.copy(), high.copy()
+    while len(pending):
+        middle = (low[pending] + high[pending]) // 2
+        is_before = times[middle] < moments[pending]
+        low[pending[is_before]] = middle[is_before] + 1
+        high[pending[~is_before]] = middle[~is_before]
+        pending = pending[low[pending] < high[pending]]
+    return low
