@@ -203,6 +203,159 @@ def test_times_of_arrow_and_files(duckdb: Engine, tmp_path: Path) -> None:
     assert as_rows(prepared) == naive(kept, CONFIG)["events"]
 
 
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("quantile", [1.0, 0.9])
+def test_events_of_one_second_keep_their_order(
+    duckdb: Engine, unit: str, quantile: float
+) -> None:
+    config = PrepareConfig(length_quantile=quantile)
+    prepared = prepare(duckdb, config, load(duckdb, stamps(unit)), "log")
+    assert as_rows(prepared) == IN_ORDER
+    assert prepared.dropped["repeats"] == 1
+
+
+def stamps(unit: str) -> pa.Table:
+    """One user's events within a second, and one of them twice."""
+    times = ["10:00:00.900", "10:00:00.100", "10:00:00.500", "10:00:00.100"]
+    column = pa.array([f"2026-01-01 {time}" for time in times])
+    return pa.table(
+        {
+            "user_id": [1] * 4,
+            "item_id": [3, 3, 1, 3],
+            "timestamp": column.cast(pa.timestamp(unit)),
+            "action": ["buy"] * 4,
+        }
+    )
+
+
+IN_ORDER = [("1", 1_767_261_600, item, "buy") for item in (3, 1, 3)]
+
+
+def write_partitioned(directory: Path) -> None:
+    table = pa.table(
+        {
+            "user_id": ["000", "7", "000"],
+            "item_id": [1, 1, 2],
+            "timestamp": [5, 6, 7],
+            "action": ["1", "1", "2"],
+        }
+    )
+    pq.write_to_dataset(table, directory, partition_cols=["user_id", "action"])
+
+
+PARTITIONED = [("000", 5, 1), ("000", 7, 2), ("7", 6, 1)]
+
+
+def prepared_folder(engine: Engine, directory: Path) -> list[tuple]:
+    """Prepare a log without actions of its own; return user, time and item."""
+    engine.register("items", pa.table({"item_id": range(30), "item": range(30)}))
+    schema = engine.scan("log", Location.of(directory))
+    assert schema.field("user_id").type == pa.string()
+    assert schema.field("action").type == pa.int64()
+    prepared = prepare(engine, PrepareConfig(), pa.int64(), "log")
+    assert prepared.actions == [1, 2]
+    table = pa.Table.from_batches(prepared.events())
+    users = np.repeat(
+        prepared.users["user_id"].to_pylist(), prepared.users["events"].to_numpy()
+    )
+    columns = [table.column(n).to_pylist() for n in ("event_time", "item")]
+    return list(zip(users.tolist(), *columns, strict=True))
+
+
+@pytest.mark.parametrize("name", ["log", "a 'quoted' log", "a [star] *"])
+def test_text_keys_of_folders_stay_text(
+    duckdb: Engine, tmp_path: Path, name: str
+) -> None:
+    write_partitioned(tmp_path / name)
+    assert prepared_folder(duckdb, tmp_path / name) == PARTITIONED
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(without_spark() != "", reason=without_spark() or "-")
+def test_spark_reads_keys_and_full_times(tmp_path: Path) -> None:
+    (tmp_path / "it's spark").mkdir()
+    spark = open_engine("spark", tmp_path / "it's spark", "1GB")
+    try:
+        write_partitioned(tmp_path / "a 'quoted' log")
+        assert prepared_folder(spark, tmp_path / "a 'quoted' log") == PARTITIONED
+        prepared = prepare(spark, PrepareConfig(), load(spark, stamps("us")), "log")
+        assert as_rows(prepared) == IN_ORDER
+    finally:
+        spark.close()
+
+
+def test_a_scratch_folder_with_an_apostrophe(tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    scratch = tmp_path / "it's here"
+    scratch.mkdir()
+    engine = open_engine("duckdb", scratch, "200 MB")
+    pq.write_table(log(), scratch / "it's the log.parquet")
+    prepared = prepare(
+        engine, CONFIG, load(engine, scratch / "it's the log.parquet"), "log"
+    )
+    assert as_rows(prepared) == naive(log(), CONFIG)["events"]
+    engine.close()
+
+
+@pytest.mark.parametrize("memory", ["lots", "", "2 giga", "1MB", "-2GB", "2GB'; --"])
+@pytest.mark.parametrize("engine", ["duckdb", "spark"])
+def test_memory_is_a_size(tmp_path: Path, engine: str, memory: str) -> None:
+    with pytest.raises(UserError, match=f"--memory {memory}: write a size of 50MB or"):
+        open_engine(engine, tmp_path, memory)
+
+
+@pytest.mark.parametrize("memory", ["2GB", "1.5GiB", "300 mb"])
+def test_memory_reaches_duckdb(tmp_path: Path, memory: str) -> None:
+    pytest.importorskip("duckdb")
+    engine = open_engine("duckdb", tmp_path, memory)
+    setting = engine.table("SELECT current_setting('memory_limit') AS size")
+    engine.close()
+    expected = {"2GB": "1.8 GiB", "1.5GiB": "1.5 GiB", "300 mb": "286.1 MiB"}
+    assert setting["size"].to_pylist() == [expected[memory]]
+
+
+TYPES = {
+    "fractions as users": ({"user_id": [1.0, 2.0]}, "'user_id': ids are double; use"),
+    "fractions as items": ({"item_id": [1.0, 2.0]}, "'item_id': ids are double; use"),
+    "other ids than the items'": (
+        {"item_id": ["6", "06"]},
+        "'item_id': ids are string, but int64 in the item table; use one type",
+    ),
+    "fractions as times": (
+        {"timestamp": [5.5, 6.5]},
+        r"'timestamp' is double, must be int64 \(unix seconds\); cast it",
+    ),
+    "numbers as actions": ({"action": [1, 2]}, "'action' is int64, must be string"),
+    "no action": ({"action": None}, "column 'action' is missing; it has: user_id"),
+}
+
+
+@pytest.mark.parametrize("adapter", ["parquet", "jsonl"])
+@pytest.mark.parametrize("case", TYPES)
+def test_types_that_other_stages_refuse(
+    tmp_path: Path, case: str, adapter: str
+) -> None:
+    pytest.importorskip("duckdb")
+    from apps import prepare as app
+
+    changed, message = TYPES[case]
+    columns = {"user_id": [1, 2], "item_id": [1, 2], "timestamp": [5, 6]}
+    columns |= {"action": ["buy"] * 2}
+    columns = {n: v for n, v in (columns | changed).items() if v is not None}
+    if adapter == "parquet":
+        pq.write_table(pa.table({"item_id": [1, 2]}), tmp_path / "items.parquet")
+        pq.write_table(pa.table(columns), tmp_path / "interactions.parquet")
+    else:
+        (tmp_path / "items.jsonl").write_text('{"item_id": 1}\n{"item_id": 2}\n')
+        rows = (json.dumps(row) for row in pa.table(columns).to_pylist())
+        (tmp_path / "interactions.jsonl").write_text("\n".join(rows))
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=message) as caught:
+        app.main(["--data", f"{adapter}:{tmp_path}", "--out", str(out)])
+    assert str(caught.value).startswith(f"{tmp_path}/interactions.")
+    assert not out.exists()
+
+
 def test_nothing_left(duckdb: Engine) -> None:
     kind = load(duckdb, log().slice(650, 5))
     with pytest.raises(UserError, match=r"none of its 5 .* \(3 nulls, 1 bad times"):

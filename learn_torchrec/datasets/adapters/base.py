@@ -25,7 +25,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.arrays import Int64Array
@@ -36,7 +35,12 @@ from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import RowGroups, RowSource
 from learn_torchrec.datasets.loading.time_range import Interval
-from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.datasets.sequences import (
+    TICK,
+    SequenceSet,
+    build_sequences,
+    item_rows,
+)
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
@@ -46,6 +50,8 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     USER_ID,
 )
+
+_TICKS_PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 class Dataset(abc.ABC):
@@ -138,10 +144,12 @@ class Dataset(abc.ABC):
 
     @functools.cached_property
     def interactions(self) -> pa.Table:
-        """The behaviour log in the order of its file, but see `in_order_of_ticks`."""
+        """The behaviour log, in the order of its file.
+
+        Where times are finer than a second, a column `TICK` has them in full.
+        """
         read = self.read_interactions()
-        table = self._check_against_items(INTERACTIONS_FILE, read)
-        return in_order_of_ticks(table, read)
+        return _with_ticks(self._check_against_items(INTERACTIONS_FILE, read), read)
 
     @functools.cached_property
     def impressions(self) -> pa.Table:
@@ -225,24 +233,17 @@ class Dataset(abc.ABC):
         return checked[table]()
 
 
-def in_order_of_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
-    """Put the rows of one second in the order of their full times.
-
-    Later stages know seconds only. Rows of other seconds stay where they are.
+def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
+    """Add the full times, where they tell more than `timestamp` in seconds.
 
     Args:
-        table: [N], `timestamp` in unix seconds.
-        read: [N], the same rows, `timestamp` perhaps finer.
+        table: [N], checked.
+        read: [N], the same rows as they were read.
     """
-    ticks = read[TIMESTAMP]
-    if not pa.types.is_timestamp(ticks.type) or ticks.type.unit == "s":
+    kind = read.schema.field(TIMESTAMP).type
+    if not pa.types.is_timestamp(kind) or kind.unit == "s":
         return table
-    if (np.diff(ticks.cast(pa.int64()).to_numpy()) >= 0).all():
+    ticks = read[TIMESTAMP].cast(pa.int64())
+    if not (ticks.to_numpy() % _TICKS_PER_SECOND[kind.unit]).any():
         return table
-    fine, seconds = (
-        np.argsort(times.to_numpy(), kind="stable")
-        for times in (ticks.cast(pa.int64()), table[TIMESTAMP])
-    )
-    rows = np.empty(len(fine), np.int64)
-    rows[seconds] = fine
-    return table.take(pa.array(rows))
+    return table.append_column(TICK, ticks)

@@ -7,6 +7,7 @@ are given (see `prepare`) keep to what both understand.
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ByteSize, TypeAdapter
 
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import open_parquet
@@ -23,6 +24,7 @@ from learn_torchrec.errors import UserError
 
 _STREAM_ROWS = 1 << 17
 _GLOB = frozenset("*?[")
+_SIZE = re.compile(r"[0-9.]+ ?[A-Za-z]+")
 _LEAST_MEMORY = 50_000_000  # bytes
 
 
@@ -71,13 +73,23 @@ def open_engine(name: str, scratch: Path, memory: str) -> Engine:
     Raises:
         UserError: its package, or Java, is missing; or `memory` is no size.
     """
-    try:
-        size = TypeAdapter(ByteSize).validate_python(memory)
-    except ValidationError:
-        size = ByteSize(0)
-    if size < _LEAST_MEMORY:
-        raise UserError(f"--memory {memory}: write a size of 50MB or more, e.g. 2GB")
+    size = _bytes(memory)
     return DuckDB(scratch, size) if name == "duckdb" else Spark(scratch, size)
+
+
+def _bytes(memory: str) -> int:
+    """Return a size such as "2GB" in bytes."""
+    try:
+        if not _SIZE.fullmatch(memory):  # pydantic overlooks what follows the unit
+            raise ValueError
+        size = TypeAdapter(ByteSize).validate_python(memory)
+        if size < _LEAST_MEMORY:
+            raise ValueError
+    except ValueError:  # a ValidationError is one
+        raise UserError(
+            f"--memory {memory}: write a size of 50MB or more, e.g. 2GB"
+        ) from None
+    return size
 
 
 class DuckDB:
