@@ -1,4 +1,4 @@
-"""Data to try things on: `data market` writes a generated shop as a data set.
+"""Data to try things on: `data market` writes a generated market as a data set.
 
 Its impressions carry `oracle`, the true probability of conversion; read it with
 `--data parquet:DIR`.
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from apps import options
 from learn_torchrec.artifact import is_finished, locked, recipe_of, write_artifact
 from learn_torchrec.config import from_dict, to_dict
-from learn_torchrec.datasets.generated.shop import KIND, GeneratedConfig, write_shop
+from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_market
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,19 +25,19 @@ def build_parser() -> argparse.ArgumentParser:
     market = parser.add_subparsers(dest="what", required=True).add_parser(
         "market", help="users, items and impressions with known probabilities"
     )
-    for field in dataclasses.fields(GeneratedConfig):
+    for field in dataclasses.fields(MarketConfig):
         market.add_argument(
             f"--{field.name}", default=field.default, help="(default: %(default)s)"
         )
     market.add_argument("--out", type=Path, required=True, metavar="DIR")
     market.add_argument(
-        "--overwrite", action="store_true", help="replace a shop of other settings"
+        "--overwrite", action="store_true", help="replace a market of other settings"
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the shop, a day after the other."""
+    """Write the market, day by day."""
     args = build_parser().parse_args(argv)
     config = _configured(args)
     settings = to_dict(config)
@@ -48,17 +48,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_artifact(args.out, kind=KIND, config=settings, inputs={}) as working,
         tqdm(total=config.impressions, desc="market", unit="row", disable=None) as bar,
     ):
-        for done in write_shop(config, working):
+        for done in write_market(config, working):
             bar.update(done - bar.n)
     print(
         f"{config.impressions:,} impressions; read them with --data parquet:{args.out}"
     )
 
 
-def _configured(args: argparse.Namespace) -> GeneratedConfig:
-    names = [field.name for field in dataclasses.fields(GeneratedConfig)]
+def _configured(args: argparse.Namespace) -> MarketConfig:
+    names = [field.name for field in dataclasses.fields(MarketConfig)]
     values = {name: getattr(args, name) for name in names}
-    return from_dict(GeneratedConfig, values, "data market")
+    return from_dict(MarketConfig, values, "data market")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Before the stages: a log of any size -> sequences that are memory-mapped.
 
-Cleans, cuts, caps, groups, sorts, splits and counts the interactions out of core, with
-DuckDB on this machine or with Spark, and says how many rows were left out and why. The
-result is a data set too: --data prepared:DIR.
+Cleans, cuts, caps, groups and sorts the interactions out of core, with DuckDB on this
+machine or with Spark, and reports how many rows were left out and why. The result is a
+data set too: --data prepared:DIR.
 """
 
 import argparse
@@ -18,9 +18,8 @@ from apps.job import Job, describe
 from learn_torchrec.artifact import locked, write_artifact
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.loading.row_groups import open_parquet
 from learn_torchrec.datasets.preparation.engines import Engine, open_engine
-from learn_torchrec.datasets.preparation.prepare import ITEMS, LOG, prepare
+from learn_torchrec.datasets.preparation.prepare import ITEMS, LOG, check_types, prepare
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TIMESTAMP
 
@@ -42,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--memory",
         default="2GB",
         metavar="SIZE",
-        help="that the engine may use; the rest goes to disk (default: %(default)s)",
+        help="memory of the engine; the rest goes to disk (default: %(default)s)",
     )
     return parser
 
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         locked(job.out),
         write_artifact(job.out, **job.manifest(None, facts)) as working,
-        # Within, so that the next run removes what a killed one leaves of both.
+        # Inside, so that the next run removes what a killed one left of both.
         tempfile.TemporaryDirectory(dir=working) as scratch,
     ):
         engine = open_engine(args.engine, Path(scratch), args.memory)
@@ -85,14 +84,16 @@ def _load(engine: Engine, dataset: Dataset) -> pa.DataType:
     """Give an engine the log and the items; return the type of the log's times."""
     ids = dataset.items[ITEM_ID]
     rows = pa.array(range(len(ids)), pa.int64())
-    engine.add(ITEMS, pa.table({ITEM_ID: ids, "item": rows}))
+    engine.register(ITEMS, pa.table({ITEM_ID: ids, "item": rows}))
     location = dataset.parquet(INTERACTIONS_FILE)
     if location is None:
         table = dataset.raw(INTERACTIONS_FILE)
-        engine.add(LOG, table)
-        return table.schema.field(TIMESTAMP).type
-    engine.read(LOG, location)
-    return open_parquet(location).schema.field(TIMESTAMP).type
+        engine.register(LOG, table)
+        schema = table.schema
+    else:
+        schema = engine.scan(LOG, location)
+    check_types(schema, ids.type, dataset.name(INTERACTIONS_FILE))
+    return schema.field(TIMESTAMP).type
 
 
 if __name__ == "__main__":

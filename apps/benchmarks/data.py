@@ -81,8 +81,8 @@ def prepare_once(directory: Path, num_items: int, memory: str) -> dict[str, Any]
     scratch.mkdir()
     started = time.perf_counter()
     engine = open_engine("duckdb", scratch, memory)
-    engine.add("items", items.append_column("item", items["item_id"]))
-    engine.read("log", Location.of(directory))
+    engine.register("items", items.append_column("item", items["item_id"]))
+    engine.scan("log", Location.of(directory))
     prepared = prepare(engine, _CONFIG, pa.int64(), str(directory))
     with write_artifact(out, kind=KIND, config={}, inputs={}) as working:
         facts = write_prepared(working, prepared, items)

@@ -24,9 +24,9 @@ import psutil
 from apps.benchmarks.measure import add_json, machine
 from apps.benchmarks.stages import STAGES, Stage, complete, start
 from apps.program import run, write_json
-from learn_torchrec.datasets.generated.shop import GeneratedConfig, write_shop
+from learn_torchrec.datasets.generated.market import MarketConfig, write_market
 
-_SHOP = GeneratedConfig(users=4_000, items=1_000, days=12, impressions=600_000)
+_SHOP = MarketConfig(users=4_000, items=1_000, days=12, impressions=600_000)
 _TOWERS = ("towers.training.epochs=1", "towers.training.batch_size=256")
 _RANKER = Stage(
     "soak",
@@ -64,7 +64,7 @@ class Sample:
 def prepare(folder: Path) -> None:
     """Write the shop, and the vectors that its ranker reads."""
     (folder / "shop").mkdir()
-    for _ in write_shop(_SHOP, folder / "shop"):
+    for _ in write_market(_SHOP, folder / "shop"):
         pass
     for stage in STAGES:
         if stage.name in ("content", "towers", "vectors"):

@@ -1,4 +1,4 @@
-"""The stages of a small generated shop, as commands that faults are tried on."""
+"""The stages of a small generated.market, as commands that faults are tried on."""
 
 import json
 import os
@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from learn_torchrec.datasets.generated.shop import GeneratedConfig, write_shop
+from learn_torchrec.datasets.generated.market import MarketConfig, write_market
 
 LIMIT = 900.0  # seconds of one stage
-SHOP = GeneratedConfig(users=400, items=200, days=12, impressions=36_000)
+SHOP = MarketConfig(users=400, items=200, days=12, impressions=36_000)
 _SETTINGS = (
     "content.encoder.layers=4",
     "content.encoder.tokens_per_batch=512",
@@ -122,7 +122,7 @@ def content_of(directory: Path) -> dict[str, str]:
 def make_all(folder: Path) -> dict[str, float]:
     """Write the shop and every stage's artefact; return each stage's seconds."""
     (folder / "shop").mkdir()
-    for _ in write_shop(SHOP, folder / "shop"):
+    for _ in write_market(SHOP, folder / "shop"):
         pass
     return {
         stage.name: complete(stage, folder, folder / stage.name) for stage in STAGES

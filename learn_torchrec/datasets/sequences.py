@@ -14,6 +14,9 @@ from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
 Ints = NDArray[np.int64]
 
+# An optional column of interactions: times finer than seconds, int64 of any unit.
+TICK = "_tick"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceSet:
@@ -96,10 +99,11 @@ def build_sequences(
 ) -> SequenceSet:
     """Sort the wanted interactions by user and time.
 
-    Events of equal user and time keep the order of the log.
+    Events of equal user and time keep the order of the log. Those of one second are
+    sorted by `TICK`, where the log has it.
 
     Args:
-        interactions: `user_id`, `timestamp`, `action`.
+        interactions: `user_id`, `timestamp`, `action` and perhaps `TICK`.
         item_rows: int64 [N], the content row of each interaction's item.
         actions: the actions that count; other rows are left out.
 
@@ -112,11 +116,13 @@ def build_sequences(
     users = interactions[USER_ID].filter(wanted).combine_chunks().dictionary_encode()
     codes = users.indices.to_numpy().astype(np.int64)
     times = interactions[TIMESTAMP].to_numpy()[mask]
+    has_ticks = TICK in interactions.column_names
+    ticks = interactions[TICK].to_numpy()[mask] if has_ticks else times
     # Users in the order of their ids, so that the set does not depend on the log's.
     ranks = np.empty(len(users.dictionary), np.int64)
     by_id = pc.sort_indices(users.dictionary).to_numpy()
     ranks[by_id] = np.arange(len(by_id))
-    order = np.lexsort((times, ranks[codes]))
+    order = np.lexsort((ticks, ranks[codes]))
     lengths = np.bincount(ranks[codes], minlength=len(by_id))
     return SequenceSet(
         user_ids=users.dictionary.take(pa.array(by_id)),

@@ -328,8 +328,8 @@ def test_repairs_are_counted(small: Path, tmp_path: Path, reason: str) -> None:
     rows = pq.read_table(small / "interactions.parquet").to_pylist()
     rows.extend([{**rows[5], **REPAIRS[reason]}] * (1 if reason == "repeats" else 3))
     engine = open_engine("duckdb", tmp_path, "300MB")
-    engine.add("log", pa.Table.from_pylist(rows))
-    engine.add("items", pa.table({"item_id": range(10), "item": range(10)}))
+    engine.register("log", pa.Table.from_pylist(rows))
+    engine.register("items", pa.table({"item_id": range(10), "item": range(10)}))
     result = prepare(engine, PrepareConfig(), pa.int64(), "log")
     assert sum(batch.num_rows for batch in result.events()) == COUNT
     engine.close()

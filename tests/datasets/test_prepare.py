@@ -22,17 +22,21 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.preparation.engines import Engine, open_engine
-from learn_torchrec.datasets.preparation.prepare import PrepareConfig, Prepared, prepare
+from learn_torchrec.datasets.preparation.prepare import (
+    PrepareConfig,
+    PreparedLog,
+    prepare,
+)
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.errors import UserError
 
 DAY = 86_400
-CONFIG = PrepareConfig(history_days=60, target_days=20, min_events=2, test_users=0.3)
+CONFIG = PrepareConfig(history_days=60, target_days=20, min_events=2)
 
 
 def log(count: int = 600) -> pa.Table:
-    """Interactions with everything in them that a preparation has to mend."""
+    """Interactions with everything in them that a preparation has to repair."""
     random = np.random.default_rng(0)
     users = [f"u{u}" for u in random.integers(0, 40, count)]
     items = random.integers(0, 30, count)
@@ -111,15 +115,14 @@ def capped(events: list[tuple], quantile: float) -> list[tuple]:
 
 
 def load(engine: Engine, source: pa.Table | Path) -> pa.DataType:
-    engine.add("items", pa.table({"item_id": ITEMS["item_id"], "item": range(30)}))
+    engine.register("items", pa.table({"item_id": ITEMS["item_id"], "item": range(30)}))
     if isinstance(source, Path):
-        engine.read("log", Location.of(source))
-        return pq.read_schema(source).field("timestamp").type
-    engine.add("log", source)
+        return engine.scan("log", Location.of(source)).field("timestamp").type
+    engine.register("log", source)
     return source.schema.field("timestamp").type
 
 
-def as_rows(prepared: Prepared) -> list[tuple]:
+def as_rows(prepared: PreparedLog) -> list[tuple]:
     table = pa.Table.from_batches(prepared.events())
     users = np.repeat(
         prepared.users["user_id"].to_pylist(), prepared.users["events"].to_numpy()
@@ -161,12 +164,7 @@ def test_duckdb_equals_plain_loops(duckdb: Engine, quantile: float) -> None:
     assert min(prepared.dropped.values()) > 0 or quantile == 1
     assert prepared.actions == ["buy", "click"]
     for user in prepared.users.to_pylist():
-        mine = [row for row in rows if row[0] == user["user_id"]]
-        assert user["events"] == len(mine)
-        early = [row for row in mine if row[1] < prepared.moment]
-        assert user["history_events"] == len(early)
-        assert (user["first_time"], user["last_time"]) == (mine[0][1], mine[-1][1])
-    assert 0 < sum(prepared.users["is_test"].to_pylist()) < len(prepared.users)
+        assert user["events"] == sum(row[0] == user["user_id"] for row in rows)
 
 
 @pytest.mark.parametrize("folder", ["plain", "a [star] *", "by_action"])
@@ -186,27 +184,11 @@ def test_folders_are_read_as_tables_are(
         pq.write_table(early, directory / "a.parquet")
         pq.write_table(whole.slice(300), directory / "b.parquet")
     expected = naive(whole, CONFIG)
-    duckdb.add("items", pa.table({"item_id": ITEMS["item_id"], "item": range(30)}))
-    duckdb.read("log", Location.of(directory))
+    duckdb.register("items", pa.table({"item_id": ITEMS["item_id"], "item": range(30)}))
+    duckdb.scan("log", Location.of(directory))
     prepared = prepare(duckdb, CONFIG, pa.int64(), "log")
     assert as_rows(prepared) == expected["events"]
     assert prepared.dropped == expected["dropped"]
-
-
-@pytest.mark.parametrize(("split", "of_ten"), [("ratio", 8), ("leave_one_out", 9)])
-def test_other_splits(duckdb: Engine, split: str, of_ten: int) -> None:
-    table = pa.table(
-        {
-            "user_id": [7] * 10,
-            "item_id": range(10),
-            "timestamp": range(100, 110),
-            "action": ["buy"] * 10,
-        }
-    )
-    config = PrepareConfig(split=split)
-    prepared = prepare(duckdb, config, load(duckdb, table), "log")
-    assert len(list(prepared.events())) == 1
-    assert prepared.users["history_events"].to_pylist() == [of_ten]
 
 
 def test_times_of_arrow_and_files(duckdb: Engine, tmp_path: Path) -> None:
@@ -219,6 +201,159 @@ def test_times_of_arrow_and_files(duckdb: Engine, tmp_path: Path) -> None:
     kind = load(duckdb, tmp_path / "log.parquet")
     prepared = prepare(duckdb, CONFIG, kind, "log")
     assert as_rows(prepared) == naive(kept, CONFIG)["events"]
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("quantile", [1.0, 0.9])
+def test_events_of_one_second_keep_their_order(
+    duckdb: Engine, unit: str, quantile: float
+) -> None:
+    config = PrepareConfig(length_quantile=quantile)
+    prepared = prepare(duckdb, config, load(duckdb, stamps(unit)), "log")
+    assert as_rows(prepared) == IN_ORDER
+    assert prepared.dropped["repeats"] == 1
+
+
+def stamps(unit: str) -> pa.Table:
+    """One user's events within a second, and one of them twice."""
+    times = ["10:00:00.900", "10:00:00.100", "10:00:00.500", "10:00:00.100"]
+    column = pa.array([f"2026-01-01 {time}" for time in times])
+    return pa.table(
+        {
+            "user_id": [1] * 4,
+            "item_id": [3, 3, 1, 3],
+            "timestamp": column.cast(pa.timestamp(unit)),
+            "action": ["buy"] * 4,
+        }
+    )
+
+
+IN_ORDER = [("1", 1_767_261_600, item, "buy") for item in (3, 1, 3)]
+
+
+def write_partitioned(directory: Path) -> None:
+    table = pa.table(
+        {
+            "user_id": ["000", "7", "000"],
+            "item_id": [1, 1, 2],
+            "timestamp": [5, 6, 7],
+            "action": ["1", "1", "2"],
+        }
+    )
+    pq.write_to_dataset(table, directory, partition_cols=["user_id", "action"])
+
+
+PARTITIONED = [("000", 5, 1), ("000", 7, 2), ("7", 6, 1)]
+
+
+def prepared_folder(engine: Engine, directory: Path) -> list[tuple]:
+    """Prepare a log without actions of its own; return user, time and item."""
+    engine.register("items", pa.table({"item_id": range(30), "item": range(30)}))
+    schema = engine.scan("log", Location.of(directory))
+    assert schema.field("user_id").type == pa.string()
+    assert schema.field("action").type == pa.int64()
+    prepared = prepare(engine, PrepareConfig(), pa.int64(), "log")
+    assert prepared.actions == [1, 2]
+    table = pa.Table.from_batches(prepared.events())
+    users = np.repeat(
+        prepared.users["user_id"].to_pylist(), prepared.users["events"].to_numpy()
+    )
+    columns = [table.column(n).to_pylist() for n in ("event_time", "item")]
+    return list(zip(users.tolist(), *columns, strict=True))
+
+
+@pytest.mark.parametrize("name", ["log", "a 'quoted' log", "a [star] *"])
+def test_text_keys_of_folders_stay_text(
+    duckdb: Engine, tmp_path: Path, name: str
+) -> None:
+    write_partitioned(tmp_path / name)
+    assert prepared_folder(duckdb, tmp_path / name) == PARTITIONED
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(without_spark() != "", reason=without_spark() or "-")
+def test_spark_reads_keys_and_full_times(tmp_path: Path) -> None:
+    (tmp_path / "it's spark").mkdir()
+    spark = open_engine("spark", tmp_path / "it's spark", "1GB")
+    try:
+        write_partitioned(tmp_path / "a 'quoted' log")
+        assert prepared_folder(spark, tmp_path / "a 'quoted' log") == PARTITIONED
+        prepared = prepare(spark, PrepareConfig(), load(spark, stamps("us")), "log")
+        assert as_rows(prepared) == IN_ORDER
+    finally:
+        spark.close()
+
+
+def test_a_scratch_folder_with_an_apostrophe(tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    scratch = tmp_path / "it's here"
+    scratch.mkdir()
+    engine = open_engine("duckdb", scratch, "200 MB")
+    pq.write_table(log(), scratch / "it's the log.parquet")
+    prepared = prepare(
+        engine, CONFIG, load(engine, scratch / "it's the log.parquet"), "log"
+    )
+    assert as_rows(prepared) == naive(log(), CONFIG)["events"]
+    engine.close()
+
+
+@pytest.mark.parametrize("memory", ["lots", "", "2 giga", "1MB", "-2GB", "2GB'; --"])
+@pytest.mark.parametrize("engine", ["duckdb", "spark"])
+def test_memory_is_a_size(tmp_path: Path, engine: str, memory: str) -> None:
+    with pytest.raises(UserError, match=f"--memory {memory}: write a size of 50MB or"):
+        open_engine(engine, tmp_path, memory)
+
+
+@pytest.mark.parametrize("memory", ["2GB", "1.5GiB", "300 mb"])
+def test_memory_reaches_duckdb(tmp_path: Path, memory: str) -> None:
+    pytest.importorskip("duckdb")
+    engine = open_engine("duckdb", tmp_path, memory)
+    setting = engine.table("SELECT current_setting('memory_limit') AS size")
+    engine.close()
+    expected = {"2GB": "1.8 GiB", "1.5GiB": "1.5 GiB", "300 mb": "286.1 MiB"}
+    assert setting["size"].to_pylist() == [expected[memory]]
+
+
+TYPES = {
+    "fractions as users": ({"user_id": [1.0, 2.0]}, "'user_id': ids are double; use"),
+    "fractions as items": ({"item_id": [1.0, 2.0]}, "'item_id': ids are double; use"),
+    "other ids than the items'": (
+        {"item_id": ["6", "06"]},
+        "'item_id': ids are string, but int64 in the item table; use one type",
+    ),
+    "fractions as times": (
+        {"timestamp": [5.5, 6.5]},
+        r"'timestamp' is double, must be int64 \(unix seconds\); cast it",
+    ),
+    "numbers as actions": ({"action": [1, 2]}, "'action' is int64, must be string"),
+    "no action": ({"action": None}, "column 'action' is missing; it has: user_id"),
+}
+
+
+@pytest.mark.parametrize("adapter", ["parquet", "jsonl"])
+@pytest.mark.parametrize("case", TYPES)
+def test_types_that_other_stages_refuse(
+    tmp_path: Path, case: str, adapter: str
+) -> None:
+    pytest.importorskip("duckdb")
+    from apps import prepare as app
+
+    changed, message = TYPES[case]
+    columns = {"user_id": [1, 2], "item_id": [1, 2], "timestamp": [5, 6]}
+    columns |= {"action": ["buy"] * 2}
+    columns = {n: v for n, v in (columns | changed).items() if v is not None}
+    if adapter == "parquet":
+        pq.write_table(pa.table({"item_id": [1, 2]}), tmp_path / "items.parquet")
+        pq.write_table(pa.table(columns), tmp_path / "interactions.parquet")
+    else:
+        (tmp_path / "items.jsonl").write_text('{"item_id": 1}\n{"item_id": 2}\n')
+        rows = (json.dumps(row) for row in pa.table(columns).to_pylist())
+        (tmp_path / "interactions.jsonl").write_text("\n".join(rows))
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=message) as caught:
+        app.main(["--data", f"{adapter}:{tmp_path}", "--out", str(out)])
+    assert str(caught.value).startswith(f"{tmp_path}/interactions.")
+    assert not out.exists()
 
 
 def test_nothing_left(duckdb: Engine) -> None:
@@ -248,7 +383,7 @@ def test_a_column_that_cannot_be_the_action(duckdb: Engine) -> None:
     with pytest.raises(UserError, match=r"log: column 'action' has 32,769 distinct"):
         prepare(duckdb, CONFIG, kind, "log")
     duckdb.view("fewer", "SELECT * FROM log LIMIT 32768")
-    duckdb.add("log", duckdb.table("SELECT * FROM fewer"))
+    duckdb.register("log", duckdb.table("SELECT * FROM fewer"))
     assert len(prepare(duckdb, CONFIG, kind, "log").actions) == 32_768
 
 
@@ -301,14 +436,10 @@ def test_a_prepared_data_set_serves_the_towers(duckdb: Engine, tmp_path: Path) -
     with write_artifact(out, kind=KIND, config={}, inputs={}, facts=facts) as working:
         facts.update(write_prepared(working, prepared, ITEMS))
     expected = naive(log(), CONFIG)["events"]
-    counts = pq.read_table(out / "item_counts.parquet").to_pylist()
-    assert len(counts) == len({event[2] for event in expected})
-    for item in counts:
-        mine = [
-            e for e in expected if ITEMS["item_id"][e[2]].as_py() == item["item_id"]
-        ]
-        early = [event for event in mine if event[1] < facts["moment"]]
-        assert (item["events"], item["history_events"]) == (len(mine), len(early))
+    counts = np.load(out / "item_events.npy")
+    in_order = [event[2] for event in expected]
+    assert counts.tolist() == [in_order.count(item) for item in range(30)]
+    assert facts["items_with_events"] == len({event[2] for event in expected})
     dataset = open_dataset(f"prepared:{out}")
     whole = dataset.sequences(content(tmp_path / "same", range(30)), ["buy", "click"])
     assert isinstance(whole.items.base, np.memmap)

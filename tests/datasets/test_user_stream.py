@@ -20,20 +20,26 @@ EVENTS = [
     ("d", 1, 5, 0),
     ("d", 2, 5, 0),
 ]
-NAMES = ("user_id", "item", "event_time", "action")
+NAMES = ("user_id", "item", "event_time", "action", "tick")
 
 
 def run(cuts: list[int], **options: object) -> tuple[UserStream, list[tuple]]:
-    columns = zip(*EVENTS, strict=True)
+    return run_on([(*event, event[2] * 10) for event in EVENTS], cuts, **options)
+
+
+def run_on(
+    events: list[tuple], cuts: list[int], **options: object
+) -> tuple[UserStream, list[tuple]]:
+    columns = zip(*events, strict=True)
     table = pa.table(dict(zip(NAMES, columns, strict=True)))
-    bounds = [0, *cuts, len(EVENTS)]
+    bounds = [0, *cuts, len(events)]
     batches = [
         pa.RecordBatch.from_arrays(
             [c.combine_chunks() for c in table.slice(lo, hi - lo).columns], NAMES
         )
         for lo, hi in itertools.pairwise(bounds)
     ]
-    settings = {"moment": 20, "min_events": 2, "drop_repeats": True} | options
+    settings = {"min_events": 2, "drop_repeats": True} | options
     stream = UserStream(batches, **settings)
     rows = [tuple(row.values()) for b in stream.events() for row in b.to_pylist()]
     return stream, rows
@@ -49,9 +55,6 @@ def test_any_batches_give_the_same(seed: int) -> None:
     assert stream.users().to_pydict() == {
         "user_id": ["a", "d"],
         "events": [3, 2],
-        "history_events": [2, 2],
-        "first_time": [10, 5],
-        "last_time": [30, 5],
     }
 
 
@@ -67,3 +70,10 @@ def test_nobody_stays() -> None:
     assert rows == []
     assert stream.users().num_rows == 0
     assert stream.of_short_users == 7
+
+
+def test_the_same_again_within_a_second_is_no_repeat() -> None:
+    events = [("a", 1, 10, 0, 101), ("a", 2, 10, 0, 105), ("a", 1, 10, 0, 109)]
+    stream, rows = run_on([*events, events[-1]], [])
+    assert rows == [(1, 10, 0), (2, 10, 0), (1, 10, 0)]
+    assert stream.repeats == 1

@@ -116,7 +116,7 @@ def test_only_parquet_can_be_streamed(tmp_path, capsys):
                 *(
                     "train-ranker",
                     "--data",
-                    "market:users=20",
+                    "market:users=20,days=4,impressions=2000",
                     "--out",
                     str(tmp_path / "x"),
                 ),

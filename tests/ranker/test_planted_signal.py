@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from planted_market import PlantedConfig, PlantedMarket
 
 from apps import main as command_line
 from learn_torchrec.artifact import write_artifact
@@ -21,7 +22,7 @@ from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.optim import OptimizerConfig
 
-MARKET = "market:seed=7"
+PLANTED = PlantedConfig(seed=7)
 TOLERANCE = 0.02
 FEATURES = FeaturesConfig(
     sparse=(
@@ -54,7 +55,8 @@ def uauc(rows: pa.Table, scores) -> float:
 
 
 def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
-    market = open_dataset(MARKET)
+    planted = PlantedMarket(PLANTED)
+    market = open_dataset(planted.write(tmp_path / "market"))
     write_content(market, tmp_path / "content")
     store = ContentStore.open(tmp_path / "content")
     vectors = content_vectors(store, market.interactions, ("like",))
@@ -64,7 +66,7 @@ def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
         training=RankerTrainingConfig(epochs=3, batch_size=512),
     )
     times = market.impressions["timestamp"].to_numpy()
-    test = times >= market.test_from
+    test = times >= planted.test_from
     train = (times >= START + 5 * DAY) & ~test
     impressions = market.impressions.filter(pa.array(test))
     oracle = uauc(impressions, impressions["oracle"].to_numpy())
@@ -82,12 +84,13 @@ def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
 @pytest.mark.slow
 def test_towers_and_ranker_recover_it_from_the_command_line(tmp_path):
     """The whole job: content, towers, vectors, both rankers, predictions."""
-    market = open_dataset(MARKET)
-    write_content(market, tmp_path / "content")
+    planted = PlantedMarket(PLANTED)
+    data = planted.write(tmp_path / "market")
+    write_content(open_dataset(data), tmp_path / "content")
     sparse = [{"column": f.column, "num_embeddings": 2000} for f in FEATURES.sparse]
     settings = [
         f"split.towers_until={START + 8 * DAY}",
-        f"split.test_from={market.test_from}",
+        f"split.test_from={planted.test_from}",
         f"ranker.features.sparse={json.dumps(sparse)}",
         f"ranker.features.dense={','.join(FEATURES.dense)}",
         "ranker.optimizer.learning_rate=0.003",
@@ -97,7 +100,7 @@ def test_towers_and_ranker_recover_it_from_the_command_line(tmp_path):
         "towers.training.epochs=100",
         "towers.training.patience=100",
     ]
-    common = ["--data", MARKET, *(f"--set={setting}" for setting in settings)]
+    common = ["--data", data, *(f"--set={setting}" for setting in settings)]
     content = ["--content", str(tmp_path / "content")]
     towers, vectors = tmp_path / "towers", tmp_path / "vectors"
     command_line.main(["train-towers", *common, *content, "--out", str(towers)])

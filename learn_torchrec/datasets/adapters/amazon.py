@@ -17,13 +17,12 @@ from typing import Any
 import pyarrow as pa
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.jsonl import read_lines
+from learn_torchrec.datasets.adapters.item_texts import item, table_of
 from learn_torchrec.datasets.adapters.ratings import action_of, events
-from learn_torchrec.datasets.adapters.text_fields import catalogue, item
+from learn_torchrec.datasets.adapters.text_files import read_jsonl
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
-    IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
@@ -37,7 +36,8 @@ _MILLISECONDS = 10**11  # in seconds, the year 5138
 class Amazon(Dataset):
     """Reviews and products of one category or of several."""
 
-    def _sources(self, file: str) -> list[Location]:
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
         files = self.location.files(*_SUFFIXES)
         meta = [f for f in files if "meta" in f.file_name.lower()]
         reviews = [f for f in files if f not in meta]
@@ -47,39 +47,28 @@ class Amazon(Dataset):
                     f"{self.location}: has no {what} file; an amazon: folder holds "
                     "reviews (NAME.json) and metadata (meta_NAME.json), perhaps as .gz"
                 )
-        return meta if file == ITEMS_FILE else reviews
+        return meta if table == ITEMS_FILE else reviews
 
-    def _name(self, file: str) -> str:
-        return str(self._sources(file)[0])
-
-    def _read(self, file: str) -> pa.Table:
-        if file == ITEMS_FILE:
-            return self._read_items()
-        if file == IMPRESSIONS_FILE:
-            raise UserError(
-                f"{self.location}: an amazon: data set has no impressions to rank; it "
-                "serves encode-content, train-towers and evaluate-retrieval"
-            )
-        return self._reviews()
-
-    def _reviews(self) -> pa.Table:
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
         return events(
             _review(row, number, source)
-            for source in self._sources(INTERACTIONS_FILE)
-            for number, row in enumerate(read_lines(source), 1)
+            for source in self.sources(INTERACTIONS_FILE)
+            for number, row in enumerate(read_jsonl(source), 1)
         )
 
-    def _read_items(self) -> pa.Table:
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
         products: dict[str, dict[str, Any]] = {}
-        for source in self._sources(ITEMS_FILE):
-            for number, row in enumerate(read_lines(source), 1):
+        for source in self.sources(ITEMS_FILE):
+            for number, row in enumerate(read_jsonl(source), 1):
                 product = _value(row, ("parent_asin", "asin"), number, source)
                 products.setdefault(product, item(product, row))
-        for id_ in dict.fromkeys(self._reviews()[ITEM_ID].to_pylist()):
+        for id_ in dict.fromkeys(self.read_interactions()[ITEM_ID].to_pylist()):
             products.setdefault(id_, {ITEM_ID: id_})
         for id_, row in products.items():
             row[TITLE] = row.get(TITLE) or id_
-        return catalogue(products.values(), self._sources(ITEMS_FILE)[0])
+        return table_of(products.values(), self.sources(ITEMS_FILE)[0])
 
 
 def _review(

@@ -1,21 +1,46 @@
-"""A data set: three tables, read when asked for, each with a fingerprint."""
+"""The contract of an adapter: a foreign data set as three tables in our schema.
 
+To add one: a file here with a subclass of `Dataset`, and its name in `ADAPTERS`
+(`adapters/__init__.py`). The subclass says which files a table is read from
+(`sources`) and reads the tables: `read_items`, `read_interactions` and, where there
+are impressions to rank, `read_impressions`. Everything else has a default. The tables
+that it returns, in any row order, are:
+
+| table | columns |
+|---|---|
+| items | `item_id`, one row for each item; any of the six text fields, and others |
+| interactions | `user_id`, `item_id`, `timestamp`, `action` (text) |
+| impressions | `user_id`, `item_id`, `timestamp`, `label` (0 or 1), perhaps `weight`, |
+| | and the feature columns that the ranker's configuration names |
+
+Ids are integers or strings. Times are unix seconds, or Arrow timestamps where they are
+finer. An adapter need not check its tables, nor clean its texts: the base does both.
+Mistakes in its files are `UserError`s that name file, line or column, and the fix.
+`adapters/jsonl.py` is a small example.
+"""
+
+import abc
 import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from learn_torchrec.arrays import Int64Array
 from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.adapters.item_texts import unescape
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import RowGroups, RowSource
 from learn_torchrec.datasets.loading.time_range import Interval
-from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.datasets.sequences import (
+    TICK,
+    SequenceSet,
+    build_sequences,
+    item_rows,
+)
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
@@ -26,54 +51,112 @@ from learn_torchrec.schema import (
     USER_ID,
 )
 
+_TICKS_PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 
-class Dataset:
-    """Our own schema on disk (the `parquet:` adapter), and the base of adapters.
 
-    - items: `item_id` and any of the six text fields, one row for each item.
-    - interactions: `user_id`, `item_id`, `timestamp` (unix seconds), `action`.
-    - impressions: `user_id`, `item_id`, `timestamp`, `label` (0 or 1), optional
-      `weight`, and the feature columns that the ranker's configuration names.
+class Dataset(abc.ABC):
+    """A data set: three tables, read and checked when asked for.
 
-    Every table is checked as it is read: see `tables.check`.
+    A table is named by its file in our own schema: `ITEMS_FILE`, `INTERACTIONS_FILE` or
+    `IMPRESSIONS_FILE`.
+
+    Args:
+        where: the folder, a path or URI.
 
     Attributes:
         location: the folder, on any file system.
-        directory: the folder of an adapter that reads local files only.
+
+    Raises:
+        UserError: no such folder.
     """
 
     def __init__(self, where: str | Path) -> None:
         self.location = Location.of(where)
-        self.directory = Path(self.location.path)
         if not self.location.is_dir():
             raise UserError(
-                f"--data {where}: no such directory; name the folder that holds "
-                f"{ITEMS_FILE}, {INTERACTIONS_FILE} and {IMPRESSIONS_FILE}"
+                f"--data {where}: no such directory; name the folder that holds the "
+                "data set"
             )
 
-    def fingerprint(self, file: str) -> str:
-        """Return the digest of what a table is read from."""
-        return tables.files_fingerprint(self._sources(file))
+    # What an adapter implements.
 
-    def fingerprints(self, *files: str) -> dict[str, str]:
-        """Return the digests of several tables by file name."""
-        return {file: self.fingerprint(file) for file in files}
+    @abc.abstractmethod
+    def sources(self, table: str) -> Sequence[Location]:
+        """Return the files that a table is read from; messages name the first."""
+
+    @abc.abstractmethod
+    def read_items(self) -> pa.Table:
+        """Return the items."""
+
+    @abc.abstractmethod
+    def read_interactions(self) -> pa.Table:
+        """Return the behaviour log."""
+
+    def read_impressions(self) -> pa.Table:
+        """Return the ranker's rows.
+
+        Raises:
+            UserError: by default: there are none.
+        """
+        raise UserError(
+            f"{self.location}: this data set has no impressions to rank; it serves "
+            "encode-content, train-towers and evaluate-retrieval"
+        )
+
+    # What an adapter may override, where it can do better.
+
+    def fingerprint(self, table: str) -> str:
+        """Return the digest of what a table is read from."""
+        return tables.files_fingerprint(self.sources(table))
+
+    def parquet(self, table: str) -> Location | None:
+        """Return where a table lies as Parquet with our columns, if it does.
+
+        An engine scans it there, without checks and without memory for all of it;
+        where this is None, `raw` has it.
+        """
+        del table
+        return None
+
+    def column(self, table: str, name: str) -> pa.ChunkedArray:
+        """Return one checked column; an adapter may read it without the others."""
+        return self._table(table)[name]
+
+    def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
+        """Return every user's events of the wanted actions, as rows of the store.
+
+        Raises:
+            UserError: bad interactions, or items without a content vector.
+        """
+        rows = item_rows(self.interactions, store)
+        return build_sequences(self.interactions, rows, actions)
+
+    # What stages use.
+
+    def fingerprints(self, *names: str) -> dict[str, str]:
+        """Return the digests of several tables by name."""
+        return {name: self.fingerprint(name) for name in names}
 
     @functools.cached_property
     def items(self) -> pa.Table:
-        """The item table."""
-        return self._checked(ITEMS_FILE)
+        """The items, their texts without HTML entities."""
+        return unescape(self.check(ITEMS_FILE, self.read_items()))
 
     @functools.cached_property
     def interactions(self) -> pa.Table:
-        """The behaviour log, in the order of the file."""
-        return self._checked_against_items(INTERACTIONS_FILE)
+        """The behaviour log, in the order of its file.
+
+        Where times are finer than a second, a column `TICK` has them in full.
+        """
+        read = self.read_interactions()
+        return _with_ticks(self._check_against_items(INTERACTIONS_FILE, read), read)
 
     @functools.cached_property
     def impressions(self) -> pa.Table:
-        """The ranker's rows, in the order of the file."""
-        table = self._checked_against_items(IMPRESSIONS_FILE)
-        names = f"{self._name(INTERACTIONS_FILE)} and {self._name(IMPRESSIONS_FILE)}"
+        """The ranker's rows, in the order of their file."""
+        read = self.read_impressions()
+        table = self._check_against_items(IMPRESSIONS_FILE, read)
+        names = f"{self.name(INTERACTIONS_FILE)} and {self.name(IMPRESSIONS_FILE)}"
         tables.check_same_type(self.interactions, table, USER_ID, names)
         return table
 
@@ -90,70 +173,77 @@ class Dataset:
         where = self.parquet(IMPRESSIONS_FILE)
         if where is not None:
             return RowGroups(where, interval=interval)
-        return TableRows(self.impressions, interval, self._name(IMPRESSIONS_FILE))
+        return TableRows(self.impressions, interval, self.name(IMPRESSIONS_FILE))
 
     @property
-    def times(self) -> NDArray[np.int64]:
-        """The interactions' times, int64 [N]; of our own Parquet only they are read."""
-        times: NDArray[np.int64] = self._column(INTERACTIONS_FILE, TIMESTAMP).to_numpy()
+    def times(self) -> Int64Array:
+        """The interactions' times, unix seconds, int64 [N], in any order."""
+        times: Int64Array = self.column(INTERACTIONS_FILE, TIMESTAMP).to_numpy()
         return times
 
-    def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
-        """Return every user's events of the wanted actions, as rows of the store.
+    def raw(self, table: str) -> pa.Table:
+        """Return a table as it is read, before any check."""
+        readers = {
+            ITEMS_FILE: self.read_items,
+            INTERACTIONS_FILE: self.read_interactions,
+            IMPRESSIONS_FILE: self.read_impressions,
+        }
+        return readers[table]()
+
+    def name(self, table: str) -> str:
+        """Return what messages call a table: its first file."""
+        sources = self.sources(table)
+        return str(sources[0] if sources else self.location / table)
+
+    def check(
+        self, table: str, rows: pa.Table, kinds: Mapping[str, str] | None = None
+    ) -> pa.Table:
+        """Return a table in plain types; see `tables.check`.
+
+        Args:
+            table: its name.
+            rows: as they were read.
+            kinds: of the columns to check; by default those that the table must have.
 
         Raises:
-            UserError: bad interactions, or items without a content vector.
+            UserError: a column that is missing or wrong, or an item listed twice.
         """
-        rows = item_rows(self.interactions, store)
-        return build_sequences(self.interactions, rows, actions)
+        kinds = tables.REQUIRED[table] if kinds is None else kinds
+        checked = tables.check(rows, kinds, self.name(table))
+        if table == ITEMS_FILE:
+            tables.check_unique(checked[ITEM_ID], self.name(table))
+        return checked
 
-    def parquet(self, file: str) -> Location | None:
-        """Return where a table lies as Parquet with our columns, if it does.
-
-        An engine reads it from there, without checks and without memory for all of
-        it; where this is None, `raw` has it.
-        """
-        return self.location / file if type(self) is Dataset else None
-
-    def raw(self, file: str) -> pa.Table:
-        """Return a table as it is read, before any check."""
-        return self._read(file)
-
-    def _sources(self, file: str) -> Sequence[Path | Location]:
-        return [self.location / file]
-
-    def _read(self, file: str) -> pa.Table:
-        return tables.read_parquet(self.location / file)
-
-    def _name(self, file: str) -> str:
-        return str(self.location / file)
-
-    def _checked(self, file: str) -> pa.Table:
-        return self._check(file, self._read(file), tables.REQUIRED[file])
-
-    def _check(self, file: str, table: pa.Table, kinds: Mapping[str, str]) -> pa.Table:
-        table = tables.check(table, kinds, self._name(file))
-        if file == ITEMS_FILE:
-            tables.check_unique(table[ITEM_ID], self._name(file))
-        return table
-
-    def _checked_against_items(self, file: str) -> pa.Table:
-        table = self._checked(file)
-        tables.check_known(table[ITEM_ID], self._item_ids, self._name(file))
-        return table
+    def _check_against_items(self, table: str, rows: pa.Table) -> pa.Table:
+        checked = self.check(table, rows)
+        tables.check_known(checked[ITEM_ID], self._item_ids, self.name(table))
+        return checked
 
     @functools.cached_property
     def _item_ids(self) -> pa.ChunkedArray:
-        """The items' ids without their texts, which may be larger than any log."""
-        return self._column(ITEMS_FILE, ITEM_ID)
+        return self.column(ITEMS_FILE, ITEM_ID)
 
-    def _column(self, file: str, name: str) -> pa.ChunkedArray:
-        """Return one checked column; of our own Parquet no other one is read.
+    def _table(self, table: str) -> pa.Table:
+        """Return a checked table by its name."""
+        checked = {
+            ITEMS_FILE: lambda: self.items,
+            INTERACTIONS_FILE: lambda: self.interactions,
+            IMPRESSIONS_FILE: lambda: self.impressions,
+        }
+        return checked[table]()
 
-        Where the whole table is there already, or has to be made, it is that table's.
-        """
-        where, table = self.parquet(file), file.removesuffix(".parquet")
-        if where is None or table in vars(self):
-            return getattr(self, table)[name]
-        kinds = {name: tables.REQUIRED[file][name]}
-        return self._check(file, tables.read_parquet(where, [name]), kinds)[name]
+
+def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
+    """Add the full times, where they tell more than `timestamp` in seconds.
+
+    Args:
+        table: [N], checked.
+        read: [N], the same rows as they were read.
+    """
+    kind = read.schema.field(TIMESTAMP).type
+    if not pa.types.is_timestamp(kind) or kind.unit == "s":
+        return table
+    ticks = read[TIMESTAMP].cast(pa.int64())
+    if not (ticks.to_numpy() % _TICKS_PER_SECOND[kind.unit]).any():
+        return table
+    return table.append_column(TICK, ticks)

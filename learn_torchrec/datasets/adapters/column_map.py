@@ -2,48 +2,69 @@
 
     csv:../logs#interactions=events.csv,user_id=uid,item_id=asin,timestamp=ts,
         default_action=buy
+    csv:shop#items.item_id=id,interactions.item_id=product_id,encoding=latin-1
     parquet:s3://bucket/market#timestamp=event_time,time_unit=ms
 
 Options name a file (`items`, `interactions`, `impressions`), the column that is ours
-(`user_id`, `item_id`, `timestamp`, `action`, `label`, `weight`, `title`, ...), or:
+(`user_id`, `item_id`, `timestamp`, `action`, `label`, `weight`, `title`, ...) in all
+files or in one of them (`items.item_id`), or:
 
 - `default_action`: the action of a log without such a column;
 - `time_unit`: `s`, `ms`, `us` or `ns`, of integer times;
 - `time_format`: of times that are text, as strptime spells it; else they are ISO;
-- `delimiter`: of CSV, one character or `tab`.
+- `delimiter`: of CSV, one character or `tab`;
+- `encoding`: of CSV and JSON lines, e.g. `latin-1`; UTF-8 by default.
 
-The items may be JSON lines (`.jsonl`, `.json`) beside a CSV log.
+The items may be JSON lines (`.jsonl`, `.json`) beside a CSV log. How ids and texts of
+CSV are read: see `csv_files`.
 """
 
+import codecs
+import functools
 from dataclasses import dataclass, fields
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pv
 import pyarrow.types as pt
 
+from learn_torchrec.datasets.adapters import csv_files
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.jsonl import read_lines
-from learn_torchrec.datasets.adapters.text_fields import catalogue
+from learn_torchrec.datasets.adapters.item_texts import table_of
+from learn_torchrec.datasets.adapters.text_files import UTF_8, read_jsonl
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import is_text
 from learn_torchrec.schema import (
     ACTION,
+    IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
     ITEM_ID,
     ITEM_TEXT_FIELDS,
     ITEMS_FILE,
     LABEL,
+    PRICE,
     TIMESTAMP,
     USER_ID,
     WEIGHT,
 )
 
-_FILES = ("items", "interactions", "impressions")
+_FILES = {
+    "items": ITEMS_FILE,
+    "interactions": INTERACTIONS_FILE,
+    "impressions": IMPRESSIONS_FILE,
+}
 _COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, ACTION, LABEL, WEIGHT, *ITEM_TEXT_FIELDS)
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_IDS = (USER_ID, ITEM_ID)
+# Read as the text that they are; a price may be a number.
+_TEXTS = {*_IDS, ACTION, *ITEM_TEXT_FIELDS} - {PRICE}
+# Columns that a table may lack though the map names them: another table has them.
+_ELSEWHERE = {
+    ITEMS_FILE: {*_COLUMNS} - {ITEM_ID},
+    INTERACTIONS_FILE: {ACTION, LABEL, WEIGHT, *ITEM_TEXT_FIELDS},
+    IMPRESSIONS_FILE: {ACTION, LABEL, WEIGHT, *ITEM_TEXT_FIELDS},
+}
+_UNITS = ("s", "ms", "us", "ns")
 _JSON = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
@@ -55,9 +76,10 @@ class MapOptions:
     time_unit: str = "s"
     time_format: str = ""
     delimiter: str = ","
+    encoding: str = UTF_8
 
 
-class Mapped(Dataset):
+class ColumnMap(Dataset):
     """Files and columns under the names that the options give.
 
     Args:
@@ -74,108 +96,156 @@ class Mapped(Dataset):
         self._suffix = suffix
         options = _parse(text, spec)
         self._files = {n: options.pop(n) for n in _FILES if n in options}
-        self._columns = {n: options.pop(n) for n in _COLUMNS if n in options}
+        self._columns = {
+            name: options.pop(name)
+            for column in _COLUMNS
+            for name in (column, *(f"{file}.{column}" for file in _FILES))
+            if name in options
+        }
         known = [field.name for field in fields(MapOptions)]
         for name in options:
             if name not in known:
                 names = ", ".join((*_FILES, *_COLUMNS, *known))
                 raise UserError(f"--data {spec}: unknown name {name!r}; known: {names}")
         self._options = MapOptions(**options)
-        if self._options.time_unit not in _PER_SECOND:
-            raise UserError(f"--data {spec}: time_unit is one of s, ms, us, ns")
+        if self._options.time_unit not in _UNITS:
+            raise UserError(f"--data {spec}: time_unit is one of {', '.join(_UNITS)}")
+        self._format = csv_files.Format(
+            delimiter=_delimiter(self._options.delimiter, spec),
+            encoding=_encoding(self._options.encoding, spec),
+        )
 
-    def fingerprint(self, file: str) -> str:
+    def fingerprint(self, table: str) -> str:
         """Return the digest of a table's files and of how they are read."""
         settings = sorted({**self._files, **self._columns}.items())
-        return f"{super().fingerprint(file)} {settings} {self._options}"
+        return f"{super().fingerprint(table)} {settings} {self._options}"
 
-    def _sources(self, file: str) -> list[Location]:
-        stem = file.removesuffix(".parquet")
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
+        stem = table.removesuffix(".parquet")
         return [self.location / self._files.get(stem, f"{stem}{self._suffix}")]
 
-    def _name(self, file: str) -> str:
-        return str(self._sources(file)[0])
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
+        return self._read(ITEMS_FILE)
 
-    def _read(self, file: str) -> pa.Table:
-        (source,) = self._sources(file)
-        table = self._renamed(self._read_file(source), source)
-        if file == ITEMS_FILE:
-            return table
-        if file == INTERACTIONS_FILE and ACTION not in table.column_names:
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
+        table = self._read(INTERACTIONS_FILE)
+        if ACTION not in table.column_names:
             if not self._options.default_action:
                 raise UserError(
-                    f"{source}: has no column {ACTION!r}; name it (action=COLUMN) or "
-                    "give all events one (default_action=buy)"
+                    f"{self.name(INTERACTIONS_FILE)}: has no column {ACTION!r}; name "
+                    "it (action=COLUMN) or give all events one (default_action=buy)"
                 )
-            actions = pa.array([self._options.default_action] * table.num_rows)
+            actions = pa.repeat(self._options.default_action, table.num_rows)
             table = table.append_column(ACTION, actions)
-        if TIMESTAMP in table.column_names:
-            index = table.column_names.index(TIMESTAMP)
-            times = self._seconds(table[TIMESTAMP], source)
-            table = table.set_column(index, TIMESTAMP, times)
-        return table
+        return self._with_times(table, INTERACTIONS_FILE)
 
-    def _read_file(self, source: Location) -> pa.Table:
+    def read_impressions(self) -> pa.Table:
+        """See `Dataset`."""
+        return self._with_times(self._read(IMPRESSIONS_FILE), IMPRESSIONS_FILE)
+
+    def _read(self, name: str) -> pa.Table:
+        """Return a table under our names, its ids in the type that all tables share."""
+        (source,) = self.sources(name)
+        columns = self._names(name)
         if not source.exists():
             raise UserError(f"{source}: no such file; the data set needs it")
         if source.path.endswith(_JSON):
-            return catalogue(read_lines(source), source)
-        if self._suffix == ".parquet":
-            return tables.read_parquet(source)
-        delimiter = self._options.delimiter.replace("tab", "\t")
-        try:
-            parts = [
-                pv.read_csv(
-                    file.open(), parse_options=pv.ParseOptions(delimiter=delimiter)
-                )
-                for file in source.files()
-            ]
-            return pa.concat_tables(parts, promote_options="permissive")
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{source}: cannot be read as CSV ({reason})") from None
+            table = table_of(read_jsonl(source, self._format.encoding), source)
+        elif self._suffix == ".parquet":
+            return self._renamed(tables.read_parquet(source), name)
+        else:
+            texts = {columns.get(ours, ours) for ours in _TEXTS}
+            table = csv_files.read(source, self._format, texts)
+        table = self._renamed(table, name)
+        for column in _IDS:
+            if column in table.column_names:
+                ids = self._ids(table[column], column in self._integer_ids)
+                place = table.column_names.index(column)
+                table = table.set_column(place, column, ids)
+        return table
 
-    def _renamed(self, table: pa.Table, source: Location) -> pa.Table:
-        """Give the mapped columns our names; another column of that name goes."""
-        for ours, theirs in self._columns.items():
+    def _ids(self, ids: pa.ChunkedArray, integers: bool) -> pa.ChunkedArray:
+        if is_text(ids.type):
+            return csv_files.as_ids(ids, integers=integers)
+        # Of JSON lines; strings where another file has strings.
+        return ids if integers or not pt.is_integer(ids.type) else ids.cast(pa.string())
+
+    def _names(self, table: str) -> dict[str, str]:
+        """Return our column names to those in a table's file."""
+        file = f"{table.removesuffix('.parquet')}."
+        for_all = {n: v for n, v in self._columns.items() if "." not in n}
+        own = {n: v for n, v in self._columns.items() if n.startswith(file)}
+        return for_all | {n.removeprefix(file): v for n, v in own.items()}
+
+    @functools.cached_property
+    def _integer_ids(self) -> set[str]:
+        """Which of the ids are integers: those that all files write as integers."""
+        found = set(_IDS)
+        for table in _FILES.values():
+            (source,) = self.sources(table)
+            if not found or not source.exists():
+                continue
+            names = {ours: self._names(table).get(ours, ours) for ours in found}
+            if source.path.endswith(_JSON):
+                rows = table_of(read_jsonl(source, self._format.encoding), source)
+                integers = {
+                    name
+                    for name in names.values()
+                    if name not in rows.column_names or pt.is_integer(rows[name].type)
+                }
+            else:
+                integers = csv_files.integer_columns(
+                    source, self._format, names.values()
+                )
+            found = {ours for ours in found if names[ours] in integers}
+        return found
+
+    def _renamed(self, table: pa.Table, name: str) -> pa.Table:
+        """Give the columns of the map our names; another column of that name goes."""
+        for ours, theirs in self._names(name).items():
             if theirs not in table.column_names:
-                if ours in ITEM_TEXT_FIELDS or ours in (LABEL, WEIGHT, ACTION):
-                    continue  # another of the tables has it
-                if (
-                    ours in (USER_ID, TIMESTAMP)
-                    and source == self._sources(ITEMS_FILE)[0]
-                ):
+                if ours in _ELSEWHERE[name]:
                     continue
                 raise UserError(
-                    f"{source}: column {theirs!r}, which {ours}={theirs} names, is "
-                    f"missing; it has: {', '.join(table.column_names)}"
+                    f"{self.name(name)}: column {theirs!r}, which {ours}={theirs} "
+                    f"names, is missing; it has: {', '.join(table.column_names)}"
                 )
             if ours != theirs:
-                kept = [name for name in table.column_names if name != ours]
+                kept = [column for column in table.column_names if column != ours]
                 table = table.select(kept)
                 names = [ours if n == theirs else n for n in table.column_names]
                 table = table.rename_columns(names)
         return table
 
-    def _seconds(self, times: pa.ChunkedArray, source: Location) -> pa.ChunkedArray:
-        """Return integer and text times as unix seconds; the check does dates."""
-        if pt.is_integer(times.type):
-            per_second = _PER_SECOND[self._options.time_unit]
-            return pc.divide(times.cast(pa.int64()), per_second)
-        if not pt.is_string(times.type):
-            return times
+    def _with_times(self, table: pa.Table, name: str) -> pa.Table:
+        """Return a table with times as Arrow timestamps, or in seconds as integers."""
+        if TIMESTAMP not in table.column_names:
+            return table
+        times = table[TIMESTAMP]
+        unit = self._options.time_unit
+        if pt.is_integer(times.type) and unit != "s":
+            times = times.cast(pa.int64()).cast(pa.timestamp(unit))
+        elif pt.is_date(times.type):
+            times = times.cast(pa.timestamp("s"))
+        elif is_text(times.type):
+            times = self._parsed(times, self.name(name))
+        place = table.column_names.index(TIMESTAMP)
+        return table.set_column(place, TIMESTAMP, times)
+
+    def _parsed(self, times: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
         try:
             if self._options.time_format:
-                parsed: Any = pc.strptime(times, self._options.time_format, unit="s")
-            else:
-                parsed = times.cast(pa.timestamp("s"))
+                return pc.strptime(times, self._options.time_format, unit="s")
+            return times.cast(pa.timestamp("ns"))
         except pa.ArrowInvalid as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"{source}: column {TIMESTAMP!r}: {reason}; give time_format, e.g. "
                 "time_format=%d.%m.%Y"
             ) from None
-        return parsed.cast(pa.int64())
 
 
 def _parse(text: str, spec: str) -> dict[str, str]:
@@ -186,3 +256,23 @@ def _parse(text: str, spec: str) -> dict[str, str]:
             raise UserError(f"--data {spec}: write {part!r} as NAME=VALUE")
         options[name.strip()] = value
     return options
+
+
+def _delimiter(value: str, spec: str) -> str:
+    delimiter = "\t" if value == "tab" else value
+    if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
+        raise UserError(
+            f"--data {spec}: delimiter={value} is not one character, or tab; rewrite "
+            "files with a longer one"
+        )
+    return delimiter
+
+
+def _encoding(value: str, spec: str) -> str:
+    try:
+        name = codecs.lookup(value).name
+    except LookupError:
+        raise UserError(
+            f"--data {spec}: encoding={value} is unknown; write e.g. utf-8 or latin-1"
+        ) from None
+    return UTF_8 if name == "utf-8" else name

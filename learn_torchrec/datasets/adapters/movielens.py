@@ -20,13 +20,13 @@ import pyarrow.csv as pv
 
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
+from learn_torchrec.datasets.adapters.text_files import UTF_8
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
     ATTRIBUTES,
     CATEGORY,
-    IMPRESSIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
     LABEL,
@@ -62,7 +62,7 @@ _LAYOUTS = (
 )
 
 
-class MovieLensRaw(Dataset):
+class MovieLens(Dataset):
     """A release's folder. An impression is a rating, its label whether it is a like."""
 
     @property
@@ -76,39 +76,42 @@ class MovieLensRaw(Dataset):
             + "; name a folder of MovieLens"
         )
 
-    def _sources(self, file: str) -> list[Location]:
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
         layout = self._layout
         return [
-            self.location / (layout.movies if file == ITEMS_FILE else layout.ratings)
+            self.location / (layout.movies if table == ITEMS_FILE else layout.ratings)
         ]
 
-    def _name(self, file: str) -> str:
-        return str(self._sources(file)[0])
-
-    def _read(self, file: str) -> pa.Table:
-        if file == ITEMS_FILE:
-            return self._read_movies()
-        ratings = self._read_ratings()
-        likes = pc.greater_equal(ratings[_RATING], POSITIVE_RATING)
-        events = ratings.drop_columns([_RATING])
-        if file == IMPRESSIONS_FILE:
-            return events.append_column(LABEL, likes.cast(pa.int64()))
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
+        events, likes = self._read_ratings()
         return events.append_column(ACTION, pc.if_else(likes, LIKE, DISLIKE))
 
-    def _read_ratings(self) -> pa.Table:
+    def read_impressions(self) -> pa.Table:
+        """See `Dataset`."""
+        events, likes = self._read_ratings()
+        return events.append_column(LABEL, likes.cast(pa.int64()))
+
+    def _read_ratings(self) -> tuple[pa.Table, pa.ChunkedArray]:
+        """Return the events in the order of time, and which are likes."""
         layout = self._layout
         names = [USER_ID, ITEM_ID, _RATING, TIMESTAMP]
         kinds = [pa.int64(), pa.int64(), pa.float64(), pa.int64()]
         table = _read_separated(
             self.location / layout.ratings, layout, dict(zip(names, kinds, strict=True))
         )
-        return table.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
+        table = table.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
+        likes = pc.greater_equal(table[_RATING], POSITIVE_RATING)
+        return table.drop_columns([_RATING]), likes
 
-    def _read_movies(self) -> pa.Table:
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
         layout = self._layout
         location = self.location / layout.movies
         if layout.movies == "u.item":
-            rows = [_flagged(line, location) for line in _text(location).splitlines()]
+            lines = _text(location).splitlines()
+            rows = [_flagged(line, location) for line in lines]
         else:
             kinds = {ITEM_ID: pa.int64(), TITLE: pa.string(), CATEGORY: pa.string()}
             table = _read_separated(location, layout, kinds)
@@ -155,10 +158,10 @@ def _read_separated(
 
 
 def _text(location: Location) -> str:
-    """Return what a file says: 10M is UTF-8, and 100K and 1M are latin-1."""
+    """Return the text of a file: 10M is UTF-8, and 100K and 1M are latin-1."""
     body: bytes = location.open().read()
     try:
-        return body.decode()
+        return body.decode(UTF_8)
     except UnicodeDecodeError:
         return body.decode("latin-1")
 

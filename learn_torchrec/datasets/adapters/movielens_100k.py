@@ -8,12 +8,16 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.datasets import point_in_time
 from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.ratings import (
+    DISLIKE,
+    LIKE,
+    POSITIVE_RATING,
+    counters,
+)
 from learn_torchrec.datasets.adapters.recbole import read_atomic
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
@@ -31,8 +35,6 @@ from learn_torchrec.schema import (
     USER_ID,
 )
 
-LIKE, DISLIKE = "like", "dislike"
-_POSITIVE_RATING = 4
 _WORDS = pa.list_(pa.string())
 _ITEMS = {
     ITEM_ID: pa.int64(),
@@ -54,37 +56,26 @@ _USERS = {
 }
 
 
-class MovieLens(Dataset):
+class MovieLens100K(Dataset):
     """MovieLens-100K; `auto` finds the copy inside the installed `recbole` wheel."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(_wheel_directory() if path == "auto" else Path(path))
+        super().__init__(_wheel_directory() if path == "auto" else path)
 
-    def _sources(self, file: str) -> list[Path]:
-        items, ratings, users = (
-            self._atomic(suffix) for suffix in ("item", "inter", "user")
-        )
-        return {
-            ITEMS_FILE: [items],
-            INTERACTIONS_FILE: [ratings],
-            IMPRESSIONS_FILE: [ratings, users, items],
-        }[file]
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
+        suffixes = {
+            ITEMS_FILE: ("item",),
+            INTERACTIONS_FILE: ("inter",),
+            IMPRESSIONS_FILE: ("inter", "user", "item"),
+        }
+        return [self._atomic(suffix) for suffix in suffixes[table]]
 
-    def _name(self, file: str) -> str:
-        return str(self._sources(file)[0])
-
-    def _read(self, file: str) -> pa.Table:
-        return {
-            ITEMS_FILE: self._read_items,
-            INTERACTIONS_FILE: self._read_interactions,
-            IMPRESSIONS_FILE: self._read_impressions,
-        }[file]()
-
-    def _atomic(self, suffix: str) -> Path:
-        found = sorted(self.directory.glob(f"*.{suffix}"))
+    def _atomic(self, suffix: str) -> Location:
+        found = self.location.files(f".{suffix}")
         if len(found) != 1:
             raise UserError(
-                f"{self.directory}: has {len(found)} *.{suffix} files, one is needed; "
+                f"{self.location}: has {len(found)} *.{suffix} files, one is needed; "
                 "name a folder with MovieLens-100K in RecBole's atomic format"
             )
         return found[0]
@@ -96,23 +87,24 @@ class MovieLens(Dataset):
             UserError: one is missing or holds something else.
         """
         path = self._atomic(suffix)
-        mend = f"of data other than MovieLens-100K, write --data recbole:{path.parent}"
-        table = read_atomic(Location.of(path))
+        fix = f"of data other than MovieLens-100K, write --data recbole:{self.location}"
+        table = read_atomic(path)
         columns = {}
         for name, kind in kinds.items():
             if name not in table.column_names:
                 names = ", ".join(table.column_names)
                 raise UserError(
-                    f"{path}: column {name!r} is missing; it has: {names}; {mend}"
+                    f"{path}: column {name!r} is missing; it has: {names}; {fix}"
                 )
             try:
                 columns[name] = table[name].cast(kind)
             except pa.ArrowException as error:
                 reason = str(error).splitlines()[0]
-                raise UserError(f"{path}: column {name!r}: {reason}; {mend}") from None
+                raise UserError(f"{path}: column {name!r}: {reason}; {fix}") from None
         return pa.table(columns)
 
-    def _read_items(self) -> pa.Table:
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
         movies = self._columns("item", _ITEMS)
         year = movies["release_year"]
         released = pc.if_else(
@@ -132,16 +124,18 @@ class MovieLens(Dataset):
     @functools.cached_property
     def _ratings(self) -> pa.Table:
         ratings = self._columns("inter", _RATINGS)
-        likes = pc.greater_equal(ratings["rating"], _POSITIVE_RATING)
+        likes = pc.greater_equal(ratings["rating"], POSITIVE_RATING)
         ratings = ratings.drop_columns(["rating"])
         ratings = ratings.append_column(LABEL, likes.cast(pa.int64()))
         return ratings.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
 
-    def _read_interactions(self) -> pa.Table:
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
         action = pc.if_else(pc.equal(self._ratings[LABEL], 1), LIKE, DISLIKE)
         return self._ratings.drop_columns([LABEL]).append_column(ACTION, action)
 
-    def _read_impressions(self) -> pa.Table:
+    def read_impressions(self) -> pa.Table:
+        """See `Dataset`."""
         ratings = self._ratings
         users = self._columns("user", _USERS)
         movies = self._columns("item", _ITEMS)
@@ -158,22 +152,6 @@ class MovieLens(Dataset):
         for name, values in counters(ratings).items():
             table = table.append_column(name, pa.array(values))
         return table
-
-
-def counters(ratings: pa.Table) -> dict[str, np.ndarray]:
-    """The features a live ranker would have: counts and rates before each row."""
-    times = ratings[TIMESTAMP].to_numpy()
-    labels = ratings[LABEL].to_numpy()
-    result = {}
-    for name, column in (("user", USER_ID), ("item", ITEM_ID)):
-        events, positives = point_in_time.running_counts(
-            ratings[column].to_numpy(), times, labels
-        )
-        result[f"{name}_events"] = np.log1p(events).astype(np.float32)
-        # Log-odds, shrunk towards even odds: an id without events says nothing.
-        odds = (positives + 1) / (events - positives + 1)
-        result[f"{name}_log_odds"] = np.log(odds).astype(np.float32)
-    return result
 
 
 def _wheel_directory() -> Path:

@@ -5,21 +5,19 @@ Licence of the data: GroupLens, research use, no redistribution.
 """
 
 import functools
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.movielens_100k import DISLIKE, LIKE, counters
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, counters
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.tables import read_parquet
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
-    INTERACTIONS_FILE,
     ITEM_ID,
-    ITEMS_FILE,
     LABEL,
     TIMESTAMP,
     TITLE,
@@ -43,28 +41,18 @@ class MovieLens1M(Dataset):
     same users, so they are not read.
     """
 
-    def _sources(self, file: str) -> list[Path]:
-        del file  # each table is made from all of them
-        return [self.directory / name for name in _FILES]
-
-    def _name(self, file: str) -> str:
-        del file
-        return str(self.directory / _FILES[0])
-
-    def _read(self, file: str) -> pa.Table:
-        return {
-            ITEMS_FILE: self._read_items,
-            INTERACTIONS_FILE: self._read_interactions,
-            IMPRESSIONS_FILE: self._read_impressions,
-        }[file]()
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
+        del table  # each is made from all of them
+        return [self.location / name for name in _FILES]
 
     @functools.cached_property
     def _rows(self) -> pa.Table:
-        parts = [self._part(path) for path in self._sources(IMPRESSIONS_FILE)]
+        parts = [self._part(path) for path in self.sources(IMPRESSIONS_FILE)]
         rows = pa.concat_tables(parts)
         return rows.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
 
-    def _part(self, path: Path) -> pa.Table:
+    def _part(self, path: Location) -> pa.Table:
         table = read_parquet(path)
         missing = [name for name in _COLUMNS if name not in table.column_names]
         if missing:
@@ -74,7 +62,8 @@ class MovieLens1M(Dataset):
             )
         return table.select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values()))
 
-    def _read_items(self) -> pa.Table:
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
         items = self._rows.select([ITEM_ID, TITLE]).group_by([ITEM_ID, TITLE])
         table = items.aggregate([]).sort_by(ITEM_ID)
         for name, other in ((ITEM_ID, TITLE), (TITLE, ITEM_ID)):
@@ -82,16 +71,18 @@ class MovieLens1M(Dataset):
             twice = counts.filter(pc.greater(counts[f"{other}_count"], 1))
             if twice.num_rows:
                 raise UserError(
-                    f"{self.directory}: {name} {twice[name][0].as_py()!r} has more "
+                    f"{self.location}: {name} {twice[name][0].as_py()!r} has more "
                     f"than one {other}; the files do not belong together"
                 )
         return table
 
-    def _read_interactions(self) -> pa.Table:
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
         action = pc.if_else(pc.equal(self._rows[LABEL], 1), LIKE, DISLIKE)
         return self._rows.drop_columns([LABEL, TITLE]).append_column(ACTION, action)
 
-    def _read_impressions(self) -> pa.Table:
+    def read_impressions(self) -> pa.Table:
+        """See `Dataset`."""
         table = self._rows.drop_columns([TITLE])
         for name, values in counters(self._rows).items():
             table = table.append_column(name, pa.array(values))

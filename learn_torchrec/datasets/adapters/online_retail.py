@@ -14,15 +14,7 @@ from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import SUFFIXES
 from learn_torchrec.errors import UserError
-from learn_torchrec.schema import (
-    ACTION,
-    INTERACTIONS_FILE,
-    ITEM_ID,
-    ITEMS_FILE,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-)
+from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, TITLE, USER_ID
 
 BUY = "buy"
 _CODE, _TITLE, _CUSTOMER = "StockCode", "Description", "CustomerID"
@@ -32,21 +24,10 @@ _LINE = ("InvoiceDate", "Quantity", _CODE, _TITLE, _CUSTOMER)
 class OnlineRetail(Dataset):
     """Purchases with times; an invoice is one basket, with no order inside."""
 
-    def _sources(self, file: str) -> list[Location]:
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
+        del table  # each is made from all of them
         return self.location.files(*SUFFIXES)
-
-    def _name(self, file: str) -> str:
-        return str(self.location)
-
-    def _read(self, file: str) -> pa.Table:
-        if file == ITEMS_FILE:
-            return self._read_items()
-        if file == INTERACTIONS_FILE:
-            return self._read_purchases()
-        raise UserError(
-            f"{self.location}: Online Retail II has no impressions to rank; it serves "
-            "encode-content, train-towers and evaluate-retrieval"
-        )
 
     def _read_lines(self) -> pa.Table:
         lines = tables.read_parquet(self.location)
@@ -60,7 +41,8 @@ class OnlineRetail(Dataset):
             pc.and_(pc.greater(lines["Quantity"], 0), pc.is_valid(lines[_CUSTOMER]))
         )
 
-    def _read_items(self) -> pa.Table:
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
         lines = self._read_lines().select([_CODE, _TITLE]).drop_null()
         titles = pc.utf8_trim_whitespace(lines[_TITLE])
         counted = (
@@ -81,7 +63,8 @@ class OnlineRetail(Dataset):
         )
         return pa.table({ITEM_ID: first[_CODE], TITLE: first[f"{_TITLE}_first"]})
 
-    def _read_purchases(self) -> pa.Table:
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
         lines = self._read_lines()
         return pa.table(
             {

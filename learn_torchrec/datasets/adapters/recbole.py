@@ -13,6 +13,7 @@ import pyarrow.types as pt
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
 from learn_torchrec.datasets.adapters.sequence_file import INTERACTION
+from learn_torchrec.datasets.adapters.text_files import text_lines
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
@@ -20,6 +21,7 @@ from learn_torchrec.schema import (
     BRAND,
     CATEGORY,
     IMPRESSIONS_FILE,
+    INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
     LABEL,
@@ -43,35 +45,36 @@ _RATING = "rating"
 class RecBole(Dataset):
     """Atomic files; an impression is a rating, or a row with a `label`."""
 
-    def _sources(self, file: str) -> list[Location]:
-        return [self._atomic(".item" if file == ITEMS_FILE else ".inter")]
-
-    def _name(self, file: str) -> str:
-        return str(self._sources(file)[0])
-
-    def _atomic(self, suffix: str) -> Location:
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
+        suffix = ".item" if table == ITEMS_FILE else ".inter"
         found = self.location.files(suffix)
         if len(found) != 1:
             raise UserError(
                 f"{self.location}: has {len(found)} *{suffix} files, one is needed; "
                 "name a folder with a data set in RecBole's atomic format"
             )
-        return found[0]
+        return found
 
-    def _read(self, file: str) -> pa.Table:
-        (source,) = self._sources(file)
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
+        (source,) = self.sources(ITEMS_FILE)
+        return _as_items(read_atomic(source))
+
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
+        (source,) = self.sources(INTERACTIONS_FILE)
         table = read_atomic(source)
-        if file == ITEMS_FILE:
-            return _as_items(table)
-        if file == IMPRESSIONS_FILE:
-            return self._impressions(table, source)
         action = pa.array([INTERACTION] * table.num_rows)
         if _RATING in table.column_names:
             likes = pc.greater_equal(table[_RATING], POSITIVE_RATING)
             action = pc.if_else(likes, LIKE, DISLIKE)
         return _events(table, source).append_column(ACTION, action)
 
-    def _impressions(self, table: pa.Table, source: Location) -> pa.Table:
+    def read_impressions(self) -> pa.Table:
+        """See `Dataset`."""
+        (source,) = self.sources(IMPRESSIONS_FILE)
+        table = read_atomic(source)
         if LABEL in table.column_names:
             label = table[LABEL].cast(pa.float64())
         elif _RATING in table.column_names:
@@ -103,7 +106,7 @@ def read_atomic(location: Location) -> pa.Table:
     Raises:
         UserError: no such file, or a header or value that is not as it says.
     """
-    header = location.open().read(1 << 16).decode(errors="replace").partition("\n")[0]
+    header = next(text_lines(location), "")
     fields = [field.strip().partition(":")[::2] for field in header.split("\t")]
     kinds = {"float": pa.float64()}
     try:
@@ -137,7 +140,9 @@ def _events(table: pa.Table, source: Location) -> pa.Table:
                 + ", ".join(table.column_names)
             )
     if TIMESTAMP in table.column_names:
-        times = pc.floor(table[TIMESTAMP].cast(pa.float64())).cast(pa.int64())
+        # Microseconds, which order events of one second; a double holds no more.
+        ticks = pc.floor(pc.multiply(table[TIMESTAMP].cast(pa.float64()), 1e6))
+        times = ticks.cast(pa.int64()).cast(pa.timestamp("us"))
     else:
         times = pa.array(range(table.num_rows), pa.int64())
     return pa.table(

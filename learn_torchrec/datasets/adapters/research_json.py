@@ -17,13 +17,13 @@ from typing import Any
 import pyarrow as pa
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.jsonl import read_json
+from learn_torchrec.datasets.adapters.item_texts import item, table_of
 from learn_torchrec.datasets.adapters.ratings import events
 from learn_torchrec.datasets.adapters.sequence_file import INTERACTION
-from learn_torchrec.datasets.adapters.text_fields import catalogue, item
+from learn_torchrec.datasets.adapters.text_files import read_json
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
-from learn_torchrec.schema import IMPRESSIONS_FILE, ITEMS_FILE
+from learn_torchrec.schema import INTERACTIONS_FILE, ITEMS_FILE
 
 _Event = tuple[str, str, int, str]
 
@@ -31,24 +31,23 @@ _Event = tuple[str, str, int, str]
 class RecFormer(Dataset):
     """RecFormer's layout; ids are the products' own and the users' numbers."""
 
-    def _sources(self, file: str) -> list[Location]:
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
         names = ["smap.json", "meta_data.json"]
-        if file != ITEMS_FILE:
+        if table != ITEMS_FILE:
             names = ["train.json", "val.json", "test.json", "smap.json"]
         return [self.location / name for name in names]
 
-    def _name(self, file: str) -> str:
-        return str(self._sources(file)[0])
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
+        numbers, texts = map(read_json, self.sources(ITEMS_FILE))
+        rows = (item(id_, texts.get(id_, {})) for id_ in numbers)
+        return table_of(rows, self.location / "meta_data.json")
 
-    def _read(self, file: str) -> pa.Table:
-        _refuse_impressions(self.location, file)
-        numbers = read_json(self.location / "smap.json")
-        if file == ITEMS_FILE:
-            source = self.location / "meta_data.json"
-            texts = read_json(source)
-            return catalogue((item(id_, texts.get(id_, {})) for id_ in numbers), source)
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
+        *parts, numbers = map(read_json, self.sources(INTERACTIONS_FILE))
         ids = {int(number): id_ for id_, number in numbers.items()}
-        parts = [read_json(source) for source in self._sources(file)[:3]]
         return events(self._events(parts, ids))
 
     def _events(
@@ -68,8 +67,9 @@ class RecFormer(Dataset):
 class LcRec(Dataset):
     """LC-Rec's layout; ids are the numbers of its files, as text."""
 
-    def _sources(self, file: str) -> list[Location]:
-        suffix = ".item.json" if file == ITEMS_FILE else ".inter.json"
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
+        suffix = ".item.json" if table == ITEMS_FILE else ".inter.json"
         found = self.location.files(suffix)
         if len(found) != 1:
             raise UserError(
@@ -78,27 +78,16 @@ class LcRec(Dataset):
             )
         return found
 
-    def _name(self, file: str) -> str:
-        return str(self._sources(file)[0])
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
+        (source,) = self.sources(ITEMS_FILE)
+        return table_of((item(i, row) for i, row in read_json(source).items()), source)
 
-    def _read(self, file: str) -> pa.Table:
-        _refuse_impressions(self.location, file)
-        (source,) = self._sources(file)
-        body = read_json(source)
-        if file == ITEMS_FILE:
-            return catalogue((item(id_, row) for id_, row in body.items()), source)
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
+        (source,) = self.sources(INTERACTIONS_FILE)
         return events(
-            (
-                (user, str(id_), position, INTERACTION)
-                for user, ids in body.items()
-                for position, id_ in enumerate(ids)
-            )
-        )
-
-
-def _refuse_impressions(location: Location, file: str) -> None:
-    if file == IMPRESSIONS_FILE:
-        raise UserError(
-            f"{location}: a data set of sequences has no impressions to rank; it "
-            "serves encode-content, train-towers and evaluate-retrieval"
+            (user, str(id_), position, INTERACTION)
+            for user, ids in read_json(source).items()
+            for position, id_ in enumerate(ids)
         )

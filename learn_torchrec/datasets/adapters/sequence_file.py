@@ -11,14 +11,13 @@ import json
 import pyarrow as pa
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.jsonl import text_lines
-from learn_torchrec.datasets.adapters.text_fields import catalogue
+from learn_torchrec.datasets.adapters.item_texts import table_of
+from learn_torchrec.datasets.adapters.text_files import text_lines
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import (
     ACTION,
     CATEGORY,
-    INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
     TIMESTAMP,
@@ -38,24 +37,19 @@ class SequenceFile(Dataset):
     users, so that only `split.holdout=leave_one_out` makes sense of them.
     """
 
-    def _sources(self, file: str) -> list[Location]:
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
         return [
-            self.location / (CATALOGUE_FILE if file == ITEMS_FILE else SEQUENCES_FILE)
+            self.location / (CATALOGUE_FILE if table == ITEMS_FILE else SEQUENCES_FILE)
         ]
 
-    def _name(self, file: str) -> str:
-        return str(self._sources(file)[0])
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
+        return _read_items(self.location / CATALOGUE_FILE)
 
-    def _read(self, file: str) -> pa.Table:
-        (path,) = self._sources(file)
-        if file == ITEMS_FILE:
-            return _read_items(path)
-        if file == INTERACTIONS_FILE:
-            return _read_sequences(path)
-        raise UserError(
-            f"{self.location}: a sequences: data set has no impressions to rank; it "
-            "serves encode-content, train-towers and evaluate-retrieval"
-        )
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
+        return _read_sequences(self.location / SEQUENCES_FILE)
 
 
 def _read_items(path: Location) -> pa.Table:
@@ -70,7 +64,7 @@ def _read_items(path: Location) -> pa.Table:
                 "item a line"
             ) from None
         rows.append({_RENAMED.get(name, name): row[name] for name in row})
-    return catalogue(rows, path)
+    return table_of(rows, path)
 
 
 def _read_sequences(path: Location) -> pa.Table:

@@ -1,40 +1,46 @@
-"""A generated market whose conversions are known: what a model could learn is known.
+"""A generated market of any size, made day by day.
 
-An item belongs to a topic, and its text is made of the topic's words. A user likes
-some topics, and converts on an item with a probability that depends on nothing but
-whether its topic is one of them. Items come and go; all items of the last day are new
-on that day, so ids say nothing about them and only content does.
+Items have a topic, users have interests that drift, and a conversion depends on how
+near they are, on the item's quality and on its price. An item's text names its topic,
+so that content tells of a new item what its id cannot yet. A logging policy, which
+knows the interests a little and popularity well, chooses what is shown. `oracle` is the
+true probability that an impression converts: no model ranks better.
+
+Users and items are numbered as they arrive. Everything follows from (seed, day, chunk).
+
+Letters: U users, N items, D days, K interest dimensions, n impressions of a chunk.
 """
 
-import dataclasses
-import functools
-import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt
+import pyarrow.parquet as pq
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from learn_torchrec.config import Share, configuration, from_dict
-from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.movielens_100k import DISLIKE, LIKE, counters
-from learn_torchrec.errors import UserError
+from learn_torchrec.arrays import AnyArray, Float32Array, Float64Array, Int64Array
+from learn_torchrec.config import configuration, require
 from learn_torchrec.schema import (
     ACTION,
+    ATTRIBUTES,
+    BRAND,
     CATEGORY,
+    CLICK,
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
     KEYWORDS,
     LABEL,
+    PRICE,
     TIMESTAMP,
     TITLE,
     USER_ID,
 )
 
+KIND = "generated"
+VERSION = 1  # of the generator: another one makes other data from the same seed
 ORACLE = "oracle"
 DAY = 86_400
 START = 1_577_836_800  # 2020-01-01, UTC
@@ -48,143 +54,217 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "cycling": ("saddle", "gears", "helmet", "tyre", "handlebar", "chain"),
     "astronomy": ("telescope", "lens", "star chart", "planet", "eclipse", "tripod"),
 }
-_VERSION = 1  # of the generator: another one makes other data from the same seed
+SEE, BUY = "click", "buy"
+REVENUE = "revenue"
+_INTERESTS = 8  # K
+_CANDIDATES = 6  # that the policy chooses from
+_CHUNK = 500_000
+_STYLES = ("plain", "classic", "compact", "premium", "recycled", "travel")
+_SERVICES = ("free returns", "next-day delivery", "two-year warranty", "gift wrap")
 
 
 @configuration
 class MarketConfig:
-    """The size and the noise of a market.
+    """The size of a market.
 
     Attributes:
+        users: by the last day; six of ten are there on the first.
+        items: by the last day; half are there on the first.
+        days: of the log, from 2020-01-01 on.
+        impressions: in all, the same number every day.
+        brands: that items have.
+        drift: how far a user's interests turn in a day, radians.
         seed: of everything.
-        users: who all come every day.
-        days: of the log; the last one is for the test.
-        items_per_day: new ones each day.
-        item_days: how long an item is offered.
-        impressions: of a user on a day.
-        liked_topics: of a user.
-        liked_rate: conversions on liked topics.
-        other_rate: conversions on other topics.
     """
 
+    users: PositiveInt = 20_000
+    items: PositiveInt = 5_000
+    days: PositiveInt = 30
+    impressions: int = 1_000_000
+    brands: PositiveInt = 200
+    drift: NonNegativeFloat = 0.05
     seed: NonNegativeInt = 0
-    users: PositiveInt = 300
-    days: Annotated[int, Field(ge=2)] = 20
-    items_per_day: PositiveInt = 24
-    item_days: PositiveInt = 4
-    impressions: PositiveInt = 10
-    liked_topics: Annotated[int, Field(gt=0, lt=len(TOPICS))] = 3
-    liked_rate: Share = 0.75
-    other_rate: Share = 0.15
+
+    def __post_init__(self) -> None:
+        require(self.impressions >= self.days, "impressions: at least one a day")
 
 
-class Market(Dataset):
-    """The market that `seed=0,users=300,...` names, made in memory.
+class Market:
+    """The market that a configuration describes; holds users and items, no log."""
 
-    Impressions carry `oracle`, the true probability of conversion, and the counters
-    that a live ranker would have.
-    """
+    def __init__(self, config: MarketConfig) -> None:
+        self.config = config
+        random = self._random(0)
+        subjects = _unit(random.standard_normal((len(TOPICS), _INTERESTS), np.float32))
+        self.subject = random.integers(0, len(TOPICS), config.items)
+        noise = random.standard_normal((config.items, _INTERESTS), np.float32)
+        self.item_place = _unit(subjects[self.subject] + 0.3 * noise)
+        self.quality = random.standard_normal(config.items, np.float32)
+        self.price = np.exp(random.normal(3.0, 0.8, config.items)).round(2)
+        self.brand = random.zipf(1.4, config.items) % config.brands
+        self.appeal = random.pareto(1.3, config.items) + 0.05  # a long tail
+        self.activity = random.pareto(1.5, config.users) + 0.1
+        self.thrift = random.random(config.users, np.float32)
+        liked = random.integers(0, len(TOPICS), (config.users, 2))
+        self._interests = _unit(subjects[liked].sum(axis=1))
+        self._heading = random.standard_normal(self._interests.shape, np.float32)
+        days = np.arange(config.days)
+        self.users_by_day = _arrived(config.users, days, config.days, first=0.6)
+        self.items_by_day = _arrived(config.items, days, config.days, first=0.5)
 
-    def __init__(self, settings: str) -> None:
-        self.config = _parse(settings)
-        self.directory = Path(f"market:{settings}")
+    def items(self) -> pa.Table:
+        """Return the catalogue with the paper's six text fields."""
+        random, names = self._random(1), list(TOPICS)
+        rows = []
+        for item, subject in enumerate(self.subject):
+            words = random.permutation(TOPICS[names[subject]])
+            style = _STYLES[random.integers(len(_STYLES))]
+            services = random.permutation(_SERVICES)[: random.integers(3)]
+            rows.append(
+                {
+                    ITEM_ID: item,
+                    TITLE: f"{style} {words[0]} with {words[1]}",
+                    CATEGORY: names[subject],
+                    BRAND: f"brand {self.brand[item]}",
+                    PRICE: float(self.price[item]),
+                    KEYWORDS: f"{words[2]}, {words[3]}",
+                    ATTRIBUTES: ", ".join(services) or None,
+                }
+            )
+        return pa.Table.from_pylist(rows)
 
-    @property
-    def test_from(self) -> int:
-        """The first moment of the last day, unix seconds."""
-        return START + (self.config.days - 1) * DAY
+    def interests(self, day: int) -> Float32Array:
+        """Return where every user's interests are on a day, [U, K], unit vectors."""
+        angle = np.float32(self.config.drift * day)
+        side = self._heading - _dot(self._heading, self._interests) * self._interests
+        return np.cos(angle) * self._interests + np.sin(angle) * _unit(side)
 
-    def fingerprint(self, file: str) -> str:
-        """Return a digest of the settings: the tables follow from them."""
-        body = f"{_VERSION}/{file}/{dataclasses.astuple(self.config)}"
-        return hashlib.sha256(body.encode()).hexdigest()
+    def days(self) -> Iterator[tuple[int, Iterator[pa.Table]]]:
+        """Yield every day's number and its impressions, a chunk at a time."""
+        bounds = np.linspace(0, self.config.impressions, self.config.days + 1)
+        counts = np.diff(bounds.astype(np.int64))
+        for day, count in enumerate(counts.tolist()):
+            yield day, self._day(day, count)
 
-    def _name(self, file: str) -> str:
-        return f"{self.directory}/{file}"
+    def _day(self, day: int, count: int) -> Iterator[pa.Table]:
+        interests = self.interests(day)
+        chunks = -(-count // _CHUNK)
+        edges = np.linspace(0, DAY, chunks + 1).astype(np.int64)
+        for chunk in range(chunks):
+            size = (chunk + 1) * count // chunks - chunk * count // chunks
+            random = self._random(2, day, chunk)
+            seconds = np.sort(random.integers(edges[chunk], edges[chunk + 1], size))
+            yield self._impressions(day, START + day * DAY + seconds, interests, random)
 
-    def _read(self, file: str) -> pa.Table:
-        return {
-            ITEMS_FILE: self._read_items,
-            INTERACTIONS_FILE: self._read_interactions,
-            IMPRESSIONS_FILE: self._read_impressions,
-        }[file]()
-
-    @functools.cached_property
-    def _topics(self) -> NDArray[np.int64]:
-        """The topic of every item, int64 [items]; items are numbered by their day."""
-        count = self.config.days * self.config.items_per_day
-        return self._random("items").integers(0, len(TOPICS), count)
-
-    def _read_items(self) -> pa.Table:
-        random, names = self._random("texts"), list(TOPICS)
-        words = [
-            list(random.choice(TOPICS[names[topic]], size=3, replace=False))
-            for topic in self._topics
-        ]
+    def _impressions(
+        self,
+        day: int,
+        times: Int64Array,
+        interests: Float32Array,
+        random: np.random.Generator,
+    ) -> pa.Table:
+        size = len(times)
+        num_items = int(self.items_by_day[day])
+        users = _draw(self.activity[: self.users_by_day[day]], size, random)
+        shown = _draw(self.appeal[:num_items], size * _CANDIDATES, random).reshape(
+            size, _CANDIDATES
+        )
+        nearness = np.einsum("nk,nck->nc", interests[users], self.item_place[shown])
+        guess = nearness + random.standard_normal(nearness.shape, np.float32)
+        rows = np.arange(size)
+        best = guess.argmax(axis=1)
+        items, near = shown[rows, best], nearness[rows, best]
+        dear = self.thrift[users] * (np.log(self.price[items]) - 3.0)
+        click = _sigmoid(-1.6 + 1.6 * near + 0.3 * self.quality[items])
+        buy = _sigmoid(-1.2 + 2.2 * near + 0.5 * self.quality[items] - dear)
+        clicked = random.random(size) < click
+        bought = clicked & (random.random(size) < buy)
+        born = np.searchsorted(self.items_by_day, items, side="right")
         return pa.table(
-            {
-                ITEM_ID: np.arange(len(words)),
-                TITLE: [f"{two[0]} and {two[1]}" for two in words],
-                CATEGORY: [names[topic] for topic in self._topics],
-                KEYWORDS: [three[2] for three in words],
-            }
-        )
-
-    @functools.cached_property
-    def _log(self) -> pa.Table:
-        config, random = self.config, self._random("log")
-        count = config.users * config.days * config.impressions
-        users = np.tile(np.arange(config.users), config.days * config.impressions)
-        days = np.repeat(np.arange(config.days), config.users * config.impressions)
-        oldest = np.maximum(0, days - config.item_days + 1)
-        born = random.integers(oldest, days + 1)
-        born[days == config.days - 1] = config.days - 1
-        items = born * config.items_per_day
-        items += random.integers(0, config.items_per_day, count)
-        ranks = [random.permutation(len(TOPICS)) for _ in range(config.users)]
-        likes = np.stack(ranks) < config.liked_topics  # [users, topics]
-        oracle = np.where(
-            likes[users, self._topics[items]], config.liked_rate, config.other_rate
-        )
-        table = pa.table(
             {
                 USER_ID: users,
                 ITEM_ID: items,
-                TIMESTAMP: START + days * DAY + random.integers(0, DAY, count),
-                LABEL: (random.random(count) < oracle).astype(np.int64),
-                ORACLE: oracle,
+                TIMESTAMP: times,
+                LABEL: bought.astype(np.int64),
+                CLICK: clicked.astype(np.int64),
+                REVENUE: np.where(bought, self.price[items], 0.0),
+                ORACLE: click * buy,
+                "hour": (times % DAY / 3600).astype(np.float32),
+                "item_age_days": (day - born).astype(np.float32),
+                "log_price": np.log(self.price[items]).astype(np.float32),
+                "brand": self.brand[items],
+                "subject": self.subject[items],
             }
         )
-        return table.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
 
-    def _read_interactions(self) -> pa.Table:
-        actions = np.where(self._log[LABEL].to_numpy() == 1, LIKE, DISLIKE)
-        log = self._log.select([USER_ID, ITEM_ID, TIMESTAMP])
-        return log.append_column(ACTION, pa.array(actions))
-
-    def _read_impressions(self) -> pa.Table:
-        table = self._log
-        for name, values in counters(self._log).items():
-            table = table.append_column(name, pa.array(values))
-        return table
-
-    def _random(self, part: str) -> np.random.Generator:
-        digest = hashlib.blake2b(part.encode(), digest_size=8).digest()
-        return np.random.default_rng([self.config.seed, int.from_bytes(digest)])
+    def _random(self, *place: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, *place])
 
 
-def _parse(settings: str) -> MarketConfig:
-    """Read `seed=0,users=300`; `default` is the default market."""
-    pairs = [] if settings == "default" else settings.split(",")
-    known = [field.name for field in dataclasses.fields(MarketConfig)]
-    values = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or name not in known:
-            raise UserError(
-                f"--data market:{settings}: {pair!r} is no setting; write "
-                "NAME=VALUE,... with names of: "
-                f"{', '.join(known)}"
-            )
-        values[name] = value
-    return from_dict(MarketConfig, values, f"--data market:{settings}")
+def write_market(config: MarketConfig, directory: Path) -> Iterator[int]:
+    """Write a market as a `parquet:` data set; yield the impressions after every day.
+
+    Args:
+        config: its size.
+        directory: exists; receives `items.parquet`, and a file a day in
+            `interactions.parquet/` and `impressions.parquet/`.
+    """
+    market = Market(config)
+    pq.write_table(market.items(), directory / ITEMS_FILE)
+    for name in (INTERACTIONS_FILE, IMPRESSIONS_FILE):
+        (directory / name).mkdir()
+    done = 0
+    for day, chunks in market.days():
+        part = f"day-{day:05d}.parquet"
+        log, shown = directory / INTERACTIONS_FILE, directory / IMPRESSIONS_FILE
+        first = next(chunks)
+        with (
+            pq.ParquetWriter(shown / part, first.schema) as impressions,
+            pq.ParquetWriter(log / part, events_of(first).schema) as interactions,
+        ):
+            for table in (first, *chunks):
+                impressions.write_table(table)
+                interactions.write_table(events_of(table))
+                done += table.num_rows
+        yield done
+
+
+def events_of(impressions: pa.Table) -> pa.Table:
+    """Return what users did: a click each, and a purchase where there was one."""
+    parts = [
+        impressions.filter(pa.array(impressions[column].to_numpy() == 1))
+        .select([USER_ID, ITEM_ID, TIMESTAMP])
+        .append_column(ACTION, pa.DictionaryArray.from_arrays(codes, [SEE, BUY]))
+        for number, column in enumerate((CLICK, LABEL))
+        for codes in [
+            np.full(int(impressions[column].to_numpy().sum()), number, np.int8)
+        ]
+    ]
+    return pa.concat_tables(parts).sort_by([(TIMESTAMP, "ascending")])
+
+
+def _arrived(total: int, days: Int64Array, num_days: int, first: float) -> Int64Array:
+    """Return how many of `total` are there on each day: some at first, then evenly."""
+    share = first + (1 - first) * days / max(1, num_days - 1)
+    return np.maximum(1, np.ceil(total * share)).astype(np.int64)
+
+
+def _draw(weights: Float64Array, count: int, random: np.random.Generator) -> Int64Array:
+    """Draw `count` indices with probabilities in proportion to `weights`."""
+    ends = np.cumsum(weights)
+    drawn = np.searchsorted(ends, random.random(count) * ends[-1], side="right")
+    return np.minimum(drawn, len(weights) - 1)
+
+
+def _dot(left: Float32Array, right: Float32Array) -> Float32Array:
+    product: Float32Array = np.sum(left * right, axis=1, keepdims=True)
+    return product
+
+
+def _unit(vectors: Float32Array) -> Float32Array:
+    scaled: Float32Array = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled
+
+
+def _sigmoid(logits: AnyArray) -> AnyArray:
+    return 1 / (1 + np.exp(-logits))

@@ -8,6 +8,8 @@ Letters: G row groups.
 """
 
 import hashlib
+import re
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +28,7 @@ from learn_torchrec.errors import UserError
 # The column that tells each row's number in the data set, files in sorted order.
 ROW_NUMBER = "_row_number"
 SUFFIXES = (".parquet", ".parq", ".pq")
+_INTEGER_KEY = re.compile(r"0|-?[1-9]\d{0,17}|__HIVE_DEFAULT_PARTITION__")
 _PIECE_ROWS = 65_536  # decoded at a time, however large a row group is
 
 
@@ -216,7 +219,7 @@ def _fragments(location: Location) -> list[ds.ParquetFileFragment]:
         exists = location.exists()
         reason = "has no .parquet files" if exists else "no such file or folder"
         raise UserError(f"{location}: {reason}; name a Parquet file or a folder")
-    partitioning = ds.partitioning(flavor="hive")
+    partitioning = _hive([file.path[len(location.path) :] for file in files])
     try:
         dataset = ds.dataset(
             [file.path for file in files],
@@ -234,6 +237,24 @@ def _fragments(location: Location) -> list[ds.ParquetFileFragment]:
         except (pa.ArrowException, OSError) as error:
             raise UserError(_unreadable(fragment.path, error)) from None
     return fragments
+
+
+def _hive(paths: Sequence[str]) -> ds.Partitioning:
+    """Return the keys of partitioned folders: integers where all values are written so.
+
+    `part=000` is a text: Arrow, which would take it for 0, is not asked.
+    """
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        for folder in path.split("/")[:-1]:
+            key, separator, value = map(urllib.parse.unquote, folder.partition("="))
+            if separator:
+                found.setdefault(key, set()).add(value)
+    kinds = {
+        key: pa.int64() if all(map(_INTEGER_KEY.fullmatch, values)) else pa.string()
+        for key, values in found.items()
+    }
+    return ds.partitioning(pa.schema(kinds), flavor="hive")
 
 
 def _unreadable(path: str, error: Exception) -> str:

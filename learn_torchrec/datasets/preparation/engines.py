@@ -7,13 +7,16 @@ are given (see `prepare`) keep to what both understand.
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pydantic import ByteSize, TypeAdapter
 
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import open_parquet
@@ -21,22 +24,27 @@ from learn_torchrec.errors import UserError
 
 _STREAM_ROWS = 1 << 17
 _GLOB = frozenset("*?[")
+_SIZE = re.compile(r"[0-9.]+ ?[A-Za-z]+")
+_LEAST_MEMORY = 50_000_000  # bytes
 
 
 class Engine(Protocol):
-    """What runs a preparation. Names are those of tables in the statements."""
+    """What runs a preparation. Statements know tables by the names given here."""
 
-    def read(self, name: str, location: Location) -> None:
-        """Call a Parquet data set `name`; nothing is read yet."""
+    def scan(self, name: str, location: Location) -> pa.Schema:
+        """Name a Parquet data set, of which only footers are read; return its columns.
 
-    def add(self, name: str, table: pa.Table) -> None:
-        """Call a table that is at hand `name`."""
+        The keys of partitioned folders are of the types that `open_parquet` gives them.
+        """
 
-    def keep(self, name: str, sql: str) -> None:
-        """Compute a table once, on disk, and call it `name`."""
+    def register(self, name: str, table: pa.Table) -> None:
+        """Name a table that is in memory."""
+
+    def materialize(self, name: str, sql: str) -> None:
+        """Compute a query once, on disk, and name the result."""
 
     def view(self, name: str, sql: str) -> None:
-        """Call a query `name`; it is computed wherever it is used."""
+        """Name a query; it is computed wherever it is used."""
 
     def table(self, sql: str) -> pa.Table:
         """Return a result that fits into memory."""
@@ -45,10 +53,13 @@ class Engine(Protocol):
         """Yield the rows of a result in its order."""
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
-        """Return the expression for unix seconds of a time column."""
+        """Return the expression for unix seconds of a time column, rounded down."""
+
+    def ticks(self, column: str, kind: pa.DataType) -> str:
+        """Return the expression for an integer that orders times in full resolution."""
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Free what the engine holds."""
 
 
 def open_engine(name: str, scratch: Path, memory: str) -> Engine:
@@ -60,48 +71,68 @@ def open_engine(name: str, scratch: Path, memory: str) -> Engine:
         memory: that the engine may use, e.g. "2GB".
 
     Raises:
-        UserError: its package, or Java, is missing.
+        UserError: its package, or Java, is missing; or `memory` is no size.
     """
-    return DuckDB(scratch, memory) if name == "duckdb" else Spark(scratch, memory)
+    size = _bytes(memory)
+    return DuckDB(scratch, size) if name == "duckdb" else Spark(scratch, size)
+
+
+def _bytes(memory: str) -> int:
+    """Return a size such as "2GB" in bytes."""
+    try:
+        if not _SIZE.fullmatch(memory):  # pydantic overlooks what follows the unit
+            raise ValueError
+        size = TypeAdapter(ByteSize).validate_python(memory)
+        if size < _LEAST_MEMORY:
+            raise ValueError
+    except ValueError:  # a ValidationError is one
+        raise UserError(
+            f"--memory {memory}: write a size of 50MB or more, e.g. 2GB"
+        ) from None
+    return size
 
 
 class DuckDB:
     """DuckDB in this process, spilling into the scratch folder."""
 
-    def __init__(self, scratch: Path, memory: str) -> None:
+    def __init__(self, scratch: Path, memory: int) -> None:
         _require("duckdb", "duckdb")
         import duckdb
 
         with self._one_line():
             self._connection = duckdb.connect(str(scratch / "prepare.duckdb"))
-        self._sources: dict[str, Any] = {}
-        try:
-            self._run(f"SET memory_limit = '{memory}'")
-        except UserError as error:
-            raise UserError(f"--memory {memory}: {error}; write it as 2GB") from None
-        self._run(f"SET temp_directory = '{scratch / 'spill'}'")
+        self._run(f"SET memory_limit = '{memory}B'")
+        self._run(f"SET temp_directory = {_literal(scratch / 'spill')}")
         self._run("SET preserve_insertion_order = false")
         self._run("SET enable_progress_bar = false")  # it would go to stdout
 
-    def read(self, name: str, location: Location) -> None:
+    def scan(self, name: str, location: Location) -> pa.Schema:
         """See `Engine`."""
         dataset = open_parquet(location)  # says what is wrong, where something is
         if location.is_local and not _GLOB.intersection("".join(dataset.files)):
             # DuckDB's own reader keeps to the memory limit; Arrow's reads far ahead.
-            with self._one_line():
-                self._connection.read_parquet(
-                    dataset.files, union_by_name=True, hive_partitioning=True
-                ).create_view(name)
+            files = ", ".join(map(_literal, dataset.files))
+            types = ", ".join(
+                f"{_literal(key)}: {'BIGINT' if is_integer else 'VARCHAR'}"
+                for key, is_integer in _partition_keys(dataset).items()
+            )
+            hive = f", hive_types = {{{types}}}" if types else ""
+            self.view(
+                name,
+                f"SELECT * FROM read_parquet([{files}], union_by_name = true, "
+                f"hive_partitioning = {bool(types)}{hive})",
+            )
         else:
             # Through Arrow's file systems, so that every URI means here what it
             # means everywhere, and a name with a star is a name.
             self._connection.register(name, dataset)
+        return dataset.schema
 
-    def add(self, name: str, table: pa.Table) -> None:
+    def register(self, name: str, table: pa.Table) -> None:
         """See `Engine`."""
         self._connection.register(name, table)
 
-    def keep(self, name: str, sql: str) -> None:
+    def materialize(self, name: str, sql: str) -> None:
         """See `Engine`."""
         self._run(f"CREATE TABLE {name} AS {sql}")
 
@@ -122,8 +153,14 @@ class DuckDB:
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
         """See `Engine`."""
-        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        if pa.types.is_timestamp(kind):
             return f"CAST(floor(epoch({column})) AS BIGINT)"
+        return f"CAST({column} AS BIGINT)"
+
+    def ticks(self, column: str, kind: pa.DataType) -> str:
+        """See `Engine`."""
+        if pa.types.is_timestamp(kind):
+            return f"epoch_{'ns' if kind.unit == 'ns' else 'us'}({column})"
         return f"CAST({column} AS BIGINT)"
 
     def close(self) -> None:
@@ -147,7 +184,7 @@ class DuckDB:
 class Spark:
     """PySpark: local unless `MASTER` (or spark-submit) names a cluster."""
 
-    def __init__(self, scratch: Path, memory: str) -> None:
+    def __init__(self, scratch: Path, memory: int) -> None:
         _require("pyspark", "spark")
         if not (os.environ.get("JAVA_HOME") or shutil.which("java")):
             raise UserError(
@@ -162,21 +199,29 @@ class Spark:
         elif "SPARK_ENV_LOADED" not in os.environ:
             builder = builder.master("local[*]")
         self._session = (
-            builder.config("spark.driver.memory", memory.replace("B", ""))
+            builder.config("spark.driver.memory", f"{memory >> 20}m")
             .config("spark.sql.session.timeZone", "UTC")
             .config("spark.ui.showConsoleProgress", "false")
+            .config("spark.sql.sources.partitionColumnTypeInference.enabled", "false")
             .config("spark.local.dir", str(scratch))
             .getOrCreate()
         )
         self._session.sparkContext.setLogLevel("ERROR")
         self._scratch = scratch
 
-    def read(self, name: str, location: Location) -> None:
+    def scan(self, name: str, location: Location) -> pa.Schema:
         """See `Engine`."""
+        dataset = open_parquet(location)
         path = location.path if location.is_local else location.name
-        self._session.read.parquet(path).createOrReplaceTempView(name)
+        frame = self._session.read.parquet(path)
+        for key, is_integer in _partition_keys(dataset).items():
+            frame = frame.withColumn(
+                key, frame[key].cast("bigint" if is_integer else "string")
+            )
+        frame.createOrReplaceTempView(name)
+        return dataset.schema
 
-    def add(self, name: str, table: pa.Table) -> None:
+    def register(self, name: str, table: pa.Table) -> None:
         """See `Engine`."""
         path = self._scratch / f"{name}.parquet"
         # A table that Spark once wrote carries its schema of then, which Spark would
@@ -184,7 +229,7 @@ class Spark:
         pq.write_table(table.replace_schema_metadata(), path)
         self._session.read.parquet(str(path)).createOrReplaceTempView(name)
 
-    def keep(self, name: str, sql: str) -> None:
+    def materialize(self, name: str, sql: str) -> None:
         """See `Engine`."""
         path = self._written(name, sql)
         self._session.read.parquet(str(path)).createOrReplaceTempView(name)
@@ -210,8 +255,14 @@ class Spark:
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
         """See `Engine`."""
-        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        if pa.types.is_timestamp(kind):
             return f"unix_timestamp({column})"
+        return f"CAST({column} AS BIGINT)"
+
+    def ticks(self, column: str, kind: pa.DataType) -> str:
+        """See `Engine`; Spark knows microseconds."""
+        if pa.types.is_timestamp(kind):
+            return f"unix_micros(CAST({column} AS TIMESTAMP))"
         return f"CAST({column} AS BIGINT)"
 
     def close(self) -> None:
@@ -227,6 +278,21 @@ class Spark:
         except PySparkException as error:
             raise UserError(f"spark: {str(error).splitlines()[0]}") from error
         return path
+
+
+def _literal(text: str | Path) -> str:
+    """Return a text as SQL spells it."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def _partition_keys(dataset: ds.FileSystemDataset) -> dict[str, bool]:
+    """Return the keys of partitioned folders, and which of them are integers."""
+    keys = {
+        key: None
+        for fragment in dataset.get_fragments()
+        for key in ds.get_partition_keys(fragment.partition_expression)
+    }
+    return {k: pa.types.is_integer(dataset.schema.field(k).type) for k in keys}
 
 
 def _require(package: str, extra: str) -> None:

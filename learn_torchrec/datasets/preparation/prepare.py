@@ -1,8 +1,8 @@
-"""The preparation of a log: clean, cut, cap, sort, group, split, count.
+"""The preparation of a log: clean, cut, cap, sort, group, count.
 
 One description in SQL that DuckDB and Spark both run (see `engines`), for logs that are
 larger than memory. The engine sorts the log once; what needs a user's events side by
-side is done on that stream (`user_stream`). What is left out is counted by reason:
+side is done on that stream (`user_stream`). Rows left out are counted by reason:
 
 - `nulls`: a row without user, item, time or action;
 - `bad_times`: a time before 1970 or after 2200;
@@ -12,21 +12,22 @@ side is done on that stream (`user_stream`). What is left out is counted by reas
 - `over_cap`: a user's oldest events of a behaviour beyond its cap;
 - `short_users`: events of users with fewer than `min_events`.
 
-Events of a user are sorted by time; at equal times by item and action, so that every
-engine gives the same order. Users are in the order of their ids.
+Events of a user are sorted by time in its full resolution, of which seconds are kept;
+at equal times by item and action, so that every engine gives the same order. Users are
+in the order of their ids.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from learn_torchrec.config import Share, configuration
+from learn_torchrec.config import configuration
 from learn_torchrec.datasets.preparation.engines import Engine
 from learn_torchrec.datasets.preparation.user_stream import UserStream
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import as_ids, is_text, refuse_other_type
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
 _DAY = 86_400
@@ -43,10 +44,6 @@ class PrepareConfig:
         history_days: days of history that are kept before the moment that parts
             history from targets (the paper: 270, nine months); 0 keeps everything.
         target_days: days from that moment to the end of the log (the paper: 30).
-        split: what parts a user's history from the targets: that moment ("time"),
-            a share of the events ("ratio"), or the last event ("leave_one_out").
-        history_share: that share.
-        test_users: share of the users marked as test users, by a hash of their id.
         length_quantile: caps the events a user may have of a behaviour (action) at
             this quantile of all users' numbers of them; the latest are kept. 1 caps
             nothing.
@@ -56,23 +53,20 @@ class PrepareConfig:
 
     history_days: NonNegativeInt = 0
     target_days: PositiveInt = 30
-    split: Literal["time", "ratio", "leave_one_out"] = "time"
-    history_share: Share = 0.8
-    test_users: Annotated[float, Field(ge=0, lt=1)] = 0.2
     length_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_events: PositiveInt = 1
     drop_repeats: bool = True
 
 
-class Prepared:
+class PreparedLog:
     """A log in an engine, ready to be read once.
 
     Attributes:
         actions: names; an event's action is a number into them.
         moment: that parts history from targets, unix seconds.
         dropped: rows left out, by reason; complete once `events` has ended.
-        users: `user_id`, `events`, `history_events`, `first_time`, `last_time` and
-            `is_test`, in the order of the ids; there once `events` has ended.
+        users: `user_id` and `events`, in the order of the ids; there once `events` has
+            ended.
     """
 
     def __init__(
@@ -99,40 +93,68 @@ class Prepared:
         config, dropped = self._config, self.dropped
         stream = UserStream(
             self._engine.stream(
-                "SELECT user_id, item, event_time, action FROM kept "
-                "ORDER BY user_id, event_time, item, action"
+                "SELECT user_id, item, event_time, action, tick FROM kept "
+                "ORDER BY user_id, tick, item, action"
             ),
-            moment=self.moment,
             min_events=config.min_events,
             drop_repeats=config.drop_repeats,
         )
         yield from stream.events()
-        # What is good and did not come lies outside of the window, or is counted.
-        did_not_come = self._good_rows - stream.rows
-        dropped["outside_window"] = (
-            did_not_come - dropped["repeats"] - dropped["over_cap"]
-        )
+        # Good rows that were not read lie outside the window, or are counted already.
+        not_read = self._good_rows - stream.rows
+        dropped["outside_window"] = not_read - dropped["repeats"] - dropped["over_cap"]
         dropped["repeats"] += stream.repeats
         dropped["short_users"] = stream.of_short_users
-        users = stream.users()
-        if not users.num_rows:
+        self.users = stream.users()
+        if not self.users.num_rows:
             raise UserError(
                 f"{self._source}: no user has prepare.min_events={config.min_events} "
                 "events; lower it, or keep more days (prepare.history_days)"
             )
-        self.users = _with_split(users, self._engine, config)
+
+
+def check_types(log: pa.Schema, item_ids: pa.DataType, source: str) -> None:
+    """Refuse a log whose columns SQL would compare or round in its own way.
+
+    Args:
+        log: its columns.
+        item_ids: type of the item table's ids.
+        source: of the log, for messages.
+
+    Raises:
+        UserError: a column is missing or of the wrong type, or item ids are of
+            another type than the item table's.
+    """
+    for name in (USER_ID, ITEM_ID, TIMESTAMP, ACTION):
+        if name not in log.names:
+            raise UserError(
+                f"{source}: column {name!r} is missing; it has: {', '.join(log.names)}"
+            )
+    for name in (USER_ID, ITEM_ID):
+        ids = as_ids(_none_of(log.field(name).type), f"{source}: column {name!r}")
+    known = as_ids(_none_of(item_ids), ITEM_ID).type
+    refuse_other_type(ids, known, f"{source}: column {ITEM_ID!r}", "the item table")
+    for name, wanted, fits in (
+        (TIMESTAMP, "int64 (unix seconds)", _is_time),
+        (ACTION, "string", is_text),
+    ):
+        kind = _none_of(log.field(name).type).type
+        if not fits(kind):
+            raise UserError(
+                f"{source}: column {name!r} is {kind}, must be {wanted}; cast it"
+            )
 
 
 def prepare(
     engine: Engine, config: PrepareConfig, time_type: pa.DataType, source: str
-) -> Prepared:
+) -> PreparedLog:
     """Run the preparation on the tables `log` and `items` of an engine.
 
     Args:
         engine: with `log` (`user_id`, `item_id`, `timestamp`, `action`) and `items`
             (`item_id` and its row number `item`).
         config: see `PrepareConfig`.
-        time_type: of the log's times: integers are unix seconds.
+        time_type: of the log's times: an Arrow timestamp, or integers: unix seconds.
         source: of the log, for messages.
 
     Raises:
@@ -140,6 +162,7 @@ def prepare(
             that the engine refuses.
     """
     time = engine.seconds(f"l.{TIMESTAMP}", time_type)
+    tick = engine.ticks(f"l.{TIMESTAMP}", time_type)
     actions = engine.table(
         f"SELECT DISTINCT {ACTION} AS name FROM log WHERE {ACTION} IS NOT NULL "
         "ORDER BY name"
@@ -151,7 +174,7 @@ def prepare(
             "(parquet:DIR#action=COLUMN)"
         )
     codes = pa.array(range(actions.num_rows), pa.int16())
-    engine.add("actions", actions.append_column("code", codes))
+    engine.register("actions", actions.append_column("code", codes))
     counts = _count_rows(engine, time)
     if counts["good"] == 0:
         raise UserError(
@@ -163,10 +186,10 @@ def prepare(
     dropped = {name: counts[name] for name in ("nulls", "bad_times", "unknown_items")}
     dropped |= {"repeats": 0, "over_cap": 0}
     if config.length_quantile == 1:
-        engine.view("kept", _events_sql(time, first))
+        engine.view("kept", _events_sql(time, tick, first))
     else:
-        dropped |= _keep_latest(engine, _events_sql(time, first), config)
-    return Prepared(
+        dropped |= _keep_latest(engine, _events_sql(time, tick, first), config)
+    return PreparedLog(
         engine=engine,
         config=config,
         actions=actions["name"].to_pylist(),
@@ -181,12 +204,12 @@ def _count_rows(engine: Engine, time: str) -> dict[str, int]:
     null = " OR ".join(
         f"l.{name} IS NULL" for name in (USER_ID, ITEM_ID, TIMESTAMP, ACTION)
     )
-    wild = f"({time} < 1 OR {time} >= {_YEAR_2200})"
+    implausible = f"({time} < 1 OR {time} >= {_YEAR_2200})"
     cases = {
         "nulls": null,
-        "bad_times": f"NOT ({null}) AND {wild}",
-        "unknown_items": f"NOT ({null}) AND NOT {wild} AND i.item IS NULL",
-        "good": f"NOT ({null}) AND NOT {wild} AND i.item IS NOT NULL",
+        "bad_times": f"NOT ({null}) AND {implausible}",
+        "unknown_items": f"NOT ({null}) AND NOT {implausible} AND i.item IS NULL",
+        "good": f"NOT ({null}) AND NOT {implausible} AND i.item IS NOT NULL",
     }
     sums = ", ".join(
         f"CAST(coalesce(sum(CASE WHEN {case} THEN 1 ELSE 0 END), 0) AS BIGINT) "
@@ -201,11 +224,11 @@ def _count_rows(engine: Engine, time: str) -> dict[str, int]:
     return row
 
 
-def _events_sql(time: str, first: int) -> str:
-    """The good rows inside the window."""
+def _events_sql(time: str, tick: str, first: int) -> str:
+    """Return the query for the good rows inside the window."""
     return (
         f"SELECT l.{USER_ID} AS user_id, CAST(i.item AS INT) AS item, "
-        f"{time} AS event_time, a.code AS action "
+        f"{time} AS event_time, a.code AS action, {tick} AS tick "
         f"FROM log l JOIN items i ON l.{ITEM_ID} = i.{ITEM_ID} "
         f"JOIN actions a ON l.{ACTION} = a.name "
         f"WHERE l.{USER_ID} IS NOT NULL "
@@ -214,27 +237,29 @@ def _events_sql(time: str, first: int) -> str:
 
 
 def _keep_latest(engine: Engine, events: str, config: PrepareConfig) -> dict[str, int]:
-    """Make `kept`: events within the cap of their behaviour; return what is not."""
-    columns = "user_id, item, event_time, action"
+    """Make `kept`: events within the cap of their behaviour; count the others."""
+    columns = "user_id, item, event_time, action, tick"
     if config.drop_repeats:  # a repeat must not use up the cap
-        engine.keep(
+        engine.materialize(
             "events",
             f"SELECT {columns}, count(*) AS copies FROM ({events}) rows "
             f"GROUP BY {columns}",
         )
     else:
-        engine.keep("events", f"SELECT {columns}, 1 AS copies FROM ({events}) rows")
-    engine.keep(
+        engine.materialize(
+            "events", f"SELECT {columns}, 1 AS copies FROM ({events}) rows"
+        )
+    engine.materialize(
         "caps",
         f"SELECT action, percentile_disc({config.length_quantile}) "
         "WITHIN GROUP (ORDER BY n) AS cap FROM (SELECT user_id, action, count(*) AS n "
         "FROM events GROUP BY user_id, action) lengths GROUP BY action",
     )
-    engine.keep(
+    engine.materialize(
         "kept",
-        "SELECT r.user_id, r.item, r.event_time, r.action FROM ("
+        "SELECT r.user_id, r.item, r.event_time, r.action, r.tick FROM ("
         f"SELECT {columns}, row_number() OVER (PARTITION BY user_id, action "
-        "ORDER BY event_time DESC, item DESC) AS recency FROM events) r "
+        "ORDER BY tick DESC, item DESC) AS recency FROM events) r "
         "JOIN caps c ON r.action = c.action WHERE r.recency <= c.cap",
     )
     rows, distinct = _sum(engine, "copies", "events"), _sum(engine, "1", "events")
@@ -242,26 +267,6 @@ def _keep_latest(engine: Engine, events: str, config: PrepareConfig) -> dict[str
         "repeats": rows - distinct,
         "over_cap": distinct - _sum(engine, "1", "kept"),
     }
-
-
-def _with_split(users: pa.Table, engine: Engine, config: PrepareConfig) -> pa.Table:
-    """Add `is_test`; say which events are history where the moment does not."""
-    if config.split != "time":
-        events = users["events"].to_numpy()
-        # 0.29 * 100 is a little less than 29, in floating point.
-        history = np.floor(np.round(events * config.history_share, 6)).astype(np.int64)
-        if config.split == "leave_one_out":
-            history = events - 1
-        place = users.column_names.index("history_events")
-        users = users.set_column(place, "history_events", pa.array(history))
-    # The first 32 bits of the hash, as text: both engines spell them the same way.
-    bound = f"{min(round(config.test_users * 2**32), 2**32 - 1):08x}"
-    engine.add("users", users.select([USER_ID]))
-    is_test = engine.table(
-        f"SELECT substr(md5(CAST({USER_ID} AS STRING)), 1, 8) < '{bound}' AS is_test "
-        f"FROM users ORDER BY {USER_ID}"
-    )
-    return users.append_column("is_test", is_test["is_test"])
 
 
 def _sum(engine: Engine, value: str, name: str) -> int:
@@ -272,3 +277,12 @@ def _sum(engine: Engine, value: str, name: str) -> int:
 def _reasons(counts: dict[str, int]) -> str:
     names = ("nulls", "bad_times", "unknown_items")
     return ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in names)
+
+
+def _none_of(kind: pa.DataType) -> pa.Array:
+    """Return an array of a type, or of a dictionary's values, without values."""
+    return pa.array([], kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_timestamp(kind)

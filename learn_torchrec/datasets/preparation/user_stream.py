@@ -8,26 +8,25 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from learn_torchrec.arrays import BoolArray, Int64Array
 from learn_torchrec.ids import as_ids
 from learn_torchrec.schema import USER_ID
 
-_USER, _ITEM, _TIME, _ACTION = range(4)
+_USER, _ITEM, _TIME, _ACTION, _TICK = range(5)
 
 
 class UserStream:
     """Leaves out repeats and users with few events, and counts.
 
     Args:
-        batches: columns user, item, time and action, sorted by user, time, item and
-            action.
-        moment: events before it are counted as history, unix seconds.
+        batches: columns user, item, time (unix seconds), action and tick (the time in
+            its full resolution), sorted by user, tick, item and action.
         min_events: users with fewer are left out.
         drop_repeats: an event that is exactly repeated counts once.
 
     Attributes:
-        rows: that came.
+        rows: read.
         repeats: of them, left out.
         of_short_users: of them, left out.
     """
@@ -36,12 +35,11 @@ class UserStream:
         self,
         batches: Iterable[pa.RecordBatch],
         *,
-        moment: int,
         min_events: int,
         drop_repeats: bool,
     ) -> None:
         self.rows = self.repeats = self.of_short_users = 0
-        self._batches, self._moment = batches, moment
+        self._batches = batches
         self._min_events, self._drop_repeats = min_events, drop_repeats
         self._users: list[pa.Table] = []
 
@@ -52,7 +50,7 @@ class UserStream:
             new_user = _changes(table.column(_USER))
             starts = new_user | (not self._drop_repeats)
             if self._drop_repeats:
-                for column in (_ITEM, _TIME, _ACTION):
+                for column in (_ITEM, _TICK, _ACTION):
                     starts |= _changes(table.column(column))
             owner = np.cumsum(new_user) - 1
             events = np.bincount(owner[starts])
@@ -62,40 +60,26 @@ class UserStream:
             chosen = np.flatnonzero(starts & stays[owner])
             if len(chosen) < table.num_rows:
                 table = table.take(pa.array(chosen))
-            self._count(table, events[stays])
+            self._note_users(table, events[stays])
             yield from table.select([_ITEM, _TIME, _ACTION]).to_batches()
 
     def users(self) -> pa.Table:
-        """Return id, `events`, `history_events`, `first_time` and `last_time` [U].
+        """Return id and `events` [U] of the users who stay; after `events` has ended.
 
-        Of the users who stay, in the order of their ids; after `events` has ended.
+        In the order of the sort, that of their ids.
         """
         tables = [t for t in self._users if t.num_rows] or self._users[:1]
         return pa.concat_tables(tables) if tables else pa.table({})
 
-    def _count(self, table: pa.Table, events: NDArray[np.int64]) -> None:
-        """Note the users of a table, who have as many `events` in turn."""
-        ends = np.cumsum(events)
-        firsts = ends - events
-        times = table.column(_TIME).to_numpy().astype(np.int64, copy=False)
-        early = np.r_[0, np.cumsum(times < self._moment)]
-        self._users.append(
-            pa.table(
-                {
-                    USER_ID: as_ids(
-                        table.column(_USER).take(pa.array(firsts)), USER_ID
-                    ),
-                    "events": events,
-                    "history_events": early[ends] - early[firsts],
-                    "first_time": times[firsts],
-                    "last_time": times[ends - 1],
-                }
-            )
-        )
+    def _note_users(self, table: pa.Table, events: Int64Array) -> None:
+        """Note the users of a table, each of whom has so many `events`."""
+        firsts = pa.array(np.cumsum(events) - events)
+        ids = as_ids(table.column(_USER).take(firsts), USER_ID)
+        self._users.append(pa.table({USER_ID: ids, "events": events}))
 
 
 def _whole_users(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Yield the rows again, so that no user's are cut apart."""
+    """Yield the rows as tables that hold all events of their users."""
     rest: list[pa.RecordBatch] = []
     for batch in batches:
         changes = np.flatnonzero(_changes(batch.column(_USER)))
@@ -113,7 +97,7 @@ def _whole_users(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(rest).combine_chunks()
 
 
-def _changes(column: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+def _changes(column: pa.Array | pa.ChunkedArray) -> BoolArray:
     """Return where a column without nulls differs from the row before, bool [N]."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()

@@ -1,0 +1,139 @@
+"""Item texts: catalogues' fields under our names, and clean of HTML."""
+
+import html
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.errors import UserError
+from learn_torchrec.ids import is_text
+from learn_torchrec.schema import ATTRIBUTES, BRAND, CATEGORY, ITEM_ID, PRICE, TITLE
+
+DESCRIPTION = "description"
+
+_TAG = re.compile(r"<[^>]*>")
+_ENTITY = re.compile(r"&(#\d+|#[xX][0-9a-fA-F]+|\w+);")
+_CHUNK = 1 << 16
+
+
+def table_of(rows: Iterable[Mapping[str, Any]], source: Location) -> pa.Table:
+    """Return a table from objects, a chunk of them at a time.
+
+    Columns are those that any object has; a missing value is null.
+
+    Args:
+        rows: the objects.
+        source: their file, for the message.
+
+    Raises:
+        UserError: a column whose values are of several types.
+    """
+    chunks: dict[str, list[pa.Array]] = {}
+    sizes: list[int] = []
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, _CHUNK)):
+        for name in dict.fromkeys(name for row in chunk for name in row):
+            values = _array([row.get(name) for row in chunk], name, source)
+            # An object of an earlier chunk did not have the column.
+            earlier = [pa.nulls(size) for size in sizes]
+            chunks.setdefault(name, earlier).append(values)
+        sizes.append(len(chunk))
+        for column in chunks.values():
+            if len(column) < len(sizes):
+                column.append(pa.nulls(len(chunk)))
+    return pa.table({n: _joined(column, n, source) for n, column in chunks.items()})
+
+
+def text_fields(row: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the text fields of a catalogue's object, whatever it calls them.
+
+    `categories` and `category` may be nested lists; `store` is the brand where there
+    is none; `features` and `feature` are the attributes. HTML tags are taken out.
+    """
+    found = {
+        TITLE: row.get("title"),
+        CATEGORY: row.get("categories") or row.get("category"),
+        BRAND: row.get("brand") or row.get("store"),
+        PRICE: row.get("price"),
+        ATTRIBUTES: row.get("features") or row.get("feature"),
+        DESCRIPTION: row.get("description"),
+    }
+    return {name: as_text(value) for name, value in found.items()}
+
+
+def as_text(value: Any) -> str | None:
+    """Return a value as text on one line, lists joined with ", "; None when empty."""
+    if isinstance(value, list | tuple):
+        parts = [part for part in map(as_text, value) if part]
+        return ", ".join(dict.fromkeys(parts)) or None
+    if value is None:
+        return None
+    return " ".join(_TAG.sub(" ", str(value)).split()) or None
+
+
+def item(item_id: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item table's row."""
+    return {ITEM_ID: item_id, **text_fields(row)}
+
+
+def unescape(items: pa.Table) -> pa.Table:
+    """Return items whose texts, and lists of texts, have no HTML entities (`&amp;`).
+
+    Every adapter's items pass here once, so that no other place need know of them.
+    """
+    for place, name in enumerate(items.column_names):
+        column = items.column(place)
+        if pt.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        in_lists = pt.is_list(column.type) or pt.is_large_list(column.type)
+        texts = pc.list_flatten(column) if in_lists else column
+        if name == ITEM_ID or not is_text(texts.type) or not _has_entity(texts):
+            continue
+        values = column.to_pylist()
+        if in_lists:
+            clean: list[Any] = [row and [_unescaped(v) for v in row] for row in values]
+        else:
+            clean = [_unescaped(value) for value in values]
+        items = items.set_column(place, name, pa.array(clean, column.type))
+    return items
+
+
+def _has_entity(texts: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.match_substring_regex(texts, _ENTITY.pattern)).as_py())
+
+
+def _unescaped(text: str | None) -> str | None:
+    if text is None or "&" not in text:
+        return text
+    clean = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+    # A text may consist of `&nbsp;` alone.
+    return text if clean == text else " ".join(clean.split()) or None
+
+
+def _array(values: list[Any], name: str, source: Location) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise _of_several_types(name, source, error) from None
+
+
+def _joined(chunks: list[pa.Array], name: str, source: Location) -> pa.ChunkedArray:
+    schemas = [pa.schema([(name, chunk.type)]) for chunk in chunks]
+    try:
+        kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise _of_several_types(name, source, error) from None
+
+
+def _of_several_types(name: str, source: Location, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(
+        f"{source}: column {name!r} holds values of several types ({reason}); use one"
+    )

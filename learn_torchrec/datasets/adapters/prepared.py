@@ -1,0 +1,144 @@
+"""A prepared data set (`prepared:DIR`): what `learn-torchrec prepare` wrote.
+
+Its files are described where they are written: `preparation/prepared.py`.
+"""
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from learn_torchrec.arrays import AnyArray, Int64Array
+from learn_torchrec.artifact import Manifest, read_manifest, verify
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.loading import tables
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.preparation.prepared import (
+    ITEM_EVENTS,
+    KIND,
+    USER_IDS_FILE,
+    file_of,
+)
+from learn_torchrec.datasets.sequences import SequenceSet, refuse_unknown_actions
+from learn_torchrec.errors import UserError
+from learn_torchrec.schema import ACTION, ITEM_ID, ITEMS_FILE, TIMESTAMP, USER_ID
+
+logger = logging.getLogger(__name__)
+
+
+class Prepared(Dataset):
+    """Sequences that are memory-mapped, and their items; no impressions.
+
+    Give `split.towers_until` as the manifest's `moment`.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._directory = Path(self.location.path)
+        self.manifest: Manifest = read_manifest(self._directory, KIND)
+
+    def sources(self, table: str) -> list[Location]:
+        """See `Dataset`."""
+        if table == ITEMS_FILE:
+            return [self.location / table]
+        return [self.location / file_of(name) for name in ("items", "times", "actions")]
+
+    def fingerprint(self, table: str) -> str:
+        """Return the digest of the artefact, or of its item table."""
+        if table == ITEMS_FILE:
+            return super().fingerprint(table)
+        return self.manifest.fingerprint
+
+    @functools.cached_property
+    def items(self) -> pa.Table:
+        """The items; their texts were cleaned before they were written."""
+        return self.check(ITEMS_FILE, self.read_items())
+
+    @functools.cached_property
+    def times(self) -> Int64Array:
+        """Times of all events, memory-mapped."""
+        return self._map("times")
+
+    def read_items(self) -> pa.Table:
+        """See `Dataset`."""
+        return tables.read_parquet(self.location / ITEMS_FILE)
+
+    def read_interactions(self) -> pa.Table:
+        """See `Dataset`."""
+        names = pa.array(self.manifest.facts["actions"])
+        owner = np.repeat(np.arange(len(self._user_ids)), np.diff(self._map("offsets")))
+        return pa.table(
+            {
+                USER_ID: self._user_ids.take(pa.array(owner)),
+                ITEM_ID: self.items[ITEM_ID].take(pa.array(self._map("items"))),
+                TIMESTAMP: pa.array(self.times),
+                ACTION: names.take(pa.array(self._map("actions"))),
+            }
+        )
+
+    def read_impressions(self) -> pa.Table:
+        """See `Dataset`."""
+        raise UserError(
+            f"{self.location}: a prepared: data set has no impressions; give the "
+            "ranker's stages the data set that it was made from"
+        )
+
+    def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
+        """Return the users' events of the wanted actions.
+
+        Memory-mapped as they are where all actions are wanted and the content store
+        has the item table's order; otherwise picked or renumbered in memory.
+
+        Raises:
+            UserError: a file is damaged, or events without a content vector.
+        """
+        verify(self._directory, KIND)
+        names = self.manifest.facts["actions"]
+        refuse_unknown_actions(actions, names)
+        whole = SequenceSet(
+            user_ids=self._user_ids,
+            offsets=self._map("offsets"),
+            items=self._rows_in(store),
+            times=self.times,
+        )
+        if set(names) <= set(actions):
+            return whole
+        wanted = [number for number, name in enumerate(names) if name in actions]
+        chosen = whole.select_events(np.isin(self._map("actions"), wanted))
+        return chosen.select_users(chosen.lengths > 0)
+
+    @functools.cached_property
+    def _user_ids(self) -> pa.Array:
+        source = pa.memory_map(str(self._directory / USER_IDS_FILE))
+        return pa.ipc.open_file(source).read_all()[USER_ID].combine_chunks()
+
+    def _rows_in(self, store: ContentStore) -> Int64Array:
+        """Return the events' items as rows of the store."""
+        items = self._map("items")
+        ids = self.items[ITEM_ID].combine_chunks()
+        rows = store.rows_of(ids)
+        lacking = np.flatnonzero((self._map(ITEM_EVENTS) > 0) & (rows < 0))
+        if lacking.size:
+            raise UserError(
+                f"{store.directory}: has no content vector of item "
+                f"{ids[int(lacking[0])].as_py()!r} ({lacking.size} such items with "
+                f"events in {self.location}); encode its items again"
+            )
+        if np.array_equal(rows, np.arange(len(rows))):
+            return items
+        logger.info("%s: events are renumbered to the store's rows", self.location)
+        return rows[items]
+
+    def _map(self, name: str) -> AnyArray:
+        path = self._directory / file_of(name)
+        try:
+            return np.asarray(np.load(path, mmap_mode="r"))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: damaged ({reason}); prepare the data again"
+            ) from None
