@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps import program
-from apps.checkup import Check, installation, machine, runtime
+from . import program
+from .checkup import Check, installation, machine, runtime
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,8 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
-from apps import options
-from apps.job import Job, describe
 from learn_torchrec.content import extract, store
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.content.vector_cache import (
@@ -40,6 +38,9 @@ from learn_torchrec.training.distributed import (
     rank_share,
     write_artifact_together,
 )
+
+from . import options
+from .job import Job, describe
 
 _SHOWN_SECONDS = 60.0  # until a shared file system shows what another host wrote
 

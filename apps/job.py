@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from apps import options
-from apps.program import is_first_rank
 from learn_torchrec import config
 from learn_torchrec.artifact import is_finished, read_manifest, recipe_of, verify
 from learn_torchrec.presets import Run
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import locked_together, process_group
 from learn_torchrec.training.run_log import RunLog
+
+from . import options
+from .program import is_first_rank
 
 
 @dataclass(frozen=True, kw_only=True)

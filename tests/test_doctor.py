@@ -9,9 +9,15 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-
-from apps import doctor
-from apps.checkup import Check, good, installation, machine, problem, runtime
+from learn_torchrec.apps import doctor
+from learn_torchrec.apps.checkup import (
+    Check,
+    good,
+    installation,
+    machine,
+    problem,
+    runtime,
+)
 
 GOOD = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}
 GIB = 1 << 30
@@ -27,7 +33,7 @@ def without(name: str) -> dict[str, str]:
 def test_this_installation_is_healthy() -> None:
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "apps.doctor"]
+    command = [sys.executable, "-m", "learn_torchrec.apps.doctor"]
 
     result = subprocess.run(
         command,

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-
-from apps import main as command_line
-from apps import quickstart
+from learn_torchrec.apps import main as command_line
+from learn_torchrec.apps import quickstart
 
 ROOT = Path(__file__).parents[1]
 FEATURES = json.dumps(
@@ -60,7 +59,13 @@ def arguments(market, model_dir, tmp_path):
 
 
 def run_quickstart(arguments, ranks: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "apps.quickstart", "--ranks", str(ranks)]
+    command = [
+        sys.executable,
+        "-m",
+        "learn_torchrec.apps.quickstart",
+        "--ranks",
+        str(ranks),
+    ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [*command, *arguments],

@@ -17,19 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from apps.benchmarks.measure import (
-    add_json,
-    bare_products,
-    interleaved_medians,
-    machine,
-)
-from apps.program import run, write_json
 from learn_torchrec.content.backbone import find_model
 from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
 from learn_torchrec.content.minilm import MINILM
 from learn_torchrec.content.prompt import PromptConfig, render
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
+
+from ..program import run, write_json
+from .measure import (
+    add_json,
+    bare_products,
+    interleaved_medians,
+    machine,
+)
 
 _REPEATS = 3
 

@@ -27,8 +27,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 
-from apps.benchmarks.measure import add_json, interleaved_medians, machine, run_tests
-from apps.program import run, write_json
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig
 from learn_torchrec.datasets.loading.location import Location
@@ -37,6 +35,9 @@ from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
 from learn_torchrec.datasets.preparation.engines import open_engine
 from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
+
+from ..program import run, write_json
+from .measure import add_json, interleaved_medians, machine, run_tests
 
 _ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000
 _DAYS = 300
@@ -98,7 +99,7 @@ def measure_scale(count: int, memory: str, scratch: Path) -> dict[str, Any]:
         directory = Path(folder) / "log"
         code = (
             "import json, sys; from pathlib import Path; "
-            "from apps.benchmarks import data; "
+            f"from {__package__} import data; "
             "print(json.dumps(data.prepare_once(Path(sys.argv[1]), int(sys.argv[2]), "
             "sys.argv[3])))"
         )

@@ -84,7 +84,7 @@ def peak_memory_mb(module: str, function: str, *arguments: Any) -> float:
     return another function without arguments, the part that is measured.
     """
     code = (
-        f"import json, sys\nfrom apps.benchmarks.measure import _measured\n"
+        f"import json, sys\nfrom {__package__}.measure import _measured\n"
         f"from {module} import {function} as prepare\n"
         f"print(_measured(prepare(*json.loads(sys.argv[1]))))"
     )

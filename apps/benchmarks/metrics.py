@@ -29,12 +29,13 @@ import pyarrow.parquet as pq
 import torch
 from sklearn.metrics import roc_auc_score
 
-from apps import program
-from apps.benchmarks.measure import interleaved_medians, machine
 from learn_torchrec.evaluation.auc import per_user_auc
 from learn_torchrec.evaluation.predictions import stream_predictions
 from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.evaluation.topk import top_items
+
+from .. import program
+from .measure import interleaved_medians, machine
 
 _ROWS_PER_USER = 20
 _ROW_GROUP = 1 << 20

@@ -28,8 +28,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM, DLRMTrain
 
-from apps import options
-from apps.benchmarks import measure
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.ranker.batch import RankingBatch, training_batches
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
@@ -42,6 +40,9 @@ from learn_torchrec.ranker.vectors import LearnVectors, VectorTable
 from learn_torchrec.training.distributed import gather_objects, is_writer, process_group
 from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.sharding import init_tables, shard_tables
+
+from .. import options
+from . import measure
 
 ROWS_PER_RANK = 2048
 STEPS = 40
@@ -214,7 +215,7 @@ def launch(ranks: int, path: Path, turns: int) -> dict[str, float]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", str(ranks), "-m", "apps.benchmarks.ranker"),
+            *("--nproc_per_node", str(ranks), "-m", f"{__package__}.ranker"),
             *("--worker", str(path), "--json", str(out), "--turns", str(turns)),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -22,9 +22,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from apps import options
-from apps.benchmarks import measure
-from apps.predict import cohort_activity
 from learn_torchrec import config as configuration
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -48,6 +45,10 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.run_log import RunLog
+
+from .. import options
+from ..predict import cohort_activity
+from . import measure
 
 Scores = NDArray[np.float64]
 ARMS = ("baseline", "learn")

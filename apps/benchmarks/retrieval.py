@@ -11,7 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from apps import evaluate_retrieval, options, train_towers
+from .. import evaluate_retrieval, options, train_towers
 
 GROUPS = ("retrieval", "new_targets", "tail_targets")
 INPUTS = ("content", "content+id")

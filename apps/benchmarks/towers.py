@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from apps import options
-from apps.benchmarks import measure
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.encoder import cpu_has_bfloat16
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
@@ -33,6 +31,9 @@ from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
 from learn_torchrec.towers.model import TwinTower, TwinTowerTrain
 from learn_torchrec.towers.sampling import SamplingConfig, UserSample
 from learn_torchrec.training.optim import OptimizerConfig, dense_optimizer
+
+from .. import options
+from . import measure
 
 TOLERANCE = 1e-5
 USERS = 30
@@ -370,7 +371,7 @@ def measure_loss_memory() -> dict[str, float]:
     All of the naive loss's matrices are anchors x candidates, so its memory at four
     times the users is sixteen times as much.
     """
-    module = "apps.benchmarks.towers"
+    module = f"{__package__}.towers"
     ours = measure.peak_memory_mb(module, "loss_problem", 4096, False)
     naive = 16 * measure.peak_memory_mb(module, "loss_problem", 1024, True)
     return {

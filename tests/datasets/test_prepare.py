@@ -339,7 +339,7 @@ def test_a_prepared_data_set_serves_the_towers(duckdb: Engine, tmp_path: Path) -
 
 def test_the_app(market: Path, tmp_path: Path) -> None:
     pytest.importorskip("duckdb")
-    from apps import prepare as app
+    from learn_torchrec.apps import prepare as app
 
     out = tmp_path / "results" / "prepared"
     options = ["--data", f"parquet:{market}", "--out", str(out), "--memory", "500MB"]
@@ -357,7 +357,7 @@ def test_the_app(market: Path, tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_meet(market: Path, tmp_path: Path) -> None:
-    from apps import prepare as app
+    from learn_torchrec.apps import prepare as app
 
     out = tmp_path / "results" / "prepared"
     with locked(out):
@@ -370,7 +370,7 @@ def test_two_runs_do_not_meet(market: Path, tmp_path: Path) -> None:
 
 def test_what_a_killed_run_leaves_is_removed(market: Path, tmp_path: Path) -> None:
     pytest.importorskip("duckdb")
-    from apps import prepare as app
+    from learn_torchrec.apps import prepare as app
 
     out = tmp_path / "results" / "prepared"
     options = ["--data", f"parquet:{market}", "--out", str(out)]
@@ -394,7 +394,7 @@ def test_a_full_disk_leaves_nothing(
 ) -> None:
     """A limit on a file's size, from a step on, stands in for the disk's end."""
     pytest.importorskip("duckdb")
-    from apps import prepare as app
+    from learn_torchrec.apps import prepare as app
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     original = getattr(app, step)
