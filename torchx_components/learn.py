@@ -21,14 +21,14 @@ project. A test compares the two.
 """
 
 import inspect
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, TypeAlias
 
 import torchx.version
 from torchx import specs
 from torchx.components import dist
 
 Component = Callable[..., specs.AppDef]
-Job = specs.AppDef  # a function that returns it by this name is no component
+Job: TypeAlias = specs.AppDef  # a function that returns it by this name is no component
 
 
 def _ddp(  # noqa: PLR0913
