@@ -45,9 +45,9 @@ class Manifest:
 
     Attributes:
         kind: what it holds, e.g. "content" or "towers".
-        recipe: digest of kind, format, configuration and inputs: two artefacts
-            with the same recipe hold the same thing.
-        config: the part of the configuration that decides the content.
+        recipe: digest of kind, format, deciding configuration and inputs: two
+            artefacts with the same recipe hold the same thing.
+        config: the sections of the configuration that the stage reads.
         inputs: fingerprint of every input, by role.
         cutoff: unix seconds; the models behind the artefact learned from nothing at
             or after it. None where nothing learned from behaviour.
@@ -91,7 +91,13 @@ def _digest(body: object) -> str:
 
 
 def recipe_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Return the digest that identifies what a stage would produce."""
+    """Return the digest that identifies what a stage would produce.
+
+    Args:
+        kind: what the artefact holds.
+        config: the settings that decide it, see `config.deciding`.
+        inputs: fingerprints of what it is made from, by role.
+    """
     body = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
@@ -272,6 +278,7 @@ def write_artifact(
     cutoff: int | None = None,
     facts: dict[str, Any] | None = None,
     run_config: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
 ) -> Iterator[Path]:
     """Yield a working directory that becomes `directory` when the block ends well.
 
@@ -281,12 +288,13 @@ def write_artifact(
     Args:
         directory: where the artefact appears.
         kind: what it holds.
-        config: the settings that decide its content (part of the recipe).
+        config: the settings that it is made with.
         inputs: fingerprints of what it is made from, by role.
         cutoff: unix seconds, see `Manifest`.
         facts: read when the block ends, so the block may fill it in.
         run_config: the whole resolved configuration, saved as `config.json`
             for `--config`.
+        recipe: see `recipe_of`; None where all of `config` decides the content.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     _recover(directory)
@@ -300,7 +308,7 @@ def write_artifact(
             (working / CONFIG).write_text(json.dumps(run_config, indent=2) + "\n")
         manifest = Manifest(
             kind=kind,
-            recipe=recipe_of(kind, config, inputs),
+            recipe=recipe or recipe_of(kind, config, inputs),
             config=dict(config),
             inputs=dict(inputs),
             cutoff=cutoff,

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import field
+from typing import Annotated
 
-from learn_torchrec.config import configuration, replace
+from learn_torchrec.config import OPERATIONAL, configuration, replace
 from learn_torchrec.content.encoder import EncoderConfig
 from learn_torchrec.content.extract import ContentConfig
 from learn_torchrec.content.minilm import MINILM
@@ -53,7 +54,9 @@ class Run:
     ranker: RankerConfig = field(default_factory=RankerConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     cohorts: CohortConfig = field(default_factory=CohortConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: Annotated[CheckpointConfig, OPERATIONAL] = field(
+        default_factory=CheckpointConfig
+    )
 
 
 def _small_encoder(dropout: float, max_positions: int = 80) -> EncoderShape:
