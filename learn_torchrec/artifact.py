@@ -8,6 +8,7 @@ refused.
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -16,11 +17,12 @@ import logging
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from learn_torchrec.errors import UserError
 
@@ -200,24 +202,33 @@ def verify(directory: Path, kind: str) -> None:
 def locked(directory: Path) -> Iterator[None]:
     """Keep other runs from making `directory` while this one does.
 
-    The kernel releases the lock when the process ends, however it ends.
+    The kernel releases the lock (flock) when the process ends, however it ends, so a
+    file that a killed run left holds nothing. The file goes when the block ends. The
+    package `filelock` does not carry this: its flock locks know no holder to name,
+    leave their files, and turn into lock files that outlive a killed run where the
+    file system has no flock.
 
     Raises:
-        UserError: another run holds it; names its process.
+        UserError: another run holds it (names its process), the lock file is none of
+            ours, or the file system has no locks.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     path = directory.parent / f".{directory.name}.lock"
     while True:
-        stream = path.open("a+")
+        stream = _open_lock(path)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
+        except OSError as error:
             holder = stream.read().strip() or "unknown"
             stream.close()
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(
+                    f"{directory}: another run is making it (process {holder}); wait "
+                    "for it, or choose another --out"
+                ) from None
             raise UserError(
-                f"{directory}: another run is making it (process {holder}); wait for "
-                "it, or choose another --out"
+                f"{path}: cannot be locked ({error.strerror}); choose an --out on a "
+                "file system with locks"
             ) from None
         # Who held it before may have removed the file after this one opened it.
         with contextlib.suppress(FileNotFoundError):
@@ -232,6 +243,25 @@ def locked(directory: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open a lock file to read and append, and never what a link leads to.
+
+    Raises:
+        UserError: the path is a symbolic link or anything but a plain file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "r+")
+        os.close(descriptor)
+    raise UserError(f"{path}: is not a plain file, as a lock is; remove it")
 
 
 def is_finished(

@@ -29,6 +29,7 @@ from learn_torchrec.datasets.split import resolve_times
 from learn_torchrec.evaluation.auc import evaluate_auc, per_user_auc
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
 from learn_torchrec.presets import Run
+from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import RankingRows
@@ -137,7 +138,9 @@ def prepare(args: argparse.Namespace) -> Study:
     validation_from = resolve_times(earlier, dataset.interactions).test_from
     moments = dataset.impressions[TIMESTAMP].to_numpy()
     vectors = load_vectors(args.vectors)
-    vectors.refuse_leak(moments[moments >= times.towers_until], "train on")
+    ahead = moments[moments >= times.towers_until]
+    start = int(ahead.min()) if len(ahead) else None
+    refuse_vectors_leak(vectors.manifest, start, "train on")
     features = run.ranker.features
     return Study(
         run=run,
