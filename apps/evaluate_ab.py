@@ -96,12 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             user_columns, item_columns = ["user_cohort"], ["item_cohort"]
     outcomes = read_outcomes(args.outcomes, config.ab.arms, user_columns, item_columns)
     reading = read_ab(outcomes, config.ab)
+    program.write_json(args.out, to_json(reading))  # before a pipe may break
     if reading.is_simulated:
         print(SIMULATED_NOTE)
     print(sample_ratio_line(reading))
     print("\n" + lifts_table(reading))
     print("\n" + daily_table(reading))
-    program.write_json(args.out, to_json(reading))
 
 
 def sample_ratio_line(reading: AbReading) -> str:

@@ -192,9 +192,9 @@ def stream(paths: Mapping[str, Path], config: EvaluationConfig, out: Path) -> No
                 stream_predictions(path, rows, ranks, chosen)
                 metrics[name][cohort] = rows.finish()
         if ranks.rank == 0:
-            print(metrics_table(metrics))
             body = {"ranking": metrics, "settings": config}
             program.write_json(out, ranking.to_json(body))
+            print(metrics_table(metrics))
 
 
 def _conventions(files: Mapping[str, Predictions]) -> dict[str, list[PeerNumbers]]:

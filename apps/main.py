@@ -20,13 +20,17 @@ _OWN_PACKAGES = ("learn_torchrec", "apps")  # apps: run from a checkout
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `learn-torchrec <command> [options]`."""
-    command, *options = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    program.run(_dispatch, sys.argv[1:] if argv is None else argv)
+
+
+def _dispatch(argv: Sequence[str] | None) -> None:
+    command, *options = argv or ["--help"]
     if command in ("-h", "--help"):
         print(_overview())
     elif command == "--version":
         print(f"learn-torchrec {_version()}")
     else:
-        program.run(lambda _: _app_main(command)(options))
+        _app_main(command)(options)
 
 
 def _overview() -> str:

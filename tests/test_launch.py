@@ -132,7 +132,7 @@ def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         program.run(interrupted)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted; run it again to go on\n"
+    assert capsys.readouterr().err == "interrupted; run it again to resume\n"
 
 
 def test_every_rank_prints_a_users_mistake(

@@ -10,7 +10,6 @@
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -24,10 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..program import run, write_json
+from ..program import run
 from . import save_cost
 from .damage import corruptions, damaged_checkpoints
-from .measure import add_json, machine, run_tests
+from .measure import add_json, machine, publish, require, run_tests
 from .stages import STEPS, TriedStep, complete, content_of, make_all, start
 
 _TESTS = ("tests/training", "tests/test_artifact.py")
@@ -80,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="of the moments (default: the time)")
     add_json(parser, "faults.json")
     args = parser.parse_args(argv)
+    require(pytest="pytest")
     seed = int(time.time()) if args.seed is None else args.seed
     dice = random.Random(seed)
     results: dict[str, Any] = {"machine": machine(), "seed": seed}
@@ -103,11 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results[count] = sum(stage[count] for stage in results["stages"].values())
     results["fault_tests"] = run_tests(*_TESTS)
     results |= save_cost.measure()
-    print(json.dumps(results, indent=2))
-    if args.json:
-        # The hour of `soak` adds its figures to the same file.
-        known = json.loads(args.json.read_text()) if args.json.exists() else {}
-        write_json(args.json, known | results)
+    # The hour of `soak` adds its figures to the same file.
+    publish(results, args.json, merge=True)
     ok = results["kills"] == results["identical"]
     ok &= results["corruptions"] == results["refused_cleanly"]
     ok &= results["checkpoints"] == results["checkpoints_identical"]

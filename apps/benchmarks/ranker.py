@@ -273,9 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for ranks in (1, 2)
         for name in rounds[0][1]
     }
-    print(json.dumps(result, indent=2))
-    if args.json:
-        options.write_json(args.json, result)
+    measure.publish(result, args.json)
 
 
 if __name__ == "__main__":

@@ -124,9 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "tuned": tuned,
         "cohorts": compare(study, scores),
     }
-    print(json.dumps(result, indent=2))
-    if args.json:
-        options.write_json(args.json, result)
+    measure.publish(result, args.json)
 
 
 def prepare(args: argparse.Namespace) -> Study:

@@ -9,7 +9,6 @@ alone.
 """
 
 import argparse
-import json
 import signal
 import statistics
 import tempfile
@@ -23,8 +22,8 @@ import psutil
 
 from learn_torchrec.datasets.generated.shop import GeneratedConfig, write_shop
 
-from ..program import run, write_json
-from .measure import add_json, machine
+from ..program import run
+from .measure import add_json, machine, publish
 from .stages import STEPS, TriedStep, complete, start
 
 _SHOP = GeneratedConfig(users=4_000, items=1_000, days=12, impressions=600_000)
@@ -139,10 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples, status = watch(args.minutes, Path(name))
     result = summary(samples, args.minutes)
     result |= {"soak_exit_code": status, "soak_machine": machine()}
-    print(json.dumps(result, indent=2))
-    if args.json:
-        known = json.loads(args.json.read_text()) if args.json.exists() else {}
-        write_json(args.json, known | result)
+    publish(result, args.json, merge=True)
 
 
 if __name__ == "__main__":

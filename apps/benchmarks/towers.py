@@ -7,7 +7,6 @@ ours before anything is timed.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -403,9 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rates = [result[name].get("users_per_s", 0.0) for name in ("float32", "bfloat16")]
     reference = result["float32"]["reference_users_per_s"]
     result["best_over_reference_default"] = max(rates) / reference
-    print(json.dumps(result, indent=2))
-    if args.json:
-        options.write_json(args.json, result)
+    measure.publish(result, args.json)
 
 
 if __name__ == "__main__":
