@@ -1,4 +1,4 @@
-"""Check this machine and installation, one line each, with a mend per problem."""
+"""Check this machine and installation, one line each, with a fix for each problem."""
 
 import argparse
 import sys

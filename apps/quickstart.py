@@ -120,7 +120,7 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
     output = logs / f"{step.name}.log"
     progress = live_log_path(args.out / step.name)
     if not (args.out / "checkpoints" / step.name).exists():
-        progress.unlink(missing_ok=True)  # of a run that this one does not go on with
+        progress.unlink(missing_ok=True)  # of a run that this one does not resume
     programs = Path(sys.executable).parent  # torchx finds torchrun through PATH
     torchx = [str(programs / "torchx"), "run"]
     torchx += ["--scheduler", "local_cwd", "--wait", "--log", f"{_COMPONENTS}:stage"]
@@ -143,7 +143,7 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
     if process.returncode:
         raise UserError(_failure(step.name, output))
     if not (args.out / step.name / MANIFEST).exists():
-        raise Stopped(f"stage {step.name} was stopped; run it again to go on")
+        raise Stopped(f"stage {step.name} was stopped; run it again to resume")
 
 
 def _show(progress: Path, bar: "tqdm[None]") -> None:

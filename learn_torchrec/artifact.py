@@ -1,7 +1,7 @@
 """Artefacts: directories that appear whole or not at all, with a manifest.
 
 A stage writes into a directory beside the final one, every file and the manifest
-are flushed to disk, and one rename makes the result visible. The manifest says
+are flushed to disk, and one rename makes the result visible. The manifest records
 what made the artefact, so that a finished stage is reused and a wrong input is
 refused.
 """
@@ -173,7 +173,7 @@ def confined(directory: Path, name: str) -> Path:
 
 
 def damaged_file(directory: Path, manifest: Manifest) -> str | None:
-    """Return the first file that is not what the manifest says; None if all are."""
+    """Return the first file that is not what the manifest records; None if all are."""
     for name, described in manifest.files.items():
         path = confined(directory, name)
         if not path.is_file() or path.stat().st_size != described["bytes"]:

@@ -43,7 +43,7 @@ class Run:
         ranker: impressions and vectors to conversion probabilities.
         retrieval: how finding held-out users' items is judged.
         cohorts: bounds of the evaluation's cohorts.
-        checkpoint: how often a training saves what it needs to go on.
+        checkpoint: how often a training saves what it needs to resume.
     """
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)

@@ -2,9 +2,8 @@
 
 import json
 
-from learn_torchrec.apps import job, options
-
 from learn_torchrec import config, presets
+from learn_torchrec.apps import job, options
 from learn_torchrec.artifact import read_manifest, write_artifact
 
 

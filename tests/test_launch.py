@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from learn_torchrec.apps import main, program
-from learn_torchrec.apps.stages import STAGES, Stage
-from learn_torchrec.torchx_components import learn
 from torchx.components.component_test_base import ComponentTestCase
 from torchx.runner import get_runner
 from torchx.specs.builders import materialize_appdef
 
+from learn_torchrec.apps import main, program
+from learn_torchrec.apps.stages import STAGES, Stage
 from learn_torchrec.errors import UserError
+from learn_torchrec.torchx_components import learn
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTED = [stage.app for stage in STAGES.values() if stage.distributed]

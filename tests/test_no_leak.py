@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from learn_torchrec.apps import main as command_line
 from safetensors.torch import load_file
 
+from learn_torchrec.apps import main as command_line
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.ranker.vectors import KIND
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import pytest
+
 from learn_torchrec.apps import program
 from learn_torchrec.apps.benchmarks import measure
-
 from learn_torchrec.errors import UserError
 
 

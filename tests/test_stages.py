@@ -5,6 +5,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+
 from learn_torchrec.apps import quickstart
 from learn_torchrec.apps.benchmarks import stages as tried
 from learn_torchrec.apps.stages import STAGES, Stage, Step, input_options

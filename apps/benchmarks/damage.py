@@ -1,7 +1,7 @@
 """Damage: every file of every artefact and checkpoint, changed, cut off and gone.
 
 The stage that reads an artefact must refuse it in one line that names it; a training
-must go on from an earlier checkpoint to the same result.
+must resume from an earlier checkpoint to the same result.
 """
 
 import os
@@ -100,7 +100,7 @@ def damaged_checkpoints(
     """Damage the newest checkpoint of a killed run; it must end as if it had not been.
 
     Raises:
-        RuntimeError: a run did not go on.
+        RuntimeError: a run did not resume.
     """
     with ThreadPoolExecutor(jobs) as pool:
         runs = [

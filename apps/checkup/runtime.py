@@ -91,18 +91,18 @@ def check_all_reduce(findings: Findings) -> Check:
         findings,
         3.0,
         "gloo runs",
-        mend="export GLOO_SOCKET_IFNAME=lo, or put this host's name in /etc/hosts",
+        fix="export GLOO_SOCKET_IFNAME=lo, or put this host's name in /etc/hosts",
     )
 
 
 def _known_answer(
-    step: str, findings: Findings, expected: Any, found: str, mend: str = _REINSTALL
+    step: str, findings: Findings, expected: Any, found: str, fix: str = _REINSTALL
 ) -> Check:
     finding = findings[step]
     if "error" in finding:
-        return problem(step, finding["error"], mend)
+        return problem(step, finding["error"], fix)
     if finding["value"] != expected:
         return problem(
-            step, f"wrong answer {finding['value']}, {expected} expected", mend
+            step, f"wrong answer {finding['value']}, {expected} expected", fix
         )
     return good(step, found)

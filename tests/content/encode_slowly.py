@@ -8,7 +8,6 @@ import sys
 import time
 
 from learn_torchrec.apps import encode_content, options
-
 from learn_torchrec.content import extract
 from learn_torchrec.content.encoder import ContentEncoder
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from learn_torchrec.apps import data
 from sklearn.metrics import roc_auc_score
 
+from learn_torchrec.apps import data
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.generated.shop import GeneratedConfig, GeneratedShop
 from learn_torchrec.errors import UserError

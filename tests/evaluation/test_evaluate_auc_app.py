@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from learn_torchrec.apps import evaluate_auc
 
+from learn_torchrec.apps import evaluate_auc
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import evaluate_auc as metrics_of

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from learn_torchrec.apps import evaluate_ab, evaluate_auc, report
 from report_run import manifest, retrieval_rows
 
+from learn_torchrec.apps import evaluate_ab, evaluate_auc, report
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.predictions import Predictions
 from learn_torchrec.evaluation.report.calibration import calibration_bins

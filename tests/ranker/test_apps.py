@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from learn_torchrec.apps import main as command_line
 from learn_torchrec.apps import predict
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from learn_torchrec.apps.benchmarks import ranker, ranking_study
 
+from learn_torchrec.apps.benchmarks import ranker, ranking_study
 from learn_torchrec.ranker.config import RankerConfig
 
 

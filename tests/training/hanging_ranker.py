@@ -4,7 +4,6 @@ import os
 import time
 
 from learn_torchrec.apps import options, train_ranker
-
 from learn_torchrec.ranker import build
 
 
