@@ -18,8 +18,8 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.torchx_components import learn
 
 ROOT = Path(__file__).parents[1]
-DISTRIBUTED = [stage.app for stage in STAGES.values() if stage.distributed]
-COMPONENTS = [*DISTRIBUTED, "stage"]
+NAMED = [s.app for s in STAGES.values() if s.distributed and hasattr(learn, s.app)]
+COMPONENTS = [*NAMED, "stage"]
 
 
 def run(
@@ -178,7 +178,7 @@ class TestComponents(ComponentTestCase):
             self.validate(learn, name)
 
 
-@pytest.mark.parametrize("name", DISTRIBUTED)
+@pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("option", ["-j", "--j"])
 def test_component_runs_its_app_on_the_ranks_asked_for(name: str, option: str) -> None:
     settings = ["--env", "A=1,LOGLEVEL=ERROR", "--max_restarts", "3"]
