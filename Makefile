@@ -8,7 +8,7 @@ ARGS        ?=
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SPEC := $(wildcard requirements/*.txt) pyproject.toml
+SPEC := $(wildcard requirements/*.txt) pyproject.toml setup.py
 # Both fbgemm wheels write the same module: where the other one is, both go first.
 UNWANTED_cpu  := fbgemm-gpu
 UNWANTED_cuda := fbgemm-gpu-cpu
@@ -68,10 +68,10 @@ $(DEV_STAMP): $(ENV_STAMP)
 	@touch $@
 
 quickstart: env ## every stage on MovieLens-100K, into runs/quickstart
-	@$(BIN)/python -m apps.quickstart --out runs/quickstart $(ARGS)
+	@$(BIN)/python -m learn_torchrec.apps.quickstart --out runs/quickstart $(ARGS)
 
 doctor: env ## check this machine and installation
-	@$(BIN)/python -m apps.doctor
+	@$(BIN)/python -m learn_torchrec.apps.doctor
 
 test: dev ## the fast tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

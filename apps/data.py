@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from apps import options
 from learn_torchrec.artifact import is_finished, locked, recipe_of, write_artifact
 from learn_torchrec.config import from_dict, to_dict
 from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_market
+
+from . import options
 
 
 def build_parser() -> argparse.ArgumentParser:

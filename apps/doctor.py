@@ -1,12 +1,12 @@
-"""Check this machine and installation, one line each, with a mend per problem."""
+"""Check this machine and installation, one line each, with a fix for each problem."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps import program
-from apps.checkup import Check, installation, machine, runtime
+from . import program
+from .checkup import Check, installation, machine, runtime
 
 
 def main(argv: Sequence[str] | None = None) -> None:

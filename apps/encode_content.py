@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
-from apps import options
-from apps.job import Job, describe
 from learn_torchrec.arrays import Int64Array, UInt64Array
 from learn_torchrec.content import extract, store
 from learn_torchrec.content.store import ContentStore
@@ -39,6 +37,9 @@ from learn_torchrec.training.distributed import (
     rank_share,
     write_artifact_together,
 )
+
+from . import options
+from .job import Job, describe
 
 _SHOWN_SECONDS = 60.0  # until a shared file system shows what another host wrote
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 
-from apps import program
-from apps.tables import align
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.datasets.generated.ab_replay import AbReplayConfig, write_ab_replay
 from learn_torchrec.errors import UserError
@@ -18,6 +16,9 @@ from learn_torchrec.evaluation.ab import (
 )
 from learn_torchrec.evaluation.ab_outcomes import ALL, read_outcomes
 from learn_torchrec.evaluation.ranking import to_json
+
+from . import program
+from .tables import align
 
 SIMULATED_NOTE = "SIMULATED: generated users, no live test; planted lifts"
 
@@ -95,12 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             user_columns, item_columns = ["user_cohort"], ["item_cohort"]
     outcomes = read_outcomes(args.outcomes, config.ab.arms, user_columns, item_columns)
     reading = read_ab(outcomes, config.ab)
+    program.write_json(args.out, to_json(reading))  # before a pipe may break
     if reading.is_simulated:
         print(SIMULATED_NOTE)
     print(sample_ratio_line(reading))
     print("\n" + lifts_table(reading))
     print("\n" + daily_table(reading))
-    program.write_json(args.out, to_json(reading))
 
 
 def sample_ratio_line(reading: AbReading) -> str:

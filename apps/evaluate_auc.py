@@ -9,8 +9,6 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from apps import program
-from apps.tables import align
 from learn_torchrec.artifact import MANIFEST, verify
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.errors import UserError
@@ -38,6 +36,9 @@ from learn_torchrec.evaluation.predictions import (
 )
 from learn_torchrec.evaluation.significance import PairedDifference
 from learn_torchrec.evaluation.stream import MetricsStream
+
+from . import program
+from .tables import align
 
 _SIGNIFICANT = 0.05
 _METRICS = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
@@ -191,9 +192,9 @@ def stream(paths: Mapping[str, Path], config: EvaluationConfig, out: Path) -> No
                 stream_predictions(path, rows, ranks, chosen)
                 metrics[name][cohort] = rows.finish()
         if ranks.rank == 0:
-            print(metrics_table(metrics))
             body = {"ranking": metrics, "settings": config}
             program.write_json(out, ranking.to_json(body))
+            print(metrics_table(metrics))
 
 
 def _conventions(files: Mapping[str, Predictions]) -> dict[str, list[PeerNumbers]]:

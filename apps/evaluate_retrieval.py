@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from apps import options
 from learn_torchrec.artifact import verify
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
@@ -27,6 +26,8 @@ from learn_torchrec.towers.holdout import (
     towers_scores,
 )
 from learn_torchrec.training.distributed import process_group
+
+from . import options
 
 _GROUPS = {
     "all": "all targets",

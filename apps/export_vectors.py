@@ -7,8 +7,6 @@ import numpy as np
 import pyarrow as pa
 import torch.distributed as dist
 
-from apps import options
-from apps.job import Job, describe
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
@@ -33,6 +31,9 @@ from learn_torchrec.training.distributed import (
     write_artifact_together,
 )
 from learn_torchrec.training.run_log import RunLog
+
+from . import options
+from .job import Job, describe
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from apps import options
-from apps.program import is_first_rank
 from learn_torchrec import config
 from learn_torchrec.artifact import is_finished, read_manifest, recipe_of, verify
 from learn_torchrec.presets import Run
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import locked_together, process_group
 from learn_torchrec.training.run_log import RunLog
+
+from . import options
+from .program import is_first_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class Job:
     Attributes:
         kind: what the artefact holds.
         run: the whole configuration.
-        config: the part of it that decides the artefact.
+        config: the sections of it that the stage reads.
+        deciding: those without what decides no result, see `config.deciding`.
         inputs: fingerprints of what it is made from.
         artefacts: of earlier stages, those among the inputs, with their kinds.
         out: where it goes.
@@ -36,10 +38,16 @@ class Job:
     kind: str
     run: Run
     config: Mapping[str, Any]
+    deciding: Mapping[str, Any]
     inputs: Mapping[str, str]
     artefacts: tuple[tuple[Path, str], ...]
     out: Path
     overwrite: bool
+
+    @property
+    def recipe(self) -> str:
+        """What identifies the artefact."""
+        return recipe_of(self.kind, self.deciding, self.inputs)
 
     def is_done(self) -> bool:
         """Whether the artefact is there already; if not, its inputs are checked.
@@ -48,8 +56,7 @@ class Job:
             UserError: something else is there and `overwrite` is off, or a file of an
                 input is damaged.
         """
-        recipe = recipe_of(self.kind, self.config, self.inputs)
-        if is_finished(self.out, self.kind, recipe, self.overwrite):
+        if is_finished(self.out, self.kind, self.recipe, self.overwrite):
             return True
         if is_first_rank():  # its error ends the others
             for directory, kind in self.artefacts:
@@ -65,7 +72,11 @@ class Job:
         """
         with process_group() as device, locked_together(self.out):
             checkpoints = Checkpoints(
-                self.out, self.config, self.inputs, self.run.checkpoint, self.overwrite
+                self.out,
+                self.deciding,
+                self.inputs,
+                self.run.checkpoint,
+                self.overwrite,
             )
             with checkpoints.listening(), RunLog(self.out) as log:
                 yield device, log, checkpoints
@@ -79,6 +90,7 @@ class Job:
             "cutoff": cutoff,
             "facts": facts,
             "run_config": config.to_dict(self.run),
+            "recipe": self.recipe,
         }
 
 
@@ -94,7 +106,7 @@ def describe(
     Args:
         args: with the options of `options.parser` and `options.add_output`.
         kind: what the artefact holds.
-        sections: of the configuration, those that decide the artefact.
+        sections: of the configuration, those that the stage reads.
         inputs: fingerprints of what it is made from.
         artefacts: directories and kinds of earlier stages' artefacts, by role.
     """
@@ -104,10 +116,12 @@ def describe(
         for role, artefact in artefacts.items()
     }
     run = options.resolve(args)
+    used = {name: getattr(run, name) for name in sections}
     return Job(
         kind=kind,
         run=run,
-        config={name: config.to_dict(getattr(run, name)) for name in sections},
+        config={name: config.to_dict(value) for name, value in used.items()},
+        deciding={name: config.deciding(value) for name, value in used.items()},
         inputs={**inputs, **fingerprints},
         artefacts=tuple(artefacts.values()),
         out=args.out,

@@ -10,45 +10,36 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 
-from apps import program
 from learn_torchrec.errors import UserError
 
-COMMANDS = {
-    "quickstart": "run every stage on MovieLens-100K and report the metrics",
-    "data": "a generated market of any size, its true probabilities with it",
-    "doctor": "check this machine and installation, with a mend for each problem",
-    "prepare": "a log of any size -> clean, sorted, memory-mapped sequences",
-    "encode-content": "item text -> content vectors (frozen language model)",
-    "train-towers": "interactions + content vectors -> user and item towers",
-    "export-vectors": "trained towers -> user and item vectors",
-    "train-ranker": "impressions + vectors -> ranker (TorchRec DLRM with LEARN)",
-    "predict": "trained ranker + impressions -> predictions",
-    "evaluate-retrieval": "vectors -> hit rate, recall, NDCG and MRR at k",
-    "evaluate-auc": "predictions -> AUC, UAUC, wUAUC, NE and calibration",
-    "evaluate-ab": "outcomes of an A/B test -> lifts by cohort and day",
-    "report": "a run's directory -> one HTML page, Markdown and JSON",
-}
-_OWN_PACKAGES = ("apps", "learn_torchrec")
+from . import program
+from .stages import STAGES
+
+_OWN_PACKAGES = ("learn_torchrec", "apps")  # apps: run from a checkout
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `learn-torchrec <command> [options]`."""
-    command, *options = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    program.run(_dispatch, sys.argv[1:] if argv is None else argv)
+
+
+def _dispatch(argv: Sequence[str] | None) -> None:
+    command, *options = argv or ["--help"]
     if command in ("-h", "--help"):
         print(_overview())
     elif command == "--version":
         print(f"learn-torchrec {_version()}")
     else:
-        program.run(lambda _: _app_main(command)(options))
+        _app_main(command)(options)
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
+    width = max(map(len, STAGES))
     return "\n".join(
         [
             "usage: learn-torchrec <command> [options]",
             "",
-            *(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()),
+            *(f"  {name:<{width}}  {stage.does}" for name, stage in STAGES.items()),
             "",
             "learn-torchrec <command> --help lists the options of a command.",
         ]
@@ -69,18 +60,18 @@ def _app_main(command: str) -> Callable[[Sequence[str]], None]:
         UserError: no such command, or a package the app needs cannot be loaded.
     """
     name = command.replace("_", "-")
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
+    if name not in STAGES:
+        near = difflib.get_close_matches(name, STAGES, n=1)
         hint = f"did you mean {near[0]}?" if near else "learn-torchrec --help lists all"
         raise UserError(f"unknown command {command!r}; {hint}")
     try:
-        app = importlib.import_module(f"apps.{name.replace('-', '_')}")
+        app = importlib.import_module(f"{__package__}.{STAGES[name].app}")
     except (ImportError, OSError) as error:  # OSError: a wheel's library cannot load
         if _is_ours(error):
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{name} cannot start: {reason}; learn-torchrec doctor names the mend"
+            f"{name} cannot start: {reason}; learn-torchrec doctor names the fix"
         ) from error
     return app.main
 

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from apps.program import run as run  # apps say options.run(main)
-from apps.program import write_json as write_json
 from learn_torchrec import config, presets
+
+from .program import run as run  # apps say options.run(main)
+from .program import write_json as write_json
 
 DATA_HELP = (
     "data set as ADAPTER:PATH: movielens:auto (the wheel's MovieLens-100K), "

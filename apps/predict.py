@@ -12,9 +12,6 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from apps import options
-from apps.job import Job, describe
-from apps.learn_inputs import open_vectors, towers_input, vector_artefacts
 from learn_torchrec import config
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.datasets import open_dataset
@@ -52,6 +49,10 @@ from learn_torchrec.training.distributed import (
     write_artifact_together,
 )
 from learn_torchrec.training.run_log import RunLog
+
+from . import options
+from .job import Job, describe
+from .learn_inputs import open_vectors, towers_input, vector_artefacts
 
 _PART_ROWS = 131_072  # of a rank: read, scored and written together
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)

@@ -4,15 +4,25 @@ import errno
 import json
 import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from learn_torchrec.errors import Stopped, UserError
 
-# What the system refuses is a user's to mend: rights, a full disk, a wrong path.
-_MENDABLE = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What the system refuses is the user's to fix: rights, a wrong path, a full or failing
+# disk, a limit. Any other OSError, a missing file of our own say, is a bug.
+_REFUSALS = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_REFUSED = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY, errno.EBUSY),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.ESTALE),
+        *(errno.EINTR, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN),
+    }
+)
 OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
 
 
@@ -21,7 +31,9 @@ def run(
 ) -> None:
     """Run an app's main: a `UserError` becomes one line and exit code 2.
 
-    A run that was asked to stop, and has saved what it needs to go on, exits with 0.
+    So does what the system refuses. A run that was asked to stop, and has saved what it
+    needs to resume, exits with 0. Output that nobody reads any more (`| head`) ends the
+    program as SIGPIPE would.
 
     Args:
         main: the app's entry point.
@@ -37,17 +49,37 @@ def run(
         logging.getLogger(name).setLevel(level)
     try:
         main(argv)
+        sys.stdout.flush()
     except Stopped as stopped:
         logging.getLogger(__name__).info("%s", stopped)
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:
-        mendable = isinstance(error, (UserError, *_MENDABLE))
-        if not mendable and getattr(error, "errno", None) not in _FULL:
+        if not isinstance(error, UserError) and not _is_refusal(error):
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; run it again to go on", file=sys.stderr, flush=True)
+        print("interrupted; run it again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _is_refusal(error: OSError) -> bool:
+    return isinstance(error, _REFUSALS) or error.errno in _REFUSED
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is the pipe that broke; if so, it leads nowhere now."""
+    descriptor = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    # Python flushes once more when it ends, and would complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def is_first_rank() -> bool:

@@ -10,61 +10,38 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-import torchx_components.learn
-from apps import evaluate_auc, evaluate_retrieval, options
 from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.training.distributed import ranks_on_this_host
 from learn_torchrec.training.run_log import live_log_path
+
+from . import evaluate_auc, evaluate_retrieval, options
+from .stages import Step, input_options
 
 _POLL_SECONDS = 0.5
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}]"
 _LAST_LINES = 15
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One step of the job.
-
-    Attributes:
-        name: of its directory under the output.
-        app: the module that makes it, under `apps`.
-        inputs: option and stage name of each earlier artefact it reads.
-        distributed: whether it runs on several ranks, through torchx.
-    """
-
-    name: str
-    app: str
-    inputs: tuple[tuple[str, str], ...] = ()
-    distributed: bool = True
-
-
-STAGES = (
-    Stage(name="content", app="encode_content", distributed=False),
-    Stage(name="towers", app="train_towers", inputs=(("--content", "content"),)),
-    Stage(
-        name="vectors",
-        app="export_vectors",
-        inputs=(("--content", "content"), ("--towers", "towers")),
-    ),
-    Stage(name="ranker_baseline", app="train_ranker"),
-    Stage(name="ranker_learn", app="train_ranker", inputs=(("--vectors", "vectors"),)),
-    Stage(
-        name="predictions_baseline",
-        app="predict",
-        inputs=(("--ranker", "ranker_baseline"),),
-    ),
-    Stage(
-        name="predictions_learn",
-        app="predict",
-        inputs=(("--ranker", "ranker_learn"), ("--vectors", "vectors")),
+STEPS = (
+    Step(name="content", command="encode-content"),
+    Step(name="towers", command="train-towers", inputs=("content",)),
+    Step(name="vectors", command="export-vectors", inputs=("content", "towers")),
+    Step(name="ranker_baseline", command="train-ranker"),
+    Step(name="ranker_learn", command="train-ranker", inputs=("vectors",)),
+    Step(name="predictions_baseline", command="predict", inputs=("ranker_baseline",)),
+    Step(
+        name="predictions_learn", command="predict", inputs=("ranker_learn", "vectors")
     ),
 )
+# A language model uses all processors from one process.
+_IN_THIS_PROCESS = ("encode-content",)
+# Beside this package in a checkout and where it is installed.
+_COMPONENTS = Path(__file__).parents[1] / "torchx_components" / "learn.py"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,20 +70,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     seconds = _Seconds(args.out / "logs" / "seconds.json")
-    for number, stage in enumerate(STAGES, start=1):
-        title = f"[{number}/{len(STAGES) + 1}] {stage.name}"
-        command = _command(stage, args)
-        app = importlib.import_module(f"apps.{stage.app}")
+    for number, step in enumerate(STEPS, start=1):
+        title = f"[{number}/{len(STEPS) + 1}] {step.name}"
+        command = _command(step, args)
+        app = importlib.import_module(f"{__package__}.{step.stage.app}")
         if app.plan(app.build_parser().parse_args(command)).is_done():
             print(f"{title}: done before", flush=True)
             continue
         print(f"{title}: running", flush=True)
-        with seconds.measure(stage.name):
-            if stage.distributed:
-                _launch(stage, command, args)
-            else:
+        with seconds.measure(step.name):
+            if step.command in _IN_THIS_PROCESS:
                 app.main(command)
-    print(f"[{len(STAGES) + 1}/{len(STAGES) + 1}] evaluation", flush=True)
+            else:
+                _launch(step, command, args)
+    print(f"[{len(STEPS) + 1}/{len(STEPS) + 1}] evaluation", flush=True)
     with seconds.measure("evaluation"):
         _evaluate(args)
     metrics = {
@@ -118,12 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\nwritten to {args.out / 'metrics.json'}")
 
 
-def _command(stage: Stage, args: argparse.Namespace) -> list[str]:
-    """Return the options of a stage's app."""
-    result = ["--data", args.data, "--out", str(args.out / stage.name), "--overwrite"]
-    for option, name in stage.inputs:
-        result += [option, str(args.out / name)]
-    return result + _configuration(args)
+def _command(step: Step, args: argparse.Namespace) -> list[str]:
+    """Return the options of a step's app."""
+    result = ["--data", args.data, "--out", str(args.out / step.name), "--overwrite"]
+    return result + input_options(step, STEPS, args.out) + _configuration(args)
 
 
 def _configuration(args: argparse.Namespace) -> list[str]:
@@ -134,7 +109,7 @@ def _configuration(args: argparse.Namespace) -> list[str]:
     return result + [f"--set={override}" for override in args.overrides]
 
 
-def _launch(stage: Stage, command: list[str], args: argparse.Namespace) -> None:
+def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
     """Run a stage on several ranks through torchx, showing how far it is.
 
     Raises:
@@ -142,20 +117,19 @@ def _launch(stage: Stage, command: list[str], args: argparse.Namespace) -> None:
     """
     logs = args.out / "logs"
     logs.mkdir(exist_ok=True)
-    output = logs / f"{stage.name}.log"
-    progress = live_log_path(args.out / stage.name)
-    if not (args.out / "checkpoints" / stage.name).exists():
-        progress.unlink(missing_ok=True)  # of a run that this one does not go on with
-    component = f"{torchx_components.learn.__file__}:{stage.app}"
+    output = logs / f"{step.name}.log"
+    progress = live_log_path(args.out / step.name)
+    if not (args.out / "checkpoints" / step.name).exists():
+        progress.unlink(missing_ok=True)  # of a run that this one does not resume
     programs = Path(sys.executable).parent  # torchx finds torchrun through PATH
     torchx = [str(programs / "torchx"), "run"]
-    torchx += ["--scheduler", "local_cwd", "--wait", "--log", component]
+    torchx += ["--scheduler", "local_cwd", "--wait", "--log", f"{_COMPONENTS}:stage"]
     with (
         output.open("w") as stream,
-        tqdm(desc=stage.name, disable=None, bar_format=_BAR) as bar,
+        tqdm(desc=step.name, disable=None, bar_format=_BAR) as bar,
     ):
         process = subprocess.Popen(
-            [*torchx, "-j", f"1x{args.ranks}", "--", *command],
+            [*torchx, "-j", f"1x{args.ranks}", "--", step.command, *command],
             env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -167,9 +141,9 @@ def _launch(stage: Stage, command: list[str], args: argparse.Namespace) -> None:
         finally:
             process.terminate()
     if process.returncode:
-        raise UserError(_failure(stage.name, output))
-    if not (args.out / stage.name / MANIFEST).exists():
-        raise Stopped(f"stage {stage.name} was stopped; run it again to go on")
+        raise UserError(_failure(step.name, output))
+    if not (args.out / step.name / MANIFEST).exists():
+        raise Stopped(f"stage {step.name} was stopped; run it again to resume")
 
 
 def _show(progress: Path, bar: "tqdm[None]") -> None:

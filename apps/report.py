@@ -4,10 +4,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps import program
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.render import report_files, write_report
 from learn_torchrec.evaluation.report.run import files_read, read_run
+
+from . import program
 
 
 def parser() -> argparse.ArgumentParser:

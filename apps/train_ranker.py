@@ -7,17 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from apps import options
-from apps.job import Job, describe
-from apps.learn_inputs import open_vectors, towers_input, vector_artefacts
-from apps.warm_start import (
-    add_map,
-    add_warm_start,
-    earlier_ranker,
-    map_inputs,
-    refuse_future,
-    warm_start_artefacts,
-)
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
@@ -36,6 +25,18 @@ from learn_torchrec.training.distributed import (
     write_artifact_together,
 )
 from learn_torchrec.training.run_log import RUN_LOG
+
+from . import options
+from .job import Job, describe
+from .learn_inputs import open_vectors, towers_input, vector_artefacts
+from .warm_start import (
+    add_map,
+    add_warm_start,
+    earlier_ranker,
+    map_inputs,
+    refuse_future,
+    warm_start_artefacts,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

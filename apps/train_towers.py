@@ -5,9 +5,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from apps import options
-from apps.job import Job, describe
-from apps.warm_start import add_warm_start, refuse_future, warm_start_artefacts
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
@@ -30,6 +27,10 @@ from learn_torchrec.training.distributed import (
     write_artifact_together,
 )
 from learn_torchrec.training.run_log import RUN_LOG
+
+from . import options
+from .job import Job, describe
+from .warm_start import add_warm_start, refuse_future, warm_start_artefacts
 
 
 def build_parser() -> argparse.ArgumentParser:

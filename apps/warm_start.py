@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
-from apps import options
 from learn_torchrec import config
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.build import KIND_RANKER, MODEL_DIRECTORY
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.warm_start import WarmStart
+
+from . import options
 
 
 def add_warm_start(parser: argparse.ArgumentParser, what: str) -> None:

@@ -1,27 +1,59 @@
 """LEARN on TorchRec: a language model's knowledge in a production ranker.
 
-The names below are the public surface; each is imported when first used, so that
-`import learn_torchrec` costs nothing and needs no distributed set-up.
+The names below are the public surface. Each is imported when it is first used, so that
+`import learn_torchrec` costs nothing and needs no distributed set-up; editors and type
+checkers read the imports under `TYPE_CHECKING`.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from learn_torchrec.content.encoder import ContentEncoder as ContentEncoder
+    from learn_torchrec.content.encoder import EncoderConfig as EncoderConfig
+    from learn_torchrec.content.store import ContentStore as ContentStore
+    from learn_torchrec.errors import UserError as UserError
+    from learn_torchrec.evaluation.auc import RankingMetrics as RankingMetrics
+    from learn_torchrec.evaluation.auc import evaluate_auc as evaluate_auc
+    from learn_torchrec.evaluation.conventions import Convention as Convention
+    from learn_torchrec.evaluation.retrieval import (
+        evaluate_retrieval as evaluate_retrieval,
+    )
+    from learn_torchrec.jagged import Jagged as Jagged
+    from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork as AuxiliaryNetwork
+    from learn_torchrec.ranker.learn_features import LearnFeatures as LearnFeatures
+    from learn_torchrec.ranker.model import LearnRanker as LearnRanker
+    from learn_torchrec.ranker.vectors import LearnVectors as LearnVectors
+    from learn_torchrec.towers.encoder import EncoderShape as EncoderShape
+    from learn_torchrec.towers.encoder import PreferenceEncoder as PreferenceEncoder
+    from learn_torchrec.towers.model import TwinTower as TwinTower
 
 _PUBLIC = {
-    "AuxiliaryNetwork": "learn_torchrec.ranker.auxiliary",
-    "ContentEncoder": "learn_torchrec.content.encoder",
-    "ContentStore": "learn_torchrec.content.store",
-    "LearnFeatures": "learn_torchrec.ranker.learn_features",
-    "LearnRanker": "learn_torchrec.ranker.model",
-    "TwinTower": "learn_torchrec.towers.model",
-    "UserError": "learn_torchrec.errors",
-    "evaluate_auc": "learn_torchrec.evaluation.auc",
-    "evaluate_retrieval": "learn_torchrec.evaluation.retrieval",
+    "AuxiliaryNetwork": "ranker.auxiliary",
+    "ContentEncoder": "content.encoder",
+    "ContentStore": "content.store",
+    "Convention": "evaluation.conventions",
+    "EncoderConfig": "content.encoder",
+    "EncoderShape": "towers.encoder",
+    "Jagged": "jagged",
+    "LearnFeatures": "ranker.learn_features",
+    "LearnRanker": "ranker.model",
+    "LearnVectors": "ranker.vectors",
+    "PreferenceEncoder": "towers.encoder",
+    "RankingMetrics": "evaluation.auc",
+    "TwinTower": "towers.model",
+    "UserError": "errors",
+    "evaluate_auc": "evaluation.auc",
+    "evaluate_retrieval": "evaluation.retrieval",
 }
 __all__ = list(_PUBLIC)
 
+if not TYPE_CHECKING:  # it would make any name an `Any`
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    def __getattr__(name):
+        if name not in _PUBLIC:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+    def __dir__():
+        return sorted({*globals(), *_PUBLIC})

@@ -1,13 +1,14 @@
 """Artefacts: directories that appear whole or not at all, with a manifest.
 
 A stage writes into a directory beside the final one, every file and the manifest
-are flushed to disk, and one rename makes the result visible. The manifest says
+are flushed to disk, and one rename makes the result visible. The manifest records
 what made the artefact, so that a finished stage is reused and a wrong input is
 refused.
 """
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -16,12 +17,13 @@ import logging
 import os
 import re
 import shutil
+import stat
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from learn_torchrec.errors import UserError
 
@@ -46,9 +48,9 @@ class Manifest:
 
     Attributes:
         kind: what it holds, e.g. "content" or "towers".
-        recipe: digest of kind, format, configuration and inputs: two artefacts
-            with the same recipe hold the same thing.
-        config: the part of the configuration that decides the content.
+        recipe: digest of kind, format, deciding configuration and inputs: two
+            artefacts with the same recipe hold the same thing.
+        config: the sections of the configuration that the stage reads.
         inputs: fingerprint of every input, by role.
         cutoff: unix seconds; the models behind the artefact learned from nothing at
             or after it. None where nothing learned from behaviour.
@@ -92,7 +94,13 @@ def _digest(body: object) -> str:
 
 
 def recipe_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Return the digest that identifies what a stage would produce."""
+    """Return the digest that identifies what a stage would produce.
+
+    Args:
+        kind: what the artefact holds.
+        config: the settings that decide it, see `config.deciding`.
+        inputs: fingerprints of what it is made from, by role.
+    """
     body = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
@@ -166,7 +174,7 @@ def confined(directory: Path, name: str) -> Path:
 
 
 def damaged_file(directory: Path, manifest: Manifest) -> str | None:
-    """Return the first file that is not what the manifest says; None if all are."""
+    """Return the first file that is not what the manifest records; None if all are."""
     for name, described in manifest.files.items():
         path = confined(directory, name)
         if not path.is_file() or path.stat().st_size != described["bytes"]:
@@ -229,24 +237,33 @@ def reading(
 def locked(directory: Path) -> Iterator[None]:
     """Keep other runs from making `directory` while this one does.
 
-    The kernel releases the lock when the process ends, however it ends.
+    The kernel releases the lock (flock) when the process ends, however it ends, so a
+    file that a killed run left holds nothing. The file goes when the block ends. The
+    package `filelock` does not carry this: its flock locks know no holder to name,
+    leave their files, and turn into lock files that outlive a killed run where the
+    file system has no flock.
 
     Raises:
-        UserError: another run holds it; names its process.
+        UserError: another run holds it (names its process), the lock file is none of
+            ours, or the file system has no locks.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     path = directory.parent / f".{directory.name}.lock"
     while True:
-        stream = path.open("a+")
+        stream = _open_lock(path)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
+        except OSError as error:
             holder = stream.read().strip() or "unknown"
             stream.close()
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise UserError(
+                    f"{directory}: another run is making it (process {holder}); wait "
+                    "for it, or choose another --out"
+                ) from None
             raise UserError(
-                f"{directory}: another run is making it (process {holder}); wait for "
-                "it, or choose another --out"
+                f"{path}: cannot be locked ({error.strerror}); choose an --out on a "
+                "file system with locks"
             ) from None
         # Who held it before may have removed the file after this one opened it.
         with contextlib.suppress(FileNotFoundError):
@@ -261,6 +278,25 @@ def locked(directory: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open a lock file to read and append, and never what a link leads to.
+
+    Raises:
+        UserError: the path is a symbolic link or anything but a plain file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "r+")
+        os.close(descriptor)
+    raise UserError(f"{path}: is not a plain file, as a lock is; remove it")
 
 
 def is_finished(
@@ -307,6 +343,7 @@ def write_artifact(
     cutoff: int | None = None,
     facts: dict[str, Any] | None = None,
     run_config: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
 ) -> Iterator[Path]:
     """Yield a working directory that becomes `directory` when the block ends well.
 
@@ -316,12 +353,13 @@ def write_artifact(
     Args:
         directory: where the artefact appears.
         kind: what it holds.
-        config: the settings that decide its content (part of the recipe).
+        config: the settings that it is made with.
         inputs: fingerprints of what it is made from, by role.
         cutoff: unix seconds, see `Manifest`.
         facts: read when the block ends, so the block may fill it in.
         run_config: the whole resolved configuration, saved as `config.json`
             for `--config`.
+        recipe: see `recipe_of`; None where all of `config` decides the content.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     _recover(directory)
@@ -335,7 +373,7 @@ def write_artifact(
             (working / CONFIG).write_text(json.dumps(run_config, indent=2) + "\n")
         manifest = Manifest(
             kind=kind,
-            recipe=recipe_of(kind, config, inputs),
+            recipe=recipe or recipe_of(kind, config, inputs),
             config=dict(config),
             inputs=dict(inputs),
             cutoff=cutoff,

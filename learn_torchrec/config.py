@@ -24,6 +24,14 @@ Config = TypeVar("Config")
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+class Operational:
+    """Marks a setting that decides how a stage runs, and nothing of its result."""
+
+
+OPERATIONAL = Operational()
+_BOUNDS = {"too_short": ("min_length", "least"), "too_long": ("max_length", "most")}
+
+
 @dataclass_transform(
     frozen_default=True,
     kw_only_default=True,
@@ -64,6 +72,31 @@ def replace(config: Config, **changes: Any) -> Config:
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a configuration as JSON-ready nested dictionaries."""
     dumped: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return dumped
+
+
+def deciding(config: Any) -> dict[str, Any]:
+    """Return what of a configuration decides the result, as `to_dict` does.
+
+    Settings and sections declared as `Annotated[int, OPERATIONAL]` are left out:
+    workers, time limits, where tables lie.
+    """
+    decided = _without_operational(config, to_dict(config))
+    assert isinstance(decided, dict)
+    return decided
+
+
+def _without_operational(value: Any, dumped: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        hints = typing.get_type_hints(type(value), include_extras=True)
+        return {
+            name: _without_operational(getattr(value, name), dumped[name])
+            for name, hint in hints.items()
+            if OPERATIONAL not in getattr(hint, "__metadata__", ())
+        }
+    if isinstance(value, tuple):
+        pairs = zip(value, dumped, strict=True)
+        return [_without_operational(*pair) for pair in pairs]
     return dumped
 
 
@@ -124,14 +157,15 @@ def _assign(
         raise UserError(
             f"--set {override}: unknown name {name!r}; known here: {', '.join(hints)}"
         )
-    is_section = dataclasses.is_dataclass(hints[name])
+    hint = _plain(hints[name])
+    is_section = dataclasses.is_dataclass(hint)
     if is_section and not rest:
-        fields = ", ".join(typing.get_type_hints(hints[name]))
+        fields = ", ".join(typing.get_type_hints(hint))
         raise UserError(f"--set {override}: {name} is a section; set one of: {fields}")
     if rest and not is_section:
         raise UserError(f"--set {override}: {name} has no fields")
     if is_section:
-        _assign(hints[name], body[name], rest, text, override)
+        _assign(hint, body[name], rest, text, override)
     else:
         body[name] = _parse(hints[name], text, override)
 
@@ -195,15 +229,8 @@ def _reworded(kind: str, message: str, context: Mapping[str, Any]) -> str:
     """Return one of pydantic's messages in the words of this project's."""
     if kind == "dataclass_type":
         return "must be a JSON object"
-    if kind in ("too_short", "too_long"):
-        bound, word = (
-            ("min_length", "least")
-            if kind == "too_short"
-            else (
-                "max_length",
-                "most",
-            )
-        )
+    if kind in _BOUNDS:
+        bound, word = _BOUNDS[kind]
         return f"needs at {word} {context[bound]}"
     return message.replace("Input should be", "must be").replace(
         "Field required", "is missing"

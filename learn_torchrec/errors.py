@@ -1,14 +1,14 @@
-"""The one exception type for mistakes a user can mend."""
+"""How a run ends that is no bug: a mistake the user can fix, or a wish to stop."""
 
 
 class UserError(ValueError):
     """Bad input, option or environment.
 
     The message is one line that names the file, column, row, item or option and
-    the mend. The command line prints it and exits with code 2; a traceback is
+    the fix. The command line prints it and exits with code 2; a traceback is
     reserved for our own bugs.
     """
 
 
 class Stopped(Exception):
-    """The run was asked to end early and has saved what it needs to go on."""
+    """The run was asked to stop early, and has saved what it needs to resume."""

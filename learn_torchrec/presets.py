@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import field
+from typing import Annotated
 
-from learn_torchrec.config import configuration, replace
+from learn_torchrec.config import OPERATIONAL, configuration, replace
 from learn_torchrec.content.encoder import EncoderConfig
 from learn_torchrec.content.extract import ContentConfig
 from learn_torchrec.content.minilm import MINILM
@@ -42,7 +43,7 @@ class Run:
         ranker: impressions and vectors to conversion probabilities.
         retrieval: how finding held-out users' items is judged.
         cohorts: bounds of the evaluation's cohorts.
-        checkpoint: how often a training saves what it needs to go on.
+        checkpoint: how often a training saves what it needs to resume.
     """
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
@@ -53,7 +54,9 @@ class Run:
     ranker: RankerConfig = field(default_factory=RankerConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     cohorts: CohortConfig = field(default_factory=CohortConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: Annotated[CheckpointConfig, OPERATIONAL] = field(
+        default_factory=CheckpointConfig
+    )
 
 
 def _small_encoder(dropout: float, max_positions: int = 80) -> EncoderShape:

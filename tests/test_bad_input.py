@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from apps import main as command_line
+from learn_torchrec.apps import main as command_line
 
 
 def change(path: Path, name: str, row: int, value: object) -> None:

@@ -134,3 +134,40 @@ def test_rules_between_fields_hold_for_copies_too():
     split = presets.Run().split
     with pytest.raises(ValueError, match="below 1 together"):
         config.replace(split, test_users=0.95)
+
+
+def without(body, *names):
+    """Nested dictionaries and lists without some keys, wherever they are."""
+    if isinstance(body, dict):
+        return {k: without(v, *names) for k, v in body.items() if k not in names}
+    return [without(v, *names) for v in body] if isinstance(body, list) else body
+
+
+@pytest.mark.parametrize("name", sorted(presets.PRESETS))
+def test_what_decides_is_all_but_operational_settings(name):
+    run = presets.PRESETS[name]()
+    assert config.deciding(run) == without(
+        config.to_dict(run), "sharding", "workers", "timeout", "checkpoint"
+    )
+    assert "sharding" in config.to_dict(run.ranker)
+
+
+@pytest.mark.parametrize(
+    ("override", "decides"),
+    [
+        ("ranker.sharding.kind=row_wise", False),
+        ("ranker.training.stream.workers=3", False),
+        ("ranker.training.stream.timeout=3", False),
+        ("checkpoint.every_steps=3", False),
+        ('ranker.features.sparse=[{"column": "a", "sharding": "row_wise"}]', False),
+        ('ranker.features.sparse=[{"column": "b"}]', True),
+        ("ranker.training.batch_size=3", True),
+        ("split.actions=b", True),
+    ],
+)
+def test_settings_that_decide_no_result(override, decides):
+    first = ['ranker.features.sparse=[{"column": "a"}]']
+    one = config.apply_overrides(presets.Run(), first)
+    other = config.apply_overrides(one, [override])
+    assert one != other
+    assert (config.deciding(one) != config.deciding(other)) is decides

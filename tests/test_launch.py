@@ -12,28 +12,14 @@ from torchx.components.component_test_base import ComponentTestCase
 from torchx.runner import get_runner
 from torchx.specs.builders import materialize_appdef
 
-from apps import main, program
+from learn_torchrec.apps import main, program
+from learn_torchrec.apps.stages import STAGES, Stage
 from learn_torchrec.errors import UserError
-from torchx_components import learn
+from learn_torchrec.torchx_components import learn
 
 ROOT = Path(__file__).parents[1]
-COMPONENTS = (
-    "encode_content",
-    "train_towers",
-    "export_vectors",
-    "train_ranker",
-    "predict",
-)
-NOT_APPS = {
-    "job",
-    "__init__",
-    "learn_inputs",
-    "main",
-    "options",
-    "program",
-    "warm_start",
-    "tables",
-}
+NAMED = [s.app for s in STAGES.values() if s.distributed and hasattr(learn, s.app)]
+COMPONENTS = [*NAMED, "stage"]
 
 
 def run(
@@ -52,7 +38,7 @@ def run(
 
 def test_overview_lists_every_command_without_importing_torch() -> None:
     code = (
-        "import sys; from apps import main; main.main([]); "
+        "import sys; from learn_torchrec.apps import main; main.main([]); "
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
 
@@ -60,7 +46,7 @@ def test_overview_lists_every_command_without_importing_torch() -> None:
 
     assert lines[-1] == "[]"
     listed = {line.split()[0]: line.split()[1:] for line in lines if line[:2] == "  "}
-    assert set(listed) == set(main.COMMANDS)
+    assert set(listed) == set(STAGES)
     assert all(listed.values())  # each with its description
 
 
@@ -73,12 +59,6 @@ def test_help_is_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
     assert overview.startswith("usage: learn-torchrec <command>")
 
 
-def test_every_app_is_a_command() -> None:
-    apps = {path.stem for path in (ROOT / "apps").glob("*.py")} - NOT_APPS
-
-    assert {app.replace("_", "-") for app in apps} == set(main.COMMANDS)
-
-
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     main.main(["--version"])
 
@@ -86,7 +66,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_command_ends_with_one_line_and_code_2() -> None:
-    result = run([sys.executable, "-m", "apps.main", "train-tower", "--out", "x"])
+    result = run(
+        [sys.executable, "-m", "learn_torchrec.apps.main", "train-tower", "--out", "x"]
+    )
 
     assert result.returncode == 2
     assert result.stdout == ""
@@ -98,11 +80,11 @@ def test_unknown_command_ends_with_one_line_and_code_2() -> None:
 def app_of(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """Make `learn-torchrec try-it` run a module with this body."""
     (folder / "try_it.py").write_text(body)
-    import apps
+    from learn_torchrec import apps
 
     monkeypatch.setattr(apps, "__path__", [*apps.__path__, str(folder)])
-    monkeypatch.setitem(main.COMMANDS, "try-it", "an app of this test")
-    monkeypatch.delitem(sys.modules, "apps.try_it", raising=False)
+    monkeypatch.setitem(STAGES, "try-it", Stage(command="try-it", does="a test"))
+    monkeypatch.delitem(sys.modules, "learn_torchrec.apps.try_it", raising=False)
 
 
 @pytest.mark.parametrize("command", ["try-it", "try_it"])
@@ -130,7 +112,7 @@ def test_package_that_cannot_load_is_one_line(
     assert ended.value.code == 2
     assert capsys.readouterr().err == (
         "error: try-it cannot start: No module named 'no_such_wheel'; "
-        "learn-torchrec doctor names the mend\n"
+        "learn-torchrec doctor names the fix\n"
     )
 
 
@@ -150,7 +132,7 @@ def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         program.run(interrupted)
     assert ended.value.code == 130
-    assert capsys.readouterr().err == "interrupted; run it again to go on\n"
+    assert capsys.readouterr().err == "interrupted; run it again to resume\n"
 
 
 def test_every_rank_prints_a_users_mistake(
@@ -172,7 +154,7 @@ def test_only_our_own_progress_is_logged_and_by_the_first_rank(
     rank: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import logging; from apps import program\n"
+        "import logging; from learn_torchrec.apps import program\n"
         "def main(argv):\n"
         "    logging.getLogger('learn_torchrec.towers').info('ours')\n"
         "    logging.info('somebody else')\n"
@@ -196,7 +178,7 @@ class TestComponents(ComponentTestCase):
             self.validate(learn, name)
 
 
-@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("option", ["-j", "--j"])
 def test_component_runs_its_app_on_the_ranks_asked_for(name: str, option: str) -> None:
     settings = ["--env", "A=1,LOGLEVEL=ERROR", "--max_restarts", "3"]
@@ -213,7 +195,9 @@ def test_component_runs_its_app_on_the_ranks_asked_for(name: str, option: str) -
     command = role.args[1]
     assert command.startswith("torchrun ")
     assert "--nnodes 2 --nproc_per_node 4 " in command
-    assert command.endswith(f"-m apps.{name} --set=a.b=1 '--set=a.c=x y'")
+    assert command.endswith(
+        f"-m learn_torchrec.apps.{name} --set=a.b=1 '--set=a.c=x y'"
+    )
     expected = {
         "A": "1",
         "LOGLEVEL": "ERROR",
@@ -223,6 +207,15 @@ def test_component_runs_its_app_on_the_ranks_asked_for(name: str, option: str) -
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     assert expected.items() <= role.env.items()
+
+
+def test_stage_component_runs_any_stage() -> None:
+    named = learn.train_ranker("--out", "x y", j="1x3", env={"A": "1"})
+    any_stage = learn.stage("train-ranker", "--out", "x y", j="1x3", env={"A": "1"})
+
+    assert any_stage == named
+    with pytest.raises(ValueError, match="name a stage after --"):
+        learn.stage()
 
 
 def test_component_help_explains_every_option(
@@ -258,7 +251,7 @@ def test_slurm_job() -> None:
     script = str(job)
     assert script.count("--partition=short") == 2  # one per node
     assert script.count("--cpus-per-task=8 --mem=16000") == 2
-    assert script.count("-m apps.train_towers --out runs/t") == 2
+    assert script.count("-m learn_torchrec.apps.train_towers --out runs/t") == 2
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in script
 
 
@@ -273,7 +266,7 @@ def test_kubernetes_job() -> None:
         )
 
     body = " ".join(str(job).split())  # YAML folds long lines
-    assert "-m apps.train_ranker --out /market/r" in body
+    assert "-m learn_torchrec.apps.train_ranker --out /market/r" in body
     assert "nvidia.com/gpu: '2'" in body
     assert "claimName: market" in body
     assert "mountPath: /dev/shm" in body  # more than the 64 MiB of a container
@@ -308,7 +301,7 @@ def test_installed_entry_points_keep_torchx_builtins(tmp_path: Path) -> None:
     assert help_of_ddp.returncode == 0, help_of_ddp.stderr
     assert "--rdzv_backend" in help_of_ddp.stdout
     assert job.returncode == 0, job.stderr
-    assert "apps.train_towers" in job.stdout
+    assert "learn_torchrec.apps.train_towers" in job.stdout
 
 
 # --- make -------------------------------------------------------------------------
@@ -335,7 +328,8 @@ def test_make_refuses_an_unknown_accelerator() -> None:
 
 def test_make_refuses_an_old_python(tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
-    (tmp_path / "pyproject.toml").touch()
+    for name in ("pyproject.toml", "setup.py"):
+        (tmp_path / name).touch()
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     old = tmp_path / "old-python"
     pretend = "import sys; sys.version_info = (3, 10, 14); exec(sys.argv[1])"

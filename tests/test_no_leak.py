@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from vectors_artefact import write_vectors
 
-from apps import main as command_line
+from learn_torchrec.apps import main as command_line
 
 CUTOFF, LATE = 40 * 86_400, 48 * 86_400
 SMALL = [

@@ -2,7 +2,7 @@
 
 import re
 
-from apps.benchmarks import readme
+from learn_torchrec.apps.benchmarks import readme
 
 README = readme.README.read_text()
 

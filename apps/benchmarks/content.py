@@ -8,8 +8,7 @@ that package with its own settings and the same model (MiniLM), in float32.
 """
 
 import argparse
-import importlib.util
-import json
+import importlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,19 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from apps.benchmarks.measure import (
-    add_json,
-    bare_products,
-    interleaved_medians,
-    machine,
-)
-from apps.program import run, write_json
 from learn_torchrec.content.backbone import find_model
 from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
 from learn_torchrec.content.minilm import MINILM
 from learn_torchrec.content.prompt import PromptConfig, render
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.errors import UserError
+
+from ..program import run
+from .measure import (
+    add_json,
+    bare_products,
+    interleaved_medians,
+    machine,
+    publish,
+    require,
+)
 
 _REPEATS = 3
 
@@ -66,16 +67,7 @@ def linear_shapes(
 
 
 def sentence_transformer(model: str, texts: list[str]) -> Callable[[], object]:
-    """Return the other library's encoding of `texts`, with its own settings.
-
-    Raises:
-        UserError: the package is not installed.
-    """
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise UserError(
-            "the package sentence-transformers is not installed, with which MiniLM is "
-            "compared; run pip install sentence-transformers"
-        )
+    """Return the other library's encoding of `texts`, with its own settings."""
     module = importlib.import_module("sentence_transformers")
     encoder = module.SentenceTransformer(find_model(model).name, device="cpu")
     return lambda: encoder.encode(texts, show_progress_bar=False)
@@ -133,6 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="that both libraries can load (default: %(default)s)",
     )
     args = parser.parse_args(argv)
+    require(sentence_transformers="sentence-transformers")
+    for model in (args.model, args.sentence_model):
+        find_model(model)
     texts = sample_texts(args.data, args.items)
     results: dict[str, Any] = {
         "machine": machine(),
@@ -142,9 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.sentence_model, texts
         ),
     }
-    print(json.dumps(results, indent=2))
-    if args.json:
-        write_json(args.json, results)
+    publish(results, args.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Damage: every file of every artefact and checkpoint, changed, cut off and gone.
 
 The stage that reads an artefact must refuse it in one line that names it; a training
-must go on from an earlier checkpoint to the same result.
+must resume from an earlier checkpoint to the same result.
 """
 
 import os
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from apps.benchmarks.stages import LIMIT, STAGES, Stage, complete, content_of, start
+from .stages import LIMIT, STEPS, TriedStep, complete, content_of, start
 
 _FOR_PEOPLE = ("config.json", "log.jsonl")  # no stage reads them
 
@@ -38,11 +38,11 @@ def damaged_copies(
 
 def corruptions(folder: Path, dice: random.Random, jobs: int) -> dict[str, Any]:
     """Damage every artefact that a stage reads; return how often it was refused."""
-    readers = {artefact: stage for stage in STAGES for _, artefact in stage.inputs}
+    readers = {artefact: step for step in STEPS for artefact in step.inputs}
     with ThreadPoolExecutor(jobs) as pool:
         runs = [
-            pool.submit(_damage_one, folder, artefact, stage, dice.random())
-            for artefact, stage in readers.items()
+            pool.submit(_damage_one, folder, artefact, step, dice.random())
+            for artefact, step in readers.items()
         ]
         trials = [trial for run in runs for trial in run.result()]
     return {
@@ -53,18 +53,18 @@ def corruptions(folder: Path, dice: random.Random, jobs: int) -> dict[str, Any]:
 
 
 def _damage_one(
-    folder: Path, artefact: str, stage: Stage, seed: float
+    folder: Path, artefact: str, step: TriedStep, seed: float
 ) -> list[tuple[bool, str]]:
     """Damage one artefact in a copy of all that its reader needs."""
     place = folder / "damaged" / artefact
-    for name in ("shop", *(name for _, name in stage.inputs)):
+    for name in ("shop", *step.inputs):
         shutil.copytree(folder / name, place / name)
     trials = []
     for name, damaged in damaged_copies(place / artefact, random.Random(seed)):
         path = place / artefact / name
         whole = path.read_bytes()
         put(path, damaged)
-        clean, said = _refused(stage, place, place / artefact)
+        clean, said = _refused(step, place, place / artefact)
         path.write_bytes(whole)
         trials.append((clean, f"{artefact}/{name}: {said}"))
     print(
@@ -81,11 +81,11 @@ def put(path: Path, damaged: bytes | None) -> None:
         path.write_bytes(damaged)
 
 
-def _refused(stage: Stage, folder: Path, artefact: Path) -> tuple[bool, str]:
+def _refused(step: TriedStep, folder: Path, artefact: Path) -> tuple[bool, str]:
     """Run a stage on a damaged input; return whether it said so in one line."""
     out, log = folder / "refused", folder / "refused.stderr"
     log.unlink(missing_ok=True)
-    status = start(stage.command(folder, out), log).wait(LIMIT)
+    status = start(step.run_command(folder, out), log).wait(LIMIT)
     text = log.read_text()
     said = [line for line in text.splitlines() if line.startswith("error: ")]
     clean = status == 2 and len(said) == 1 and "Traceback" not in text
@@ -100,39 +100,39 @@ def damaged_checkpoints(
     """Damage the newest checkpoint of a killed run; it must end as if it had not been.
 
     Raises:
-        RuntimeError: a run did not go on.
+        RuntimeError: a run did not resume.
     """
     with ThreadPoolExecutor(jobs) as pool:
         runs = [
-            pool.submit(_damage_checkpoint, stage, folder, dice.random(), number)
-            for stage in STAGES
-            if stage.name in ("towers", "ranker")
+            pool.submit(_damage_checkpoint, step, folder, dice.random(), number)
+            for step in STEPS
+            if step.name in ("towers", "ranker")
             for number in range(each)
         ]
         same = [run.result() for run in runs]
     return {"checkpoints": len(same), "checkpoints_identical": sum(same)}
 
 
-def _damage_checkpoint(stage: Stage, folder: Path, seed: float, number: int) -> bool:
-    out = folder / "killed" / f"{stage.name}-damaged-{number}"
-    newest = _killed_with_two_checkpoints(stage, folder, out)
+def _damage_checkpoint(step: TriedStep, folder: Path, seed: float, number: int) -> bool:
+    out = folder / "killed" / f"{step.name}-damaged-{number}"
+    newest = _killed_with_two_checkpoints(step, folder, out)
     copies = damaged_copies(newest, random.Random(seed))
     kinds = copies[number % 3 :: 3]
     name, damaged = kinds[random.Random(seed).randrange(len(kinds))]
     put(newest / name, damaged)
-    complete(stage, folder, out)
-    same = content_of(out) == content_of(folder / stage.name)
-    print(f"{stage.name}: checkpoint damaged in {name}, identical: {same}", flush=True)
+    complete(step, folder, out)
+    same = content_of(out) == content_of(folder / step.name)
+    print(f"{step.name}: checkpoint damaged in {name}, identical: {same}", flush=True)
     shutil.rmtree(out)
     return same
 
 
-def _killed_with_two_checkpoints(stage: Stage, folder: Path, out: Path) -> Path:
-    process = start(stage.command(folder, out), out.with_suffix(".stderr"))
+def _killed_with_two_checkpoints(step: TriedStep, folder: Path, out: Path) -> Path:
+    process = start(step.run_command(folder, out), out.with_suffix(".stderr"))
     places = out.parent / "checkpoints" / out.name
     while len(list(places.glob("step-*"))) < 2:
         if process.poll() is not None:
-            raise RuntimeError(f"{stage.name} ended before its second checkpoint")
+            raise RuntimeError(f"{step.name} ended before its second checkpoint")
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -27,8 +27,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 
-from apps.benchmarks.measure import add_json, interleaved_medians, machine, run_tests
-from apps.program import run, write_json
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig
 from learn_torchrec.datasets.loading.location import Location
@@ -37,6 +35,9 @@ from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
 from learn_torchrec.datasets.preparation.engines import open_engine
 from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
+
+from ..program import run
+from .measure import add_json, interleaved_medians, machine, publish, require, run_tests
 
 _ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000
 _DAYS = 300
@@ -98,7 +99,7 @@ def measure_scale(count: int, memory: str, scratch: Path) -> dict[str, Any]:
         directory = Path(folder) / "log"
         code = (
             "import json, sys; from pathlib import Path; "
-            "from apps.benchmarks import data; "
+            f"from {__package__} import data; "
             "print(json.dumps(data.prepare_once(Path(sys.argv[1]), int(sys.argv[2]), "
             "sys.argv[3])))"
         )
@@ -225,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory", default="2GB", help="DuckDB's (default: 2GB)")
     parser.add_argument("--scratch", type=Path, help="folder with room for the data")
     args = parser.parse_args(argv)
+    require(duckdb="duckdb", pytest="pytest")
     results = {
         "machine": machine(),
         "engine_memory": args.memory,
@@ -232,9 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **compare_loaders(args.scratch),
         "loader_hang_tests": run_tests("tests/datasets/test_loader.py"),
     }
-    print(json.dumps(results, indent=2))
-    if args.json:
-        write_json(args.json, results)
+    publish(results, args.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -24,18 +23,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from apps.benchmarks import save_cost
-from apps.benchmarks.damage import corruptions, damaged_checkpoints
-from apps.benchmarks.measure import add_json, machine, run_tests
-from apps.benchmarks.stages import STAGES, Stage, complete, content_of, make_all, start
-from apps.program import run, write_json
+from ..program import run
+from . import save_cost
+from .damage import corruptions, damaged_checkpoints
+from .measure import add_json, machine, publish, require, run_tests
+from .stages import STEPS, TriedStep, complete, content_of, make_all, start
 
 _TESTS = ("tests/training", "tests/test_artifact.py")
 
 
-def kill(stage: Stage, folder: Path, out: Path, after: float) -> bool:
+def kill(step: TriedStep, folder: Path, out: Path, after: float) -> bool:
     """Kill a stage and all its ranks; return whether it was still at work."""
-    process = start(stage.command(folder, out), out.with_suffix(".stderr"))
+    process = start(step.run_command(folder, out), out.with_suffix(".stderr"))
     try:
         process.wait(after)
     except subprocess.TimeoutExpired:
@@ -46,29 +45,29 @@ def kill(stage: Stage, folder: Path, out: Path, after: float) -> bool:
 
 
 def random_kills(
-    stage: Stage, folder: Path, seconds: float, kills: int, seed: int
+    step: TriedStep, folder: Path, seconds: float, kills: int, seed: int
 ) -> dict[str, int]:
     """Kill a stage again and again; return how often it then gave the same artefact.
 
     Two of three kills hit a fresh run, the third one that was killed before.
     """
-    dice = random.Random(f"{seed} {stage.name}")
-    wanted = content_of(folder / stage.name)
+    dice = random.Random(f"{seed} {step.name}")
+    wanted = content_of(folder / step.name)
     done = identical = 0
     while done < kills:
-        out = folder / "killed" / f"{stage.name}-{done}"
+        out = folder / "killed" / f"{step.name}-{done}"
         hits = 0
         for _ in range(2 if done % 3 == 2 else 1):
             # Imports take the first part of a run, in which nothing is at stake.
-            hits += kill(stage, folder, out, seconds * dice.uniform(0.45, 1.0))
+            hits += kill(step, folder, out, seconds * dice.uniform(0.45, 1.0))
         if not hits:
             shutil.rmtree(out)
             continue
-        complete(stage, folder, out)
+        complete(step, folder, out)
         done += 1
         identical += content_of(out) == wanted
         shutil.rmtree(out)
-        print(f"{stage.name}: {identical} of {done} kills, identical", flush=True)
+        print(f"{step.name}: {identical} of {done} kills, identical", flush=True)
     return {"kills": done, "identical": identical}
 
 
@@ -80,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="of the moments (default: the time)")
     add_json(parser, "faults.json")
     args = parser.parse_args(argv)
+    require(pytest="pytest")
     seed = int(time.time()) if args.seed is None else args.seed
     dice = random.Random(seed)
     results: dict[str, Any] = {"machine": machine(), "seed": seed}
@@ -89,12 +89,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         (folder / "killed").mkdir()
         with ThreadPoolExecutor(args.jobs) as pool:
             counts = {
-                stage.name: pool.submit(
+                step.name: pool.submit(
                     random_kills,
-                    *(stage, folder, seconds[stage.name]),
-                    *(max(1, round(stage.share * args.kills)), seed),
+                    *(step, folder, seconds[step.name]),
+                    *(max(1, round(step.share * args.kills)), seed),
                 )
-                for stage in STAGES
+                for step in STEPS
             }
         results["stages"] = {name: count.result() for name, count in counts.items()}
         results |= corruptions(folder, dice, args.jobs)
@@ -103,11 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results[count] = sum(stage[count] for stage in results["stages"].values())
     results["fault_tests"] = run_tests(*_TESTS)
     results |= save_cost.measure()
-    print(json.dumps(results, indent=2))
-    if args.json:
-        # The hour of `soak` adds its figures to the same file.
-        known = json.loads(args.json.read_text()) if args.json.exists() else {}
-        write_json(args.json, known | results)
+    # The hour of `soak` adds its figures to the same file.
+    publish(results, args.json, merge=True)
     ok = results["kills"] == results["identical"]
     ok &= results["corruptions"] == results["refused_cleanly"]
     ok &= results["checkpoints"] == results["checkpoints_identical"]

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import importlib.util
 import json
 import os
 import platform
@@ -17,6 +18,11 @@ from typing import Any
 
 import torch
 
+from learn_torchrec.errors import UserError
+
+from ..checkup.installation import PIP
+from ..program import write_json
+
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -30,6 +36,41 @@ def add_json(parser: argparse.ArgumentParser, name: str) -> None:
         metavar="FILE",
         help="write the figures (default file: %(const)s)",
     )
+
+
+def publish(results: Mapping[str, Any], path: Path | None, merge: bool = False) -> None:
+    """Write the figures where asked, then print them.
+
+    Args:
+        results: the figures.
+        path: of the file; None for none.
+        merge: keep what the file holds of other benchmarks.
+    """
+    if path:
+        known = json.loads(path.read_text()) if merge and path.exists() else {}
+        write_json(path, {**known, **results})
+    print(json.dumps(results, indent=2))
+
+
+def require(**wheels: str) -> None:
+    """Check that what a benchmark compares with is installed, before it starts.
+
+    Args:
+        wheels: the module, and the name by which pip knows it.
+
+    Raises:
+        UserError: names the pip command.
+    """
+    missing = [
+        wheel
+        for module, wheel in wheels.items()
+        if importlib.util.find_spec(module) is None
+    ]
+    if missing:
+        raise UserError(
+            f"this benchmark needs {' and '.join(missing)}; run {PIP} install "
+            f"{' '.join(missing)}"
+        )
 
 
 def interleaved_medians(
@@ -84,7 +125,7 @@ def peak_memory_mb(module: str, function: str, *arguments: Any) -> float:
     return another function without arguments, the part that is measured.
     """
     code = (
-        f"import json, sys\nfrom apps.benchmarks.measure import _measured\n"
+        f"import json, sys\nfrom {__package__}.measure import _measured\n"
         f"from {module} import {function} as prepare\n"
         f"print(_measured(prepare(*json.loads(sys.argv[1]))))"
     )

@@ -22,19 +22,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from sklearn.metrics import roc_auc_score
 
-from apps import program
-from apps.benchmarks.measure import interleaved_medians, machine
 from learn_torchrec.evaluation.auc import per_user_auc
 from learn_torchrec.evaluation.predictions import stream_predictions
 from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.evaluation.topk import top_items
+
+from .. import program
+from .measure import interleaved_medians, machine, publish, require
 
 _ROWS_PER_USER = 20
 _ROW_GROUP = 1 << 20
@@ -50,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--users", type=int, default=240_000, help="of the top-K")
     args = parser.parse_args(argv)
+    require(faiss="faiss-cpu", sklearn="scikit-learn")
     body = {
         **measure_rows(args.rows),
         **measure_against_sklearn(),
         **measure_top_items(args.users),
         "machine": machine(),
     }
-    program.write_json(args.json, body)
+    publish(body, args.json)
 
 
 def measure_rows(num_rows: int) -> dict[str, Any]:
@@ -70,6 +70,8 @@ def measure_rows(num_rows: int) -> dict[str, Any]:
 
 def measure_against_sklearn() -> dict[str, Any]:
     """Return the time ratio to scikit-learn per user, and the largest difference."""
+    from sklearn.metrics import roc_auc_score
+
     users, labels, scores = _rows(np.random.default_rng(1), _SKLEARN_ROWS)
     order = np.argsort(users, kind="stable")
     users, labels, scores = users[order], labels[order], scores[order]
@@ -101,6 +103,8 @@ def measure_against_sklearn() -> dict[str, Any]:
 def measure_top_items(num_users: int) -> dict[str, Any]:
     """Return the time ratio to FAISS on some users; time and memory of all."""
     users, items = _vectors(_TIMED_USERS)
+    import faiss
+
     index = faiss.IndexFlatIP(_DIM)
     index.add(items.numpy())
     seconds = interleaved_medians(

@@ -28,8 +28,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM, DLRMTrain
 
-from apps import options
-from apps.benchmarks import measure
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.ranker.batch import RankingBatch, training_batches
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
@@ -43,6 +41,9 @@ from learn_torchrec.training.distributed import gather_objects, is_writer, proce
 from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.sharding import init_tables, shard_tables
 from learn_torchrec.vector_table import VectorTable
+
+from .. import options
+from . import measure
 
 ROWS_PER_RANK = 2048
 STEPS = 40
@@ -215,7 +216,7 @@ def launch(ranks: int, path: Path, turns: int) -> dict[str, float]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", str(ranks), "-m", "apps.benchmarks.ranker"),
+            *("--nproc_per_node", str(ranks), "-m", f"{__package__}.ranker"),
             *("--worker", str(path), "--json", str(out), "--turns", str(turns)),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -273,9 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for ranks in (1, 2)
         for name in rounds[0][1]
     }
-    print(json.dumps(result, indent=2))
-    if args.json:
-        options.write_json(args.json, result)
+    measure.publish(result, args.json)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,6 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from apps import options
-from apps.benchmarks import measure
-from apps.predict import cohort_activity
 from learn_torchrec import config as configuration
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -32,6 +29,7 @@ from learn_torchrec.datasets.split import resolve_times
 from learn_torchrec.evaluation.auc import evaluate_auc, per_user_auc
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
 from learn_torchrec.presets import Run
+from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.prepare import prepare_rows
 from learn_torchrec.ranker.rows import RankingRows
@@ -48,6 +46,10 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.run_log import RunLog
+
+from .. import options
+from ..predict import cohort_activity
+from . import measure
 
 Scores = NDArray[np.float64]
 ARMS = ("baseline", "learn")
@@ -122,9 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "tuned": tuned,
         "cohorts": compare(study, scores),
     }
-    print(json.dumps(result, indent=2))
-    if args.json:
-        options.write_json(args.json, result)
+    measure.publish(result, args.json)
 
 
 def prepare(args: argparse.Namespace) -> Study:
@@ -136,7 +136,9 @@ def prepare(args: argparse.Namespace) -> Study:
     validation_from = resolve_times(earlier, dataset.interactions).test_from
     moments = dataset.impressions[TIMESTAMP].to_numpy()
     vectors = LearnVectors.open(args.vectors)
-    vectors.refuse_leak(moments[moments >= times.towers_until], "train on")
+    ahead = moments[moments >= times.towers_until]
+    start = int(ahead.min()) if len(ahead) else None
+    refuse_vectors_leak(vectors.manifest, start, "train on")
     features = run.ranker.features
     return Study(
         run=run,

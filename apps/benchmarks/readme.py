@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from apps.benchmarks.measure import RESULTS
+from .measure import RESULTS
 
 README = Path(__file__).parents[2] / "README.md"
 _COHORTS = {

@@ -8,16 +8,17 @@ are chosen on validation; the test is evaluated once for each seed.
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apps import evaluate_retrieval, options, train_towers
+from .. import evaluate_retrieval, options, train_towers
 
 GROUPS = ("retrieval", "new_targets", "tail_targets")
 INPUTS = ("content", "content+id")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train, evaluate and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="amazon", help="amazon, retail, ...")
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--inputs", nargs="+", default=INPUTS, choices=(*INPUTS, "id"))
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--set", nargs="+", default=[], dest="overrides")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     body: dict[str, Any] = {"seeds": args.seeds, "preset": args.preset}
     for inputs in args.inputs:
         runs = [run(args, inputs, seed) for seed in range(args.seeds)]
@@ -44,9 +45,9 @@ def main() -> None:
         body.setdefault("validation", {})[inputs] = summary(
             [each["validation"] for each in runs]
         )
-    print(json.dumps(body["retrieval"], indent=1))
     if args.json is not None:
         options.write_json(args.json, body)
+    print(json.dumps(body["retrieval"], indent=1))
 
 
 def run(args: argparse.Namespace, inputs: str, seed: int) -> dict[str, Any]:
@@ -80,4 +81,4 @@ def summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    options.run(lambda _: main())
+    options.run(main)

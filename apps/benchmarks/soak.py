@@ -9,7 +9,6 @@ alone.
 """
 
 import argparse
-import json
 import signal
 import statistics
 import tempfile
@@ -21,17 +20,18 @@ from typing import Any
 
 import psutil
 
-from apps.benchmarks.measure import add_json, machine
-from apps.benchmarks.stages import STAGES, Stage, complete, start
-from apps.program import run, write_json
 from learn_torchrec.datasets.generated.market import MarketConfig, write_market
+
+from ..program import run
+from .measure import add_json, machine, publish
+from .stages import STEPS, TriedStep, complete, start
 
 _SHOP = MarketConfig(users=4_000, items=1_000, days=12, impressions=600_000)
 _TOWERS = ("towers.training.epochs=1", "towers.training.batch_size=256")
-_RANKER = Stage(
-    "soak",
-    "train_ranker",
-    (("--vectors", "vectors"),),
+_RANKER = TriedStep(
+    name="soak",
+    command="train-ranker",
+    inputs=("vectors",),
     ranks=2,
     settings=(
         "ranker.training.batch_size=1024",
@@ -66,10 +66,10 @@ def prepare(folder: Path) -> None:
     (folder / "shop").mkdir()
     for _ in write_market(_SHOP, folder / "shop"):
         pass
-    for stage in STAGES:
-        if stage.name in ("content", "towers", "vectors"):
-            stage = replace(stage, settings=(*stage.settings, *_TOWERS))
-            complete(stage, folder, folder / stage.name)
+    for step in STEPS:
+        if step.name in ("content", "towers", "vectors"):
+            quick = replace(step, settings=(*step.settings, *_TOWERS))
+            complete(quick, folder, folder / step.name)
 
 
 def watch(minutes: float, folder: Path) -> tuple[list[Sample], int]:
@@ -79,7 +79,7 @@ def watch(minutes: float, folder: Path) -> tuple[list[Sample], int]:
         RuntimeError: the job ended before it was asked to.
     """
     log = folder / "soak.stderr"
-    job = start(_RANKER.command(folder, folder / _RANKER.name), log)
+    job = start(_RANKER.run_command(folder, folder / _RANKER.name), log)
     began, samples = time.monotonic(), []
     while (seconds := time.monotonic() - began) < 60 * minutes:
         if job.poll() is not None:
@@ -138,10 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples, status = watch(args.minutes, Path(name))
     result = summary(samples, args.minutes)
     result |= {"soak_exit_code": status, "soak_machine": machine()}
-    print(json.dumps(result, indent=2))
-    if args.json:
-        known = json.loads(args.json.read_text()) if args.json.exists() else {}
-        write_json(args.json, known | result)
+    publish(result, args.json, merge=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from learn_torchrec.datasets.generated.market import MarketConfig, write_market
 
+from ..stages import Step, input_options
+
 LIMIT = 900.0  # seconds of one stage
 SHOP = MarketConfig(users=400, items=200, days=12, impressions=36_000)
 _SETTINGS = (
@@ -30,54 +32,61 @@ _SETTINGS = (
 _RECORDS = ("config.json", "manifest.json", "log.jsonl", ".metadata")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A program, the artefacts that it reads by option, its ranks and settings."""
+@dataclass(frozen=True, kw_only=True)
+class TriedStep(Step):
+    """A step that faults are tried on.
 
-    name: str
-    app: str
-    inputs: tuple[tuple[str, str], ...] = ()
+    Attributes:
+        ranks: how many train or compute.
+        settings: beside those of all steps.
+        share: of the kills.
+    """
+
     ranks: int = 1
     settings: tuple[str, ...] = ()
     share: float = 0.0
 
-    def command(self, folder: Path, out: Path) -> list[str]:
+    def run_command(self, folder: Path, out: Path) -> list[str]:
         """Return the command that makes `out` from the artefacts in `folder`."""
-        module = ["-m", f"apps.{self.app}"]
+        module = ["-m", f"learn_torchrec.apps.{self.stage.app}"]
         if self.ranks > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone"]
             module = [*launcher, f"--nproc_per_node={self.ranks}", *module]
         data = f"parquet:{folder / 'shop'}"
         options = ["--data", data, "--out", str(out), "--set", *_SETTINGS]
-        options += self.settings
-        for option, artefact in self.inputs:
-            options += [option, str(folder / artefact)]
+        options += [*self.settings, *input_options(self, STEPS, folder)]
         return [sys.executable, *module, *options]
 
 
-STAGES = (
-    Stage("content", "encode_content", share=0.1),
-    Stage("towers", "train_towers", (("--content", "content"),), share=0.22),
-    Stage(
-        "towers2",
-        "train_towers",
-        (("--content", "content"),),
+STEPS = (
+    TriedStep(name="content", command="encode-content", share=0.1),
+    TriedStep(name="towers", command="train-towers", inputs=("content",), share=0.22),
+    TriedStep(
+        name="towers2",
+        command="train-towers",
+        inputs=("content",),
         ranks=2,
         settings=("towers.model.inputs=content+id",),
         share=0.1,
     ),
-    Stage(
-        "vectors",
-        "export_vectors",
-        (("--content", "content"), ("--towers", "towers")),
+    TriedStep(
+        name="vectors",
+        command="export-vectors",
+        inputs=("content", "towers"),
         share=0.12,
     ),
-    Stage("ranker", "train_ranker", (("--vectors", "vectors"),), share=0.22),
-    Stage("ranker2", "train_ranker", (("--vectors", "vectors"),), ranks=2, share=0.12),
-    Stage(
-        "predictions",
-        "predict",
-        (("--vectors", "vectors"), ("--ranker", "ranker")),
+    TriedStep(name="ranker", command="train-ranker", inputs=("vectors",), share=0.22),
+    TriedStep(
+        name="ranker2",
+        command="train-ranker",
+        inputs=("vectors",),
+        ranks=2,
+        share=0.12,
+    ),
+    TriedStep(
+        name="predictions",
+        command="predict",
+        inputs=("vectors", "ranker"),
         share=0.12,
     ),
 )
@@ -95,7 +104,7 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def complete(stage: Stage, folder: Path, out: Path) -> float:
+def complete(step: TriedStep, folder: Path, out: Path) -> float:
     """Run a stage to its end; return the seconds it took.
 
     Raises:
@@ -103,9 +112,9 @@ def complete(stage: Stage, folder: Path, out: Path) -> float:
     """
     log = out.with_suffix(".stderr")
     began = time.monotonic()
-    status = start(stage.command(folder, out), log).wait(LIMIT)
+    status = start(step.run_command(folder, out), log).wait(LIMIT)
     if status:
-        raise RuntimeError(f"{stage.name} failed: {log.read_text()[-2000:]}")
+        raise RuntimeError(f"{step.name} failed: {log.read_text()[-2000:]}")
     return time.monotonic() - began
 
 
@@ -124,6 +133,4 @@ def make_all(folder: Path) -> dict[str, float]:
     (folder / "shop").mkdir()
     for _ in write_market(SHOP, folder / "shop"):
         pass
-    return {
-        stage.name: complete(stage, folder, folder / stage.name) for stage in STAGES
-    }
+    return {step.name: complete(step, folder, folder / step.name) for step in STEPS}

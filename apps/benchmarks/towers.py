@@ -7,7 +7,6 @@ ours before anything is timed.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from apps import options
-from apps.benchmarks import measure
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.encoder import cpu_has_bfloat16
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
@@ -33,6 +30,9 @@ from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
 from learn_torchrec.towers.model import TwinTower, TwinTowerTrain
 from learn_torchrec.towers.sampling import SamplingConfig, UserSample
 from learn_torchrec.training.optim import OptimizerConfig, dense_optimizer
+
+from .. import options
+from . import measure
 
 TOLERANCE = 1e-5
 USERS = 30
@@ -370,7 +370,7 @@ def measure_loss_memory() -> dict[str, float]:
     All of the naive loss's matrices are anchors x candidates, so its memory at four
     times the users is sixteen times as much.
     """
-    module = "apps.benchmarks.towers"
+    module = f"{__package__}.towers"
     ours = measure.peak_memory_mb(module, "loss_problem", 4096, False)
     naive = 16 * measure.peak_memory_mb(module, "loss_problem", 1024, True)
     return {
@@ -402,9 +402,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rates = [result[name].get("users_per_s", 0.0) for name in ("float32", "bfloat16")]
     reference = result["float32"]["reference_users_per_s"]
     result["best_over_reference_default"] = max(rates) / reference
-    print(json.dumps(result, indent=2))
-    if args.json:
-        options.write_json(args.json, result)
+    measure.publish(result, args.json)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,18 @@ class Check:
         name: what was looked at, a word or two.
         ok: whether this project runs with what was found.
         found: the state of affairs, one line.
-        mend: what to do about it, one line; empty when `ok`.
+        fix: what to do about it, one line; empty when `ok`.
     """
 
     name: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
 
     def line(self) -> str:
         """Return the check as one line of the report."""
-        mend = f"; mend: {self.mend}" if self.mend else ""
-        return f"{'OK' if self.ok else 'PROBLEM':<8} {self.name:<15} {self.found}{mend}"
+        fix = f"; fix: {self.fix}" if self.fix else ""
+        return f"{'OK' if self.ok else 'PROBLEM':<8} {self.name:<15} {self.found}{fix}"
 
 
 def good(name: str, found: str) -> Check:
@@ -30,6 +30,6 @@ def good(name: str, found: str) -> Check:
     return Check(name=name, ok=True, found=found)
 
 
-def problem(name: str, found: str, mend: str) -> Check:
+def problem(name: str, found: str, fix: str) -> Check:
     """Return a failed check."""
-    return Check(name=name, ok=False, found=found, mend=mend)
+    return Check(name=name, ok=False, found=found, fix=fix)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from apps.checkup import Check, good, problem
+from . import Check, good, problem
 
 OLDEST_PYTHON = (3, 11)
 # fbgemm's libraries load only into the torch release they were built against.

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from apps.checkup import Check, good, problem
+from . import Check, good, problem
 
 GIB = 1 << 30
 LEAST_SHARED = GIB // 4  # containers start with 64 MiB, too little for loader workers

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from apps.checkup import Check, good, problem
+from . import Check, good, problem
 
 PROBE_SECONDS = 120
 Findings = Mapping[str, Mapping[str, Any]]
@@ -22,7 +22,7 @@ def find(command: Sequence[str] | None = None) -> Findings:
     Args:
         command: what to run (default: the probe, with this interpreter).
     """
-    command = command or [sys.executable, "-m", "apps.checkup.probe"]
+    command = command or [sys.executable, "-m", f"{__package__}.probe"]
     # A machine that launches jobs sets these for its ranks; the probe is no rank.
     ranks = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {k: v for k, v in os.environ.items() if k not in ranks}
@@ -91,18 +91,18 @@ def check_all_reduce(findings: Findings) -> Check:
         findings,
         3.0,
         "gloo runs",
-        mend="export GLOO_SOCKET_IFNAME=lo, or put this host's name in /etc/hosts",
+        fix="export GLOO_SOCKET_IFNAME=lo, or put this host's name in /etc/hosts",
     )
 
 
 def _known_answer(
-    step: str, findings: Findings, expected: Any, found: str, mend: str = _REINSTALL
+    step: str, findings: Findings, expected: Any, found: str, fix: str = _REINSTALL
 ) -> Check:
     finding = findings[step]
     if "error" in finding:
-        return problem(step, finding["error"], mend)
+        return problem(step, finding["error"], fix)
     if finding["value"] != expected:
         return problem(
-            step, f"wrong answer {finding['value']}, {expected} expected", mend
+            step, f"wrong answer {finding['value']}, {expected} expected", fix
         )
     return good(step, found)

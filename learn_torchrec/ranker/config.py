@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from learn_torchrec.config import configuration
+from learn_torchrec.config import OPERATIONAL, configuration
 from learn_torchrec.ranker.rows import FeaturesConfig
 from learn_torchrec.ranker.stream import StreamConfig
 from learn_torchrec.ranker.tables import ShardingConfig
@@ -81,5 +81,7 @@ class RankerConfig:
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
     )
     tables: TableOptimizerConfig = field(default_factory=TableOptimizerConfig)
-    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    sharding: Annotated[ShardingConfig, OPERATIONAL] = field(
+        default_factory=ShardingConfig
+    )
     training: RankerTrainingConfig = field(default_factory=RankerTrainingConfig)

@@ -9,13 +9,13 @@ import logging
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from learn_torchrec.config import configuration, require
+from learn_torchrec.config import OPERATIONAL, configuration, require
 from learn_torchrec.ranker.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import ITEM_ID, USER_ID
 from learn_torchrec.training.distributed import gather_objects
@@ -50,7 +50,7 @@ class SparseFeature:
     num_embeddings: PositiveInt = 100_000
     ids: IdKind = "hash"
     weights: str | None = None
-    sharding: ShardingKind | None = None
+    sharding: Annotated[ShardingKind | None, OPERATIONAL] = None
 
     def __post_init__(self) -> None:
         require(

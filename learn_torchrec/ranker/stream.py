@@ -11,13 +11,14 @@ import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import torch.distributed as dist
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from learn_torchrec.config import configuration
+from learn_torchrec.config import OPERATIONAL, configuration
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, Window
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.prefetch import read_ahead
@@ -53,8 +54,8 @@ class StreamConfig:
     enabled: bool = False
     lanes: PositiveInt = 8
     shuffle_rows: PositiveInt = 262_144
-    workers: NonNegativeInt = 0
-    timeout: PositiveFloat = 300.0
+    workers: Annotated[NonNegativeInt, OPERATIONAL] = 0
+    timeout: Annotated[PositiveFloat, OPERATIONAL] = 300.0
 
 
 class StreamedRows:

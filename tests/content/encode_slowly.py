@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from apps import encode_content, options
+from learn_torchrec.apps import encode_content, options
 from learn_torchrec.content import extract
 from learn_torchrec.content.encoder import ContentEncoder
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from apps import encode_content
+from learn_torchrec.apps import encode_content
 from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
 from learn_torchrec.content.extract import (
     ContentConfig,

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from apps import data
+from learn_torchrec.apps import data
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.generated.market import Market, MarketConfig
 from learn_torchrec.errors import UserError

@@ -336,7 +336,7 @@ def test_types_that_other_stages_refuse(
     tmp_path: Path, case: str, adapter: str
 ) -> None:
     pytest.importorskip("duckdb")
-    from apps import prepare as app
+    from learn_torchrec.apps import prepare as app
 
     changed, message = TYPES[case]
     columns = {"user_id": [1, 2], "item_id": [1, 2], "timestamp": [5, 6]}
@@ -470,7 +470,7 @@ def test_a_prepared_data_set_serves_the_towers(duckdb: Engine, tmp_path: Path) -
 
 def test_the_app(market: Path, tmp_path: Path) -> None:
     pytest.importorskip("duckdb")
-    from apps import prepare as app
+    from learn_torchrec.apps import prepare as app
 
     out = tmp_path / "results" / "prepared"
     options = ["--data", f"parquet:{market}", "--out", str(out), "--memory", "500MB"]
@@ -488,7 +488,7 @@ def test_the_app(market: Path, tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_meet(market: Path, tmp_path: Path) -> None:
-    from apps import prepare as app
+    from learn_torchrec.apps import prepare as app
 
     out = tmp_path / "results" / "prepared"
     with locked(out):
@@ -501,7 +501,7 @@ def test_two_runs_do_not_meet(market: Path, tmp_path: Path) -> None:
 
 def test_what_a_killed_run_leaves_is_removed(market: Path, tmp_path: Path) -> None:
     pytest.importorskip("duckdb")
-    from apps import prepare as app
+    from learn_torchrec.apps import prepare as app
 
     out = tmp_path / "results" / "prepared"
     options = ["--data", f"parquet:{market}", "--out", str(out)]
@@ -525,7 +525,7 @@ def test_a_full_disk_leaves_nothing(
 ) -> None:
     """A limit on a file's size, from a step on, stands in for the disk's end."""
     pytest.importorskip("duckdb")
-    from apps import prepare as app
+    from learn_torchrec.apps import prepare as app
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     original = getattr(app, step)

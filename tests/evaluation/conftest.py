@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from report_run import NUM_ITEMS, make_predictions, manifest, retrieval_rows
 
-from apps import evaluate_ab, evaluate_auc, report
+from learn_torchrec.apps import evaluate_ab, evaluate_auc, report
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, write_content_store
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from apps import evaluate_ab
+from learn_torchrec.apps import evaluate_ab
 from learn_torchrec.datasets.generated.ab_replay import AbReplayConfig, write_ab_replay
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import (

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from apps import evaluate_auc
+from learn_torchrec.apps import evaluate_auc
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import evaluate_auc as metrics_of
@@ -106,7 +106,13 @@ def test_different_rows_are_refused_and_nothing_is_written(tmp_path: Path) -> No
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     out = tmp_path / "metrics.json"
-    command = [sys.executable, "-m", "apps.evaluate_auc", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "learn_torchrec.apps.evaluate_auc",
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(
         [*command, "--predictions", f"base={tmp_path}"],
         cwd=Path(__file__).parents[2],
@@ -285,7 +291,14 @@ def test_two_ranks_stream_what_one_reads(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     options = ["--predictions", f"a={tmp_path / 'p.parquet'}", "--out", str(out)]
     done = subprocess.run(
-        [*torchrun, "--standalone", "-m", "apps.evaluate_auc", "--stream", *options],
+        [
+            *torchrun,
+            "--standalone",
+            "-m",
+            "learn_torchrec.apps.evaluate_auc",
+            "--stream",
+            *options,
+        ],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

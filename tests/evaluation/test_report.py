@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from report_run import manifest, retrieval_rows
 
-from apps import evaluate_ab, evaluate_auc, report
+from learn_torchrec.apps import evaluate_ab, evaluate_auc, report
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.predictions import Predictions
 from learn_torchrec.evaluation.report.calibration import calibration_bins

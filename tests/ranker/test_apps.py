@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from apps import main as command_line
-from apps import predict
+from learn_torchrec.apps import main as command_line
+from learn_torchrec.apps import predict
 
 SETTINGS = [
     "ranker.features.dense=hour",

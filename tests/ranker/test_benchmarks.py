@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from apps.benchmarks import ranker, ranking_study
+from learn_torchrec.apps.benchmarks import ranker, ranking_study
 from learn_torchrec.ranker.config import RankerConfig
 
 

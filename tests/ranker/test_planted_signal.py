@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from planted_market import PlantedConfig, PlantedMarket
 
-from apps import main as command_line
+from learn_torchrec.apps import main as command_line
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from apps import predict
+from learn_torchrec.apps import predict
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.row_groups import RowGroups
 from learn_torchrec.datasets.loading.time_range import Interval

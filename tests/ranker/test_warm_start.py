@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from apps import train_ranker
+from learn_torchrec.apps import train_ranker
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.build import MODEL_DIRECTORY, build_ranker, save_ranker
 from learn_torchrec.ranker.config import (

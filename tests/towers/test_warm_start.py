@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from apps import train_towers
+from learn_torchrec.apps import train_towers
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.export import CATALOGUE_FILE, earlier_towers, save_towers

@@ -3,7 +3,7 @@
 import os
 import time
 
-from apps import options, train_ranker
+from learn_torchrec.apps import options, train_ranker
 from learn_torchrec.ranker import build
 
 

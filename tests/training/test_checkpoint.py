@@ -16,8 +16,8 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard
 from torch.distributed.remote_device import _remote_device
 
-from apps import train_ranker, train_towers
 from learn_torchrec import artifact
+from learn_torchrec.apps import train_ranker, train_towers
 from learn_torchrec.artifact import locked
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.ranker.model import LearnRankerTrain

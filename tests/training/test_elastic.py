@@ -22,7 +22,9 @@ SETTINGS = [
 LIMIT = 300
 
 
-def start(market, out, ranks=2, restarts=0, extra=(), app="apps.train_ranker"):
+def start(
+    market, out, ranks=2, restarts=0, extra=(), app="learn_torchrec.apps.train_ranker"
+):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), "--max_restarts", str(restarts)]
     command += ["-m", app, "--data", f"parquet:{market}"]

@@ -1,0 +1,19 @@
+"""Which folders are installed, and under which names; the rest is pyproject.toml's.
+
+`apps/` and `torchx_components/` lie at the top of the repository and are installed
+inside `learn_torchrec`, where they meet nobody else's `apps`. Benchmarks need the
+repository and stay there.
+"""
+
+from setuptools import find_packages, setup
+
+INSIDE = ("apps", "torchx_components")
+found = find_packages(include=["learn_torchrec*", *INSIDE, "apps.checkup"])
+
+setup(
+    packages=[
+        f"learn_torchrec.{name}" if name.partition(".")[0] in INSIDE else name
+        for name in found
+    ],
+    package_dir={f"learn_torchrec.{name}": name for name in INSIDE},
+)

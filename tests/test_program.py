@@ -1,0 +1,128 @@
+"""How programs end: a user's mistake, the system's refusal, a reader that left."""
+
+import errno
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from learn_torchrec.apps import program
+from learn_torchrec.apps.benchmarks import measure
+from learn_torchrec.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.EINTR, errno.ENOSPC),
+        *(errno.EDQUOT, errno.EACCES, errno.EISDIR, errno.ESTALE, errno.EMFILE),
+    ],
+    ids=errno.errorcode.get,
+)
+def test_what_the_system_refuses_is_one_line_and_code_2(number, capsys):
+    def refused(argv):
+        raise OSError(number, os.strerror(number), "runs/x")
+
+    with pytest.raises(SystemExit) as ended:
+        program.run(refused, [])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: [Errno {number}] {os.strerror(number)}: 'runs/x'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        OSError("of a library"),
+        BrokenPipeError(errno.EPIPE, "another process's"),
+        ValueError("a bug"),
+    ],
+    ids=repr,
+)
+def test_a_bug_keeps_its_traceback(bug):
+    def broken(argv):
+        raise bug
+
+    with pytest.raises(type(bug)) as caught:
+        program.run(broken, [])
+    assert caught.value is bug
+
+
+def unread(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program whose output nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(write)
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_that_nobody_reads_ends_the_program_quietly(lines):
+    code = (
+        "import sys; from learn_torchrec.apps import program\n"
+        "program.run(lambda argv: print('x\\n' * int(sys.argv[1])))\n"
+    )
+    done = unread("-c", code, str(lines))
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_overview_may_be_cut_short():
+    done = unread("-m", "learn_torchrec.apps.main", "--help")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_results_are_written_before_tables_are_printed(tmp_path):
+    out, outcomes = tmp_path / "ab.json", tmp_path / "outcomes.parquet"
+    small = ["--set", "replay.users=2000", "ab.resamples=10"]
+    app = ["-m", "learn_torchrec.apps.evaluate_ab", "--simulate", *small]
+    done = unread(*app, "--outcomes", str(outcomes), "--out", str(out))
+    assert done.returncode == 141, done.stderr
+    assert "lifts" in json.loads(out.read_text())
+
+
+# --- benchmarks -------------------------------------------------------------------
+
+
+def test_figures_are_written_before_they_are_printed(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    path.write_text('{"soak": 1, "kills": 2}')
+    measure.publish({"kills": 3}, path, merge=True)
+    assert json.loads(path.read_text()) == {"soak": 1, "kills": 3}
+    assert json.loads(capsys.readouterr().out) == {"kills": 3}
+    measure.publish({"kills": 4}, path)
+    assert json.loads(path.read_text()) == {"kills": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "wheels"),
+    [
+        ("content", [], "sentence-transformers"),
+        ("data", [], "duckdb pytest"),
+        ("faults", [], "pytest"),
+        ("metrics", ["--json", "x.json"], "faiss-cpu scikit-learn"),
+    ],
+)
+def test_a_benchmark_without_its_wheels_does_not_start(
+    name, options, wheels, monkeypatch
+):
+    benchmark = importlib.import_module(f"learn_torchrec.apps.benchmarks.{name}")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(UserError) as caught:
+        benchmark.main(options)
+    needs = wheels.replace(" ", " and ")
+    assert str(caught.value) == (
+        f"this benchmark needs {needs}; run {sys.executable} -m pip install {wheels}"
+    )
