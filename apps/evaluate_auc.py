@@ -15,9 +15,13 @@ from learn_torchrec.artifact import MANIFEST, verify
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
-from learn_torchrec.evaluation.auc import RankingMetrics, prepare_rows
+from learn_torchrec.evaluation.auc import RankingMetrics
 from learn_torchrec.evaluation.cohorts import CohortConfig
-from learn_torchrec.evaluation.communicator import OneRank, Ranks, TorchRanks
+from learn_torchrec.evaluation.communicator import (
+    Communicator,
+    LocalCommunicator,
+    TorchCommunicator,
+)
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.gate import (
     Gate,
@@ -36,6 +40,7 @@ from learn_torchrec.evaluation.predictions import (
     stream_predictions,
     with_shared_columns,
 )
+from learn_torchrec.evaluation.rows import prepare_rows
 from learn_torchrec.evaluation.significance import PairedDifference
 from learn_torchrec.evaluation.stream import MetricsStream
 
@@ -179,15 +184,15 @@ def stream(paths: Mapping[str, Path], config: EvaluationConfig, out: Path) -> No
     from learn_torchrec.training.distributed import process_group
 
     with contextlib.ExitStack() as job:
-        ranks: Ranks = OneRank()
+        ranks: Communicator = LocalCommunicator()
         if dist.is_torchelastic_launched():
-            ranks = TorchRanks(job.enter_context(process_group()))
+            ranks = TorchCommunicator(job.enter_context(process_group()))
         metrics: dict[str, dict[str, RankingMetrics]] = {}
         for name, path in paths.items():
             filters = ranking.cohort_filters(column_names(path), config.cohorts)
             metrics[name] = {}
             for cohort, chosen in filters.items():
-                rows = MetricsStream(config.convention, ranks=ranks)
+                rows = MetricsStream(config.convention, communicator=ranks)
                 stream_predictions(path, rows, ranks, chosen)
                 metrics[name][cohort] = rows.finish()
         if ranks.rank == 0:
@@ -274,8 +279,8 @@ def metrics_table(metrics: Mapping[str, Mapping[str, RankingMetrics]]) -> str:
     lines = [["predictions", "cohort", "rows", "users_kept", *_METRICS]]
     for name, cohorts in metrics.items():
         for cohort, values in cohorts.items():
-            numbers = [f"{getattr(values, metric):.4f}" for metric in _METRICS]
-            counts = [str(values.rows), f"{values.users_kept}/{values.users}"]
+            numbers = [f"{values[metric]:.4f}" for metric in _METRICS]
+            counts = [str(values["rows"]), f"{values['users_kept']}/{values['users']}"]
             lines.append([name, cohort, *counts, *numbers])
     return align(lines)
 

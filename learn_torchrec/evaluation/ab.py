@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
+from learn_torchrec.arrays import BoolArray, Float64Array
 from learn_torchrec.config import Share, configuration, require
 from learn_torchrec.evaluation.ab_outcomes import (
     CONVERSIONS,
@@ -24,7 +25,6 @@ from learn_torchrec.evaluation.ab_outcomes import (
     REVENUE,
     Outcomes,
 )
-from learn_torchrec.evaluation.arrays import BoolArray, Float64Array
 
 # Metric: outcome of its numerator, and of its denominator (None: users).
 METRICS: dict[str, tuple[str, str | None]] = {

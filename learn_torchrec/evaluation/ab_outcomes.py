@@ -12,14 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array, name_rows
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import (
-    BoolArray,
-    Float64Array,
-    Int64Array,
-    encode_ids,
-    name_rows,
-)
+from learn_torchrec.ids import encode_ids
 from learn_torchrec.schema import USER_ID
 
 ARM, DAY = "arm", "day"
@@ -128,7 +123,8 @@ def _checked(
     ):
         if not is_there:
             raise UserError(f"{ARM}: no row of {arm!r}; name the arms with --set")
-    users, num_users = encode_ids(table[USER_ID], USER_ID)
+    users, distinct = encode_ids(table[USER_ID], USER_ID)
+    num_users = len(distinct)
     is_treatment = np.zeros(num_users, dtype=bool)
     is_treatment[users] = in_treatment
     in_both = is_treatment[users] != in_treatment

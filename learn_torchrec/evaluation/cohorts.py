@@ -8,13 +8,9 @@ purchases in no cohort, we count it among the others.
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
+from learn_torchrec.arrays import BoolArray, Int64Array, name_rows
 from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import (
-    BoolArray,
-    Column,
-    name_rows,
-)
 
 COLD = "cold"
 LONG_TAIL = "long_tail"
@@ -51,7 +47,7 @@ class CohortConfig:
 
 
 def assign_cohorts(
-    counts: Column, long_tail_from: int, others_from: int
+    counts: Int64Array, long_tail_from: int, others_from: int
 ) -> dict[str, BoolArray]:
     """Split rows by activity; every row is in exactly one cohort.
 

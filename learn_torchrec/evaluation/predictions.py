@@ -12,16 +12,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from learn_torchrec.arrays import Float64Array, Int64Array, name_rows
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import (
-    Float64Array,
-    Int64Array,
-    as_id_array,
-    name_rows,
-)
-from learn_torchrec.evaluation.auc import check_columns
-from learn_torchrec.evaluation.communicator import OneRank, Ranks
+from learn_torchrec.evaluation.communicator import Communicator, LocalCommunicator
+from learn_torchrec.evaluation.rows import check_columns
 from learn_torchrec.evaluation.stream import MetricsStream
+from learn_torchrec.ids import as_ids
 from learn_torchrec.schema import (
     CLICK,
     ITEM_ACTIVITY,
@@ -128,7 +124,7 @@ def column_names(path: Path) -> list[str]:
 def stream_predictions(
     path: Path,
     stream: MetricsStream,
-    ranks: Ranks | None = None,
+    ranks: Communicator | None = None,
     rows: ds.Expression | None = None,
 ) -> None:
     """Add a prediction file's rows to a stream, reading only the columns it needs.
@@ -143,7 +139,7 @@ def stream_predictions(
     Raises:
         UserError: see `read_predictions`; a file without rows.
     """
-    ranks = ranks or OneRank()
+    ranks = ranks or LocalCommunicator()
     path = predictions_path(path)
     with _readable(path):
         # Cohorts are chosen by activity, so it is checked where all rows are read.
@@ -294,7 +290,7 @@ def _from_table(table: pa.Table, source: str, cohort_column: str | None) -> Pred
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     for name, column in columns.items():
         _refuse_null(column, name)
-    ids = {n: as_id_array(columns[n], n) for n in _ID_COLUMNS if n in columns}
+    ids = {n: as_ids(columns[n], n) for n in _ID_COLUMNS if n in columns}
     integers = {n: _integers(columns[n], n) for n in _INTEGER_COLUMNS if n in columns}
     numbers = {
         n: _numbers(columns[n], n).astype(np.float64)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
+from learn_torchrec.arrays import BoolArray
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import BoolArray
 from learn_torchrec.evaluation.auc import RankingMetrics, evaluate_auc
 from learn_torchrec.evaluation.cohorts import (
     COLD,

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from learn_torchrec.arrays import Int64Array, name_rows
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import Int64Array, name_rows
 
 _BLOCK_ELEMENTS = 1 << 26  # scores of one torch block: 256 MiB in float32
 _BLOCK_USERS = 1 << 14  # users that FAISS answers at a time

@@ -16,7 +16,7 @@ from torch import Tensor
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.datasets.loading.tables import read_parquet
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import UNKNOWN, IdCodes
+from learn_torchrec.ids import UNKNOWN, IdIndex
 from learn_torchrec.schema import (
     ITEM_ID,
     ITEM_VECTORS_FILE,
@@ -70,7 +70,7 @@ class VectorTable:
         Returns:
             int64 [N], MISSING where there is none.
         """
-        codes = self._known.of(ids)
+        codes = self._known.rows_of(ids)
         if self.times is None:
             return codes
         keys, order, moments = self._by_moment
@@ -91,15 +91,17 @@ class VectorTable:
         return vectors
 
     @functools.cached_property
-    def _known(self) -> IdCodes:
-        return IdCodes(self.ids if self.times is None else self.ids.unique())
+    def _known(self) -> IdIndex:
+        return IdIndex.build(
+            self.ids if self.times is None else self.ids.unique(), "vectors"
+        )
 
     @functools.cached_property
     def _by_moment(self) -> tuple[Ints, Ints, Ints]:
         """Sorted keys of (id, moment), the row of each, and all moments in order."""
         assert self.times is not None
         moments, ranks = np.unique(self.times, return_inverse=True)
-        keys = self._known.of(self.ids) * (len(moments) + 1) + ranks
+        keys = self._known.rows_of(self.ids) * (len(moments) + 1) + ranks
         order = np.argsort(keys, kind="stable")  # of equal moments the last row wins
         return keys[order], order, moments
 

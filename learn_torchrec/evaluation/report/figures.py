@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from learn_torchrec.evaluation.arrays import Float64Array
+from learn_torchrec.arrays import Float64Array
 from learn_torchrec.evaluation.report.parts import Figure
 
 _SIZE = (4.2, 3.0)  # inches: the width of a phone, so that text is not scaled down

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from learn_torchrec.arrays import Float64Array
 from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.config import from_dict
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.evaluation.arrays import Float64Array
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
 from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS, read_predictions
 from learn_torchrec.evaluation.report import figures
