@@ -12,9 +12,17 @@ from learn_torchrec.arrays import BoolArray, Int64Array, name_rows
 from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
 
+ALL = "all"
 COLD = "cold"
 LONG_TAIL = "long_tail"
 OTHERS = "others"
+
+_TITLES = {COLD: "cold-start", LONG_TAIL: "long-tail", OTHERS: "others"}
+_COHORT_TITLES = {
+    f"{side}_{name}": f"{side} {title}"
+    for side in ("user", "item")
+    for name, title in _TITLES.items()
+}
 
 
 @configuration
@@ -72,3 +80,8 @@ def assign_cohorts(
         LONG_TAIL: (values >= long_tail_from) & (values < others_from),
         OTHERS: values >= others_from,
     }
+
+
+def cohort_title(name: str) -> str:
+    """Return what a reader calls a cohort: "user long-tail" for "user_long_tail"."""
+    return _COHORT_TITLES.get(name, name)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import pyarrow.dataset as ds
 
 from learn_torchrec.arrays import BoolArray
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.auc import RankingMetrics, evaluate_auc
+from learn_torchrec.evaluation.auc import DEFAULT_METRICS, RankingMetrics, evaluate_auc
 from learn_torchrec.evaluation.cohorts import (
+    ALL,
     COLD,
     LONG_TAIL,
     OTHERS,
@@ -19,6 +20,7 @@ from learn_torchrec.evaluation.cohorts import (
     assign_cohorts,
 )
 from learn_torchrec.evaluation.conventions import PAPER, Convention
+from learn_torchrec.evaluation.metric import Metric
 from learn_torchrec.evaluation.predictions import Predictions, refuse_different_rows
 from learn_torchrec.evaluation.significance import (
     PairedDifference,
@@ -27,7 +29,6 @@ from learn_torchrec.evaluation.significance import (
 )
 from learn_torchrec.schema import ITEM_ACTIVITY, USER_ACTIVITY
 
-ALL = "all"
 _MOST_COHORTS = 50
 
 
@@ -108,6 +109,7 @@ def metrics_by_cohort(
     predictions: Predictions,
     cohorts: CohortConfig | None = None,
     convention: Convention = PAPER,
+    metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> dict[str, RankingMetrics]:
     """Return the ranking metrics of each cohort; see `cohort_masks` for the names."""
     columns = (predictions.labels, predictions.scores, predictions.weights)
@@ -118,6 +120,7 @@ def metrics_by_cohort(
             *(None if column is None else column[mask] for column in columns),
             clicks=None if clicks is None else clicks[mask],
             convention=convention,
+            metrics=metrics,
         )
         for name, mask in cohort_masks(predictions, cohorts).items()
     }
@@ -130,6 +133,7 @@ def differences_by_cohort(
     convention: Convention = PAPER,
     num_resamples: int = 1000,
     seed: int = 0,
+    metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> dict[str, dict[str, PairedDifference]]:
     """Return candidate minus baseline by cohort and metric, see `paired_bootstrap`.
 
@@ -152,14 +156,15 @@ def differences_by_cohort(
             seed=seed,
             clicks=None if clicks is None else clicks[mask],
             convention=convention,
+            metrics=metrics,
         )
         for name, mask in cohort_masks(baseline, cohorts).items()
     }
-    family = [one for metrics in differences.values() for one in metrics.values()]
+    family = [one for found in differences.values() for one in found.values()]
     adjusted = iter(adjust_p_values(family))
     return {
-        cohort: {metric: next(adjusted) for metric in metrics}
-        for cohort, metrics in differences.items()
+        cohort: {metric: next(adjusted) for metric in by_metric}
+        for cohort, by_metric in differences.items()
     }
 
 

@@ -156,9 +156,9 @@ def test_a_gate_that_fails_is_exit_code_1_after_everything_is_written(
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
-        ("uauc", "write METRIC"),
-        ("uauc>=high", "write METRIC"),
-        ("uauc.mean>0", "write METRIC"),
+        ("uauc", r"write \[TASK\.\]METRIC"),
+        ("uauc>=high", r"write \[TASK\.\]METRIC"),
+        ("uauc.mean>0", r"write \[TASK\.\]METRIC"),
         ("gauc>0", "no metric gauc; there are auc, uauc"),
         ("uauc@nobody>0", "no cohort nobody; there are all, user_cold"),
     ],

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from learn_torchrec.config import from_dict
+from learn_torchrec.evaluation.cohorts import cohort_title
 from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import (
-    COHORT_TITLES,
     Figure,
     Section,
     Table,
@@ -77,7 +77,7 @@ def _ranking_table(ranking: Mapping[str, Any]) -> Table:
     rows = [
         [
             name,
-            COHORT_TITLES.get(cohort, cohort),
+            cohort_title(cohort),
             values["rows"],
             _share(values["rows"], cohorts["all"]["rows"]),
             values["users_kept"],
@@ -103,7 +103,7 @@ def _difference_tables(differences: Mapping[str, Any]) -> Iterator[Table]:
     for pair, cohorts in differences.items():
         rows = [
             [
-                COHORT_TITLES.get(cohort, cohort),
+                cohort_title(cohort),
                 metric,
                 *(scaled(one[part], 100) for part in ("difference", "low", "high")),
                 one["p_value"],
@@ -133,7 +133,7 @@ def _lift_figure(
         one = metrics[metric]
         if one["difference"] is not None:
             values = (100 * one[part] for part in ("difference", "low", "high"))
-            rows.append((COHORT_TITLES.get(cohort, cohort), *values))
+            rows.append((cohort_title(cohort), *values))
     if not rows:
         return
     words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)

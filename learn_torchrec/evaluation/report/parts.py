@@ -3,16 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-COHORT_TITLES = {
-    "all": "all",
-    "user_cold": "user cold-start",
-    "user_long_tail": "user long-tail",
-    "user_others": "user others",
-    "item_cold": "item cold-start",
-    "item_long_tail": "item long-tail",
-    "item_others": "item others",
-}
-
 
 def scaled(value: Any, scale: float = 1.0) -> float | None:
     """Return a number of a JSON, e.g. in per cent; None where it is undefined."""

@@ -12,10 +12,10 @@ from learn_torchrec.arrays import Float64Array
 from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.config import from_dict
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
+from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts, cohort_title
 from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS, read_predictions
 from learn_torchrec.evaluation.report import figures
-from learn_torchrec.evaluation.report.parts import COHORT_TITLES, Section
+from learn_torchrec.evaluation.report.parts import Section
 from learn_torchrec.schema import (
     ITEM_ID,
     ITEM_VECTORS_FILE,
@@ -102,7 +102,7 @@ def item_groups(
             np.maximum(counts, 0), bounds.item_long_tail_from, bounds.item_others_from
         )
         groups = {
-            COHORT_TITLES[f"item_{name}"]: mask & (counts >= 0)
+            cohort_title(f"item_{name}"): mask & (counts >= 0)
             for name, mask in cohorts.items()
         }
         return groups | {"not in the test": counts < 0}
