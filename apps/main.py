@@ -24,8 +24,9 @@ COMMANDS = {
     "train-ranker": "impressions + vectors -> ranker (TorchRec DLRM with LEARN)",
     "predict": "trained ranker + impressions -> predictions",
     "evaluate-retrieval": "vectors -> hit rate, recall, NDCG and MRR at k",
-    "evaluate-auc": "predictions -> AUC, UAUC, wUAUC, NE and calibration",
+    "evaluate-auc": "predictions -> AUC, UAUC, WUAUC, NE and calibration",
     "evaluate-ab": "outcomes of an A/B test -> lifts by cohort and day",
+    "recommend": "vectors -> a user's history and top items, or all users' top items",
     "report": "a run's directory -> one HTML page, Markdown and JSON",
 }
 _OWN_PACKAGES = ("apps", "learn_torchrec")

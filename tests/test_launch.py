@@ -25,6 +25,7 @@ COMPONENTS = (
     "predict",
 )
 NOT_APPS = {
+    "ranking_tables",
     "job",
     "__init__",
     "learn_inputs",
