@@ -24,7 +24,6 @@ from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import (
     DEFAULT_METRICS,
     METRICS,
-    RankingMetrics,
     named_metrics,
 )
 from learn_torchrec.evaluation.cohorts import CohortConfig
@@ -40,14 +39,11 @@ from learn_torchrec.evaluation.parquet import lone_part_note
 from learn_torchrec.evaluation.peers import PeerNumbers, compare_conventions
 from learn_torchrec.evaluation.predictions import (
     Predictions,
-    open_predictions,
     read_predictions,
     refuse_different_rows,
-    stream_predictions,
     with_shared_columns,
 )
 from learn_torchrec.evaluation.rows import prepare_rows
-from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.evaluation.tasks import (
     KIND_PREDICTIONS,
     TASKS,
@@ -66,11 +62,6 @@ class EvaluationConfig:
 
     cohorts: CohortConfig = field(default_factory=CohortConfig)
     convention: Convention = PAPER
-
-    @property
-    def needs_clicks(self) -> bool:
-        """Whether a column of clicks is read, if there is one."""
-        return self.convention.user_weight == "clicks"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -265,7 +256,14 @@ def stream(
             communicator = TorchCommunicator(job.enter_context(process_group()))
         for task, columns in tasks.items():
             found = {
-                name: _streamed(paths[name], one, config, metrics, communicator)
+                name: ranking.stream_by_cohort(
+                    paths[name],
+                    config.cohorts,
+                    config.convention,
+                    metrics,
+                    task=one,
+                    communicator=communicator,
+                )
                 for name, one in columns.items()
             }
             bodies[task] = {"ranking": found}
@@ -273,29 +271,6 @@ def stream(
                 _print_under(_heading(task, tasks))
                 print(metrics_table(found, [one.name for one in metrics]))
     return bodies
-
-
-def _streamed(
-    path: Path,
-    task: Task,
-    config: EvaluationConfig,
-    metrics: Sequence[Metric],
-    communicator: Communicator,
-) -> dict[str, RankingMetrics]:
-    """Return the metrics of a file by cohort, reading it once for each."""
-    columns = open_predictions(path).names
-    found = {}
-    for cohort, rows in ranking.cohort_filters(columns, config.cohorts).items():
-        result = MetricsStream(
-            config.convention,
-            communicator=communicator,
-            metrics=metrics,
-            names=(task.label, task.score),
-        )
-        needs_clicks = config.needs_clicks
-        stream_predictions(path, result, communicator, rows, task, needs_clicks)
-        found[cohort] = result.finish()
-    return found
 
 
 def read(
@@ -306,7 +281,9 @@ def read(
 ) -> dict[str, Predictions]:
     """Return one task's predictions of the files that have it."""
     return {
-        name: read_predictions(paths[name], cohort_column, task, config.needs_clicks)
+        name: read_predictions(
+            paths[name], cohort_column, task, config.convention.needs_clicks
+        )
         for name, task in columns.items()
     }
 

@@ -1,4 +1,4 @@
-"""Recommend items by LEARN's vectors: to one user as a table, to all as Parquet."""
+"""Recommend items by LEARN's vectors: for one user as a table, for all as Parquet."""
 
 import argparse
 import datetime
@@ -18,7 +18,12 @@ from apps.tables import align
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.topk import TopItems, top_items, top_new_items
+from learn_torchrec.evaluation.topk import (
+    TopItems,
+    approximate_top_items,
+    top_items,
+    top_new_items,
+)
 from learn_torchrec.ids import IdIndex, as_ids
 from learn_torchrec.jagged import Jagged
 from learn_torchrec.ranker.vectors import MISSING, load_vectors
@@ -66,6 +71,12 @@ def parser() -> argparse.ArgumentParser:
         help="leave out the items of the user's history",
     )
     result.add_argument(
+        "--index",
+        metavar="FACTORY",
+        help="search by an approximate FAISS index, e.g. HNSW32, and print its recall "
+        "(default: exactly)",
+    )
+    result.add_argument(
         "--history",
         type=int,
         default=10,
@@ -83,11 +94,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{option} {getattr(args, option)}: use 1 or more")
     if args.out is not None and args.out.is_dir():
         raise UserError(f"--out {args.out}: is a directory; name a Parquet file")
+    if args.index is not None and args.filter_history:
+        raise UserError("--index: does not filter histories; leave out one of the two")
     dataset = open_dataset(args.data)
     wanted = None if args.user is None else _user_id(args.user, dataset)
     vectors = read_vectors(args.vectors, dataset, wanted)
     events = _events(dataset, vectors.actions, wanted)
-    top = _recommend(vectors, events, args.k, args.filter_history)
+    if args.index is None:
+        top = _recommend(vectors, events, args.k, args.filter_history)
+    else:
+        top = _search(vectors, args.k, args.index)
     if args.user is None:
         _write(args.out, vectors, top)
         print(f"{len(vectors.user_ids)} users, written to {args.out}")
@@ -175,6 +191,14 @@ def _recommend(
     lengths = np.bincount(owners, minlength=len(vectors.user_ids))
     history = Jagged.from_lengths(rows[order], lengths)
     return top_new_items(vectors.users, vectors.items, k, history)
+
+
+def _search(vectors: Vectors, k: int, index: str) -> TopItems:
+    """Return what an approximate index finds, having printed how much that is."""
+    k = min(k, len(vectors.item_ids))
+    found = approximate_top_items(vectors.users, vectors.items, k, index)
+    print(f"{index}: recall {found.recall:.4f}, of {found.recall_users} users")
+    return found.top
 
 
 def _write(path: Path, vectors: Vectors, top: TopItems) -> None:

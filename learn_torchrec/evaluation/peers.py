@@ -2,7 +2,7 @@
 
 Each rule was read in the library's source; tests run TorchRec, RecBole, FuxiCTR and
 torchmetrics (TorchEasyRec's AUC) themselves beside ours. TorchEasyRec's grouped AUC
-and RecIS are not on PyPI: their rules are held against references written from their
+and RecIS are not on PyPI: their rules are compared with references written from their
 source. Rounding and sums in float32 apart.
 """
 

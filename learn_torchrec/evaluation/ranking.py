@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,22 @@ from learn_torchrec.evaluation.cohorts import (
     CohortConfig,
     assign_cohorts,
 )
+from learn_torchrec.evaluation.communicator import Communicator
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.metric import Metric
-from learn_torchrec.evaluation.predictions import Predictions, refuse_different_rows
+from learn_torchrec.evaluation.predictions import (
+    Predictions,
+    open_predictions,
+    refuse_different_rows,
+    stream_predictions,
+)
 from learn_torchrec.evaluation.significance import (
     PairedDifference,
     adjust_p_values,
     paired_bootstrap,
 )
+from learn_torchrec.evaluation.stream import MetricsStream
+from learn_torchrec.evaluation.tasks import ONLY_TASK, Task
 from learn_torchrec.schema import ITEM_ACTIVITY, USER_ACTIVITY
 
 _MOST_COHORTS = 50
@@ -124,6 +133,41 @@ def metrics_by_cohort(
         )
         for name, mask in cohort_masks(predictions, cohorts).items()
     }
+
+
+def stream_by_cohort(
+    path: Path,
+    cohorts: CohortConfig | None = None,
+    convention: Convention = PAPER,
+    metrics: Sequence[Metric] = DEFAULT_METRICS,
+    *,
+    task: Task = ONLY_TASK,
+    communicator: Communicator | None = None,
+) -> dict[str, RankingMetrics]:
+    """As `metrics_by_cohort`, of a file read in batches, once for each cohort.
+
+    Args:
+        path: see `read_predictions`.
+        cohorts: bounds.
+        convention: see `evaluate_auc`.
+        metrics: see `evaluate_auc`.
+        task: which columns are labels and scores.
+        communicator: of the ranks that share the file's rows.
+
+    Raises:
+        UserError: see `stream_predictions`.
+    """
+    result = {}
+    for name, rows in cohort_filters(open_predictions(path).names, cohorts).items():
+        names = (task.label, task.score)
+        stream = MetricsStream(
+            convention, communicator=communicator, metrics=metrics, names=names
+        )
+        stream_predictions(
+            path, stream, communicator, rows, task, convention.needs_clicks
+        )
+        result[name] = stream.finish()
+    return result
 
 
 def differences_by_cohort(

@@ -1,7 +1,7 @@
-"""Rows spread over shards by user, and over the ranks that own the shards.
+"""Rows distributed over shards by user, and over the ranks that own the shards.
 
-A bijective mix of the 64-bit user ids decides a row's shard, so that every user lies
-whole in one shard, on one rank. Strings get numbers first.
+A bijective mix of the 64-bit user ids decides a row's shard, so that all rows of a
+user are in one shard, on one rank. String ids are numbered first.
 
 N rows of a batch, S shards.
 """

@@ -1,7 +1,7 @@
 """Exact metrics of rows that come in batches, on all cores and on many ranks.
 
 Users are spread over shards by a bijective mix of their 64-bit ids, so that a shard's
-rows fit a core's cache and every user lies whole in one shard, on one rank. What is
+rows fit a core's cache and all rows of a user are in one shard, on one rank. What is
 kept for a row is its id, score and label. The pooled AUC needs no users: positives
 and negatives are sorted by score, and counted range by range.
 

@@ -105,6 +105,18 @@ def test_all_users_as_parquet(
     ]
 
 
+def test_an_approximate_index_prints_its_recall(
+    shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss", reason="needs faiss-cpu")
+    exact, found = tmp_path / "exact.parquet", tmp_path / "found.parquet"
+    recommend.main([*shop, "--out", str(exact)])
+    capsys.readouterr()
+    lines = printed(shop, capsys, "--out", str(found), "--index=Flat")
+    assert " ".join(lines[0]) == "Flat: recall 1.0000, of 2 users"
+    assert pq.read_table(found).equals(pq.read_table(exact))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,6 +125,7 @@ def test_all_users_as_parquet(
         (["--user=me"], "--user me: users are int64 in this data set"),
         (["--user=1", "--k=0"], "--k 0: use 1 or more"),
         (["--user=1", "--history=0"], "--history 0: use 1 or more"),
+        (["--user=1", "--index=Flat", "--filter-history"], "--index: does not filter"),
         (["--out", "."], r"--out \.: is a directory"),
     ],
 )
