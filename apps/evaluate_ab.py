@@ -1,6 +1,7 @@
 """Read an A/B test from per-user-day outcomes: lifts with intervals, by cohort, day."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
@@ -15,10 +16,13 @@ from learn_torchrec.evaluation.ab import (
     read_ab,
 )
 from learn_torchrec.evaluation.ab_outcomes import ALL, read_outcomes
+from learn_torchrec.evaluation.parquet import lone_part_note
 from learn_torchrec.evaluation.ranking import to_json
 
 from . import program
 from .tables import align
+
+logger = logging.getLogger(__name__)
 
 SIMULATED_NOTE = "SIMULATED: generated users, no live test; planted lifts"
 
@@ -37,11 +41,16 @@ def parser() -> argparse.ArgumentParser:
         prog="learn-torchrec evaluate-ab",
         description=__doc__,
         epilog="Columns: user_id, arm, day, impressions, conversions, revenue, and any "
-        "cohort columns. Rows are a user's day, or a part of it.",
+        "cohort columns. Rows are a user's day, or a part of it; refunds are negative "
+        "revenue.",
         allow_abbrev=False,
     )
     result.add_argument(
-        "--outcomes", type=Path, required=True, metavar="FILE", help="Parquet file"
+        "--outcomes",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="Parquet file or folder",
     )
     result.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="JSON to write"
@@ -94,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_ab_replay(args.outcomes, config.replay)
         if not (user_columns or item_columns):
             user_columns, item_columns = ["user_cohort"], ["item_cohort"]
+    if note := lone_part_note(args.outcomes):
+        logger.info(note)
     outcomes = read_outcomes(args.outcomes, config.ab.arms, user_columns, item_columns)
     reading = read_ab(outcomes, config.ab)
     program.write_json(args.out, to_json(reading))  # before a pipe may break

@@ -2,7 +2,8 @@
 
 import argparse
 import contextlib
-import math
+import io
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -13,35 +14,48 @@ from learn_torchrec.artifact import MANIFEST, verify
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
-from learn_torchrec.evaluation.auc import RankingMetrics, prepare_rows
-from learn_torchrec.evaluation.cohorts import CohortConfig
-from learn_torchrec.evaluation.communicator import OneRank, Ranks, TorchRanks
-from learn_torchrec.evaluation.conventions import PAPER, Convention
-from learn_torchrec.evaluation.gate import (
-    Gate,
-    GateResult,
-    check_gate,
-    check_names,
-    parse_gate,
+from learn_torchrec.evaluation.auc import (
+    DEFAULT_METRICS,
+    METRICS,
+    named_metrics,
 )
+from learn_torchrec.evaluation.cohorts import CohortConfig
+from learn_torchrec.evaluation.communicator import (
+    Communicator,
+    LocalCommunicator,
+    TorchCommunicator,
+)
+from learn_torchrec.evaluation.conventions import PAPER, Convention
+from learn_torchrec.evaluation.gate import Gate, check_gate, check_names, parse_gate
+from learn_torchrec.evaluation.metric import Metric
+from learn_torchrec.evaluation.parquet import lone_part_note
 from learn_torchrec.evaluation.peers import PeerNumbers, compare_conventions
 from learn_torchrec.evaluation.predictions import (
-    KIND_PREDICTIONS,
     Predictions,
-    column_names,
     read_predictions,
     refuse_different_rows,
-    stream_predictions,
     with_shared_columns,
 )
-from learn_torchrec.evaluation.significance import PairedDifference
-from learn_torchrec.evaluation.stream import MetricsStream
+from learn_torchrec.evaluation.rows import prepare_rows
+from learn_torchrec.evaluation.tasks import (
+    KIND_PREDICTIONS,
+    TASKS,
+    Task,
+    tasks_by_name,
+    tasks_of,
+)
+from learn_torchrec.schema import LABEL, SCORE
 
 from . import program
-from .tables import align
+from .ranking_tables import (
+    Differences,
+    conventions_table,
+    differences_table,
+    gates_table,
+    metrics_table,
+)
 
-_SIGNIFICANT = 0.05
-_METRICS = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
+logger = logging.getLogger(__name__)
 
 
 @configuration
@@ -50,9 +64,6 @@ class EvaluationConfig:
 
     cohorts: CohortConfig = field(default_factory=CohortConfig)
     convention: Convention = PAPER
-
-
-Differences = dict[str, dict[str, PairedDifference]]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +80,24 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="NAME=FILE_OR_DIR",
-        help="prediction Parquet file, or the artefact directory that holds it",
+        help="prediction Parquet file, folder of parts, or artefact of predict",
+    )
+    result.add_argument(
+        "--label", metavar="COLUMN", help=f"column of 0 and 1 (default: {LABEL})"
+    )
+    result.add_argument(
+        "--score",
+        metavar="COLUMN",
+        help=f"column of scores (default: {SCORE}; by default the tasks that an "
+        "artefact lists)",
+    )
+    result.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=tuple(METRICS),
+        default=[one.name for one in DEFAULT_METRICS],
+        metavar="NAME",
+        help=f"of {', '.join(METRICS)} (default: all but the last)",
     )
     result.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="metrics JSON to write"
@@ -106,7 +134,7 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="CONDITION",
         help="of every comparison, e.g. 'uauc>=+0.002', 'auc.low>0', "
-        "'uauc.p@user_cold<0.05'; may be repeated",
+        "'uauc.p@user_cold<0.05', of one task 'ctr.uauc>=0'; may be repeated",
     )
     result.add_argument(
         "--resamples",
@@ -126,31 +154,69 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     _refuse_unfit(args)
     paths = parse_names(args.predictions)
+    config = apply_overrides(EvaluationConfig(), args.overrides)
+    metrics = named_metrics(args.metrics)
+    gates = [parse_gate(text) for text in args.gate]
     for path in paths.values():
         if (path / MANIFEST).is_file() and program.is_first_rank():
             verify(path, KIND_PREDICTIONS)
-    config = apply_overrides(EvaluationConfig(), args.overrides)
-    gates = [parse_gate(text) for text in args.gate]
-    if args.stream:
-        stream(paths, config, args.out)
-        return
-    files = {
-        name: read_predictions(path, args.cohort_column) for name, path in paths.items()
-    }
-    body = evaluate(files, config, gates, args.resamples, args.seed)
-    if args.compare_conventions:
-        body["conventions"] = _conventions(files)
-    results = [
-        (pair, check_gate(gate, differences))
-        for pair, differences in body.get("ranking_difference", {}).items()
-        for gate in gates
-    ]
-    if results:
-        print("\n" + gates_table(results))
-        body["gates"] = [{"difference": pair, **one._asdict()} for pair, one in results]
-    program.write_json(args.out, ranking.to_json(body))
-    if not all(one.passed for _, one in results):
+        if note := lone_part_note(path):
+            logger.info(note)
+    tasks = tasks_by_name({name: _tasks(path, args) for name, path in paths.items()})
+    _refuse_unknown_tasks(gates, tasks)
+    tables = io.StringIO()
+    with contextlib.redirect_stdout(tables):
+        if args.stream:
+            by_task = stream(paths, tasks, config, metrics)
+        else:
+            by_task = {
+                task: evaluate(
+                    read(paths, columns, config, args.cohort_column),
+                    config,
+                    metrics,
+                    [gate for gate in gates if gate.task in ("", task)],
+                    args,
+                    heading=_heading(task, tasks),
+                )
+                for task, columns in tasks.items()
+            }
+    if program.is_first_rank():  # printed last: a pipe may break
+        program.write_json(args.out, ranking.to_json(_body(by_task, config)))
+    print(tables.getvalue(), end="")
+    bodies = by_task.values()
+    if not all(one["passed"] for body in bodies for one in body.get("gates", [])):
         sys.exit(1)
+
+
+def _body(
+    by_task: Mapping[str, Mapping[str, Any]], config: EvaluationConfig
+) -> dict[str, Any]:
+    """Return the JSON: a body by task, of one task the body itself."""
+    if len(by_task) > 1:
+        return {TASKS: by_task, "settings": config}
+    (body,) = by_task.values()
+    first, *others = body.items()
+    return dict([first, ("settings", config), *others])
+
+
+def _tasks(path: Path, args: argparse.Namespace) -> list[Task]:
+    """Return the tasks of a file: the options' columns, or what its manifest lists."""
+    if args.label is None and args.score is None:
+        return tasks_of(path)
+    return [Task("", args.label or LABEL, args.score or SCORE)]
+
+
+def _heading(task: str, tasks: Mapping[str, object]) -> str:
+    return f"task {task}" if len(tasks) > 1 else ""
+
+
+def _refuse_unknown_tasks(gates: Sequence[Gate], tasks: Mapping[str, object]) -> None:
+    for gate in gates:
+        if gate.task and gate.task not in tasks:
+            known = ", ".join(name for name in tasks if name) or "none with a name"
+            raise UserError(
+                f"--gate {gate.text}: no task {gate.task}; there are {known}"
+            )
 
 
 def _refuse_unfit(args: argparse.Namespace) -> None:
@@ -173,28 +239,58 @@ def _refuse_unfit(args: argparse.Namespace) -> None:
             raise UserError(f"{option}: needs all rows in memory; leave out --stream")
 
 
-def stream(paths: Mapping[str, Path], config: EvaluationConfig, out: Path) -> None:
-    """Evaluate files in batches, on all ranks of the job that torchrun describes."""
+def stream(
+    paths: Mapping[str, Path],
+    tasks: Mapping[str, Mapping[str, Task]],
+    config: EvaluationConfig,
+    metrics: Sequence[Metric],
+) -> dict[str, dict[str, Any]]:
+    """Evaluate files in batches, on all ranks of the job that torchrun describes.
+
+    Returns:
+        By task what `evaluate` returns, without comparisons.
+    """
     import torch.distributed as dist  # takes seconds to load: only where it is used
 
     from learn_torchrec.training.distributed import process_group
 
+    bodies: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as job:
-        ranks: Ranks = OneRank()
+        communicator: Communicator = LocalCommunicator()
         if dist.is_torchelastic_launched():
-            ranks = TorchRanks(job.enter_context(process_group()))
-        metrics: dict[str, dict[str, RankingMetrics]] = {}
-        for name, path in paths.items():
-            filters = ranking.cohort_filters(column_names(path), config.cohorts)
-            metrics[name] = {}
-            for cohort, chosen in filters.items():
-                rows = MetricsStream(config.convention, ranks=ranks)
-                stream_predictions(path, rows, ranks, chosen)
-                metrics[name][cohort] = rows.finish()
-        if ranks.rank == 0:
-            body = {"ranking": metrics, "settings": config}
-            program.write_json(out, ranking.to_json(body))
-            print(metrics_table(metrics))
+            communicator = TorchCommunicator(job.enter_context(process_group()))
+        for task, columns in tasks.items():
+            found = {
+                name: ranking.stream_by_cohort(
+                    paths[name],
+                    config.cohorts,
+                    config.convention,
+                    metrics,
+                    task=one,
+                    communicator=communicator,
+                )
+                for name, one in columns.items()
+            }
+            bodies[task] = {"ranking": found}
+            if communicator.rank == 0:
+                _print_under(_heading(task, tasks))
+                print(metrics_table(found, [one.name for one in metrics]))
+    return bodies
+
+
+def read(
+    paths: Mapping[str, Path],
+    columns: Mapping[str, Task],
+    config: EvaluationConfig,
+    cohort_column: str | None,
+) -> dict[str, Predictions]:
+    """Return one task's predictions of the files that have it."""
+    return {
+        name: read_predictions(
+            paths[name], cohort_column, task, config.convention.needs_clicks
+        )
+        for name, task in columns.items()
+    }
 
 
 def _conventions(files: Mapping[str, Predictions]) -> dict[str, list[PeerNumbers]]:
@@ -229,11 +325,12 @@ def parse_names(arguments: Sequence[str]) -> dict[str, Path]:
 def evaluate(
     files: Mapping[str, Predictions],
     config: EvaluationConfig,
+    metrics: Sequence[Metric],
     gates: Sequence[Gate],
-    num_resamples: int,
-    seed: int,
+    args: argparse.Namespace,
+    heading: str = "",
 ) -> dict[str, Any]:
-    """Print the tables of named predictions and return the numbers.
+    """Print the tables of one task's named predictions and return the numbers.
 
     Raises:
         UserError: files to compare hold different rows, or a gate names no cohort or
@@ -244,14 +341,18 @@ def evaluate(
         refuse_different_rows(files[baseline_name], files[name])
     files = dict(zip(files, with_shared_columns(list(files.values())), strict=True))
     baseline = files[baseline_name]
+    names = [one.name for one in metrics]
     for gate in gates:
-        check_names(gate, ranking.cohort_masks(baseline, config.cohorts), _METRICS)
-    metrics = {
-        name: ranking.metrics_by_cohort(each, config.cohorts, config.convention)
+        check_names(gate, ranking.cohort_masks(baseline, config.cohorts), names)
+    found = {
+        name: ranking.metrics_by_cohort(
+            each, config.cohorts, config.convention, metrics
+        )
         for name, each in files.items()
     }
-    print(metrics_table(metrics))
-    body: dict[str, Any] = {"ranking": metrics, "settings": config}
+    _print_under(heading)
+    print(metrics_table(found, names))
+    body: dict[str, Any] = {"ranking": found}
     if others:
         differences = {
             f"{name}-{baseline_name}": ranking.differences_by_cohort(
@@ -259,76 +360,37 @@ def evaluate(
                 files[name],
                 config.cohorts,
                 config.convention,
-                num_resamples=num_resamples,
-                seed=seed,
+                num_resamples=args.resamples,
+                seed=args.seed,
+                metrics=metrics,
             )
             for name in others
         }
-        print()
-        print(differences_table(differences, num_resamples))
+        print("\n" + differences_table(differences, args.resamples))
         body["ranking_difference"] = differences
-    return body
+    if args.compare_conventions:
+        body["conventions"] = _conventions(files)
+    return body | _gate_results(body.get("ranking_difference", {}), gates)
 
 
-def metrics_table(metrics: Mapping[str, Mapping[str, RankingMetrics]]) -> str:
-    """Return one line per name and cohort."""
-    lines = [["predictions", "cohort", "rows", "users_kept", *_METRICS]]
-    for name, cohorts in metrics.items():
-        for cohort, values in cohorts.items():
-            numbers = [f"{getattr(values, metric):.4f}" for metric in _METRICS]
-            counts = [str(values.rows), f"{values.users_kept}/{values.users}"]
-            lines.append([name, cohort, *counts, *numbers])
-    return align(lines)
+def _gate_results(
+    differences: Mapping[str, Differences], gates: Sequence[Gate]
+) -> dict[str, Any]:
+    """Print and return how every gate came out for every comparison."""
+    results = [
+        (pair, check_gate(gate, found))
+        for pair, found in differences.items()
+        for gate in gates
+    ]
+    if not results:
+        return {}
+    print("\n" + gates_table(results))
+    return {"gates": [{"difference": pair, **one._asdict()} for pair, one in results]}
 
 
-def differences_table(
-    differences: Mapping[str, Differences], num_resamples: int
-) -> str:
-    """Return one line per pair, cohort and metric, in percentage points."""
-    lines = [["difference", "cohort", "metric", "points", "low", "high", "p", "p_holm"]]
-    for pair, cohorts in differences.items():
-        for cohort, metrics in cohorts.items():
-            for metric, value in metrics.items():
-                points = [
-                    f"{100 * part:+.2f}"
-                    for part in (value.difference, value.low, value.high)
-                ]
-                p_values = [f"{p:.3f}" for p in (value.p_value, value.p_adjusted)]
-                lines.append([pair, cohort, metric, *points, *p_values])
-    count = sum(len(metrics) for metrics in next(iter(differences.values())).values())
-    note = (
-        f"{count} comparisons a pair: one in twenty falls below p = 0.05 by chance; "
-        "p_holm corrects for their number"
-    )
-    if 2 * count / (num_resamples + 1) > _SIGNIFICANT:
-        needed = math.ceil(2 * count / _SIGNIFICANT)
-        note += f" (and needs --resamples {needed} to fall below {_SIGNIFICANT})"
-    return f"{align(lines)}\n{note}"
-
-
-def conventions_table(conventions: Mapping[str, Sequence[PeerNumbers]]) -> str:
-    """Return one line per file and library."""
-    lines = [["predictions", "as", "auc", "grouped"]]
-    rules = [""]
-    for name, table in conventions.items():
-        for one in table:
-            numbers = [f"{one.auc:.4f}", f"{one.grouped_auc:.4f}"]
-            lines.append([name, one.library, *numbers])
-            rules.append(one.rule)
-    table_lines = align(lines).splitlines()
-    return "\n".join(
-        f"{line}  {rule}".rstrip()
-        for line, rule in zip(table_lines, rules, strict=True)
-    )
-
-
-def gates_table(results: Sequence[tuple[str, GateResult]]) -> str:
-    """Return one line per pair and gate."""
-    lines = [["difference", "gate", "measured", ""]]
-    for pair, one in results:
-        word = "holds" if one.passed else "FAILS"
-        lines.append([pair, one.gate, f"{one.value:+.5f}", word])
-    return align(lines)
+def _print_under(heading: str) -> None:
+    if heading:
+        print(f"\n{heading}")
 
 
 if __name__ == "__main__":

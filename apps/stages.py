@@ -98,6 +98,11 @@ _TABLE = (
         distributed=True,
     ),
     Stage(
+        command="recommend",
+        does="vectors -> a user's history and top items, or top items of all users",
+        reads=("vectors",),
+    ),
+    Stage(
         command="evaluate-ab",
         does="outcomes of an A/B test -> lifts by cohort and day",
     ),

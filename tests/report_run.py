@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_torchrec.artifact import Manifest
+from learn_torchrec.artifact import Manifest, file_digest
 
 NUM_ITEMS = 40
 
@@ -25,20 +25,30 @@ def make_predictions(directory: Path, gain: float) -> None:
         "item_activity": random.integers(60, size=400),
     }
     pq.write_table(pa.table(table), directory / "predictions.parquet")
+    (directory / "config.json").write_text(json.dumps({"split": {"test_from": "80%"}}))
     manifest(
         directory, "predictions", {"rows": 400, "coverage": {"item_vectors": 0.75}}
     )
-    (directory / "config.json").write_text(json.dumps({"split": {"test_from": "80%"}}))
 
 
 def manifest(directory: Path, kind: str, facts: dict) -> None:
+    """Make an artefact of the files that are there."""
     directory.mkdir(exist_ok=True)
+    files = {
+        str(path.relative_to(directory)): {
+            "bytes": path.stat().st_size,
+            "sha256": file_digest(path),
+        }
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
     body = Manifest(
         kind=kind,
         recipe="",
         config={},
         inputs={},
         facts=facts,
+        files=files,
         cutoff=86_400,
         created="2024-01-01T00:00:00+00:00",
         versions={"torch": "2"},

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from learn_torchrec.evaluation.retrieval import JaggedRows, evaluate_retrieval
+from learn_torchrec.evaluation.retrieval import evaluate_retrieval
 from learn_torchrec.evaluation.topk import top_items
+from learn_torchrec.jagged import Jagged
 from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
 from learn_torchrec.towers.loss import dense_all_action_loss
 
@@ -61,9 +62,7 @@ def test_the_ranks_of_targets():
     users = torch.randint(-2, 3, (70, 4), generator=generator).float()
     items = torch.randint(-2, 3, (500, 4), generator=generator).float()
     targets, history = (
-        JaggedRows.from_lists(
-            torch.randint(0, 500, (70, 5), generator=generator).tolist()
-        )
+        Jagged.from_lists(torch.randint(0, 500, (70, 5), generator=generator).tolist())
         for _ in range(2)
     )
     expected = evaluate_retrieval(users, items, targets, history, ks=(10, 100))

@@ -26,8 +26,12 @@ from learn_torchrec import config as configuration
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.split import resolve_times
-from learn_torchrec.evaluation.auc import evaluate_auc, per_user_auc
+from learn_torchrec.evaluation import rows as scored_rows
+from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
+from learn_torchrec.evaluation.conventions import PAPER
+from learn_torchrec.evaluation.metric import PerUser
+from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.config import RankerConfig
@@ -293,11 +297,15 @@ def _gains_by_user(
 ) -> tuple[Scores, Scores]:
     """Return each kept user's AUC gain, averaged over seeds, and impressions."""
     users, labels = _columns(study, chosen)
-    by_arm = {
-        arm: [per_user_auc(users, labels, values[mask]) for values in scores[arm]]
-        for arm in ARMS
+
+    def by_user(values: Scores) -> PerUser:
+        rows = scored_rows.prepare_rows(users, labels, values)
+        return users_that_count(count_users(rows), PAPER)
+
+    by_arm = {arm: [by_user(values[mask]) for values in scores[arm]] for arm in ARMS}
+    means = {
+        arm: np.mean([seed.values for seed in by_arm[arm]], axis=0) for arm in ARMS
     }
-    means = {arm: np.mean([seed.auc for seed in by_arm[arm]], axis=0) for arm in ARMS}
     return means["learn"] - means["baseline"], by_arm["learn"][0].weights
 
 
@@ -323,7 +331,7 @@ def bootstrap(
 def _metrics(
     study: Study, chosen: NDArray[np.bool_], scores: Scores
 ) -> dict[str, float]:
-    return dataclasses.asdict(evaluate_auc(*_columns(study, chosen), scores))
+    return evaluate_auc(*_columns(study, chosen), scores)
 
 
 def _columns(study: Study, chosen: NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:

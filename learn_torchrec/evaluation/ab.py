@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
+from learn_torchrec.arrays import BoolArray, Float64Array
 from learn_torchrec.config import Share, configuration, require
 from learn_torchrec.evaluation.ab_outcomes import (
     CONVERSIONS,
@@ -24,7 +25,6 @@ from learn_torchrec.evaluation.ab_outcomes import (
     REVENUE,
     Outcomes,
 )
-from learn_torchrec.evaluation.arrays import BoolArray, Float64Array
 
 # Metric: outcome of its numerator, and of its denominator (None: users).
 METRICS: dict[str, tuple[str, str | None]] = {
@@ -186,8 +186,8 @@ def check_sample_ratio(is_treatment: BoolArray, config: AbConfig) -> SampleRatio
     """Test the arms' sizes against the shares they were meant to have."""
     total, treatment = len(is_treatment), int(is_treatment.sum())
     expected = config.treatment_share * total
-    spread = expected * (1 - config.treatment_share)
-    p_value = math.erfc(math.sqrt((treatment - expected) ** 2 / spread / 2))
+    variance = expected * (1 - config.treatment_share)
+    p_value = math.erfc(math.sqrt((treatment - expected) ** 2 / variance / 2))
     return SampleRatio(
         control_users=total - treatment,
         treatment_users=treatment,
@@ -215,7 +215,7 @@ def _lift(
         for arm in (False, True)
     )
     undefined = [math.nan] * 6
-    if not control[0] > 0 or not treatment[0] >= 0:
+    if not control[0] > 0 or math.isnan(treatment[0]):
         return Lift(control[0], treatment[0], *undefined)
     ratio = treatment[0] / control[0]
     variance = (treatment[1] + ratio**2 * control[1]) / control[0] ** 2
@@ -281,7 +281,7 @@ def _bootstrap(
             control, treatment = (
                 _rates(totals[arm][:, block], metric) for arm in (False, True)
             )
-            control[control == 0] = math.nan
+            control[control <= 0] = math.nan
             result[name][metric] = _percentiles(treatment / control - 1)
     return result
 

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array, name_rows
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import (
-    BoolArray,
-    Float64Array,
-    Int64Array,
-    encode_ids,
-    name_rows,
+from learn_torchrec.evaluation.parquet import (
+    ParquetParts,
+    as_cohorts,
+    as_numbers,
+    refuse_null,
 )
+from learn_torchrec.ids import encode_ids, is_text
 from learn_torchrec.schema import USER_ID
 
 ARM, DAY = "arm", "day"
@@ -70,19 +70,20 @@ def read_outcomes(
     user_cohort_columns: Sequence[str] = (),
     item_cohort_columns: Sequence[str] = (),
 ) -> Outcomes:
-    """Read and check a Parquet file of outcomes.
+    """Read and check outcomes in a Parquet file, or a folder of parts.
 
     Args:
-        path: columns `user_id`, `arm`, `day` (integer or date), `impressions`,
-            `conversions` and `revenue`; rows of other arms are left out.
+        path: columns `user_id`, `arm`, `day` (a number, a date, also as text, or a
+            time, which counts as its UTC date), `impressions`, `conversions` and
+            `revenue` (refunds are negative); rows of other arms are left out.
         arms: names of the control and of the treatment.
         user_cohort_columns: columns whose values are cohorts of users.
         item_cohort_columns: columns whose values are cohorts of items.
 
     Raises:
-        UserError: a missing or unreadable file, a missing column, nulls, negative or
-            non-finite outcomes, an arm without rows, a user in both arms or in two
-            cohorts of one column, a cohort column given twice, too many cohorts.
+        UserError: a missing or unreadable file, a missing column, nulls, non-finite
+            outcomes, negative counts, an arm without rows, a user in both arms or in
+            two cohorts of one column, a cohort column given twice, too many cohorts.
     """
     cohort_columns = (*user_cohort_columns, *item_cohort_columns)
     for name in cohort_columns:
@@ -91,25 +92,14 @@ def read_outcomes(
     is_of_users = {name: name in user_cohort_columns for name in cohort_columns}
     # A cohort column may be one of the known ones, such as the day.
     names = list(dict.fromkeys([USER_ID, ARM, DAY, *OUTCOMES, *cohort_columns]))
-    try:
-        schema = pq.read_schema(path)
-        missing = [name for name in names if name not in schema.names]
-        if missing:
-            raise UserError(
-                f"{path}: no column {', '.join(missing)}; outcomes need "
-                f"{', '.join(names)}"
-            )
-        table = pq.read_table(path, columns=names)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; name the outcomes of a test") from None
-    except (pa.ArrowException, OSError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a readable Parquet file ({first_line})") from None
+    parts = ParquetParts(path, "the outcomes of a test")
+    parts.require(names, f"outcomes need {', '.join(names)}")
+    table = parts.read(names)
     try:
         outcomes = _checked(table, arms, is_of_users)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    is_simulated = (schema.metadata or {}).get(SIMULATED) == b"true"
+    is_simulated = parts.metadata.get(SIMULATED) == b"true"
     return outcomes._replace(is_simulated=is_simulated)
 
 
@@ -117,8 +107,7 @@ def _checked(
     table: pa.Table, arms: tuple[str, str], is_of_users: Mapping[str, bool]
 ) -> Outcomes:
     for name in table.column_names:
-        if table[name].null_count:
-            raise UserError(f"{name}: null in some rows; remove or fill them")
+        refuse_null(table[name].combine_chunks(), name)
     control, treatment = arms
     table = table.filter(pc.is_in(table[ARM].cast(pa.string()), pa.array(arms)))
     in_treatment = np.asarray(pc.equal(table[ARM].cast(pa.string()), treatment))
@@ -128,7 +117,8 @@ def _checked(
     ):
         if not is_there:
             raise UserError(f"{ARM}: no row of {arm!r}; name the arms with --set")
-    users, num_users = encode_ids(table[USER_ID], USER_ID)
+    users, distinct = encode_ids(table[USER_ID], USER_ID)
+    num_users = len(distinct)
     is_treatment = np.zeros(num_users, dtype=bool)
     is_treatment[users] = in_treatment
     in_both = is_treatment[users] != in_treatment
@@ -179,34 +169,33 @@ def _cohorts(
 
 def _encoded(column: pa.ChunkedArray, name: str) -> tuple[Int64Array, list[str]]:
     """Return codes [N] of a column's values, and the values."""
-    try:
-        texts = column.cast(pa.large_string()).combine_chunks()
-    except pa.ArrowException:
-        raise UserError(
-            f"{name}: {column.type} values are no cohorts; use strings or integers"
-        ) from None
-    encoded = texts.dictionary_encode()
+    encoded = as_cohorts(column.combine_chunks(), name).dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return codes, encoded.dictionary.to_pylist()
 
 
 def _outcome(column: pa.ChunkedArray, name: str) -> Float64Array:
-    try:
-        values = np.asarray(column).astype(np.float64)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}: {column.type}; a number is needed") from None
-    is_bad = ~np.isfinite(values) | (values < 0)
+    values = as_numbers(column.combine_chunks(), name).astype(np.float64)
+    is_bad, problem = ~np.isfinite(values), "not finite"
+    if name != REVENUE:  # a refund is negative revenue
+        is_bad, problem = is_bad | (values < 0), "negative or not finite"
     if is_bad.any():
-        raise UserError(
-            f"{name}: negative or not finite in {name_rows(is_bad)}; outcomes are 0 "
-            "or more"
-        )
+        raise UserError(f"{name}: {problem} in {name_rows(is_bad)}; correct them")
     return values
 
 
 def _days(column: pa.ChunkedArray) -> Int64Array:
-    if pa.types.is_date(column.type):
-        column = column.cast(pa.date32()).cast(pa.int32())
+    """Return whole numbers as they are, and dates as days since 1970."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind) or is_text(kind):
+        try:
+            column = column.cast(pa.date32(), safe=False).cast(pa.int32())
+        except pa.ArrowException:
+            raise UserError(
+                f"{DAY}: text that is no date; write days as 2026-01-31"
+            ) from None
     if not pa.types.is_integer(column.type):
         raise UserError(f"{DAY}: {column.type}; an integer or a date is needed")
     return np.asarray(column).astype(np.int64)

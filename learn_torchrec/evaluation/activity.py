@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from learn_torchrec.arrays import Int64Array
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import Column, IdCodes, Int64Array, as_id_array
+from learn_torchrec.evaluation.rows import Column
+from learn_torchrec.ids import IdIndex, as_ids
 from learn_torchrec.schema import (
     ACTION,
     ITEM_ACTIVITY,
@@ -40,7 +42,7 @@ class ActivityLog:
         encoded = array.dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         self._name, self._type = name, array.type
-        self._known = IdCodes(encoded.dictionary)
+        self._known = IdIndex.build(encoded.dictionary, name)
         # Both ends of a window are day starts, so only the order of days matters;
         # with days replaced by their rank, (id, day) fits one int64 key.
         self._days, ranks = np.unique(days, return_inverse=True)
@@ -72,7 +74,7 @@ class ActivityLog:
                 "rows; use one type for both"
             )
         # An unknown id's keys all lie below the first.
-        first = self._known.of(array) * self._stride
+        first = self._known.rows_of(array) * self._stride
         end = first + np.searchsorted(self._days, days)
         first += np.searchsorted(self._days, days - window_days)
         return np.searchsorted(self._keys, end) - np.searchsorted(self._keys, first)
@@ -123,7 +125,7 @@ class CohortActivity:
 
 def _checked(ids: Column, times: Column, name: str) -> tuple[pa.Array, Int64Array]:
     """Return the ids, and the day of each."""
-    array, values = as_id_array(ids, name), np.asarray(times)
+    array, values = as_ids(ids, name), np.asarray(times)
     if len(values) and not np.issubdtype(values.dtype, np.integer):
         raise UserError(f"times of {name}: {values.dtype}, must be unix seconds")
     if len(array) != len(values):

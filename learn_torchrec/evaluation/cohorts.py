@@ -8,17 +8,21 @@ purchases in no cohort, we count it among the others.
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
+from learn_torchrec.arrays import BoolArray, Int64Array, name_rows
 from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import (
-    BoolArray,
-    Column,
-    name_rows,
-)
 
+ALL = "all"
 COLD = "cold"
 LONG_TAIL = "long_tail"
 OTHERS = "others"
+
+_TITLES = {COLD: "cold-start", LONG_TAIL: "long-tail", OTHERS: "others"}
+_COHORT_TITLES = {
+    f"{side}_{name}": f"{side} {title}"
+    for side in ("user", "item")
+    for name, title in _TITLES.items()
+}
 
 
 @configuration
@@ -51,7 +55,7 @@ class CohortConfig:
 
 
 def assign_cohorts(
-    counts: Column, long_tail_from: int, others_from: int
+    counts: Int64Array, long_tail_from: int, others_from: int
 ) -> dict[str, BoolArray]:
     """Split rows by activity; every row is in exactly one cohort.
 
@@ -76,3 +80,8 @@ def assign_cohorts(
         LONG_TAIL: (values >= long_tail_from) & (values < others_from),
         OTHERS: values >= others_from,
     }
+
+
+def cohort_title(name: str) -> str:
+    """Return what a reader calls a cohort: "user long-tail" for "user_long_tail"."""
+    return _COHORT_TITLES.get(name, name)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-class Ranks(Protocol):
+class Communicator(Protocol):
     """Several processes that hold one table's rows together.
 
     Attributes:
@@ -29,7 +29,7 @@ class Ranks(Protocol):
         """
 
 
-class OneRank:
+class LocalCommunicator:
     """All rows are here."""
 
     rank = 0
@@ -44,7 +44,7 @@ class OneRank:
         return parts
 
 
-class TorchRanks:
+class TorchCommunicator:
     """The ranks of torch.distributed's default process group.
 
     Args:

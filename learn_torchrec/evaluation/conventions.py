@@ -30,5 +30,10 @@ class Convention:
     user_weight: UserWeight = "impressions"
     ties: Ties = "half"
 
+    @property
+    def needs_clicks(self) -> bool:
+        """Whether a column of clicks counts, if there is one."""
+        return self.user_weight == "clicks"
+
 
 PAPER = Convention()

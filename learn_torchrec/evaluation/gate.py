@@ -1,5 +1,6 @@
 """Conditions on a paired comparison, for CI and deployment: `uauc>=+0.002`."""
 
+import contextlib
 import math
 import operator
 import re
@@ -7,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.auc import METRICS
+from learn_torchrec.evaluation.cohorts import ALL, cohort_title
 from learn_torchrec.evaluation.significance import PairedDifference
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -15,9 +18,9 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_PARTS = {"": "difference", "low": "low", "high": "high", "p": "p_value"}
+_PARTS = {"low": "low", "high": "high", "p": "p_value"}
 _PATTERN = re.compile(
-    r"(?P<metric>[a-z_]+)(?:\.(?P<part>[a-z]+))?\s*(?:@(?P<cohort>[^<>=]+))?\s*"
+    r"(?P<names>[\w-]+(?:\.[\w-]+)*)\s*(?:@(?P<cohort>[^<>=]+))?\s*"
     r"(?P<operator>>=|<=|>|<)\s*(?P<bound>[^<>=\s]+)"
 )
 
@@ -27,14 +30,16 @@ class Gate(NamedTuple):
 
     Attributes:
         text: as the user wrote it.
+        task: whose predictions are compared; "" for every task.
         metric: e.g. "uauc".
-        part: field of `PairedDifference` that is held against the bound.
+        part: field of `PairedDifference` that is compared with the bound.
         cohort: "all", or a cohort's name.
         operator: ">=", "<=", ">" or "<".
-        bound: what the part is compared with.
+        bound: a number.
     """
 
     text: str
+    task: str
     metric: str
     part: str
     cohort: str
@@ -57,62 +62,69 @@ class GateResult(NamedTuple):
 
 
 def parse_gate(text: str) -> Gate:
-    """Read `METRIC[.low|.high|.p][@COHORT]OPERATOR NUMBER`.
+    """Read `[TASK.]METRIC[.low|.high|.p][@COHORT]OPERATOR NUMBER`.
 
     `uauc>=+0.002` asks for a difference of at least 0.002, `auc.low>0` for an interval
-    above zero, `uauc@user_cold>=0` for no loss in a cohort.
+    above zero, `uauc@user_cold>=0` for no loss in a cohort, `ctr.uauc>=0` for no loss
+    of one of several tasks.
 
     Raises:
         UserError: text of another form.
     """
     found = _PATTERN.fullmatch(text.strip())
+    names = found["names"].split(".") if found else []
+    part = _PARTS[names.pop()] if len(names) > 1 and names[-1] in _PARTS else ""
     bound = math.nan
     if found:
-        try:
+        with contextlib.suppress(ValueError):
             bound = float(found["bound"])
-        except ValueError:
-            found = None
-    if not found or not math.isfinite(bound) or (found["part"] or "") not in _PARTS:
+    # "uauc.mean" is no metric of a task "uauc", but a part that there is not.
+    is_part_unknown = len(names) == 2 and names[0] in METRICS
+    if not found or not math.isfinite(bound) or len(names) > 2 or is_part_unknown:
         raise UserError(
-            f"--gate {text}: write METRIC[.low|.high|.p][@COHORT]>=NUMBER, e.g. "
-            "uauc>=+0.002 or auc.low@user_cold>0"
+            f"--gate {text}: write [TASK.]METRIC[.low|.high|.p][@COHORT]>=NUMBER, e.g. "
+            "uauc>=+0.002, auc.low@user_cold>0 or ctr.uauc>=0"
         )
     return Gate(
         text=text,
-        metric=found["metric"],
-        part=_PARTS[found["part"] or ""],
-        cohort=(found["cohort"] or "all").strip(),
+        task=names[0] if len(names) == 2 else "",
+        metric=names[-1],
+        part=part or "difference",
+        cohort=(found["cohort"] or ALL).strip(),
         operator=found["operator"],
         bound=bound,
     )
 
 
-def check_names(gate: Gate, cohorts: Iterable[str], metrics: Iterable[str]) -> None:
-    """Refuse a gate on what is not there, before anything slow.
+def check_names(gate: Gate, cohorts: Iterable[str], metrics: Iterable[str]) -> str:
+    """Refuse a gate on what is not there, before anything slow; return its cohort.
 
     Raises:
-        UserError: no such cohort or metric.
+        UserError: no such cohort, by name or title, or no such metric.
     """
-    for kind, name, known in (
-        ("cohort", gate.cohort, list(cohorts)),
-        ("metric", gate.metric, list(metrics)),
+    known, metrics = list(cohorts), list(metrics)
+    found = [name for name in known if gate.cohort in (name, cohort_title(name))]
+    for kind, name, is_known, names in (
+        ("cohort", gate.cohort, bool(found), known),
+        ("metric", gate.metric, gate.metric in metrics, metrics),
     ):
-        if name not in known:
+        if not is_known:
             raise UserError(
-                f"--gate {gate.text}: no {kind} {name}; there are {', '.join(known)}"
+                f"--gate {gate.text}: no {kind} {name}; there are {', '.join(names)}"
             )
+    return found[0]
 
 
 def check_gate(
     gate: Gate, differences: Mapping[str, Mapping[str, PairedDifference]]
 ) -> GateResult:
-    """Hold one condition against the differences by cohort and metric.
+    """Check one condition on the differences by cohort and metric.
 
     Raises:
         UserError: no such cohort or metric.
     """
-    check_names(gate, differences, differences.get(gate.cohort, {}))
-    metrics = differences[gate.cohort]
-    value = float(getattr(metrics[gate.metric], gate.part))
+    metrics = next(iter(differences.values()), {})
+    cohort = check_names(gate, differences, metrics)
+    value = float(getattr(differences[cohort][gate.metric], gate.part))
     passed = _OPERATORS[gate.operator](value, gate.bound)  # a NaN compares as false
     return GateResult(gate.text, value, passed)

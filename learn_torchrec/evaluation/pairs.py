@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from learn_torchrec.evaluation.arrays import BoolArray, Float64Array, Int64Array
+from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array, UInt64Array
 
 # Who wins a pair of equal scores: nobody (one half), the positive, the negative, or
 # the row that comes first, which is what a stable sort of the scores amounts to.
@@ -99,7 +99,7 @@ def _count(
     return GroupPairs._make(np.float64(x) for x in (total, positive, negative))
 
 
-def _keys(groups: Int64Array, scores: Scores) -> npt.NDArray[np.uint64]:
+def _keys(groups: Int64Array, scores: Scores) -> UInt64Array:
     """Return uint64 [N] that compare by group, then by score."""
     keys = groups.astype(np.uint64)
     keys <<= np.uint64(_SCORE_BITS)
@@ -122,7 +122,7 @@ def _order_bits(scores: Scores) -> npt.NDArray[np.uint32]:
     return np.where(single < 0, ~bits, bits | np.uint32(1 << 31))
 
 
-def _tied_pairs(keys: npt.NDArray[np.uint64], num_groups: int) -> Int64Array:
+def _tied_pairs(keys: UInt64Array, num_groups: int) -> Int64Array:
     """Return how many pairs of every group [G] have equal scores; keys sorted."""
     # Where a block's negatives end and its positives start, the key grows by the
     # label bit alone.
@@ -162,12 +162,35 @@ def _count_weighted(
     negative = np.add.reduceat(weight * ~label, block_starts)
     block_group = group[block_starts]
 
-    first_block = np.flatnonzero(is_new_group[block_starts])
-    below = np.cumsum(negative) - negative
-    below -= np.repeat(
-        below[first_block], np.diff(first_block, append=len(block_starts))
-    )
+    first_blocks = np.flatnonzero(is_new_group[block_starts])
+    below = _sums_before(negative, first_blocks)
     share = {"half": 0.5, "positive": 1.0}.get(ties, 0.0)
     won = np.bincount(block_group, positive * (below + share * negative), num_groups)
     sums = (np.bincount(block_group, x, num_groups) for x in (positive, negative))
     return GroupPairs._make([won, *sums])
+
+
+def _sums_before(values: Float64Array, starts: Int64Array) -> Float64Array:
+    """Return for each value [K] the sum of those before it in its group.
+
+    A running sum over all groups, less what it was at each group's start, would lose
+    the digits of light users behind heavy ones. So groups of about one length are laid
+    out as a matrix [groups, length] and summed along its rows.
+
+    Args:
+        values: float64 [K], group after group.
+        starts: int64, where each group starts.
+    """
+    lengths = np.diff(starts, append=len(values))
+    sums = np.zeros(len(values))
+    magnitudes = np.frexp(lengths)[1]  # lengths in [2 ** (m - 1), 2 ** m)
+    for magnitude in np.flatnonzero(np.bincount(magnitudes)):
+        chosen = magnitudes == magnitude
+        length = int(lengths[chosen].max())
+        place = starts[chosen, None] + np.arange(length)
+        is_inside = np.arange(length) < lengths[chosen, None]
+        matrix = np.where(is_inside, values[np.minimum(place, len(values) - 1)], 0.0)
+        before = np.zeros_like(matrix)
+        np.cumsum(matrix[:, :-1], axis=1, out=before[:, 1:])
+        sums[place[is_inside]] = before[is_inside]
+    return sums

@@ -2,7 +2,7 @@
 
 Each rule was read in the library's source; tests run TorchRec, RecBole, FuxiCTR and
 torchmetrics (TorchEasyRec's AUC) themselves beside ours. TorchEasyRec's grouped AUC
-and RecIS are not on PyPI: their rules are held against references written from their
+and RecIS are not on PyPI: their rules are compared with references written from their
 source. Rounding and sums in float32 apart.
 """
 
@@ -11,17 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from learn_torchrec.arrays import BoolArray
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import BoolArray
-from learn_torchrec.evaluation.auc import (
-    ScoredRows,
-    count_users,
-    metrics_of,
-    totals_of,
-    user_means,
-)
+from learn_torchrec.evaluation.auc import metrics_of, totals_of
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.pairs import Scores
+from learn_torchrec.evaluation.rows import ScoredRows
+from learn_torchrec.evaluation.user_auc import count_users, user_means
 
 _THRESHOLDS = 200
 _RECIS_EPSILON = 1e-6
@@ -64,7 +60,7 @@ def compare_conventions(rows: ScoredRows, batch_rows: int = 1024) -> list[PeerNu
     single = rows._replace(scores=rows.scores.astype(np.float32))
     torchrec = metrics_of(totals_of(single, _TORCHREC), _TORCHREC)
     plain = rows._replace(weights=None)
-    auc = metrics_of(totals_of(plain)).auc
+    auc = metrics_of(totals_of(plain))["auc"]
     users = count_users(plain)
     mean, by_impressions = user_means(users, PAPER)
     by_positives = user_means(users, _BY_POSITIVES)[1]
@@ -72,17 +68,17 @@ def compare_conventions(rows: ScoredRows, batch_rows: int = 1024) -> list[PeerNu
     recis = recis_auc(rows.is_positive, rows.scores)
     recis_users = recis_grouped_auc(plain, batch_rows)
     table = (
-        ("paper, UAUC", ours.auc, ours.uauc, f"exact; {_EXCLUDED}; mean"),
+        ("paper, UAUC", ours["auc"], ours["uauc"], f"exact; {_EXCLUDED}; mean"),
         (
             "paper, WUAUC",
-            ours.auc,
-            ours.wuauc,
+            ours["auc"],
+            ours["wuauc"],
             f"exact; {_EXCLUDED}; weighted by impressions",
         ),
         (
             "TorchRec",
-            torchrec.auc,
-            torchrec.uauc,
+            torchrec["auc"],
+            torchrec["uauc"],
             "ties as its sort leaves them (here: in the rows' order); users of one "
             "class count 0.5; mean",
         ),

@@ -1,48 +1,43 @@
 """Reading prediction files: every column checked before anything is computed."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
+from learn_torchrec.arrays import AnyArray, BoolArray, Float64Array, Int64Array
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import (
-    Float64Array,
-    Int64Array,
-    as_id_array,
-    name_rows,
+from learn_torchrec.evaluation.communicator import Communicator, LocalCommunicator
+from learn_torchrec.evaluation.parquet import (
+    ParquetParts,
+    as_cohorts,
+    as_counts,
+    as_numbers,
+    has_parquet,
+    refuse_null,
 )
-from learn_torchrec.evaluation.auc import check_columns
-from learn_torchrec.evaluation.communicator import OneRank, Ranks
+from learn_torchrec.evaluation.rows import check_columns
 from learn_torchrec.evaluation.stream import MetricsStream
+from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS as KIND_PREDICTIONS
+from learn_torchrec.evaluation.tasks import ONLY_TASK, Task
+from learn_torchrec.ids import as_ids, type_name
 from learn_torchrec.schema import (
     CLICK,
     ITEM_ACTIVITY,
     ITEM_ID,
-    LABEL,
     PREDICTIONS_FILE,
-    SCORE,
     TIMESTAMP,
     USER_ACTIVITY,
     USER_ID,
     WEIGHT,
 )
 
-KIND_PREDICTIONS = "predictions"
-
-_ID_COLUMNS = (USER_ID, ITEM_ID)
 _ACTIVITY = (USER_ACTIVITY, ITEM_ACTIVITY)
-_INTEGER_COLUMNS = (TIMESTAMP, *_ACTIVITY)
-_NUMBER_COLUMNS = (LABEL, SCORE, WEIGHT, CLICK)
-_REQUIRED = (USER_ID, LABEL, SCORE)
-_STREAMED = (USER_ID, LABEL, SCORE, WEIGHT, CLICK)
 _BATCH_ROWS = 1 << 20
 
 
@@ -56,8 +51,8 @@ class Predictions:
         labels: float64 [N] of 0 and 1.
         scores: float64 [N], finite.
         weights: float64 [N].
-        item_ids: int64 or large_string [N].
-        timestamps: unix seconds, int64 [N].
+        item_ids: [N], as the file has them.
+        timestamps: [N], as the file has them.
         user_activity: events of the user before the row's day, int64 [N].
         item_activity: events of the item before the row's day, int64 [N].
         clicks: float64 [N].
@@ -70,116 +65,133 @@ class Predictions:
     scores: Float64Array
     weights: Float64Array | None = None
     item_ids: pa.Array | None = None
-    timestamps: Int64Array | None = None
+    timestamps: pa.Array | None = None
     user_activity: Int64Array | None = None
     item_activity: Int64Array | None = None
     clicks: Float64Array | None = None
     cohorts: pa.Array | None = None
 
 
-def read_predictions(path: Path, cohort_column: str | None = None) -> Predictions:
+def read_predictions(
+    path: Path,
+    cohort_column: str | None = None,
+    task: Task = ONLY_TASK,
+    needs_clicks: bool = True,
+) -> Predictions:
     """Read and check predictions.
 
     Args:
-        path: a Parquet file, or an artefact directory that holds
+        path: a Parquet file, a folder of parts, or an artefact's directory that holds
             `predictions.parquet`.
         cohort_column: a further column, each value of which is a cohort.
+        task: which columns are labels and scores.
+        needs_clicks: whether the column of clicks counts, if there is one.
 
     Raises:
         UserError: a missing, unreadable or empty file; a missing column, one of
             the wrong type or with nulls; labels other than 0 and 1; non-finite
             scores; negative weights or activity. Names the file and the column.
     """
-    if path.is_dir():
-        path = path / PREDICTIONS_FILE
-    table = _read_table(path, cohort_column)
+    parts = open_predictions(path)
+    optional = [ITEM_ID, TIMESTAMP, WEIGHT, *_ACTIVITY]
+    optional += [CLICK] if needs_clicks else []
+    optional += [] if cohort_column is None else [cohort_column]
+    table = parts.read(_columns(parts, task, optional))
+    if not table.num_rows:
+        raise UserError(f"{parts.path}: no rows; predict some impressions first")
     try:
-        predictions = _from_table(table, str(path), cohort_column)
-        check_columns(
-            len(predictions.labels),
-            predictions.labels,
-            predictions.scores,
-            predictions.weights,
-            predictions.clicks,
-        )
+        return _from_table(table, str(parts.path), cohort_column, task, needs_clicks)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return predictions
+        raise UserError(f"{parts.path}: {error}") from None
 
 
-def predictions_path(path: Path) -> Path:
-    """Return the file, or the directory of files, that an artefact's path means."""
-    inside = path / PREDICTIONS_FILE
-    return inside if inside.exists() else path
-
-
-def column_names(path: Path) -> list[str]:
-    """Return the names of a prediction file's columns.
+def open_predictions(path: Path) -> ParquetParts:
+    """Open the file, or the folder of parts, that an artefact's path means.
 
     Raises:
-        UserError: see `read_predictions`.
+        UserError: no such file, or one that is not Parquet.
     """
-    path = predictions_path(path)
-    with _readable(path):
-        names: list[str] = pq.ParquetDataset(path).schema.names
-    return names
+    inside = path / PREDICTIONS_FILE
+    if inside.exists() or (path.is_dir() and not has_parquet(path)):
+        path = inside
+    return ParquetParts(path, "a prediction file or its directory")
 
 
 def stream_predictions(
     path: Path,
     stream: MetricsStream,
-    ranks: Ranks | None = None,
+    communicator: Communicator | None = None,
     rows: ds.Expression | None = None,
+    task: Task = ONLY_TASK,
+    needs_clicks: bool = True,
 ) -> None:
     """Add a prediction file's rows to a stream, reading only the columns it needs.
 
     Args:
-        path: a Parquet file, a directory of them, or an artefact directory that holds
-            `predictions.parquet`.
+        path: see `read_predictions`.
         stream: takes the rows.
-        ranks: each reads its share of the row groups.
+        communicator: each rank reads its share of the row groups.
         rows: which rows to add, e.g. one of `ranking.cohort_filters`; None for all.
+        task: which columns are labels and scores.
+        needs_clicks: whether the column of clicks counts, if there is one.
 
     Raises:
         UserError: see `read_predictions`; a file without rows.
     """
-    ranks = ranks or OneRank()
-    path = predictions_path(path)
-    with _readable(path):
-        # Cohorts are chosen by activity, so it is checked where all rows are read.
-        activity = _ACTIVITY if rows is None else ()
-        names = _known_columns(path, (*_STREAMED, *activity))
-        groups = [
-            part
-            for fragment in ds.dataset(path, format="parquet").get_fragments()
-            for part in fragment.split_by_row_group()
-        ]
-        sizes = [part.row_groups[0].num_rows for part in groups]
-        if not sum(sizes):
-            raise UserError(f"{path}: no rows; predict some impressions first")
-        for number in range(ranks.rank, len(groups), ranks.size):
-            first_row = sum(sizes[:number])
-            for batch in groups[number].to_batches(
-                columns=names, filter=rows, batch_size=_BATCH_ROWS
-            ):
-                _add(stream, batch, str(path), first_row)
-                first_row += batch.num_rows
+    communicator = communicator or LocalCommunicator()
+    parts = open_predictions(path)
+    # Cohorts are chosen by activity, so it is checked where all rows are read.
+    optional = [WEIGHT, *(_ACTIVITY if rows is None else ())]
+    optional += [CLICK] if needs_clicks else []
+    names = _columns(parts, task, optional)
+    filtered_by = [name for name in _ACTIVITY if name in parts.names]
+    groups = parts.row_groups()
+    sizes = [group.row_groups[0].num_rows for group in groups]
+    if not sum(sizes):
+        raise UserError(f"{parts.path}: no rows; predict some impressions first")
+    for number in range(communicator.rank, len(groups), communicator.size):
+        first_row = sum(sizes[:number])
+        batches = parts.batches(groups[number], names, _BATCH_ROWS, rows, filtered_by)
+        for batch in batches:
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            try:
+                _add(stream, columns, task, needs_clicks, first_row)
+            except UserError as error:
+                raise UserError(f"{parts.path}: {error}") from None
+            first_row += batch.num_rows
 
 
 def _add(
-    stream: MetricsStream, batch: pa.RecordBatch, source: str, first_row: int
+    stream: MetricsStream,
+    columns: dict[str, pa.Array],
+    task: Task,
+    needs_clicks: bool,
+    first_row: int,
 ) -> None:
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    try:
-        for name, column in columns.items():
-            _refuse_null(column, name, first_row)
-            if name in _ACTIVITY:
-                _refuse_negative(_integers(column, name), name, first_row)
-            elif name != USER_ID:
-                columns[name] = _numbers(column, name)
-        stream.add(*(columns.get(name) for name in _STREAMED), first_row=first_row)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+    for name, column in columns.items():
+        refuse_null(column, name, first_row)
+        if name in _ACTIVITY:
+            as_counts(column, name, first_row)
+
+    def numbers(name: str) -> AnyArray | None:
+        return as_numbers(columns[name], name) if name in columns else None
+
+    stream.add(
+        columns[USER_ID],
+        numbers(task.label),
+        numbers(task.score),
+        numbers(WEIGHT),
+        numbers(CLICK) if needs_clicks else None,
+        first_row=first_row,
+    )
+
+
+def _columns(parts: ParquetParts, task: Task, optional: Sequence[str]) -> list[str]:
+    """Return the required columns, and those of the optional ones that are there."""
+    required = [USER_ID, task.label, task.score]
+    parts.require(required, f"predictions need {', '.join(required)}")
+    there = [name for name in optional if name in parts.names]
+    return list(dict.fromkeys([*required, *there]))
 
 
 def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None:
@@ -189,37 +201,33 @@ def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None
         UserError: different lengths, or a differing user, label or weight, or item or
             timestamp where both have them; names the first such row.
     """
-    mend = "compare predictions of the same impressions in the same order"
+    fix = "compare predictions of the same impressions in the same order"
     pair = f"{candidate.source} and {baseline.source}"
     num_rows = len(baseline.labels)
     if len(candidate.labels) != num_rows:
         raise UserError(
-            f"{pair}: {len(candidate.labels)} against {num_rows} rows; {mend}"
+            f"{pair}: {len(candidate.labels)} against {num_rows} rows; {fix}"
         )
     for name, field in (
         (USER_ID, "user_ids"),
         (ITEM_ID, "item_ids"),
         (TIMESTAMP, "timestamps"),
-        (LABEL, "labels"),
+        ("label", "labels"),
         (WEIGHT, "weights"),
     ):
         ours, theirs = getattr(baseline, field), getattr(candidate, field)
         if ours is None or theirs is None:
             if name == WEIGHT and ours is not theirs:
-                raise UserError(f"{pair}: only one has the column {name}; {mend}")
+                raise UserError(f"{pair}: only one has the column {name}; {fix}")
             continue
-        if isinstance(ours, pa.Array):
-            if ours.type != theirs.type:
-                raise UserError(
-                    f"{pair}: {name} is {theirs.type} against {ours.type}; {mend}"
-                )
-            ours, theirs = (
-                ids.to_numpy(zero_copy_only=False) for ids in (ours, theirs)
-            )
-        differs = np.flatnonzero(ours != theirs)
+        try:
+            differs = np.flatnonzero(_differs(ours, theirs))
+        except pa.ArrowException:
+            types = f"{type_name(theirs.type)} against {type_name(ours.type)}"
+            raise UserError(f"{pair}: {name} is {types}; {fix}") from None
         if len(differs):
             raise UserError(
-                f"{pair}: {name} differs from row {differs[0]} (counted from 0); {mend}"
+                f"{pair}: {name} differs from row {differs[0]} (counted from 0); {fix}"
             )
 
 
@@ -238,118 +246,73 @@ def with_shared_columns(files: Sequence[Predictions]) -> list[Predictions]:
     ]
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn the reader's failures into a user's mistake."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; name a prediction file or its directory"
-        ) from None
-    except (pa.ArrowException, OSError) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a readable Parquet file ({first_line})") from None
-
-
-def _known_columns(path: Path, known: Sequence[str]) -> list[str]:
-    """Return those of the known columns that a file has."""
-    schema = pq.ParquetDataset(path).schema
-    missing = [name for name in _REQUIRED if name not in schema.names]
-    if missing:
-        raise UserError(
-            f"{path}: no column {', '.join(missing)}; "
-            f"predictions need {', '.join(_REQUIRED)}"
-        )
-    return [name for name in known if name in schema.names]
-
-
-def _read_table(path: Path, cohort_column: str | None) -> pa.Table:
-    known = [*_ID_COLUMNS, *_INTEGER_COLUMNS, *_NUMBER_COLUMNS]
-    if cohort_column is not None and cohort_column not in known:
-        known.append(cohort_column)
-    with _readable(path):
-        table = pq.read_table(path, columns=_known_columns(path, known))
-    if not table.num_rows:
-        raise UserError(f"{path}: no rows; predict some impressions first")
-    return table
-
-
-def _refuse_null(column: pa.Array, name: str, first_row: int = 0) -> None:
-    if column.null_count:
-        bad = np.asarray(column.is_null().to_numpy(zero_copy_only=False), dtype=bool)
-        rows = name_rows(bad, first_row)
-        raise UserError(f"{name}: null in {rows}; remove or fill them")
-
-
-def _refuse_negative(counts: Int64Array, name: str, first_row: int = 0) -> None:
-    if (counts < 0).any():
-        raise UserError(
-            f"{name}: negative count in {name_rows(counts < 0, first_row)}; counts "
-            "start at 0"
-        )
-
-
-def _from_table(table: pa.Table, source: str, cohort_column: str | None) -> Predictions:
+def _from_table(
+    table: pa.Table,
+    source: str,
+    cohort_column: str | None,
+    task: Task,
+    needs_clicks: bool,
+) -> Predictions:
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-    for name, column in columns.items():
-        _refuse_null(column, name)
-    ids = {n: as_id_array(columns[n], n) for n in _ID_COLUMNS if n in columns}
-    integers = {n: _integers(columns[n], n) for n in _INTEGER_COLUMNS if n in columns}
-    numbers = {
-        n: _numbers(columns[n], n).astype(np.float64)
-        for n in _NUMBER_COLUMNS
-        if n in columns
-    }
-    for name in _ACTIVITY:
-        if name in integers:
-            _refuse_negative(integers[name], name)
-    return Predictions(
-        source=source,
-        user_ids=ids[USER_ID],
-        labels=numbers[LABEL],
-        scores=numbers[SCORE],
-        weights=numbers.get(WEIGHT),
-        item_ids=ids.get(ITEM_ID),
-        timestamps=integers.get(TIMESTAMP),
-        user_activity=integers.get(USER_ACTIVITY),
-        item_activity=integers.get(ITEM_ACTIVITY),
-        clicks=numbers.get(CLICK),
-        cohorts=_cohort_values(columns, cohort_column),
-    )
-
-
-def _cohort_values(
-    columns: dict[str, pa.Array], cohort_column: str | None
-) -> pa.Array | None:
-    if cohort_column is None:
-        return None
-    if cohort_column not in columns:
+    if cohort_column is not None and cohort_column not in columns:
         raise UserError(
             f"{cohort_column}: no such column to take cohorts from; name one of the "
             "predictions' own"
         )
-    try:
-        return columns[cohort_column].cast(pa.large_string())
-    except pa.ArrowException:
-        raise UserError(
-            f"{cohort_column}: {columns[cohort_column].type} values are no cohorts; "
-            "use strings or integers"
-        ) from None
+
+    def numbers(name: str) -> Float64Array:
+        refuse_null(columns[name], name)
+        return as_numbers(columns[name], name).astype(np.float64)
+
+    def counts(name: str) -> Int64Array | None:
+        return as_counts(columns[name], name) if name in columns else None
+
+    refuse_null(columns[USER_ID], USER_ID)
+    has_clicks = needs_clicks and CLICK in columns
+    predictions = Predictions(
+        source=source,
+        user_ids=as_ids(columns[USER_ID], USER_ID),
+        labels=numbers(task.label),
+        scores=numbers(task.score),
+        weights=numbers(WEIGHT) if WEIGHT in columns else None,
+        item_ids=columns.get(ITEM_ID),
+        timestamps=columns.get(TIMESTAMP),
+        user_activity=counts(USER_ACTIVITY),
+        item_activity=counts(ITEM_ACTIVITY),
+        clicks=numbers(CLICK) if has_clicks else None,
+    )
+    check_columns(
+        table.num_rows,
+        predictions.labels,
+        predictions.scores,
+        predictions.weights,
+        predictions.clicks,
+        names=(task.label, task.score),
+    )
+    if cohort_column is None:
+        return predictions
+    refuse_null(columns[cohort_column], cohort_column)
+    cohorts = as_cohorts(columns[cohort_column], cohort_column)
+    return replace(predictions, cohorts=cohorts)
 
 
-def _integers(column: pa.Array, name: str) -> Int64Array:
-    if not pa.types.is_integer(column.type):
-        raise UserError(f"{name}: {column.type}; int64 is needed")
-    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.int64)
+def _differs(ours: Any, theirs: Any) -> BoolArray:
+    """Return where two columns differ, bool [N]; nulls are equal to each other.
 
-
-def _numbers(column: pa.Array, name: str) -> npt.NDArray[Any]:
-    kind = column.type
-    if not (
-        pa.types.is_floating(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_boolean(kind)
-    ):
-        raise UserError(f"{name}: {kind}; a number is needed")
-    return np.asarray(column.to_numpy(zero_copy_only=False))
+    Raises:
+        pa.ArrowException: types that cannot be compared.
+    """
+    if isinstance(ours, np.ndarray):
+        differs: BoolArray = ours != theirs
+        return differs
+    ours, theirs = (
+        one.dictionary_decode() if pa.types.is_dictionary(one.type) else one
+        for one in (ours, theirs)
+    )
+    nulls = [
+        pc.is_null(one, nan_is_null=True).to_numpy(zero_copy_only=False)
+        for one in (ours, theirs)
+    ]
+    unequal = pc.fill_null(pc.not_equal(ours, theirs), False)
+    found: BoolArray = unequal.to_numpy(zero_copy_only=False) & ~nulls[0]
+    return found | (nulls[0] != nulls[1])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.evaluation.arrays import BoolArray, Float64Array
+from learn_torchrec.arrays import BoolArray, Float64Array
 from learn_torchrec.evaluation.pairs import Scores
 
 # Keeps log(p) finite where a float32 sigmoid saturates to exactly 0 or 1.
@@ -53,18 +53,26 @@ class ProbabilitySums:
         """Return the sum of several."""
         return functools.reduce(cls.__add__, parts, cls())
 
-    def metrics(self) -> tuple[float, float, float]:
-        """Return (log loss, NE, calibration); NaN unless all scores are in [0, 1]."""
-        if not self.rows or self.outside:
-            return math.nan, math.nan, math.nan
-        log_loss = self.log_loss / self.weight
-        positive = self.positive_weight
-        calibration = self.score / positive if positive else math.nan
-        base_rate = positive / self.weight
-        if not 0 < base_rate < 1:
-            return log_loss, math.nan, calibration
-        entropy = float(binary_entropy(np.float64(base_rate)))
-        return log_loss, log_loss / entropy, calibration
+    def mean_log_loss(self) -> float:
+        """Return the log loss; NaN unless all scores are in [0, 1]."""
+        return self.log_loss / self.weight if self._are_probabilities else math.nan
+
+    def normalised_entropy(self) -> float:
+        """Return log loss over that of the base rate; NaN for one class too."""
+        base_rate = self.positive_weight / self.weight if self.rows else 0.0
+        if not self._are_probabilities or not 0 < base_rate < 1:
+            return math.nan
+        return self.mean_log_loss() / float(binary_entropy(np.float64(base_rate)))
+
+    def calibration(self) -> float:
+        """Return sum of scores over sum of labels; NaN without a positive too."""
+        if not self._are_probabilities or not self.positive_weight:
+            return math.nan
+        return self.score / self.positive_weight
+
+    @property
+    def _are_probabilities(self) -> bool:
+        return bool(self.rows) and not self.outside
 
 
 def probability_sums(

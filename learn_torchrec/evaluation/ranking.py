@@ -2,32 +2,42 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
 
+from learn_torchrec.arrays import BoolArray
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import BoolArray
-from learn_torchrec.evaluation.auc import RankingMetrics, evaluate_auc
+from learn_torchrec.evaluation.auc import DEFAULT_METRICS, RankingMetrics, evaluate_auc
 from learn_torchrec.evaluation.cohorts import (
+    ALL,
     COLD,
     LONG_TAIL,
     OTHERS,
     CohortConfig,
     assign_cohorts,
 )
+from learn_torchrec.evaluation.communicator import Communicator
 from learn_torchrec.evaluation.conventions import PAPER, Convention
-from learn_torchrec.evaluation.predictions import Predictions, refuse_different_rows
+from learn_torchrec.evaluation.metric import Metric
+from learn_torchrec.evaluation.predictions import (
+    Predictions,
+    open_predictions,
+    refuse_different_rows,
+    stream_predictions,
+)
 from learn_torchrec.evaluation.significance import (
     PairedDifference,
     adjust_p_values,
     paired_bootstrap,
 )
+from learn_torchrec.evaluation.stream import MetricsStream
+from learn_torchrec.evaluation.tasks import ONLY_TASK, Task
 from learn_torchrec.schema import ITEM_ACTIVITY, USER_ACTIVITY
 
-ALL = "all"
 _MOST_COHORTS = 50
 
 
@@ -108,6 +118,7 @@ def metrics_by_cohort(
     predictions: Predictions,
     cohorts: CohortConfig | None = None,
     convention: Convention = PAPER,
+    metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> dict[str, RankingMetrics]:
     """Return the ranking metrics of each cohort; see `cohort_masks` for the names."""
     columns = (predictions.labels, predictions.scores, predictions.weights)
@@ -118,9 +129,45 @@ def metrics_by_cohort(
             *(None if column is None else column[mask] for column in columns),
             clicks=None if clicks is None else clicks[mask],
             convention=convention,
+            metrics=metrics,
         )
         for name, mask in cohort_masks(predictions, cohorts).items()
     }
+
+
+def stream_by_cohort(
+    path: Path,
+    cohorts: CohortConfig | None = None,
+    convention: Convention = PAPER,
+    metrics: Sequence[Metric] = DEFAULT_METRICS,
+    *,
+    task: Task = ONLY_TASK,
+    communicator: Communicator | None = None,
+) -> dict[str, RankingMetrics]:
+    """As `metrics_by_cohort`, of a file read in batches, once for each cohort.
+
+    Args:
+        path: see `read_predictions`.
+        cohorts: bounds.
+        convention: see `evaluate_auc`.
+        metrics: see `evaluate_auc`.
+        task: which columns are labels and scores.
+        communicator: of the ranks that share the file's rows.
+
+    Raises:
+        UserError: see `stream_predictions`.
+    """
+    result = {}
+    for name, rows in cohort_filters(open_predictions(path).names, cohorts).items():
+        names = (task.label, task.score)
+        stream = MetricsStream(
+            convention, communicator=communicator, metrics=metrics, names=names
+        )
+        stream_predictions(
+            path, stream, communicator, rows, task, convention.needs_clicks
+        )
+        result[name] = stream.finish()
+    return result
 
 
 def differences_by_cohort(
@@ -130,6 +177,7 @@ def differences_by_cohort(
     convention: Convention = PAPER,
     num_resamples: int = 1000,
     seed: int = 0,
+    metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> dict[str, dict[str, PairedDifference]]:
     """Return candidate minus baseline by cohort and metric, see `paired_bootstrap`.
 
@@ -152,14 +200,15 @@ def differences_by_cohort(
             seed=seed,
             clicks=None if clicks is None else clicks[mask],
             convention=convention,
+            metrics=metrics,
         )
         for name, mask in cohort_masks(baseline, cohorts).items()
     }
-    family = [one for metrics in differences.values() for one in metrics.values()]
+    family = [one for found in differences.values() for one in found.values()]
     adjusted = iter(adjust_p_values(family))
     return {
-        cohort: {metric: next(adjusted) for metric in metrics}
-        for cohort, metrics in differences.items()
+        cohort: {metric: next(adjusted) for metric in by_metric}
+        for cohort, by_metric in differences.items()
     }
 
 

@@ -9,8 +9,7 @@ U users, I gallery items, D vector dim, B users in a block, P (user, target) pai
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,8 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from learn_torchrec.arrays import AnyArray, Float64Array, Int64Array, name_rows
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import Column, Float64Array, Int64Array, name_rows
+from learn_torchrec.jagged import Jagged
 
 OUTSIDE_GALLERY = -1
 # Metric name to value: h@k, r@k, hit_any@k, n@k, mrr and the counts.
@@ -32,57 +32,11 @@ Scores: TypeAlias = npt.NDArray[np.floating[Any]]
 _BLOCK_ELEMENTS = 1 << 24  # scores of one block: 64 MiB in float32
 
 
-@dataclass(frozen=True)
-class JaggedRows:
-    """Gallery rows of every user, one user after another.
-
-    Attributes:
-        rows: int64 [N] rows of the gallery; -1 is an item outside the gallery.
-        offsets: int64 [U + 1]; user u owns `rows[offsets[u]:offsets[u + 1]]`.
-    """
-
-    rows: Int64Array
-    offsets: Int64Array
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "offsets"):
-            values = np.asarray(getattr(self, name), dtype=np.int64)
-            object.__setattr__(self, name, values)
-        offsets = self.offsets
-        if (
-            offsets.ndim != 1
-            or not len(offsets)
-            or offsets[0] != 0
-            or offsets[-1] != len(self.rows)
-            or (np.diff(offsets) < 0).any()
-        ):
-            raise UserError(
-                f"offsets: must rise from 0 to the number of rows {len(self.rows)}"
-            )
-
-    @classmethod
-    def from_lists(cls, lists: Iterable[Sequence[int]]) -> "JaggedRows":
-        """Build from one sequence of gallery rows per user."""
-        parts = [np.asarray(part, dtype=np.int64) for part in lists]
-        lengths = [len(part) for part in parts]
-        rows = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        return cls(rows, np.concatenate(([0], np.cumsum(lengths))))
-
-    @property
-    def num_users(self) -> int:
-        """U."""
-        return len(self.offsets) - 1
-
-    def users(self) -> Int64Array:
-        """Return the user of every row, int64 [N]."""
-        return np.repeat(np.arange(self.num_users), np.diff(self.offsets))
-
-
 def evaluate_retrieval(
     user_vectors: Tensor,
     item_vectors: Tensor,
-    targets: JaggedRows,
-    history: JaggedRows | None = None,
+    targets: Jagged,
+    history: Jagged | None = None,
     ks: Sequence[int] = (50, 100),
 ) -> RetrievalMetrics:
     """Rank the gallery by dot product for every user; see `evaluate_scores`.
@@ -102,7 +56,7 @@ def evaluate_retrieval(
         >>> metrics = evaluate_retrieval(
         ...     torch.tensor([[1.0, 0.0]]),
         ...     torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]]),
-        ...     JaggedRows.from_lists([[1]]),
+        ...     Jagged.from_lists([[1]]),
         ...     ks=(1, 2),
         ... )
         >>> metrics["h@1"], metrics["h@2"], metrics["mrr"]
@@ -116,9 +70,9 @@ def evaluate_retrieval(
             )
         _refuse_non_finite(vectors, f"{name} vectors", first_row=0)
     users, items = _at_least_float32(user_vectors), _at_least_float32(item_vectors)
-    if targets.num_users != len(users):
+    if len(targets) != len(users):
         raise UserError(
-            f"targets: {targets.num_users} users, {len(users)} user vectors; "
+            f"targets: {len(targets)} users, {len(users)} user vectors; "
             "pass one (possibly empty) target list per user vector"
         )
 
@@ -131,8 +85,8 @@ def evaluate_retrieval(
 def evaluate_scores(
     score_block: ScoreBlock,
     num_items: int,
-    targets: JaggedRows,
-    history: JaggedRows | None = None,
+    targets: Jagged,
+    history: Jagged | None = None,
     ks: Sequence[int] = (50, 100),
 ) -> RetrievalMetrics:
     """Rank the whole gallery by any scores, in blocks of users.
@@ -157,8 +111,8 @@ def evaluate_scores(
 def target_ranks(
     score_block: ScoreBlock,
     num_items: int,
-    targets: JaggedRows,
-    history: JaggedRows | None = None,
+    targets: Jagged,
+    history: Jagged | None = None,
     users: slice | None = None,
 ) -> Float64Array:
     """Return the rank of every target of some users in the whole gallery.
@@ -187,10 +141,10 @@ def target_ranks(
         UserError: non-finite scores (names the user rows), rows that are not in
             the gallery, or unfit shapes.
     """
-    _check_rows(targets, num_items, targets.num_users, "targets")
+    _check_rows(targets, num_items, len(targets), "targets")
     if history is not None:
-        _check_rows(history, num_items, targets.num_users, "history")
-    first, last, _ = (users or slice(None)).indices(targets.num_users)
+        _check_rows(history, num_items, len(targets), "history")
+    first, last, _ = (users or slice(None)).indices(len(targets))
     owners, items = _distinct_pairs(targets, num_items)
     removed = None if history is None else _distinct_pairs(history, num_items)
     ranks = [np.empty(0)]
@@ -210,7 +164,7 @@ def target_ranks(
 def rank_metrics(
     ranks: Float64Array,
     num_items: int,
-    targets: JaggedRows,
+    targets: Jagged,
     ks: Sequence[int] = (50, 100),
 ) -> RetrievalMetrics:
     """Return the metrics of all users' `target_ranks`.
@@ -237,8 +191,8 @@ def rank_metrics(
     if not ks or min(ks) < 1:
         raise UserError(f"ks {tuple(ks)}: give cut-offs of 1 or more")
     users, _ = _distinct_pairs(targets, num_items)
-    metrics = _metrics(ranks, users, targets.num_users, ks)
-    outside = int((targets.rows == OUTSIDE_GALLERY).sum())
+    metrics = _metrics(ranks, users, len(targets), ks)
+    outside = int((targets.values == OUTSIDE_GALLERY).sum())
     return metrics | {"targets": len(users), "targets_outside_gallery": outside}
 
 
@@ -256,25 +210,23 @@ def _refuse_non_finite(values: Tensor, name: str, first_row: int) -> None:
         )
 
 
-def _check_rows(jagged: JaggedRows, num_items: int, num_users: int, name: str) -> None:
-    if jagged.num_users != num_users:
-        raise UserError(f"{name}: {jagged.num_users} users, targets have {num_users}")
-    is_bad = (jagged.rows < OUTSIDE_GALLERY) | (jagged.rows >= num_items)
+def _check_rows(jagged: Jagged, num_items: int, num_users: int, name: str) -> None:
+    if len(jagged) != num_users:
+        raise UserError(f"{name}: {len(jagged)} users, targets have {num_users}")
+    is_bad = (jagged.values < OUTSIDE_GALLERY) | (jagged.values >= num_items)
     if is_bad.any():
         entry = int(np.flatnonzero(is_bad)[0])
         raise UserError(
-            f"{name} of user row {jagged.users()[entry]}: item row "
-            f"{jagged.rows[entry]}, the gallery has rows 0 to {num_items - 1}; "
+            f"{name} of user row {jagged.owners()[entry]}: item row "
+            f"{jagged.values[entry]}, the gallery has rows 0 to {num_items - 1}; "
             f"write {OUTSIDE_GALLERY} for items outside it"
         )
 
 
-def _distinct_pairs(
-    jagged: JaggedRows, num_items: int
-) -> tuple[Int64Array, Int64Array]:
+def _distinct_pairs(jagged: Jagged, num_items: int) -> tuple[Int64Array, Int64Array]:
     """Return distinct (user, item) pairs within the gallery, ordered by user."""
-    inside = jagged.rows != OUTSIDE_GALLERY
-    keys = np.unique(jagged.users()[inside] * num_items + jagged.rows[inside])
+    inside = jagged.values != OUTSIDE_GALLERY
+    keys = np.unique(jagged.owners()[inside] * num_items + jagged.values[inside])
     users, items = np.divmod(keys, max(num_items, 1))
     return users, items
 
@@ -372,5 +324,5 @@ def _metrics(
     return metrics
 
 
-def _mean(values: Column) -> float:
+def _mean(values: AnyArray) -> float:
     return float(np.mean(values)) if len(values) else math.nan

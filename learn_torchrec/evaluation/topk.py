@@ -11,17 +11,16 @@ U users, I items, D vector dim.
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from learn_torchrec.arrays import Float32Array, Int64Array, name_rows
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.arrays import Int64Array, name_rows
+from learn_torchrec.ids import UNKNOWN
+from learn_torchrec.jagged import Jagged
 
 _BLOCK_ELEMENTS = 1 << 26  # scores of one torch block: 256 MiB in float32
 _BLOCK_USERS = 1 << 14  # users that FAISS answers at a time
-
-Float32Array = npt.NDArray[np.float32]
 
 
 class TopItems(NamedTuple):
@@ -66,6 +65,49 @@ def top_items(user_vectors: Tensor, item_vectors: Tensor, k: int) -> TopItems:
     if user_vectors.device.type == "cpu" and _faiss() is not None:
         return _top_by_faiss(user_vectors, item_vectors, k)
     return _top_by_torch(user_vectors, item_vectors, k)
+
+
+def top_new_items(
+    user_vectors: Tensor, item_vectors: Tensor, k: int, history: Jagged
+) -> TopItems:
+    """Return every user's K items of highest dot product outside of the history.
+
+    Args:
+        user_vectors: see `top_items`.
+        item_vectors: see `top_items`.
+        k: K, at most I.
+        history: int64 rows of items of every user.
+
+    Returns:
+        The items; row UNKNOWN and score -inf behind the last where a user has fewer
+        than K new items.
+
+    Raises:
+        UserError: see `top_items`.
+    """
+    _check(user_vectors, item_vectors, k)
+    num_items = len(item_vectors)
+    top = _empty(len(user_vectors), k)
+    # Users of about as many events together: few candidates are found in vain.
+    users_by_length = np.argsort(history.lengths, kind="stable")
+    for start in range(0, len(users_by_length), _BLOCK_USERS):
+        users = users_by_length[start : start + _BLOCK_USERS]
+        known = history.take(users)
+        candidates = min(num_items, k + int(known.lengths.max(initial=0)))
+        found = top_items(
+            user_vectors[torch.from_numpy(users)], item_vectors, candidates
+        )
+        owners = np.arange(len(users))[:, None]
+        is_known = np.isin(
+            owners * num_items + found.items,
+            known.owners() * num_items + known.values,
+        )
+        kept = np.argsort(is_known, axis=1, kind="stable")[:, :k]
+        is_known = np.take_along_axis(is_known, kept, axis=1)
+        scores, items = (np.take_along_axis(part, kept, axis=1) for part in found)
+        top.scores[users] = np.where(is_known, -np.inf, scores)
+        top.items[users] = np.where(is_known, UNKNOWN, items)
+    return top
 
 
 def approximate_top_items(

@@ -16,13 +16,13 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, user_draws
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.retrieval import (
-    JaggedRows,
     RetrievalMetrics,
     ScoreBlock,
     evaluate_scores,
     rank_metrics,
     target_ranks,
 )
+from learn_torchrec.jagged import Jagged
 from learn_torchrec.towers.inference import (
     encode_catalogue,
     encode_histories,
@@ -74,8 +74,8 @@ class RetrievalTask:
 
     sequences: SequenceSet
     last_history: Ints
-    history: JaggedRows
-    targets: JaggedRows
+    history: Jagged
+    targets: Jagged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +287,7 @@ def baseline_scores(
     users = torch.stack(
         [
             averaged_content(content[torch.from_numpy(rows)])
-            for rows in np.split(task.history.rows, task.history.offsets[1:-1])
+            for rows in np.split(task.history.values, task.history.offsets[1:-1])
         ]
     )
     share = counts.double() / (counts.max() + 1)  # below 1: behind any history item
@@ -295,8 +295,8 @@ def baseline_scores(
     def already_bought(start: int, stop: int) -> Tensor:
         scores = share.repeat(stop - start, 1)
         events = slice(task.history.offsets[start], task.history.offsets[stop])
-        owners = torch.from_numpy(task.history.users()[events] - start)
-        bought = torch.from_numpy(task.history.rows[events])
+        owners = torch.from_numpy(task.history.owners()[events] - start)
+        bought = torch.from_numpy(task.history.values[events])
         ones = torch.ones(len(bought), dtype=scores.dtype)
         return scores.index_put_((owners, bought), ones, accumulate=True)
 
@@ -336,7 +336,7 @@ def evaluate_rows(
         "new": (_only(task.targets, is_new), task.history),
         "repeated": (_only(task.targets, ~is_new), None),
         "tail": (
-            _only(task.targets, counts[task.targets.rows] <= config.tail_events),
+            _only(task.targets, counts[task.targets.values] <= config.tail_events),
             _removed(task, config),
         ),
     }
@@ -351,17 +351,17 @@ def evaluate_rows(
 
 def _in_history(task: RetrievalTask, num_items: int) -> NDArray[np.bool_]:
     """Whether each target is in its user's history, bool [targets]."""
-    history = task.history.users() * num_items + task.history.rows
-    targets = task.targets.users() * num_items + task.targets.rows
+    history = task.history.owners() * num_items + task.history.values
+    targets = task.targets.owners() * num_items + task.targets.values
     return np.isin(targets, history)
 
 
-def _only(targets: JaggedRows, keep: NDArray[np.bool_]) -> JaggedRows:
-    kept = np.bincount(targets.users()[keep], minlength=targets.num_users)
-    return _jagged(targets.rows[keep], kept)
+def _only(targets: Jagged, keep: NDArray[np.bool_]) -> Jagged:
+    kept = np.bincount(targets.owners()[keep], minlength=len(targets))
+    return _jagged(targets.values[keep], kept)
 
 
-def _removed(task: RetrievalTask, config: RetrievalConfig) -> JaggedRows | None:
+def _removed(task: RetrievalTask, config: RetrievalConfig) -> Jagged | None:
     return task.history if config.filter_history else None
 
 
@@ -391,5 +391,5 @@ def _with_enough(sequences: SequenceSet, split: SplitConfig) -> SequenceSet:
     return sequences.select_users(sequences.lengths >= max(split.min_events, 2))
 
 
-def _jagged(rows: Ints, lengths: Ints) -> JaggedRows:
-    return JaggedRows(rows, np.r_[0, np.cumsum(lengths)])
+def _jagged(rows: Ints, lengths: Ints) -> Jagged:
+    return Jagged(rows, np.r_[0, np.cumsum(lengths)])

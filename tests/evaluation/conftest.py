@@ -38,13 +38,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ) as working:
         content = random.normal(size=(NUM_ITEMS, 6))
         write_content_store(working, pa.array(np.arange(NUM_ITEMS)), content)
-    manifest(out / "vectors", "vectors", {"dim": 4})
+    (out / "vectors").mkdir()
     vectors = random.normal(size=(NUM_ITEMS, 4)).tolist()
     order = np.arange(NUM_ITEMS)[::-1]
     pq.write_table(
         pa.table({"item_id": order, "vector": vectors}),
         out / "vectors" / "item_vectors.parquet",
     )
+    manifest(out / "vectors", "vectors", {"dim": 4})
     manifest(out / "towers", "towers", {"parameters": 10})
     lines = [{"step": n, "loss": 5 / n, "r@50": n / 10} for n in range(1, 9)]
     log = "\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo'  # cut off

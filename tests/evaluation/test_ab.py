@@ -216,7 +216,12 @@ def test_days_may_be_dates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"revenue": [-1.0] + [0.0] * 7}, "revenue: negative or not finite in row 0"),
+        ({"revenue": [math.inf] + [0.0] * 7}, "revenue: not finite in row 0"),
+        (
+            {"conversions": [-1] + [0] * 7},
+            "conversions: negative or not finite in",
+        ),
+        ({"day": ["soon"] * 8}, "day: text that is no date"),
         ({"revenue": ["a"] * 8}, "revenue: string; a number is needed"),
         ({"impressions": [None] + [1] * 7}, "impressions: null"),
         ({"user_id": [1] * 8}, "user_id: 1 is in both arms"),

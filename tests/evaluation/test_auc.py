@@ -7,7 +7,10 @@ import pytest
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import auc
-from learn_torchrec.evaluation.auc import evaluate_auc, per_user_auc
+from learn_torchrec.evaluation.auc import evaluate_auc
+from learn_torchrec.evaluation.conventions import PAPER
+from learn_torchrec.evaluation.rows import prepare_rows
+from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 
 
 def naive_auc(labels, scores, weights=None):
@@ -53,26 +56,26 @@ def test_known_answer_by_hand() -> None:
     labels = np.array([1, 0, 0, 0, 1, 1])
     scores = np.array([0.5, 0.5, 0.1, 0.9, 0.3, 0.2])
     metrics = evaluate_auc(users, labels, scores)
-    assert metrics.uauc == pytest.approx((0.75 + 0.0) / 2)
-    assert metrics.wuauc == pytest.approx((3 * 0.75 + 2 * 0.0) / 5)
+    assert metrics["uauc"] == pytest.approx((0.75 + 0.0) / 2)
+    assert metrics["wuauc"] == pytest.approx((3 * 0.75 + 2 * 0.0) / 5)
     # pooled: .5 -> .5, .1 won, .9 lost = 1.5; .3 -> .1 = 1; .2 -> .1 = 1; of 9
-    assert metrics.auc == pytest.approx(3.5 / 9)
-    assert (metrics.rows, metrics.users, metrics.users_kept) == (6, 3, 2)
-    assert metrics.positives == 3
+    assert metrics["auc"] == pytest.approx(3.5 / 9)
+    assert (metrics["rows"], metrics["users"], metrics["users_kept"]) == (6, 3, 2)
+    assert metrics["positives"] == 3
 
 
 def test_probability_metrics_by_hand() -> None:
     metrics = evaluate_auc([1, 1, 1, 1], [1, 0, 0, 0], [0.5, 0.25, 0.5, 0.0])
     log_loss = -(math.log(0.5) + math.log(0.75) + math.log(0.5) + math.log(1)) / 4
     entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert metrics.log_loss == pytest.approx(log_loss, abs=1e-9)
-    assert metrics.ne == pytest.approx(log_loss / entropy, abs=1e-9)
-    assert metrics.calibration == pytest.approx(1.25)
+    assert metrics["log_loss"] == pytest.approx(log_loss, abs=1e-9)
+    assert metrics["ne"] == pytest.approx(log_loss / entropy, abs=1e-9)
+    assert metrics["calibration"] == pytest.approx(1.25)
 
 
 def test_saturated_probabilities_stay_finite() -> None:
     metrics = evaluate_auc([1, 1], [0, 1], np.array([1.0, 0.0], dtype=np.float32))
-    assert metrics.log_loss == pytest.approx(12 * math.log(10), rel=1e-3)
+    assert metrics["log_loss"] == pytest.approx(12 * math.log(10), rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -80,10 +83,10 @@ def test_equals_the_naive_pairs(seed: int) -> None:
     users, labels, scores, _ = random_rows(seed)
     metrics = evaluate_auc(users, labels, scores)
     uauc, wuauc, kept = naive_user_means(users, labels, scores, np.ones(len(users)))
-    assert metrics.auc == pytest.approx(naive_auc(labels, scores), abs=1e-12)
-    assert metrics.uauc == pytest.approx(uauc, abs=1e-12)
-    assert metrics.wuauc == pytest.approx(wuauc, abs=1e-12)
-    assert metrics.users_kept == kept
+    assert metrics["auc"] == pytest.approx(naive_auc(labels, scores), abs=1e-12)
+    assert metrics["uauc"] == pytest.approx(uauc, abs=1e-12)
+    assert metrics["wuauc"] == pytest.approx(wuauc, abs=1e-12)
+    assert metrics["users_kept"] == kept
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -91,11 +94,13 @@ def test_weights_equal_the_naive_weighted_pairs(seed: int) -> None:
     users, labels, scores, weights = random_rows(seed)
     metrics = evaluate_auc(users, labels, scores, weights)
     uauc, wuauc, kept = naive_user_means(users, labels, scores, weights)
-    assert metrics.auc == pytest.approx(naive_auc(labels, scores, weights), abs=1e-12)
-    assert metrics.uauc == pytest.approx(uauc, abs=1e-12)
-    assert metrics.wuauc == pytest.approx(wuauc, abs=1e-12)
-    assert metrics.users_kept == kept
-    assert metrics.rows == (weights > 0).sum()
+    assert metrics["auc"] == pytest.approx(
+        naive_auc(labels, scores, weights), abs=1e-12
+    )
+    assert metrics["uauc"] == pytest.approx(uauc, abs=1e-12)
+    assert metrics["wuauc"] == pytest.approx(wuauc, abs=1e-12)
+    assert metrics["users_kept"] == kept
+    assert metrics["rows"] == (weights > 0).sum()
 
 
 def test_integer_weights_equal_repeated_rows() -> None:
@@ -104,7 +109,7 @@ def test_integer_weights_equal_repeated_rows() -> None:
     weighted = evaluate_auc(users, labels, scores, copies)
     repeated = evaluate_auc(*(np.repeat(c, copies) for c in (users, labels, scores)))
     for name in ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration"):
-        assert getattr(weighted, name) == pytest.approx(getattr(repeated, name))
+        assert weighted[name] == pytest.approx(repeated[name])
 
 
 def test_padding_rows_change_nothing() -> None:
@@ -124,14 +129,14 @@ def test_order_and_monotone_scores_change_nothing() -> None:
     plain = evaluate_auc(users, labels, scores)
     order = np.random.default_rng(0).permutation(len(users))
     other = evaluate_auc(users[order], labels[order], 10 * scores[order] - 100)
-    assert other.auc == pytest.approx(plain.auc, abs=1e-12)
-    assert other.uauc == pytest.approx(plain.uauc, abs=1e-12)
-    assert other.wuauc == pytest.approx(plain.wuauc, abs=1e-12)
+    assert other["auc"] == pytest.approx(plain["auc"], abs=1e-12)
+    assert other["uauc"] == pytest.approx(plain["uauc"], abs=1e-12)
+    assert other["wuauc"] == pytest.approx(plain["wuauc"], abs=1e-12)
     # -100 is no probability
-    assert math.isnan(other.ne)
-    assert math.isnan(other.log_loss)
-    assert math.isnan(other.calibration)
-    assert plain.ne > 0
+    assert math.isnan(other["ne"])
+    assert math.isnan(other["log_loss"])
+    assert math.isnan(other["calibration"])
+    assert plain["ne"] > 0
 
 
 def test_string_and_pyarrow_ids_give_the_same() -> None:
@@ -145,27 +150,34 @@ def test_string_and_pyarrow_ids_give_the_same() -> None:
 
 def test_empty_and_single_class_input_is_nan() -> None:
     empty = evaluate_auc([], [], [])
-    assert empty.rows == empty.users == empty.users_kept == empty.positives == 0
+    assert (
+        empty["rows"]
+        == empty["users"]
+        == empty["users_kept"]
+        == empty["positives"]
+        == 0
+    )
     one_class = evaluate_auc([1, 1], [0, 0], [0.1, 0.2])
     for metrics in (empty, one_class):
         for name in ("auc", "uauc", "wuauc", "ne", "calibration"):
-            assert math.isnan(getattr(metrics, name))
-    assert one_class.log_loss == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2)
+            assert math.isnan(metrics[name])
+    assert one_class["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2)
 
 
 def test_pooled_auc_is_defined_without_a_kept_user() -> None:
     metrics = evaluate_auc([1, 2], [1, 0], [0.9, 0.1])
-    assert metrics.auc == 1.0
-    assert metrics.users_kept == 0
-    assert math.isnan(metrics.uauc)
+    assert metrics["auc"] == 1.0
+    assert metrics["users_kept"] == 0
+    assert math.isnan(metrics["uauc"])
 
 
-def test_per_user_auc_names_the_kept_users() -> None:
-    by_user = per_user_auc(
+def test_users_that_count_names_the_kept_users() -> None:
+    rows = prepare_rows(
         ["x", "y", "z", "y", "z", "z"], [1, 1, 1, 0, 0, 0], [3, 1, 2, 2, 2, 1]
     )
+    by_user = users_that_count(count_users(rows), PAPER)
     assert by_user.user_index.tolist() == [1, 2]
-    assert by_user.auc.tolist() == [0.0, 0.75]
+    assert by_user.values.tolist() == [0.0, 0.75]
     assert by_user.weights.tolist() == [2.0, 3.0]
 
 

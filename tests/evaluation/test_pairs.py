@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,35 @@ def test_groups_without_rows_have_no_pairs() -> None:
     for weights in (None, nothing):
         empty = count_pairs(nothing.astype(int), 1, nothing > 0, nothing, weights)
         assert [column.tolist() for column in empty] == [[0], [0], [0]]
+
+
+def exact_wins(groups, num_groups, is_positive, scores, weights):
+    """The sums of `count_pairs` of every group, in fractions."""
+    exact = [Fraction(weight) for weight in weights]
+    won = [Fraction(0)] * num_groups
+    for i in np.flatnonzero(is_positive):
+        for j in np.flatnonzero(~is_positive & (groups == groups[i])):
+            share = Fraction(int(scores[i] > scores[j]))
+            if scores[i] == scores[j]:
+                share = Fraction(1, 2)
+            won[groups[i]] += share * exact[i] * exact[j]
+    return np.array([float(one) for one in won])
+
+
+@pytest.mark.parametrize("num_groups", [1, 12, 60])
+def test_light_users_beside_heavy_ones_keep_their_digits(num_groups: int) -> None:
+    groups, _, is_positive, scores = random_rows(seed=4, num_groups=num_groups)
+    random = np.random.default_rng(5)
+    magnitudes = 10.0 ** random.integers(-12, 13, num_groups)
+    weights = magnitudes[groups] * random.uniform(1, 2, len(groups))
+    pairs = count_pairs(groups, num_groups, is_positive, scores, weights)
+    expected = exact_wins(groups, num_groups, is_positive, scores, weights)
+    np.testing.assert_allclose(pairs.won, expected, rtol=1e-13, atol=0)
+
+
+def test_weights_of_many_orders_within_a_user_keep_their_digits() -> None:
+    groups, num_groups, is_positive, scores = random_rows(seed=6)
+    weights = 10.0 ** np.random.default_rng(7).uniform(-12, 12, len(groups))
+    pairs = count_pairs(groups, num_groups, is_positive, scores, weights)
+    expected = exact_wins(groups, num_groups, is_positive, scores, weights)
+    np.testing.assert_allclose(pairs.won, expected, rtol=1e-13, atol=0)

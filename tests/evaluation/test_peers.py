@@ -10,9 +10,10 @@ from torchmetrics.functional.classification import binary_auroc
 from torchrec.metrics.auc import compute_auc, compute_auc_per_group
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.auc import evaluate_auc, prepare_rows
+from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.peers import compare_conventions
+from learn_torchrec.evaluation.rows import prepare_rows
 
 CASES = ("distinct", "tied", "weighted")
 
@@ -51,9 +52,9 @@ def test_torchrec(case: str) -> None:
             )
             for ties in ("negative", "positive")
         )
-        assert lowest.auc < auc.item() < highest.auc
-        assert lowest.uauc <= grouped.item() <= highest.uauc
-        assert lowest.auc < table["TorchRec"].auc < highest.auc
+        assert lowest["auc"] < auc.item() < highest["auc"]
+        assert lowest["uauc"] <= grouped.item() <= highest["uauc"]
+        assert lowest["auc"] < table["TorchRec"].auc < highest["auc"]
         return
     assert table["TorchRec"].auc == pytest.approx(auc.item(), abs=1e-5)
     assert table["TorchRec"].grouped_auc == pytest.approx(grouped.item(), abs=1e-5)

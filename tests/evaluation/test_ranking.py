@@ -55,9 +55,9 @@ def test_cohorts_are_the_rows_they_name(tmp_path: Path) -> None:
     assert metrics["user_long_tail"] == evaluate_auc(
         *(table[name][mask] for name in ("user_id", "label", "score", "weight"))
     )
-    assert metrics["all"].rows == 108
-    assert metrics["item_cold"].rows == 0
-    assert math.isnan(metrics["item_cold"].auc)
+    assert metrics["all"]["rows"] == 108
+    assert metrics["item_cold"]["rows"] == 0
+    assert math.isnan(metrics["item_cold"]["auc"])
 
 
 def test_cohort_bounds_are_a_setting(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_differences_are_candidate_minus_baseline(tmp_path: Path) -> None:
     before, after = map(ranking.metrics_by_cohort, (baseline, candidate))
     for cohort in COHORTS - {"item_cold"}:
         for metric, value in differences[cohort].items():
-            gain = getattr(after[cohort], metric) - getattr(before[cohort], metric)
+            gain = after[cohort][metric] - before[cohort][metric]
             assert value.difference == pytest.approx(gain, nan_ok=True)
     assert differences["all"]["auc"].low > 0
     assert math.isnan(differences["item_cold"]["auc"].p_value)
@@ -105,7 +105,7 @@ def test_json_has_null_for_nan(tmp_path: Path) -> None:
     back = json.loads(body)
     assert back["item_cold"]["auc"] is None
     assert back["item_cold"]["rows"] == 0
-    assert back["all"]["auc"] == ranking.metrics_by_cohort(read)["all"].auc
+    assert back["all"]["auc"] == ranking.metrics_by_cohort(read)["all"]["auc"]
 
 
 def changed(**changes: object) -> dict[str, np.ndarray]:
@@ -122,11 +122,12 @@ NULL_LAST = [1] * 119 + [None]
         (changed(score=["a"] * 120), "score: string; a number is needed"),
         (changed(user_id=np.ones(120)), "user_id: ids are double"),
         (changed(user_id=pa.array(NULL_LAST)), "user_id: null in row 119"),
-        (changed(item_id=pa.array(NULL_LAST)), "item_id: null in row 119"),
         (changed(label=pa.array(NULL_LAST)), "label: null in row 119"),
         (changed(label=np.full(120, 3)), "label: neither 0 nor 1 in rows 1, 2"),
         (changed(score=np.full(120, np.nan)), "score: not finite in rows 1, 2"),
-        (changed(timestamp=np.full(120, 0.5)), "timestamp: double; int64 is needed"),
+        (changed(user_activity=np.full(120, 0.5)), "user_activity: no whole number in"),
+        (changed(user_activity=NULL_LAST), "user_activity: null in row 119"),
+        (changed(item_activity=["a"] * 120), "item_activity: string; a number"),
         (changed(user_activity=np.full(120, -1)), "user_activity: negative count"),
         (changed(weight=np.full(120, -1.0)), "weight: negative"),
         ({"user_id": [], "label": [], "score": []}, "no rows"),
@@ -155,7 +156,7 @@ def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"user_id": np.arange(120)}, "user_id differs from row 0"),
-        ({"user_id": np.arange(120).astype(str)}, "user_id is large_string against"),
+        ({"user_id": np.arange(120).astype(str)}, "user_id is string against int64"),
         ({"item_id": np.array(["x"] * 120)}, "item_id differs from row 0"),
         ({"timestamp": np.arange(120)}, "timestamp differs from row 0"),
         ({"label": 1 - columns()["label"]}, "label differs from row 0"),

@@ -1,16 +1,21 @@
 """The report of a small run, read as files."""
 
+import base64
+import hashlib
+import html
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
+import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from report_run import manifest, retrieval_rows
+from report_run import make_predictions, manifest, retrieval_rows
 
 from learn_torchrec.apps import evaluate_ab, evaluate_auc, report
 from learn_torchrec.errors import UserError
@@ -80,8 +85,12 @@ class _References(HTMLParser):
         self.ids: list[str] = []
         self.outside: list[str] = []
         self.inside: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
 
     def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
         for name, value in attrs:
             if name == "id":
                 self.ids.append(value)
@@ -103,6 +112,152 @@ def test_the_page_needs_no_network_and_no_id_twice(page: Path) -> None:
         assert target in found.ids
     assert "my &lt;b&gt;run" in text  # a name is text, never markup
     assert "<b>run" not in text
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</text></svg><script>alert(2)</script>",
+    '$a_b$ {{ 7 * 7 }} url(#x) id="y" \x07&amp;',
+)
+
+
+def test_what_users_name_reaches_the_page_as_text_only(tmp_path: Path) -> None:
+    run = tmp_path / "<script>alert(3)"
+    run.mkdir()
+    random = np.random.default_rng(0)
+    labels = random.integers(2, size=400)
+    rows = {
+        "user_id": random.integers(20, size=400),
+        "label": labels,
+        "cohort": [HOSTILE[row % 4] for row in range(400)],
+    }
+    files = []
+    for name, gain in ((HOSTILE[0], 0.1), ("$x$ <b>", 0.5)):
+        scores = (random.random(400) + gain * labels) / (1 + gain)
+        path = run / f"{len(files)}.parquet"
+        pq.write_table(pa.table(rows | {"score": scores}), path)
+        files.append(f"{name}={path}")
+    make_predictions(run / "<img src=x onerror=alert(4)>", 0.5)
+    out = ["--out", str(run / "ranking.json"), "--resamples=20"]
+    evaluate_auc.main(["--predictions", *files, *out, "--cohort-column=cohort"])
+    outcomes = {
+        "user_id": range(400),
+        "arm": ["control", "treatment"] * 200,
+        "day": [0] * 400,
+        "impressions": [1] * 400,
+        "conversions": labels,
+        "revenue": labels,
+        "cohort": [HOSTILE[row // 2 % 4] for row in range(400)],
+    }
+    pq.write_table(pa.table(outcomes), tmp_path / "ab.parquet")
+    ab = tmp_path / "ab.json"
+    command = ["--outcomes", str(tmp_path / "ab.parquet"), "--out", str(ab)]
+    columns = ["--user-cohort-column=cohort", "--set", "ab.resamples=20"]
+    evaluate_ab.main([*command, *columns])
+    page = tmp_path / "report.html"
+    report.main(["--run", str(run), "--ab", str(ab), "--out", str(page)])
+
+    text = page.read_text()
+    found = _References()
+    found.feed(text)
+    assert found.tags.count("script") == 1  # the page's own
+    assert not {"img", "b"} & set(found.tags)
+    assert not any(name.startswith("on") for name in found.attributes)
+    assert len(found.ids) == len(set(found.ids))
+    assert all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in found.ids)
+    for name in HOSTILE[:3]:
+        assert html.escape(name, quote=False) in text  # in a drawing
+        assert str(markup_of(name)) in text  # and in a table
+    assert "$a_b$ {{ 7 * 7 }} url(#x)" in text
+    drawings = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(drawings) > 4
+    for drawing in drawings:
+        assert "<script" not in drawing
+        ElementTree.fromstring(drawing)  # well-formed: "\x07" would not be
+
+
+def markup_of(text: str) -> str:
+    return jinja2.Environment(autoescape=True).from_string("{{ x }}").render(x=text)
+
+
+def test_the_page_allows_no_script_but_its_own(page: Path) -> None:
+    text = page.read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy[1]
+    assert "default-src 'none'" in policy[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "predictions_learn/predictions.parquet",
+        "vectors/item_vectors.parquet",
+        "content/id_keys.npy",
+        "predictions_baseline/config.json",
+        "towers/manifest.json",
+    ],
+)
+def test_what_is_not_what_was_written_is_refused(
+    finished_run: Path, tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    read_run(run)
+    path = run / name
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(UserError, match=path.name):
+        read_run(run)
+
+
+def test_tasks_have_sections_of_their_own(tmp_path: Path) -> None:
+    metrics = {"auc": 0.5, "undcg": 0.75, "rows": 2, "users_kept": 1}
+    gain = {"difference": 0.1, "low": 0.0, "high": 0.2, "p_value": 0.5}
+    body = {
+        "ranking": {"learn": {"all": metrics, "user_cold": metrics}},
+        "ranking_difference": {"learn-old": {"all": {"undcg": gain}}},
+    }
+    ranked = {"tasks": {"cvr": body, "ctr": body}, "settings": {}}
+    (tmp_path / "ranking.json").write_text(json.dumps(ranked))
+    made = read_run(tmp_path)
+    assert [one.title for one in made.sections] == ["Ranking: cvr", "Ranking: ctr"]
+    tables = to_json(made)["tables"]
+    rows = tables["ranking-metrics-ctr"]
+    assert [row["cohort"] for row in rows] == ["all", "user cold-start"]
+    assert rows[0]["undcg"] == 0.75
+    assert tables["difference-learn-old-cvr"][0]["points"] == pytest.approx(10)
+    drawn = [one.name for section in made.sections for one in section.figures]
+    assert drawn == ["lift-learn-old-undcg-cvr", "lift-learn-old-undcg-ctr"]
+
+
+def test_calibration_of_every_task(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = {
+        "user_id": np.arange(50),
+        "click": random.integers(2, size=50),
+        "label": random.integers(2, size=50),
+        "score_ctr": random.random(50),
+        "score_cvr": random.random(50),
+    }
+    stage = tmp_path / "predictions"
+    stage.mkdir()
+    pq.write_table(pa.table(rows), stage / "predictions.parquet")
+    tasks = [
+        {"name": "ctr", "label": "click", "score": "score_ctr"},
+        {"name": "cvr", "label": "label", "score": "score_cvr"},
+    ]
+    manifest(stage, "predictions", {"tasks": tasks})
+    rows_drawn = to_json(read_run(tmp_path))["tables"]["calibration-bins"]
+    names = [row["predictions"] for row in rows_drawn]
+    assert names == ["predictions, ctr"] * 10 + ["predictions, cvr"] * 10
+    mean = np.mean(
+        [row["mean score"] for row in rows_drawn if row["predictions"].endswith("ctr")]
+    )
+    assert mean == pytest.approx(rows["score_ctr"].mean())
 
 
 def test_an_empty_and_a_damaged_run_are_refused(tmp_path: Path) -> None:

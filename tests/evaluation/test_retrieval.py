@@ -8,11 +8,11 @@ import torch
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import retrieval
 from learn_torchrec.evaluation.retrieval import (
-    JaggedRows,
     evaluate_retrieval,
     evaluate_scores,
     target_ranks,
 )
+from learn_torchrec.jagged import Jagged
 
 
 def scored(scores, targets, history=None, ks=(1, 2)):
@@ -21,8 +21,8 @@ def scored(scores, targets, history=None, ks=(1, 2)):
     return evaluate_scores(
         lambda start, stop: matrix[start:stop],
         matrix.shape[1],
-        JaggedRows.from_lists(targets),
-        None if history is None else JaggedRows.from_lists(history),
+        Jagged.from_lists(targets),
+        None if history is None else Jagged.from_lists(history),
         ks,
     )
 
@@ -140,7 +140,7 @@ def test_vectors_rank_by_dot_product() -> None:
     users = torch.randint(-4, 5, (12, 6), generator=generator).half()
     items = torch.randint(-4, 5, (20, 6), generator=generator).half()
     targets = [[i % 20, (3 * i) % 20] for i in range(12)]
-    metrics = evaluate_retrieval(users, items, JaggedRows.from_lists(targets), ks=(3,))
+    metrics = evaluate_retrieval(users, items, Jagged.from_lists(targets), ks=(3,))
     scores = (users.double() @ items.double().T).numpy()
     assert metrics == pytest.approx(naive_metrics(scores, targets, [[]] * 12, 3))
 
@@ -149,8 +149,8 @@ def test_runs_of_users_have_the_ranks_of_all(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(retrieval, "_BLOCK_ELEMENTS", 16)  # two users of eight items
     generator = torch.Generator().manual_seed(3)
     matrix = torch.randint(0, 5, (8, 8), generator=generator).float()
-    targets = JaggedRows.from_lists([[7, 2, 2], [], [0], [-1, 3], [], [1, 4], [5], []])
-    history = JaggedRows.from_lists([[2], [1], [], [0, 1], [], [4], [], [3]])
+    targets = Jagged.from_lists([[7, 2, 2], [], [0], [-1, 3], [], [1, 4], [5], []])
+    history = Jagged.from_lists([[2], [1], [], [0, 1], [], [4], [], [3]])
 
     def ranks(users=None):
         return target_ranks(
@@ -187,8 +187,8 @@ def test_a_device_counts_as_numpy_does(
 
 def test_popularity_uses_the_same_code_and_keeps_its_counts() -> None:
     counts = torch.tensor([5, 2**53, 2**53 - 1, 0])
-    targets = JaggedRows.from_lists([[2], [0]])
-    history = JaggedRows.from_lists([[], [1]])
+    targets = Jagged.from_lists([[2], [0]])
+    history = Jagged.from_lists([[], [1]])
     metrics = evaluate_scores(
         lambda start, stop: counts.expand(stop - start, -1), 4, targets, history, (2,)
     )
@@ -214,7 +214,7 @@ def test_non_finite_values_are_refused_with_their_rows(
         scored(scores, [[0]] * 4)
     vectors = torch.ones(3, 2)
     vectors[1, 0] = math.inf
-    targets = JaggedRows.from_lists([[0]] * 3)
+    targets = Jagged.from_lists([[0]] * 3)
     with pytest.raises(UserError, match="user vectors: not finite in row 1"):
         evaluate_retrieval(vectors, torch.ones(4, 2), targets)
     with pytest.raises(UserError, match="item vectors: not finite in row 1"):
@@ -223,13 +223,13 @@ def test_non_finite_values_are_refused_with_their_rows(
 
 def test_unfit_input_is_refused() -> None:
     ones = torch.ones(2, 3)
-    targets = JaggedRows.from_lists([[0], [1]])
+    targets = Jagged.from_lists([[0], [1]])
     with pytest.raises(UserError, match="targets of user row 1: item row 5"):
-        evaluate_retrieval(ones, ones, JaggedRows.from_lists([[0], [1, 5]]))
+        evaluate_retrieval(ones, ones, Jagged.from_lists([[0], [1, 5]]))
     with pytest.raises(UserError, match="history of user row 0: item row -2"):
-        evaluate_retrieval(ones, ones, targets, JaggedRows.from_lists([[-2], []]))
+        evaluate_retrieval(ones, ones, targets, Jagged.from_lists([[-2], []]))
     with pytest.raises(UserError, match="history: 1 users, targets have 2"):
-        evaluate_retrieval(ones, ones, targets, JaggedRows.from_lists([[]]))
+        evaluate_retrieval(ones, ones, targets, Jagged.from_lists([[]]))
     with pytest.raises(UserError, match="targets: 2 users, 3 user vectors"):
         evaluate_retrieval(torch.ones(3, 3), ones, targets)
     with pytest.raises(UserError, match=r"item vectors: shape \[2, 4\]"):
@@ -239,7 +239,7 @@ def test_unfit_input_is_refused() -> None:
     with pytest.raises(UserError, match="shape"):
         evaluate_scores(lambda start, stop: ones, 2, targets)
     with pytest.raises(UserError, match="offsets"):
-        JaggedRows(np.array([1, 2]), np.array([0, 1]))
+        Jagged(np.array([1, 2]), np.array([0, 1]))
 
 
 def test_docstring_example() -> None:

@@ -60,7 +60,7 @@ def naive_draws(
             for scores in (baseline, candidate)
         )
         for name in METRICS:
-            draws[name].append(getattr(after, name) - getattr(before, name))
+            draws[name].append(after[name] - before[name])
     return draws
 
 
@@ -83,7 +83,7 @@ def test_equals_evaluating_every_resample_afresh(
         evaluate_auc(*columns[:2], scores, weights, **options) for scores in columns[2:]
     )
     for name in METRICS:
-        observed = getattr(after, name) - getattr(before, name)
+        observed = after[name] - before[name]
         drawn = np.array(draws[name])
         low, high = np.percentile(drawn, [2.5, 97.5])
         tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
@@ -101,7 +101,7 @@ def test_ties_that_the_first_row_wins() -> None:
         evaluate_auc(users, labels, one, convention=convention) for one in scores
     )
     for name in RANK_METRICS:
-        gain = getattr(after, name) - getattr(before, name)
+        gain = after[name] - before[name]
         assert result[name].difference == pytest.approx(gain, abs=1e-12)
 
 

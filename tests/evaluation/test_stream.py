@@ -18,10 +18,13 @@ from learn_torchrec.evaluation.predictions import stream_predictions
 from learn_torchrec.evaluation.stream import MetricsStream
 
 NAMES = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
+COUNTS = ("rows", "users", "users_kept", "positives")
 
 
-def streamed(columns, batch, convention=None, ranks=None):
-    result = MetricsStream(convention or Convention(), threads=2, ranks=ranks)
+def streamed(columns, batch, convention=None, communicator=None):
+    result = MetricsStream(
+        convention or Convention(), threads=2, communicator=communicator
+    )
     for start in range(0, len(columns[0]), batch):
         result.add(*(None if c is None else c[start : start + batch] for c in columns))
     return result.finish()
@@ -39,10 +42,10 @@ def table(seed=0, num_rows=5000, num_users=300, is_weighted=False):
 
 def assert_close(left, right) -> None:
     for name in NAMES:
-        a, b = getattr(left, name), getattr(right, name)
+        a, b = left[name], right[name]
         assert a == pytest.approx(b, abs=1e-12, nan_ok=True), name
-    for name in ("rows", "users", "users_kept", "positives"):
-        assert getattr(left, name) == getattr(right, name)
+    for name in COUNTS:
+        assert left[name] == right[name]
 
 
 @pytest.fixture
@@ -97,24 +100,24 @@ def test_order_split_and_monotone_scores_change_nothing(rows, random, batch) -> 
     order = np.array(random.sample(range(len(users)), len(users)))
     other = streamed((users[order], labels[order], np.exp(scores[order])), batch)
     for name in ("auc", "uauc", "wuauc", "users", "users_kept", "positives"):
-        a, b = getattr(whole, name), getattr(other, name)
+        a, b = whole[name], other[name]
         assert a == b or (math.isnan(a) and math.isnan(b)), name  # to the last bit
 
 
 def test_no_row_one_row_and_equal_scores() -> None:
     empty = MetricsStream().finish()
-    assert empty.rows == empty.users == 0
-    assert all(math.isnan(getattr(empty, name)) for name in NAMES)
+    assert empty["rows"] == empty["users"] == 0
+    assert all(math.isnan(empty[name]) for name in NAMES)
     one = streamed((np.array(["a"]), np.array([1]), np.array([0.5])), 1)
-    assert (one.rows, one.users, one.users_kept, one.positives) == (1, 1, 0, 1)
-    assert math.isnan(one.auc)
-    assert one.log_loss == pytest.approx(math.log(2))
+    assert [one[name] for name in COUNTS] == [1, 1, 0, 1]
+    assert math.isnan(one["auc"])
+    assert one["log_loss"] == pytest.approx(math.log(2))
     equal = streamed((np.array([1, 1, 2]), np.array([1, 0, 0]), np.full(3, 0.3)), 2)
-    assert (equal.auc, equal.uauc, equal.wuauc) == (0.5, 0.5, 0.5)
+    assert equal["auc"] == equal["uauc"] == equal["wuauc"] == 0.5
 
 
-class ThreadRanks:
-    """Ranks that are threads of one process: what each sends is laid on a table."""
+class ThreadCommunicator:
+    """Ranks that are threads of one process: what each sends is laid on a board."""
 
     def __init__(self, rank, size, barrier, board):
         self.rank, self.size = rank, size
@@ -132,12 +135,12 @@ class ThreadRanks:
 
 
 def on_ranks(size, work):
-    """Run `work(ranks)` on every rank and return what they return."""
+    """Run `work(communicator)` on every rank and return what they return."""
     barrier, board, results = threading.Barrier(size, timeout=60), {}, {}
 
     def run(rank):
         try:
-            results[rank] = work(ThreadRanks(rank, size, barrier, board))
+            results[rank] = work(ThreadCommunicator(rank, size, barrier, board))
         except BaseException:
             barrier.abort()
             raise
@@ -162,10 +165,10 @@ def test_many_ranks_equal_one(size: int, is_weighted: bool, as_string: bool) -> 
     bounds[-2] = 1000 * (size - 1)
     whole = streamed([None if c is None else c[: bounds[-1]] for c in columns], 400)
 
-    def work(ranks):
-        mine = slice(bounds[ranks.rank], bounds[ranks.rank + 1])
+    def work(communicator):
+        mine = slice(bounds[communicator.rank], bounds[communicator.rank + 1])
         return streamed(
-            [None if c is None else c[mine] for c in columns], 400, None, ranks
+            [None if c is None else c[mine] for c in columns], 400, None, communicator
         )
 
     results = on_ranks(size, work)
@@ -173,7 +176,7 @@ def test_many_ranks_equal_one(size: int, is_weighted: bool, as_string: bool) -> 
     assert_close(results[0], whole)
     if not is_weighted:
         for name in ("auc", "uauc", "wuauc"):
-            assert getattr(results[0], name) == getattr(whole, name)
+            assert results[0][name] == whole[name]
 
 
 def write(path: Path, columns, **options) -> None:
@@ -191,9 +194,9 @@ def test_files_are_streamed_and_shared_by_ranks(tmp_path: Path) -> None:
         mine = [None if c is None else c[part] for c in columns]
         write(folder / f"part-{number}.parquet", mine, row_group_size=300)
 
-    def read(ranks):
-        result = MetricsStream(ranks=ranks)
-        stream_predictions(tmp_path, result, ranks)
+    def read(communicator):
+        result = MetricsStream(communicator=communicator)
+        stream_predictions(tmp_path, result, communicator)
         return result.finish()
 
     expected = evaluate_auc(*columns)

@@ -4,7 +4,12 @@ import torch
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import topk
-from learn_torchrec.evaluation.topk import approximate_top_items, top_items
+from learn_torchrec.evaluation.topk import (
+    approximate_top_items,
+    top_items,
+    top_new_items,
+)
+from learn_torchrec.jagged import Jagged
 
 
 def vectors(num_users=70, num_items=90, dim=8):
@@ -76,3 +81,23 @@ def test_an_approximate_index_states_what_it_misses() -> None:
 def test_unfit_input_is_refused(change, k: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         top_items(*change(*vectors()), k)
+
+
+@pytest.mark.usefixtures("_backend")
+@pytest.mark.parametrize("k", [1, 5, 90])
+def test_history_leaves_the_ranking(k: int) -> None:
+    users, items = vectors()
+    random = np.random.default_rng(0)
+    lengths = random.integers(0, 60, size=70)
+    lengths[3] = 400  # repeats, and hardly an item that is new
+    history = Jagged.from_lists([random.integers(90, size=n) for n in lengths])
+    top = top_new_items(users, items, k, history)
+    scores = (users @ items.T).numpy()
+    for user in range(70):
+        order = np.argsort(-scores[user], kind="stable")
+        new = order[~np.isin(order, history[user])][:k]
+        assert top.items[user].tolist() == [*new, *[-1] * (k - len(new))]
+        assert (top.scores[user][len(new) :] == -np.inf).all()
+        np.testing.assert_allclose(
+            top.scores[user][: len(new)], scores[user][new], rtol=1e-5, atol=1e-6
+        )

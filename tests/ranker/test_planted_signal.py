@@ -51,7 +51,7 @@ def write_content(market, directory):
 
 def uauc(rows: pa.Table, scores) -> float:
     labels = rows["label"].to_numpy()
-    return evaluate_auc(rows["user_id"].combine_chunks(), labels, scores).uauc
+    return evaluate_auc(rows["user_id"].combine_chunks(), labels, scores)["uauc"]
 
 
 def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):

@@ -127,7 +127,7 @@ def test_every_kind_equals_the_unsharded_model(ranks, tmp_path, one_rank):
         table["label"].to_numpy(),
         np.array(results["auto"]["scores"]),
     )
-    assert learned.auc > 0.9
+    assert learned["auc"] > 0.9
     items = table["item_id"].to_numpy()
     facts = results["auto"]["facts"]
     assert facts["ids_left_out"] == {"item_id": int((items >= 36).sum())}

@@ -81,10 +81,10 @@ def test_leave_one_out():
     first, last = sequences.of(0), sequences.of(2)
     assert held.train.of(0).tolist() == first[:3].tolist()
     assert held.train.of(1).tolist() == last[:4].tolist()
-    assert held.validation.targets.rows.tolist() == [first[3], last[4]]
-    assert held.validation.history.rows.tolist() == [*first[:3], *last[:4]]
-    assert held.test.targets.rows.tolist() == [first[4], last[5]]
-    assert held.test.history.rows.tolist() == [*first[:4], *last[:5]]
+    assert held.validation.targets.values.tolist() == [first[3], last[4]]
+    assert held.validation.history.values.tolist() == [*first[:3], *last[:4]]
+    assert held.test.targets.values.tolist() == [first[4], last[5]]
+    assert held.test.history.values.tolist() == [*first[:4], *last[:5]]
     ends = held.test.sequences.items[held.test.last_history]
     assert ends.tolist() == [first[3], last[4]]
 
@@ -94,7 +94,7 @@ def test_retrieval_task_and_baselines(store):
     task = retrieval_task(sequences, np.array([4, 1]))
     assert task.last_history.tolist() == [3, 5]
     assert task.history.offsets.tolist() == [0, 4, 5]
-    assert task.targets.rows.tolist() == [sequences.items[4], sequences.items[6]]
+    assert task.targets.values.tolist() == [sequences.items[4], sequences.items[6]]
     everything = RetrievalConfig(ks=(40,), filter_history=False)
     scores = baseline_scores(sequences, store, task)
     groups = evaluate_rows(scores, sequences, len(store), task, everything)

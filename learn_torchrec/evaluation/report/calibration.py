@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.evaluation.predictions import Predictions, read_predictions
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Section, Table
+from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS, tasks_of_facts
 from learn_torchrec.schema import PREDICTIONS_FILE
 
 _BINS = 10
@@ -22,12 +24,17 @@ def calibration(
     rows: list[list[Any]] = []
     for stage, manifest in manifests.items():
         path = directory / stage / PREDICTIONS_FILE
-        if manifest.get("kind") != "predictions" or not path.exists():
+        if manifest.get("kind") != KIND_PREDICTIONS or not path.exists():
             continue
-        bins = calibration_bins(read_predictions(path.parent))
-        if bins:
-            series[stage] = ([b[0] for b in bins], [b[1] for b in bins])
-            rows += [[stage, number, *one] for number, one in enumerate(bins, start=1)]
+        tasks = tasks_of_facts(manifest.get("facts", {}), path.with_name(MANIFEST))
+        for task in tasks:
+            name = f"{stage}, {task.name}" if len(tasks) > 1 else stage
+            bins = calibration_bins(
+                read_predictions(path.parent, task=task, needs_clicks=False)
+            )
+            if bins:
+                series[name] = ([b[0] for b in bins], [b[1] for b in bins])
+                rows += [[name, place, *b] for place, b in enumerate(bins, start=1)]
     if not rows:
         return
     gaps = {

@@ -5,15 +5,14 @@ so that one drawing serves light and dark.
 """
 
 import io
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
+from xml.etree import ElementTree
 
 import numpy as np
-import numpy.typing as npt
 
-from learn_torchrec.evaluation.arrays import Float64Array
-from learn_torchrec.evaluation.report.parts import Figure
+from learn_torchrec.arrays import BoolArray, Float64Array
+from learn_torchrec.evaluation.report.parts import SVG, XLINK, Drawing, Figure, anchor
 
 _SIZE = (4.2, 3.0)  # inches: the width of a phone, so that text is not scaled down
 _INK, _GRID = "#010203", "#040506"
@@ -23,7 +22,12 @@ _VARIABLES = {_INK: "ink", _GRID: "grid"} | {
 }
 _MARKERS = ("o", "s", "^", "D")  # series differ in shape too, not in colour alone
 _MOST_POINTS = 1500
+_SHAPES = {
+    f"{{{SVG}}}{name}"
+    for name in ("g", "defs", "clipPath", "path", "rect", "text", "tspan", "use")
+}
 
+_Value = TypeVar("_Value")
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
@@ -36,9 +40,16 @@ def curves(
 ) -> Figure:
     """Draw lines, each a pair of x and y."""
     figure, axes = _axes(labels)
-    for number, (label, (x, y)) in enumerate(series.items()):
+    for number, (label, (x, y)) in enumerate(_printable_keys(series).items()):
         style = ("-", "--", "-.", ":")[number % 4]
-        axes.plot(x, y, style, color=_SERIES[number % 4], label=label, linewidth=1.6)
+        axes.plot(
+            x,
+            y,
+            style,
+            color=_SERIES[number % 4],
+            label=label,
+            linewidth=1.6,
+        )
     if len(series) > 1:
         _legend(axes)
     return _figure(name, title, figure, alternative)
@@ -60,7 +71,7 @@ def intervals(
         values, places, xerr=reach, fmt="o", color=_SERIES[0], capsize=3, markersize=5
     )
     axes.axvline(0, color=_INK, linewidth=0.8)
-    axes.set_yticks(places, [row[0] for row in rows])
+    axes.set_yticks(places, [_printable(row[0]) for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     return _figure(name, title, figure, alternative)
 
@@ -72,7 +83,7 @@ def calibration(
     figure, axes = _axes(("mean score", "observed rate"))
     highest = max((max(*x, *y) for x, y in series.values() if len(x)), default=1.0)
     axes.plot([0, highest], [0, highest], color=_GRID, linewidth=1, label="calibrated")
-    for number, (label, (x, y)) in enumerate(series.items()):
+    for number, (label, (x, y)) in enumerate(_printable_keys(series).items()):
         marker, colour = _MARKERS[number % 4], _SERIES[number % 4]
         axes.plot(x, y, marker=marker, color=colour, label=label, markersize=4)
     _legend(axes)
@@ -83,7 +94,7 @@ def scatter(
     name: str,
     title: str,
     points: Float64Array,
-    groups: Mapping[str, npt.NDArray[np.bool_]],
+    groups: Mapping[str, BoolArray],
     alternative: str,
 ) -> Figure:
     """Draw points [N, 2] in groups; of very many, a random part."""
@@ -92,11 +103,18 @@ def scatter(
     axes.set_yticks([])
     share = min(1.0, _MOST_POINTS / max(len(points), 1))
     is_drawn = np.random.default_rng(0).random(len(points)) < share
-    for number, (label, mask) in enumerate(groups.items()):
+    for number, (label, mask) in enumerate(_printable_keys(groups).items()):
         x, y = points[mask & is_drawn].T
         marker, colour = _MARKERS[number % 4], _SERIES[number % 4]
         axes.scatter(
-            x, y, s=7, marker=marker, color=colour, label=label, alpha=0.6, linewidths=0
+            x,
+            y,
+            s=7,
+            marker=marker,
+            color=colour,
+            label=label,
+            alpha=0.6,
+            linewidths=0,
         )
     _legend(axes)
     return _figure(name, title, figure, alternative)
@@ -109,14 +127,15 @@ def _axes(labels: tuple[str, str]) -> tuple[Any, Any]:
     with matplotlib.rc_context(_style()):
         figure = Canvas(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
+    axes.set_xlabel(_printable(labels[0]))
+    axes.set_ylabel(_printable(labels[1]))
     return figure, axes
 
 
 def _style() -> dict[str, Any]:
     return {
         "svg.fonttype": "none",  # text stays text
+        "text.parse_math": False,  # a name with two dollar signs is no formula
         "font.family": "sans-serif",
         "font.size": 10,
         "text.color": _INK,
@@ -148,23 +167,55 @@ def _figure(name: str, title: str, figure: Any, alternative: str) -> Figure:
     return Figure(name=name, title=title, svg=svg, alternative=alternative)
 
 
-def _svg(figure: Any, name: str) -> str:
-    """Return the drawing without its own size, names, and colours."""
+def _svg(figure: Any, name: str) -> Drawing:
+    """Return the drawing without its own size, with ids and colours of the page."""
     import matplotlib
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):  # those made before the style below holds
+        text.set_parse_math(False)
     stream = io.StringIO()
     with matplotlib.rc_context(_style() | {"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Two drawings on a page must not share the ids of their parts.
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", svg)
-    svg = re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", svg)
-    svg = svg.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+    root = ElementTree.fromstring(stream.getvalue())
+    _keep_shapes(root)
+    prefix = anchor(name)
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            element.set(key, _of_the_page(key, value, prefix))
+    for size in ("width", "height"):
+        root.attrib.pop(size, None)
+    # As matplotlib's own style sheet has it, which would hold for the whole page.
+    shape = {"stroke-linejoin": "round", "stroke-linecap": "butt"}
+    root.attrib.update({"aria-hidden": "true", "focusable": "false", **shape})
+    return Drawing(root)
+
+
+def _keep_shapes(parent: ElementTree.Element) -> None:
+    """Remove what is neither a shape nor text, such as metadata and style sheets."""
+    for child in list(parent):
+        if child.tag in _SHAPES:
+            _keep_shapes(child)
+        else:
+            parent.remove(child)
+
+
+def _of_the_page(key: str, value: str, prefix: str) -> str:
+    """Return an attribute with ids of this drawing alone, and colours as variables."""
+    if key == "id":
+        return f"{prefix}-{value}"
+    if key in ("href", f"{{{XLINK}}}href"):
+        return value.replace("#", f"#{prefix}-", 1)
+    value = value.replace("url(#", f"url(#{prefix}-")
     for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return svg
+        value = value.replace(colour, f"var(--{variable})")
+    return value
+
+
+def _printable(text: str) -> str:
+    """Return text that XML may hold."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in text)
+
+
+def _printable_keys(named: Mapping[str, _Value]) -> dict[str, _Value]:
+    return {_printable(name): value for name, value in named.items()}

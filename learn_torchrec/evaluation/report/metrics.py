@@ -4,16 +4,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from learn_torchrec.config import from_dict
+from learn_torchrec.evaluation.cohorts import cohort_title
 from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import (
-    COHORT_TITLES,
     Figure,
     Section,
     Table,
     scaled,
 )
+from learn_torchrec.evaluation.tasks import TASKS
 
+_COUNTS = ("rows", "users", "users_kept", "positives")
+# Not of an order, so that a gain is no step to the right; they are in the tables.
+_NOT_DRAWN = ("ne", "log_loss", "calibration")
 _TIES = {
     "half": "count one half",
     "positive": "go to the positive row",
@@ -43,23 +47,33 @@ _RETRIEVAL_TITLES = {
 
 
 def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
-    """Yield the section on ranking, if the run has one."""
-    by_name = metrics.get("ranking")
-    if not by_name:
-        return
-    differences = metrics.get("ranking_difference", {})
-    yield Section(
-        name="ranking",
-        title="Ranking",
-        text=[_how_counted(metrics.get("settings", {}).get("convention", {}))],
-        tables=[_ranking_table(by_name), *_difference_tables(differences)],
-        figures=[
-            figure
-            for pair, cohorts in differences.items()
-            for metric in ("uauc", "wuauc", "auc")
-            for figure in _lift_figure(pair, metric, cohorts)
-        ],
-    )
+    """Yield a section on ranking for each task, if the run has one."""
+    settings = metrics.get("settings", {})
+    for task, body in metrics.get(TASKS, {"": metrics}).items():
+        if not body.get("ranking"):
+            continue
+        suffix = f"-{task}" if task else ""
+        differences = body.get("ranking_difference", {})
+        yield Section(
+            name=f"ranking{suffix}",
+            title=f"Ranking: {task}" if task else "Ranking",
+            text=[_how_counted(settings.get("convention", {}))],
+            tables=[
+                _ranking_table(body["ranking"], suffix),
+                *_difference_tables(differences, suffix),
+            ],
+            figures=[
+                figure
+                for pair, cohorts in differences.items()
+                for metric in _metric_names(cohorts["all"])
+                if metric not in _NOT_DRAWN
+                for figure in _lift_figure(pair, metric, cohorts, suffix)
+            ],
+        )
+
+
+def _metric_names(values: Mapping[str, Any]) -> list[str]:
+    return [name for name in values if name not in _COUNTS]
 
 
 def _how_counted(convention: Mapping[str, Any]) -> str:
@@ -72,12 +86,12 @@ def _how_counted(convention: Mapping[str, Any]) -> str:
     )
 
 
-def _ranking_table(ranking: Mapping[str, Any]) -> Table:
-    names = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
+def _ranking_table(ranking: Mapping[str, Any], suffix: str) -> Table:
+    names = _metric_names(next(iter(ranking.values()))["all"])
     rows = [
         [
             name,
-            COHORT_TITLES.get(cohort, cohort),
+            cohort_title(cohort),
             values["rows"],
             _share(values["rows"], cohorts["all"]["rows"]),
             values["users_kept"],
@@ -87,7 +101,7 @@ def _ranking_table(ranking: Mapping[str, Any]) -> Table:
         for cohort, values in cohorts.items()
     ]
     return Table(
-        name="ranking-metrics",
+        name=f"ranking-metrics{suffix}",
         title="Metrics by cohort",
         columns=["predictions", "cohort", "rows", "share, %", "users kept", *names],
         formats=["", "", ",d", ".2f", ",d", *[".4f"] * len(names)],
@@ -99,11 +113,11 @@ def _share(part: int, whole: int) -> float | None:
     return 100 * part / whole if whole else None
 
 
-def _difference_tables(differences: Mapping[str, Any]) -> Iterator[Table]:
+def _difference_tables(differences: Mapping[str, Any], suffix: str) -> Iterator[Table]:
     for pair, cohorts in differences.items():
         rows = [
             [
-                COHORT_TITLES.get(cohort, cohort),
+                cohort_title(cohort),
                 metric,
                 *(scaled(one[part], 100) for part in ("difference", "low", "high")),
                 one["p_value"],
@@ -113,7 +127,7 @@ def _difference_tables(differences: Mapping[str, Any]) -> Iterator[Table]:
             for metric, one in metrics.items()
         ]
         yield Table(
-            name=f"difference-{pair}",
+            name=f"difference-{pair}{suffix}",
             title=f"Difference {pair}, percentage points",
             columns=["cohort", "metric", "points", "low", "high", "p", "p (Holm)"],
             formats=["", "", "+.2f", "+.2f", "+.2f", ".3f", ".3f"],
@@ -125,7 +139,7 @@ def _difference_tables(differences: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _lift_figure(
-    pair: str, metric: str, cohorts: Mapping[str, Any]
+    pair: str, metric: str, cohorts: Mapping[str, Any], suffix: str
 ) -> Iterator[Figure]:
     """Yield the drawing, if the metric is defined in any cohort."""
     rows = []
@@ -133,13 +147,13 @@ def _lift_figure(
         one = metrics[metric]
         if one["difference"] is not None:
             values = (100 * one[part] for part in ("difference", "low", "high"))
-            rows.append((COHORT_TITLES.get(cohort, cohort), *values))
+            rows.append((cohort_title(cohort), *values))
     if not rows:
         return
     words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)
     label = f"{metric.upper()}, percentage points"
     yield figures.intervals(
-        f"lift-{pair}-{metric}",
+        f"lift-{pair}-{metric}{suffix}",
         f"{metric.upper()} difference by cohort, {pair}",
         rows,
         label,

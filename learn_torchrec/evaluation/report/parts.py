@@ -1,17 +1,20 @@
 """What a report is made of, before it is written in any format."""
 
+import re
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
+from xml.etree import ElementTree
 
-COHORT_TITLES = {
-    "all": "all",
-    "user_cold": "user cold-start",
-    "user_long_tail": "user long-tail",
-    "user_others": "user others",
-    "item_cold": "item cold-start",
-    "item_long_tail": "item long-tail",
-    "item_others": "item others",
-}
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", XLINK)
+
+
+def anchor(name: str) -> str:
+    """Return an id for the page, of a name that may hold anything a user wrote."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+    return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 
 def scaled(value: Any, scale: float = 1.0) -> float | None:
@@ -24,7 +27,7 @@ class Table:
     """Numbers in rows.
 
     Attributes:
-        name: key in the JSON, anchor in the page.
+        name: key in the JSON; `anchor` of it is the id in the page.
         title: above it.
         columns: names of the columns.
         rows: one list of cells a row, each a string or a number; None or NaN where
@@ -48,12 +51,27 @@ class Table:
         return format(value, self.formats[column])
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG tree: all text in it is escaped when it is written.
+
+    Attributes:
+        root: the element `svg`.
+    """
+
+    root: ElementTree.Element
+
+    def __html__(self) -> str:
+        """Return the markup, which Jinja takes as it is."""
+        return ElementTree.tostring(self.root, encoding="unicode")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """A drawing and the words for those who do not see it.
 
     Attributes:
-        name: anchor in the page.
+        name: `anchor` of it is the id in the page.
         title: above it.
         svg: the drawing; its colours are the page's.
         alternative: what it shows, in words.
@@ -61,7 +79,7 @@ class Figure:
 
     name: str
     title: str
-    svg: str
+    svg: Drawing
     alternative: str
 
 
@@ -70,7 +88,7 @@ class Section:
     """A heading and what stands under it.
 
     Attributes:
-        name: anchor in the page.
+        name: `anchor` of it is the id in the page.
         title: the heading.
         text: paragraphs of plain text.
         tables: numbers.

@@ -1,5 +1,7 @@
 """A report as HTML, Markdown and JSON of the same numbers."""
 
+import base64
+import hashlib
 import json
 import math
 from importlib import resources
@@ -8,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from learn_torchrec.evaluation.report.parts import Report, Table
+from learn_torchrec.evaluation.report.parts import Report, Table, anchor
 
 _TEMPLATE = "page.html.j2"
 
@@ -38,8 +40,16 @@ def to_html(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["sort_key"] = _sort_key
-    return environment.from_string(template).render(report=report)
+    environment.filters |= {"sort_key": _sort_key, "anchor": anchor}
+    return environment.from_string(template).render(
+        report=report, script_digest=_script_digest(template)
+    )
+
+
+def _script_digest(template: str) -> str:
+    """Return the digest by which the page allows its own script, and no other."""
+    script = template.partition("<script>")[2].partition("</script>")[0]
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def to_markdown(report: Report) -> str:

@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.artifact import CONFIG, MANIFEST
+from learn_torchrec.artifact import (
+    CONFIG,
+    MANIFEST,
+    file_digest,
+    read_manifest,
+    verify,
+)
+from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import AbReading
 from learn_torchrec.evaluation.report import figures
@@ -21,7 +28,10 @@ from learn_torchrec.evaluation.report.metrics import ranking, retrieval
 from learn_torchrec.evaluation.report.outcomes import SIMULATED, ab_test
 from learn_torchrec.evaluation.report.parts import Figure, Report, Section, Table
 from learn_torchrec.evaluation.report.vectors import vectors
+from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS
 
+# Kinds of artefacts whose data the report reads, and so verifies.
+_KINDS_READ = (KIND_PREDICTIONS, KIND_CONTENT, "vectors")
 _SUMMARY, _RANKING, _RETRIEVAL = "metrics.json", "ranking.json", "retrieval.json"
 
 
@@ -42,14 +52,15 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
         ab_path: JSON that `learn-torchrec evaluate-ab` wrote.
 
     Raises:
-        UserError: nothing of a run is there, or a file is damaged.
+        UserError: nothing of a run is there, or a file is damaged: checksums of all
+            artefacts that are read are verified.
     """
     summary = _read_json(directory / _SUMMARY)
     # A stage that ran again by itself is newer than the summary of the whole run.
     ranked = _read_json(directory / _RANKING) or summary
     retrieved = _read_json(directory / _RETRIEVAL) or summary
     manifests = {
-        path.parent.name: _read_json(path)
+        path.parent.name: _verified(path)
         for path in sorted(directory.glob(f"*/{MANIFEST}"))
     }
     if not (summary or ranked or retrieved or manifests):
@@ -73,6 +84,28 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
         notices=[SIMULATED] if ab.get("is_simulated") else [],
         sections=sections,
     )
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """Return a manifest, having checked it and all that the report reads beside it.
+
+    Raises:
+        UserError: a file is missing or not what was written; names it.
+    """
+    manifest = _read_json(path)
+    kind = str(manifest.get("kind", ""))
+    if kind in _KINDS_READ:
+        verify(path.parent, kind)
+    else:  # large, and only its manifest and its configuration are read
+        files = read_manifest(path.parent, kind).files
+        config = path.with_name(CONFIG)
+        expected = files.get(CONFIG, {}).get("sha256")
+        if config.exists() and file_digest(config) != expected:
+            raise UserError(
+                f"{config}: damaged, its checksum is not the one of {MANIFEST}; "
+                f"restore it from a copy, or make {path.parent} again"
+            )
+    return manifest
 
 
 def _read_ab(path: Path) -> dict[str, Any]:

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from learn_torchrec.arrays import AnyArray, BoolArray, Float64Array
 from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.config import from_dict
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.evaluation.arrays import Float64Array
-from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
-from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS, read_predictions
+from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts, cohort_title
+from learn_torchrec.evaluation.predictions import read_predictions
 from learn_torchrec.evaluation.report import figures
-from learn_torchrec.evaluation.report.parts import COHORT_TITLES, Section
+from learn_torchrec.evaluation.report.parts import Section
+from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS, tasks_of_facts
 from learn_torchrec.schema import (
     ITEM_ID,
     ITEM_VECTORS_FILE,
@@ -36,16 +36,15 @@ def vectors(
         return
     store = ContentStore.open(directory / "content")
     ids = store.item_ids.to_pylist()
-    table = pq.read_table(towers_path)
-    after_rows = {item: row for row, item in enumerate(table[ITEM_ID].to_pylist())}
+    after_ids, after_vectors = _item_vectors(towers_path)
+    after_rows = {item: row for row, item in enumerate(after_ids)}
     shared = [(row, after_rows[i]) for row, i in enumerate(ids) if i in after_rows]
     if len(shared) < 3:
         return
     step = len(shared) // _MAP_ITEMS + 1
     before_rows, rows = np.array(shared[::step]).T
     before = store.gather(before_rows).astype(np.float64)
-    flat = table[VECTOR].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    after = flat.reshape(table.num_rows, -1)[rows].astype(np.float64)
+    after = after_vectors[rows].astype(np.float64)
     names = [ids[row] for row in before_rows]
     groups = item_groups(directory, manifests, names)
     kept = neighbours_kept(before, after, _NEIGHBOURS)
@@ -74,16 +73,25 @@ def vectors(
     )
 
 
+def _item_vectors(path: Path) -> tuple[list[Any], AnyArray]:
+    """Return the items' ids [I] and their vectors [I, D]."""
+    table = pq.read_table(path)
+    flat = table[VECTOR].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return table[ITEM_ID].to_pylist(), flat.reshape(table.num_rows, -1)
+
+
 def item_groups(
     directory: Path, manifests: Mapping[str, dict[str, Any]], items: list[Any]
-) -> dict[str, npt.NDArray[np.bool_]]:
+) -> dict[str, BoolArray]:
     """Return the items of each activity cohort at the end of the predictions."""
     everyone = {"items": np.ones(len(items), dtype=bool)}
     for stage, manifest in manifests.items():
         path = directory / stage / PREDICTIONS_FILE
         if manifest.get("kind") != KIND_PREDICTIONS or not path.exists():
             continue
-        predictions = read_predictions(path.parent)
+        # Activity is of the row, whichever task scores it.
+        task = tasks_of_facts(manifest.get("facts", {}), path.with_name(MANIFEST))[0]
+        predictions = read_predictions(path.parent, task=task, needs_clicks=False)
         if predictions.item_ids is None or predictions.item_activity is None:
             continue
         # The run's own bounds, which its metrics go by too.
@@ -102,7 +110,7 @@ def item_groups(
             np.maximum(counts, 0), bounds.item_long_tail_from, bounds.item_others_from
         )
         groups = {
-            COHORT_TITLES[f"item_{name}"]: mask & (counts >= 0)
+            cohort_title(f"item_{name}"): mask & (counts >= 0)
             for name, mask in cohorts.items()
         }
         return groups | {"not in the test": counts < 0}
@@ -112,8 +120,8 @@ def item_groups(
 def two_dimensions(vectors: Float64Array) -> Float64Array:
     """Return [N, 2]: the vectors along their two directions of largest variance."""
     centred = vectors - vectors.mean(axis=0)
-    spread = centred.std(axis=0)
-    centred = centred / np.where(spread > 1e-12, spread, 1.0)
+    std = centred.std(axis=0)
+    centred = centred / np.where(std > 1e-12, std, 1.0)
     _, directions = np.linalg.eigh(centred.T @ centred)
     return centred @ directions[:, :-3:-1]
 

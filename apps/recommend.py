@@ -1,0 +1,260 @@
+"""Recommend items by LEARN's vectors: for one user as a table, for all as Parquet."""
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.topk import (
+    TopItems,
+    approximate_top_items,
+    top_items,
+    top_new_items,
+)
+from learn_torchrec.ids import IdIndex, as_ids
+from learn_torchrec.jagged import Jagged
+from learn_torchrec.ranker.vectors import MISSING, LearnVectors
+from learn_torchrec.schema import ACTION, ITEM_ID, SCORE, TIMESTAMP, TITLE, USER_ID
+
+from . import options, program
+from .tables import align
+
+RANK = "rank"
+
+
+class Vectors(NamedTuple):
+    """Vectors of the users and items of a data set that have one.
+
+    Attributes:
+        user_ids: [U].
+        users: float32 [U, D], the latest of each user.
+        item_ids: [I].
+        items: float32 [I, D].
+        actions: those that make a history; None for all.
+    """
+
+    user_ids: pa.Array
+    users: Tensor
+    item_ids: pa.Array
+    items: Tensor
+    actions: list[str] | None
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of this app."""
+    result = argparse.ArgumentParser(
+        prog="learn-torchrec recommend", description=__doc__, allow_abbrev=False
+    )
+    options.add_data(result)
+    options.add_input(result, "--vectors", "what export-vectors wrote")
+    target = result.add_mutually_exclusive_group(required=True)
+    target.add_argument("--user", metavar="ID", help="print this user's")
+    target.add_argument(
+        "--out", type=Path, metavar="FILE", help="Parquet file of all users' to write"
+    )
+    result.add_argument(
+        "--k", type=int, default=10, help="items for a user (default: %(default)s)"
+    )
+    result.add_argument(
+        "--filter-history",
+        action="store_true",
+        help="leave out the items of the user's history",
+    )
+    result.add_argument(
+        "--index",
+        metavar="FACTORY",
+        help="search by an approximate FAISS index, e.g. HNSW32, and print its recall "
+        "(default: exactly)",
+    )
+    result.add_argument(
+        "--history",
+        type=int,
+        default=10,
+        metavar="N",
+        help="latest events of the user to print (default: %(default)s)",
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print one user's history and recommendations, or write those of all users."""
+    args = parser().parse_args(argv)
+    for option in ("k", "history"):
+        if getattr(args, option) < 1:
+            raise UserError(f"--{option} {getattr(args, option)}: use 1 or more")
+    if args.out is not None and args.out.is_dir():
+        raise UserError(f"--out {args.out}: is a directory; name a Parquet file")
+    if args.index is not None and args.filter_history:
+        raise UserError("--index: does not filter histories; leave out one of the two")
+    dataset = open_dataset(args.data)
+    wanted = None if args.user is None else _user_id(args.user, dataset)
+    vectors = read_vectors(args.vectors, dataset, wanted)
+    events = _events(dataset, vectors.actions, wanted)
+    if args.index is None:
+        top = _recommend(vectors, events, args.k, args.filter_history)
+    else:
+        top = _search(vectors, args.k, args.index)
+    if args.user is None:
+        _write(args.out, vectors, top)
+        print(f"{len(vectors.user_ids)} users, written to {args.out}")
+        return
+    titles = _titles(dataset)
+    print(f"user {args.user}: the last of {events.num_rows} events")
+    print(_history_table(events, titles, args.history))
+    how = ", without the history's" if args.filter_history else ""
+    print(f"\ntop {args.k} of {len(vectors.item_ids)} items{how}")
+    print(_top_table(vectors, top, titles))
+
+
+def read_vectors(directory: Path, dataset: Dataset, user: pa.Array | None) -> Vectors:
+    """Read a vectors artefact for the items of a data set and its users, or one user.
+
+    Raises:
+        UserError: no such artefact, ids of another type, or nobody with a vector.
+    """
+    learn = LearnVectors.open(directory)
+    users = dataset.interactions[USER_ID].unique() if user is None else user
+    items = dataset.items[ITEM_ID].combine_chunks()
+    rows = learn.rows(users, items, None, source=str(dataset.location))
+    if user is not None and rows[0][0] == MISSING:
+        raise UserError(
+            f"--user {user[0]}: no vector in {directory}; choose a user who had a "
+            "history when the vectors were exported, or export them again"
+        )
+    has = [found != MISSING for found in rows]
+    if not all(mask.any() for mask in has):
+        raise UserError(
+            f"{directory}: no vector of any user, or of any item, of the data set; "
+            "name vectors that were exported from it"
+        )
+    sides = (learn.users, learn.items)
+    found = [
+        torch.from_numpy(side.gather(known[mask])).float()
+        for side, known, mask in zip(sides, rows, has, strict=True)
+    ]
+    actions = learn.manifest.config.get("split", {}).get("actions")
+    return Vectors(
+        users.filter(pa.array(has[0])),
+        found[0],
+        items.filter(pa.array(has[1])),
+        found[1],
+        actions,
+    )
+
+
+def _user_id(text: str, dataset: Dataset) -> pa.Array:
+    """Return the user, of the type of the data set's."""
+    kind = dataset.interactions[USER_ID].type
+    try:
+        return pa.array([text]).cast(kind)
+    except pa.ArrowInvalid:
+        raise UserError(f"--user {text}: users are {kind} in this data set") from None
+
+
+def _events(
+    dataset: Dataset, actions: list[str] | None, user: pa.Array | None
+) -> pa.Table:
+    """Return the events that make histories, in time order; one user's or all."""
+    log = dataset.interactions
+    if user is not None:
+        log = log.filter(pc.equal(log[USER_ID], user[0]))
+    if actions is not None:
+        log = log.filter(pc.is_in(log[ACTION], pa.array(actions, log[ACTION].type)))
+    order = np.argsort(log[TIMESTAMP].to_numpy(), kind="stable")
+    return log.take(pa.array(order))
+
+
+def _recommend(
+    vectors: Vectors, events: pa.Table, k: int, is_filtered: bool
+) -> TopItems:
+    """Return the best items of every user, at most `k`."""
+    k = min(k, len(vectors.item_ids))
+    if not is_filtered:
+        return top_items(vectors.users, vectors.items, k)
+    owners, rows = (
+        IdIndex.build(ids, name).rows_of(as_ids(events[name], name))
+        for ids, name in ((vectors.user_ids, USER_ID), (vectors.item_ids, ITEM_ID))
+    )
+    is_known = (owners != MISSING) & (rows != MISSING)
+    owners, rows = owners[is_known], rows[is_known]
+    order = np.argsort(owners, kind="stable")
+    lengths = np.bincount(owners, minlength=len(vectors.user_ids))
+    history = Jagged.from_lengths(rows[order], lengths)
+    return top_new_items(vectors.users, vectors.items, k, history)
+
+
+def _search(vectors: Vectors, k: int, index: str) -> TopItems:
+    """Return what an approximate index finds, having printed how much that is."""
+    k = min(k, len(vectors.item_ids))
+    found = approximate_top_items(vectors.users, vectors.items, k, index)
+    print(f"{index}: recall {found.recall:.4f}, of {found.recall_users} users")
+    return found.top
+
+
+def _write(path: Path, vectors: Vectors, top: TopItems) -> None:
+    """Write a row for every user and rank: `user_id, rank, item_id, score`."""
+    is_there = top.items != MISSING
+    users, ranks = np.nonzero(is_there)
+    table = pa.table(
+        {
+            USER_ID: vectors.user_ids.take(pa.array(users)),
+            RANK: pa.array(ranks + 1, pa.int32()),
+            ITEM_ID: vectors.item_ids.take(pa.array(top.items[is_there])),
+            SCORE: top.scores[is_there],
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    working = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, working)
+    working.replace(path)
+
+
+def _titles(dataset: Dataset) -> dict[Any, str]:
+    items = dataset.items
+    if TITLE not in items.column_names:
+        return {}
+    columns = (items[name].to_pylist() for name in (ITEM_ID, TITLE))
+    return {item: str(title or "") for item, title in zip(*columns, strict=True)}
+
+
+def _history_table(events: pa.Table, titles: dict[Any, str], length: int) -> str:
+    lines = [["time", "action", "item", "title"]]
+    for event in events.slice(max(0, events.num_rows - length)).to_pylist()[::-1]:
+        time = datetime.datetime.fromtimestamp(event[TIMESTAMP], datetime.UTC)
+        item = event[ITEM_ID]
+        cells = [f"{time:%Y-%m-%d %H:%M}", event[ACTION], str(item)]
+        lines.append([*cells, titles.get(item, "")])
+    return _left(lines)
+
+
+def _top_table(vectors: Vectors, top: TopItems, titles: dict[Any, str]) -> str:
+    lines = [["rank", "score", "item", "title"]]
+    pairs = zip(top.scores[0], top.items[0], strict=True)
+    for rank, (score, row) in enumerate(pairs, start=1):
+        if row != MISSING:
+            item = vectors.item_ids[int(row)].as_py()
+            lines.append([str(rank), f"{score:.4f}", str(item), titles.get(item, "")])
+    return _left(lines)
+
+
+def _left(lines: list[list[str]]) -> str:
+    """Align all but the last column, which nothing follows."""
+    table = align([line[:-1] for line in lines]).splitlines()
+    return "\n".join(
+        f"{row}  {line[-1]}".rstrip() for row, line in zip(table, lines, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    program.run(main)

@@ -1,0 +1,111 @@
+"""The metrics that read scores as probabilities: NE, log loss and calibration.
+
+U users, R resamples in a block.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from learn_torchrec.arrays import Float64Array
+from learn_torchrec.evaluation.conventions import Convention
+from learn_torchrec.evaluation.metric import PreparedRows, Resampled, Totals, divide
+from learn_torchrec.evaluation.probability import (
+    ProbabilitySums,
+    binary_cross_entropy,
+    binary_entropy,
+)
+from learn_torchrec.evaluation.rows import ScoredRows
+
+
+class UserSums(NamedTuple):
+    """Sums over every user's rows, float64 [U].
+
+    Attributes:
+        log_loss: weighted binary cross-entropies; NaN where a score of the table is no
+            probability.
+        score: weighted scores; NaN alike.
+        weight: weights.
+        positive_weight: weights of the positives.
+    """
+
+    log_loss: Float64Array
+    score: Float64Array
+    weight: Float64Array
+    positive_weight: Float64Array
+
+
+def sum_users(rows: ScoredRows, convention: Convention) -> UserSums:
+    """Return the sums that the resampled differences are made from."""
+    weights, scores = rows.row_weights(), rows.scores.astype(np.float64)
+
+    def by_user(values: Float64Array) -> Float64Array:
+        return np.bincount(rows.users, values, rows.num_users).astype(np.float64)
+
+    if ((scores < 0) | (scores > 1)).any():
+        log_loss = score = np.full(rows.num_users, math.nan)
+    else:
+        surprise = binary_cross_entropy(rows.is_positive, scores)
+        log_loss, score = by_user(weights * surprise), by_user(weights * scores)
+    positive_weight = by_user(weights * rows.is_positive)
+    return UserSums(log_loss, score, by_user(weights), positive_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityMetric:
+    """A metric of sums over rows.
+
+    Attributes:
+        name: see `Metric`.
+        of_sums: the metric of a table's sums.
+        of_changes: its difference [R], of the changes of log loss and score and the
+            sums of weights and positive weights, each [R].
+    """
+
+    name: str
+    of_sums: Callable[[ProbabilitySums], float]
+    of_changes: Callable[[UserSums], Float64Array]
+    user_statistic: None = None
+
+    def value(self, totals: Totals, convention: Convention) -> float:
+        """Return the metric; NaN unless all scores are in [0, 1]."""
+        return self.of_sums(totals.probabilities)
+
+    def difference(self, baseline: PreparedRows, candidate: PreparedRows) -> Resampled:
+        """Return the difference, users weighted by how often they were drawn."""
+        before, after = (side.get(sum_users) for side in (baseline, candidate))
+        changes = before._replace(
+            log_loss=after.log_loss - before.log_loss, score=after.score - before.score
+        )
+        return lambda counts: self.of_changes(
+            UserSums._make(counts @ change for change in changes)
+        )
+
+
+def _log_loss_change(changes: UserSums) -> Float64Array:
+    return divide(changes.log_loss, changes.weight)
+
+
+def _ne_change(changes: UserSums) -> Float64Array:
+    base_rate = divide(changes.positive_weight, changes.weight)
+    return divide(_log_loss_change(changes), binary_entropy(base_rate))
+
+
+def _calibration_change(changes: UserSums) -> Float64Array:
+    return divide(changes.score, changes.positive_weight)
+
+
+NE = ProbabilityMetric(
+    name="ne", of_sums=ProbabilitySums.normalised_entropy, of_changes=_ne_change
+)
+LOG_LOSS = ProbabilityMetric(
+    name="log_loss", of_sums=ProbabilitySums.mean_log_loss, of_changes=_log_loss_change
+)
+CALIBRATION = ProbabilityMetric(
+    name="calibration",
+    of_sums=ProbabilitySums.calibration,
+    of_changes=_calibration_change,
+)

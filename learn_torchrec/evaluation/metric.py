@@ -1,0 +1,161 @@
+"""What a ranking metric is: the number of a table, and its difference when resampled.
+
+A new metric is one file that defines a `Metric`, and one entry in `auc.METRICS`. Most
+are means over users of something that a user's own rows decide: a `UserMean` of one
+function is evaluated in memory, in a stream and by the paired bootstrap.
+
+N rows, U distinct users, K users that count, R resamples in a block.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+
+from learn_torchrec.arrays import Float64Array, Int64Array
+from learn_torchrec.evaluation.conventions import Convention
+from learn_torchrec.evaluation.pairs import GroupPairs
+from learn_torchrec.evaluation.probability import ProbabilitySums
+from learn_torchrec.evaluation.rows import ScoredRows
+
+# Rows of whole users to a named tuple of arrays [U], by user; None for an absent one.
+UserStatistic: TypeAlias = Callable[[ScoredRows, Convention], Any]
+# How often each user was drawn, float64 [R, U], to the difference in each resample [R].
+Resampled: TypeAlias = Callable[[Float64Array], Float64Array]
+
+_Statistic = TypeVar("_Statistic")
+
+
+class Totals(NamedTuple):
+    """Everything that the metrics of a table are computed from.
+
+    Attributes:
+        users: what each user statistic returned for all users.
+        pooled: pairs of all rows, in one group.
+        probabilities: sums over all rows.
+    """
+
+    users: dict[UserStatistic, Any]
+    pooled: GroupPairs
+    probabilities: ProbabilitySums
+
+
+class PreparedRows:
+    """Checked rows of one score column, and what metrics share of them.
+
+    Args:
+        rows: checked.
+        convention: which users count, by what weight, and who wins a tie.
+    """
+
+    def __init__(self, rows: ScoredRows, convention: Convention) -> None:
+        self.rows, self.convention = rows, convention
+        self._known: dict[Any, Any] = {}
+
+    def get(
+        self, statistic: Callable[[ScoredRows, Convention], _Statistic]
+    ) -> _Statistic:
+        """Return a statistic of the rows, computed when it is first asked for."""
+        if statistic not in self._known:
+            self._known[statistic] = statistic(self.rows, self.convention)
+        found: _Statistic = self._known[statistic]
+        return found
+
+
+class Metric(Protocol):
+    """A number that rankers are judged by."""
+
+    @property
+    def name(self) -> str:
+        """Key in the JSON, column of the tables, name in gates."""
+
+    @property
+    def user_statistic(self) -> UserStatistic | None:
+        """What `Totals.users` must hold for it; None where it needs no users."""
+
+    def value(self, totals: Totals, convention: Convention) -> float:
+        """Return the metric of a table; NaN where undefined."""
+
+    def difference(
+        self, baseline: PreparedRows, candidate: PreparedRows
+    ) -> Resampled | None:
+        """Return what computes candidate minus baseline, or None without such a thing.
+
+        Both hold the same users, in the same order, under the same convention.
+        """
+
+
+class PerUser(NamedTuple):
+    """A number of every user that counts.
+
+    Attributes:
+        user_index: int64 [K], ascending; users are numbered in order of their
+            first row of positive weight.
+        values: float64 [K].
+        weights: float64 [K], of the users in a weighted mean.
+    """
+
+    user_index: Int64Array
+    values: Float64Array
+    weights: Float64Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserMean:
+    """The mean of a number of every user, plain or weighted.
+
+    Attributes:
+        name: see `Metric`.
+        user_statistic: what the numbers are made from.
+        per_user: makes them of that; which users count depends on the labels alone.
+        is_weighted: whether the users' weights count.
+    """
+
+    name: str
+    user_statistic: UserStatistic
+    per_user: Callable[[Any, Convention], PerUser]
+    is_weighted: bool = False
+
+    def value(self, totals: Totals, convention: Convention) -> float:
+        """Return the mean; NaN without users that count."""
+        users = self.per_user(totals.users[self.user_statistic], convention)
+        return mean_of_users(users, self.is_weighted)
+
+    def difference(self, baseline: PreparedRows, candidate: PreparedRows) -> Resampled:
+        """Return the difference of the means, users weighted by how often drawn."""
+        before, after = (
+            self.per_user(side.get(self.user_statistic), side.convention)
+            for side in (baseline, candidate)
+        )
+        counted, gain, weight = (
+            before.user_index,
+            after.values - before.values,
+            before.weights,
+        )
+
+        def resampled(counts: Float64Array) -> Float64Array:
+            kept = counts[:, counted]
+            if self.is_weighted:
+                return divide(kept @ (weight * gain), kept @ weight)
+            return divide(kept @ gain, kept.sum(axis=1))
+
+        return resampled
+
+
+def mean_of_users(users: PerUser, is_weighted: bool) -> float:
+    """Return the plain or weighted mean over users; NaN where undefined."""
+    if not len(users.values):
+        return math.nan
+    if not is_weighted:
+        return float(users.values.mean())
+    total = float(users.weights.sum())
+    return float((users.weights * users.values).sum()) / total if total else math.nan
+
+
+def divide(numerator: Float64Array, denominator: Float64Array) -> Float64Array:
+    """Return quotients [R], NaN where the denominator is not positive."""
+    result = np.full(len(numerator), math.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result

@@ -1,0 +1,88 @@
+"""AUC over all rows: the chance that a positive outranks a negative of any user.
+
+R resamples in a block.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from learn_torchrec.arrays import Float64Array, Int64Array
+from learn_torchrec.evaluation.conventions import Convention
+from learn_torchrec.evaluation.metric import PreparedRows, Resampled, Totals, divide
+from learn_torchrec.evaluation.pairs import break_ties
+from learn_torchrec.evaluation.rows import ScoredRows
+
+
+class PooledAuc:
+    """The metric "auc"."""
+
+    name = "auc"
+    user_statistic = None
+
+    def value(self, totals: Totals, convention: Convention) -> float:
+        """Return the AUC; of one class NaN, or 0.5 where the convention says so."""
+        pooled = totals.pooled
+        pairs = float((pooled.positives * pooled.negatives).sum())
+        if pairs:
+            return float(pooled.won.sum()) / pairs
+        is_half = totals.probabilities.rows and convention.single_class == "half"
+        return 0.5 if is_half else math.nan
+
+    def difference(self, baseline: PreparedRows, candidate: PreparedRows) -> Resampled:
+        """Return the difference over all rows, each weighted by its user's count."""
+        before, after = (side.get(_sorted_classes) for side in (baseline, candidate))
+        return lambda counts: _auc(after, counts) - _auc(before, counts)
+
+
+class _SortedClasses(NamedTuple):
+    """Where each positive stands among the sorted negatives: fixed by the scores.
+
+    Positive p wins half of its pairs with the `lower[p]` lowest negatives, and half of
+    those with the `upper[p]` lowest.
+    """
+
+    negative_users: Int64Array
+    negative_weights: Float64Array
+    positive_users: Int64Array
+    positive_weights: Float64Array
+    lower: Int64Array
+    upper: Int64Array
+
+
+def _sorted_classes(rows: ScoredRows, convention: Convention) -> _SortedClasses:
+    weights, scores = rows.row_weights(), rows.scores
+    if convention.ties == "first":
+        scores = break_ties(scores)
+    negatives = np.flatnonzero(~rows.is_positive)
+    negatives = negatives[np.argsort(scores[negatives])]
+    positives = np.flatnonzero(rows.is_positive)
+    positives = positives[np.argsort(scores[positives])]
+    below, no_higher = (
+        np.searchsorted(scores[negatives], scores[positives], side=side)
+        for side in ("left", "right")
+    )
+    return _SortedClasses(
+        negative_users=rows.users[negatives],
+        negative_weights=weights[negatives],
+        positive_users=rows.users[positives],
+        positive_weights=weights[positives],
+        lower=no_higher if convention.ties == "positive" else below,
+        upper=below if convention.ties == "negative" else no_higher,
+    )
+
+
+def _auc(pairs: _SortedClasses, counts: Float64Array) -> Float64Array:
+    """Return the AUC [R] over all rows, users counted as `counts` [R, U] says."""
+    negative = counts[:, pairs.negative_users] * pairs.negative_weights
+    positive = counts[:, pairs.positive_users] * pairs.positive_weights
+    # below[:, n] is the weight of the n lowest negatives.
+    below = np.zeros((len(counts), len(pairs.negative_users) + 1))
+    np.cumsum(negative, axis=1, out=below[:, 1:])
+    beaten = (below[:, pairs.lower] + below[:, pairs.upper]) / 2
+    won = np.einsum("rp,rp->r", positive, beaten)
+    return divide(won, positive.sum(axis=1) * below[:, -1])
+
+
+AUC = PooledAuc()

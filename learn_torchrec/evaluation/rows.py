@@ -1,0 +1,179 @@
+"""Checked columns of a table of scores: what every ranking metric is computed from.
+
+N rows, U distinct users.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from learn_torchrec.arrays import (
+    AnyArray,
+    BoolArray,
+    Float64Array,
+    Int64Array,
+    name_rows,
+)
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.pairs import Scores
+from learn_torchrec.ids import encode_ids
+from learn_torchrec.schema import CLICK, LABEL, SCORE, USER_ID, WEIGHT
+
+# A NumPy array, a pyarrow array or chunked array, or a sequence.
+Column: TypeAlias = Any
+
+
+class Columns(NamedTuple):
+    """Checked columns of the rows of positive weight.
+
+    Attributes:
+        is_positive: bool [N].
+        scores: float32 or float64 [N], finite.
+        weights: float64 [N], positive; None for 1.
+        clicks: float64 [N], or None where there is no such column.
+        kept: bool, which of the rows given these are; None for all.
+    """
+
+    is_positive: BoolArray
+    scores: Scores
+    weights: Float64Array | None
+    clicks: Float64Array | None
+    kept: BoolArray | None
+
+
+class ScoredRows(NamedTuple):
+    """Checked rows of positive weight, ready for the metrics.
+
+    Attributes:
+        users: int64 [N] in [0, num_users), numbered by first appearance.
+        num_users: U.
+        is_positive: bool [N].
+        scores: float32 or float64 [N], finite.
+        weights: float64 [N], positive; None for 1.
+        clicks: float64 [N], or None.
+    """
+
+    users: Int64Array
+    num_users: int
+    is_positive: BoolArray
+    scores: Scores
+    weights: Float64Array | None
+    clicks: Float64Array | None = None
+
+    def row_weights(self) -> Float64Array:
+        """Return the weights [N], written out."""
+        return np.ones(len(self.users)) if self.weights is None else self.weights
+
+
+def prepare_rows(
+    user_ids: Column,
+    labels: Column,
+    scores: Column,
+    weights: Column | None = None,
+    clicks: Column | None = None,
+) -> ScoredRows:
+    """Check the columns and drop rows of weight 0; arguments of `auc.evaluate_auc`.
+
+    Raises:
+        UserError: see `auc.evaluate_auc`.
+    """
+    users, distinct = encode_ids(user_ids, USER_ID)
+    columns = check_columns(len(users), labels, scores, weights, clicks)
+    if columns.kept is not None:
+        users, distinct = encode_ids(users[columns.kept], USER_ID)
+    return ScoredRows(
+        users=users,
+        num_users=len(distinct),
+        is_positive=columns.is_positive,
+        scores=columns.scores,
+        weights=columns.weights,
+        clicks=columns.clicks,
+    )
+
+
+def check_columns(
+    length: int,
+    labels: Column,
+    scores: Column,
+    weights: Column | None = None,
+    clicks: Column | None = None,
+    first_row: int = 0,
+    names: tuple[str, str] = (LABEL, SCORE),
+) -> Columns:
+    """Check the columns beside the ids and drop rows of weight 0.
+
+    Args:
+        length: N, the number of ids.
+        labels: see `auc.evaluate_auc`, as the next three.
+        scores: [N].
+        weights: [N], or None.
+        clicks: [N], or None.
+        first_row: number of the first row, for messages.
+        names: of the columns of labels and of scores, for messages.
+
+    Raises:
+        UserError: see `auc.evaluate_auc`.
+    """
+
+    def refuse(is_bad: BoolArray, problem: str, fix: str) -> None:
+        if is_bad.any():
+            raise UserError(f"{problem} in {name_rows(is_bad, first_row)}; {fix}")
+
+    label_name, score_name = names
+    label_values = _as_numbers(labels, label_name, length)
+    score_values = _as_float(scores, score_name, length)
+    weight_values: Float64Array | None = None
+    click_values: Float64Array | None = None
+    kept: BoolArray | None = None
+    if weights is not None:
+        weight_values = _as_float(weights, WEIGHT, length).astype(np.float64)
+        refuse(
+            ~np.isfinite(weight_values) | (weight_values < 0),
+            f"{WEIGHT}: negative or not finite",
+            "weights must be 0 (ignore the row) or more",
+        )
+        if not weight_values.all():
+            kept = weight_values > 0
+    is_used = np.True_ if kept is None else kept
+    refuse(
+        is_used & (label_values != 0) & (label_values != 1),
+        f"{label_name}: neither 0 nor 1",
+        "write labels as 0 or 1",
+    )
+    refuse(
+        is_used & ~np.isfinite(score_values),
+        f"{score_name}: not finite",
+        "find what made the NaN or infinity before evaluating",
+    )
+    if clicks is not None:
+        click_values = _as_float(clicks, CLICK, length).astype(np.float64)
+        refuse(
+            is_used & ~(click_values >= 0),
+            f"{CLICK}: negative or not a number",
+            "clicks must be 0 or more",
+        )
+    columns = (label_values == 1, score_values, weight_values, click_values)
+    if kept is None:
+        return Columns._make([*columns, None])
+    return Columns._make([*(c if c is None else c[kept] for c in columns), kept])
+
+
+def _as_float(column: Column, name: str, length: int) -> Scores:
+    """Return a column as float32 if it is that already, else as float64."""
+    values = _as_numbers(column, name, length)
+    return values if values.dtype == np.float32 else values.astype(np.float64)
+
+
+def _as_numbers(column: Column, name: str, length: int) -> AnyArray:
+    values = np.asarray(column)
+    if values.dtype.kind not in "biuf":
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError):
+            raise UserError(f"{name}: not numeric; write numbers") from None
+    if values.shape != (length,):
+        raise UserError(
+            f"{name}: shape {list(values.shape)}, {USER_ID} has {length} rows; "
+            "pass one value per row"
+        )
+    return values
