@@ -411,3 +411,9 @@ def test_text_keys_of_partitioned_folders_stay_text(
     rows = open_dataset(f"parquet:{tmp_path}").interactions.to_pylist()
     by_time = sorted(rows, key=lambda row: row["timestamp"])
     assert [row["user_id"] for row in by_time] == expected
+
+
+def test_days_are_times(tmp_path: Path) -> None:
+    log = f"{LOG}\n1,1,2020-01-02,buy\n"
+    spec = csv(tmp_path, items="item_id\n1\n", interactions=log)
+    assert open_dataset(spec).times.tolist() == [1_577_836_800 + 86_400]
