@@ -253,6 +253,17 @@ def test_columns_by_file(tmp_path: Path) -> None:
         UserError, match=r"interactions\.csv: column 'sku', which item_id"
     ):
         _ = open_dataset(wrong).interactions
+    with pytest.raises(UserError, match=r"items\.csv: column 'x', which brand=x names"):
+        _ = open_dataset(f"{spec},items.brand=x").items
+    assert open_dataset(f"{spec},brand=x").items.num_rows == 1  # of whichever has it
+
+
+def test_json_items_beside_parquet(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"item_id": "7"}')
+    log = {"user_id": [1], "item_id": ["7"], "timestamp": [5], "action": ["buy"]}
+    pq.write_table(pa.table(log), tmp_path / "interactions.parquet")
+    dataset = open_dataset(f"parquet:{tmp_path}#items=items.jsonl")
+    assert dataset.interactions.num_rows == dataset.items.num_rows == 1
 
 
 def test_entities_in_item_texts_are_unescaped(tmp_path: Path) -> None:
