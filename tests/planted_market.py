@@ -26,10 +26,10 @@ class PlantedConfig:
 
     Attributes:
         seed: of everything.
-        users: who all come every day.
+        users: all of them come every day.
         days: of the log; the last one is for the test.
         items_per_day: new ones each day.
-        item_days: how long an item is offered.
+        item_days: for which an item is offered.
         impressions: of a user on a day.
         liked_topics: of a user.
         liked_rate: conversions on liked topics.

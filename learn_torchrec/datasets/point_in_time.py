@@ -1,12 +1,13 @@
-"""Counts as of a moment: what was known strictly before it."""
+"""Point-in-time counts: what was known strictly before each row."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from learn_torchrec.arrays import Int64Array
 
 
-def running_counts(ids: Ints, times: Ints, labels: Ints) -> tuple[Ints, Ints]:
+def running_counts(
+    ids: Int64Array, times: Int64Array, labels: Int64Array
+) -> tuple[Int64Array, Int64Array]:
     """Count each row's earlier rows of the same id, and the positive ones of them.
 
     Args:

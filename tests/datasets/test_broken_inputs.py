@@ -1,4 +1,4 @@
-"""Broken inputs: each ends in one line of what and where, or is mended and counted.
+"""Broken inputs: each ends in one line of what and where, or is repaired and counted.
 
 Where a file is refused, nothing half written stays behind.
 """

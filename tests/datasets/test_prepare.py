@@ -216,7 +216,12 @@ def test_events_of_one_second_keep_their_order(
 
 def stamps(unit: str) -> pa.Table:
     """One user's events within a second, and one of them twice."""
-    times = ["10:00:00.900", "10:00:00.100", "10:00:00.500", "10:00:00.100"]
+    times = [
+        "10:00:00.999999999" if unit == "ns" else "10:00:00.900",
+        "10:00:00.100",
+        "10:00:00.500",
+        "10:00:00.100",
+    ]
     column = pa.array([f"2026-01-01 {time}" for time in times])
     return pa.table(
         {

@@ -73,7 +73,7 @@ def test_nobody_stays() -> None:
 
 
 def test_the_same_again_within_a_second_is_no_repeat() -> None:
-    events = [("a", 1, 10, 0, 101), ("a", 2, 10, 0, 105), ("a", 1, 10, 0, 109)]
-    stream, rows = run_on([*events, events[-1]], [])
-    assert rows == [(1, 10, 0), (2, 10, 0), (1, 10, 0)]
+    events = [("a", 1, 10, 0, 101), ("a", 1, 10, 0, 105), ("a", 1, 10, 0, 105)]
+    stream, rows = run_on([*events, ("a", 2, 10, 0, 109)], [])
+    assert rows == [(1, 10, 0), (1, 10, 0), (2, 10, 0)]
     assert stream.repeats == 1

@@ -25,6 +25,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.arrays import Int64Array
@@ -50,8 +51,6 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     USER_ID,
 )
-
-_TICKS_PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 class Dataset(abc.ABC):
@@ -146,7 +145,8 @@ class Dataset(abc.ABC):
     def interactions(self) -> pa.Table:
         """The behaviour log, in the order of its file.
 
-        Where times are finer than a second, a column `TICK` has them in full.
+        Where rows of one second are in another order than their times, which are
+        finer, a column `TICK` has the times in full.
         """
         read = self.read_interactions()
         return _with_ticks(self._check_against_items(INTERACTIONS_FILE, read), read)
@@ -234,7 +234,7 @@ class Dataset(abc.ABC):
 
 
 def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
-    """Add the full times, where they tell more than `timestamp` in seconds.
+    """Add the full times, where rows of one second are not in their order.
 
     Args:
         table: [N], checked.
@@ -243,7 +243,8 @@ def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
     kind = read.schema.field(TIMESTAMP).type
     if not pa.types.is_timestamp(kind) or kind.unit == "s":
         return table
-    ticks = read[TIMESTAMP].cast(pa.int64())
-    if not (ticks.to_numpy() % _TICKS_PER_SECOND[kind.unit]).any():
+    ticks = read[TIMESTAMP].cast(pa.int64()).to_numpy()
+    by_second = np.argsort(table[TIMESTAMP].to_numpy(), kind="stable")
+    if (np.diff(ticks[by_second]) >= 0).all():
         return table
-    return table.append_column(TICK, ticks)
+    return table.append_column(TICK, pa.array(ticks))

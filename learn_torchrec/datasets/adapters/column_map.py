@@ -149,17 +149,19 @@ class ColumnMap(Dataset):
     def _read(self, name: str) -> pa.Table:
         """Return a table under our names, its ids in the type that all tables share."""
         (source,) = self.sources(name)
-        columns = self._names(name)
         if not source.exists():
             raise UserError(f"{source}: no such file; the data set needs it")
         if source.path.endswith(_JSON):
             table = table_of(read_jsonl(source, self._format.encoding), source)
         elif self._suffix == ".parquet":
-            return self._renamed(tables.read_parquet(source), name)
+            table = tables.read_parquet(source)
         else:
-            texts = {columns.get(ours, ours) for ours in _TEXTS}
+            names = self._names(name)
+            texts = {names.get(ours, ours) for ours in _TEXTS}
             table = csv_files.read(source, self._format, texts)
         table = self._renamed(table, name)
+        if self._suffix == ".parquet":  # whose ids have types
+            return table
         for column in _IDS:
             if column in table.column_names:
                 ids = self._ids(table[column], column in self._integer_ids)
@@ -205,9 +207,10 @@ class ColumnMap(Dataset):
 
     def _renamed(self, table: pa.Table, name: str) -> pa.Table:
         """Give the columns of the map our names; another column of that name goes."""
+        file = name.removesuffix(".parquet")
         for ours, theirs in self._names(name).items():
             if theirs not in table.column_names:
-                if ours in _ELSEWHERE[name]:
+                if ours in _ELSEWHERE[name] and f"{file}.{ours}" not in self._columns:
                     continue
                 raise UserError(
                     f"{self.name(name)}: column {theirs!r}, which {ours}={theirs} "

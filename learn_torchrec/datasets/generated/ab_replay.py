@@ -1,15 +1,14 @@
 """A simulated A/B test: the outcomes of generated users over some days.
 
 Users and items fall into the paper's cohorts with the paper's shares; a treatment
-raises conversion by planted factors. Nothing here was observed: the file says so of
-itself, and everything made from it repeats that.
+raises conversion by planted factors. Nothing here was observed: the file's metadata
+mark it as simulated, and so does every report made from it.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import (
@@ -20,6 +19,7 @@ from pydantic import (
     PositiveInt,
 )
 
+from learn_torchrec.arrays import AnyArray, Int64Array
 from learn_torchrec.config import configuration, require
 
 COHORTS = ("cold", "long_tail", "others")
@@ -42,7 +42,7 @@ class AbReplayConfig:
         user_shares: of cold-start, long-tail and other users.
         item_shares: of impressions on cold-start, long-tail and other items.
         user_impressions: mean impressions a day, by user cohort.
-        conversion_rate: mean over users; they differ by a gamma factor.
+        conversion_rate: mean over users, each of whom has a gamma factor.
         price: median of the log-normal price, one draw a row.
         user_lifts: planted relative lift of conversion, by user cohort.
         item_lifts: planted relative lift, by item cohort; adds to the user's.
@@ -68,7 +68,7 @@ class AbReplayConfig:
             "treatment_share and control_share must be 1 at most together",
         )
         for name in ("user_shares", "item_shares"):
-            # As near to 1 as the random generator asks.
+            # The random generator's own tolerance.
             require(
                 abs(sum(getattr(self, name)) - 1) < 1e-8,
                 f"{name}: {getattr(self, name)} do not add up to 1",
@@ -85,7 +85,7 @@ def write_ab_replay(path: Path, config: AbReplayConfig) -> int:
 
     Rows are a user's day on the items of one cohort, with the columns that
     `evaluation.ab_outcomes.read_outcomes` reads and `user_cohort`, `item_cohort`. Days
-    on which a user met no such item have no row.
+    without impressions have no row.
     """
     random = np.random.default_rng(config.seed)
     shares = (config.control_share, config.treatment_share)
@@ -93,7 +93,7 @@ def write_ab_replay(path: Path, config: AbReplayConfig) -> int:
     users = np.flatnonzero(arm_of_all < 2)
     arms = arm_of_all[users]
     cohorts = random.choice(len(COHORTS), size=len(users), p=config.user_shares)
-    # Users differ: in how often they come, and in how readily they buy.
+    # Users differ in how often they come and in how readily they buy.
     activity = np.array(config.user_impressions)[cohorts]
     activity = activity * random.gamma(2.0, 1 / 2.0, len(users))
     readiness = config.conversion_rate * random.gamma(2.0, 1 / 2.0, len(users))
@@ -115,8 +115,8 @@ def _day(
     random: np.random.Generator,
     day: int,
     config: AbReplayConfig,
-    users: npt.NDArray[np.int64],
-    facts: tuple[npt.NDArray[Any], ...],
+    users: Int64Array,
+    facts: tuple[AnyArray, ...],
 ) -> pa.Table:
     arms, cohorts, activity, rates = facts
     means = activity[:, None] * np.array(config.item_shares)

@@ -1,4 +1,4 @@
-"""Where data lies: a path, or a URI of any file system that `pyarrow.fs` knows.
+"""Locations of data: a path, or a URI of any file system that `pyarrow.fs` knows.
 
 `s3://`, `hdfs://`, `gs://`, `abfs://`, `file://`, and `fsspec+NAME://` for whatever
 fsspec can open. Credentials and endpoints are those of the file system's own library.
@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 from learn_torchrec.errors import UserError
 
 _LOCAL = pafs.LocalFileSystem()
-# What a URI may say after the question mark that is no secret.
+# Query options of a URI that are no secrets.
 _HARMLESS = ("allow_bucket_creation", "endpoint_override", "region", "scheme")
 
 
@@ -58,7 +58,7 @@ class Location:
         return cls(name, filesystem, path)
 
     def __truediv__(self, name: str) -> "Location":
-        """Return what `name` is called in this folder."""
+        """Return the file or folder `name` in this folder."""
         return Location(
             f"{self.name.rstrip('/')}/{name}",
             self.filesystem,
@@ -121,10 +121,10 @@ class Location:
             raise UserError(f"{self}: {_reason(error)}") from None
 
     def digest(self) -> str:
-        """Return what tells this file's content from another's.
+        """Return a digest of the file's content: the SHA-256 of its bytes.
 
-        The SHA-256 of the bytes; of a remote file its size and the time of its last
-        change, where there is one: reading it only to name it would cost a transfer.
+        Of a remote file its size and the time of its last change instead, where the
+        file system tells it: reading a file only to identify it costs a transfer.
         """
         info = self._info()
         if not self.is_local and info.mtime_ns is not None:

@@ -28,7 +28,8 @@ from learn_torchrec.errors import UserError
 # The column that tells each row's number in the data set, files in sorted order.
 ROW_NUMBER = "_row_number"
 SUFFIXES = (".parquet", ".parq", ".pq")
-_INTEGER_KEY = re.compile(r"0|-?[1-9]\d{0,17}|__HIVE_DEFAULT_PARTITION__")
+_INTEGER = re.compile(r"0|-?[1-9]\d*")
+_NULL_KEY = "__HIVE_DEFAULT_PARTITION__"
 _PIECE_ROWS = 65_536  # decoded at a time, however large a row group is
 
 
@@ -242,7 +243,7 @@ def _fragments(location: Location) -> list[ds.ParquetFileFragment]:
 def _hive(paths: Sequence[str]) -> ds.Partitioning:
     """Return the keys of partitioned folders: integers where all values are written so.
 
-    `part=000` is a text: Arrow, which would take it for 0, is not asked.
+    `part=000` is a text, which Arrow's own inference would take for 0.
     """
     found: dict[str, set[str]] = {}
     for path in paths:
@@ -251,10 +252,14 @@ def _hive(paths: Sequence[str]) -> ds.Partitioning:
             if separator:
                 found.setdefault(key, set()).add(value)
     kinds = {
-        key: pa.int64() if all(map(_INTEGER_KEY.fullmatch, values)) else pa.string()
+        key: pa.int64() if all(map(_is_int64, values - {_NULL_KEY})) else pa.string()
         for key, values in found.items()
     }
     return ds.partitioning(pa.schema(kinds), flavor="hive")
+
+
+def _is_int64(text: str) -> bool:
+    return bool(_INTEGER.fullmatch(text)) and -(2**63) <= int(text) < 2**63
 
 
 def _unreadable(path: str, error: Exception) -> str:

@@ -108,7 +108,7 @@ class DuckDB:
 
     def scan(self, name: str, location: Location) -> pa.Schema:
         """See `Engine`."""
-        dataset = open_parquet(location)  # says what is wrong, where something is
+        dataset = open_parquet(location)  # names what is wrong with it
         if location.is_local and not _GLOB.intersection("".join(dataset.files)):
             # DuckDB's own reader keeps to the memory limit; Arrow's reads far ahead.
             files = ", ".join(map(_literal, dataset.files))
@@ -153,9 +153,11 @@ class DuckDB:
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
         """See `Engine`."""
+        ticks = self.ticks(column, kind)
         if pa.types.is_timestamp(kind):
-            return f"CAST(floor(epoch({column})) AS BIGINT)"
-        return f"CAST({column} AS BIGINT)"
+            # Not `epoch`: a double cannot tell 0.999999999 s from the next second.
+            return f"({ticks} // {10**9 if kind.unit == 'ns' else 10**6})"
+        return ticks
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
         """See `Engine`."""
