@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{len(vectors.user_ids)} users, written to {args.out}")
         return
     titles = _titles(dataset)
-    print(f"user {args.user}: the last of {events.num_rows} events")
+    shown = min(args.history, events.num_rows)
+    print(f"user {args.user}: latest {shown} of {events.num_rows} events")
     print(_history_table(events, titles, args.history))
     how = ", without the history's" if args.filter_history else ""
     print(f"\ntop {args.k} of {len(vectors.item_ids)} items{how}")

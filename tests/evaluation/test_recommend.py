@@ -66,7 +66,7 @@ def printed(shop: list[str], capsys, *arguments: str) -> list[list[str]]:
 def test_one_user(shop: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(shop, capsys, "--user", "1", "--k", "2")
     assert lines == [
-        ["user", "1:", "the", "last", "of", "2", "events"],
+        ["user", "1:", "latest", "2", "of", "2", "events"],
         ["time", "action", "item", "title"],
         ["1970-01-02", "01:00", "like", "11", "cup"],
         ["1970-01-02", "00:00", "like", "13", "jug"],
