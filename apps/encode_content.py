@@ -1,8 +1,8 @@
 """Stage 1: encode every item's text with a frozen language model.
 
-What an interrupted run has encoded is kept beside --out and not encoded again. With
---overwrite, or --reuse DIR, only items that are new or whose text has changed are.
-Ranks share what is left to encode, text by text.
+An interrupted run resumes: what it has encoded is kept beside --out. With --overwrite,
+or --reuse DIR, only new items and items with a changed text are encoded. Ranks share
+the texts.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from learn_torchrec.training.distributed import (
 from . import options
 from .job import Job, describe
 
-_SHOWN_SECONDS = 60.0  # until a shared file system shows what another host wrote
+_SHOWN_SECONDS = 60.0  # for a shared file system to show what another host wrote
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--reuse",
         type=Path,
         metavar="DIR",
-        help="an earlier content store: its vectors serve items whose text is there",
+        help="an earlier content store, whose vectors of unchanged texts are reused",
     )
     return parser
 
@@ -121,7 +121,7 @@ def _positions(hashes: UInt64Array, cache: VectorCache) -> Int64Array:
     """Find the vectors that all ranks have made, those of other ranks on disk.
 
     Raises:
-        UserError: another rank's are not to be seen, even a minute later.
+        UserError: the files of another rank are not visible after a minute.
     """
     end = time.monotonic() + _SHOWN_SECONDS
     while True:
@@ -144,10 +144,10 @@ def _unfinished(out: Path, encoder: str) -> Path:
 
 
 def _earlier(args: argparse.Namespace, encoder: str) -> ContentStore | None:
-    """Return the store whose vectors may be taken over, if there is one."""
+    """Return the store whose vectors may be reused, if there is one."""
     if args.reuse is not None:
         return earlier_store(args.reuse, encoder)
-    # What is about to be replaced serves as well, if the same encoder made it.
+    # The store that is about to be replaced will do, if the same encoder made it.
     with contextlib.suppress(UserError):
         return earlier_store(args.out, encoder)
     return None

@@ -81,6 +81,8 @@ class VectorTable:
         if times is None:
             return cls(index=IdIndex.build(ids, "ids"), vectors=halves)
         codes, known = encode_ids(ids, "ids")
+        if len(codes) != len(halves):
+            raise ValueError(f"{len(codes)} ids and {len(halves)} vectors")
         order = np.lexsort((times, codes))
         return cls(
             index=IdIndex.build(known, "ids"),

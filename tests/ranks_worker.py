@@ -161,15 +161,15 @@ def watched() -> tuple[type, list[TrainPipelineSparseDist]]:
 def ranking_rows(market: Path, features: FeaturesConfig) -> RankingRows:
     impressions = open_dataset(f"parquet:{market}").impressions
     random = np.random.default_rng(0)
+    user_ids = impressions["user_id"].combine_chunks().unique().slice(5)
     users = VectorTable.build(
-        ids=impressions["user_id"].combine_chunks().unique().slice(5),
-        times=np.zeros(len(impressions["user_id"].unique()) - 5, np.int64),
-        vectors=random.normal(size=(60, 4)).astype(np.float32),
+        ids=user_ids,
+        times=np.zeros(len(user_ids), np.int64),
+        vectors=random.normal(size=(len(user_ids), 4)),
     )
+    item_ids = impressions["item_id"].combine_chunks().unique().slice(3)
     items = VectorTable.build(
-        ids=impressions["item_id"].combine_chunks().unique().slice(3),
-        times=None,
-        vectors=random.normal(size=(40, 4)).astype(np.float32),
+        ids=item_ids, vectors=random.normal(size=(len(item_ids), 4))
     )
     vectors = LearnVectors(users=users, items=items, manifest=None)
     return prepare_rows(impressions, features, vectors, "impressions")

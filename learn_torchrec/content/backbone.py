@@ -121,7 +121,7 @@ def load(
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.use_cache = False  # nothing is generated: keys need no keeping
+    model.config.use_cache = False  # nothing is generated, so no key-value cache
     return tokenizer, model.eval().requires_grad_(False).to(device)
 
 
@@ -163,8 +163,8 @@ def _loading_problem(
         )
     if not files.is_local and isinstance(error, OSError):
         return (
-            f"model {files.name}: not on this machine, and the model hub does not "
-            "give it; check the name and the network, or name a local directory, a "
+            f"model {files.name}: neither on this machine nor on the model "
+            "hub; check the name and the network, or name a local directory, a "
             f".gguf file, {SMOLLM2} or {MINILM}"
         )
     reason = text.splitlines()[0] if text else type(error).__name__

@@ -1,6 +1,6 @@
 """Stage 1: item texts in, content vectors out (paper: CEG, section 3.1).
 
-Equal texts are read once, by whichever rank it falls to.
+Equal texts are encoded once, by one of the ranks.
 
 Letters: N items of the catalogue, n some of them, C content dim.
 """
@@ -28,7 +28,7 @@ from learn_torchrec.schema import ITEM_ID
 # Settings of the encoder that change its speed and not its vectors.
 _SPEED_ONLY = ("tokens_per_batch", "device", "trust_remote_code")
 _RENDERED_ROWS = 65_536
-# Texts that are sorted by length together, and those that a kill may cost.
+# Texts sorted by length together, and how many of them a kill may lose.
 _WINDOW, _BLOCK_ITEMS, _BLOCK_SECONDS = 8_192, 4_096, 30.0
 _LOG_SECONDS = 30.0
 
@@ -75,10 +75,10 @@ def encode(
     cache: VectorCache,
     make_encoder: Callable[[EncoderConfig], ContentEncoder] = ContentEncoder,
 ) -> dict[str, Any]:
-    """Encode items and leave their vectors where the cache's `reload` finds them.
+    """Encode items; the cache's `reload` finds their vectors.
 
-    What is done is written as it goes: a run that is killed and started again encodes
-    the rest.
+    Vectors are written as they are made: a run that was killed encodes the rest when
+    it is started again.
 
     Args:
         items: `item_id` and text columns of the whole catalogue.
@@ -133,7 +133,7 @@ def describe(items: pa.Table, config: ContentConfig) -> dict[str, Any]:
 
 
 def _pieces(items: pa.Table) -> Iterator[pa.Table]:
-    """Yield slices whose texts are small beside memory."""
+    """Yield slices small enough to hold their texts in memory."""
     for start in range(0, items.num_rows, _RENDERED_ROWS):
         yield items.slice(start, _RENDERED_ROWS)
 
@@ -156,7 +156,7 @@ def _encode(
                 for done, vectors in encoder.encode_batches(render(part, prompt)):
                     block.add(done, vectors)
                     progress.advance(len(done))
-            finally:  # what was done before an interrupt need not be done again
+            finally:  # an interrupted run keeps what it has encoded
                 block.write()
 
 

@@ -65,14 +65,14 @@ class VectorCache:
         return self._vectors[positions]
 
     def write_block(self, hashes: UInt64Array, vectors: Float16Array) -> None:
-        """Keep vectors [n, C], safe from any kill from here on."""
+        """Write vectors [n, C] so that they survive a kill."""
         self.directory.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex[:12]
         _write_aside(self.directory / f"{name}.vectors.npy", vectors)
         _write_aside(self.directory / f"{name}.hashes.npy", hashes)
 
     def reload(self) -> None:
-        """Take in the blocks that were written since."""
+        """Add the blocks that were written since."""
         for path in sorted(self.directory.glob("*.hashes.npy")):
             if path.name not in self._blocks:
                 self._blocks.add(path.name)
@@ -99,7 +99,7 @@ def hash_texts(texts: Sequence[str]) -> UInt64Array:
 
 
 def earlier_store(directory: Path, encoder: str) -> ContentStore:
-    """Open a store whose vectors may be taken over.
+    """Open a store whose vectors may be reused.
 
     Args:
         directory: of the store.

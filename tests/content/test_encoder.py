@@ -233,7 +233,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("offline")
 def test_a_hub_model_out_of_reach(base: EncoderConfig) -> None:
-    with pytest.raises(UserError, match="nobody/no-such-model: not on this machine"):
+    with pytest.raises(
+        UserError, match="nobody/no-such-model: neither on this machine"
+    ):
         ContentEncoder(replace(base, model="nobody/no-such-model"))
 
 

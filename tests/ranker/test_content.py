@@ -4,10 +4,12 @@ import pickle
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
+from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.content import content_vectors
 
@@ -79,6 +81,43 @@ def test_means_are_those_of_float64(store):
         mean = content[seen].mean(axis=0)
         np.testing.assert_allclose(vector, mean, rtol=2**-11, atol=2**-24)
     assert len(users.times) == len({*zip(owners, times, strict=True)})
+
+
+def test_files_of_different_string_types_join(market, tmp_path):
+    """Items of `string`, a dictionary-encoded log, impressions of `large_string`."""
+    expected = content_vectors_of(market, tmp_path / "integers", pa.int64())
+    kinds = {
+        "items": pa.string(),
+        "interactions": pa.dictionary(pa.int32(), pa.string()),
+        "impressions": pa.large_string(),
+    }
+    for name, kind in kinds.items():
+        path = market / f"{name}.parquet"
+        table = pq.read_table(path)
+        for column in {"user_id", "item_id"} & set(table.column_names):
+            ids = table[column].cast(pa.string())
+            encoded = ids.dictionary_encode() if "dict" in str(kind) else ids.cast(kind)
+            place = table.column_names.index(column)
+            table = table.set_column(place, column, encoded)
+        pq.write_table(table, path)
+    found = content_vectors_of(market, tmp_path / "strings", pa.string())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.equal(theirs)
+    assert found[2].any()
+
+
+def content_vectors_of(market, directory, kind):
+    """Return what the impressions find in raw content."""
+    content = np.random.default_rng(0).normal(size=(40, 3))
+    with write_artifact(directory, kind=KIND, config={}, inputs={}) as out:
+        ids = pa.array(range(100, 140)).cast(kind)
+        write_content_store(out, ids, content)
+    dataset = open_dataset(f"parquet:{market}")
+    vectors = content_vectors(
+        ContentStore.open(directory), dataset.interactions, ("like",)
+    )
+    columns = ("user_id", "item_id", "timestamp")
+    return vectors.lookup(*(dataset.impressions[name] for name in columns))
 
 
 def test_a_worker_process_maps_the_content(small):
