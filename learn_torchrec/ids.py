@@ -55,13 +55,9 @@ def as_ids(values: Column, name: str, *, allow_null: bool = False) -> pa.Array:
         raise UserError(
             f"{name}: ids of mixed or unknown type; use all integers or all strings"
         ) from None
-    empty = array.type == pa.null() or not len(array)
-    if is_text(array.type):
-        target = pa.large_string()
-    elif pa.types.is_integer(array.type) or empty:
-        target = pa.int64()
-    else:
-        raise UserError(f"{name}: ids are {array.type}; use int64 or string")
+    if not len(array) and not isinstance(values, pa.Array | pa.ChunkedArray):
+        array = pa.array([], pa.int64())  # NumPy and pandas call no values floats
+    target = normal_type(array.type, name)
     if array.null_count and not allow_null:
         is_null = array.is_null().to_numpy(zero_copy_only=False)
         raise UserError(f"{name}: null id in {name_rows(is_null)}; remove or fill them")
@@ -71,6 +67,23 @@ def as_ids(values: Column, name: str, *, allow_null: bool = False) -> pa.Array:
         raise UserError(f"{name}: an id does not fit int64; use strings") from None
     # After the cast: chunks of `string` may not fit one array of it.
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def normal_type(kind: pa.DataType, name: str) -> pa.DataType:
+    """Return the type of ids of a type once they are in normal form.
+
+    Args:
+        kind: of the ids, dictionaries decoded.
+        name: of the column, file or argument, for messages.
+
+    Raises:
+        UserError: neither integers nor strings.
+    """
+    if is_text(kind):
+        return pa.large_string()
+    if pa.types.is_integer(kind) or kind == pa.null():
+        return pa.int64()
+    raise UserError(f"{name}: ids are {kind}; use int64 or string")
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -99,10 +112,18 @@ def refuse_other_type(ids: pa.Array, known: pa.DataType, name: str, where: str) 
     Raises:
         UserError: the types differ. No ids, or nulls alone, are of any type.
     """
-    if ids.type != known and ids.null_count < len(ids):
+    if ids.null_count < len(ids):
+        refuse_other_types(ids.type, known, name, where)
+
+
+def refuse_other_types(
+    kind: pa.DataType, known: pa.DataType, name: str, where: str
+) -> None:
+    """Refuse types of ids that could not be joined; see `refuse_other_type`."""
+    if kind != known:
         raise UserError(
-            f"{name}: ids are {type_name(ids.type)}, but {type_name(known)} in "
-            f"{where}; use one type for ids"
+            f"{name}: ids are {type_name(kind)}, but {type_name(known)} in {where}; "
+            "use one type for ids"
         )
 
 

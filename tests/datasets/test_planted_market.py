@@ -48,7 +48,7 @@ def test_conversion_depends_on_topic_and_taste_alone():
     seen = {}
     for user, item, chance in zip(users, items, oracle, strict=True):
         assert seen.setdefault((user, topics[item]), chance) == chance
-    uauc = evaluate_auc(rows["user_id"].combine_chunks(), labels, oracle).uauc
+    uauc = evaluate_auc(rows["user_id"].combine_chunks(), labels, oracle)["uauc"]
     assert uauc == pytest.approx(0.8, abs=0.02)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from report_run import NUM_ITEMS, make_predictions, manifest, retrieval_rows
+from vectors_artefact import write_side
 
 from learn_torchrec.apps import evaluate_ab, evaluate_auc, report
 from learn_torchrec.artifact import write_artifact
@@ -38,14 +38,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ) as working:
         content = random.normal(size=(NUM_ITEMS, 6))
         write_content_store(working, pa.array(np.arange(NUM_ITEMS)), content)
-    (out / "vectors").mkdir()
-    vectors = random.normal(size=(NUM_ITEMS, 4)).tolist()
-    order = np.arange(NUM_ITEMS)[::-1]
-    pq.write_table(
-        pa.table({"item_id": order, "vector": vectors}),
-        out / "vectors" / "item_vectors.parquet",
-    )
-    manifest(out / "vectors", "vectors", {"dim": 4})
+    vectors = random.normal(size=(NUM_ITEMS, 4))
+    with write_artifact(
+        out / "vectors", kind="vectors", config={}, inputs={}, facts={"dim": 4}
+    ) as working:
+        write_side(working / "items", np.arange(NUM_ITEMS)[::-1], vectors)
     manifest(out / "towers", "towers", {"parameters": 10})
     lines = [{"step": n, "loss": 5 / n, "r@50": n / 10} for n in range(1, 9)]
     log = "\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo'  # cut off

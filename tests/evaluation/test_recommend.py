@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from vectors_artefact import write_side
 
 from learn_torchrec.apps import recommend
 from learn_torchrec.artifact import write_artifact
@@ -24,21 +26,15 @@ EVENTS = [
 ]
 
 
-def write_vectors(directory: Path) -> None:
-    def lists(values):
-        flat = pa.array([part for x in values for part in (x, 0.0)], pa.float32())
-        return pa.FixedSizeListArray.from_arrays(flat, 2)
-
+def write_shop_vectors(directory: Path) -> None:
     split = {"split": {"actions": ["like"]}}
     with write_artifact(directory, kind=KIND, config=split, inputs={}) as working:
-        users = {
-            "user_id": [1, *USERS],
-            "timestamp": [100, 200, 200],
-            "vector": lists([-1.0, *USERS.values()]),  # user 1's earlier one last
-        }
-        items = {"item_id": list(ITEMS), "vector": lists(ITEMS.values())}
-        pq.write_table(pa.table(users), working / "user_vectors.parquet")
-        pq.write_table(pa.table(items), working / "item_vectors.parquet")
+        # User 1 has an earlier vector, which points the other way.
+        users = [[-1.0, 0.0], *([x, 0.0] for x in USERS.values())]
+        moments = {"offsets": np.array([0, 2, 3]), "times": np.array([100, 200, 200])}
+        write_side(working / "users", list(USERS), users, **moments)
+        items = [[x, 0.0] for x in ITEMS.values()]
+        write_side(working / "items", list(ITEMS), items)
 
 
 @pytest.fixture
@@ -54,7 +50,7 @@ def shop(tmp_path: Path) -> list[str]:
     columns = zip(*EVENTS, strict=True)
     log = dict(zip(names, map(list, columns), strict=True))
     pq.write_table(pa.table(log), data / "interactions.parquet")
-    write_vectors(tmp_path / "vectors")
+    write_shop_vectors(tmp_path / "vectors")
     return ["--data", f"parquet:{data}", "--vectors", str(tmp_path / "vectors")]
 
 

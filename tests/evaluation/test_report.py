@@ -194,7 +194,7 @@ def test_the_page_allows_no_script_but_its_own(page: Path) -> None:
     "name",
     [
         "predictions_learn/predictions.parquet",
-        "vectors/item_vectors.parquet",
+        "vectors/items/vectors-00000.npy",
         "content/id_keys.npy",
         "predictions_baseline/config.json",
         "towers/manifest.json",

@@ -27,7 +27,7 @@ from learn_torchrec.config import configuration
 from learn_torchrec.datasets.preparation.engines import Engine
 from learn_torchrec.datasets.preparation.user_stream import UserStream
 from learn_torchrec.errors import UserError
-from learn_torchrec.ids import as_ids, is_text, refuse_other_type
+from learn_torchrec.ids import is_text, normal_type, refuse_other_types
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
 _DAY = 86_400
@@ -131,14 +131,14 @@ def check_types(log: pa.Schema, item_ids: pa.DataType, source: str) -> None:
                 f"{source}: column {name!r} is missing; it has: {', '.join(log.names)}"
             )
     for name in (USER_ID, ITEM_ID):
-        ids = as_ids(_none_of(log.field(name).type), f"{source}: column {name!r}")
-    known = as_ids(_none_of(item_ids), ITEM_ID).type
-    refuse_other_type(ids, known, f"{source}: column {ITEM_ID!r}", "the item table")
+        where = f"{source}: column {name!r}"
+        ids = normal_type(_decoded(log.field(name).type), where)
+    refuse_other_types(ids, item_ids, where, "the item table")
     for name, wanted, fits in (
         (TIMESTAMP, "int64 (unix seconds)", _is_time),
         (ACTION, "string", is_text),
     ):
-        kind = _none_of(log.field(name).type).type
+        kind = _decoded(log.field(name).type)
         if not fits(kind):
             raise UserError(
                 f"{source}: column {name!r} is {kind}, must be {wanted}; cast it"
@@ -279,9 +279,8 @@ def _reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in names)
 
 
-def _none_of(kind: pa.DataType) -> pa.Array:
-    """Return an array of a type, or of a dictionary's values, without values."""
-    return pa.array([], kind.value_type if pa.types.is_dictionary(kind) else kind)
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_time(kind: pa.DataType) -> bool:

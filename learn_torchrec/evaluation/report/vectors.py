@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
-from learn_torchrec.arrays import AnyArray, BoolArray, Float64Array
+from learn_torchrec.arrays import BoolArray, Float64Array
 from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.config import from_dict
 from learn_torchrec.content.store import ContentStore
@@ -16,12 +16,8 @@ from learn_torchrec.evaluation.predictions import read_predictions
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Section
 from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS, tasks_of_facts
-from learn_torchrec.schema import (
-    ITEM_ID,
-    ITEM_VECTORS_FILE,
-    PREDICTIONS_FILE,
-    VECTOR,
-)
+from learn_torchrec.schema import PREDICTIONS_FILE
+from learn_torchrec.vector_table import ITEMS, VectorTable
 
 _NEIGHBOURS = 10
 _MAP_ITEMS = 3000
@@ -31,21 +27,18 @@ def vectors(
     directory: Path, manifests: Mapping[str, dict[str, Any]]
 ) -> Iterator[Section]:
     """Yield the section, if the run has both kinds of vectors."""
-    towers_path = directory / "vectors" / ITEM_VECTORS_FILE
-    if not ((directory / "content").exists() and towers_path.exists()):
+    if not all((directory / name).exists() for name in ("content", "vectors")):
         return
     store = ContentStore.open(directory / "content")
-    ids = store.item_ids.to_pylist()
-    after_ids, after_vectors = _item_vectors(towers_path)
-    after_rows = {item: row for row, item in enumerate(after_ids)}
-    shared = [(row, after_rows[i]) for row, i in enumerate(ids) if i in after_rows]
+    items = VectorTable.open(directory / "vectors" / ITEMS)
+    rows = items.index.rows_of(store.item_ids)
+    shared = np.flatnonzero(rows >= 0)
     if len(shared) < 3:
         return
-    step = len(shared) // _MAP_ITEMS + 1
-    before_rows, rows = np.array(shared[::step]).T
-    before = store.gather(before_rows).astype(np.float64)
-    after = after_vectors[rows].astype(np.float64)
-    names = [ids[row] for row in before_rows]
+    shown = shared[:: len(shared) // _MAP_ITEMS + 1]
+    before = store.gather(shown).astype(np.float64)
+    after = items.gather(rows[shown]).astype(np.float64)
+    names = store.item_ids.take(pa.array(shown)).to_pylist()
     groups = item_groups(directory, manifests, names)
     kept = neighbours_kept(before, after, _NEIGHBOURS)
     cosines = {"before": mean_cosine(before), "after": mean_cosine(after)}
@@ -71,13 +64,6 @@ def vectors(
         ],
         figures=drawn,
     )
-
-
-def _item_vectors(path: Path) -> tuple[list[Any], AnyArray]:
-    """Return the items' ids [I] and their vectors [I, D]."""
-    table = pq.read_table(path)
-    flat = table[VECTOR].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return table[ITEM_ID].to_pylist(), flat.reshape(table.num_rows, -1)
 
 
 def item_groups(
