@@ -9,7 +9,11 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork, weighted_bce
+from learn_torchrec.ranker.auxiliary import (
+    AuxiliaryLogits,
+    AuxiliaryNetwork,
+    weighted_bce,
+)
 from learn_torchrec.ranker.vectors import Ids, LearnVectors, Times, load_vectors
 
 FeatureSet = Literal["all", "vectors", "fusion"]
@@ -90,7 +94,7 @@ class LearnFeatures(nn.Module):
         user_vectors: Tensor,
         item_vectors: Tensor,
         has_vectors: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, AuxiliaryLogits | None]:
         """Return the features of a batch.
 
         Args:
@@ -100,8 +104,8 @@ class LearnFeatures(nn.Module):
                 there; all there when None.
 
         Returns:
-            Dense features [B, out_features], and auxiliary logits [B] or, without an
-            auxiliary network, None.
+            Dense features [B, out_features], and the auxiliary network's logits, [B]
+            or [B] by task; None without the network.
         """
         if has_vectors is None:
             has_vectors = user_vectors.new_ones(user_vectors.shape[0], 2)
@@ -117,7 +121,7 @@ class LearnFeatures(nn.Module):
 
     def of_ids(
         self, user_ids: Ids, item_ids: Ids, timestamps: Times | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, AuxiliaryLogits | None]:
         """Return the features of users and items by id, as `forward` does.
 
         Args:

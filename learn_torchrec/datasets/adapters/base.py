@@ -72,25 +72,36 @@ class Dataset:
     @functools.cached_property
     def impressions(self) -> pa.Table:
         """The ranker's rows, in the order of the file."""
-        table = self._checked_against_items(IMPRESSIONS_FILE)
+        table = self._checked(IMPRESSIONS_FILE)
         names = f"{self._name(INTERACTIONS_FILE)} and {self._name(IMPRESSIONS_FILE)}"
         tables.check_same_type(self.interactions, table, USER_ID, names)
         return table
 
-    def impressions_from(self, first: int) -> RowSource:
-        """Return the impressions at or after a time, to be read a part at a time.
+    def impressions_between(
+        self,
+        first: int,
+        end: int = sys.maxsize,
+        columns: Sequence[str] | None = None,
+        optional: Sequence[str] = (),
+        in_memory: bool = False,
+    ) -> RowSource:
+        """Return the impressions of [first, end), to be read a part at a time.
 
         Where they lie as Parquet, only times are read before the first part is, and
-        neither the table nor its items are checked.
+        the table is not checked. Their items need not be in the item table.
 
         Args:
             first: unix seconds.
+            end: unix seconds.
+            columns: to read of Parquet; None for all.
+            optional: further columns, read where the files have them.
+            in_memory: read the whole table, also where it lies as Parquet.
         """
-        interval = Interval(TIMESTAMP, first, sys.maxsize)
+        interval = Interval(TIMESTAMP, first, end)
         where = self.parquet(IMPRESSIONS_FILE)
-        if where is not None:
-            return RowGroups(where, interval=interval)
-        return TableRows(self.impressions, interval, self._name(IMPRESSIONS_FILE))
+        if where is None or in_memory:
+            return TableRows(self.impressions, interval, self._name(IMPRESSIONS_FILE))
+        return RowGroups(where, columns, interval, optional)
 
     @property
     def times(self) -> NDArray[np.int64]:
