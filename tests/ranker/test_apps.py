@@ -8,7 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from apps import main as command_line
-from apps import predict
+from apps import predict, train_ranker
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.split import SplitTimes
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.config import (
+    RankerConfig,
+    RankerTrainingConfig,
+    StreamConfig,
+)
+from learn_torchrec.ranker.features import FeaturesConfig
 
 SETTINGS = [
     "ranker.features.dense=hour",
@@ -124,3 +133,32 @@ def test_only_parquet_can_be_streamed(tmp_path, capsys):
             ]
         )
     assert "only `parquet:` data can be streamed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_training_takes_the_impressions_from_towers_until_to_before_test_from(
+    streams, market, one_rank
+):
+    dataset = open_dataset(f"parquet:{market}")
+    times = np.unique(dataset.impressions["timestamp"].to_numpy())
+    first, end = int(times[100]), int(times[200])
+    config = RankerConfig(
+        features=FeaturesConfig(sparse=("user_id",), dense=("timestamp",)),
+        training=RankerTrainingConfig(
+            batch_size=1, stream=StreamConfig(enabled=streams)
+        ),
+    )
+    split = SplitTimes(towers_until=first, test_from=end)
+    impressions = train_ranker.training_impressions(dataset, config, split, None)
+    every = dataset.impressions["timestamp"].to_numpy()
+    expected = every[(every >= first) & (every < end)]  # a row lies at either bound
+    found = [
+        pa.concat_tables(impressions.source.pieces(group))["timestamp"].to_pylist()
+        for group in range(len(impressions.source))
+    ]
+    assert sorted(x for group in found for x in group) == sorted(expected.tolist())
+    assert impressions.source.earliest == first
+    assert len(impressions) == impressions.loader.steps == len(expected)
+    nothing = SplitTimes(towers_until=int(times[-1]) + 1, test_from=2**40)
+    with pytest.raises(UserError, match="no impression lies between split"):
+        train_ranker.training_impressions(dataset, config, nothing, None)

@@ -73,9 +73,10 @@ def read_column(table: pa.Table, name: str, source: str) -> Column:
         UserError: it is missing or has nulls.
     """
     if name not in table.column_names:
+        known = (column for column in table.column_names if column != ROW_NUMBER)
         raise UserError(
             f"{source}: feature column {name!r} is missing; it has: "
-            f"{', '.join(table.column_names)}; add it, or change ranker.features"
+            f"{', '.join(known)}; add it, or change ranker.features"
         )
     column = table[name].combine_chunks()
     if column.null_count:
