@@ -182,7 +182,7 @@ def ranker(market: Path, device: torch.device) -> dict[str, object]:
     config = RankerConfig(
         features=FeaturesConfig(sparse=sparse, dense=("hour",)),
         model=RankerModelConfig(embedding_dim=8, dense_layers=(8,), over_layers=(8,)),
-        optimizer=OptimizerConfig(learning_rate=1e-2),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
         training=RankerTrainingConfig(epochs=3, batch_size=64),
     )
     ranker_training.TrainPipelineSparseDist, pipelines = watched()

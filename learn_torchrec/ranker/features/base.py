@@ -3,6 +3,7 @@
 Letters: N rows, V ids of all rows together.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,10 +46,15 @@ class IdBags:
         """Ids in each bag, int64 [N]."""
         return np.diff(self.offsets)
 
+    @functools.cached_property
+    def _one_each(self) -> bool:
+        """Whether every row has one id: a row is then an id's place."""
+        return bool((self.lengths == 1).all())
+
     def take(self, rows: Int64Array) -> "IdBags":
         """Return the bags of some rows, by their numbers."""
-        if len(self.values) == len(self.offsets) - 1 and (self.lengths == 1).all():
-            index, offsets = rows, np.arange(len(rows) + 1)  # one id each
+        if self._one_each:
+            index, offsets = rows, np.arange(len(rows) + 1)
         else:
             index, offsets = take_index(self.offsets, rows)
         return IdBags(
