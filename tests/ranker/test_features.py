@@ -283,6 +283,15 @@ def test_numbers_are_bucketized_by_hand():
     assert large.encode(table, "file").values.tolist() == [0, 1, 0, 0, 0]
 
 
+def test_a_bucket_means_its_boundaries():
+    one, same, other = (
+        BucketizedFeature(column="price", boundaries=boundaries).meaning
+        for boundaries in ((1.0, 2.0), (1, 2), (1.0, 2.0000001))
+    )
+    assert one == same == "bucketized at 1.0, 2.0"
+    assert one != other
+
+
 def set_sparse(text):
     run = configs.apply_overrides(RankerConfig(), [f"features.sparse={text}"])
     assert configs.from_dict(RankerConfig, configs.to_dict(run), "again") == run

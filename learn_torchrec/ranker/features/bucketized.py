@@ -39,7 +39,7 @@ class BucketizedFeature(IdFeature):
     @property
     def meaning(self) -> str:
         """How numbers become rows: the boundaries."""
-        return f"{self.ids} at {', '.join(f'{value:g}' for value in self.boundaries)}"
+        return f"{self.ids} at {', '.join(map(str, self.boundaries))}"
 
     def rows_of(self, ids: Column) -> Int64Array:
         """Return the bucket of every number, int64 [V]."""
