@@ -9,6 +9,7 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run
+from learn_torchrec.provenance import origin
 from learn_torchrec.ranker.content import content_vectors
 from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
 from learn_torchrec.ranker.vectors import LearnVectors
@@ -37,8 +38,7 @@ def towers_input(args: argparse.Namespace) -> dict[str, str]:
     """
     if not args.vectors:
         return {}
-    manifest = read_manifest(args.vectors, KIND_VECTORS)
-    return {"towers": manifest.inputs.get("towers", manifest.fingerprint)}
+    return {"towers": origin(read_manifest(args.vectors, KIND_VECTORS), "towers")}
 
 
 def open_vectors(

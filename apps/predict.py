@@ -2,7 +2,8 @@
 
 import argparse
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +11,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed as dist
-from numpy.typing import NDArray
 
 from learn_torchrec import config
+from learn_torchrec.arrays import Float32Array
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, evaluation
-from learn_torchrec.datasets.loading.prefetch import read_ahead
-from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowSource
-from learn_torchrec.datasets.loading.tables import REQUIRED, check
+from learn_torchrec.datasets.loading.prefetch import prefetch
+from learn_torchrec.datasets.loading.row_groups import RowSource
 from learn_torchrec.datasets.split import resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.activity import CohortActivity
 from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS
 from learn_torchrec.presets import Run
+from learn_torchrec.provenance import (
+    refuse_leak,
+    refuse_other_inputs,
+    refuse_vectors_leak,
+)
 from learn_torchrec.ranker.build import KIND_RANKER, build_ranker, load_ranker
 from learn_torchrec.ranker.config import RankerConfig
-from learn_torchrec.ranker.prepare import prepare_rows
-from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, RowsReport
+from learn_torchrec.ranker.impressions import Impressions, Part, Parts
 from learn_torchrec.ranker.scoring import scorer
-from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.ranker.tasks import describe_tasks
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
     ITEM_ACTIVITY,
     ITEM_ID,
     PREDICTIONS_FILE,
-    SCORE,
     USER_ACTIVITY,
     USER_ID,
 )
@@ -88,12 +90,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest = read_manifest(args.ranker, KIND_RANKER)
     ranker = config.from_dict(RankerConfig, manifest.config["ranker"], args.ranker)
     vectors = open_vectors(args, dataset, job.run)
-    _check_vectors(manifest, job.inputs, args.ranker)
+    options_of = {"towers": "vectors", "content": "content"}
+    refuse_other_inputs(manifest, args.ranker, job.inputs, options_of)
     times = resolve_times(job.run.split, dataset.times)
-    impressions = dataset.impressions_from(times.test_from)
-    _check_times(impressions, times.test_from, manifest)
+    source = dataset.impressions_between(times.test_from)
+    _check_times(source, times.test_from, manifest)
     if vectors:
-        vectors.refuse_leak(np.array([impressions.earliest]), "score")
+        refuse_vectors_leak(vectors.manifest, source.earliest, "score")
+    impressions = Impressions(source, ranker, vectors)
     activity = cohort_activity(dataset, job.run)
     with (
         process_group() as device,
@@ -102,93 +106,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
         load_ranker(model, args.ranker)
-        share = Share(impressions, ranker.features, vectors, activity)
-        facts: dict[str, Any] = {}
+        parts = impressions.parts(_PART_ROWS)
+        facts: dict[str, Any] = {"tasks": describe_tasks(ranker.tasks)}
         with (
             write_artifact_together(
                 job.out, **job.manifest(manifest.cutoff, facts)
             ) as working,
-            scorer(model, ranker.training.batch_size, device) as scores,
+            scorer(model, impressions, ranker.training.batch_size, device) as score,
             _part_writer(working) as write,
         ):
-            parts = iter(share)
-            for done in range(share.parts):
+            remaining = prefetch(_with_activity(parts, activity), depth=1)
+            for done in range(parts.count):
                 with agreed():
-                    rows, table = next(parts)
-                found = scores(rows, share.width).numpy()[: table.num_rows]
+                    part = next(remaining)
+                scores = score(part.rows, parts.width)
                 with agreed():
-                    _refuse_non_finite(found, table, args.ranker)
-                    write(table.append_column(SCORE, pa.array(found)))
-                log.progress(done + 1, share.parts)
-            report = share.report.of_all_ranks()
+                    _refuse_non_finite(scores, part.table, args.ranker)
+                    write(_with_scores(part.table, scores))
+                log.progress(done + 1, parts.count)
+            report = impressions.report.of_all_ranks()
             facts |= report.facts()
         if is_writer():
             report.log()
-
-
-class Share:
-    """This rank's part of the impressions to score, in their order, a part at a time.
-
-    Args:
-        impressions: of all ranks.
-        features: of the ranker.
-        vectors: LEARN's, None with LEARN off.
-        activity: of the impressions' users and items.
-
-    Attributes:
-        parts: how many there are, the same on every rank.
-        width: rows of the largest part of any rank.
-        report: of what has been read.
-    """
-
-    def __init__(
-        self,
-        impressions: RowSource,
-        features: FeaturesConfig,
-        vectors: LearnVectors | None,
-        activity: CohortActivity,
-    ) -> None:
-        self._impressions, self._activity = impressions, activity
-        self._features, self._vectors = features, vectors
-        ranks = dist.get_world_size()
-        longest = -(-impressions.num_rows // ranks)
-        # Parts of one width: the last one is scored as if it were full.
-        self.width = -(-longest // -(-longest // _PART_ROWS))
-        # A lane is a run of rows in their order, so one lane is one rank's share.
-        self._loader = Loader(
-            impressions,
-            evaluation(LoaderConfig(batch_size=self.width * ranks, lanes=ranks)),
-            rank=dist.get_rank(),
-            ranks=ranks,
-        )
-        self.parts = self._loader.steps
-        self.report = RowsReport(rows=0, missing={}, left_out={})
-
-    def __iter__(self) -> Iterator[tuple[RankingRows, pa.Table]]:
-        """Yield rows to score and the table to write: of a rank without rows, none.
-
-        A thread prepares the next.
-
-        Raises:
-            UserError: impressions that cannot be read or do not fit the ranker.
-        """
-        for rows, table in read_ahead(self._prepared(), depth=1):
-            if table.num_rows:
-                self.report += rows.report()
-            yield rows, table
-
-    def _prepared(self) -> Generator[tuple[RankingRows, pa.Table]]:
-        for part in self._loader.batches(epoch=0):
-            # A rank without rows takes part with one that another rank writes.
-            some = part if part.num_rows else self._first_row()
-            name = self._impressions.name
-            checked = check(some, REQUIRED[IMPRESSIONS_FILE], name)
-            rows = prepare_rows(checked, self._features, self._vectors, name)
-            table = _passed_through(checked.drop_columns([ROW_NUMBER]))
-            yield rows, self._activity.added_to(table).slice(0, part.num_rows)
-
-    def _first_row(self) -> pa.Table:
-        return next(self._impressions.pieces(0)).slice(0, 1)
 
 
 @contextlib.contextmanager
@@ -209,62 +148,60 @@ def _part_writer(working: Path) -> Iterator[Callable[[pa.Table], None]]:
         yield write
 
 
-def _check_vectors(manifest: Manifest, given: Mapping[str, str], ranker: Path) -> None:
-    """Refuse vectors of other towers, or content, than the ranker was trained with."""
-    # A ranker of an earlier version knows its vectors, but not their towers.
-    old = "vectors" in manifest.inputs and "towers" not in manifest.inputs
-    towers = "vectors" if old else "towers"
-    for role, name in ((towers, "vectors"), ("content", "content")):
-        trained_with = manifest.inputs.get(role)
-        if trained_with and role not in given:
-            raise UserError(f"{ranker}: was trained with {name}; add --{name}")
-        if role in given and not trained_with:
-            raise UserError(f"{ranker}: was trained without {name}; leave out --{name}")
-        if trained_with and given[role] != trained_with:
-            raise UserError(
-                f"{ranker}: was trained with other {role} than those behind --{name}; "
-                "name those of its run"
-            )
-
-
 def _check_times(impressions: RowSource, test_from: int, manifest: Manifest) -> None:
     if impressions.earliest is None:
         raise UserError(
             f"{impressions.name}: no impression at or after split.test_from "
             f"({test_from}, unix seconds); move it earlier"
         )
-    if manifest.cutoff is not None and test_from < manifest.cutoff:
-        raise UserError(
-            f"leak: the ranker learned from impressions up to {manifest.cutoff}, but "
-            f"those to score start at {test_from} (unix seconds); use a later "
-            "split.test_from, or train the ranker on an earlier one"
-        )
+    refuse_leak(
+        manifest,
+        "the ranker",
+        test_from,
+        "the impressions to score",
+        "use a later split.test_from, or train the ranker on an earlier one",
+    )
 
 
 def _refuse_non_finite(
-    scores: NDArray[np.float32], table: pa.Table, ranker: Path
+    scores: Mapping[str, Float32Array], table: pa.Table, ranker: Path
 ) -> None:
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
+    for values in scores.values():
+        bad = np.flatnonzero(~np.isfinite(values[: table.num_rows]))
+        if not len(bad):
+            continue
         user, item = (table[name][int(bad[0])].as_py() for name in (USER_ID, ITEM_ID))
         raise UserError(
-            f"{ranker}: scores {len(bad)} impressions with {scores[bad[0]]}, the first "
+            f"{ranker}: scores {len(bad)} impressions with {values[bad[0]]}, the first "
             f"for user {user!r} and item {item!r}; train the ranker again with a lower "
             "learning rate"
         )
 
 
-def _passed_through(impressions: pa.Table) -> pa.Table:
-    """Keep what a reader of predictions wants: no lists, no name taken twice."""
-    lists = [
-        field.name
-        for field in impressions.schema
-        if any(is_list(field.type) for is_list in _LISTS)
-    ]
-    impressions = impressions.drop_columns(lists)
-    ours = (SCORE, USER_ACTIVITY, ITEM_ACTIVITY)
-    return impressions.rename_columns(
-        [f"input_{name}" if name in ours else name for name in impressions.column_names]
+def _with_activity(parts: Parts, activity: CohortActivity) -> Generator[Part]:
+    """Yield parts whose tables tell how active users and items were; without lists."""
+    for part in parts:
+        lists = [
+            field.name
+            for field in part.table.schema
+            if any(is_list(field.type) for is_list in _LISTS)
+        ]
+        table = part.table.drop_columns(lists)
+        table = _renamed(table, {USER_ACTIVITY, ITEM_ACTIVITY})
+        yield replace(part, table=activity.added_to(table))
+
+
+def _with_scores(table: pa.Table, scores: Mapping[str, Float32Array]) -> pa.Table:
+    table = _renamed(table, set(scores))
+    for name, values in scores.items():
+        table = table.append_column(name, pa.array(values[: table.num_rows]))
+    return table
+
+
+def _renamed(table: pa.Table, ours: Set[str]) -> pa.Table:
+    """Put `input_` before the names of columns that predictions add themselves."""
+    return table.rename_columns(
+        [f"input_{name}" if name in ours else name for name in table.column_names]
     )
 
 

@@ -1,24 +1,21 @@
-"""Stage 3: train the CVR ranker; with --vectors LEARN is on, without it is DLRM."""
+"""Stage 3: train the ranker; with --vectors LEARN is on, without it is DLRM."""
 
 import argparse
 import shutil
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
-from learn_torchrec.presets import Run
+from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.build import KIND_RANKER, save_ranker
-from learn_torchrec.ranker.prepare import prepare_rows
-from learn_torchrec.ranker.rows import RankingRows
-from learn_torchrec.ranker.stream import StreamedRows
+from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.ranker.encode import columns_of
+from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
-from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, TIMESTAMP
+from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, WEIGHT
 from learn_torchrec.training.distributed import (
     agreed,
     is_writer,
@@ -34,7 +31,7 @@ from .warm_start import (
     add_warm_start,
     earlier_ranker,
     map_inputs,
-    refuse_future,
+    refuse_newer,
     warm_start_artefacts,
 )
 
@@ -80,15 +77,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = open_dataset(args.data)
     times = resolve_times(job.run.split, dataset.times)
     vectors = open_vectors(args, dataset, job.run)
-    streams = job.run.ranker.training.stream.enabled
-    rows = (_streamed if streams else _loaded)(dataset, job.run, times, vectors)
+    impressions = training_impressions(dataset, job.run.ranker, times, vectors)
     earlier = earlier_ranker(args)
     if earlier is not None:
-        refuse_future(args.warm_start, KIND_RANKER, times.test_from)
+        refuse_newer(args.warm_start, KIND_RANKER, times.test_from)
     on_plan = _print_plan if args.print_sharding_plan else None
     with job.training() as (device, log, checkpoints):
         model, facts = train_ranker(
-            job.run.ranker, rows, device, log, on_plan, checkpoints, earlier
+            job.run.ranker, impressions, device, log, on_plan, checkpoints, earlier
         )
         manifest = job.manifest(times.test_from, facts)
         with write_artifact_together(job.out, **manifest) as working:
@@ -99,57 +95,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoints.remove()
 
 
-def _loaded(
-    dataset: Dataset, run: Run, times: SplitTimes, vectors: LearnVectors | None
-) -> RankingRows:
-    moments = dataset.impressions[TIMESTAMP].to_numpy()
-    wanted = _training_rows(moments, times)
-    if vectors:
-        vectors.refuse_leak(moments[wanted], "train on")
-    # All rows are prepared, so that an error names a row of the file.
-    rows = prepare_rows(
-        dataset.impressions, run.ranker.features, vectors, IMPRESSIONS_FILE
-    )
-    return rows.select(wanted)
+def training_impressions(
+    dataset: Dataset,
+    ranker: RankerConfig,
+    times: SplitTimes,
+    vectors: LearnVectors | None,
+) -> Impressions:
+    """Return the impressions to train on, those of [towers_until, test_from).
 
-
-def _streamed(
-    dataset: Dataset, run: Run, times: SplitTimes, vectors: LearnVectors | None
-) -> StreamedRows:
-    where = dataset.parquet(IMPRESSIONS_FILE)
-    if where is None:
+    Raises:
+        UserError: there are none, they cannot be streamed, or the vectors' towers have
+            learned from their time.
+    """
+    streams = ranker.training.stream.enabled
+    if streams and dataset.parquet(IMPRESSIONS_FILE) is None:
         raise UserError(
             "ranker.training.stream.enabled: only `parquet:` data can be streamed; "
             "set it to false"
         )
-    ranker = run.ranker
-    rows = StreamedRows(
-        where,
-        ranker.features,
-        vectors,
-        first=times.towers_until,
-        end=times.test_from,
-        config=ranker.training.stream,
+    source = dataset.impressions_between(
+        times.towers_until,
+        times.test_from,
+        columns=columns_of(ranker),
+        optional=[WEIGHT],
+        in_memory=not streams,
     )
+    if source.earliest is None:
+        raise UserError(
+            f"{source.name}: no impression lies between split.towers_until and "
+            f"split.test_from ({times.towers_until} to {times.test_from}, unix "
+            "seconds); move them"
+        )
     if vectors:
-        vectors.refuse_leak(np.array([rows.earliest]), "train on")
-    return rows
+        refuse_vectors_leak(vectors.manifest, source.earliest, "train on")
+    return Impressions(source, ranker, vectors)
 
 
 def _print_plan(text: str) -> None:
     if is_writer():
         print(text, flush=True)
-
-
-def _training_rows(moments: NDArray[np.int64], times: SplitTimes) -> NDArray[np.bool_]:
-    wanted = (moments >= times.towers_until) & (moments < times.test_from)
-    if not wanted.any():
-        raise UserError(
-            f"{IMPRESSIONS_FILE}: no impression lies between split.towers_until and "
-            f"split.test_from ({times.towers_until} to {times.test_from}, unix "
-            "seconds); move them"
-        )
-    return wanted
 
 
 if __name__ == "__main__":

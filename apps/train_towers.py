@@ -30,7 +30,7 @@ from learn_torchrec.training.run_log import RUN_LOG
 
 from . import options
 from .job import Job, describe
-from .warm_start import add_warm_start, refuse_future, warm_start_artefacts
+from .warm_start import add_warm_start, refuse_newer, warm_start_artefacts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.authors_checkpoint is not None:
         initial = InitialTowers(read_authors_checkpoint(args.authors_checkpoint))
     if args.warm_start is not None:
-        refuse_future(args.warm_start, KIND_TOWERS, data.known_until)
+        refuse_newer(args.warm_start, KIND_TOWERS, data.known_until)
         refuse_other_split(args.warm_start, job.inputs[INTERACTIONS_FILE], split)
         initial = earlier_towers(args.warm_start, store)
     with job.training() as (device, log, checkpoints):

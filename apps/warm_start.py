@@ -6,6 +6,7 @@ from pathlib import Path
 from learn_torchrec import config
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.errors import UserError
+from learn_torchrec.provenance import refuse_leak
 from learn_torchrec.ranker.build import KIND_RANKER, MODEL_DIRECTORY
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.warm_start import WarmStart
@@ -52,18 +53,19 @@ def map_inputs(args: argparse.Namespace) -> dict[str, str]:
     return {"warm_start_map": " ".join(sorted(args.warm_start_map))}
 
 
-def refuse_future(directory: Path, kind: str, cutoff: int | None) -> None:
+def refuse_newer(directory: Path, kind: str, cutoff: int | None) -> None:
     """Refuse weights that know more than this run's may.
 
     Raises:
         UserError: the earlier run's cut-off lies after this one's.
     """
-    earlier = read_manifest(directory, kind).cutoff
-    if earlier is not None and cutoff is not None and earlier > cutoff:
-        raise UserError(
-            f"leak: {directory} learned from events up to {earlier}, this run may know "
-            f"those before {cutoff} alone (unix seconds); start from an older one"
-        )
+    refuse_leak(
+        read_manifest(directory, kind),
+        directory,
+        cutoff,
+        "the events that this run must not know",
+        "start from an older one",
+    )
 
 
 def earlier_ranker(args: argparse.Namespace) -> WarmStart | None:

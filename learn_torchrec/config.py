@@ -212,7 +212,7 @@ def _first_problem(kind: Any, error: ValidationError) -> str:
     place = [str(part) for part in problem["loc"]]
     full_name = ".".join(place)
     if problem["type"] == "unexpected_keyword_argument":
-        fields = typing.get_type_hints(_kind_at(kind, place[:-1]))
+        fields = _field_names(_kind_at(kind, place[:-1]))
         return f"unknown name {full_name}; known here: {', '.join(fields)}"
     if problem["type"] == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
@@ -238,9 +238,16 @@ def _reworded(kind: str, message: str, context: Mapping[str, Any]) -> str:
 
 
 def _names_a_field(message: str, kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) and message.partition(":")[0] in {
-        field.name for field in dataclasses.fields(kind)
-    }
+    return message.partition(":")[0] in _field_names(kind)
+
+
+def _field_names(kind: Any) -> list[str]:
+    """Return the fields of a configuration, or of any kind of a union of them."""
+    while typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    kinds = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
+    names = (field.name for k in kinds for field in dataclasses.fields(k))
+    return list(dict.fromkeys(names))
 
 
 def _kind_at(kind: Any, place: Sequence[str]) -> Any:

@@ -17,7 +17,7 @@ from learn_torchrec.ranker.config import (
     RankerModelConfig,
     RankerTrainingConfig,
 )
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
+from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoder import EncoderShape
 from learn_torchrec.towers.export import ExportConfig
@@ -91,13 +91,13 @@ def quickstart() -> Run:
         ranker=RankerConfig(
             features=FeaturesConfig(
                 sparse=(
-                    SparseFeature(column="user_id", num_embeddings=20_000),
-                    SparseFeature(column="item_id", num_embeddings=20_000),
-                    SparseFeature(column="age_decade", num_embeddings=1_000),
-                    SparseFeature(column="gender", num_embeddings=1_000),
-                    SparseFeature(column="occupation", num_embeddings=1_000),
-                    SparseFeature(column="genres", num_embeddings=1_000),
-                    SparseFeature(column="release_year", num_embeddings=1_000),
+                    HashedFeature(column="user_id", num_embeddings=20_000),
+                    HashedFeature(column="item_id", num_embeddings=20_000),
+                    HashedFeature(column="age_decade", num_embeddings=1_000),
+                    HashedFeature(column="gender", num_embeddings=1_000),
+                    HashedFeature(column="occupation", num_embeddings=1_000),
+                    HashedFeature(column="genres", num_embeddings=1_000),
+                    HashedFeature(column="release_year", num_embeddings=1_000),
                 ),
                 dense=("user_events", "user_log_odds", "item_events", "item_log_odds"),
             ),

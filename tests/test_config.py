@@ -69,7 +69,7 @@ def test_lists_of_sections_are_json():
         ("ranker.features.sparse=", "name at least one column"),
         (
             'ranker.features.sparse=[{"colum": "x"}]',
-            "unknown name 0.colum; known here: column, num_embeddings",
+            "unknown name 0.colum; known here: column, weights, sharding",
         ),
         (
             'ranker.features.sparse=[{"column": "user.age"}]',

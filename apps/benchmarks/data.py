@@ -30,7 +30,7 @@ import torch
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.datasets.loading.prefetch import read_ahead
+from learn_torchrec.datasets.loading.prefetch import prefetch
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
 from learn_torchrec.datasets.preparation.engines import open_engine
 from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
@@ -173,7 +173,7 @@ def loader_shuffled(path: Path) -> Iterator[dict[str, torch.Tensor]]:
     """Yield batches as the ranker takes them: from windows that a thread reads."""
     config = LoaderConfig(batch_size=_BATCH, drop_last=False)
     loader = Loader(RowGroups(path), config, transform=as_tensors)
-    for (window,) in read_ahead(loader.windows(epoch=0), depth=1):
+    for (window,) in prefetch(loader.windows(epoch=0), depth=1):
         for step in range(len(window.bounds) - 1):
             rows = torch.from_numpy(window.take(step))
             yield {name: v.index_select(0, rows) for name, v in window.rows.items()}

@@ -29,12 +29,18 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM, DLRMTrain
 
 from learn_torchrec.artifact import Manifest
-from learn_torchrec.ranker.batch import RankingBatch, training_batches
+from learn_torchrec.datasets.loading.in_memory import TableRows
+from learn_torchrec.datasets.loading.row_groups import RowGroups
+from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
-from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
-from learn_torchrec.ranker.prepare import prepare_rows
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
-from learn_torchrec.ranker.stream import StreamConfig, StreamedRows
+from learn_torchrec.ranker.config import (
+    RankerConfig,
+    RankerTrainingConfig,
+    StreamConfig,
+)
+from learn_torchrec.ranker.encode import columns_of
+from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
+from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tables import embedding_bag_collection, sharding_kinds
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.distributed import gather_objects, is_writer, process_group
@@ -58,7 +64,7 @@ def configuration() -> RankerConfig:
     return RankerConfig(
         features=FeaturesConfig(
             sparse=tuple(
-                SparseFeature(column=f"id_{i}", num_embeddings=TABLE_ROWS)
+                HashedFeature(column=f"id_{i}", num_embeddings=TABLE_ROWS)
                 for i in range(NUM_TABLES)
             ),
             dense=tuple(f"number_{i}" for i in range(NUM_DENSE)),
@@ -123,15 +129,9 @@ def write_rates(path: Path, turns: int, out: Path) -> None:
 def make_contenders(path: Path, device: torch.device) -> dict[str, Contender]:
     """Return one pass over the data for each way to train on it."""
     config, vectors = configuration(), random_vectors()
-    training = config.training
-    table = pq.read_table(path, columns=_columns(config))
-    order = {"batch_size": training.batch_size, "seed": 0, "epoch": 0}
+    table = TableRows(pq.read_table(path, columns=columns_of(config)), None, str(path))
     memory = {
-        learn: list(
-            training_batches(
-                prepare_rows(table, config.features, given, str(path)), **order
-            )
-        )
+        learn: list(Impressions(table, config, given).batches(epoch=0))
         for learn, given in (("off", None), ("on", vectors))
     }
     models = {
@@ -146,8 +146,8 @@ def make_contenders(path: Path, device: torch.device) -> dict[str, Contender]:
         raise AssertionError(f"LEARN off is not DLRM: losses {ours} and {theirs}")
 
     def stream(given: LearnVectors | None) -> Iterator[RankingBatch]:
-        rows = StreamedRows(path, config.features, given, 0, 2**40, training.stream)
-        return rows.batches(**order)
+        groups = RowGroups(path, columns_of(config))
+        return Impressions(groups, config, given).batches(epoch=0)
 
     data: dict[str, Callable[[], Iterable[RankingBatch]]] = {
         "dlrm": lambda: memory["off"],
@@ -204,10 +204,6 @@ def pass_over(
         return result
 
     return run
-
-
-def _columns(config: RankerConfig) -> list[str]:
-    return ["user_id", "item_id", "timestamp", "label", *config.features.columns]
 
 
 def launch(ranks: int, path: Path, turns: int) -> dict[str, float]:

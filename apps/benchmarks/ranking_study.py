@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from learn_torchrec import config as configuration
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.split import resolve_times
 from learn_torchrec.evaluation import rows as scored_rows
 from learn_torchrec.evaluation.auc import evaluate_auc
@@ -35,8 +36,7 @@ from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.config import RankerConfig
-from learn_torchrec.ranker.prepare import prepare_rows
-from learn_torchrec.ranker.rows import RankingRows
+from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
@@ -44,6 +44,7 @@ from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     ITEM_ACTIVITY,
     LABEL,
+    SCORE,
     TIMESTAMP,
     USER_ACTIVITY,
     USER_ID,
@@ -68,7 +69,7 @@ _SPACE: dict[str, tuple[Any, ...]] = {
 }
 _LEARN_SPACE: dict[str, tuple[Any, ...]] = {
     "model.learn": ("all", "vectors", "fusion"),
-    "model.auxiliary_weight": (0.1, 0.3, 1.0),
+    "tasks": tuple([{"auxiliary_weight": weight}] for weight in (0.1, 0.3, 1.0)),
     "model.stop_gradient": (False, True),
 }
 
@@ -79,7 +80,7 @@ class Study:
 
     run: Run
     dataset: Dataset
-    rows: dict[str, RankingRows]
+    vectors: LearnVectors
     train: NDArray[np.bool_]
     validation: NDArray[np.bool_]
     test: NDArray[np.bool_]
@@ -143,18 +144,10 @@ def prepare(args: argparse.Namespace) -> Study:
     ahead = moments[moments >= times.towers_until]
     start = int(ahead.min()) if len(ahead) else None
     refuse_vectors_leak(vectors.manifest, start, "train on")
-    features = run.ranker.features
     return Study(
         run=run,
         dataset=dataset,
-        rows={
-            "baseline": prepare_rows(
-                dataset.impressions, features, None, IMPRESSIONS_FILE
-            ),
-            "learn": prepare_rows(
-                dataset.impressions, features, vectors, IMPRESSIONS_FILE
-            ),
-        },
+        vectors=vectors,
         train=(moments >= times.towers_until) & (moments < validation_from),
         validation=(moments >= validation_from) & (moments < times.test_from),
         test=moments >= times.test_from,
@@ -228,11 +221,20 @@ def fit_and_score(
     log: Path,
 ) -> Scores:
     """Train on some rows and score others."""
-    rows = study.rows[arm]
+    learned_rows, judged_rows = (
+        Impressions(
+            TableRows(
+                study.dataset.impressions.filter(pa.array(rows)), None, IMPRESSIONS_FILE
+            ),
+            ranker,
+            None if arm == "baseline" else study.vectors,
+        )
+        for rows in (learned, judged)
+    )
     with RunLog(log) as run_log:
-        model, _ = train_ranker(ranker, rows.select(learned), device, run_log)
-    scores = score(model, rows.select(judged), ranker.training.batch_size, device)
-    return scores.numpy().astype(np.float64)
+        model, _ = train_ranker(ranker, learned_rows, device, run_log)
+    scores = score(model, judged_rows, ranker.training.batch_size, device)
+    return scores[SCORE].astype(np.float64)
 
 
 def compare(study: Study, scores: dict[str, list[Scores]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torchrec import KeyedJaggedTensor
 from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
 from learn_torchrec.ranker.config import RankerConfig
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
+from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.training.checkpoint import CheckpointConfig, Checkpoints
 from learn_torchrec.training.distributed import process_group
 
@@ -33,7 +33,7 @@ def measure() -> dict[str, Any]:
     with process_group() as device, tempfile.TemporaryDirectory() as folder:
         features = FeaturesConfig(
             sparse=tuple(
-                SparseFeature(column=f"id_{n}", num_embeddings=_ROWS)
+                HashedFeature(column=f"id_{n}", num_embeddings=_ROWS)
                 for n in range(_TABLES)
             ),
             dense=("number",),
@@ -115,7 +115,7 @@ def _batch() -> RankingBatch:
     return RankingBatch(
         dense_features=torch.randn(_BATCH, 1),
         sparse_features=sparse,
-        labels=torch.randint(0, 2, (_BATCH,)).float(),
+        labels={"label": torch.randint(0, 2, (_BATCH,)).float()},
         weights=torch.ones(_BATCH),
     )
 

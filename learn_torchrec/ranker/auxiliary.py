@@ -1,25 +1,32 @@
-"""The auxiliary network: LEARN's vectors bent towards conversion (paper: section 3.4).
+"""The auxiliary network: adapts LEARN's vectors to conversion (paper: section 3.4).
 
 Dimension letters: B rows, D vector dim, H hidden size, E fusion dim.
 """
 
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+AuxiliaryLogits: TypeAlias = Any  # a tensor [B], or a dictionary of them by task
 
 
 class AuxiliaryNetwork(nn.Module):
     """Two linear layers fuse user and item vector; a head predicts conversion.
 
     The paper's "mid emb" (v1) or "fusion emb" (v2) is the output of the two layers.
-    It enters the main ranker, and the head's own CVR loss shapes it.
+    It enters the main ranker, and the head's own CVR loss shapes it. In a ranker of
+    several tasks it may have a head for each.
 
     Args:
         vector_dim: D, of each of the two vectors.
         hidden_dim: H, between the two linear layers.
         fusion_dim: E.
-        head_dim: hidden size of the head.
+        head_dim: hidden size of a head.
         device: of the parameters.
+        tasks: names of the heads; None for a single head without a name.
 
     Example:
         >>> import torch
@@ -37,20 +44,29 @@ class AuxiliaryNetwork(nn.Module):
         fusion_dim: int = 64,
         head_dim: int = 32,
         device: torch.device | None = None,
+        tasks: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.fusion_dim = fusion_dim
+        self.fusion_dim, self.tasks = fusion_dim, tasks
         self.fusion_in = nn.Linear(2 * vector_dim, hidden_dim, device=device)
         self.fusion_out = nn.Linear(hidden_dim, fusion_dim, device=device)
-        self.head = nn.Sequential(
-            nn.Linear(fusion_dim, head_dim, device=device),
-            nn.ReLU(),
-            nn.Linear(head_dim, 1, device=device),
+
+        def new_head() -> nn.Module:
+            return nn.Sequential(
+                nn.Linear(fusion_dim, head_dim, device=device),
+                nn.ReLU(),
+                nn.Linear(head_dim, 1, device=device),
+            )
+
+        self.head: nn.Module = (
+            new_head()
+            if tasks is None
+            else nn.ModuleDict({task: new_head() for task in tasks})
         )
 
     def forward(
         self, user_vectors: Tensor, item_vectors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, AuxiliaryLogits]:
         """Fuse and predict.
 
         Args:
@@ -58,10 +74,13 @@ class AuxiliaryNetwork(nn.Module):
             item_vectors: float [B, D].
 
         Returns:
-            Fusion embedding [B, E] and logits [B].
+            Fusion embedding [B, E] and logits [B], by task where heads have names.
         """
         pair = torch.cat([user_vectors, item_vectors], dim=1)
         fusion = F.relu(self.fusion_out(F.relu(self.fusion_in(pair))))
+        if isinstance(self.head, nn.ModuleDict):
+            heads = self.head.items()
+            return fusion, {task: head(fusion).squeeze(-1) for task, head in heads}
         return fusion, self.head(fusion).squeeze(-1)
 
 

@@ -1,4 +1,4 @@
-"""A ranker as configured: made, sharded, with its optimizers; saved and loaded."""
+"""Building a ranker as configured, sharded, with its optimizers; saving, loading."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,6 @@ from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain
 from learn_torchrec.ranker.tables import (
     embedding_bag_collection,
     managed_collection,
-    refuse_managed,
     sharding_kinds,
 )
 from learn_torchrec.training.optim import dense_optimizer
@@ -49,7 +48,11 @@ def build_task(
         network = None
         if shape.learn != "vectors":
             network = AuxiliaryNetwork(
-                vector_dim, shape.fusion_hidden_dim, shape.fusion_dim, device=device
+                vector_dim,
+                shape.fusion_hidden_dim,
+                shape.fusion_dim,
+                device=device,
+                tasks=[task.name for task in config.tasks if task.auxiliary_weight],
             )
         learn = LearnFeatures(
             vector_dim, network, shape.learn, shape.stop_gradient, device=device
@@ -67,8 +70,9 @@ def build_task(
             device,
         ),
         device=device,
+        tasks=[task.name for task in config.tasks],
     )
-    return LearnRankerTrain(ranker, shape.auxiliary_weight)
+    return LearnRankerTrain(ranker, config.tasks)
 
 
 def build_ranker(
@@ -89,7 +93,8 @@ def build_ranker(
         UserError: tables, or their optimizer, that the backend cannot run.
     """
     sparse = config.features.sparse
-    refuse_managed(sparse, config.tables, device)
+    for feature in sparse:
+        feature.check(config.tables, device)
     task = build_task(config, vector_dim, device)
     kinds = sharding_kinds(sparse, config.sharding)
     model = shard_tables(task, device, config.tables, kinds, on_plan)

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from learn_torchrec.arrays import Column
-from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork, weighted_bce
+from learn_torchrec.ranker.auxiliary import (
+    AuxiliaryLogits,
+    AuxiliaryNetwork,
+    weighted_bce,
+)
 from learn_torchrec.ranker.vectors import LearnVectors
 
 FeatureSet = Literal["all", "vectors", "fusion"]
@@ -95,7 +99,7 @@ class LearnFeatures(nn.Module):
         user_vectors: Tensor,
         item_vectors: Tensor,
         has_vectors: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, AuxiliaryLogits | None]:
         """Return the features of a batch.
 
         Args:
@@ -105,8 +109,8 @@ class LearnFeatures(nn.Module):
                 there when None.
 
         Returns:
-            Dense features [B, out_features], and auxiliary logits [B] or, without an
-            auxiliary network, None.
+            Dense features [B, out_features], and the auxiliary network's logits, [B]
+            or [B] by task; None without the network.
         """
         if has_vectors is None:
             has_vectors = user_vectors.new_ones(user_vectors.shape[0], 2)
@@ -122,7 +126,7 @@ class LearnFeatures(nn.Module):
 
     def of_ids(
         self, user_ids: Column, item_ids: Column, timestamps: Column | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, AuxiliaryLogits | None]:
         """Return the features of users and items by id, as `forward` does.
 
         Columns may be NumPy, pandas, pyarrow or torch arrays, sequences, or one value.

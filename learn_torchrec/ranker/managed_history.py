@@ -1,8 +1,8 @@
-"""What managed-collision tables have seen since ids last changed rows.
+"""The ids that managed-collision tables have seen since ids last changed rows.
 
 TorchRec collects a rank's ids for some steps before frequent ones get rows, and keeps
-them out of the model's state. Without them a training that goes on from a checkpoint
-would give other ids rows than one that was not interrupted.
+them out of the model's state. Without them a resumed training would give rows to other
+ids than one that was not interrupted.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ def history_of(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_history(model: nn.Module, history: Mapping[str, Tensor]) -> None:
-    """Let the tables of a model whose state is loaded go on where `history` was taken.
+    """Restore the history of a model whose state is loaded.
 
     Args:
         model: sharded over as many ranks.

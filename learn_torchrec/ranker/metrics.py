@@ -1,6 +1,7 @@
 """Normalised entropy and calibration while training, by `torchrec.metrics`."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -10,30 +11,35 @@ from torchrec.metrics.ne import NEMetric
 from torchrec.metrics.rec_metric import RecMetric
 
 from learn_torchrec.ranker.model import RankerOutput
+from learn_torchrec.ranker.tasks import TaskConfig, joint_logits
 
-_TASK = "cvr"
 _WINDOW_BATCHES = 100
 
 
 class TrainingMetrics:
-    """Metrics of the main logits over the latest rows of all ranks.
+    """Metrics of each task over the latest rows of all ranks.
 
     They are of rows that the model had not learned from yet, where a row is seen
-    for the first time.
+    for the first time, and of the probabilities that the tasks' labels judge: of a
+    conditional task the joint one.
 
     Args:
+        tasks: of the ranker.
         batch_size: rows of a rank's batch.
         device: this rank's.
     """
 
-    def __init__(self, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self, tasks: Sequence[TaskConfig], batch_size: int, device: torch.device
+    ) -> None:
+        self._tasks = tasks
         world_size = dist.get_world_size()
         self._metrics: dict[str, RecMetric] = {
             name: kind(
                 world_size=world_size,
                 my_rank=dist.get_rank(),
                 batch_size=batch_size,
-                tasks=[RecTaskInfo(name=_TASK)],
+                tasks=[RecTaskInfo(name=task.name) for task in tasks],
                 window_size=_WINDOW_BATCHES * batch_size * world_size,
                 compute_on_all_ranks=True,
             ).to(device)
@@ -42,21 +48,24 @@ class TrainingMetrics:
 
     def add(self, output: RankerOutput) -> None:
         """Take one step's detached output."""
-        scores = output.logits.sigmoid()
+        judged = joint_logits(self._tasks, output.logits)
+        predictions = {name: logits.sigmoid() for name, logits in judged.items()}
+        labels = {task.name: output.labels[task.label] for task in self._tasks}
+        weights = dict.fromkeys(labels, output.weights)
         for metric in self._metrics.values():
-            metric.update(
-                predictions={_TASK: scores},
-                labels={_TASK: output.labels},
-                weights={_TASK: output.weights},
-            )
+            metric.update(predictions=predictions, labels=labels, weights=weights)
 
     def result(self) -> dict[str, float]:
-        """Return the windowed metrics that are defined; every rank takes part."""
+        """Return the windowed metrics that are defined; every rank takes part.
+
+        They are `ne` and `calibration` of one task, `ne_<task>` ... of several.
+        """
         result = {}
         for name, metric in self._metrics.items():
             values = metric.compute()
-            key = next(k for k in values if k.rpartition("|")[2] == f"window_{name}")
-            value = float(values[key])
-            if math.isfinite(value):
-                result[name] = value
+            for task in self._tasks:
+                value = float(values[f"{name}-{task.name}|window_{name}"])
+                suffix = "" if len(self._tasks) == 1 else f"_{task.name}"
+                if math.isfinite(value):
+                    result[name + suffix] = value
         return result

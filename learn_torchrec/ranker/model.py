@@ -1,8 +1,9 @@
-"""The CVR ranker: TorchRec's DLRM, with LEARN's vectors among its dense features.
+"""The ranker: TorchRec's DLRM, with LEARN's vectors among its dense features.
 
 Dimension letters: B rows, F dense features, D vector dim, S ID features.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,11 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 from learn_torchrec.ranker.auxiliary import weighted_bce
 from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.learn_features import LearnFeatures
+from learn_torchrec.ranker.tasks import TaskConfig, joint_logits
 
 
 class ManagedSparseArch(nn.Module):
-    """TorchRec's `SparseArch` for ID features that get their rows while training.
+    """TorchRec's `SparseArch` for ID features whose rows TorchRec assigns.
 
     Args:
         collection: its tables, all of one embedding dim.
@@ -39,16 +41,19 @@ class ManagedSparseArch(nn.Module):
 
 
 class LearnRanker(nn.Module):
-    """A DLRM that composes TorchRec's own parts; without `learn` it is TorchRec's.
+    """A DLRM made of TorchRec's own parts; without `learn`, for one task, it is DLRM.
+
+    Several tasks share everything but the over-arch (shared bottom).
 
     Args:
         embedding_bag_collection: the ID features, all of one embedding dim.
         dense_in_features: F, at least 1.
         dense_arch_layer_sizes: of the bottom MLP; the last is the embedding dim.
-        over_arch_layer_sizes: of the top MLP; the last is 1.
+        over_arch_layer_sizes: of a task's top MLP; the last is 1.
         learn: LEARN's features, or None for the baseline.
         managed_collection: further ID features, of the same embedding dim.
         device: of the dense parameters.
+        tasks: their names, one over-arch each.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -63,6 +68,7 @@ class LearnRanker(nn.Module):
         learn: LearnFeatures | None = None,
         managed_collection: ManagedCollisionEmbeddingBagCollection | None = None,
         device: torch.device | None = None,
+        tasks: Sequence[str] = ("cvr",),
     ) -> None:
         super().__init__()
         embedding_dim = dense_arch_layer_sizes[-1]
@@ -74,7 +80,11 @@ class LearnRanker(nn.Module):
                 f"embedding dims {sorted(dims)} and the dense arch's last layer "
                 f"{embedding_dim} must be equal"
             )
-        self.learn = learn
+        self.learn, self.tasks = learn, tuple(tasks)
+        self.auxiliary_tasks: tuple[str, ...] = ()  # those with an auxiliary head
+        if learn is not None and learn.auxiliary is not None:
+            self._heads_named = learn.auxiliary.tasks is not None
+            self.auxiliary_tasks = tuple(learn.auxiliary.tasks or self.tasks[:1])
         self.sparse_arch = SparseArch(embedding_bag_collection)
         num_features = len(self.sparse_arch.sparse_feature_names)
         self.managed_arch: ManagedSparseArch | None = None
@@ -86,9 +96,15 @@ class LearnRanker(nn.Module):
         self.dense_arch = DenseArch(dense_in_features, dense_arch_layer_sizes, device)
         self.inter_arch = InteractionArch(num_features)
         pairs = num_features * (num_features - 1) // 2
-        self.over_arch = OverArch(
-            embedding_dim + pairs + num_features, over_arch_layer_sizes, device
-        )
+        archs = {
+            task: OverArch(
+                embedding_dim + pairs + num_features, over_arch_layer_sizes, device
+            )
+            for task in self.tasks
+        }
+        # One task's parameters have the names that DLRM gives them.
+        one = len(archs) == 1
+        self.over_arch = archs[self.tasks[0]] if one else nn.ModuleDict(archs)
 
     def forward(
         self,
@@ -98,7 +114,7 @@ class LearnRanker(nn.Module):
         item_vectors: Tensor | None = None,
         has_vectors: Tensor | None = None,
         managed_features: KeyedJaggedTensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Score rows.
 
         Args:
@@ -110,13 +126,13 @@ class LearnRanker(nn.Module):
             managed_features: KJT over B rows, needed with `managed_collection`.
 
         Returns:
-            Logits [B], and the auxiliary network's logits [B] or None.
+            Logits [B] by task, and the auxiliary network's by task.
         """
-        auxiliary_logits = None
+        auxiliary_logits: dict[str, Tensor] = {}
         if self.learn is not None:
-            features, auxiliary_logits = self.learn(
-                user_vectors, item_vectors, has_vectors
-            )
+            features, found = self.learn(user_vectors, item_vectors, has_vectors)
+            for task in self.auxiliary_tasks:
+                auxiliary_logits[task] = found[task] if self._heads_named else found
             dense_features = torch.cat([dense_features, features], dim=1)
         embedded_dense = self.dense_arch(dense_features)
         embedded_sparse = self.sparse_arch(sparse_features)
@@ -124,7 +140,15 @@ class LearnRanker(nn.Module):
             managed = self.managed_arch(managed_features)
             embedded_sparse = torch.cat([embedded_sparse, managed], dim=1)
         interactions = self.inter_arch(embedded_dense, embedded_sparse)
-        return self.over_arch(interactions).squeeze(-1), auxiliary_logits
+        logits = {
+            task: arch(interactions).squeeze(-1) for task, arch in self._over_archs()
+        }
+        return logits, auxiliary_logits
+
+    def _over_archs(self) -> Iterable[tuple[str, nn.Module]]:
+        if isinstance(self.over_arch, nn.ModuleDict):
+            return self.over_arch.items()
+        return [(self.tasks[0], self.over_arch)]
 
 
 class RankerOutput(NamedTuple):
@@ -132,39 +156,41 @@ class RankerOutput(NamedTuple):
 
     Attributes:
         loss: main plus auxiliary, a scalar.
-        logits: [B].
-        labels: [B].
+        logits: [B] by task.
+        labels: [B] by column.
         weights: [B].
-        auxiliary_loss: a scalar, before lambda; 0 without an auxiliary network.
+        auxiliary_loss: a scalar, the heads' sum before lambda; 0 without a head.
     """
 
     loss: Tensor
-    logits: Tensor
-    labels: Tensor
+    logits: dict[str, Tensor]
+    labels: dict[str, Tensor]
     weights: Tensor
     auxiliary_loss: Tensor
 
 
 class LearnRankerTrain(nn.Module):
-    """The training task: main plus auxiliary CVR loss, summed before one backward.
+    """The training task: all tasks' main and auxiliary losses, one backward pass.
 
     TorchRec's fused table optimizers step in every backward pass, so two passes
     would update the tables twice.
 
     Args:
         ranker: the model.
-        auxiliary_weight: of the auxiliary network's loss.
+        tasks: the ranker's, in its order.
     """
 
-    def __init__(self, ranker: LearnRanker, auxiliary_weight: float = 1.0) -> None:
+    def __init__(
+        self, ranker: LearnRanker, tasks: Sequence[TaskConfig] = (TaskConfig(),)
+    ) -> None:
         super().__init__()
-        self.ranker = ranker
-        self.auxiliary_weight = auxiliary_weight
+        self.ranker, self.tasks = ranker, tuple(tasks)
 
     def forward(self, batch: RankingBatch) -> tuple[Tensor, RankerOutput]:
         """Return the loss, and what the step shows.
 
-        The loss is the mean over rows of weight times binary cross-entropy.
+        A task's loss is the mean over rows of weight times binary cross-entropy of
+        the logits that its label judges, see `tasks.joint_logits`.
         """
         logits, auxiliary_logits = self.ranker(
             batch.dense_features,
@@ -174,19 +200,22 @@ class LearnRankerTrain(nn.Module):
             batch.has_vectors,
             batch.managed_features,
         )
-        loss = weighted_bce(logits, batch.labels, batch.weights)
+        judged = joint_logits(self.tasks, logits)
+        loss = torch.zeros((), device=batch.weights.device)
         auxiliary = torch.zeros_like(loss)
-        if auxiliary_logits is not None:
-            labels = batch.auxiliary_labels
-            auxiliary = weighted_bce(
-                auxiliary_logits,
-                batch.labels if labels is None else labels,
-                batch.weights,
-            )
-            loss = loss + self.auxiliary_weight * auxiliary
+        for task in self.tasks:
+            labels = batch.labels[task.label]
+            main = weighted_bce(judged[task.name], labels, batch.weights)
+            loss = loss + task.weight * main
+        for task in self.tasks:
+            if task.name in self.ranker.auxiliary_tasks:
+                labels = batch.labels[task.auxiliary_label or task.label]
+                head = weighted_bce(auxiliary_logits[task.name], labels, batch.weights)
+                loss = loss + task.auxiliary_weight * head
+                auxiliary = auxiliary + head
         return loss, RankerOutput(
             loss=loss.detach(),
-            logits=logits.detach(),
+            logits={name: value.detach() for name, value in logits.items()},
             labels=batch.labels,
             weights=batch.weights,
             auxiliary_loss=auxiliary.detach(),

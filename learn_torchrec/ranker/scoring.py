@@ -6,13 +6,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from learn_torchrec.ranker.batch import RankingBatch, evaluation_batches, rank_rows
+from learn_torchrec.arrays import Float32Array
+from learn_torchrec.ranker.batch import RankingBatch, evaluation_batches
+from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.rows import RankingRows
+from learn_torchrec.ranker.tasks import scores
 
 Pipeline: TypeAlias = TrainPipelineSparseDist[RankingBatch, Any]
 
@@ -20,11 +21,14 @@ Pipeline: TypeAlias = TrainPipelineSparseDist[RankingBatch, Any]
 class Scorer:
     """Scores one set of rows after another; see `scorer`."""
 
-    def __init__(self, pipeline: Pipeline, batch_size: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, impressions: Impressions, batch_size: int
+    ) -> None:
         self._pipeline, self._batch_size = pipeline, batch_size
+        self._tasks, self._vectors = impressions.tasks, impressions.vectors
 
     @torch.no_grad()
-    def __call__(self, rows: RankingRows, width: int) -> Tensor:
+    def __call__(self, rows: RankingRows, width: int) -> dict[str, Float32Array]:
         """Score this rank's rows; every rank takes part with rows of its own.
 
         Args:
@@ -32,55 +36,65 @@ class Scorer:
             width: the same on every rank, at least the rows of each.
 
         Returns:
-            Probabilities, float32 [N] on the CPU.
+            Probabilities by column, float32 [N]; see `tasks.scores`.
         """
         self._pipeline.reset()
-        batches = evaluation_batches(rows, width, self._batch_size)
-        parts: list[Tensor] = []
+        batches = evaluation_batches(rows, self._vectors, width, self._batch_size)
+        parts: list[dict[str, Float32Array]] = []
         while True:
             try:
                 output = self._pipeline.progress(batches)
             except StopIteration:
-                return torch.cat(parts)[: len(rows)]
-            parts.append(torch.sigmoid(output.logits).cpu())
+                break
+            found = scores(self._tasks, output.logits)
+            parts.append({name: score.cpu().numpy() for name, score in found.items()})
+        return {
+            name: np.concatenate([part[name] for part in parts])[: len(rows)]
+            for name in parts[0]
+        }
 
 
 @contextmanager
 def scorer(
-    model: DistributedModelParallel, batch_size: int, device: torch.device
+    model: DistributedModelParallel,
+    impressions: Impressions,
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[Scorer]:
     """Yield what scores rows with a model, which it puts into evaluation mode.
 
     Args:
         model: sharded over the ranks.
+        impressions: that the rows are of.
         batch_size: rows of a rank's batch.
         device: this rank's.
     """
     model.eval()
     # In evaluation mode the pipeline neither goes backward nor steps.
     pipeline: Pipeline = TrainPipelineSparseDist(model, model.fused_optimizer, device)
-    yield Scorer(pipeline, batch_size)
+    yield Scorer(pipeline, impressions, batch_size)
     pipeline.detach()
 
 
 def score(
     model: DistributedModelParallel,
-    rows: RankingRows,
+    impressions: Impressions,
     batch_size: int,
     device: torch.device,
-) -> Tensor:
-    """Score this rank's share of rows that every rank has (see `rank_rows`).
+) -> dict[str, Float32Array]:
+    """Score this rank's share of impressions, in their order.
 
     Args:
         model: sharded over the ranks.
-        rows: all of them.
+        impressions: the same on every rank.
         batch_size: rows of a rank's batch.
         device: this rank's.
 
     Returns:
-        Probabilities, float32 [this rank's rows] on the CPU.
+        Probabilities by column, float32 [this rank's rows].
     """
-    mine = rank_rows(len(rows))
-    share = rows.take(mine if len(mine) else np.zeros(1, np.int64))
-    with scorer(model, batch_size, device) as scores:
-        return scores(share, -(-len(rows) // dist.get_world_size()))[: len(mine)]
+    parts = impressions.parts(len(impressions))
+    with scorer(model, impressions, batch_size, device) as score_rows:
+        (part,) = parts
+        found = score_rows(part.rows, parts.width)
+    return {name: values[: part.table.num_rows] for name, values in found.items()}

@@ -129,22 +129,3 @@ class LearnVectors:
             torch.from_numpy(self.items.gather(item_rows)),
             torch.from_numpy(rows != MISSING),
         )
-
-    def refuse_leak(self, times: Int64Array, purpose: str) -> None:
-        """Refuse impressions that the towers may have learned from.
-
-        Args:
-            times: int64 [N] of the impressions.
-            purpose: what they are for, for the message.
-
-        Raises:
-            UserError: an impression lies before the towers' cut-off.
-        """
-        cutoff = self.manifest.cutoff
-        if cutoff is not None and len(times) and times.min() < cutoff:
-            raise UserError(
-                f"leak: the vectors' towers learned from events up to {cutoff}, but "
-                f"the impressions to {purpose} start at {times.min()} (unix seconds); "
-                "train the towers with an earlier split.towers_until, or use later "
-                "impressions"
-            )

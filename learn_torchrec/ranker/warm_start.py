@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
-from learn_torchrec.ranker.tables import TABLE_PREFIX
+from learn_torchrec.ranker.features import FeaturesConfig, IdFeature
+from learn_torchrec.ranker.features.base import TABLE_PREFIX
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.tensors import load_common_rows, read_index
 
@@ -139,7 +139,7 @@ def _old_name(name: str, renamed: Mapping[str, str]) -> str:
     return ".".join(parts)
 
 
-def _feature_of(name: str, features: FeaturesConfig) -> SparseFeature | None:
+def _feature_of(name: str, features: FeaturesConfig) -> IdFeature | None:
     parts = name.split(".")
     for feature in features.sparse:
         if TABLE_PREFIX + feature.column in parts:
@@ -150,7 +150,7 @@ def _feature_of(name: str, features: FeaturesConfig) -> SparseFeature | None:
 def _may_grow(name: str, features: FeaturesConfig) -> bool:
     """Whether row n stays row n when the table's size changes."""
     feature = _feature_of(name, features)
-    return feature is not None and feature.ids == "index"
+    return feature is not None and feature.may_grow
 
 
 def _refusal(name: str, features: FeaturesConfig, earlier: WarmStart) -> str | None:
@@ -160,6 +160,7 @@ def _refusal(name: str, features: FeaturesConfig, earlier: WarmStart) -> str | N
         return None
     old = earlier.renamed.get(feature.column, feature.column)
     for other in earlier.features.sparse:
-        if other.column == old and other.ids != feature.ids:
-            return f"ids became rows by {other.ids} before, by {feature.ids} now"
+        if other.column == old and other.meaning != feature.meaning:
+            before, now = other.meaning, feature.meaning
+            return f"ids became rows by {before} before, by {now} now"
     return None

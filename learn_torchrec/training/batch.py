@@ -11,7 +11,7 @@ from torchrec.streamable import Pipelineable
 class PipelineableBatch(Pipelineable):
     """Moves every field that can move; subclasses are plain dataclasses.
 
-    Fields are tensors, `KeyedJaggedTensor`s or None.
+    Fields are tensors, `KeyedJaggedTensor`s, dictionaries of them, or None.
     """
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
@@ -27,10 +27,10 @@ class PipelineableBatch(Pipelineable):
         return self._map(lambda x: x.pin_memory())
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
-        return type(self)(
-            **{
-                field.name: None if value is None else function(value)
-                for field in dataclasses.fields(self)
-                for value in (getattr(self, field.name),)
-            }
-        )
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: moved(part) for name, part in value.items()}
+            return None if value is None else function(value)
+
+        fields = dataclasses.fields(self)
+        return type(self)(**{f.name: moved(getattr(self, f.name)) for f in fields})

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.interleave import cut_into_lanes
 from learn_torchrec.datasets.loading.loader import (
     Loader,
@@ -132,27 +133,70 @@ def test_row_numbers_and_lists_travel(rows: RowGroups) -> None:
 
 
 def test_resuming_at_another_number_of_ranks(rows: RowGroups) -> None:
-    whole = read(rows, CONFIG, epoch=2)
-    saved = pickle.loads(pickle.dumps(Loader(rows, CONFIG, ranks=2).state(2, 5)))
+    whole = read(rows, CONFIG, ranks=2, epoch=2)
     config = replace(CONFIG, workers=0, timeout=9.0)
-    epoch, step = Loader(rows, config, rank=1, ranks=3).resume(saved)
-    assert read(rows, config, ranks=3, epoch=epoch, start=step) == whole[5:]
+    assert read(rows, config, ranks=3, epoch=2, start=5) == whole[5:]
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 4}, {"batch_size": 48}, {"lanes": 4}, {"shuffle": False}]
-)
-def test_other_settings_are_no_place_to_resume(rows: RowGroups, change: dict) -> None:
-    state = Loader(rows, CONFIG).state(0, 1)
-    with pytest.raises(UserError, match="are not those of the saved position"):
-        Loader(rows, replace(CONFIG, **change)).resume(state)
+ONE_WINDOW = replace(CONFIG, window_rows=500)
 
 
-def test_other_files_are_no_place_to_resume(rows: RowGroups, tmp_path: Path) -> None:
-    state = Loader(rows, CONFIG).state(0, 1)
-    write(tmp_path / "log", (50, 7, 93, 61, 4))
-    with pytest.raises(UserError, match="are not those of the saved position"):
-        Loader(RowGroups(tmp_path / "log"), CONFIG).resume(state)
+@pytest.mark.parametrize("ranks", [1, 3, 12])
+def test_a_table_in_memory_gives_the_batches_of_its_files(
+    rows: RowGroups, ranks: int
+) -> None:
+    table = pa.concat_tables(
+        piece.drop_columns(ROW_NUMBER)
+        for group in range(len(rows))
+        for piece in rows.pieces(group)
+    )
+    memory = TableRows(table, None, "memory")
+    for epoch in (0, 1):
+        expected = read(rows, ONE_WINDOW, epoch=epoch)
+        assert read(memory, ONE_WINDOW, ranks, epoch=epoch) == expected
+        assert len(set(itertools.chain(*expected))) == 24 * 8
+
+
+@pytest.mark.parametrize("config", [CONFIG, ONE_WINDOW])
+def test_no_row_is_left_out_of_every_epoch(
+    rows: RowGroups, config: LoaderConfig
+) -> None:
+    seen = {
+        value
+        for epoch in range(40)
+        for step in read(rows, config, epoch=epoch)
+        for value in step
+    }
+    assert seen == set(range(211))
+
+
+def test_what_fits_one_window_is_transformed_once(rows: RowGroups) -> None:
+    calls: list[int] = []
+
+    def transform(table: pa.Table) -> list[int]:
+        calls.append(table.num_rows)
+        values: list[int] = table["value"].to_pylist()
+        return values
+
+    def epoch(config: LoaderConfig, number: int, rank: int = 0) -> list[list[int]]:
+        return [
+            [window.rows[place] for place in window.take(step)]
+            for (window,) in loaders[config, rank].windows(number)
+            for step in range(len(window.bounds) - 1)
+        ]
+
+    loaders = {
+        (config, rank): Loader(rows, config, rank=rank, ranks=2, transform=transform)
+        for config in (CONFIG, ONE_WINDOW)
+        for rank in (0, 1)
+    }
+    for config, times in ((CONFIG, 4), (ONE_WINDOW, 1)):
+        for number in (0, 1):
+            parts = [epoch(config, number, rank) for rank in (0, 1)]
+            steps = [one + other for one, other in zip(*parts, strict=True)]
+            assert steps == read(rows, config, epoch=number)
+        assert len(calls) == 2 * times, "of each rank"
+        calls.clear()
 
 
 def test_batches_that_cannot_be(rows: RowGroups) -> None:
@@ -186,7 +230,7 @@ def hang(table: pa.Table) -> pa.Table:
 
 
 def refuse(table: pa.Table) -> pa.Table:
-    raise UserError("part 7: column 'x' is bad; mend it")
+    raise UserError("part 7: column 'x' is bad; fix it")
 
 
 @pytest.mark.slow  # every set of processes loads torch
@@ -199,7 +243,7 @@ def test_workers(rows: RowGroups) -> None:
     pids = set(batch["pid"].to_pylist())
     assert len(pids) == 3
     assert os.getpid() not in pids
-    with pytest.raises(UserError, match=r"part 7: column 'x' is bad; mend it$"):
+    with pytest.raises(UserError, match=r"part 7: column 'x' is bad; fix it$"):
         list(Loader(rows, config, transform=refuse).batches(0))
     with pytest.raises(UserError) as caught:
         list(Loader(rows, config, rank=1, ranks=2, transform=die).batches(0))
@@ -217,7 +261,6 @@ def test_what_is_sent_to_a_worker(rows: RowGroups) -> None:
     again = pickle.loads(pickle.dumps(loader))
     first, second = next(loader.batches(0)), next(again.batches(0))
     assert first.equals(second)
-    assert again.state(0, 1) == loader.state(0, 1)
 
 
 def test_partitioned_folders_and_pruned_columns(tmp_path: Path) -> None:

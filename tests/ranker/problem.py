@@ -1,18 +1,24 @@
 """One small ranking problem for the sharding tests: its rows and its settings."""
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.ranker.config import (
     RankerConfig,
     RankerModelConfig,
     RankerTrainingConfig,
 )
-from learn_torchrec.ranker.prepare import prepare_rows as prepare
-from learn_torchrec.ranker.rows import FeaturesConfig, RankingRows, SparseFeature
+from learn_torchrec.ranker.features import (
+    FeaturesConfig,
+    HashedFeature,
+    IdFeature,
+    IndexedFeature,
+    ManagedCollisionFeature,
+)
+from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tables import ShardingConfig
+from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
@@ -78,19 +84,14 @@ def table() -> pa.Table:
 
 def config(case: str, managed: bool = False) -> RankerConfig:
     optimizer, decay = CASES[case]
-    features = [
-        SparseFeature(column="user_id", num_embeddings=32),
-        SparseFeature(column="item_id", num_embeddings=36, ids="index"),
-        SparseFeature(column="tags", num_embeddings=40, weights="shares"),
-    ]
+    users: IdFeature = HashedFeature(column="user_id", num_embeddings=32)
     if managed:
-        features[0] = dataclasses.replace(
-            features[0], ids="managed_collision", num_embeddings=64
-        )
+        users = ManagedCollisionFeature(column="user_id", num_embeddings=64)
+    items = IndexedFeature(column="item_id", num_embeddings=36)
+    tags = HashedFeature(column="tags", num_embeddings=40, weights="shares")
     return RankerConfig(
-        features=FeaturesConfig(
-            sparse=tuple(features), dense=("hour",), auxiliary_label="bought"
-        ),
+        features=FeaturesConfig(sparse=(users, items, tags), dense=("hour",)),
+        tasks=(TaskConfig(auxiliary_label="bought"),),
         model=RankerModelConfig(
             embedding_dim=EMBEDDING_DIM,
             dense_layers=(8,),
@@ -107,7 +108,7 @@ def config(case: str, managed: bool = False) -> RankerConfig:
     )
 
 
-def rows(settings: RankerConfig) -> RankingRows:
+def impressions(settings: RankerConfig) -> Impressions:
     random = np.random.default_rng(4)
     users, items = (
         VectorTable.build(
@@ -118,4 +119,5 @@ def rows(settings: RankerConfig) -> RankingRows:
         for count, times in ((20, np.zeros(20, np.int64)), (35, None))
     )
     vectors = LearnVectors(users=users, items=items, manifest=None)
-    return prepare(table(), settings.features, vectors, "impressions")
+    source = TableRows(table(), None, "impressions")
+    return Impressions(source, settings, vectors)

@@ -35,7 +35,7 @@ class Watched(TrainPipelineSparseDist):
 def run(config, device: torch.device):
     """Train and score; return what came of it, and the model."""
     Watched.seen, plans, log = [], [], Recorder()
-    rows = problem.rows(config)
+    rows = problem.impressions(config)
     model, facts = train_ranker(config, rows, device, log, plans.append)
     scores = all_scores(model, rows, device)
     sharded = [m for m in model.modules() if isinstance(m, ShardedModule)]
@@ -55,7 +55,7 @@ def run(config, device: torch.device):
 
 
 def all_scores(model, rows, device: torch.device) -> list[float]:
-    parts = gather_objects(score(model, rows, 50, device).tolist())
+    parts = gather_objects(score(model, rows, 50, device)["score"].tolist())
     return [x for part in parts for x in part]
 
 
@@ -68,7 +68,7 @@ def managed(directory: Path, device: torch.device) -> dict[str, object]:
     dist.barrier()
     again = build.build_ranker(config, problem.DIM, device)
     load_ranker(again, directory)
-    result["restored_scores"] = all_scores(again, problem.rows(config), device)
+    result["restored_scores"] = all_scores(again, problem.impressions(config), device)
     result["of_fewer_ranks"] = "not refused"
     try:
         load_ranker(again, directory.with_suffix(".one"))

@@ -8,7 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import main as command_line
-from learn_torchrec.apps import predict
+from learn_torchrec.apps import predict, train_ranker
+from learn_torchrec.artifact import Manifest
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.split import SplitTimes
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.config import (
+    RankerConfig,
+    RankerTrainingConfig,
+    StreamConfig,
+)
+from learn_torchrec.ranker.features import FeaturesConfig
+from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.vector_table import VectorTable
 
 SETTINGS = [
     "ranker.features.dense=hour",
@@ -124,3 +136,69 @@ def test_only_parquet_can_be_streamed(tmp_path, capsys):
             ]
         )
     assert "only `parquet:` data can be streamed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_training_takes_the_impressions_from_towers_until_to_before_test_from(
+    streams, market, one_rank
+):
+    dataset = open_dataset(f"parquet:{market}")
+    times = np.unique(dataset.impressions["timestamp"].to_numpy())
+    first, end = int(times[100]), int(times[200])
+    config = RankerConfig(
+        features=FeaturesConfig(sparse=("user_id",), dense=("timestamp",)),
+        training=RankerTrainingConfig(
+            batch_size=1, stream=StreamConfig(enabled=streams)
+        ),
+    )
+    split = SplitTimes(towers_until=first, test_from=end)
+    impressions = train_ranker.training_impressions(dataset, config, split, None)
+    every = dataset.impressions["timestamp"].to_numpy()
+    expected = every[(every >= first) & (every < end)]  # a row lies at either bound
+    found = [
+        pa.concat_tables(impressions.source.pieces(group))["timestamp"].to_pylist()
+        for group in range(len(impressions.source))
+    ]
+    assert sorted(x for group in found for x in group) == sorted(expected.tolist())
+    assert impressions.source.earliest == first
+    assert len(impressions) == impressions.loader.steps == len(expected)
+    nothing = SplitTimes(towers_until=int(times[-1]) + 1, test_from=2**40)
+    with pytest.raises(UserError, match="no impression lies between split"):
+        train_ranker.training_impressions(dataset, config, nothing, None)
+
+
+def test_unknown_items_are_counted_alike_in_memory_and_streamed(market, one_rank):
+    path = market / "impressions.parquet"
+    table = pq.read_table(path)
+    items = table["item_id"].to_numpy().copy()
+    items[::7] = 999  # not in the item table, and without a vector
+    place = table.column_names.index("item_id")
+    pq.write_table(table.set_column(place, "item_id", pa.array(items)), path)
+    users = VectorTable.build(
+        ids=pa.array(range(60)),
+        times=np.full(60, -1),
+        vectors=np.ones((60, 2), np.float32),
+    )
+    known = VectorTable.build(
+        ids=pa.array(range(100, 140)), times=None, vectors=np.ones((40, 2), np.float32)
+    )
+    vectors = LearnVectors(
+        users=users,
+        items=known,
+        manifest=Manifest(kind="vectors", recipe="", config={}, inputs={}),
+    )
+    dataset = open_dataset(f"parquet:{market}")
+    split = SplitTimes(towers_until=0, test_from=2**40)
+    for streams in (False, True):
+        config = RankerConfig(
+            features=FeaturesConfig(sparse=("user_id",)),
+            training=RankerTrainingConfig(
+                batch_size=1, stream=StreamConfig(enabled=streams)
+            ),
+        )
+        rows = train_ranker.training_impressions(dataset, config, split, vectors)
+        assert len(list(rows.batches(epoch=0))) == len(items)
+        assert rows.report.missing == {
+            "user_vectors": 0,
+            "item_vectors": int((items == 999).sum()),
+        }

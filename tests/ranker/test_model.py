@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -6,6 +8,7 @@ from torchrec.models.dlrm import DLRM, DLRMTrain
 from learn_torchrec import AuxiliaryNetwork, LearnFeatures, LearnRanker
 from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.model import LearnRankerTrain
+from learn_torchrec.ranker.tasks import TaskConfig
 
 
 def tables(dim=8):
@@ -49,7 +52,7 @@ def make_batch(rows=32, vectors=False):
             values=torch.randint(0, 20, (total,), generator=random),
             lengths=lengths,
         ),
-        labels=torch.randint(0, 2, (rows,), generator=random).float(),
+        labels={"label": torch.randint(0, 2, (rows,), generator=random).float()},
         weights=torch.ones(rows),
     )
     if vectors:
@@ -65,13 +68,19 @@ def test_with_learn_off_it_is_torchrecs_dlrm_bit_for_bit():
     batch = make_batch()
     logits, auxiliary = ours(batch.dense_features, batch.sparse_features)
     expected = theirs(batch.dense_features, batch.sparse_features).squeeze(-1)
-    assert auxiliary is None
-    assert torch.equal(logits, expected)
+    assert auxiliary == {}
+    assert torch.equal(logits["cvr"], expected)
     loss, output = LearnRankerTrain(ours)(batch)
-    their_loss, (_, their_logits, _) = DLRMTrain(theirs)(batch)
+    labels = batch.labels["label"]
+    theirs_batch = SimpleNamespace(
+        dense_features=batch.dense_features,
+        sparse_features=batch.sparse_features,
+        labels=labels,
+    )
+    their_loss, (_, their_logits, _) = DLRMTrain(theirs)(theirs_batch)
     assert torch.equal(loss, their_loss)
-    assert torch.equal(output.logits, their_logits)
-    assert torch.equal(output.labels, batch.labels)
+    assert torch.equal(output.logits["cvr"], their_logits)
+    assert torch.equal(output.labels["label"], labels)
     loss.backward()
     their_loss.backward()
     for (name, one), other in zip(
@@ -92,7 +101,8 @@ def test_every_parameter_learns_and_the_vectors_do_not():
 
 def test_the_loss_is_main_plus_weighted_auxiliary():
     batch = make_batch(vectors=True)
-    batch.weights = torch.rand(len(batch.labels))
+    labels = batch.labels["label"]
+    batch.weights = torch.rand(len(labels))
     ranker = make_ranker(LearnFeatures(vector_dim=4))
     logits, auxiliary = ranker(
         batch.dense_features,
@@ -104,19 +114,21 @@ def test_the_loss_is_main_plus_weighted_auxiliary():
 
     def bce(values):
         p = torch.sigmoid(values)
-        losses = -(batch.labels * p.log() + (1 - batch.labels) * (1 - p).log())
+        losses = -(labels * p.log() + (1 - labels) * (1 - p).log())
         return (batch.weights * losses).sum() / len(losses)
 
-    loss = LearnRankerTrain(ranker, auxiliary_weight=0.3)(batch)[0]
-    torch.testing.assert_close(loss, bce(logits) + 0.3 * bce(auxiliary))
+    loss = LearnRankerTrain(ranker, [TaskConfig(auxiliary_weight=0.3)])(batch)[0]
+    expected = bce(logits["cvr"]) + 0.3 * bce(auxiliary["cvr"])
+    torch.testing.assert_close(loss, expected)
 
 
 def test_the_auxiliary_head_learns_from_its_own_label():
     batch = make_batch(vectors=True)
     ranker = make_ranker(LearnFeatures(vector_dim=4))
     same = LearnRankerTrain(ranker)(batch)[1]
-    batch.auxiliary_labels = 1 - batch.labels
-    other = LearnRankerTrain(ranker)(batch)[1]
+    batch.labels["other"] = 1 - batch.labels["label"]
+    task = TaskConfig(auxiliary_label="other")
+    other = LearnRankerTrain(ranker, [task])(batch)[1]
     main = [output.loss - output.auxiliary_loss for output in (same, other)]
     torch.testing.assert_close(*main)
     assert abs(same.auxiliary_loss - other.auxiliary_loss) > 1e-4
@@ -129,7 +141,7 @@ def test_rows_of_weight_zero_teach_nothing():
     task(batch)[0].backward()
     gradient = task.ranker.over_arch.model[1].weight.grad.clone()
     task.zero_grad()
-    batch.labels[::2] = 1 - batch.labels[::2]
+    batch.labels["label"][::2] = 1 - batch.labels["label"][::2]
     task(batch)[0].backward()
     torch.testing.assert_close(task.ranker.over_arch.model[1].weight.grad, gradient)
 

@@ -16,8 +16,8 @@ from learn_torchrec.datasets.generated.market import DAY, START, TOPICS
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.content import content_vectors
-from learn_torchrec.ranker.prepare import prepare_rows
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
+from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
+from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.optim import OptimizerConfig
@@ -26,8 +26,8 @@ PLANTED = PlantedConfig(seed=7)
 TOLERANCE = 0.02
 FEATURES = FeaturesConfig(
     sparse=(
-        SparseFeature(column="user_id", num_embeddings=2000),
-        SparseFeature(column="item_id", num_embeddings=2000),
+        HashedFeature(column="user_id", num_embeddings=2000),
+        HashedFeature(column="item_id", num_embeddings=2000),
     ),
     dense=("user_events", "user_log_odds", "item_events", "item_log_odds"),
 )
@@ -65,17 +65,17 @@ def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
         optimizer=OptimizerConfig(learning_rate=3e-3),
         training=RankerTrainingConfig(epochs=3, batch_size=512),
     )
+    train = market.impressions_between(START + 5 * DAY, market.test_from)
+    test = market.impressions_between(market.test_from)
     times = market.impressions["timestamp"].to_numpy()
-    test = times >= planted.test_from
-    train = (times >= START + 5 * DAY) & ~test
-    impressions = market.impressions.filter(pa.array(test))
+    impressions = market.impressions.filter(pa.array(times >= planted.test_from))
     oracle = uauc(impressions, impressions["oracle"].to_numpy())
     reached = {}
     for name, given in (("ids", None), ("learn", vectors)):
-        rows = prepare_rows(market.impressions, FEATURES, given, name)
-        model, _ = train_ranker(config, rows.select(train), one_rank, Silent())
-        scores = score(model, rows.select(test), 1000, one_rank)
-        reached[name] = uauc(impressions, scores.numpy())
+        rows = Impressions(train, config, given)
+        model, _ = train_ranker(config, rows, one_rank, Silent())
+        scores = score(model, Impressions(test, config, given), 1000, one_rank)
+        reached[name] = uauc(impressions, scores["score"])
     assert oracle > 0.75
     assert reached["learn"] > oracle - TOLERANCE, reached
     assert reached["ids"] < 0.6, reached

@@ -17,7 +17,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import evaluate_auc
-from learn_torchrec.ranker.batch import collate, training_batches
+from learn_torchrec.ranker.batch import collate
 from learn_torchrec.ranker.build import (
     build_ranker,
     build_task,
@@ -70,7 +70,7 @@ def column_parts(
 def unsharded(case: str) -> tuple[list[float], list[float]]:
     """Losses and scores of plain modules and plain optimizers, step by step."""
     config = problem.config(case)
-    rows = problem.rows(config)
+    impressions = problem.impressions(config)
     task = build_task(config, problem.DIM, torch.device("cpu"))
     task.ranker.sparse_arch.to_empty(device="cpu")
     init_tables(task, config.training.seed)
@@ -88,16 +88,28 @@ def unsharded(case: str) -> tuple[list[float], list[float]]:
         optimizer, steps, config.optimizer.warmup, config.training.decay
     )
     losses = []
-    for batch in training_batches(rows, batch_size=problem.BATCH, seed=0, epoch=0):
+    for batch in impressions.batches(epoch=0):
         task.zero_grad()
         loss, _ = task(batch)
         loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
+    rows = impressions.encoder()(problem.table())
     with torch.no_grad():
-        _, output = task(collate(rows, np.arange(len(rows))))
-    return losses, torch.sigmoid(output.logits).tolist()
+        rows = rows.take(np.arange(len(rows)))
+        _, output = task(collate(rows, impressions.vectors))
+    return losses, torch.sigmoid(output.logits["cvr"]).tolist()
+
+
+def taken_rows(config) -> list[int]:
+    """The rows of the first epoch, known by their hours."""
+    hours = problem.table()["hour"].to_pylist()
+    return [
+        hours.index(hour)
+        for batch in problem.impressions(config).batches(epoch=0)
+        for hour in batch.dense_features[:, 0].tolist()
+    ]
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -128,14 +140,16 @@ def test_every_kind_equals_the_unsharded_model(ranks, tmp_path, one_rank):
         np.array(results["auto"]["scores"]),
     )
     assert learned["auc"] > 0.9
-    items = table["item_id"].to_numpy()
-    facts = results["auto"]["facts"]
+    facts, taken = results["auto"]["facts"], taken_rows(problem.config("auto"))
+    items = table["item_id"].to_numpy()[taken]
+    assert facts["rows"] == len(taken) == problem.ROWS // problem.BATCH * problem.BATCH
     assert facts["ids_left_out"] == {"item_id": int((items >= 36).sum())}
     assert facts["missing_vectors"]["item_vectors"] == int((items >= 35).sum())
+    assert facts["tasks"] == [{"name": "cvr", "label": "label", "score": "score"}]
     assert all(value > 0 for value in results["auto"]["auxiliary_loss"])
     check_managed(results["managed"])
     load_ranker(fresh, tmp_path / "out.model")  # of more ranks, on one
-    found = score(fresh, problem.rows(managed), 50, one_rank).numpy()
+    found = score(fresh, problem.impressions(managed), 50, one_rank)["score"]
     np.testing.assert_allclose(found, results["managed"]["scores"], rtol=1e-5)
     assert len(set(results["refusals"])) == 1
     assert "finds no plan" in results["refusals"][0]
@@ -176,11 +190,11 @@ def test_what_fbgemm_lacks_on_the_cpu_is_refused(tables, managed, message, one_r
 def test_on_cuda_it_is_the_same(case, one_rank):
     losses, scores = unsharded(case)
     config = problem.config(case)
-    rows, log = problem.rows(config), Recorder()
+    rows, log = problem.impressions(config), Recorder()
     model, _ = train_ranker(config, rows, one_rank, log)
-    found = score(model, rows, 50, one_rank)
+    found = score(model, rows, 50, one_rank)["score"]
     np.testing.assert_allclose([x["loss"] for x in log.lines], losses, rtol=1e-3)
-    np.testing.assert_allclose(found.numpy(), scores, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-4)
 
 
 def test_the_plan_is_printed(one_rank):

@@ -145,13 +145,6 @@ def test_a_table_in_memory_pickles_whole():
     assert again.gather(rows).tolist() == [[1], [2]]
 
 
-def test_a_planted_leak_is_refused(tmp_path):
-    learn = write_vectors(tmp_path / "v", USERS, ITEMS, cutoff=100)
-    learn.refuse_leak(np.array([100, 150]), "train on")
-    with pytest.raises(UserError, match=r"leak: .* up to 100, .* start at 99"):
-        learn.refuse_leak(np.array([150, 99]), "train on")
-
-
 @pytest.mark.parametrize(
     "name", ["items/vectors-00000.npy", "users/offsets.npy", "users/ids.arrow"]
 )

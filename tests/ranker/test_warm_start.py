@@ -11,7 +11,11 @@ from learn_torchrec.ranker.config import (
     RankerModelConfig,
     RankerTrainingConfig,
 )
-from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
+from learn_torchrec.ranker.features import (
+    FeaturesConfig,
+    HashedFeature,
+    IndexedFeature,
+)
 from learn_torchrec.ranker.warm_start import WarmStart, warm_start
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.sharding import whole_state
@@ -31,9 +35,9 @@ def configured(*sparse, seed=0):
 
 
 EARLIER = configured(
-    SparseFeature(column="user", num_embeddings=6, ids="index"),
-    SparseFeature(column="item", num_embeddings=9),
-    SparseFeature(column="shop", num_embeddings=5),
+    IndexedFeature(column="user", num_embeddings=6),
+    HashedFeature(column="item", num_embeddings=9),
+    HashedFeature(column="shop", num_embeddings=5),
 )
 
 
@@ -58,9 +62,9 @@ def started(config, earlier, renamed=()):
 
 def test_tables_are_matched_renamed_grown_and_left_out(earlier):
     config = configured(
-        SparseFeature(column="user", num_embeddings=8, ids="index"),
-        SparseFeature(column="goods", num_embeddings=9),
-        SparseFeature(column="city", num_embeddings=5),
+        IndexedFeature(column="user", num_embeddings=8),
+        HashedFeature(column="goods", num_embeddings=9),
+        HashedFeature(column="city", num_embeddings=5),
         seed=1,
     )
     before, after, loaded = started(config, earlier, {"goods": "item"})
@@ -80,9 +84,9 @@ def test_tables_are_matched_renamed_grown_and_left_out(earlier):
 
 def test_rows_that_mean_something_else_are_not_loaded(earlier):
     config = configured(
-        SparseFeature(column="user", num_embeddings=6),  # hashed now
-        SparseFeature(column="item", num_embeddings=12),  # hashed to another size
-        SparseFeature(column="shop", num_embeddings=5),
+        HashedFeature(column="user", num_embeddings=6),  # hashed now
+        HashedFeature(column="item", num_embeddings=12),  # hashed to another size
+        HashedFeature(column="shop", num_embeddings=5),
         seed=1,
     )
     before, after, loaded = started(config, earlier, {"shop": ""})

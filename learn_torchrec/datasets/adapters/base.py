@@ -154,26 +154,36 @@ class Dataset(abc.ABC):
     @functools.cached_property
     def impressions(self) -> pa.Table:
         """The ranker's rows, in the order of their file."""
-        read = self.read_impressions()
-        table = self._check_against_items(IMPRESSIONS_FILE, read)
+        table = self.check(IMPRESSIONS_FILE, self.read_impressions())
         names = f"{self.name(INTERACTIONS_FILE)} and {self.name(IMPRESSIONS_FILE)}"
         tables.check_same_type(self.interactions, table, USER_ID, names)
         return table
 
-    def impressions_from(self, first: int) -> RowSource:
-        """Return the impressions at or after a time, to be read a part at a time.
+    def impressions_between(
+        self,
+        first: int,
+        end: int = sys.maxsize,
+        columns: Sequence[str] | None = None,
+        optional: Sequence[str] = (),
+        in_memory: bool = False,
+    ) -> RowSource:
+        """Return the impressions of [first, end), to be read a part at a time.
 
         Where they lie as Parquet, only times are read before the first part is, and
-        neither the table nor its items are checked.
+        the table is not checked. Their items need not be in the item table.
 
         Args:
             first: unix seconds.
+            end: unix seconds.
+            columns: to read of Parquet; None for all.
+            optional: further columns, read where the files have them.
+            in_memory: read the whole table, also where it lies as Parquet.
         """
-        interval = Interval(TIMESTAMP, first, sys.maxsize)
+        interval = Interval(TIMESTAMP, first, end)
         where = self.parquet(IMPRESSIONS_FILE)
-        if where is not None:
-            return RowGroups(where, interval=interval)
-        return TableRows(self.impressions, interval, self.name(IMPRESSIONS_FILE))
+        if where is None or in_memory:
+            return TableRows(self.impressions, interval, self.name(IMPRESSIONS_FILE))
+        return RowGroups(where, columns, interval, optional)
 
     @property
     def times(self) -> Int64Array:

@@ -1,6 +1,5 @@
 """A table in memory, read as a Parquet data set is."""
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,17 +15,23 @@ class TableRows:
 
     Args:
         table: all rows.
-        interval: the rows that are wanted.
+        interval: the rows that are wanted; None for all.
         name: of the table, for messages.
+
+    Attributes:
+        earliest: the first time in the interval; None without one.
     """
 
-    def __init__(self, table: pa.Table, interval: Interval, name: str) -> None:
+    def __init__(self, table: pa.Table, interval: Interval | None, name: str) -> None:
         self.name = name
         numbers = pa.array(np.arange(table.num_rows))
-        self._table = interval.rows_of(table.append_column(ROW_NUMBER, numbers))
+        self._table = table.append_column(ROW_NUMBER, numbers)
+        self.earliest: int | None = None
+        if interval is not None:
+            self._table = interval.rows_of(self._table)
+            times = seconds(self._table[interval.column])
+            self.earliest = pc.min(times).as_py()
         self.sizes = np.array([self.num_rows] if self.num_rows else [], np.int64)
-        times = seconds(self._table[interval.column])
-        self.earliest: int | None = pc.min(times).as_py()
 
     @property
     def num_rows(self) -> int:
@@ -44,10 +49,3 @@ class TableRows:
         """Yield the wanted rows after the first `skip`, and `ROW_NUMBER`."""
         assert group == 0
         yield self._table.slice(skip)
-
-    def fingerprint(self) -> str:
-        """Return a digest of the rows."""
-        digest = hashlib.sha256(self._table.schema.serialize())
-        for batch in self._table.to_batches():
-            digest.update(batch.serialize())
-        return digest.hexdigest()

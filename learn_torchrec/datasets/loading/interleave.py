@@ -1,4 +1,4 @@
-"""Lanes: the row groups of a pass laid end to end and cut into equal parts.
+"""Lanes: the row groups of a pass, laid end to end and cut into equal parts.
 
 Letters: G row groups, S steps of a window.
 """
@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.loading.row_groups import RowSource
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,10 @@ class Segment:
     stop: int
 
 
-def cut_into_lanes(sizes: Ints, order: Ints, lanes: int) -> list[list[Segment]]:
-    """Lay row groups end to end and cut the row of rows into equal lanes.
+def cut_into_lanes(
+    sizes: Int64Array, order: Int64Array, lanes: int
+) -> list[list[Segment]]:
+    """Lay row groups end to end and cut all their rows into equal lanes.
 
     Args:
         sizes: int64 [G], rows of each row group.
@@ -49,7 +49,7 @@ def cut_into_lanes(sizes: Ints, order: Ints, lanes: int) -> list[list[Segment]]:
 
 
 class Lane:
-    """A lane's rows; those that follow what was taken last are at hand."""
+    """Reads a lane's rows; taking the next ones continues where the last ended."""
 
     def __init__(self, rows: RowSource, segments: list[Segment]) -> None:
         self._rows, self._segments = rows, segments
@@ -78,8 +78,8 @@ def _read(
 ) -> Iterator[pa.Table]:
     """Yield a lane's rows after the first `skip`.
 
-    A function, so that a lane and its iterator make no cycle: what they hold is given
-    back with them, not when the garbage collector comes by.
+    A function, so that a lane and its iterator make no reference cycle: their memory
+    is freed with them, not when the garbage collector runs.
     """
     for segment in segments:
         size = segment.stop - segment.start
@@ -92,8 +92,10 @@ def _read(
         skip -= min(skip, size)
 
 
-def share_of(begins: Ints, ends: Ints, reader: int, readers: int) -> tuple[Ints, Ints]:
-    """Return which rows of every lane and step are one reader's.
+def share_of(
+    begins: Int64Array, ends: Int64Array, reader: int, readers: int
+) -> tuple[Int64Array, Int64Array]:
+    """Return which rows of every lane and step one reader reads.
 
     Args:
         begins: int64 [lanes, S], where a step's rows begin in the lane.

@@ -1,4 +1,4 @@
-"""Global batches from Parquet, the same ones at any number of ranks and workers.
+"""Global batches of a row source, the same ones at any number of ranks and workers.
 
 All rows of a pass are laid out in *lanes*: the row groups, in a shuffled order, are cut
 into lanes of equal length, and a global batch takes as many rows from every lane. The
@@ -12,7 +12,9 @@ of them.
 - A position is (epoch, step): it can be resumed at another number of ranks and workers,
   and finding it reads nothing that lies before it but the current row groups.
 - Evaluation leaves no row out and repeats none; training leaves out the rows that
-  make no full batch, and says how many.
+  make no full batch, other ones in every epoch, and says how many.
+- Rows that fit one window keep their order of row groups, as shuffling within the
+  window mixes them all; they are read and transformed once, not in every epoch.
 
 torchdata's `StatefulDataLoader` keeps one state for each worker, which another number
 of workers cannot load.
@@ -20,19 +22,17 @@ of workers cannot load.
 Letters: B rows of a global batch, G row groups, S steps of a window, N rows.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from learn_torchrec import config as configs
+from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration
 from learn_torchrec.datasets.loading.interleave import (
     Lane,
@@ -41,12 +41,12 @@ from learn_torchrec.datasets.loading.interleave import (
     cut_into_lanes,
     share_of,
 )
-from learn_torchrec.datasets.loading.prefetch import read_ahead
+from learn_torchrec.datasets.loading.prefetch import prefetch
 from learn_torchrec.datasets.loading.row_groups import RowSource
 from learn_torchrec.datasets.loading.worker import ReadingProcess
 from learn_torchrec.errors import UserError
+from learn_torchrec.jagged import offsets_of
 
-Ints = NDArray[np.int64]
 Transform: TypeAlias = Callable[[pa.Table], Any]
 
 _ORDERED_WINDOW = 131_072  # rows; nothing is gained by more that are not shuffled
@@ -72,6 +72,7 @@ class LoaderConfig:
         workers: reading processes of each rank; 0 reads in a thread of the rank.
         timeout: seconds after which a worker that gives nothing counts as hung.
         section: where these settings are, for messages.
+        batch_option: the full name of `batch_size`, for messages.
     """
 
     batch_size: PositiveInt = 1024
@@ -83,6 +84,7 @@ class LoaderConfig:
     workers: NonNegativeInt = 0
     timeout: PositiveFloat = 300.0
     section: str = "loader"
+    batch_option: str = "loader.batch_size"
 
 
 def evaluation(config: LoaderConfig) -> LoaderConfig:
@@ -104,10 +106,10 @@ class Window:
 
     step: int
     rows: Any
-    order: Ints | None
-    bounds: Ints
+    order: Int64Array | None
+    bounds: Int64Array
 
-    def take(self, step: int) -> Ints:
+    def take(self, step: int) -> Int64Array:
         """Return which of the rows the step takes, int64 [its rows of this reader].
 
         Args:
@@ -162,7 +164,7 @@ class Loader:
     ) -> None:
         if config.drop_last and config.batch_size % ranks:
             raise UserError(
-                f"{config.section}.batch_size={config.batch_size} must be a multiple "
+                f"{config.batch_option}={config.batch_size} must be a multiple "
                 f"of the number of ranks, {ranks}"
             )
         self.rows, self.config, self.transform = rows, config, transform
@@ -182,9 +184,11 @@ class Loader:
         else:
             self.steps = -(-int(self.lane_sizes.max()) // self._per_lane)
             self.dropped_rows = 0
+        self._is_one_window = self.steps <= self._span
+        self._kept: Any = None  # of this rank, the transformed rows of the one window
         if self.steps == 0:
             raise UserError(
-                f"{config.section}.batch_size={config.batch_size} is more than the "
+                f"{config.batch_option}={config.batch_size} is more than the "
                 f"{rows.num_rows} rows of {rows.name}; make it smaller"
             )
         if self.dropped_rows and rank == 0:
@@ -203,7 +207,7 @@ class Loader:
         Raises:
             UserError: data that cannot be read, or a worker that died or hangs.
         """
-        for windows in read_ahead(self.windows(epoch, start), depth=1):
+        for windows in prefetch(self.windows(epoch, start), depth=1):
             parts = [window.arranged() for window in windows]
             for step in range(len(parts[0].bounds) - 1):
                 tables = [
@@ -250,28 +254,46 @@ class Loader:
             ends = np.minimum((steps + 1) * self._per_lane, self.lane_sizes[:, None])
             lefts, rights = share_of(begins, ends, reader, readers)
             mine = np.flatnonzero((lefts < rights).any(axis=1))
-            parts, order, place = [self.rows.empty()], [], 0
-            for lane in mine:
-                lo, hi = int(begins[lane, 0]), int(ends[lane, -1])
-                parts += lanes[lane].take(lo, hi)
-                order.append(place - lo + self._order(epoch, first, int(lane), lo, hi))
-                place += hi - lo
+            los, his = begins[:, 0], ends[:, -1]
+            if self.config.shuffle and steps[-1] == self.steps - 1:
+                his = self.lane_sizes  # what is left out is drawn anew in every epoch
+            firsts = np.cumsum(his[mine] - los[mine]) - his[mine]
+            order = [
+                place + self._order(epoch, first, int(lane), int(los[lane]), his[lane])
+                for place, lane in zip(firsts, mine, strict=True)
+            ]
             skipped = max(0, start - first)
             picked = [
                 order[at][lefts[lane, step] - lo : rights[lane, step] - lo]
                 for step in range(skipped, len(steps))
                 for at, lane in enumerate(mine)
-                for lo in [begins[lane, 0]]
+                for lo in [los[lane]]
             ]
-            sizes = (rights - lefts).sum(axis=0)[skipped:]
             taken = np.concatenate([np.empty(0, np.int64), *picked])
-            table = pa.concat_tables(parts)
+            sizes = (rights - lefts).sum(axis=0)[skipped:]
+            count = int((his - los)[mine].sum())
             yield Window(
                 first + skipped,
-                table if self.transform is None else self.transform(table),
-                None if np.array_equal(taken, np.arange(place)) else taken,
-                np.r_[0, np.cumsum(sizes)],
+                self._rows(
+                    [(lanes[lane], int(los[lane]), int(his[lane])) for lane in mine]
+                ),
+                None if np.array_equal(taken, np.arange(count)) else taken,
+                offsets_of(sizes),
             )
+
+    def _rows(self, runs: list[tuple[Lane, int, int]]) -> Any:
+        """Return rows of lanes, transformed: those of the only window are kept."""
+        if self._kept is not None:
+            return self._kept
+        parts = [self.rows.empty()]
+        for lane, lo, hi in runs:
+            parts += lane.take(lo, hi)
+        rows: Any = pa.concat_tables(parts)
+        if self.transform is not None:
+            rows = self.transform(rows)
+            if self._is_one_window:
+                self._kept = rows
+        return rows
 
     def _to_be_sent(
         self, epoch: int, start: int, reader: int, readers: int
@@ -280,46 +302,17 @@ class Loader:
         for window in self.share(epoch, start, reader, readers):
             yield window.arranged() if isinstance(window.rows, pa.Table) else window
 
-    def state(self, epoch: int, step: int) -> dict[str, Any]:
-        """Return the position after `step` batches of `epoch` were trained on.
-
-        The caller counts: a pipeline may have read ahead.
-        """
-        return {"epoch": epoch, "step": step, "plan": self._plan()}
-
-    def resume(self, state: dict[str, Any]) -> tuple[int, int]:
-        """Return the epoch and the step where a saved position goes on.
-
-        Raises:
-            UserError: the data or the settings of the order have changed.
-        """
-        if state["plan"] != self._plan():
-            raise UserError(
-                f"{self.rows.name}: the files, or batch_size, lanes, window_rows, "
-                "shuffle or seed, are not those of the saved position; restore them, "
-                "or start anew"
-            )
-        return int(state["epoch"]), int(state["step"])
-
-    def _plan(self) -> str:
-        """Digest of all that decides which rows a step holds."""
-        settings = asdict(self.config)
-        for name in ("workers", "timeout", "section"):
-            del settings[name]
-        body = json.dumps([settings, self.rows.fingerprint()], sort_keys=True)
-        return hashlib.sha256(body.encode()).hexdigest()
-
     def _firsts(self, start: int) -> range:
         """Return the first step of every window from the one of `start` on."""
         return range(start - start % self._span, self.steps, self._span)
 
     def _segments(self, epoch: int) -> list[list[Segment]]:
         order = np.arange(len(self.rows))
-        if self.config.shuffle:
+        if self.config.shuffle and not self._is_one_window:
             np.random.default_rng([self.config.seed, epoch]).shuffle(order)
         return cut_into_lanes(self.rows.sizes, order, self.lanes)
 
-    def _order(self, epoch: int, step: int, lane: int, lo: int, hi: int) -> Ints:
+    def _order(self, epoch: int, step: int, lane: int, lo: int, hi: int) -> Int64Array:
         """Return rows `lo` to `hi` of a lane in the order a window takes them."""
         if not self.config.shuffle:
             return np.arange(lo, hi)
@@ -332,10 +325,10 @@ class Loader:
             window: Window = process.receive(timeout)
         except TimeoutError:
             reason = f"gave nothing for {timeout:g} s"
-            mend = f"raise {section}.timeout, or look at the file system"
+            fix = f"raise {section}.timeout, or look at the file system"
         except EOFError as error:
             reason = str(error)
-            mend = (
+            fix = (
                 f"if it was out of memory, lower {section}.workers or the rows of a "
                 "window"
             )
@@ -343,5 +336,5 @@ class Loader:
             return window
         raise UserError(
             f"{self.rows.name}: a reading process of rank {self.rank} failed at "
-            f"step {step} ({reason}); {mend}"
+            f"step {step} ({reason}); {fix}"
         )

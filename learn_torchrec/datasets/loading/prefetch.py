@@ -1,4 +1,4 @@
-"""What a thread reads while its reader works on what came before."""
+"""A thread that reads the next items while the caller works on the current one."""
 
 import contextlib
 import queue
@@ -10,16 +10,16 @@ Item = TypeVar("Item")
 _ITEM, _ERROR, _END = "item", "error", "end"
 
 
-def read_ahead(items: Generator[Item], depth: int) -> Iterator[Item]:
-    """Yield what a thread takes from `items`, up to `depth` ahead.
+def prefetch(items: Generator[Item], depth: int) -> Iterator[Item]:
+    """Yield `items`, of which a thread reads up to `depth` ahead.
 
-    An error of theirs is raised here. The thread and `items` end with this iterator,
-    be it exhausted or closed.
+    An error in them is raised here. The thread and `items` end with this iterator,
+    whether it is exhausted or closed.
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     stopped = threading.Event()
     reader = threading.Thread(
-        target=_fill, args=(items, ready, stopped), name="read-ahead", daemon=True
+        target=_fill, args=(items, ready, stopped), name="prefetch", daemon=True
     )
     reader.start()
     try:
@@ -49,7 +49,7 @@ def _fill(
                 offer(_ITEM, item)
                 if stopped.is_set():
                     return
-    except BaseException as error:  # whatever it is, the reader must hear of it
+    except BaseException as error:  # whatever it is, the caller must see it
         offer(_ERROR, error)
     else:
         offer(_END, None)

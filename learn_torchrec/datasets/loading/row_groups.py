@@ -1,13 +1,12 @@
 """The row groups of a Parquet data set, in one order that every rank agrees on.
 
 A data set is a file, a folder of files, or a partitioned folder (`day=2026-01-02/`),
-on any file system. Files are sorted by path. Only footers are read at first, and of an
-interval of time the times that the footers do not settle.
+on any file system. Files are sorted by path. At first only footers
+are read, and of an interval of time the times that the footers do not settle.
 
 Letters: G row groups.
 """
 
-import hashlib
 import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -19,8 +18,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.errors import UserError
@@ -37,7 +36,7 @@ class RowSource(Protocol):
     """Rows in groups, read in one order; see `RowGroups`."""
 
     name: str
-    sizes: NDArray[np.int64]
+    sizes: Int64Array
     earliest: int | None
 
     @property
@@ -51,9 +50,6 @@ class RowSource(Protocol):
 
     def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
         """Yield the wanted rows of a group in order, and `ROW_NUMBER`."""
-
-    def fingerprint(self) -> str:
-        """Return a digest of what the rows are read from."""
 
 
 class RowGroups:
@@ -100,12 +96,11 @@ class RowGroups:
         if interval is not None:
             wanted, self.earliest = _count(groups, interval)
         kept = np.flatnonzero(wanted)
-        self.sizes: NDArray[np.int64] = wanted[kept]
+        self.sizes: Int64Array = wanted[kept]
         self.outside = int(all_rows.sum() - wanted.sum())
         self._starts = (np.cumsum(all_rows) - all_rows)[kept]
         # Numbers only: what describes a row group does not travel to a worker.
         self._groups = [(groups[g][0], int(groups[g][1].id)) for g in kept]
-        self._bytes = [int(groups[g][1].total_byte_size) for g in kept]
 
     @property
     def num_rows(self) -> int:
@@ -175,20 +170,10 @@ class RowGroups:
                 table = table.select(self.schema.names)
                 yield table if table.schema == self.schema else table.cast(self.schema)
 
-    def fingerprint(self) -> str:
-        """Return a digest of the files' names, row groups and the interval."""
-        digest = hashlib.sha256(repr(self._interval).encode())
-        for (fragment, number), rows, size in zip(
-            self._groups, self.sizes, self._bytes, strict=True
-        ):
-            name = fragment.path.rpartition("/")[2]
-            digest.update(f"{name} {number} {rows} {size}\n".encode())
-        return digest.hexdigest()
-
 
 def _count(
     groups: list[tuple[ds.ParquetFileFragment, ds.RowGroupInfo]], interval: Interval
-) -> tuple[NDArray[np.int64], int | None]:
+) -> tuple[Int64Array, int | None]:
     """Return the wanted rows of every row group, and the first of their times."""
     counts, earliest = np.zeros(len(groups), np.int64), []
     for place, (fragment, group) in enumerate(groups):

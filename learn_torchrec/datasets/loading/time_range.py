@@ -1,4 +1,4 @@
-"""The rows of an interval of time, counted before the first of them is read."""
+"""The rows of an interval of time, counted before any of them is read."""
 
 from dataclasses import dataclass
 
@@ -64,7 +64,7 @@ class Interval:
     ) -> pa.ChunkedArray:
         """Return the column as seconds.
 
-        A null, which no comparison finds, would be left out uncounted.
+        A null matches no comparison and would be dropped without being counted.
         """
         if column.null_count:
             row = pc.index(column.is_null(), pa.scalar(True)).as_py()

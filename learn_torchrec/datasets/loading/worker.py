@@ -1,4 +1,4 @@
-"""A process that reads ahead, and whose end is never waited for in vain.
+"""A process that reads ahead; if it dies or hangs, its reader learns of it.
 
 torch's `DataLoader` notices a worker that was killed by a signal handler of the main
 thread, which raises wherever the training happens to be, or after its timeout; here

@@ -1,0 +1,102 @@
+"""Impressions to arrays: columns checked, ids to table rows, vectors to their rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from learn_torchrec.datasets.loading.tables import REQUIRED, check
+from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.ranker.features import FeaturesConfig
+from learn_torchrec.ranker.features.dense import encode_dense, encode_weights
+from learn_torchrec.ranker.rows import RankingRows
+from learn_torchrec.ranker.tasks import TaskConfig, label_columns
+from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.schema import (
+    IMPRESSIONS_FILE,
+    ITEM_ID,
+    LABEL,
+    TIMESTAMP,
+    USER_ID,
+)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes tables of impressions where they are read, be it in a worker process.
+
+    Attributes:
+        features: the columns it reads.
+        tasks: whose labels it reads.
+        vectors: LEARN's, to find the rows of users and items; None with LEARN off.
+        source: of the tables, for messages.
+    """
+
+    features: FeaturesConfig
+    tasks: tuple[TaskConfig, ...]
+    vectors: LearnVectors | None
+    source: str
+
+    def __call__(self, table: pa.Table) -> RankingRows:
+        """Check and encode a table.
+
+        Raises:
+            UserError: as `checked` and `encode`.
+        """
+        return self.encode(self.checked(table))
+
+    def checked(self, table: pa.Table) -> pa.Table:
+        """Return a table with plain types in the columns that every ranker needs.
+
+        Raises:
+            UserError: one that is missing, has nulls or is of a wrong type or value.
+        """
+        return check(table, _required(self.tasks), self.source)
+
+    def encode(self, table: pa.Table) -> RankingRows:
+        """Encode a checked table.
+
+        A user's vector is the latest strictly before the row's time.
+
+        Raises:
+            UserError: a feature column that is missing, has nulls or is of a wrong type
+                or value, or ids whose type differs from the vectors'.
+        """
+        sparse = {
+            feature.column: feature.encode(table, self.source)
+            for feature in self.features.sparse
+        }
+        managed = [f.column for f in self.features.sparse if f.is_managed]
+        user_rows = item_rows = None
+        if self.vectors is not None:
+            user_rows, item_rows = self.vectors.rows(
+                table[USER_ID],
+                table[ITEM_ID],
+                table[TIMESTAMP].to_numpy(),
+                self.source,
+            )
+        return RankingRows(
+            dense=encode_dense(table, self.features.dense, self.source),
+            sparse={n: ids for n, ids in sparse.items() if n not in managed},
+            managed={n: sparse[n] for n in managed},
+            labels={
+                name: table[name].to_numpy().astype(np.float32)
+                for name in label_columns(self.tasks)
+            },
+            weights=encode_weights(table, self.source),
+            user_rows=user_rows,
+            item_rows=item_rows,
+        )
+
+
+def columns_of(config: RankerConfig) -> tuple[str, ...]:
+    """Return the columns that a ranker needs, each once."""
+    columns = [*_required(config.tasks), *config.features.columns]
+    return tuple(dict.fromkeys(columns))
+
+
+def _required(tasks: tuple[TaskConfig, ...]) -> dict[str, str]:
+    """Return the columns needed besides the features, and the kind of each."""
+    kinds = dict(REQUIRED[IMPRESSIONS_FILE])
+    binary = kinds.pop(LABEL)
+    return kinds | dict.fromkeys(label_columns(tasks), binary)
