@@ -18,6 +18,9 @@ from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import locked_together, process_group
 from learn_torchrec.training.run_log import RunLog
 
+# Where tables lie and who reads the rows decides no weight.
+_OPERATIONAL = ("sharding", "workers", "timeout")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -64,8 +67,11 @@ class Job:
             UserError: another run is making the artefact.
         """
         with process_group() as device, locked_together(self.out):
+            made_from = {"config": self.config, "inputs": self.inputs}
+            for name in _OPERATIONAL:
+                made_from = _without(made_from, name)
             checkpoints = Checkpoints(
-                self.out, self.config, self.inputs, self.run.checkpoint, self.overwrite
+                self.out, made_from, self.run.checkpoint, self.overwrite
             )
             with checkpoints.listening(), RunLog(self.out) as log:
                 yield device, log, checkpoints
@@ -113,3 +119,10 @@ def describe(
         out=args.out,
         overwrite=args.overwrite,
     )
+
+
+def _without(value: Any, key: str) -> Any:
+    """Copy nested dictionaries and lists without a key, wherever it is."""
+    if isinstance(value, Mapping):
+        return {k: _without(v, key) for k, v in value.items() if k != key}
+    return [_without(v, key) for v in value] if isinstance(value, list) else value

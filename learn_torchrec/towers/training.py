@@ -11,14 +11,16 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import (
+    TrainPipeline,
     TrainPipelineBase,
     TrainPipelineSparseDist,
 )
-from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from tqdm import tqdm
 
@@ -36,16 +38,16 @@ from learn_torchrec.towers.encoder import PreferenceEncoder
 from learn_torchrec.towers.holdout import RetrievalConfig, TowersSplit, evaluate_towers
 from learn_torchrec.towers.ids import ItemIds
 from learn_torchrec.towers.model import TowersModelConfig, TwinTower, TwinTowerTrain
-from learn_torchrec.towers.position import Best, Parts, Position
 from learn_torchrec.towers.repeat import RepeatScore
 from learn_torchrec.towers.warm_start import InitialTowers, load_encoder, load_ids
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import is_writer
-from learn_torchrec.training.loop import RunningMean, train_epoch
+from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.optim import dense_optimizer, warmup_cosine
 from learn_torchrec.training.run_log import RunLog
 from learn_torchrec.training.sharding import init_tables, shard
 from learn_torchrec.training.throughput import Throughput, gemm_flops_per_second
+from learn_torchrec.training.train_state import EarlyStopping, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -119,50 +121,50 @@ def train_towers(
     train, cuts = _trained_on(config, data, store)
     training, metric = config.training, f"r@{retrieval.ks[0]}"
     parts = _prepare(config, train, store, device, initial)
-    task, pipeline, schedule = parts.task, parts.pipeline, parts.schedule
+    task, pipeline = parts.task, parts.pipeline
     peak = gemm_flops_per_second(device, _DTYPES[training.precision])
-    best, loss = Best(training.patience, metric), RunningMean()
-    per_epoch = len(train) // training.batch_size
-    position = Position(parts, best, loss, log)
-    saved = None if checkpoints is None else checkpoints.latest()
-    if saved is not None:
-        position.restore(saved, device)
+    best = EarlyStopping(training.patience, metric)
+    state = TrainState(
+        parts.model,
+        parts.optimizer,
+        parts.schedule,
+        steps_per_epoch=len(train) // training.batch_size,
+        log=log,
+        checkpoints=checkpoints,
+        early_stopping=best,
+    )
+    state.resume(device)
+    epoch = 0
 
-    def watch(output: tuple[Tensor, Tensor]) -> None:
+    def on_step(output: tuple[Tensor, Tensor]) -> None:
         value, users = output
         task.bound_temperature()
-        _refuse_non_finite(value, users, position.step // per_epoch, train, log)
-        loss.add(value)
-        position.step += 1
-        # The end of an epoch is saved after its validation.
-        if checkpoints is not None and position.step % per_epoch:
-            position.save(checkpoints)
+        _refuse_non_finite(value, users, epoch, train, log)
+        state.advance(loss=value)
+        if not state.is_epoch_end:  # the end of an epoch is saved once validated
+            state.save()
 
-    def seed_dropout() -> None:
-        _seed_dropout(training.seed, position.step)
-
-    first_epoch, taken = divmod(position.step, max(per_epoch, 1))
-    for epoch in _progress(first_epoch, training.epochs):
-        if best.is_over(epoch):
-            break
+    for epoch, taken in _progress_bar(state.epochs(training.epochs), training.epochs):
         speed = Throughput(peak)
         batches = attach_content(
             _epoch_batches(config, train, cuts, len(store), epoch, taken),
             store,
             with_ids=task.towers.ids is not None,
         )
-        taken = 0
         task.train()
         train_epoch(
             pipeline,
             _counted(batches, speed, task.towers),
-            schedule,
-            watch,
-            seed_dropout,
-            watchdog=checkpoints.watchdog if checkpoints else None,
+            parts.schedule,
+            on_step,
+            lambda: _seed_dropout(training.seed, state.step),
+            watchdog=state.watchdog,
         )
-        line = {"loss": loss.result(), "temperature": task.temperature().item()}
-        line |= speed.result()
+        line = {
+            "loss": state.means["loss"].result(),
+            "temperature": task.temperature().item(),
+            **speed.result(),
+        }
         length = config.sampling.history_length
         if isinstance(pipeline, TrainPipelineSparseDist):
             pipeline.detach()  # otherwise lookups outside of it are refused
@@ -174,16 +176,26 @@ def train_towers(
             "epoch %d: loss %.4f, validation %s %.4f, %.0f users/s",
             *(epoch + 1, line["loss"], metric, metrics[metric], line["users_per_s"]),
         )
-        best.take(epoch + 1, metrics, task.towers)
-        if checkpoints is not None:
-            position.save(checkpoints)
+        best.update(epoch + 1, metrics, task.towers)
+        state.save()
     facts = {
         "train_users": len(train),
-        "best_epoch": best.epoch,
+        "best_epoch": best.best_epoch,
         "validation": best.metrics,
         "parameters": sum(p.numel() for p in task.towers.encoder.parameters()),
     }
-    return TrainedTowers(state=best.state, facts=facts)
+    return TrainedTowers(state=best.weights, facts=facts)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a training consists of; `model` wraps `task` for all ranks."""
+
+    task: TwinTowerTrain
+    model: nn.Module
+    optimizer: KeyedOptimizer | CombinedOptimizer
+    pipeline: TrainPipeline[TowerBatch, Any]
+    schedule: LambdaLR
 
 
 def _prepare(
@@ -192,7 +204,7 @@ def _prepare(
     store: ContentStore,
     device: torch.device,
     initial: InitialTowers | None,
-) -> Parts:
+) -> _Parts:
     """Return the fresh task, and what trains it on all ranks."""
     training = config.training
     torch.manual_seed(training.seed)
@@ -215,7 +227,7 @@ def _prepare(
         optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
         # Buffers are built alike on every rank and never change.
         model = DistributedDataParallel(task, broadcast_buffers=False)
-        return Parts(
+        return _Parts(
             task,
             model,
             optimizer,
@@ -230,7 +242,7 @@ def _prepare(
         in_backward_optimizer_filter(sharded.named_parameters()), config.optimizer
     )
     combined = CombinedOptimizer([sharded.fused_optimizer, dense])
-    return Parts(
+    return _Parts(
         _task_of(sharded),
         sharded,
         combined,
@@ -278,16 +290,15 @@ def _epoch_batches(
     )
 
 
-def _progress(first: int, epochs: int) -> Iterator[int]:
+def _progress_bar(
+    epochs: Iterator[tuple[int, int]], count: int
+) -> Iterator[tuple[int, int]]:
     is_off = None if is_writer() else True  # None: off where there is no terminal
-    yield from tqdm(
-        range(first, epochs),
-        initial=first,
-        total=epochs,
-        desc="towers",
-        unit="epoch",
-        disable=is_off,
-    )
+    with tqdm(total=count, desc="towers", unit="epoch", disable=is_off) as bar:
+        for epoch, taken in epochs:
+            bar.update(epoch - bar.n)
+            yield epoch, taken
+            bar.update()
 
 
 def _counted(

@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 KIND_CHECKPOINT = "checkpoint"
 _TENSORS, _PROGRESS, _LOCAL = "tensors", "progress.json", "local"
 _STEP_DIRECTORY = re.compile(r"step-(\d{9})")
-# Where tables lie and who reads the rows decides no weight.
-_NOT_DECIDING = ("sharding", "workers", "timeout")
 _NOTHING: Callable[[Path], None] = lambda directory: None  # noqa: E731
 
 
@@ -114,10 +112,10 @@ class Checkpoints:
 
     Args:
         out: the artefact.
-        config: what decides the artefact, see `artifact.recipe_of`.
-        inputs: likewise.
+        made_from: what decides the weights, JSON-able: settings and inputs. A
+            checkpoint made from something else is not resumed.
         settings: how often.
-        overwrite: whether checkpoints of other settings may be removed.
+        overwrite: whether checkpoints made from something else may be removed.
 
     Attributes:
         directory: where they are.
@@ -128,16 +126,13 @@ class Checkpoints:
     def __init__(
         self,
         out: Path,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str],
+        made_from: Mapping[str, Any],
         settings: CheckpointConfig,
         overwrite: bool = False,
     ) -> None:
         self.directory = out.parent / "checkpoints" / out.name
         self._settings, self._overwrite = settings, overwrite
-        for name in _NOT_DECIDING:
-            config = _without(config, name)
-        self._made_from: dict[str, Any] = {"config": config, "inputs": inputs}
+        self._recipe: dict[str, Any] = {"config": made_from, "inputs": {}}
         self._asked_to_stop = False
         self.watchdog = Watchdog(settings.hang_seconds)
         self._group = dist.new_group(backend="gloo")
@@ -280,7 +275,7 @@ class Checkpoints:
         local = state.get(_LOCAL)
         state = {name: part for name, part in state.items() if name != _LOCAL}
         with write_artifact_together(
-            self._at(step), group, kind=KIND_CHECKPOINT, **self._made_from
+            self._at(step), group, kind=KIND_CHECKPOINT, **self._recipe
         ) as working:
             save_tensors(state, working / _TENSORS, group)
             with agreed(group):
@@ -307,7 +302,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def _newest(self) -> Saved | None:
-        recipe = recipe_of(KIND_CHECKPOINT, **self._made_from)
+        recipe = recipe_of(KIND_CHECKPOINT, **self._recipe)
         for step in reversed(self._steps()):
             directory = self._at(step)
             try:
@@ -345,13 +340,6 @@ def _same_device() -> Callable[[], None] | None:
     if not torch.cuda.is_initialized():
         return None
     return functools.partial(torch.cuda.set_device, torch.cuda.current_device())
-
-
-def _without(value: Any, key: str) -> Any:
-    """Copy nested dictionaries and lists without a key, wherever it is."""
-    if isinstance(value, Mapping):
-        return {k: _without(v, key) for k, v in value.items() if k != key}
-    return [_without(v, key) for v in value] if isinstance(value, list) else value
 
 
 def fast_forward(schedule: LambdaLR, steps: int) -> None:

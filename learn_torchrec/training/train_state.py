@@ -1,0 +1,211 @@
+"""The state of a training besides its weights: steps, running means, the best epoch.
+
+Both trainers count, save and resume with it; a resumed training ends with the same
+weights and losses as one that was not interrupted.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
+
+from learn_torchrec.training.checkpoint import Checkpoints, Saved, fast_forward
+from learn_torchrec.training.distributed import from_writer, is_writer
+from learn_torchrec.training.loop import RunningMean
+from learn_torchrec.training.run_log import RunLog
+from learn_torchrec.training.sharding import whole_state
+from learn_torchrec.training.watchdog import Watchdog
+
+_BEST = "best.safetensors"
+
+
+class EarlyStopping:
+    """Keeps the weights of the best epoch and stops after `patience` without a better.
+
+    Args:
+        patience: epochs to wait for a better one.
+        metric: that decides; higher is better.
+
+    Attributes:
+        best_epoch: counted from 1; 0 before the first update.
+        metrics: of the best epoch.
+        weights: of the best epoch, on rank 0 with every table whole.
+    """
+
+    def __init__(self, patience: int, metric: str) -> None:
+        self.patience, self.metric = patience, metric
+        self.best_epoch = 0
+        self.metrics: dict[str, float] = {}
+        self.weights: dict[str, Tensor] = {}
+
+    def update(
+        self, epoch: int, metrics: Mapping[str, float], model: nn.Module
+    ) -> None:
+        """Consider an epoch; every rank takes part."""
+        best = self.metrics.get(self.metric, float("-inf"))
+        # Rank 0 decides: ranks may differ in the last digit of a metric.
+        if from_writer(metrics[self.metric] > best):
+            self.best_epoch, self.metrics = epoch, dict(metrics)
+            self.weights = whole_state(model)
+
+    def should_stop(self, epochs: int) -> bool:
+        """Whether to stop after so many epochs."""
+        return epochs - self.best_epoch >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps as JSON; `write` adds the weights."""
+        return {"best_epoch": self.best_epoch, "metrics": self.metrics}
+
+    def writer(self) -> Callable[[Path], None]:
+        """Return what writes the weights that are the best now, called on rank 0."""
+        weights = self.weights
+
+        def write(directory: Path) -> None:
+            if weights:
+                save_file(weights, directory / _BEST)
+
+        return write
+
+    def restore(self, state: Mapping[str, Any], directory: Path) -> None:
+        """Resume from what `state` and `writer` kept."""
+        self.best_epoch, self.metrics = state["best_epoch"], state["metrics"]
+        if self.best_epoch and is_writer():
+            self.weights = load_file(directory / _BEST)
+
+
+class TrainState:
+    """Counts the steps of a training, saves it and resumes it.
+
+    Args:
+        model: wrapped for all ranks.
+        optimizer: of the model.
+        schedule: of the optimizer's rates; a function of the step alone.
+        steps_per_epoch: of all epochs alike.
+        log: cut back on resuming to where the checkpoint was taken.
+        checkpoints: to resume from and to write; None for neither.
+        means: names of the running means.
+        early_stopping: of a training that validates.
+
+    Attributes:
+        step: steps taken since the beginning.
+        means: running means by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: CombinedOptimizer | KeyedOptimizer,
+        schedule: LambdaLR,
+        *,
+        steps_per_epoch: int,
+        log: RunLog,
+        checkpoints: Checkpoints | None = None,
+        means: tuple[str, ...] = ("loss",),
+        early_stopping: EarlyStopping | None = None,
+    ) -> None:
+        self.step = 0
+        self.means = {name: RunningMean() for name in means}
+        self.schedule = schedule
+        self._model, self._optimizer = model, optimizer
+        self._steps_per_epoch = max(steps_per_epoch, 1)
+        self._log, self._checkpoints = log, checkpoints
+        self._early_stopping = early_stopping
+
+    @property
+    def watchdog(self) -> Watchdog | None:
+        """The checkpoints' watchdog, which rests while they are written."""
+        return self._checkpoints.watchdog if self._checkpoints else None
+
+    @property
+    def is_epoch_end(self) -> bool:
+        """Whether the last step was the last of its epoch."""
+        return self.step % self._steps_per_epoch == 0
+
+    def resume(self, device: torch.device) -> Saved | None:
+        """Restore everything from the newest checkpoint; every rank takes part.
+
+        Args:
+            device: of the running means.
+
+        Returns:
+            The checkpoint, None where there is none; its `local` is the caller's.
+
+        Raises:
+            UserError: it is of other settings, or does not fit the model.
+        """
+        saved = self._checkpoints.latest() if self._checkpoints else None
+        if saved is None:
+            return None
+        saved.restore(self._model, self._optimizer)
+        progress = saved.progress
+        self.step = progress["step"]
+        fast_forward(self.schedule, self.step)
+        for name, mean in self.means.items():
+            mean.restore(progress["means"][name], device)
+        if self._early_stopping is not None:
+            self._early_stopping.restore(progress["early_stopping"], saved.directory)
+        self._log.go_on(progress["log_position"])
+        return saved
+
+    def epochs(self, count: int) -> Iterator[tuple[int, int]]:
+        """Yield the epochs to train, from 0, with the steps of each already taken."""
+        first, taken = divmod(self.step, self._steps_per_epoch)
+        for epoch in range(first, count):
+            stopping = self._early_stopping
+            if stopping is not None and stopping.should_stop(epoch):
+                return
+            yield epoch, taken
+            taken = 0
+
+    def advance(self, **values: Tensor) -> None:
+        """Count a step and add its detached scalars to the running means."""
+        self.step += 1
+        for name, value in values.items():
+            self.means[name].add(value)
+
+    def save(
+        self,
+        local: Callable[[], dict[str, Tensor]] | None = None,
+        check: Callable[[float, int], object] | None = None,
+    ) -> None:
+        """Save where the checkpoints' settings ask for it; every rank takes part.
+
+        Args:
+            local: gives tensors that are this rank's alone; see `Saved.local`.
+            check: called with the sum of the means over all ranks and the step before
+                these are saved; raises to keep the last good checkpoint.
+
+        Raises:
+            Stopped: SIGTERM came, and the step is saved.
+            UserError: SIGTERM came, and the step could not be saved.
+        """
+        if self._checkpoints is None:
+            return
+
+        def tensors() -> dict[str, Any]:
+            return {
+                "model": self._model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "local": local() if local else {},
+            }
+
+        def progress() -> dict[str, Any]:
+            means = {name: mean.state() for name, mean in self.means.items()}
+            if check is not None:
+                total = sum(part[0] for parts in means.values() for part in parts)
+                check(total, self.step)
+            return {
+                "step": self.step,
+                "means": means,
+                "log_position": self._log.position(),
+                "early_stopping": stopping and stopping.state(),
+            }
+
+        stopping = self._early_stopping
+        files = [] if stopping is None else [stopping.writer()]
+        self._checkpoints.after_step(self.step, tensors, progress, *files)
