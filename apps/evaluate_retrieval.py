@@ -13,19 +13,18 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ranking import to_json
 from learn_torchrec.evaluation.retrieval import RetrievalMetrics
 from learn_torchrec.presets import Run
-from learn_torchrec.towers.export import (
+from learn_torchrec.towers.artifact import (
     KIND_TOWERS,
     check_towers_inputs,
     load_towers,
 )
-from learn_torchrec.towers.holdout import (
+from learn_torchrec.towers.holdout import split_towers
+from learn_torchrec.towers.retrieval import (
     PROTOCOLS,
     RetrievalConfig,
-    baseline_scores,
     evaluate_rows,
-    split_towers,
-    towers_scores,
 )
+from learn_torchrec.towers.scores import baseline_scores, towers_scores
 from learn_torchrec.training.distributed import process_group
 
 _GROUPS = {
@@ -68,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with process_group() as device:
         towers, config, manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, manifest, store, run.split)
-        data = split_towers(histories.sequences, histories.times, run.split)
+        sequences = histories.sequences.with_action_names(manifest.facts["actions"])
+        data = split_towers(sequences, histories.times, run.split)
         if manifest.cutoff is not None and data.known_until < manifest.cutoff:
             raise UserError(
                 f"leak: {args.towers} learned from events up to {manifest.cutoff}, "

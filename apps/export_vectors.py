@@ -19,10 +19,12 @@ from learn_torchrec.schema import (
     ITEM_VECTORS_FILE,
     USER_VECTORS_FILE,
 )
-from learn_torchrec.towers.export import (
+from learn_torchrec.towers.artifact import (
     KIND_TOWERS,
     check_towers_inputs,
     load_towers,
+)
+from learn_torchrec.towers.export import (
     snapshot_events,
     write_item_vectors,
     write_user_vectors,
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         towers, config, towers_manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, towers_manifest, store, job.run.split)
+        sequences = sequences.with_action_names(towers_manifest.facts["actions"])
         items = np.arange(len(store))[rank_share(len(store))]
         events = snapshots[rank_share(len(snapshots))]
         item_vectors = encode_catalogue(towers, store, items, device)

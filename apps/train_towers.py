@@ -14,7 +14,7 @@ from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.loading.tables import files_fingerprint
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import INTERACTIONS_FILE
-from learn_torchrec.towers.export import (
+from learn_torchrec.towers.artifact import (
     KIND_TOWERS,
     earlier_towers,
     refuse_other_split,

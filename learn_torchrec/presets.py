@@ -18,11 +18,11 @@ from learn_torchrec.ranker.config import (
 )
 from learn_torchrec.ranker.rows import FeaturesConfig, SparseFeature
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
-from learn_torchrec.towers.encoder import EncoderShape
+from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.export import ExportConfig
-from learn_torchrec.towers.holdout import PROTOCOLS, RetrievalConfig
-from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.training.checkpoint import CheckpointConfig
 from learn_torchrec.training.optim import OptimizerConfig

@@ -86,7 +86,7 @@ def convert_authors_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         converted[f"{_HEADS[module]}.{kind}"] = value
     for number, parameters in layers.items():
         for name, value in _convert_layer(number, parameters).items():
-            converted[f"layers.{number}.{name}"] = value
+            converted[f"sequence_encoder.layers.{number}.{name}"] = value
     for head in _HEADS.values():
         if f"{head}.weight" not in converted:
             raise UserError(f"checkpoint: holds no {head}; is it one of the authors'?")

@@ -1,18 +1,13 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from random_sequences import make_sequences
+from random_sequences import make_sequences, sequence_set
 
-from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.holdout import (
-    RetrievalConfig,
-    baseline_scores,
-    evaluate_rows,
-    retrieval_task,
-    split_towers,
-)
+from learn_torchrec.towers.holdout import retrieval_task, split_towers
+from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_rows
+from learn_torchrec.towers.scores import baseline_scores
 
 
 def moment(time):
@@ -20,7 +15,7 @@ def moment(time):
 
 
 def test_new_users_are_held_out_by_arrival():
-    sequences = SequenceSet(
+    sequences = sequence_set(
         user_ids=pa.array(range(200)),
         offsets=np.arange(201) * 4,
         items=np.zeros(800, np.int64),
@@ -114,13 +109,13 @@ def test_retrieval_task_and_baselines(store):
 
 def test_groups_of_targets_by_hand(store):
     # Training: item 0 four times, item 1 twice, item 2 once.
-    train = SequenceSet(
+    train = sequence_set(
         user_ids=pa.array([0]),
         offsets=np.array([0, 7]),
         items=np.array([0, 0, 1, 0, 2, 1, 0]),
         times=np.arange(7),
     )
-    tested = SequenceSet(
+    tested = sequence_set(
         user_ids=pa.array([7, 8]),
         offsets=np.array([0, 5, 7]),
         items=np.array([3, 4, 4, 4, 1, 5, 2]),  # 3 4 4 | 4 1 and 5 | 2

@@ -7,7 +7,8 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
+from learn_torchrec.towers.encoder import PreferenceEncoder
+from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.official_checkpoint import (
     convert_authors_state,
     read_authors_checkpoint,

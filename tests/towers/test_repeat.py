@@ -6,23 +6,21 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from random_sequences import sequence_set
 
-from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
-from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.holdout import (
-    RetrievalConfig,
-    TowersSplit,
-    evaluate_rows,
-    retrieval_task,
-    towers_scores,
-)
+from learn_torchrec.towers.encoders.architecture import EncoderShape
+from learn_torchrec.towers.holdout import TowersSplit, retrieval_task
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
-from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
 from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.objectives.dense_all_action import dense_all_action_loss
 from learn_torchrec.towers.repeat import RepeatScore, Seen
+from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_rows
 from learn_torchrec.towers.sampling import SamplingConfig
-from learn_torchrec.towers.training import build_towers, train_towers
+from learn_torchrec.towers.scores import towers_scores
+from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.run_log import RunLog
 
@@ -130,7 +128,7 @@ def users_who(repeat: bool, users=60, length=8):
         else random.permutation(40)[:length]
         for _ in range(users)
     ]
-    sequences = SequenceSet(
+    sequences = sequence_set(
         user_ids=pa.array(range(users)),
         offsets=np.arange(users + 1) * length,
         items=np.concatenate(rows),

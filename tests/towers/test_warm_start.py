@@ -7,10 +7,10 @@ import torch
 
 from apps import train_towers
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.export import CATALOGUE_FILE, earlier_towers, save_towers
+from learn_torchrec.towers.artifact import CATALOGUE_FILE, earlier_towers, save_towers
+from learn_torchrec.towers.build import build_towers
+from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.model import TowersModelConfig
-from learn_torchrec.towers.training import build_towers
 from learn_torchrec.towers.warm_start import load_ids
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.sharding import init_tables, shard, whole_state

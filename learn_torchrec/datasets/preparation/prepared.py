@@ -11,7 +11,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -164,6 +164,8 @@ class PreparedDataset(Dataset):
             offsets=self._map("offsets"),
             items=self._rows_in(store),
             times=self.times,
+            actions=self._map("actions"),
+            action_names=tuple(names),
         )
         if set(names) <= set(actions):
             return whole
@@ -209,7 +211,7 @@ class PreparedDataset(Dataset):
             }
         )
 
-    def _map(self, name: str) -> NDArray[np.int64]:
+    def _map(self, name: str) -> NDArray[Any]:
         path = self.directory / f"{name}.npy"
         try:
             return np.asarray(np.load(path, mmap_mode="r"))
