@@ -11,7 +11,10 @@ from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.objectives.config import LossConfig
-from learn_torchrec.towers.objectives.dense_all_action import DenseAllAction
+from learn_torchrec.towers.objectives.dense_all_action import (
+    DenseAllAction,
+    dense_all_action_loss,
+)
 from learn_torchrec.towers.sampling import SamplingConfig, sample_user
 from learn_torchrec.towers.task import TwinTowerTrain
 
@@ -120,6 +123,30 @@ def test_every_parameter_learns_and_content_does_not(store, item_tower, correcti
         assert (gradient != 0).float().mean() > 0.9, name
     assert not batch.content.requires_grad
     assert torch.equal(batch.content, content)
+
+
+def test_the_correction_subtracts_the_log_share_of_the_training_events(store):
+    """Items 0 to 39 have so many events: 0 counts as 1, so that all are 781."""
+    batch, samples = one_batch(store, make_sequences())
+    task = make_task(store, temperature=0.1, sampling_correction=True).eval()
+    share = np.maximum(np.arange(40), 1) / 781
+    padding = batch.positives < 0
+    target = batch.item_rows[batch.target]
+    items = target[batch.positives.clamp(min=0)].masked_fill(padding, -1)
+    expected = dense_all_action_loss(
+        *task.towers(batch),
+        batch.anchors >= 0,
+        items,
+        temperature=0.1,
+        offsets=torch.from_numpy(-np.log(share)).float()[items.clamp(min=0)],
+        targets=(
+            torch.arange(12).repeat_interleave(
+                torch.tensor([len(sample.target) for sample in samples])
+            ),
+            target,
+        ),
+    )
+    torch.testing.assert_close(task(batch)[0], expected)
 
 
 def test_the_content_tower_is_the_content(store):

@@ -256,6 +256,51 @@ def test_every_parameter_learns(store, one_rank, inputs, item_tower):
     assert not batch.content.requires_grad
 
 
+def test_the_adjustment_adds_the_log_share_of_the_training_events(store, one_rank):
+    del one_rank
+    towers = make_towers(store, "content", "self").eval()
+    config = LossConfig(objective="next_item", temperature=0.1, logit_adjustment=0.5)
+    # Items 0 to 39 have so many events: 0 counts as 1, so that all are 781.
+    objective = NextItem(config, SamplingConfig(history_length=8), torch.arange(40))
+    data = data_of(make_sequences(), leave_out=0)
+    ids = objective.batches(data, batch_size=30, seed=0, epoch=0, start=0)
+    batch = next(attach_content(ids, store))
+    share = torch.from_numpy(np.maximum(batch.item_rows.numpy(), 1) / 781)
+    expected = next_item_loss(
+        towers.encode_anchors(batch, None),
+        towers.encode_items(batch.content, torch.arange(len(batch.item_rows))),
+        batch.anchors >= 0,
+        batch.target[batch.positives.clamp(min=0)],
+        batch.candidates,
+        temperature=0.1,
+        offsets=0.5 * share.log().float(),
+    )
+    task = TwinTowerTrain(towers, objective, config)
+    torch.testing.assert_close(task(batch)[0], expected)
+
+
+def test_training_counts_the_events_of_the_items(store, one_rank, tmp_path):
+    """What an id counts follows from its events: n / (n + k)."""
+    del one_rank
+    sequences, config = make_sequences(), config_of(epochs=1)
+    model = dataclasses.replace(config.model, id_half_trust=3.0)
+    with RunLog(tmp_path / "towers") as log:
+        trained = train_towers(
+            dataclasses.replace(config, model=model),
+            data_of(sequences),
+            store,
+            RetrievalConfig(ks=(1,)),
+            CPU,
+            log,
+        )
+    events = data_of(sequences).train.items.tolist()
+    counts = [events.count(item) for item in range(len(store))]
+    assert trained.state["ids.trust"].tolist() == pytest.approx(
+        [count / (count + 3) for count in counts]
+    )
+    assert trained.facts["actions"] == ("like",)
+
+
 def test_the_projection_tower_skips_the_transformer(store):
     towers = make_towers(store).eval()
     content = torch.from_numpy(store.gather(np.arange(3)))
