@@ -22,7 +22,7 @@ from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.retrieval import (
     PROTOCOLS,
     RetrievalConfig,
-    evaluate_rows,
+    evaluate_groups,
 )
 from learn_torchrec.towers.scores import baseline_scores, towers_scores
 from learn_torchrec.training.distributed import process_group
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "learn": towers_scores(towers, store, task, length, device),
             **baseline_scores(data.train, store, task),
         }
-        groups = evaluate_rows(scores, data.train, len(store), task, retrieval)
+        groups = evaluate_groups(scores, data.train, len(store), task, retrieval)
     body = {"retrieval": to_json(groups["all"])}
     body |= {
         f"{name}_targets": to_json(groups[name]) for name in ("new", "repeated", "tail")

@@ -31,10 +31,10 @@ from learn_torchrec.towers.export import (
 )
 from learn_torchrec.towers.inference import encode_catalogue, history_vectors
 from learn_torchrec.training.distributed import (
-    locked_together,
+    locked_on_rank0,
     process_group,
     rank_share,
-    write_artifact_together,
+    write_artifact_on_all_ranks,
 )
 from learn_torchrec.training.run_log import RunLog
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     snapshots = snapshot_events(sequences, job.run.export, histories.times)
     with (
         process_group() as device,
-        locked_together(job.out),
+        locked_on_rank0(job.out),
         RunLog(job.out) as log,
     ):
         towers, config, towers_manifest = load_towers(args.towers, device)
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log.progress,
         )
         manifest = job.manifest(towers_manifest.cutoff, facts)
-        with write_artifact_together(job.out, **manifest) as working:
+        with write_artifact_on_all_ranks(job.out, **manifest) as working:
             write_item_vectors(
                 _part(working / ITEM_VECTORS_FILE),
                 store.item_ids.take(pa.array(items)),

@@ -15,7 +15,7 @@ from learn_torchrec import config
 from learn_torchrec.artifact import is_finished, read_manifest, recipe_of, verify
 from learn_torchrec.presets import Run
 from learn_torchrec.training.checkpoint import Checkpoints
-from learn_torchrec.training.distributed import locked_together, process_group
+from learn_torchrec.training.distributed import locked_on_rank0, process_group
 from learn_torchrec.training.run_log import RunLog
 
 # Where tables lie and who reads the rows decides no weight.
@@ -66,7 +66,7 @@ class Job:
         Raises:
             UserError: another run is making the artefact.
         """
-        with process_group() as device, locked_together(self.out):
+        with process_group() as device, locked_on_rank0(self.out):
             made_from = {"config": self.config, "inputs": self.inputs}
             for name in _OPERATIONAL:
                 made_from = _without(made_from, name)

@@ -45,11 +45,11 @@ from learn_torchrec.schema import (
     USER_ID,
 )
 from learn_torchrec.training.distributed import (
-    agreed,
     is_writer,
-    locked_together,
+    locked_on_rank0,
     process_group,
-    write_artifact_together,
+    raise_on_all_ranks,
+    write_artifact_on_all_ranks,
 )
 from learn_torchrec.training.run_log import RunLog
 
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     activity = cohort_activity(dataset, job.run)
     with (
         process_group() as device,
-        locked_together(job.out),
+        locked_on_rank0(job.out),
         RunLog(job.out) as log,
     ):
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         share = Share(impressions, ranker.features, vectors, activity)
         facts: dict[str, Any] = {}
         with (
-            write_artifact_together(
+            write_artifact_on_all_ranks(
                 job.out, **job.manifest(manifest.cutoff, facts)
             ) as working,
             scorer(model, ranker.training.batch_size, device) as scores,
@@ -112,10 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ):
             parts = iter(share)
             for done in range(share.parts):
-                with agreed():
+                with raise_on_all_ranks():
                     rows, table = next(parts)
                 found = scores(rows, share.width).numpy()[: table.num_rows]
-                with agreed():
+                with raise_on_all_ranks():
                     _refuse_non_finite(found, table, args.ranker)
                     write(table.append_column(SCORE, pa.array(found)))
                 log.progress(done + 1, share.parts)

@@ -21,13 +21,13 @@ from learn_torchrec.towers.artifact import (
     save_towers,
 )
 from learn_torchrec.towers.holdout import split_towers
-from learn_torchrec.towers.official_checkpoint import read_authors_checkpoint
+from learn_torchrec.towers.official_checkpoint import read_official_checkpoint
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.training.distributed import (
-    agreed,
     is_writer,
-    write_artifact_together,
+    raise_on_all_ranks,
+    write_artifact_on_all_ranks,
 )
 from learn_torchrec.training.run_log import RUN_LOG
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = split_towers(histories.sequences, histories.times, split)
     initial = None
     if args.authors_checkpoint is not None:
-        initial = InitialTowers(read_authors_checkpoint(args.authors_checkpoint))
+        initial = InitialTowers(read_official_checkpoint(args.authors_checkpoint))
     if args.warm_start is not None:
         refuse_future(args.warm_start, KIND_TOWERS, data.known_until)
         refuse_other_split(args.warm_start, job.inputs[INTERACTIONS_FILE], split)
@@ -93,7 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoints,
         )
         manifest = job.manifest(data.known_until, trained.facts)
-        with write_artifact_together(job.out, **manifest) as working, agreed():
+        with (
+            write_artifact_on_all_ranks(job.out, **manifest) as working,
+            raise_on_all_ranks(),
+        ):
             if is_writer():
                 save_towers(working, trained.state, store.item_ids)
                 shutil.copyfile(log.path, working / RUN_LOG)

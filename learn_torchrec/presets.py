@@ -169,7 +169,7 @@ def amazon() -> Run:
             model=TowersModelConfig(
                 encoder=_small_encoder(dropout=0.3, max_positions=50),
                 inputs="content+id",
-                id_half_trust=5.0,
+                id_shrinkage=5.0,
                 item_tower="projection",
                 repeat=True,
             ),
@@ -207,7 +207,7 @@ def retail() -> Run:
             model=TowersModelConfig(
                 encoder=_small_encoder(dropout=0.15),
                 inputs="content+id",
-                id_half_trust=5.0,
+                id_shrinkage=5.0,
                 item_tower="projection",
                 repeat=True,
             ),

@@ -121,7 +121,7 @@ def next_item(content: Path, market: Path, device: torch.device) -> dict[str, ob
             encoder=shape,
             inputs="content+id",
             item_tower="projection",
-            id_half_trust=3.0,
+            id_shrinkage=3.0,
         ),
         sampling=SamplingConfig(history_length=20),
         loss=LossConfig(objective="next_item", candidates=30),

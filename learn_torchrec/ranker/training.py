@@ -168,7 +168,7 @@ class _Progress:
         self.step = state["step"]
         self._loss.restore(state["loss"], device)
         self._auxiliary.restore(state["auxiliary_loss"], device)
-        self._log.go_on(state["log_position"])
+        self._log.resume(state["log_position"])
 
     def add(self, output: RankerOutput) -> None:
         """Take one step's output; every rank takes part."""

@@ -24,7 +24,7 @@ from learn_torchrec.towers.model import TowersModelConfig, TwinTower
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.dense_all_action import DenseAllAction
 from learn_torchrec.towers.objectives.next_item import NextItem
-from learn_torchrec.towers.repeat import RepeatScore
+from learn_torchrec.towers.repeat import RepeatConsumption
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.task import Objective, TwinTowerTrain
 from learn_torchrec.towers.warm_start import InitialTowers, load_encoder, load_ids
@@ -57,10 +57,10 @@ def build_towers(
     shape = config.encoder
     ids = None
     if config.inputs != "content":
-        ids = ItemIds(event_counts, shape.width, config.id_half_trust, device)
+        ids = ItemIds(event_counts, shape.width, config.id_shrinkage, device)
     reads_content = config.inputs != "id"
     encoder = PreferenceEncoder(mean, std, shape, reads_content)
-    repeat = RepeatScore() if config.repeat else None
+    repeat = RepeatConsumption() if config.repeat else None
     return TwinTower(encoder, config.item_tower, ids, repeat)
 
 

@@ -15,7 +15,7 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.jagged import offsets_of
 from learn_torchrec.towers.ids import keyed
 from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.repeat import Seen
+from learn_torchrec.towers.repeat import RepeatedItems
 
 _TOKENS_PER_BATCH = 16_384
 
@@ -131,8 +131,8 @@ def history_vectors(
 @torch.no_grad()
 def repeat_scores(
     towers: TwinTower, sequences: SequenceSet, events: Int64Array, history_length: int
-) -> Seen | None:
-    """Score the items that users met, as of one event each; see `RepeatScore`.
+) -> RepeatedItems | None:
+    """Score the items that users met, as of one event each; see `RepeatConsumption`.
 
     Args:
         towers: in evaluation mode.
@@ -150,7 +150,7 @@ def repeat_scores(
     lengths = ends - starts
     tokens, first = _tokens(starts, ends)
     device = towers.repeat.weight.device
-    seen: Seen = towers.repeat(
+    seen: RepeatedItems = towers.repeat(
         torch.from_numpy(sequences.items[tokens]).to(device),
         torch.from_numpy(lengths).to(device),
         torch.from_numpy(first + lengths - 1).to(device).unsqueeze(1),

@@ -18,7 +18,7 @@ from learn_torchrec.towers.batch import TowerBatch
 from learn_torchrec.towers.encoder import PreferenceEncoder
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.ids import ItemIds
-from learn_torchrec.towers.repeat import RepeatScore, Seen
+from learn_torchrec.towers.repeat import RepeatConsumption, RepeatedItems
 
 Inputs = Literal["content", "id", "content+id"]
 ItemTower = Literal["causal", "self", "content", "projection"]
@@ -35,8 +35,8 @@ class TowersModelConfig:
         encoder: what both towers share.
         inputs: what is known of an item: its `content` (the paper), its `id` (the
             paper's ID row) or the sum of both (`content+id`).
-        id_half_trust: training events at which an item's id counts half, see
-            `ItemIds`; 0 trusts the ids of all items with any alike.
+        id_shrinkage: count-based shrinkage of the ids: training events at which an
+            item's id counts half, see `ItemIds`; 0 shrinks no item with any.
         item_tower: what the item side reads in training (paper: table "item tower").
             `causal` (variant 1): the target sequence, each item in the context of
             the earlier targets; `self` (variant 2): each target item alone;
@@ -44,17 +44,17 @@ class TowersModelConfig:
             encoder.vector_dim must be the content's; `projection` (not the paper's):
             what the sequence encoder reads of the item, by the vector projection alone.
             At inference an item is always alone.
-        repeat: learn what it adds to an item's similarity that the user met it before
-            (not the paper's), see `RepeatScore`. Retrieval adds it to the items of
-            the history; exported vectors do not have it.
-        standardize: bring every dimension of the content to mean 0 and deviation 1
-            over the catalogue. Vectors of a language model are a narrow cone, which
-            towers learn little from; the authors' public code does not do it.
+        repeat: learn a score of repeat consumption (not the paper's), see
+            `RepeatConsumption`. Retrieval adds it to the similarity of the history's
+            items; exported vectors do not have it.
+        standardize: bring every dimension of the content to mean 0 and standard
+            deviation 1 over the catalogue. Vectors of a language model are a narrow
+            cone, which towers learn little from; the authors' public code does not.
     """
 
     encoder: EncoderShape = field(default_factory=EncoderShape)
     inputs: Inputs = "content"
-    id_half_trust: NonNegativeFloat = 0.0
+    id_shrinkage: NonNegativeFloat = 0.0
     item_tower: ItemTower = "causal"
     repeat: bool = False
     standardize: bool = True
@@ -74,7 +74,7 @@ class TwinTower(nn.Module):
         encoder: the shared `PreferenceEncoder`.
         item_tower: see `TowersModelConfig`.
         ids: trainable vectors of the items, or None for content alone.
-        repeat: score of items met before, or None for the similarity alone.
+        repeat: score of the history's items, or None for the similarity alone.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class TwinTower(nn.Module):
         encoder: PreferenceEncoder,
         item_tower: ItemTower,
         ids: ItemIds | None = None,
-        repeat: RepeatScore | None = None,
+        repeat: RepeatConsumption | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -169,8 +169,10 @@ class TwinTower(nn.Module):
         )
         return vectors
 
-    def seen(self, history: Tensor, batch: TowerBatch) -> Seen | None:
-        """Score the items that anchors have met; None without a `RepeatScore`.
+    def repeated_items(
+        self, history: Tensor, batch: TowerBatch
+    ) -> RepeatedItems | None:
+        """Score the items that anchors have met; None without a `RepeatConsumption`.
 
         Args:
             history: int64 [S], the batch's history in the numbering that is wanted.
@@ -178,7 +180,7 @@ class TwinTower(nn.Module):
         """
         if self.repeat is None:
             return None
-        seen: Seen = self.repeat(history, batch.history_lengths, batch.anchors)
+        seen: RepeatedItems = self.repeat(history, batch.history_lengths, batch.anchors)
         return seen
 
 

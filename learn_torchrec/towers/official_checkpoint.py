@@ -28,7 +28,7 @@ _RENAMED = {
 _HEADS = {"adaptor": "content_projection", "mlp.0": "vector_projection"}
 
 
-def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_official_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint of the authors' model; nothing in it is executed.
 
     Args:
@@ -36,7 +36,7 @@ def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
             or under the key `state_dict`.
 
     Returns:
-        The state of a `PreferenceEncoder`, see `convert_authors_state`.
+        The state of a `PreferenceEncoder`, see `convert_official_checkpoint`.
 
     Raises:
         UserError: a file that cannot be read, or holds another model.
@@ -52,10 +52,10 @@ def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as a checkpoint ({reason}); give the state dict "
             "of the model alone"
         ) from None
-    return convert_authors_state(state.get("state_dict", state))
+    return convert_official_checkpoint(state.get("state_dict", state))
 
 
-def convert_authors_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_official_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state of a `PreferenceEncoder` from one of the authors' models.
 
     Args:

@@ -23,7 +23,11 @@ from learn_torchrec.jagged import offsets_of
 from learn_torchrec.towers.holdout import RetrievalTask
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.scores import towers_scores
-from learn_torchrec.training.distributed import agreed, gather_objects, rank_share
+from learn_torchrec.training.distributed import (
+    gather_objects,
+    raise_on_all_ranks,
+    rank_share,
+)
 
 
 @configuration
@@ -63,7 +67,7 @@ def evaluate_towers(
     """Rank the whole catalogue for every user of the task; ranks share the users."""
     mine = rank_share(len(task.sequences))
     score = towers_scores(towers, store, task, history_length, device, mine)
-    with agreed():
+    with raise_on_all_ranks():
         ranks = target_ranks(
             score, len(store), task.targets, _removed(task, config), mine
         )
@@ -71,7 +75,7 @@ def evaluate_towers(
     return rank_metrics(ranks, len(store), task.targets, config.ks)
 
 
-def evaluate_rows(
+def evaluate_groups(
     rows: Mapping[str, ScoreBlock],
     train: SequenceSet,
     num_items: int,

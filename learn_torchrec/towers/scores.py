@@ -28,7 +28,7 @@ def towers_scores(
     """Return the towers' scores of the whole catalogue for blocks of users.
 
     Cosines, plus the score of items in the window that the tower reads (see
-    `RepeatScore`), on `device`.
+    `RepeatConsumption`), on `device`.
 
     Args:
         towers: every rank takes part where they have a sharded table of ids.

@@ -6,7 +6,7 @@ from random_sequences import make_sequences, sequence_set
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.holdout import retrieval_task, split_towers
-from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_rows
+from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_groups
 from learn_torchrec.towers.scores import baseline_scores
 
 
@@ -92,11 +92,11 @@ def test_retrieval_task_and_baselines(store):
     assert task.targets.rows.tolist() == [sequences.items[4], sequences.items[6]]
     everything = RetrievalConfig(ks=(40,), filter_history=False)
     scores = baseline_scores(sequences, store, task)
-    groups = evaluate_rows(scores, sequences, len(store), task, everything)
+    groups = evaluate_groups(scores, sequences, len(store), task, everything)
     for metrics in groups["all"].values():
         assert metrics["r@40"] == 1.0
     filtered = RetrievalConfig(ks=(40,), filter_history=True)
-    rows = evaluate_rows(scores, sequences, len(store), task, filtered)["all"]
+    rows = evaluate_groups(scores, sequences, len(store), task, filtered)["all"]
     expected = np.mean(
         [
             sequences.items[4] not in sequences.items[:4],
@@ -128,7 +128,7 @@ def test_groups_of_targets_by_hand(store):
     assert first.argsort(descending=True, stable=True)[:5].tolist() == [4, 3, 0, 1, 2]
     assert second.argsort(descending=True, stable=True)[:4].tolist() == [5, 0, 1, 2]
     config = RetrievalConfig(ks=(3,), tail_events=1)
-    groups = evaluate_rows(rows, train, len(store), task, config)
+    groups = evaluate_groups(rows, train, len(store), task, config)
     # All: user 7 finds 4 of {4, 1}, user 8 nothing of {2} in the first three.
     assert groups["all"]["already_bought"]["r@3"] == (1 / 2 + 0) / 2
     assert groups["all"]["popularity"]["r@3"] == (1 / 2 + 1) / 2

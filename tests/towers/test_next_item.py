@@ -24,7 +24,7 @@ from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.objectives import next_item as losses
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.next_item import NextItem, next_item_loss
-from learn_torchrec.towers.repeat import Seen
+from learn_torchrec.towers.repeat import RepeatedItems
 from learn_torchrec.towers.retrieval import RetrievalConfig
 from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
 from learn_torchrec.towers.task import TwinTowerTrain
@@ -50,10 +50,10 @@ def make_sequences(users=30, seed=0):
     )
 
 
-def make_towers(store, inputs="content+id", item_tower="projection", half_trust=0.0):
+def make_towers(store, inputs="content+id", item_tower="projection", shrinkage=0.0):
     torch.manual_seed(0)
     config = TowersModelConfig(
-        encoder=SHAPE, inputs=inputs, item_tower=item_tower, id_half_trust=half_trust
+        encoder=SHAPE, inputs=inputs, item_tower=item_tower, id_shrinkage=shrinkage
     )
     counts = torch.arange(len(store))  # item 0 was never seen
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
@@ -144,7 +144,7 @@ def test_the_loss_equals_the_naive_formula(
         item = torch.randint(0, 11, (9,), generator=random)
         item[2] = positives[0, 1]  # one anchor's own positive is met again
         item[1] = (item[0] + 1) % 11
-        seen = Seen(anchor, item, torch.randn(9, generator=random))
+        seen = RepeatedItems(anchor, item, torch.randn(9, generator=random))
         met = met.index_put((anchor, item), seen.score)
 
     terms = []
@@ -216,14 +216,14 @@ def test_a_chunk_of_the_loss_is_bounded(candidates, largest, monkeypatch):
 
 def test_an_id_counts_as_much_as_is_known_of_it():
     counts = torch.tensor([0, 1, 5, 95])
-    ids = ItemIds(counts, dim=4, half_trust=5.0)
+    ids = ItemIds(counts, dim=4, shrinkage=5.0)
     assert ids.trust.tolist() == pytest.approx([0, 1 / 6, 1 / 2, 0.95])
     rows = torch.tensor([3, 0, 2])
     looked_up = ids(keyed(rows))
     table = ids.table.embeddings["t_item_id"].weight
     torch.testing.assert_close(looked_up, table[rows] * ids.trust[rows, None])
     assert looked_up[1].abs().sum() == 0  # an item that was never seen has no id
-    alike = ItemIds(counts, dim=4, half_trust=0.0)
+    alike = ItemIds(counts, dim=4, shrinkage=0.0)
     assert alike.trust.tolist() == [0, 1, 1, 1]
     assert alike(keyed(rows))[1].abs().sum() == 0
 
@@ -283,7 +283,7 @@ def test_training_counts_the_events_of_the_items(store, one_rank, tmp_path):
     """What an id counts follows from its events: n / (n + k)."""
     del one_rank
     sequences, config = make_sequences(), config_of(epochs=1)
-    model = dataclasses.replace(config.model, id_half_trust=3.0)
+    model = dataclasses.replace(config.model, id_shrinkage=3.0)
     with RunLog(tmp_path / "towers") as log:
         trained = train_towers(
             dataclasses.replace(config, model=model),

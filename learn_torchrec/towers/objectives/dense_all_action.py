@@ -39,7 +39,7 @@ from learn_torchrec.towers.objectives.shared import (
     with_extra,
     world_size,
 )
-from learn_torchrec.towers.repeat import Seen
+from learn_torchrec.towers.repeat import RepeatedItems
 from learn_torchrec.towers.sampling import SamplingConfig, sample_user
 
 _USERS_IN_CHUNK = 64
@@ -136,7 +136,7 @@ class DenseAllAction(nn.Module):
             temperature=temperature,
             offsets=offsets,
             targets=(_users_of(batch.target_lengths), token_items),
-            seen=towers.seen(batch.item_rows[batch.history], batch),
+            seen=towers.repeated_items(batch.item_rows[batch.history], batch),
         )
 
 
@@ -189,7 +189,7 @@ def dense_all_action_loss(
     temperature: float | Tensor,
     offsets: Tensor | None = None,
     targets: tuple[Tensor, Tensor] | None = None,
-    seen: Seen | None = None,
+    seen: RepeatedItems | None = None,
 ) -> Tensor:
     """Return this rank's share of the global loss; the mean over ranks is the loss.
 

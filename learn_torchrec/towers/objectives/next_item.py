@@ -29,7 +29,7 @@ from learn_torchrec.towers.objectives.shared import (
     with_extra,
     world_size,
 )
-from learn_torchrec.towers.repeat import Seen
+from learn_torchrec.towers.repeat import RepeatedItems
 from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
 
 _ANCHORS_IN_CHUNK = 4096
@@ -116,7 +116,7 @@ class NextItem(nn.Module):
             batch.candidates,
             temperature=temperature,
             offsets=offsets,
-            seen=towers.seen(batch.history, batch),
+            seen=towers.repeated_items(batch.history, batch),
         )
 
 
@@ -129,7 +129,7 @@ def next_item_loss(
     *,
     temperature: float | Tensor,
     offsets: Tensor | None = None,
-    seen: Seen | None = None,
+    seen: RepeatedItems | None = None,
 ) -> Tensor:
     """Return this rank's share of the global next-item loss; the mean is the loss.
 
@@ -159,7 +159,7 @@ def next_item_loss(
     own_extra = offsets[own]
     if seen is not None:
         number = anchor_mask.flatten().cumsum(0) - 1
-        seen = Seen(number[seen.anchor], seen.item, seen.score)
+        seen = RepeatedItems(number[seen.anchor], seen.item, seen.score)
         is_own = (seen.item == own[seen.anchor]).nonzero().squeeze(1)
         score = seen.score[is_own] / temperature
         own_extra = own_extra.index_add(0, seen.anchor[is_own], score)

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from learn_torchrec.towers.repeat import Seen
+from learn_torchrec.towers.repeat import RepeatedItems
 
 
 def item_log_q(counts: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class ExtraLogits(NamedTuple):
 
 
 def extra_logits(
-    seen: Seen | None, candidates: Tensor, temperature: float | Tensor
+    seen: RepeatedItems | None, candidates: Tensor, temperature: float | Tensor
 ) -> ExtraLogits | None:
     """Find the columns of the candidates that are items an anchor has met."""
     if seen is None:
