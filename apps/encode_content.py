@@ -28,14 +28,14 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 from learn_torchrec.training.distributed import (
-    agreed,
-    from_writer,
+    broadcast_from_rank0,
     gather_objects,
     is_writer,
-    locked_together,
+    locked_on_rank0,
     process_group,
+    raise_on_all_ranks,
     rank_share,
-    write_artifact_together,
+    write_artifact_on_all_ranks,
 )
 
 from . import options
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = extract.encoder_identity(config)
     items = open_dataset(args.data).items
     ids = store.checked_ids(items[ITEM_ID])
-    with process_group(), locked_together(job.out):
+    with process_group(), locked_on_rank0(job.out):
         cache = VectorCache(_unfinished(job.out, encoder), _earlier(args, encoder))
         part = rank_share(items.num_rows)
         mine = extract.text_hashes(
@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         hashes = np.concatenate(gather_objects(mine))
         rows = extract.missing_rows(hashes, cache) if is_writer() else None
-        rows = from_writer(rows)  # directories are listed late on some file systems
+        rows = broadcast_from_rank0(
+            rows
+        )  # directories are listed late on some file systems
         loaded = extract.encode(
             items,
             rows[dist.get_rank() :: dist.get_world_size()],
@@ -94,11 +96,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             cache,
         )
         loaded_by_rank = gather_objects(loaded)  # and all are done
-        with agreed():
+        with raise_on_all_ranks():
             positions = _positions(mine, cache)
         dim = max(gather_objects(cache.dim or 0))
         facts = extract.describe(items, config) | {ENCODER_FACT: encoder, "dim": dim}
-        with write_artifact_together(job.out, **job.manifest(None, facts)) as working:
+        with write_artifact_on_all_ranks(
+            job.out, **job.manifest(None, facts)
+        ) as working:
             moments = store.write_shard(
                 working,
                 dist.get_rank(),

@@ -12,19 +12,19 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ranking import to_json
 from learn_torchrec.evaluation.retrieval import RetrievalMetrics
 from learn_torchrec.presets import Run
-from learn_torchrec.towers.export import (
+from learn_torchrec.provenance import refuse_leak
+from learn_torchrec.towers.artifact import (
     KIND_TOWERS,
     check_towers_inputs,
     load_towers,
 )
-from learn_torchrec.towers.holdout import (
+from learn_torchrec.towers.holdout import split_towers
+from learn_torchrec.towers.retrieval import (
     PROTOCOLS,
     RetrievalConfig,
-    baseline_scores,
-    evaluate_rows,
-    split_towers,
-    towers_scores,
+    evaluate_groups,
 )
+from learn_torchrec.towers.scores import baseline_scores, towers_scores
 from learn_torchrec.training.distributed import process_group
 
 from . import options
@@ -69,13 +69,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with process_group() as device:
         towers, config, manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, manifest, store, run.split)
-        data = split_towers(histories.sequences, histories.times, run.split)
-        if manifest.cutoff is not None and data.known_until < manifest.cutoff:
-            raise UserError(
-                f"leak: {args.towers} learned from events up to {manifest.cutoff}, "
-                f"those to evaluate come after {data.known_until} (unix seconds); "
-                "train the towers on this log"
-            )
+        sequences = histories.sequences.with_action_names(manifest.facts["actions"])
+        data = split_towers(sequences, histories.times, run.split)
+        refuse_leak(
+            manifest,
+            args.towers,
+            data.known_until,
+            "the events to evaluate",
+            "train the towers on this log",
+        )
         task = data.test if args.part == "test" else data.validation
         if not len(task.sequences):
             raise UserError(
@@ -88,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "learn": towers_scores(towers, store, task, length, device),
             **baseline_scores(data.train, store, task),
         }
-        groups = evaluate_rows(scores, data.train, len(store), task, retrieval)
+        groups = evaluate_groups(scores, data.train, len(store), task, retrieval)
     body = {"retrieval": to_json(groups["all"])}
     body |= {
         f"{name}_targets": to_json(groups[name]) for name in ("new", "repeated", "tail")

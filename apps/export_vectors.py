@@ -12,10 +12,12 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.ranker.vectors import KIND
 from learn_torchrec.schema import INTERACTIONS_FILE
-from learn_torchrec.towers.export import (
+from learn_torchrec.towers.artifact import (
     KIND_TOWERS,
     check_towers_inputs,
     load_towers,
+)
+from learn_torchrec.towers.export import (
     snapshot_events,
     write_item_vectors,
     write_user_vectors,
@@ -23,12 +25,12 @@ from learn_torchrec.towers.export import (
 )
 from learn_torchrec.towers.inference import encode_catalogue, history_vectors
 from learn_torchrec.training.distributed import (
-    agreed,
     is_writer,
-    locked_together,
+    locked_on_rank0,
     process_group,
+    raise_on_all_ranks,
     rank_share,
-    write_artifact_together,
+    write_artifact_on_all_ranks,
 )
 from learn_torchrec.training.run_log import RunLog
 
@@ -70,11 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     snapshots = snapshot_events(sequences, job.run.export, histories.times)
     with (
         process_group() as device,
-        locked_together(job.out),
+        locked_on_rank0(job.out),
         RunLog(job.out) as log,
     ):
         towers, config, towers_manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, towers_manifest, store, job.run.split)
+        sequences = sequences.with_action_names(towers_manifest.facts["actions"])
         items = np.arange(len(store))[rank_share(len(store))]
         events = snapshots[rank_share(len(snapshots))]
         item_vectors = encode_catalogue(towers, store, items, device)
@@ -94,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         manifest = job.manifest(towers_manifest.cutoff, facts)
         parquet = job.run.export.parquet
-        with write_artifact_together(job.out, **manifest) as working, agreed():
+        with (
+            write_artifact_on_all_ranks(job.out, **manifest) as working,
+            raise_on_all_ranks(),
+        ):
             rank, dim = dist.get_rank(), facts["dim"]
             write_item_vectors(
                 working,

@@ -13,7 +13,7 @@ from learn_torchrec import config
 from learn_torchrec.artifact import is_finished, read_manifest, recipe_of, verify
 from learn_torchrec.presets import Run
 from learn_torchrec.training.checkpoint import Checkpoints
-from learn_torchrec.training.distributed import locked_together, process_group
+from learn_torchrec.training.distributed import locked_on_rank0, process_group
 from learn_torchrec.training.run_log import RunLog
 
 from . import options
@@ -70,13 +70,10 @@ class Job:
         Raises:
             UserError: another run is making the artefact.
         """
-        with process_group() as device, locked_together(self.out):
+        with process_group() as device, locked_on_rank0(self.out):
+            made_from = {"config": self.deciding, "inputs": self.inputs}
             checkpoints = Checkpoints(
-                self.out,
-                self.deciding,
-                self.inputs,
-                self.run.checkpoint,
-                self.overwrite,
+                self.out, made_from, self.run.checkpoint, self.overwrite
             )
             with checkpoints.listening(), RunLog(self.out) as log:
                 yield device, log, checkpoints

@@ -44,11 +44,11 @@ from learn_torchrec.schema import (
     USER_ID,
 )
 from learn_torchrec.training.distributed import (
-    agreed,
     is_writer,
-    locked_together,
+    locked_on_rank0,
     process_group,
-    write_artifact_together,
+    raise_on_all_ranks,
+    write_artifact_on_all_ranks,
 )
 from learn_torchrec.training.run_log import RunLog
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     activity = cohort_activity(dataset, job.run)
     with (
         process_group() as device,
-        locked_together(job.out),
+        locked_on_rank0(job.out),
         RunLog(job.out) as log,
     ):
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts = impressions.parts(_PART_ROWS)
         facts: dict[str, Any] = {"tasks": describe_tasks(ranker.tasks)}
         with (
-            write_artifact_together(
+            write_artifact_on_all_ranks(
                 job.out, **job.manifest(manifest.cutoff, facts)
             ) as working,
             scorer(model, impressions, ranker.training.batch_size, device) as score,
@@ -117,10 +117,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         ):
             remaining = prefetch(_with_activity(parts, activity), depth=1)
             for done in range(parts.count):
-                with agreed():
+                with raise_on_all_ranks():
                     part = next(remaining)
                 scores = score(part.rows, parts.width)
-                with agreed():
+                with raise_on_all_ranks():
                     _refuse_non_finite(scores, part.table, args.ranker)
                     write(_with_scores(part.table, scores))
                 log.progress(done + 1, parts.count)

@@ -17,9 +17,9 @@ from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, WEIGHT
 from learn_torchrec.training.distributed import (
-    agreed,
     is_writer,
-    write_artifact_together,
+    raise_on_all_ranks,
+    write_artifact_on_all_ranks,
 )
 from learn_torchrec.training.run_log import RUN_LOG
 
@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             job.run.ranker, impressions, device, log, on_plan, checkpoints, earlier
         )
         manifest = job.manifest(times.test_from, facts)
-        with write_artifact_together(job.out, **manifest) as working:
+        with write_artifact_on_all_ranks(job.out, **manifest) as working:
             save_ranker(model, working)
-            with agreed():
+            with raise_on_all_ranks():
                 if is_writer():
                     shutil.copyfile(log.path, working / RUN_LOG)
         checkpoints.remove()

@@ -5,26 +5,28 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from learn_torchrec import config
+from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.loading.tables import files_fingerprint
 from learn_torchrec.errors import UserError
+from learn_torchrec.provenance import refuse_known_holdout
 from learn_torchrec.schema import INTERACTIONS_FILE
-from learn_torchrec.towers.export import (
+from learn_torchrec.towers.artifact import (
     KIND_TOWERS,
     earlier_towers,
-    refuse_other_split,
     save_towers,
 )
 from learn_torchrec.towers.holdout import split_towers
-from learn_torchrec.towers.official_checkpoint import read_authors_checkpoint
+from learn_torchrec.towers.official_checkpoint import read_official_checkpoint
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.training.distributed import (
-    agreed,
     is_writer,
-    write_artifact_together,
+    raise_on_all_ranks,
+    write_artifact_on_all_ranks,
 )
 from learn_torchrec.training.run_log import RUN_LOG
 
@@ -77,10 +79,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = split_towers(histories.sequences, histories.times, split)
     initial = None
     if args.authors_checkpoint is not None:
-        initial = InitialTowers(read_authors_checkpoint(args.authors_checkpoint))
+        initial = InitialTowers(read_official_checkpoint(args.authors_checkpoint))
     if args.warm_start is not None:
         refuse_newer(args.warm_start, KIND_TOWERS, data.known_until)
-        refuse_other_split(args.warm_start, job.inputs[INTERACTIONS_FILE], split)
+        refuse_known_holdout(
+            read_manifest(args.warm_start, KIND_TOWERS),
+            args.warm_start,
+            job.inputs[INTERACTIONS_FILE],
+            config.to_dict(split),
+        )
         initial = earlier_towers(args.warm_start, store)
     with job.training() as (device, log, checkpoints):
         trained = train_towers(
@@ -94,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoints,
         )
         manifest = job.manifest(data.known_until, trained.facts)
-        with write_artifact_together(job.out, **manifest) as working, agreed():
+        with (
+            write_artifact_on_all_ranks(job.out, **manifest) as working,
+            raise_on_all_ranks(),
+        ):
             if is_writer():
                 save_towers(working, trained.state, store.item_ids)
                 shutil.copyfile(log.path, working / RUN_LOG)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from learn_torchrec.ranker.learn_features import LearnFeatures as LearnFeatures
     from learn_torchrec.ranker.model import LearnRanker as LearnRanker
     from learn_torchrec.ranker.vectors import LearnVectors as LearnVectors
-    from learn_torchrec.towers.encoder import EncoderShape as EncoderShape
     from learn_torchrec.towers.encoder import PreferenceEncoder as PreferenceEncoder
+    from learn_torchrec.towers.encoders.architecture import EncoderShape as EncoderShape
     from learn_torchrec.towers.model import TwinTower as TwinTower
 
 _PUBLIC = {
@@ -34,7 +34,7 @@ _PUBLIC = {
     "ContentStore": "content.store",
     "Convention": "evaluation.conventions",
     "EncoderConfig": "content.encoder",
-    "EncoderShape": "towers.encoder",
+    "EncoderShape": "towers.encoders.architecture",
     "Jagged": "jagged",
     "LearnFeatures": "ranker.learn_features",
     "LearnRanker": "ranker.model",

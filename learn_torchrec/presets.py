@@ -19,11 +19,11 @@ from learn_torchrec.ranker.config import (
 )
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
-from learn_torchrec.towers.encoder import EncoderShape
+from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.export import ExportConfig
-from learn_torchrec.towers.holdout import PROTOCOLS, RetrievalConfig
-from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.training.checkpoint import CheckpointConfig
 from learn_torchrec.training.optim import OptimizerConfig
@@ -172,7 +172,7 @@ def amazon() -> Run:
             model=TowersModelConfig(
                 encoder=_small_encoder(dropout=0.3, max_positions=50),
                 inputs="content+id",
-                id_half_trust=5.0,
+                id_shrinkage=5.0,
                 item_tower="projection",
                 repeat=True,
             ),
@@ -210,7 +210,7 @@ def retail() -> Run:
             model=TowersModelConfig(
                 encoder=_small_encoder(dropout=0.15),
                 inputs="content+id",
-                id_half_trust=5.0,
+                id_shrinkage=5.0,
                 item_tower="projection",
                 repeat=True,
             ),

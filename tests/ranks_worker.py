@@ -28,12 +28,14 @@ from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
-from learn_torchrec.towers import training as towers_training
+from learn_torchrec.towers import build as towers_build
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
-from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.holdout import RetrievalConfig, split_towers
-from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
+from learn_torchrec.towers.encoders.architecture import EncoderShape
+from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.objectives.dense_all_action import dense_all_action_loss
+from learn_torchrec.towers.retrieval import RetrievalConfig
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.distributed import gather_objects, process_group
@@ -120,7 +122,7 @@ def next_item(content: Path, market: Path, device: torch.device) -> dict[str, ob
             encoder=shape,
             inputs="content+id",
             item_tower="projection",
-            id_half_trust=3.0,
+            id_shrinkage=3.0,
         ),
         sampling=SamplingConfig(history_length=20),
         loss=LossConfig(objective="next_item", candidates=30),
@@ -128,7 +130,7 @@ def next_item(content: Path, market: Path, device: torch.device) -> dict[str, ob
         training=TowersTrainingConfig(epochs=3, batch_size=16),
     )
     log = Recorder()
-    towers_training.TrainPipelineSparseDist, pipelines = watched()
+    towers_build.TrainPipelineSparseDist, pipelines = watched()
     data = split_towers(histories.sequences, histories.times, split)
     retrieval = RetrievalConfig(ks=(5,))
     trained = train_towers(config, data, store, retrieval, device, log)

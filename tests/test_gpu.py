@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from learn_torchrec.evaluation.retrieval import evaluate_retrieval
 from learn_torchrec.evaluation.topk import top_items
 from learn_torchrec.jagged import Jagged
-from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
-from learn_torchrec.towers.loss import dense_all_action_loss
+from learn_torchrec.towers.encoder import PreferenceEncoder
+from learn_torchrec.towers.encoders.architecture import EncoderShape
+from learn_torchrec.towers.objectives.dense_all_action import dense_all_action_loss
 
 pytestmark = [
     pytest.mark.gpu,

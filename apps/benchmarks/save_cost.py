@@ -59,7 +59,6 @@ def measure() -> dict[str, Any]:
             name: Checkpoints(
                 Path(folder) / name,
                 {},
-                {},
                 CheckpointConfig(every_steps=1, keep=1, asynchronous=name[0] == "a"),
             )
             for name in lost

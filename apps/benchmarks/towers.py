@@ -24,11 +24,20 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.encoder import cpu_has_bfloat16
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
+from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.jagged import offsets_of
 from learn_torchrec.towers.batch import TowerBatch, attach_content, collate
-from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
-from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
-from learn_torchrec.towers.model import TwinTower, TwinTowerTrain
+from learn_torchrec.towers.encoder import PreferenceEncoder
+from learn_torchrec.towers.encoders.architecture import EncoderShape
+from learn_torchrec.towers.encoders.transformer import TransformerLayer
+from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.objectives.dense_all_action import (
+    DenseAllAction,
+    dense_all_action_loss,
+)
 from learn_torchrec.towers.sampling import SamplingConfig, UserSample
+from learn_torchrec.towers.task import TwinTowerTrain
 from learn_torchrec.training.optim import OptimizerConfig, dense_optimizer
 
 from .. import options
@@ -44,8 +53,9 @@ TEMPERATURE = 0.05
 
 @dataclass(frozen=True)
 class Work:
-    """The samples of one batch and the store of their content vectors."""
+    """The users of one batch, their samples and the store of their content vectors."""
 
+    sequences: SequenceSet
     samples: list[UserSample]
     store: ContentStore
 
@@ -56,22 +66,32 @@ def make_work(directory: Path, seed: int = 0) -> Work:
     vectors = random.standard_normal((CATALOGUE, CONTENT_DIM), np.float32)
     with write_artifact(directory, kind=KIND, config={}, inputs={}) as working:
         write_content_store(working, pa.array(range(CATALOGUE)), vectors)
-    samples = []
+    samples, rows = [], []
     lengths = [
         random.permutation(np.linspace(1, longest, USERS).astype(int))
         for longest in (SAMPLING.history_length, SAMPLING.target_length)
     ]
     for both in zip(*lengths, strict=True):
-        history, target = (random.choice(CATALOGUE, length) for length in both)
+        rows += [random.choice(CATALOGUE, length) for length in both]
         anchors, positives = (
-            np.sort(random.permutation(len(rows))[:10]) for rows in (history, target)
+            np.sort(random.permutation(length)[:10]) for length in both
         )
+        history, target = np.split(np.arange(sum(both)), both[:1])
         samples.append(
             UserSample(
                 history=history, target=target, anchors=anchors, positives=positives
             )
         )
-    return Work(samples=samples, store=ContentStore.open(directory))
+    items = np.concatenate(rows)
+    sequences = SequenceSet(
+        user_ids=pa.array(range(USERS)),
+        offsets=offsets_of(np.sum(lengths, axis=0)),
+        items=items,
+        times=np.arange(len(items)),
+        actions=np.zeros(len(items), np.int16),
+        action_names=("buy",),
+    )
+    return Work(sequences, samples, ContentStore.open(directory))
 
 
 class Reference(nn.Module):
@@ -98,7 +118,8 @@ class Reference(nn.Module):
         self.adaptor.weight.copy_(ours.get_parameter("content_projection.weight"))
         self.adaptor.bias.copy_(ours.get_parameter("content_projection.bias"))
         self.head.load_state_dict(ours.vector_projection.state_dict())
-        for theirs, layer in zip(self.encoder.layer, ours.layers, strict=True):
+        layers = [m for m in ours.modules() if isinstance(m, TransformerLayer)]
+        for theirs, layer in zip(self.encoder.layer, layers, strict=True):
             attention = theirs.attention.self
             for kind in ("weight", "bias"):
                 parts = getattr(layer.query_key_value, kind).chunk(3)
@@ -154,15 +175,17 @@ class Reference(nn.Module):
 
 def reference_batch(work: Work) -> dict[str, Tensor]:
     """Build the padded batch sample by sample, as a data set's items are."""
-    parts = [_padded_sample(work, sample) for sample in work.samples]
+    parts = [_padded_sample(work, user) for user in range(USERS)]
     return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
-def _padded_sample(work: Work, sample: UserSample) -> dict[str, Tensor]:
+def _padded_sample(work: Work, user: int) -> dict[str, Tensor]:
     result = {}
+    sample, events = work.samples[user], work.sequences.of(user)
+    history, target = events[sample.history], events[sample.target]
     for name, rows, longest in (
-        ("history", sample.history, SAMPLING.history_length),
-        ("target", sample.target, SAMPLING.target_length),
+        ("history", history, SAMPLING.history_length),
+        ("target", target, SAMPLING.target_length),
     ):
         content = np.zeros((longest, CONTENT_DIM), np.float32)
         for position, row in enumerate(rows):
@@ -176,10 +199,10 @@ def _padded_sample(work: Work, sample: UserSample) -> dict[str, Tensor]:
         padded = np.full(10, -1, np.int64)
         padded[: len(positions)] = positions
         result[name] = torch.from_numpy(padded)
-    items = sample.target[np.maximum(result["positives"].numpy(), 0)]
+    items = target[np.maximum(result["positives"].numpy(), 0)]
     result["ids"] = torch.from_numpy(items)
     wanted = np.full(SAMPLING.target_length, -2, np.int64)  # equals no candidate
-    wanted[: len(sample.target)] = sample.target
+    wanted[: len(target)] = target
     result["target_ids"] = torch.from_numpy(wanted)
     return result
 
@@ -187,6 +210,7 @@ def _padded_sample(work: Work, sample: UserSample) -> dict[str, Tensor]:
 def our_ids(work: Work) -> TowerBatch:
     """Build what leaves our loader: jagged ids."""
     return collate(
+        work.sequences,
         np.arange(USERS),
         work.samples,
         SAMPLING.num_history_samples,
@@ -216,7 +240,9 @@ def training_steps(
     """
     ours, theirs = our_batch(work), reference_batch(work)
     encoder = paper_encoder(dropout=0.0)
-    task = TwinTowerTrain(TwinTower(encoder, "causal"), LossConfig())
+    config = LossConfig()
+    objective = DenseAllAction(config, SAMPLING, torch.ones(CATALOGUE))
+    task = TwinTowerTrain(TwinTower(encoder, "causal"), objective, config)
     with torch.no_grad():
         loss = task(ours)[0].item()
         reference_loss = Reference(encoder, dropout=0.0)(theirs).item()
@@ -225,10 +251,11 @@ def training_steps(
         raise AssertionError(f"losses differ: {loss} and {reference_loss}")
     encoder = paper_encoder(dropout=0.1)
     encoder.precision = dtype
-    task = TwinTowerTrain(TwinTower(encoder, "causal"), LossConfig())
+    task = TwinTowerTrain(TwinTower(encoder, "causal"), objective, config)
     reference = Reference(encoder, dropout=0.1)
-    config = OptimizerConfig(max_grad_norm=0.0)
-    optimizer = dense_optimizer(task.named_parameters(), config)
+    optimizer = dense_optimizer(
+        task.named_parameters(), OptimizerConfig(max_grad_norm=0.0)
+    )
     reference_optimizer = torch.optim.AdamW(
         reference.parameters(), lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0
     )

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from learn_torchrec.arrays import Float32Array, Int32Array
-from learn_torchrec.config import configuration
+from learn_torchrec.config import OPERATIONAL, configuration
 from learn_torchrec.content import backbone
 from learn_torchrec.errors import UserError
 
@@ -56,10 +56,10 @@ class EncoderConfig:
     layers: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
     l2_normalize: bool = True
     max_tokens: PositiveInt = 500
-    tokens_per_batch: PositiveInt = 2048
+    tokens_per_batch: Annotated[PositiveInt, OPERATIONAL] = 2048
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    device: Annotated[str, OPERATIONAL] = "auto"
+    trust_remote_code: Annotated[bool, OPERATIONAL] = False
 
 
 class ContentEncoder:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from learn_torchrec.arrays import Float16Array, Float32Array, Int64Array, UInt64Array
 from learn_torchrec.artifact import recipe_of
-from learn_torchrec.config import configuration, to_dict
+from learn_torchrec.config import configuration, deciding
 from learn_torchrec.content import backbone
 from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
 from learn_torchrec.content.prompt import PromptConfig, render
@@ -25,8 +25,6 @@ from learn_torchrec.content.store import to_half
 from learn_torchrec.content.vector_cache import VectorCache, hash_texts
 from learn_torchrec.schema import ITEM_ID
 
-# Settings of the encoder that change its speed and not its vectors.
-_SPEED_ONLY = ("tokens_per_batch", "device", "trust_remote_code")
 _RENDERED_ROWS = 65_536
 # Texts sorted by length together, and how many of them a kill may lose.
 _WINDOW, _BLOCK_ITEMS, _BLOCK_SECONDS = 8_192, 4_096, 30.0
@@ -112,10 +110,8 @@ def encoder_fingerprint(config: ContentConfig) -> str:
 
 def encoder_identity(config: ContentConfig) -> str:
     """Return what two encoders share if they give a text the same vector."""
-    settings = to_dict(config.encoder)
-    for name in _SPEED_ONLY:
-        del settings[name]
-    return recipe_of("encoder", settings, {"model": encoder_fingerprint(config)})
+    model = {"model": encoder_fingerprint(config)}
+    return recipe_of("encoder", deciding(config.encoder), model)
 
 
 def describe(items: pa.Table, config: ContentConfig) -> dict[str, Any]:

@@ -1,18 +1,20 @@
 """Sequences: every user's events in time order, as one jagged set of item rows."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from learn_torchrec.arrays import BoolArray, Int16Array, Int64Array
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
+from learn_torchrec.jagged import offsets_of, positions_in
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
-Ints = NDArray[np.int64]
+NO_ACTION = -1  # the code of an action without a name, and of an item that is no event
 
 # An optional column of interactions: times finer than seconds, int64 of any unit.
 TICK = "_tick"
@@ -20,54 +22,51 @@ TICK = "_tick"
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceSet:
-    """Users and their events, oldest first.
+    """Users and their events, oldest first; memory-mapped arrays stay mapped.
 
     Attributes:
         user_ids: int64 or string [U].
         offsets: int64 [U + 1]; user u owns events offsets[u] to offsets[u + 1].
         items: int64 [E], rows of the content store.
         times: int64 [E], unix seconds, non-decreasing within a user.
+        actions: int16 [E], codes: places in `action_names`, or NO_ACTION.
+        action_names: what the codes mean.
     """
 
     user_ids: pa.Array
-    offsets: Ints
-    items: Ints
-    times: Ints
+    offsets: Int64Array
+    items: Int64Array
+    times: Int64Array
+    actions: Int16Array
+    action_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
     @property
-    def lengths(self) -> Ints:
+    def lengths(self) -> Int64Array:
         """Events of each user, int64 [U]."""
         return np.diff(self.offsets)
 
-    def of(self, user: int) -> Ints:
+    def of(self, user: int) -> Int64Array:
         """Return the item rows of one user's events."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
-    def select_users(self, keep: NDArray[np.bool_]) -> "SequenceSet":
+    def select_users(self, keep: BoolArray) -> "SequenceSet":
         """Return the set with only the users where `keep` [U] is true."""
-        events = np.repeat(keep, self.lengths)
-        return SequenceSet(
+        return self._filtered(
+            np.repeat(keep, self.lengths),
+            self.lengths[keep],
             user_ids=self.user_ids.filter(pa.array(keep)),
-            offsets=np.r_[0, np.cumsum(self.lengths[keep])],
-            items=self.items[events],
-            times=self.times[events],
         )
 
-    def select_events(self, keep: NDArray[np.bool_]) -> "SequenceSet":
+    def select_events(self, keep: BoolArray) -> "SequenceSet":
         """Return the set with only the events where `keep` [E] is true.
 
         Users without any left stay, with an empty sequence.
         """
         kept = np.add.reduceat(np.r_[keep, False], self.offsets[:-1], dtype=np.int64)
-        return SequenceSet(
-            user_ids=self.user_ids,
-            offsets=np.r_[0, np.cumsum(kept * (self.lengths > 0))],
-            items=self.items[keep],
-            times=self.times[keep],
-        )
+        return self._filtered(keep, kept * (self.lengths > 0))
 
     def before(self, time: int) -> "SequenceSet":
         """Return the set with only events strictly before `time`, no empty users."""
@@ -79,23 +78,44 @@ class SequenceSet:
 
         Every user must have more than `count`.
         """
-        lengths = self.lengths
-        position = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], lengths)
-        keep = position < np.repeat(lengths - count, lengths)
-        return SequenceSet(
-            user_ids=self.user_ids,
-            offsets=np.r_[0, np.cumsum(lengths - count)],
-            items=self.items[keep],
-            times=self.times[keep],
-        )
+        kept = self.lengths - count
+        keep = positions_in(self.lengths) < np.repeat(kept, self.lengths)
+        return self._filtered(keep, kept)
 
-    def first_times(self) -> Ints:
+    def first_times(self) -> Int64Array:
         """Time of each user's first event, int64 [U]; no user may be empty."""
         return self.times[self.offsets[:-1]]
 
+    def with_action_names(self, names: Sequence[str]) -> "SequenceSet":
+        """Return the set with codes that are places in `names`.
+
+        A model's codes are those of its training; another data set may number the
+        same actions in another order. Actions that are not in `names` get NO_ACTION.
+        """
+        names = tuple(names)
+        if names == self.action_names:
+            return self
+        places = {name: place for place, name in enumerate(names)}
+        # NO_ACTION, -1, picks the last entry.
+        codes = [places.get(name, NO_ACTION) for name in self.action_names]
+        recoded = np.array([*codes, NO_ACTION], np.int16)[self.actions]
+        return dataclasses.replace(self, actions=recoded, action_names=names)
+
+    def _filtered(
+        self, events: BoolArray, lengths: Int64Array, user_ids: pa.Array | None = None
+    ) -> "SequenceSet":
+        return dataclasses.replace(
+            self,
+            user_ids=self.user_ids if user_ids is None else user_ids,
+            offsets=offsets_of(lengths),
+            items=self.items[events],
+            times=self.times[events],
+            actions=self.actions[events],
+        )
+
 
 def build_sequences(
-    interactions: pa.Table, item_rows: Ints, actions: Sequence[str]
+    interactions: pa.Table, item_rows: Int64Array, actions: Sequence[str]
 ) -> SequenceSet:
     """Sort the wanted interactions by user and time.
 
@@ -105,13 +125,15 @@ def build_sequences(
     Args:
         interactions: `user_id`, `timestamp`, `action` and perhaps `TICK`.
         item_rows: int64 [N], the content row of each interaction's item.
-        actions: the actions that count; other rows are left out.
+        actions: the actions that count, in the order of their codes; other rows are
+            left out.
 
     Raises:
         UserError: no interaction has one of the actions.
     """
-    wanted = pc.is_in(interactions[ACTION], value_set=pa.array(actions))
     refuse_unknown_actions(actions, pc.unique(interactions[ACTION]).to_pylist())
+    found = pc.index_in(interactions[ACTION], value_set=pa.array(actions))
+    wanted = found.is_valid()
     mask = wanted.to_numpy(zero_copy_only=False)
     users = interactions[USER_ID].filter(wanted).combine_chunks().dictionary_encode()
     codes = users.indices.to_numpy().astype(np.int64)
@@ -126,9 +148,11 @@ def build_sequences(
     lengths = np.bincount(ranks[codes], minlength=len(by_id))
     return SequenceSet(
         user_ids=users.dictionary.take(pa.array(by_id)),
-        offsets=np.r_[0, np.cumsum(lengths)],
+        offsets=offsets_of(lengths),
         items=item_rows[mask][order],
         times=times[order],
+        actions=found.filter(wanted).to_numpy().astype(np.int16)[order],
+        action_names=tuple(actions),
     )
 
 
@@ -145,7 +169,7 @@ def refuse_unknown_actions(actions: Sequence[str], present: Sequence[str]) -> No
         )
 
 
-def item_rows(interactions: pa.Table, store: ContentStore) -> Ints:
+def item_rows(interactions: pa.Table, store: ContentStore) -> Int64Array:
     """Return the content row of every interaction's item.
 
     Raises:

@@ -16,9 +16,9 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import Field
 
+from learn_torchrec.arrays import Float64Array, Int64Array
 from learn_torchrec.config import Share, configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import TIMESTAMP
@@ -73,7 +73,7 @@ class SplitTimes:
     test_from: int
 
 
-def resolve_times(config: SplitConfig, log: pa.Table | NDArray[np.int64]) -> SplitTimes:
+def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes:
     """Turn the configured moments into unix seconds.
 
     Args:
@@ -98,7 +98,7 @@ def resolve_times(config: SplitConfig, log: pa.Table | NDArray[np.int64]) -> Spl
     return SplitTimes(towers_until=towers_until, test_from=test_from)
 
 
-def user_draws(user_ids: pa.Array) -> NDArray[np.float64]:
+def user_draws(user_ids: pa.Array) -> Float64Array:
     """Return a number in [0, 1) for each user: a hash of the id, in every run the same.
 
     Args:

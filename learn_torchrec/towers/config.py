@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from learn_torchrec.config import configuration
-from learn_torchrec.towers.loss import LossConfig
 from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.training.optim import OptimizerConfig
 

@@ -1,30 +1,24 @@
-"""The towers' artefacts: trained weights, and the vectors that the ranker reads."""
+"""The vectors that the ranker reads: which ones, and their files."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from learn_torchrec import config as configs
 from learn_torchrec.arrays import Int64Array
-from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.config import configuration
-from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
-from learn_torchrec.datasets.split import SplitConfig, SplitTimes
+from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.matrix import create_shard, finite_rows
 from learn_torchrec.schema import (
-    INTERACTIONS_FILE,
     ITEM_ID,
     ITEM_VECTORS_FILE,
     TIMESTAMP,
@@ -32,20 +26,9 @@ from learn_torchrec.schema import (
     USER_VECTORS_FILE,
     VECTOR,
 )
-from learn_torchrec.towers.config import TowersConfig
-from learn_torchrec.towers.ids import ITEM_TABLE
-from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.training import build_towers
-from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.vector_table import ITEMS, USERS, write_index
 
-KIND_TOWERS = "towers"
-CATALOGUE_FILE = "items.parquet"
-WEIGHTS_FILE = "towers.safetensors"
 _PART_ROWS = 131_072  # users' vectors of a rank that are written together
-# Names of the weights begin so, those of the ids' table is this.
-_ENCODER, _REPEAT = "encoder.", "repeat."
-_IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
 
 
 @configuration
@@ -61,142 +44,6 @@ class ExportConfig:
 
     snapshots: Literal["event", "last"] = "event"
     parquet: bool = True
-
-
-def save_towers(directory: Path, state: dict[str, Tensor], item_ids: pa.Array) -> None:
-    """Write the weights into an artefact's working directory.
-
-    Args:
-        directory: of the artefact.
-        state: names and tensors.
-        item_ids: of the catalogue, in the order of the rows of a table of item ids.
-    """
-    if "ids.trust" in state:
-        pq.write_table(pa.table({ITEM_ID: item_ids}), directory / CATALOGUE_FILE)
-    save_file({k: v.contiguous() for k, v in state.items()}, directory / WEIGHTS_FILE)
-
-
-def load_towers(
-    directory: Path, device: torch.device
-) -> tuple[TwinTower, TowersConfig, Manifest]:
-    """Load trained towers in evaluation mode, with what they were made from.
-
-    Raises:
-        UserError: `directory` holds no towers artefact.
-    """
-    manifest = read_manifest(directory, KIND_TOWERS)
-    config = configs.from_dict(
-        TowersConfig, manifest.config["towers"], str(directory / "manifest.json")
-    )
-    state = _weights(directory)
-    # Counts of the training events come with the weights, as the ids' trust.
-    counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
-    towers = build_towers(
-        config.model, state["encoder.mean"], state["encoder.std"], counts
-    )
-    towers.load_state_dict(state)
-    return towers.to(device).eval(), config, manifest
-
-
-def earlier_towers(directory: Path, store: ContentStore) -> InitialTowers:
-    """Read the weights of trained towers, their ids by the items they belong to.
-
-    Args:
-        directory: a towers artefact.
-        store: this run's catalogue.
-
-    Raises:
-        UserError: weights that cannot be read.
-    """
-    state = _weights(directory)
-    parts = {
-        prefix: {
-            name.removeprefix(prefix): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
-        for prefix in (_ENCODER, _REPEAT)
-    }
-    id_rows = None
-    if _IDS in state:
-        known = pq.read_table(directory / CATALOGUE_FILE)[ITEM_ID]
-        rows = torch.full((len(store),), -1, dtype=torch.int64)
-        places = torch.from_numpy(store.rows_of(known.combine_chunks()))
-        earlier = torch.from_numpy(np.flatnonzero(places.numpy() >= 0))
-        rows[places[earlier]] = earlier
-        id_rows = rows
-    return InitialTowers(
-        encoder=parts[_ENCODER],
-        repeat=parts[_REPEAT] or None,
-        id_vectors=state.get(_IDS),
-        id_rows=id_rows,
-    )
-
-
-def _weights(directory: Path) -> dict[str, Tensor]:
-    path = directory / WEIGHTS_FILE
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); train the towers again"
-        ) from None
-
-
-def check_towers_inputs(
-    directory: Path, manifest: Manifest, store: ContentStore, split: SplitConfig
-) -> None:
-    """Refuse content vectors or a split that the towers were not trained with.
-
-    Raises:
-        UserError: with what differs.
-    """
-    if manifest.inputs["content"] != store.manifest.fingerprint:
-        raise UserError(
-            f"{store.directory}: is not the content store that {directory} was trained "
-            "with; name that one, or train the towers again"
-        )
-    for name, trained, given in _split_changes(manifest, split):
-        raise UserError(
-            f"split.{name} is {given}, {directory} was trained with {trained}; pass "
-            "the --preset, --config or --set of its training"
-        )
-
-
-def refuse_other_split(directory: Path, interactions: str, split: SplitConfig) -> None:
-    """Refuse towers that may have learned from what is held out of the same log now.
-
-    Where both hold out new users alone their cut-offs tell, and nothing is refused.
-
-    Args:
-        directory: of the earlier towers.
-        interactions: fingerprint of this run's log.
-        split: this run's.
-
-    Raises:
-        UserError: with what differs.
-    """
-    manifest = read_manifest(directory, KIND_TOWERS)
-    if manifest.inputs[INTERACTIONS_FILE] != interactions:
-        return
-    if manifest.config["split"]["holdout"] == split.holdout == "new_users":
-        return
-    for name, trained, given in _split_changes(manifest, split):
-        raise UserError(
-            f"leak: split.{name} is {given}, {directory} was trained with {trained} on "
-            "the same interactions and may know what is held out now; pass the split "
-            "of its training, or leave out --warm-start"
-        )
-
-
-def _split_changes(
-    manifest: Manifest, split: SplitConfig
-) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the settings of a split that differ: name, in the manifest, and now."""
-    trained = manifest.config["split"]
-    for name, given in configs.to_dict(split).items():
-        if given != trained.get(name):
-            yield name, trained.get(name), given
 
 
 def write_item_vectors(

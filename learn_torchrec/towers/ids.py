@@ -11,15 +11,15 @@ _FEATURE = "item_id"
 class ItemIds(nn.Module):
     """Item ids as input of the towers (the paper's ID row, or added to the content).
 
-    An item that the training data knows little of has little of an id: its vector is
-    weighted by n / (n + k), n its training events. A new item's is exactly zero, so
-    that content + id falls back to content where the id knows nothing.
+    Vectors are shrunk by counts: an item with n training events has its vector times
+    n / (n + k). A new item's is exactly zero, so that content + id falls back to
+    content where nothing is known of the id.
 
     Args:
         event_counts: int64 or float32 [N], training events of each item.
         dim: W, of a vector.
-        half_trust: k, the events at which an id counts half; 0 trusts alike all items
-            with any.
+        shrinkage: k, the events at which an id counts half; 0 shrinks no item with
+            any.
         device: of the table; "meta" where TorchRec shards and fills it.
     """
 
@@ -29,13 +29,13 @@ class ItemIds(nn.Module):
         self,
         event_counts: Tensor,
         dim: int,
-        half_trust: float,
+        shrinkage: float,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
         counts = event_counts.float()
-        # 0 / 0 for a new item where half_trust is 0.
-        trust = torch.where(counts > 0, counts / (counts + half_trust), 0.0)
+        # 0 / 0 for a new item where shrinkage is 0.
+        trust = torch.where(counts > 0, counts / (counts + shrinkage), 0.0)
         self.register_buffer("trust", trust)
         self.table = EmbeddingCollection(
             device=device or torch.device("cpu"),

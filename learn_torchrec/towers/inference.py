@@ -7,22 +7,22 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from learn_torchrec.arrays import Int64Array
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.jagged import offsets_of
 from learn_torchrec.towers.ids import keyed
 from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.repeat import Seen
+from learn_torchrec.towers.repeat import RepeatedItems
 
-Ints = NDArray[np.int64]
 _TOKENS_PER_BATCH = 16_384
 
 
 @torch.no_grad()
 def encode_catalogue(
-    towers: TwinTower, store: ContentStore, rows: Ints, device: torch.device
+    towers: TwinTower, store: ContentStore, rows: Int64Array, device: torch.device
 ) -> Tensor:
     """Encode items, each alone.
 
@@ -44,7 +44,9 @@ def encode_catalogue(
     return torch.cat(parts)
 
 
-def history_windows(sequences: SequenceSet, length: int) -> tuple[Ints, Ints]:
+def history_windows(
+    sequences: SequenceSet, length: int
+) -> tuple[Int64Array, Int64Array]:
     """Return the window of the most recent events that ends with each event.
 
     Returns:
@@ -60,7 +62,7 @@ def encode_histories(
     towers: TwinTower,
     store: ContentStore,
     sequences: SequenceSet,
-    events: Ints,
+    events: Int64Array,
     history_length: int,
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
@@ -81,7 +83,7 @@ def history_vectors(
     towers: TwinTower,
     store: ContentStore,
     sequences: SequenceSet,
-    events: Ints,
+    events: Int64Array,
     history_length: int,
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
@@ -106,19 +108,19 @@ def history_vectors(
     """
     done = 0
     for starts, ends, reads in _batches(sequences, events, history_length):
-        lengths = ends - starts
-        firsts = np.cumsum(lengths) - lengths
-        tokens = np.arange(lengths.sum()) + np.repeat(starts - firsts, lengths)
+        tokens, first = _tokens(starts, ends)
         rows, items = np.unique(sequences.items[tokens], return_inverse=True)
         window = np.searchsorted(ends, reads + 1)
-        read = firsts[window] + reads - starts[window]
+        read = first[window] + reads - starts[window]
         content, id_vectors = _inputs(towers, store, rows, device)
         vectors: Tensor = towers.encoder(
             content,
             torch.from_numpy(items).to(device),
-            torch.from_numpy(lengths).to(device),
+            torch.from_numpy(ends - starts).to(device),
             read=torch.from_numpy(read).to(device),
             id_vectors=id_vectors,
+            times=torch.from_numpy(sequences.times[tokens]).to(device),
+            actions=torch.from_numpy(sequences.actions[tokens]).to(device),
         )
         done += len(reads)
         if on_progress is not None:
@@ -128,9 +130,9 @@ def history_vectors(
 
 @torch.no_grad()
 def repeat_scores(
-    towers: TwinTower, sequences: SequenceSet, events: Ints, history_length: int
-) -> Seen | None:
-    """Score the items that users met, as of one event each; see `RepeatScore`.
+    towers: TwinTower, sequences: SequenceSet, events: Int64Array, history_length: int
+) -> RepeatedItems | None:
+    """Score the items that users met, as of one event each; see `RepeatConsumption`.
 
     Args:
         towers: in evaluation mode.
@@ -146,15 +148,21 @@ def repeat_scores(
         return None
     starts, ends = (edge[events] for edge in history_windows(sequences, history_length))
     lengths = ends - starts
-    firsts = np.cumsum(lengths) - lengths
-    tokens = np.arange(lengths.sum()) + np.repeat(starts - firsts, lengths)
+    tokens, first = _tokens(starts, ends)
     device = towers.repeat.weight.device
-    seen: Seen = towers.repeat(
+    seen: RepeatedItems = towers.repeat(
         torch.from_numpy(sequences.items[tokens]).to(device),
         torch.from_numpy(lengths).to(device),
-        torch.from_numpy(firsts + lengths - 1).to(device).unsqueeze(1),
+        torch.from_numpy(first + lengths - 1).to(device).unsqueeze(1),
     )
     return seen
+
+
+def _tokens(starts: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Return the events of all windows, and the place of each window's first."""
+    offsets = offsets_of(ends - starts)
+    first = offsets[:-1]
+    return np.arange(offsets[-1]) + np.repeat(starts - first, ends - starts), first
 
 
 def _dim(towers: TwinTower) -> int:
@@ -163,7 +171,7 @@ def _dim(towers: TwinTower) -> int:
 
 
 def _inputs(
-    towers: TwinTower, store: ContentStore, rows: Ints, device: torch.device
+    towers: TwinTower, store: ContentStore, rows: Int64Array, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """What the towers read of items: content [U, C], and id vectors [U, W] or None."""
     content = torch.from_numpy(store.gather(rows)).to(device)
@@ -171,8 +179,8 @@ def _inputs(
 
 
 def _batches(
-    sequences: SequenceSet, events: Ints, history_length: int
-) -> Iterator[tuple[Ints, Ints, Ints]]:
+    sequences: SequenceSet, events: Int64Array, history_length: int
+) -> Iterator[tuple[Int64Array, Int64Array, Int64Array]]:
     """Group the wanted events into windows, and windows into batches.
 
     Yields:

@@ -1,9 +1,8 @@
-"""The twin towers and their training task.
+"""The twin towers.
 
 Dimension letters: B users, N_h anchors and N_t positives of a user, D vector dim.
 """
 
-import math
 from dataclasses import field
 from typing import Literal
 
@@ -14,23 +13,18 @@ from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.config import configuration, require
+from learn_torchrec.datasets.sequences import NO_ACTION
 from learn_torchrec.towers.batch import TowerBatch
-from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
+from learn_torchrec.towers.encoder import PreferenceEncoder
+from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.ids import ItemIds
-from learn_torchrec.towers.loss import (
-    LEAST_TEMPERATURE,
-    LossConfig,
-    dense_all_action_loss,
-    next_item_loss,
-)
-from learn_torchrec.towers.repeat import RepeatScore, Seen
+from learn_torchrec.towers.repeat import RepeatConsumption, RepeatedItems
 
 Inputs = Literal["content", "id", "content+id"]
 ItemTower = Literal["causal", "self", "content", "projection"]
 
-# TorchRec's pipelines trace the way to the sharded table and must not enter these.
-for _function in ("dense_all_action_loss", "next_item_loss", "_users_of", "_all_of"):
-    torch.fx.wrap(_function)
+# TorchRec's pipelines trace the way to the sharded table and must not enter it.
+torch.fx.wrap("all_of")
 
 
 @configuration
@@ -38,29 +32,29 @@ class TowersModelConfig:
     """Shape of the twin towers.
 
     Attributes:
-        encoder: the transformer that both towers share.
+        encoder: what both towers share.
         inputs: what is known of an item: its `content` (the paper), its `id` (the
             paper's ID row) or the sum of both (`content+id`).
-        id_half_trust: training events at which an item's id counts half, see
-            `ItemIds`; 0 trusts the ids of all items with any alike.
+        id_shrinkage: count-based shrinkage of the ids: training events at which an
+            item's id counts half, see `ItemIds`; 0 shrinks no item with any.
         item_tower: what the item side reads in training (paper: table "item tower").
             `causal` (variant 1): the target sequence, each item in the context of
             the earlier targets; `self` (variant 2): each target item alone;
             `content` (variant 3): the item's content vector itself, so that
             encoder.vector_dim must be the content's; `projection` (not the paper's):
-            what the transformer reads of the item, by the vector projection alone.
+            what the sequence encoder reads of the item, by the vector projection alone.
             At inference an item is always alone.
-        repeat: learn what it adds to an item's similarity that the user met it before
-            (not the paper's), see `RepeatScore`. Retrieval adds it to the items of
-            the history; exported vectors do not have it.
-        standardize: bring every dimension of the content to mean 0 and deviation 1
-            over the catalogue. Vectors of a language model are a narrow cone, which
-            towers learn little from; the authors' public code does not do it.
+        repeat: learn a score of repeat consumption (not the paper's), see
+            `RepeatConsumption`. Retrieval adds it to the similarity of the history's
+            items; exported vectors do not have it.
+        standardize: bring every dimension of the content to mean 0 and standard
+            deviation 1 over the catalogue. Vectors of a language model are a narrow
+            cone, which towers learn little from; the authors' public code does not.
     """
 
     encoder: EncoderShape = field(default_factory=EncoderShape)
     inputs: Inputs = "content"
-    id_half_trust: NonNegativeFloat = 0.0
+    id_shrinkage: NonNegativeFloat = 0.0
     item_tower: ItemTower = "causal"
     repeat: bool = False
     standardize: bool = True
@@ -80,7 +74,7 @@ class TwinTower(nn.Module):
         encoder: the shared `PreferenceEncoder`.
         item_tower: see `TowersModelConfig`.
         ids: trainable vectors of the items, or None for content alone.
-        repeat: score of items met before, or None for the similarity alone.
+        repeat: score of the history's items, or None for the similarity alone.
     """
 
     def __init__(
@@ -88,7 +82,7 @@ class TwinTower(nn.Module):
         encoder: PreferenceEncoder,
         item_tower: ItemTower,
         ids: ItemIds | None = None,
-        repeat: RepeatScore | None = None,
+        repeat: RepeatConsumption | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -97,7 +91,7 @@ class TwinTower(nn.Module):
         self.repeat = repeat
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, Tensor]:
-        """Return the vectors that the dense all-action loss compares.
+        """Return the vectors at the anchors and of the positives.
 
         Returns:
             User vectors [B, N_h, D] at the anchors and item vectors [B, N_t, D] of
@@ -114,12 +108,12 @@ class TwinTower(nn.Module):
             return user_vectors, vectors.unflatten(0, items.shape)
         # One pass for both towers: every weight is read, and gets a gradient, once.
         items, lengths = batch.target, batch.target_lengths
-        if self.item_tower == "self":
+        times, actions = batch.target_times, batch.target_actions
+        if self.item_tower == "self":  # alone, as no event
             items = batch.target[positives].flatten()
-            lengths, positives = (
-                torch.ones_like(items),
-                _all_of(items).view_as(positives),
-            )
+            lengths, times = torch.ones_like(items), torch.zeros_like(items)
+            actions = torch.full_like(items, NO_ACTION, dtype=actions.dtype)
+            positives = all_of(items).view_as(positives)
         read = [batch.anchors.clamp(min=0), positives + batch.history.shape[0]]
         vectors = self.encoder(
             batch.content,
@@ -127,6 +121,8 @@ class TwinTower(nn.Module):
             torch.cat([batch.history_lengths, lengths]),
             read=torch.cat(read, dim=1),
             id_vectors=id_vectors,
+            times=torch.cat([batch.history_times, times]),
+            actions=torch.cat([batch.history_actions, actions]),
         )
         anchors = batch.anchors.shape[1]
         return vectors[:, :anchors], vectors[:, anchors:]
@@ -146,6 +142,8 @@ class TwinTower(nn.Module):
             batch.history_lengths,
             read=batch.anchors.clamp(min=0),
             id_vectors=id_vectors,
+            times=batch.history_times,
+            actions=batch.history_actions,
         )
         return vectors
 
@@ -171,116 +169,21 @@ class TwinTower(nn.Module):
         )
         return vectors
 
+    def repeated_items(
+        self, history: Tensor, batch: TowerBatch
+    ) -> RepeatedItems | None:
+        """Score the items that anchors have met; None without a `RepeatConsumption`.
 
-class TwinTowerTrain(nn.Module):
-    """The training task: `forward(batch)` gives what TorchRec's pipelines expect.
-
-    Args:
-        towers: the model.
-        loss: settings of the loss.
-        item_log_q: float32 [N], log of each catalogue item's share of the training
-            events, needed for the sampling correction and the adjustment.
-    """
-
-    item_log_q: Tensor | None
-
-    def __init__(
-        self,
-        towers: TwinTower,
-        loss: LossConfig,
-        item_log_q: Tensor | None = None,
-    ) -> None:
-        super().__init__()
-        if item_log_q is None and loss.needs_log_q:
-            raise ValueError("the loss needs item_log_q")
-        self.towers = towers
-        self.loss = loss
-        self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(loss.temperature)),
-            requires_grad=loss.learn_temperature,
-        )
-        self.register_buffer("item_log_q", item_log_q, persistent=False)
-
-    def forward(self, batch: TowerBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the loss and, detached, (loss, user numbers)."""
-        if self.loss.objective == "next_item":
-            loss = self._next_item(batch)
-        else:
-            loss = self._dense_all_action(batch)
-        return loss, (loss.detach(), batch.users)
-
-    def _dense_all_action(self, batch: TowerBatch) -> Tensor:
-        user_vectors, item_vectors = self.towers(batch)
-        padding = batch.positives < 0
-        token_items = batch.item_rows[batch.target]
-        items = token_items[batch.positives.clamp(min=0)].masked_fill(padding, -1)
-        offsets = None
-        if self.loss.sampling_correction and self.item_log_q is not None:
-            offsets = -self.item_log_q[items.clamp(min=0)]
-        return dense_all_action_loss(
-            user_vectors,
-            item_vectors,
-            batch.anchors >= 0,
-            items,
-            temperature=self.temperature(),
-            offsets=offsets,
-            targets=(_users_of(batch.target_lengths), token_items),
-            seen=self._seen(batch.item_rows[batch.history], batch),
-        )
-
-    def _next_item(self, batch: TowerBatch) -> Tensor:
-        if batch.content is None or batch.candidates is None:
-            raise ValueError("the batch has no content or no candidates")
-        id_vectors = self.towers.id_vectors(batch.item_ids)
-        vectors = self.towers.encode_items(
-            batch.content, _all_of(batch.item_rows), id_vectors
-        )
-        offsets = None
-        if self.loss.logit_adjustment and self.item_log_q is not None:
-            offsets = self.loss.logit_adjustment * self.item_log_q[batch.item_rows]
-        return next_item_loss(
-            self.towers.encode_anchors(batch, id_vectors),
-            vectors,
-            batch.anchors >= 0,
-            batch.target[batch.positives.clamp(min=0)],
-            batch.candidates,
-            temperature=self.temperature(),
-            offsets=offsets,
-            seen=self._seen(batch.history, batch),
-        )
-
-    def _seen(self, history: Tensor, batch: TowerBatch) -> Seen | None:
-        if self.towers.repeat is None:
+        Args:
+            history: int64 [S], the batch's history in the numbering that is wanted.
+            batch: whose anchors.
+        """
+        if self.repeat is None:
             return None
-        seen: Seen = self.towers.repeat(history, batch.history_lengths, batch.anchors)
+        seen: RepeatedItems = self.repeat(history, batch.history_lengths, batch.anchors)
         return seen
 
-    def temperature(self) -> Tensor:
-        """The temperature in use: fixed, or learned so far."""
-        return self.log_temperature.exp()
 
-    @torch.no_grad()
-    def bound_temperature(self) -> None:
-        """Keep a learned temperature from collapsing; to be called after every step.
-
-        The parameter itself is clamped: a clamp in the forward pass has no gradient
-        below its bound, and the temperature would never rise again.
-        """
-        if self.loss.learn_temperature:
-            self.log_temperature.clamp_(min=math.log(LEAST_TEMPERATURE))
-
-
-def _users_of(lengths: Tensor) -> Tensor:
-    """Number within the batch of each token's user, int64 [sum of lengths]."""
-    users = torch.arange(lengths.shape[0], device=lengths.device)
-    return users.repeat_interleave(lengths)
-
-
-def _all_of(rows: Tensor) -> Tensor:
+def all_of(rows: Tensor) -> Tensor:
     """0, 1, ... for every distinct item of a batch."""
     return torch.arange(rows.shape[0], device=rows.device)
-
-
-def averaged_content(content: Tensor) -> Tensor:
-    """The paper's Baseline-v1: the unit mean of content vectors, [n, C] -> [C]."""
-    return F.normalize(content.float().mean(0), dim=0)

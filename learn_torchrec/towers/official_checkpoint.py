@@ -28,7 +28,7 @@ _RENAMED = {
 _HEADS = {"adaptor": "content_projection", "mlp.0": "vector_projection"}
 
 
-def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_official_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint of the authors' model; nothing in it is executed.
 
     Args:
@@ -36,7 +36,7 @@ def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
             or under the key `state_dict`.
 
     Returns:
-        The state of a `PreferenceEncoder`, see `convert_authors_state`.
+        The state of a `PreferenceEncoder`, see `convert_official_checkpoint`.
 
     Raises:
         UserError: a file that cannot be read, or holds another model.
@@ -52,10 +52,10 @@ def read_authors_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as a checkpoint ({reason}); give the state dict "
             "of the model alone"
         ) from None
-    return convert_authors_state(state.get("state_dict", state))
+    return convert_official_checkpoint(state.get("state_dict", state))
 
 
-def convert_authors_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_official_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state of a `PreferenceEncoder` from one of the authors' models.
 
     Args:
@@ -86,7 +86,7 @@ def convert_authors_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         converted[f"{_HEADS[module]}.{kind}"] = value
     for number, parameters in layers.items():
         for name, value in _convert_layer(number, parameters).items():
-            converted[f"layers.{number}.{name}"] = value
+            converted[f"sequence_encoder.layers.{number}.{name}"] = value
     for head in _HEADS.values():
         if f"{head}.weight" not in converted:
             raise UserError(f"checkpoint: holds no {head}; is it one of the authors'?")

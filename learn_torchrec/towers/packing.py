@@ -48,7 +48,7 @@ class Group:
         return tokens
 
 
-class PackedLayout:
+class Packing:
     """Where packed tokens go when their sequences are put in order of length.
 
     Args:

@@ -1,7 +1,7 @@
-"""What it says about an item that the user met it before.
+"""Repeat consumption: how likely a user takes an item of the history again.
 
-Vectors alone cannot say it: a user's vector is near the items of the history, where a
-shop's customers buy again and a cinema's do not. Three learned numbers can.
+Vectors alone cannot tell: a user's vector is near the items of the history, whether
+people buy again, as in a shop, or do not, as in a cinema. Three learned weights can.
 
 Letters: B users, S history tokens of all users, N anchors of a user, E pairs of an
 anchor and an item met up to it.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Seen(NamedTuple):
+class RepeatedItems(NamedTuple):
     """Items that anchors have met, and what that adds to their similarity.
 
     Attributes:
@@ -27,7 +27,7 @@ class Seen(NamedTuple):
     score: Tensor
 
 
-class RepeatScore(nn.Module):
+class RepeatConsumption(nn.Module):
     """Score of an item by its place in the history: w0 + w1 log n + w2 log(1 + gap).
 
     n is how often the history up to the anchor has the item, gap how many events ago
@@ -38,7 +38,9 @@ class RepeatScore(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
 
-    def forward(self, history: Tensor, lengths: Tensor, anchors: Tensor) -> Seen:
+    def forward(
+        self, history: Tensor, lengths: Tensor, anchors: Tensor
+    ) -> RepeatedItems:
         """Score what each anchor has met, the anchor's own event included.
 
         Args:
@@ -67,4 +69,4 @@ class RepeatScore(nn.Module):
         features = torch.stack(
             [torch.ones_like(gap).float(), counts.float().log(), gap.float().log1p()], 1
         )
-        return Seen(number[owner], item, features @ self.weight)
+        return RepeatedItems(number[owner], item, features @ self.weight)

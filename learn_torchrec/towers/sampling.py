@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from learn_torchrec.arrays import Float64Array, Int64Array
 from learn_torchrec.config import configuration, require
-
-Ints = NDArray[np.int64]
 
 
 @configuration
@@ -62,19 +60,19 @@ class UserSample:
     """One user's part of a batch.
 
     Attributes:
-        history: int64 [<= H], item rows, oldest first.
-        target: int64 [<= T], item rows, oldest first.
+        history: int64 [<= H], numbers of the user's events, ascending.
+        target: int64 [<= T], likewise.
         anchors: int64 [<= N_h], positions in `history`.
         positives: int64 [<= N_t], positions in `target`.
     """
 
-    history: Ints
-    target: Ints
-    anchors: Ints
-    positives: Ints
+    history: Int64Array
+    target: Int64Array
+    anchors: Int64Array
+    positives: Int64Array
 
 
-def recency_weights(count: int, alpha: float, beta: float) -> NDArray[np.float64]:
+def recency_weights(count: int, alpha: float, beta: float) -> Float64Array:
     """Return the paper's draw probabilities of `count` positions, oldest first.
 
     Position i of N weighs log(alpha + i (beta - alpha) / (N - 1)); the newest is
@@ -88,7 +86,7 @@ def recency_weights(count: int, alpha: float, beta: float) -> NDArray[np.float64
 
 
 def sample_user(
-    events: Ints,
+    num_events: int,
     config: SamplingConfig,
     seed: int,
     epoch: int,
@@ -98,7 +96,7 @@ def sample_user(
     """Part a user's events into history and targets, and sample both sides.
 
     Args:
-        events: int64 [n], item rows, oldest first; n > min_history.
+        num_events: of the user; more than min_history.
         config: how to sample.
         seed: of the run.
         epoch: of the pass, so that every pass sees another cut.
@@ -106,8 +104,9 @@ def sample_user(
         cut: events of the history; 0 for a random number.
     """
     random = np.random.default_rng([seed, epoch, user])
+    events = np.arange(num_events)
     if not cut:
-        cut = int(random.integers(config.min_history, len(events)))
+        cut = int(random.integers(config.min_history, num_events))
     history = _thin(events[:cut], config.history_length, random)
     target = _thin(events[cut:], config.target_length, random)
     weights = (
@@ -123,21 +122,21 @@ def sample_user(
     )
 
 
-def next_item_sample(events: Ints, history_length: int) -> UserSample:
+def next_item_sample(num_events: int, history_length: int) -> UserSample:
     """Make each event an anchor, and the event after it its positive.
 
     Args:
-        events: int64 [n], item rows, oldest first; n >= 2.
+        num_events: of the user; at least 2.
         history_length: H; the last H pairs are taken.
     """
-    recent = events[-(history_length + 1) :]
+    recent = np.arange(num_events)[-(history_length + 1) :]
     positions = np.arange(len(recent) - 1)
     return UserSample(
         history=recent[:-1], target=recent[1:], anchors=positions, positives=positions
     )
 
 
-def _thin(events: Ints, length: int, random: np.random.Generator) -> Ints:
+def _thin(events: Int64Array, length: int, random: np.random.Generator) -> Int64Array:
     if len(events) <= length:
         return events
     return events[np.sort(random.choice(len(events), length, replace=False))]
@@ -147,8 +146,8 @@ def _choose(
     count: int,
     wanted: int,
     random: np.random.Generator,
-    weights: NDArray[np.float64] | None,
-) -> Ints:
+    weights: Float64Array | None,
+) -> Int64Array:
     if count <= wanted:
         return np.arange(count)
     return np.sort(random.choice(count, wanted, replace=False, p=weights))

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,46 +10,28 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.train_pipeline import (
-    TrainPipelineBase,
-    TrainPipelineSparseDist,
-)
-from torchrec.optim.keyed import CombinedOptimizer
-from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torch import Tensor, nn
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from tqdm import tqdm
 
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.batch import (
-    TowerBatch,
-    attach_content,
-    epoch_batches,
-    next_item_batches,
-)
+from learn_torchrec.towers.batch import TowerBatch, attach_content
+from learn_torchrec.towers.build import DTYPES, Trainer, build_task, build_trainer
 from learn_torchrec.towers.config import TowersConfig
-from learn_torchrec.towers.encoder import PreferenceEncoder
-from learn_torchrec.towers.holdout import RetrievalConfig, TowersSplit, evaluate_towers
-from learn_torchrec.towers.ids import ItemIds
-from learn_torchrec.towers.model import TowersModelConfig, TwinTower, TwinTowerTrain
-from learn_torchrec.towers.position import Best, Parts, Position
-from learn_torchrec.towers.repeat import RepeatScore
-from learn_torchrec.towers.warm_start import InitialTowers, load_encoder, load_ids
+from learn_torchrec.towers.holdout import TowersSplit
+from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_towers
+from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import is_writer
-from learn_torchrec.training.loop import RunningMean, train_epoch
-from learn_torchrec.training.optim import dense_optimizer, warmup_cosine
+from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.run_log import RunLog
-from learn_torchrec.training.sharding import init_tables, shard
 from learn_torchrec.training.throughput import Throughput, gemm_flops_per_second
+from learn_torchrec.training.train_state import EarlyStopping, TrainState
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,32 +40,6 @@ class TrainedTowers:
 
     state: dict[str, Tensor]
     facts: dict[str, Any]
-
-
-def build_towers(
-    config: TowersModelConfig,
-    mean: Tensor,
-    std: Tensor,
-    event_counts: Tensor,
-    device: torch.device | None = None,
-) -> TwinTower:
-    """Return fresh towers.
-
-    Args:
-        config: of the model.
-        mean: float32 [C], subtracted from the content.
-        std: float32 [C], the content is divided by it.
-        event_counts: int64 [N], training events of each catalogue item.
-        device: of the table of item ids; "meta" where TorchRec shards and fills it.
-    """
-    shape = config.encoder
-    ids = None
-    if config.inputs != "content":
-        ids = ItemIds(event_counts, shape.width, config.id_half_trust, device)
-    reads_content = config.inputs != "id"
-    encoder = PreferenceEncoder(mean, std, shape, reads_content)
-    repeat = RepeatScore() if config.repeat else None
-    return TwinTower(encoder, config.item_tower, ids, repeat)
 
 
 def train_towers(
@@ -99,7 +55,7 @@ def train_towers(
     """Train on all ranks and keep the weights with the best validation recall.
 
     One rank and several compute the same, dropout apart: its masks follow from
-    (seed, step, rank). With checkpoints it goes on from the last one, to the same
+    (seed, step, rank). With checkpoints it resumes from the newest one, to the same
     weights and losses.
 
     Args:
@@ -116,202 +72,76 @@ def train_towers(
         UserError: settings that do not fit the data or the number of ranks, or a
             loss that is not finite; the batch's users are written beside the log.
     """
-    train, cuts = _trained_on(config, data, store)
-    training, metric = config.training, f"r@{retrieval.ks[0]}"
-    parts = _prepare(config, train, store, device, initial)
-    task, pipeline, schedule = parts.task, parts.pipeline, parts.schedule
-    peak = gemm_flops_per_second(device, _DTYPES[training.precision])
-    best, loss = Best(training.patience, metric), RunningMean()
-    per_epoch = len(train) // training.batch_size
-    position = Position(parts, best, loss, log)
-    saved = None if checkpoints is None else checkpoints.latest()
-    if saved is not None:
-        position.restore(saved, device)
-
-    def watch(output: tuple[Tensor, Tensor]) -> None:
-        value, users = output
-        task.bound_temperature()
-        _refuse_non_finite(value, users, position.step // per_epoch, train, log)
-        loss.add(value)
-        position.step += 1
-        # The end of an epoch is saved after its validation.
-        if checkpoints is not None and position.step % per_epoch:
-            position.save(checkpoints)
-
-    def seed_dropout() -> None:
-        _seed_dropout(training.seed, position.step)
-
-    first_epoch, taken = divmod(position.step, max(per_epoch, 1))
-    for epoch in _progress(first_epoch, training.epochs):
-        if best.is_over(epoch):
-            break
+    training, length = config.training, config.sampling.history_length
+    _refuse_unfit_shape(config, store)
+    counts = torch.from_numpy(np.bincount(data.train.items, minlength=len(store)))
+    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
+    task = build_task(config, mean, std, counts, initial)
+    task.objective.check(task.towers, data)
+    steps_per_epoch = len(data.train) // training.batch_size
+    trainer = build_trainer(
+        task, config, training.epochs * steps_per_epoch, device, initial
+    )
+    task = trainer.task
+    best = EarlyStopping(training.patience, f"r@{retrieval.ks[0]}")
+    state = TrainState(
+        trainer.model,
+        trainer.optimizer,
+        trainer.schedule,
+        steps_per_epoch=steps_per_epoch,
+        log=log,
+        checkpoints=checkpoints,
+        early_stopping=best,
+    )
+    state.resume(device)
+    peak = gemm_flops_per_second(device, DTYPES[training.precision])
+    for epoch, taken in _progress_bar(state.epochs(training.epochs), training.epochs):
         speed = Throughput(peak)
-        batches = attach_content(
-            _epoch_batches(config, train, cuts, len(store), epoch, taken),
-            store,
-            with_ids=task.towers.ids is not None,
+        batches = task.objective.batches(
+            data,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            epoch=epoch,
+            start=taken,
         )
-        taken = 0
-        task.train()
-        train_epoch(
-            pipeline,
+        batches = attach_content(batches, store, with_ids=task.towers.ids is not None)
+        _train_epoch(
+            trainer,
+            state,
             _counted(batches, speed, task.towers),
-            schedule,
-            watch,
-            seed_dropout,
-            watchdog=checkpoints.watchdog if checkpoints else None,
+            training.seed,
+            _refusal(epoch, data.train, log),
         )
-        line = {"loss": loss.result(), "temperature": task.temperature().item()}
-        line |= speed.result()
-        length = config.sampling.history_length
-        if isinstance(pipeline, TrainPipelineSparseDist):
-            pipeline.detach()  # otherwise lookups outside of it are refused
+        line = {
+            "loss": state.means["loss"].result(),
+            "temperature": task.temperature().item(),
+            **speed.result(),
+        }
         metrics = evaluate_towers(
             task.towers, store, data.validation, length, device, retrieval
         )
         log.write(step=epoch + 1, total=training.epochs, **line, **metrics)
         logger.info(
             "epoch %d: loss %.4f, validation %s %.4f, %.0f users/s",
-            *(epoch + 1, line["loss"], metric, metrics[metric], line["users_per_s"]),
+            epoch + 1,
+            line["loss"],
+            best.metric,
+            metrics[best.metric],
+            line["users_per_s"],
         )
-        best.take(epoch + 1, metrics, task.towers)
-        if checkpoints is not None:
-            position.save(checkpoints)
+        best.update(epoch + 1, metrics, task.towers)
+        state.save()
     facts = {
-        "train_users": len(train),
-        "best_epoch": best.epoch,
+        "train_users": len(data.train),
+        "actions": data.train.action_names,
+        "best_epoch": best.best_epoch,
         "validation": best.metrics,
         "parameters": sum(p.numel() for p in task.towers.encoder.parameters()),
     }
-    return TrainedTowers(state=best.state, facts=facts)
+    return TrainedTowers(state=best.weights, facts=facts)
 
 
-def _prepare(
-    config: TowersConfig,
-    train: SequenceSet,
-    store: ContentStore,
-    device: torch.device,
-    initial: InitialTowers | None,
-) -> Parts:
-    """Return the fresh task, and what trains it on all ranks."""
-    training = config.training
-    torch.manual_seed(training.seed)
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    if not config.model.standardize:
-        mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    counts = torch.from_numpy(np.bincount(train.items, minlength=len(store)))
-    towers = build_towers(config.model, mean, std, counts, torch.device("meta"))
-    if initial is not None:
-        load_encoder(towers.encoder, initial.encoder)
-        if towers.repeat is not None and initial.repeat is not None:
-            towers.repeat.load_state_dict(dict(initial.repeat))
-    towers.encoder.precision = _DTYPES[training.precision]
-    log_q = _log_q(counts) if config.loss.needs_log_q else None
-    task = TwinTowerTrain(towers, config.loss, log_q)
-    # Everything but the table, which TorchRec places.
-    task._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
-    steps = training.epochs * (len(train) // training.batch_size)
-    if towers.ids is None:
-        optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
-        # Buffers are built alike on every rank and never change.
-        model = DistributedDataParallel(task, broadcast_buffers=False)
-        return Parts(
-            task,
-            model,
-            optimizer,
-            TrainPipelineBase(model, optimizer, device),
-            warmup_cosine(optimizer, steps, config.optimizer.warmup),
-        )
-    sharded = shard(task, device, training.table_learning_rate)
-    init_tables(sharded, training.seed)
-    if initial is not None:
-        load_ids(sharded, initial)
-    dense = dense_optimizer(
-        in_backward_optimizer_filter(sharded.named_parameters()), config.optimizer
-    )
-    combined = CombinedOptimizer([sharded.fused_optimizer, dense])
-    return Parts(
-        _task_of(sharded),
-        sharded,
-        combined,
-        TrainPipelineSparseDist(sharded, combined, device),
-        warmup_cosine(combined, steps, config.optimizer.warmup),
-    )
-
-
-def _task_of(model: DistributedModelParallel) -> TwinTowerTrain:
-    """The task inside the sharded model, its table the sharded one."""
-    task = model.module
-    if not isinstance(task, TwinTowerTrain):
-        raise TypeError(f"expected the towers' task, found {type(task).__name__}")
-    return task
-
-
-def _epoch_batches(
-    config: TowersConfig,
-    train: SequenceSet,
-    cuts: NDArray[np.int64] | None,
-    num_items: int,
-    epoch: int,
-    start: int,
-) -> Iterator[TowerBatch]:
-    training = config.training
-    if config.loss.objective == "next_item":
-        return next_item_batches(
-            train,
-            config.sampling.history_length,
-            num_items,
-            num_candidates=config.loss.candidates,
-            batch_size=training.batch_size,
-            seed=training.seed,
-            epoch=epoch,
-            start=start,
-        )
-    return epoch_batches(
-        train,
-        config.sampling,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        epoch=epoch,
-        cuts=cuts,
-        start=start,
-    )
-
-
-def _progress(first: int, epochs: int) -> Iterator[int]:
-    is_off = None if is_writer() else True  # None: off where there is no terminal
-    yield from tqdm(
-        range(first, epochs),
-        initial=first,
-        total=epochs,
-        desc="towers",
-        unit="epoch",
-        disable=is_off,
-    )
-
-
-def _counted(
-    batches: Iterator[TowerBatch], speed: Throughput, towers: TwinTower
-) -> Iterator[TowerBatch]:
-    """Pass batches on and count their users, tokens and arithmetic."""
-    weights = sum(p.numel() for p in towers.encoder.layers.parameters())
-    for batch in batches:
-        tokens = len(batch.history)
-        if towers.item_tower == "causal":
-            tokens += len(batch.target)
-        elif towers.item_tower == "self":
-            positives = batch.positives if batch.candidates is None else batch.item_rows
-            tokens += positives.numel()
-        # Two FLOPs a weight and token, and twice as many again in the backward pass;
-        # attention and the projections, small beside it, are left out.
-        speed.add(len(batch.users), tokens, 6.0 * weights * tokens)
-        yield batch
-
-
-def _trained_on(
-    config: TowersConfig, data: TowersSplit, store: ContentStore
-) -> tuple[SequenceSet, NDArray[np.int64] | None]:
-    """Check settings against the data; return the users to train on and their cuts."""
+def _refuse_unfit_shape(config: TowersConfig, store: ContentStore) -> None:
     model, sampling = config.model, config.sampling
     vector_dim = model.encoder.vector_dim
     if model.item_tower == "content" and vector_dim != store.dim:
@@ -325,36 +155,73 @@ def _trained_on(
             f"towers.model.encoder.max_positions={model.encoder.max_positions} "
             f"is less than the longest sequence, {longest}; raise it"
         )
-    if config.loss.objective == "next_item":
-        if model.item_tower == "causal":
-            raise UserError(
-                "towers.loss.objective=next_item compares with items alone; set "
-                "towers.model.item_tower to self or projection"
-            )
-        return data.train, None
-    shortest = data.train.lengths.min()
-    if shortest <= sampling.min_history:
-        raise UserError(
-            f"towers.sampling.min_history={sampling.min_history}: a training user "
-            f"has {shortest} events and needs one more than that; raise "
-            "split.min_events or lower it"
-        )
-    if sampling.cut == "random":
-        return data.train, None
-    if data.cuts is None:
-        raise UserError(
-            "towers.sampling.cut=split: only split.holdout=time parts training users' "
-            "events at a moment; set towers.sampling.cut=random"
-        )
-    # Users with events on one side of the moment alone are cut at random.
-    fits = (data.cuts >= sampling.min_history) & (data.cuts < data.train.lengths)
-    return data.train, np.where(fits, data.cuts, 0)
 
 
-def _log_q(counts: Tensor) -> Tensor:
-    """Log share of each item among the training events; unseen items count once."""
-    counts = counts.clamp(min=1).double()
-    return (counts / counts.sum()).log().float()
+def _train_epoch(
+    trainer: Trainer,
+    state: TrainState,
+    batches: Iterator[TowerBatch],
+    seed: int,
+    refuse_non_finite: Callable[[Tensor, Tensor], None],
+) -> None:
+    """Take the steps of one epoch, all of them saved but the last.
+
+    The end of an epoch is saved once it is validated.
+    """
+    task, pipeline = trainer.task, trainer.pipeline
+
+    def on_step(output: tuple[Tensor, Tensor]) -> None:
+        loss, users = output
+        task.bound_temperature()
+        refuse_non_finite(loss, users)
+        state.advance(loss=loss)
+        if not state.is_epoch_end:
+            state.save()
+
+    task.train()
+    train_epoch(
+        pipeline,
+        batches,
+        trainer.schedule,
+        on_step,
+        lambda: _seed_dropout(seed, state.step),
+        watchdog=state.watchdog,
+    )
+    if isinstance(pipeline, TrainPipelineSparseDist):
+        pipeline.detach()  # otherwise lookups outside of it are refused
+
+
+def _progress_bar(
+    epochs: Iterator[tuple[int, int]], count: int
+) -> Iterator[tuple[int, int]]:
+    is_off = None if is_writer() else True  # None: off where there is no terminal
+    with tqdm(total=count, desc="towers", unit="epoch", disable=is_off) as bar:
+        for epoch, taken in epochs:
+            bar.update(epoch - bar.n)
+            yield epoch, taken
+            bar.update()
+
+
+def _counted(
+    batches: Iterator[TowerBatch], speed: Throughput, towers: TwinTower
+) -> Iterator[TowerBatch]:
+    """Pass batches on and count their users, tokens and arithmetic."""
+    weights = sum(
+        module.weight.numel()
+        for module in towers.encoder.get_submodule("sequence_encoder").modules()
+        if isinstance(module, nn.Linear)
+    )
+    for batch in batches:
+        tokens = len(batch.history)
+        if towers.item_tower == "causal":
+            tokens += len(batch.target)
+        elif towers.item_tower == "self":
+            positives = batch.positives if batch.candidates is None else batch.item_rows
+            tokens += positives.numel()
+        # Two FLOPs a weight and token, and twice as many again in the backward pass;
+        # attention and the projections, small beside it, are left out.
+        speed.add(len(batch.users), tokens, 6.0 * weights * tokens)
+        yield batch
 
 
 def _seed_dropout(seed: int, step: int) -> None:
@@ -363,19 +230,24 @@ def _seed_dropout(seed: int, step: int) -> None:
     torch.manual_seed(int(numbers.generate_state(1)[0]))
 
 
-def _refuse_non_finite(
-    loss: Tensor, users: Tensor, epoch: int, train: SequenceSet, log: RunLog
-) -> None:
-    if torch.isfinite(loss):
-        return
-    ids = train.user_ids.take(pa.array(users.cpu().numpy())).to_pylist()
-    path = log.path.with_suffix(f".non_finite.{dist.get_rank()}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"loss": str(loss.item()), "epoch": epoch, "users": ids})
-    )
-    raise UserError(
-        f"the loss is {loss.item()} in a batch of {len(ids)} users, the first of them "
-        f"{ids[0]!r} (all in {path}); lower towers.optimizer.learning_rate, or look at "
-        "their items' content"
-    )
+def _refusal(
+    epoch: int, train: SequenceSet, log: RunLog
+) -> Callable[[Tensor, Tensor], None]:
+    """Return what refuses a loss that is not finite and names the batch's users."""
+
+    def refuse(loss: Tensor, users: Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        ids = train.user_ids.take(pa.array(users.cpu().numpy())).to_pylist()
+        path = log.path.with_suffix(f".non_finite.{dist.get_rank()}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps({"loss": str(loss.item()), "epoch": epoch, "users": ids})
+        )
+        raise UserError(
+            f"the loss is {loss.item()} in a batch of {len(ids)} users, the first of "
+            f"them {ids[0]!r} (all in {path}); lower towers.optimizer.learning_rate, "
+            "or look at their items' content"
+        )
+
+    return refuse

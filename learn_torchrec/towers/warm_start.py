@@ -24,7 +24,7 @@ class InitialTowers:
 
     Attributes:
         encoder: names and tensors for `PreferenceEncoder.load_state_dict`.
-        repeat: likewise for `RepeatScore`; None starts it afresh.
+        repeat: likewise for `RepeatConsumption`; None starts it afresh.
         id_vectors: float32 [M, W], of the earlier catalogue's items; None starts all
             afresh.
         id_rows: int64 [N], the row there of each item of this one, -1 for a new item.

@@ -1,4 +1,4 @@
-"""Checkpoints: what a killed training needs to go on as if nothing had happened.
+"""Checkpoints: what a killed training needs to resume as if nothing had happened.
 
 A checkpoint is an artefact (written aside, checksums, one rename) in a directory of its
 own, `checkpoints/NAME/step-N` beside the artefact that is being made. It holds tensors
@@ -33,11 +33,11 @@ from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.training.distributed import (
-    agreed,
-    from_writer,
+    broadcast_from_rank0,
     is_writer,
     new_host_group,
-    write_artifact_together,
+    raise_on_all_ranks,
+    write_artifact_on_all_ranks,
 )
 from learn_torchrec.training.sharding import load_state
 from learn_torchrec.training.tensors import HostCopies, load_tensors, save_tensors
@@ -48,19 +48,17 @@ logger = logging.getLogger(__name__)
 KIND_CHECKPOINT = "checkpoint"
 _TENSORS, _PROGRESS, _LOCAL = "tensors", "progress.json", "local"
 _STEP_DIRECTORY = re.compile(r"step-(\d{9})")
-# Where tables lie and who reads the rows decides no weight.
-_NOT_DECIDING = ("sharding", "workers", "timeout")
 _NOTHING: Callable[[Path], None] = lambda directory: None  # noqa: E731
 
 
 @configuration
 class CheckpointConfig:
-    """How often a training saves what it needs to go on; decides no result.
+    """How often a training saves what it needs to resume; decides no result.
 
     Attributes:
         every_steps: steps between two checkpoints; 0 saves none but on SIGTERM.
         keep: checkpoints that stay, the newest ones.
-        asynchronous: write in a second thread while training goes on, from a copy of
+        asynchronous: write in a second thread while training continues, from a copy of
             each rank's state in its host's memory.
         hang_seconds: a rank that takes longer for a step prints its stack and ends;
             below the process group's ten minutes, 0 waits for ever.
@@ -74,7 +72,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint to go on from.
+    """A checkpoint to resume from.
 
     Attributes:
         directory: where it is.
@@ -114,10 +112,10 @@ class Checkpoints:
 
     Args:
         out: the artefact.
-        config: what decides the artefact, see `artifact.recipe_of`.
-        inputs: likewise.
+        made_from: what decides the weights, JSON-able: settings and inputs. A
+            checkpoint made from something else is not resumed.
         settings: how often.
-        overwrite: whether checkpoints of other settings may be removed.
+        overwrite: whether checkpoints made from something else may be removed.
 
     Attributes:
         directory: where they are.
@@ -128,16 +126,13 @@ class Checkpoints:
     def __init__(
         self,
         out: Path,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str],
+        made_from: Mapping[str, Any],
         settings: CheckpointConfig,
         overwrite: bool = False,
     ) -> None:
         self.directory = out.parent / "checkpoints" / out.name
         self._settings, self._overwrite = settings, overwrite
-        for name in _NOT_DECIDING:
-            config = _without(config, name)
-        self._made_from: dict[str, Any] = {"config": config, "inputs": inputs}
+        self._recipe: dict[str, Any] = {"config": made_from, "inputs": {}}
         self._asked_to_stop = False
         self.watchdog = Watchdog(settings.hang_seconds)
         self._group = dist.new_group(backend="gloo")
@@ -162,7 +157,7 @@ class Checkpoints:
                 found = self._newest()
             except UserError as error:
                 found = error
-        found = from_writer(found)
+        found = broadcast_from_rank0(found)
         if isinstance(found, UserError):
             raise found
         return found
@@ -177,7 +172,7 @@ class Checkpoints:
         """Save where it is time to; every rank calls it after each trained step.
 
         A save that fails, on a full disk say, leaves the last checkpoint as it is,
-        and the training goes on where it is not to stop.
+        and the training continues unless it is to stop.
 
         Args:
             step: steps trained since the beginning.
@@ -206,7 +201,7 @@ class Checkpoints:
         if stops and problem:
             raise UserError(problem)
         if stops:
-            raise Stopped(f"stopped at step {step}; run it again to go on")
+            raise Stopped(f"stopped at step {step}; run it again to resume")
 
     def is_saving(self) -> bool:
         """Whether a checkpoint is being written beside the training."""
@@ -279,11 +274,11 @@ class Checkpoints:
         group = self._thread_group
         local = state.get(_LOCAL)
         state = {name: part for name, part in state.items() if name != _LOCAL}
-        with write_artifact_together(
-            self._at(step), group, kind=KIND_CHECKPOINT, **self._made_from
+        with write_artifact_on_all_ranks(
+            self._at(step), group, kind=KIND_CHECKPOINT, **self._recipe
         ) as working:
             save_tensors(state, working / _TENSORS, group)
-            with agreed(group):
+            with raise_on_all_ranks(group):
                 if local:
                     save_file(local, working / _local_file())
                 if is_writer():
@@ -307,7 +302,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def _newest(self) -> Saved | None:
-        recipe = recipe_of(KIND_CHECKPOINT, **self._made_from)
+        recipe = recipe_of(KIND_CHECKPOINT, **self._recipe)
         for step in reversed(self._steps()):
             directory = self._at(step)
             try:
@@ -331,7 +326,7 @@ class Checkpoints:
                     f"{self.directory}: holds checkpoints of other settings or inputs; "
                     "choose another --out, or pass --overwrite to remove them"
                 )
-            logger.info("going on after step %d", step)
+            logger.info("resuming after step %d", step)
             return Saved(directory, json.loads((directory / _PROGRESS).read_text()))
         return None
 
@@ -345,13 +340,6 @@ def _same_device() -> Callable[[], None] | None:
     if not torch.cuda.is_initialized():
         return None
     return functools.partial(torch.cuda.set_device, torch.cuda.current_device())
-
-
-def _without(value: Any, key: str) -> Any:
-    """Copy nested dictionaries and lists without a key, wherever it is."""
-    if isinstance(value, Mapping):
-        return {k: _without(v, key) for k, v in value.items() if k != key}
-    return [_without(v, key) for v in value] if isinstance(value, list) else value
 
 
 def fast_forward(schedule: LambdaLR, steps: int) -> None:

@@ -177,7 +177,7 @@ def rank_name() -> str:
     return f"rank {dist.get_rank()}"
 
 
-def from_writer(value: Any, group: dist.ProcessGroup | None = None) -> Any:
+def broadcast_from_rank0(value: Any, group: dist.ProcessGroup | None = None) -> Any:
     """Return rank 0's value on every rank.
 
     Args:
@@ -191,7 +191,12 @@ def from_writer(value: Any, group: dist.ProcessGroup | None = None) -> Any:
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Return every rank's value on every rank, in rank order; see `from_writer`."""
+    """Return every rank's value on every rank, in rank order.
+
+    Args:
+        value: of this rank.
+        group: see `broadcast_from_rank0`.
+    """
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value, group=group or host_group())
     return values
@@ -204,7 +209,7 @@ def rank_share(count: int) -> slice:
 
 
 @contextlib.contextmanager
-def locked_together(directory: Path) -> Iterator[None]:
+def locked_on_rank0(directory: Path) -> Iterator[None]:
     """Keep other runs from making `directory`: rank 0 holds the lock of the job.
 
     Raises:
@@ -217,25 +222,25 @@ def locked_together(directory: Path) -> Iterator[None]:
                 stack.enter_context(locked(directory))
             except UserError as error:
                 refused = error
-        refused = from_writer(refused)
+        refused = broadcast_from_rank0(refused)
         if refused is not None:
             raise refused
         yield
 
 
 @contextlib.contextmanager
-def write_artifact_together(
+def write_artifact_on_all_ranks(
     directory: Path, group: dist.ProcessGroup | None = None, **manifest: Any
 ) -> Iterator[Path]:
     """Write one artefact from all ranks: see `artifact.write_artifact`.
 
     Every rank may write its own files into the working directory that is yielded;
     rank 0 adds the manifest and makes the artefact visible once all are done. What a
-    rank does there alone, and may fail at, belongs into `agreed`.
+    rank does there alone, and may fail at, belongs into `raise_on_all_ranks`.
 
     Args:
         directory: where the artefact appears.
-        group: see `from_writer`.
+        group: see `broadcast_from_rank0`.
         manifest: the other arguments of `write_artifact`.
 
     Raises:
@@ -243,23 +248,23 @@ def write_artifact_together(
     """
     with contextlib.ExitStack() as stack:
         working = None
-        with agreed(group):
+        with raise_on_all_ranks(group):
             if is_writer():
                 working = stack.enter_context(write_artifact(directory, **manifest))
-        yield from_writer(working, group)
+        yield broadcast_from_rank0(working, group)
         gather_objects(None, group)  # every rank's files are whole
-        with agreed(group):
+        with raise_on_all_ranks(group):
             stack.close()
 
 
 @contextlib.contextmanager
-def agreed(group: dist.ProcessGroup | None = None) -> Iterator[None]:
+def raise_on_all_ranks(group: dist.ProcessGroup | None = None) -> Iterator[None]:
     """Leave the block on all ranks alike: well, or with an error on each.
 
     The block must not speak to other ranks.
 
     Args:
-        group: see `from_writer`.
+        group: see `broadcast_from_rank0`.
 
     Raises:
         UserError: another rank's error; a rank's own error is raised as it is.

@@ -57,7 +57,7 @@ class RunLog:
         """
         if self._stream is not None:
             if self._is_fresh:
-                self.go_on(0)
+                self.resume(0)
             values["seconds"] = round(time.monotonic() - self._start, 3)
             self._stream.write(json.dumps(values) + "\n")
         if self._board is not None and "step" in values:
@@ -70,7 +70,7 @@ class RunLog:
             return 0
         return self._stream.tell()
 
-    def go_on(self, position: int) -> None:
+    def resume(self, position: int) -> None:
         """Go on writing after `position` bytes of an earlier run's log."""
         self._is_fresh = False
         if self._stream is not None:

@@ -25,7 +25,7 @@ from torchrec.distributed.types import ModuleSharder, ParameterSharding, Shardin
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.distributed import (
-    from_writer,
+    broadcast_from_rank0,
     host_group,
     is_writer,
     local_world_size,
@@ -152,7 +152,7 @@ def _plan_together(
             outcome = make()
         except (PlannerError, RuntimeError, IndexError, ValueError) as error:
             outcome = UserError(_refusal(error, kinds, device))
-    outcome = from_writer(outcome)
+    outcome = broadcast_from_rank0(outcome)
     if isinstance(outcome, UserError):
         raise outcome
     return outcome
@@ -285,7 +285,7 @@ def _fill(
         part[low - first_row : high - first_row].copy_(values)
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Copy a model's state to the CPU, every sharded table whole; all ranks call it.
 
     Returns:

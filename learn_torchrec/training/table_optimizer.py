@@ -73,7 +73,7 @@ def refuse_unsupported(config: TableOptimizerConfig, device: torch.device) -> No
     """Refuse what fbgemm's CPU kernels lack, or would silently ignore.
 
     Raises:
-        UserError: names the setting and the mend.
+        UserError: names the setting and the fix.
     """
     if device.type != "cpu":
         return

@@ -96,8 +96,14 @@ def read_index(directory: Path) -> Metadata:
 class HostCopies:
     """Copies of tensors in host memory, each time in the same place.
 
-    What a second thread writes while training goes on must not change under it.
+    What a second thread writes while training continues must not change under it.
     Memory that is used again costs no page faults.
+
+    PyTorch's own stagers do not carry this state: `DefaultStager` refuses a
+    `ShardedTensor`; `BlockingAsyncStager` copies it, but keeps its memory only where
+    it can be pinned, which needs CUDA. The thread that writes is not
+    `dcp.async_save`'s either: it also writes the manifest, with the other ranks, over
+    a group of its own that waits for hours.
     """
 
     def __init__(self) -> None:
@@ -157,7 +163,7 @@ def save_tensors(
     Args:
         state: each rank's, with its own shards of the sharded ones.
         directory: new or empty.
-        group: of all ranks, see `distributed.from_writer`.
+        group: of all ranks, see `distributed.broadcast_from_rank0`.
 
     Raises:
         OSError: a rank could not write.

@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from learn_torchrec.training.checkpoint import Checkpoints, Saved, fast_forward
-from learn_torchrec.training.distributed import from_writer, is_writer
+from learn_torchrec.training.distributed import broadcast_from_rank0, is_writer
 from learn_torchrec.training.loop import RunningMean
 from learn_torchrec.training.run_log import RunLog
-from learn_torchrec.training.sharding import whole_state
+from learn_torchrec.training.sharding import full_state_dict
 from learn_torchrec.training.watchdog import Watchdog
 
 _BEST = "best.safetensors"
@@ -49,9 +49,9 @@ class EarlyStopping:
         """Consider an epoch; every rank takes part."""
         best = self.metrics.get(self.metric, float("-inf"))
         # Rank 0 decides: ranks may differ in the last digit of a metric.
-        if from_writer(metrics[self.metric] > best):
+        if broadcast_from_rank0(metrics[self.metric] > best):
             self.best_epoch, self.metrics = epoch, dict(metrics)
-            self.weights = whole_state(model)
+            self.weights = full_state_dict(model)
 
     def should_stop(self, epochs: int) -> bool:
         """Whether to stop after so many epochs."""
@@ -149,7 +149,7 @@ class TrainState:
             mean.restore(progress["means"][name], device)
         if self._early_stopping is not None:
             self._early_stopping.restore(progress["early_stopping"], saved.directory)
-        self._log.go_on(progress["log_position"])
+        self._log.resume(progress["log_position"])
         return saved
 
     def epochs(self, count: int) -> Iterator[tuple[int, int]]:

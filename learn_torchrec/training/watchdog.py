@@ -1,7 +1,9 @@
 """A rank that hangs says where, and ends, so that the job can start again.
 
 Without it one hung rank leaves the others in a collective until that times out, and
-nobody learns where the first one was.
+nobody learns where the first one was. The stacks are `faulthandler`'s. Its timer alone
+names no rank and writes line by line, so that ranks which end together mix; here it is
+the second line, for an interpreter that hangs itself.
 """
 
 import contextlib

@@ -449,6 +449,9 @@ def test_a_prepared_data_set_serves_the_towers(duckdb: Engine, tmp_path: Path) -
     whole = dataset.sequences(content(tmp_path / "same", range(30)), ["buy", "click"])
     assert isinstance(whole.items.base, np.memmap)
     assert isinstance(whole.times.base, np.memmap)
+    assert isinstance(whole.actions.base, np.memmap)
+    names = [whole.action_names[code] for code in whole.actions]
+    assert names == [event[3] for event in expected]
     assert whole.items.tolist() == [event[2] for event in expected]
     assert whole.times.tolist() == [event[1] for event in expected]
     assert whole.user_ids.to_pylist() == sorted({event[0] for event in expected})

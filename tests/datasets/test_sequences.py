@@ -35,12 +35,15 @@ def test_sequences_are_sorted_by_user_and_time():
 
 def test_before_and_select_users():
     sequences = build_sequences(LOG, np.array([0, 1, 2, 3, 0, 1]), ["like", "skip"])
+    assert sequences.action_names == ("like", "skip")
+    assert sequences.actions.tolist() == [0, 0, 0, 0, 0, 1]
     early = sequences.before(20)
     assert early.user_ids.to_pylist() == ["b"]
     assert early.of(0).tolist() == [2]
     late = sequences.select_users(np.array([True, False, True]))
     assert late.user_ids.to_pylist() == ["a", "c"]
     assert late.of(1).tolist() == [0]
+    assert late.actions.tolist() == [0, 0, 1]
     assert sequences.first_times().tolist() == [20, 10, 40]
 
 
@@ -92,8 +95,27 @@ def test_without_last():
         offsets=np.array([0, 3, 5]),
         items=np.arange(5),
         times=np.arange(5) * 10,
+        actions=np.array([0, 1, 0, 1, 0], np.int16),
+        action_names=("like", "buy"),
     )
     shorter = sequences.without_last(1)
+    assert shorter.actions.tolist() == [0, 1, 1]
     assert shorter.offsets.tolist() == [0, 2, 3]
     assert shorter.items.tolist() == [0, 1, 3]
     assert shorter.times.tolist() == [0, 10, 30]
+
+
+def test_actions_get_the_codes_of_other_names():
+    sequences = SequenceSet(
+        user_ids=pa.array(["a"]),
+        offsets=np.array([0, 4]),
+        items=np.arange(4),
+        times=np.arange(4),
+        actions=np.array([0, 1, 2, -1], np.int16),
+        action_names=("like", "buy", "skip"),
+    )
+    assert sequences.with_action_names(["like", "buy", "skip"]) is sequences
+    other = sequences.with_action_names(["buy", "view", "like"])
+    assert other.actions.tolist() == [2, 0, -1, -1]
+    assert other.action_names == ("buy", "view", "like")
+    assert other.items.tolist() == sequences.items.tolist()

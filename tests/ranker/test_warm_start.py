@@ -18,7 +18,7 @@ from learn_torchrec.ranker.features import (
 )
 from learn_torchrec.ranker.warm_start import WarmStart, warm_start
 from learn_torchrec.training.distributed import process_group
-from learn_torchrec.training.sharding import whole_state
+from learn_torchrec.training.sharding import full_state_dict
 
 SHAPE = RankerModelConfig(embedding_dim=4, dense_layers=(3,), over_layers=(5,))
 BAGS = "ranker.sparse_arch.embedding_bag_collection.embedding_bags"
@@ -46,7 +46,7 @@ def earlier(tmp_path):
     with process_group() as device:
         model = build_ranker(EARLIER, None, device)
         save_ranker(model, tmp_path)
-        return tmp_path, whole_state(model)
+        return tmp_path, full_state_dict(model)
 
 
 def started(config, earlier, renamed=()):
@@ -55,9 +55,9 @@ def started(config, earlier, renamed=()):
     source = WarmStart(directory, EARLIER.features, dict(renamed))
     with process_group() as device:
         model = build_ranker(config, None, device)
-        before = whole_state(model)
+        before = full_state_dict(model)
         loaded = warm_start(model, config.features, source)
-        return before, whole_state(model), loaded
+        return before, full_state_dict(model), loaded
 
 
 def test_tables_are_matched_renamed_grown_and_left_out(earlier):

@@ -3,13 +3,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from learn_torchrec.towers import encoder as encoder_module
-from learn_torchrec.towers.encoder import (
-    EncoderShape,
-    PreferenceEncoder,
-)
+from learn_torchrec.towers.encoder import PreferenceEncoder
+from learn_torchrec.towers.encoders import transformer
+from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.packing import PackedLayout
+from learn_torchrec.towers.packing import Packing
 
 SHAPE = EncoderShape(
     width=16,
@@ -35,8 +33,9 @@ def naive(encoder, content, items):
     """One sequence, one position after the other, in plain matrix algebra."""
     x = (content.float() - encoder.mean) / encoder.std
     x = encoder.content_projection(x)[items]
-    x = encoder.input_norm(x + encoder.positions.weight[: len(items)])
-    for layer in encoder.layers:
+    inner = encoder.sequence_encoder
+    x = inner.input_norm(x + inner.positions.weight[: len(items)])
+    for layer in inner.layers:
         q, k, v = layer.query_key_value(x).chunk(3, dim=-1)
         heads = []
         for head in range(layer.num_heads):
@@ -72,9 +71,9 @@ def test_equals_the_plain_computation():
 
 def test_attention_with_dropout_is_the_fused_kernels(monkeypatch):
     query, key, value = torch.randn(3, 2, 4, 5, 8)
-    monkeypatch.setattr(encoder_module, "dropout", lambda x, p, training: x)
+    monkeypatch.setattr(transformer, "dropout", lambda x, p, training: x)
     torch.testing.assert_close(
-        encoder_module._causal_attention(query, key, value, 0.5),
+        transformer._causal_attention(query, key, value, 0.5),
         F.scaled_dot_product_attention(query, key, value, is_causal=True),
     )
 
@@ -135,25 +134,25 @@ def test_an_item_is_its_sequence_of_length_one():
     torch.testing.assert_close(towers.encode_items(CONTENT, items), alone)
 
 
-def test_layout_groups_sequences_of_like_length():
-    layout = PackedLayout(torch.tensor([2, 1, 5, 3, 1]))
+def test_packing_groups_sequences_of_like_length():
+    packing = Packing(torch.tensor([2, 1, 5, 3, 1]))
     tokens = torch.arange(1.0, 13.0)
-    ordered = tokens[layout.order]
+    ordered = tokens[packing.order]
     assert ordered.tolist() == [3, 12, 1, 2, 9, 10, 11, 4, 5, 6, 7, 8]
-    assert layout.positions.tolist() == [0, 0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]
-    assert ordered[layout.places].tolist() == tokens.tolist()
-    padded = [group.pad(part) for group, part in layout.split(ordered)]
+    assert packing.positions.tolist() == [0, 0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]
+    assert ordered[packing.places].tolist() == tokens.tolist()
+    padded = [group.pad(part) for group, part in packing.split(ordered)]
     assert [grid.tolist() for grid in padded] == [
         [[3], [12]],
         [[1, 2, 0], [9, 10, 11]],
         [[4, 5, 6, 7, 8]],
     ]
-    pieces = [g.unpad(grid) for g, grid in zip(layout.groups, padded, strict=True)]
+    pieces = [g.unpad(grid) for g, grid in zip(packing.groups, padded, strict=True)]
     assert torch.cat(pieces).tolist() == ordered.tolist()
 
 
 def test_gradients_come_back_from_the_padded_grid():
-    (group,) = PackedLayout(torch.tensor([2, 3])).groups
+    (group,) = Packing(torch.tensor([2, 3])).groups
     tokens = torch.arange(10.0).view(5, 2).requires_grad_()
     (group.unpad(group.pad(tokens) * 3) * tokens.detach()).sum().backward()
     assert torch.equal(tokens.grad, 3 * tokens.detach())

@@ -1,18 +1,13 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from random_sequences import make_sequences
+from random_sequences import make_sequences, sequence_set
 
-from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.holdout import (
-    RetrievalConfig,
-    baseline_scores,
-    evaluate_rows,
-    retrieval_task,
-    split_towers,
-)
+from learn_torchrec.towers.holdout import retrieval_task, split_towers
+from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_groups
+from learn_torchrec.towers.scores import baseline_scores
 
 
 def moment(time):
@@ -20,7 +15,7 @@ def moment(time):
 
 
 def test_new_users_are_held_out_by_arrival():
-    sequences = SequenceSet(
+    sequences = sequence_set(
         user_ids=pa.array(range(200)),
         offsets=np.arange(201) * 4,
         items=np.zeros(800, np.int64),
@@ -97,11 +92,11 @@ def test_retrieval_task_and_baselines(store):
     assert task.targets.values.tolist() == [sequences.items[4], sequences.items[6]]
     everything = RetrievalConfig(ks=(40,), filter_history=False)
     scores = baseline_scores(sequences, store, task)
-    groups = evaluate_rows(scores, sequences, len(store), task, everything)
+    groups = evaluate_groups(scores, sequences, len(store), task, everything)
     for metrics in groups["all"].values():
         assert metrics["r@40"] == 1.0
     filtered = RetrievalConfig(ks=(40,), filter_history=True)
-    rows = evaluate_rows(scores, sequences, len(store), task, filtered)["all"]
+    rows = evaluate_groups(scores, sequences, len(store), task, filtered)["all"]
     expected = np.mean(
         [
             sequences.items[4] not in sequences.items[:4],
@@ -114,13 +109,13 @@ def test_retrieval_task_and_baselines(store):
 
 def test_groups_of_targets_by_hand(store):
     # Training: item 0 four times, item 1 twice, item 2 once.
-    train = SequenceSet(
+    train = sequence_set(
         user_ids=pa.array([0]),
         offsets=np.array([0, 7]),
         items=np.array([0, 0, 1, 0, 2, 1, 0]),
         times=np.arange(7),
     )
-    tested = SequenceSet(
+    tested = sequence_set(
         user_ids=pa.array([7, 8]),
         offsets=np.array([0, 5, 7]),
         items=np.array([3, 4, 4, 4, 1, 5, 2]),  # 3 4 4 | 4 1 and 5 | 2
@@ -133,7 +128,7 @@ def test_groups_of_targets_by_hand(store):
     assert first.argsort(descending=True, stable=True)[:5].tolist() == [4, 3, 0, 1, 2]
     assert second.argsort(descending=True, stable=True)[:4].tolist() == [5, 0, 1, 2]
     config = RetrievalConfig(ks=(3,), tail_events=1)
-    groups = evaluate_rows(rows, train, len(store), task, config)
+    groups = evaluate_groups(rows, train, len(store), task, config)
     # All: user 7 finds 4 of {4, 1}, user 8 nothing of {2} in the first three.
     assert groups["all"]["already_bought"]["r@3"] == (1 / 2 + 0) / 2
     assert groups["all"]["popularity"]["r@3"] == (1 / 2 + 1) / 2

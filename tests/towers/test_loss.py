@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from learn_torchrec.towers import loss as losses
-from learn_torchrec.towers.loss import dense_all_action_loss
+from learn_torchrec.towers.objectives import dense_all_action as losses
+from learn_torchrec.towers.objectives.dense_all_action import dense_all_action_loss
 
 
 def naive_loss(

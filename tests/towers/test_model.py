@@ -2,13 +2,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from random_sequences import sequence_set
 
 from learn_torchrec.datasets.sequences import SequenceSet
-from learn_torchrec.towers.batch import attach_content, collate, epoch_batches
-from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
-from learn_torchrec.towers.loss import LossConfig
-from learn_torchrec.towers.model import TwinTower, TwinTowerTrain
+from learn_torchrec.towers.batch import attach_content, collate
+from learn_torchrec.towers.encoder import PreferenceEncoder
+from learn_torchrec.towers.encoders.architecture import EncoderShape
+from learn_torchrec.towers.holdout import TowersSplit
+from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.objectives.dense_all_action import (
+    DenseAllAction,
+    dense_all_action_loss,
+)
 from learn_torchrec.towers.sampling import SamplingConfig, sample_user
+from learn_torchrec.towers.task import TwinTowerTrain
 
 SAMPLING = SamplingConfig(
     history_length=8, target_length=5, num_history_samples=3, num_target_samples=2
@@ -22,7 +30,9 @@ def make_sequences(users=12):
         user_ids=pa.array(range(users)),
         offsets=np.r_[0, np.cumsum(lengths)],
         items=random.integers(0, 40, lengths.sum()),
-        times=np.concatenate([np.arange(length) for length in lengths]),
+        times=np.concatenate([np.arange(length) * 60 for length in lengths]),
+        actions=random.integers(0, 3, lengths.sum()).astype(np.int16),
+        action_names=("like", "buy", "click"),
     )
 
 
@@ -35,47 +45,62 @@ def make_encoder(store, vector_dim=8):
     return PreferenceEncoder(mean, std, shape)
 
 
-def make_task(store, item_tower="causal", correction=False):
-    encoder = make_encoder(store)
-    log_q = torch.randn(len(store)) if correction else None
-    config = LossConfig(sampling_correction=correction)
-    return TwinTowerTrain(TwinTower(encoder, item_tower), config, log_q)
+def make_task(store, item_tower="causal", **loss):
+    return task_of(TwinTower(make_encoder(store), item_tower), **loss)
+
+
+def task_of(towers, **loss):
+    config = LossConfig(**loss)
+    objective = DenseAllAction(config, SAMPLING, torch.arange(40))
+    return TwinTowerTrain(towers, objective, config)
 
 
 def one_batch(store, sequences, users=range(12)):
-    samples = [sample_user(sequences.of(u), SAMPLING, 0, 0, u) for u in users]
-    ids = collate(np.array(users), samples, 3, 2)
+    samples = [sample_user(sequences.lengths[u], SAMPLING, 0, 0, u) for u in users]
+    ids = collate(sequences, np.array(users), samples, 3, 2)
     assert ids.content is None
     return next(attach_content([ids], store)), samples
 
 
 def test_batches_carry_each_distinct_item_once(store):
-    batch, samples = one_batch(store, make_sequences())
+    sequences = make_sequences()
+    batch, samples = one_batch(store, sequences)
     rows = batch.item_rows
     assert len(rows) == len(set(rows.tolist()))
     assert batch.content.dtype == torch.float16
     assert np.array_equal(batch.content.numpy(), store.gather(rows.numpy()))
-    history = np.concatenate([sample.history for sample in samples])
-    assert rows[batch.history].tolist() == history.tolist()
+    first = sequences.offsets
+    history = np.concatenate(
+        [start + s.history for start, s in zip(first, samples, strict=False)]
+    )
+    target = np.concatenate(
+        [start + s.target for start, s in zip(first, samples, strict=False)]
+    )
+    assert rows[batch.history].tolist() == sequences.items[history].tolist()
+    assert batch.history_times.tolist() == sequences.times[history].tolist()
+    assert batch.history_actions.tolist() == sequences.actions[history].tolist()
+    assert batch.target_times.tolist() == sequences.times[target].tolist()
+    assert batch.target_actions.tolist() == sequences.actions[target].tolist()
     for user, sample in enumerate(samples):
+        events = sequences.of(user)
         anchors = batch.anchors[user]
         anchors = anchors[anchors >= 0]
         assert (
             rows[batch.history[anchors]].tolist()
-            == sample.history[sample.anchors].tolist()
+            == events[sample.history[sample.anchors]].tolist()
         )
         positives = batch.positives[user]
         positives = positives[positives >= 0]
         assert (
             rows[batch.target[positives]].tolist()
-            == sample.target[sample.positives].tolist()
+            == events[sample.target[sample.positives]].tolist()
         )
 
 
 @pytest.mark.parametrize("item_tower", ["causal", "self"])
 @pytest.mark.parametrize("correction", [False, True])
 def test_every_parameter_learns_and_content_does_not(store, item_tower, correction):
-    task = make_task(store, item_tower, correction)
+    task = make_task(store, item_tower, sampling_correction=correction)
     batch, _ = one_batch(store, make_sequences())
     content = batch.content.clone()
     loss, (detached, users) = task(batch)
@@ -100,6 +125,30 @@ def test_every_parameter_learns_and_content_does_not(store, item_tower, correcti
     assert torch.equal(batch.content, content)
 
 
+def test_the_correction_subtracts_the_log_share_of_the_training_events(store):
+    """Items 0 to 39 have so many events: 0 counts as 1, so that all are 781."""
+    batch, samples = one_batch(store, make_sequences())
+    task = make_task(store, temperature=0.1, sampling_correction=True).eval()
+    share = np.maximum(np.arange(40), 1) / 781
+    padding = batch.positives < 0
+    target = batch.item_rows[batch.target]
+    items = target[batch.positives.clamp(min=0)].masked_fill(padding, -1)
+    expected = dense_all_action_loss(
+        *task.towers(batch),
+        batch.anchors >= 0,
+        items,
+        temperature=0.1,
+        offsets=torch.from_numpy(-np.log(share)).float()[items.clamp(min=0)],
+        targets=(
+            torch.arange(12).repeat_interleave(
+                torch.tensor([len(sample.target) for sample in samples])
+            ),
+            target,
+        ),
+    )
+    torch.testing.assert_close(task(batch)[0], expected)
+
+
 def test_the_content_tower_is_the_content(store):
     encoder = make_encoder(store, vector_dim=store.dim)
     towers = TwinTower(encoder, "content").eval()
@@ -113,16 +162,14 @@ def test_the_content_tower_is_the_content(store):
     torch.testing.assert_close(
         vectors[real], expected[batch.target[batch.positives[real]]]
     )
-    TwinTowerTrain(towers, LossConfig())(batch)[0].backward()
+    task_of(towers)(batch)[0].backward()
     assert encoder.vector_projection.weight.grad.abs().sum() > 0
 
 
 def test_a_learned_temperature_learns_and_a_fixed_one_stays(store):
     batch, _ = one_batch(store, make_sequences())
     for learned in (True, False):
-        towers = make_task(store).towers
-        config = LossConfig(temperature=0.2, learn_temperature=learned)
-        task = TwinTowerTrain(towers, config)
+        task = make_task(store, temperature=0.2, learn_temperature=learned)
         assert task.temperature().item() == pytest.approx(0.2)
         task(batch)[0].backward()
         gradient = task.log_temperature.grad
@@ -130,7 +177,7 @@ def test_a_learned_temperature_learns_and_a_fixed_one_stays(store):
 
 
 def test_a_fixed_temperature_is_used_as_it_is(store):
-    task = TwinTowerTrain(make_task(store).towers, LossConfig(temperature=0.005))
+    task = make_task(store, temperature=0.005)
     task.bound_temperature()
     assert task.temperature().item() == pytest.approx(0.005)
     with pytest.raises(ValueError, match=r"temperature: at least 0\.01 where it is le"):
@@ -140,8 +187,7 @@ def test_a_fixed_temperature_is_used_as_it_is(store):
 def test_a_learned_temperature_stays_in_its_range_and_rises_again(store):
     """Vectors that know nothing want a high temperature: less is lost on them."""
     batch, _ = one_batch(store, make_sequences())
-    config = LossConfig(temperature=0.011, learn_temperature=True)
-    task = TwinTowerTrain(make_task(store).towers, config)
+    task = make_task(store, temperature=0.011, learn_temperature=True)
     with torch.no_grad():
         task.log_temperature.fill_(-100.0)  # one step too far
     task.bound_temperature()
@@ -179,7 +225,7 @@ def test_training_learns_a_planted_preference(store, one_rank):
     items = np.concatenate(
         [random.choice(rows[rows % 2 == user % 2], length) for user in range(users)]
     )
-    sequences = SequenceSet(
+    sequences = sequence_set(
         user_ids=pa.array(range(users)),
         offsets=np.arange(users + 1) * length,
         items=items,
@@ -187,8 +233,11 @@ def test_training_learns_a_planted_preference(store, one_rank):
     )
     task = make_task(store)
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
+    data = TowersSplit(
+        train=sequences, cuts=None, validation=None, test=None, known_until=length
+    )
     for epoch in range(60):
-        ids = epoch_batches(sequences, SAMPLING, batch_size=32, seed=0, epoch=epoch)
+        ids = task.objective.batches(data, batch_size=32, seed=0, epoch=epoch, start=0)
         for batch in attach_content(ids, store):
             optimizer.zero_grad()
             task(batch)[0].backward()

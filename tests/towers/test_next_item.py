@@ -9,22 +9,26 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from random_sequences import sequence_set
 
-from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers import loss as losses
-from learn_torchrec.towers import model
-from learn_torchrec.towers.batch import attach_content, next_item_batches
+from learn_torchrec.towers import task as task_module
+from learn_torchrec.towers.batch import attach_content
+from learn_torchrec.towers.build import build_objective, build_towers
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
-from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.holdout import RetrievalConfig, TowersSplit, retrieval_task
+from learn_torchrec.towers.encoders.architecture import EncoderShape
+from learn_torchrec.towers.holdout import TowersSplit, retrieval_task
 from learn_torchrec.towers.ids import ItemIds, keyed
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
-from learn_torchrec.towers.loss import LossConfig, next_item_loss
-from learn_torchrec.towers.model import TowersModelConfig, TwinTowerTrain
-from learn_torchrec.towers.repeat import Seen
+from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.objectives import next_item as losses
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.objectives.next_item import NextItem, next_item_loss
+from learn_torchrec.towers.repeat import RepeatedItems
+from learn_torchrec.towers.retrieval import RetrievalConfig
 from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
-from learn_torchrec.towers.training import _trained_on, build_towers, train_towers
+from learn_torchrec.towers.task import TwinTowerTrain
+from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.run_log import RunLog
@@ -38,7 +42,7 @@ SHAPE = EncoderShape(
 def make_sequences(users=30, seed=0):
     random = np.random.default_rng(seed)
     lengths = random.integers(3, 9, users)
-    return SequenceSet(
+    return sequence_set(
         user_ids=pa.array([f"u{user}" for user in range(users)]),
         offsets=np.r_[0, np.cumsum(lengths)],
         items=random.integers(0, 30, lengths.sum()),
@@ -46,10 +50,10 @@ def make_sequences(users=30, seed=0):
     )
 
 
-def make_towers(store, inputs="content+id", item_tower="projection", half_trust=0.0):
+def make_towers(store, inputs="content+id", item_tower="projection", shrinkage=0.0):
     torch.manual_seed(0)
     config = TowersModelConfig(
-        encoder=SHAPE, inputs=inputs, item_tower=item_tower, id_half_trust=half_trust
+        encoder=SHAPE, inputs=inputs, item_tower=item_tower, id_shrinkage=shrinkage
     )
     counts = torch.arange(len(store))  # item 0 was never seen
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
@@ -70,10 +74,10 @@ def config_of(**changes):
     )
 
 
-def data_of(sequences):
+def data_of(sequences, leave_out=1):
     task = retrieval_task(sequences, sequences.lengths - 1)
     return TowersSplit(
-        train=sequences.without_last(1),
+        train=sequences.without_last(leave_out),
         cuts=None,
         validation=task,
         test=task,
@@ -82,9 +86,9 @@ def data_of(sequences):
 
 
 def test_each_event_is_paired_with_the_next():
-    sample = next_item_sample(np.array([4, 7, 5, 9]), history_length=2)
-    assert sample.history.tolist() == [7, 5]
-    assert sample.target.tolist() == [5, 9]
+    sample = next_item_sample(4, history_length=2)
+    assert sample.history.tolist() == [1, 2]
+    assert sample.target.tolist() == [2, 3]
     assert sample.anchors.tolist() == sample.positives.tolist() == [0, 1]
 
 
@@ -92,15 +96,14 @@ def test_each_event_is_paired_with_the_next():
 def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
     del one_rank
     sequences = make_sequences()
+    objective = NextItem(
+        LossConfig(objective="next_item", candidates=num_candidates),
+        SamplingConfig(history_length=5),
+        torch.ones(40),
+    )
     batches = list(
-        next_item_batches(
-            sequences,
-            5,
-            40,
-            num_candidates=num_candidates,
-            batch_size=10,
-            seed=0,
-            epoch=1,
+        objective.batches(
+            data_of(sequences, leave_out=0), batch_size=10, seed=0, epoch=1, start=0
         )
     )
     assert sorted(np.concatenate([b.users for b in batches])) == list(range(30))
@@ -141,7 +144,7 @@ def test_the_loss_equals_the_naive_formula(
         item = torch.randint(0, 11, (9,), generator=random)
         item[2] = positives[0, 1]  # one anchor's own positive is met again
         item[1] = (item[0] + 1) % 11
-        seen = Seen(anchor, item, torch.randn(9, generator=random))
+        seen = RepeatedItems(anchor, item, torch.randn(9, generator=random))
         met = met.index_put((anchor, item), seen.score)
 
     terms = []
@@ -213,14 +216,14 @@ def test_a_chunk_of_the_loss_is_bounded(candidates, largest, monkeypatch):
 
 def test_an_id_counts_as_much_as_is_known_of_it():
     counts = torch.tensor([0, 1, 5, 95])
-    ids = ItemIds(counts, dim=4, half_trust=5.0)
+    ids = ItemIds(counts, dim=4, shrinkage=5.0)
     assert ids.trust.tolist() == pytest.approx([0, 1 / 6, 1 / 2, 0.95])
     rows = torch.tensor([3, 0, 2])
     looked_up = ids(keyed(rows))
     table = ids.table.embeddings["t_item_id"].weight
     torch.testing.assert_close(looked_up, table[rows] * ids.trust[rows, None])
     assert looked_up[1].abs().sum() == 0  # an item that was never seen has no id
-    alike = ItemIds(counts, dim=4, half_trust=0.0)
+    alike = ItemIds(counts, dim=4, shrinkage=0.0)
     assert alike.trust.tolist() == [0, 1, 1, 1]
     assert alike(keyed(rows))[1].abs().sum() == 0
 
@@ -230,15 +233,16 @@ def test_an_id_counts_as_much_as_is_known_of_it():
 def test_every_parameter_learns(store, one_rank, inputs, item_tower):
     del one_rank
     towers = make_towers(store, inputs, item_tower)
-    task = TwinTowerTrain(towers, LossConfig(objective="next_item"))
-    ids = next_item_batches(
-        make_sequences(),
-        8,
-        len(store),
-        num_candidates=0,
+    config = LossConfig(objective="next_item")
+    sampling = SamplingConfig(history_length=8)
+    objective = NextItem(config, sampling, torch.ones(len(store)))
+    task = TwinTowerTrain(towers, objective, config)
+    ids = objective.batches(
+        data_of(make_sequences(), leave_out=0),
         batch_size=30,
         seed=0,
         epoch=0,
+        start=0,
     )
     batch = next(attach_content(ids, store, with_ids=True))
     task(batch)[0].backward()
@@ -250,6 +254,51 @@ def test_every_parameter_learns(store, one_rank, inputs, item_tower):
         "towers.encoder.content_projection.weight" in dict(task.named_parameters())
     ) == (inputs != "id")
     assert not batch.content.requires_grad
+
+
+def test_the_adjustment_adds_the_log_share_of_the_training_events(store, one_rank):
+    del one_rank
+    towers = make_towers(store, "content", "self").eval()
+    config = LossConfig(objective="next_item", temperature=0.1, logit_adjustment=0.5)
+    # Items 0 to 39 have so many events: 0 counts as 1, so that all are 781.
+    objective = NextItem(config, SamplingConfig(history_length=8), torch.arange(40))
+    data = data_of(make_sequences(), leave_out=0)
+    ids = objective.batches(data, batch_size=30, seed=0, epoch=0, start=0)
+    batch = next(attach_content(ids, store))
+    share = torch.from_numpy(np.maximum(batch.item_rows.numpy(), 1) / 781)
+    expected = next_item_loss(
+        towers.encode_anchors(batch, None),
+        towers.encode_items(batch.content, torch.arange(len(batch.item_rows))),
+        batch.anchors >= 0,
+        batch.target[batch.positives.clamp(min=0)],
+        batch.candidates,
+        temperature=0.1,
+        offsets=0.5 * share.log().float(),
+    )
+    task = TwinTowerTrain(towers, objective, config)
+    torch.testing.assert_close(task(batch)[0], expected)
+
+
+def test_training_counts_the_events_of_the_items(store, one_rank, tmp_path):
+    """What an id counts follows from its events: n / (n + k)."""
+    del one_rank
+    sequences, config = make_sequences(), config_of(epochs=1)
+    model = dataclasses.replace(config.model, id_shrinkage=3.0)
+    with RunLog(tmp_path / "towers") as log:
+        trained = train_towers(
+            dataclasses.replace(config, model=model),
+            data_of(sequences),
+            store,
+            RetrievalConfig(ks=(1,)),
+            CPU,
+            log,
+        )
+    events = data_of(sequences).train.items.tolist()
+    counts = [events.count(item) for item in range(len(store))]
+    assert trained.state["ids.trust"].tolist() == pytest.approx(
+        [count / (count + 3) for count in counts]
+    )
+    assert trained.facts["actions"] == ("like",)
 
 
 def test_the_projection_tower_skips_the_transformer(store):
@@ -292,7 +341,7 @@ def test_training_finds_an_order_and_comes_back_from_disk(store, one_rank, tmp_p
     users, length = 60, 6
     starts = np.random.default_rng(0).integers(0, 20, users)
     items = (starts[:, None] + np.arange(length)).flatten() % 20
-    sequences = SequenceSet(
+    sequences = sequence_set(
         user_ids=pa.array(range(users)),
         offsets=np.arange(users + 1) * length,
         items=items,
@@ -334,7 +383,7 @@ def test_training_keeps_a_learned_temperature_in_its_range(
     store, one_rank, tmp_path, monkeypatch
 ):
     del one_rank
-    monkeypatch.setattr(model, "LEAST_TEMPERATURE", 0.3)
+    monkeypatch.setattr(task_module, "LEAST_TEMPERATURE", 0.3)
     config = config_of(optimizer=OptimizerConfig(learning_rate=1e-6), epochs=1)
     loss = dataclasses.replace(config.loss, temperature=0.1, learn_temperature=True)
     with RunLog(tmp_path / "towers") as log:
@@ -405,7 +454,8 @@ def test_users_on_one_side_of_the_moment_are_cut_at_random(store):
         model=TowersModelConfig(encoder=SHAPE),
         sampling=SamplingConfig(cut="split", min_history=2),
     )
-    train, cuts = _trained_on(config, data, store)
-    assert len(train) == 30
+    objective = build_objective(config, torch.ones(len(store)))
+    cuts = objective.cuts(data)
+    assert len(cuts) == 30
     for cut, given, length in zip(cuts, data.cuts, sequences.lengths, strict=True):
         assert cut == (given if 2 <= given < length else 0)

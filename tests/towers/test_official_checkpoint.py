@@ -7,10 +7,11 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.encoder import EncoderShape, PreferenceEncoder
+from learn_torchrec.towers.encoder import PreferenceEncoder
+from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.official_checkpoint import (
-    convert_authors_state,
-    read_authors_checkpoint,
+    convert_official_checkpoint,
+    read_official_checkpoint,
 )
 from learn_torchrec.towers.warm_start import load_encoder
 
@@ -67,7 +68,7 @@ def test_outputs_equal_transformers_with_the_same_weights(theirs, prefix):
     )
     zeros, ones = torch.zeros(CONTENT_DIM), torch.ones(CONTENT_DIM)
     ours = PreferenceEncoder(zeros, ones, shape).eval()
-    ours.load_state_dict(convert_authors_state(state))
+    ours.load_state_dict(convert_official_checkpoint(state))
     content = torch.randn(9, CONTENT_DIM)
     lengths = torch.tensor([5, 1, 3])
     items = torch.tensor([0, 1, 2, 3, 4, 8, 6, 6, 7])
@@ -84,24 +85,24 @@ def test_outputs_equal_transformers_with_the_same_weights(theirs, prefix):
 def test_other_checkpoints_are_refused(theirs):
     state = theirs.state_dict()
     with pytest.raises(UserError, match=r"embeddings\.weight is no parameter of the"):
-        convert_authors_state({**state, "embeddings.weight": torch.zeros(1)})
+        convert_official_checkpoint({**state, "embeddings.weight": torch.zeros(1)})
     missing = "summary_encoder.layer.1.output.dense.bias"
     with pytest.raises(UserError, match=r"layer 1 has no output\.dense\.bias"):
-        convert_authors_state({k: v for k, v in state.items() if k != missing})
+        convert_official_checkpoint({k: v for k, v in state.items() if k != missing})
     with pytest.raises(UserError, match="holds no vector_projection"):
-        convert_authors_state(
+        convert_official_checkpoint(
             {k: v for k, v in state.items() if not k.startswith("mlp")}
         )
 
 
 def test_checkpoints_are_read_from_disk(theirs, tmp_path):
     state = theirs.state_dict()
-    expected = convert_authors_state(state)
+    expected = convert_official_checkpoint(state)
     save_file(state, tmp_path / "model.safetensors")
     torch.save(state, tmp_path / "model.pt")
     torch.save({"epoch": 20, "state_dict": state}, tmp_path / "checkpoint.pt")
     for name in ("model.safetensors", "model.pt", "checkpoint.pt"):
-        read = read_authors_checkpoint(tmp_path / name)
+        read = read_official_checkpoint(tmp_path / name)
         assert read.keys() == expected.keys()
         assert all(torch.equal(read[key], expected[key]) for key in expected)
 
@@ -111,11 +112,11 @@ def test_checkpoints_that_are_none_are_refused(theirs, tmp_path):
     torch.save(theirs, tmp_path / "module.pt")  # a pickled module: code, not weights
     for name in ("missing.pt", "missing.safetensors", "broken.pt", "module.pt"):
         with pytest.raises(UserError, match=f"{name}: cannot be read as a checkpoint"):
-            read_authors_checkpoint(tmp_path / name)
+            read_official_checkpoint(tmp_path / name)
     shape = EncoderShape(width=16, num_layers=3, num_heads=4, feed_forward_dim=32)
     encoder = PreferenceEncoder(
         torch.zeros(CONTENT_DIM), torch.ones(CONTENT_DIM), shape
     )
-    state = convert_authors_state(theirs.state_dict())
+    state = convert_official_checkpoint(theirs.state_dict())
     with pytest.raises(UserError, match=r"input_norm\.bias is missing, the configured"):
         load_encoder(encoder, state)

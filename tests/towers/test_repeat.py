@@ -6,23 +6,21 @@ import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
+from random_sequences import sequence_set
 
-from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
-from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.holdout import (
-    RetrievalConfig,
-    TowersSplit,
-    evaluate_rows,
-    retrieval_task,
-    towers_scores,
-)
+from learn_torchrec.towers.encoders.architecture import EncoderShape
+from learn_torchrec.towers.holdout import TowersSplit, retrieval_task
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
-from learn_torchrec.towers.loss import LossConfig, dense_all_action_loss
 from learn_torchrec.towers.model import TowersModelConfig
-from learn_torchrec.towers.repeat import RepeatScore, Seen
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.objectives.dense_all_action import dense_all_action_loss
+from learn_torchrec.towers.repeat import RepeatConsumption, RepeatedItems
+from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_groups
 from learn_torchrec.towers.sampling import SamplingConfig
-from learn_torchrec.towers.training import build_towers, train_towers
+from learn_torchrec.towers.scores import towers_scores
+from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.run_log import RunLog
 
@@ -30,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def test_by_hand():
-    repeat = RepeatScore()
+    repeat = RepeatConsumption()
     with torch.no_grad():
         repeat.weight.copy_(torch.tensor([10.0, 1.0, -2.0]))
     # User 0 met 7 4 7 5, user 1 met 4.
@@ -51,7 +49,9 @@ def test_by_hand():
 
 
 def test_nothing_is_added_at_the_start():
-    seen = RepeatScore()(torch.tensor([1, 2]), torch.tensor([2]), torch.tensor([[1]]))
+    seen = RepeatConsumption()(
+        torch.tensor([1, 2]), torch.tensor([2]), torch.tensor([[1]])
+    )
     assert seen.score.tolist() == [0, 0]
 
 
@@ -99,7 +99,7 @@ def test_the_dense_loss_equals_the_naive_formula():
         mask,
         items,
         temperature=0.2,
-        seen=Seen(anchor, item, score),
+        seen=RepeatedItems(anchor, item, score),
     )
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     (gradient,) = torch.autograd.grad(loss, score)
@@ -130,7 +130,7 @@ def users_who(repeat: bool, users=60, length=8):
         else random.permutation(40)[:length]
         for _ in range(users)
     ]
-    sequences = SequenceSet(
+    sequences = sequence_set(
         user_ids=pa.array(range(users)),
         offsets=np.arange(users + 1) * length,
         items=np.concatenate(rows),
@@ -184,7 +184,7 @@ def test_retrieval_adds_it_to_the_window(store):
     torch.testing.assert_close(scores, expected)
     # With such a score the history comes first, so that no new target is found.
     rows = {"learn": towers_scores(towers, store, data.test, window, CPU)}
-    groups = evaluate_rows(
+    groups = evaluate_groups(
         rows, data.train, len(store), data.test, RetrievalConfig(ks=(window,))
     )
     assert groups["all"]["learn"][f"h@{window}"] == 0.0

@@ -27,7 +27,7 @@ def test_the_newest_is_four_times_as_likely_as_the_oldest():
 
 
 def test_history_is_before_the_cut_and_targets_after_it():
-    events = np.arange(1000, 1500)
+    events = 500
     config = SamplingConfig(history_length=20, target_length=8)
     for user in range(50):
         sample = sample_user(events, config, seed=1, epoch=0, user=user)
@@ -41,7 +41,7 @@ def test_history_is_before_the_cut_and_targets_after_it():
 
 
 def test_follows_from_seed_epoch_and_user_alone():
-    events = np.arange(200)
+    events = 200
     config = SamplingConfig()
 
     def draw(seed, epoch, user):
@@ -54,7 +54,7 @@ def test_follows_from_seed_epoch_and_user_alone():
 
 def test_stage_two_prefers_recent_positions():
     config = SamplingConfig(history_length=80, num_history_samples=10, min_history=199)
-    events = np.arange(200)  # the cut is always before the last event
+    events = 200  # the cut is always before the last event
     drawn = {"recent": np.zeros(80), "uniform": np.zeros(80)}
     for weighting, counts in drawn.items():
         chosen = SamplingConfig(
@@ -69,7 +69,7 @@ def test_stage_two_prefers_recent_positions():
 
 
 def test_a_given_cut_parts_history_from_targets():
-    events = np.arange(10)
+    events = 10
     config = SamplingConfig(min_history=2)
     for epoch in range(3):
         sample = sample_user(events, config, 0, epoch, 5, cut=7)

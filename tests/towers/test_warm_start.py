@@ -7,13 +7,13 @@ import torch
 
 from learn_torchrec.apps import train_towers
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.encoder import EncoderShape
-from learn_torchrec.towers.export import CATALOGUE_FILE, earlier_towers, save_towers
+from learn_torchrec.towers.artifact import CATALOGUE_FILE, earlier_towers, save_towers
+from learn_torchrec.towers.build import build_towers
+from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.model import TowersModelConfig
-from learn_torchrec.towers.training import build_towers
 from learn_torchrec.towers.warm_start import load_ids
 from learn_torchrec.training.distributed import process_group
-from learn_torchrec.training.sharding import init_tables, shard, whole_state
+from learn_torchrec.training.sharding import full_state_dict, init_tables, shard
 
 SHAPE = EncoderShape(width=8, num_layers=1, num_heads=2, feed_forward_dim=16)
 IDS = "ids.table.embeddings.t_item_id.weight"
@@ -33,9 +33,9 @@ def test_ids_follow_their_items(store, tmp_path):
     with process_group() as device:
         model = shard(towers_of(len(store), store.dim, torch.device("meta")), device, 1)
         init_tables(model, seed=0)
-        before = whole_state(model)[IDS]
+        before = full_state_dict(model)[IDS]
         load_ids(model, initial)
-        after = whole_state(model)[IDS]
+        after = full_state_dict(model)[IDS]
     assert torch.equal(after[1:4], earlier.state_dict()[IDS][:3])
     fresh = [row for row in range(len(store)) if not 1 <= row < 4]
     assert torch.equal(after[fresh], before[fresh])

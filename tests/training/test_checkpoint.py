@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_is_passed_over(options, tmp_path, monkeypatch, cap
     caplog.set_level("INFO", logger="learn_torchrec")
     train_ranker.main(["--out", str(tmp_path / "cut"), *options])
     assert f"{damaged.name} is damaged" in caplog.text
-    assert "going on after step 3" in caplog.text
+    assert "resuming after step 3" in caplog.text
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL of a real rank: the job goes on by itself, and on another number of ranks."""
+"""SIGKILL of a real rank: the job resumes by itself, and on another number of ranks."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_a_killed_rank_changes_nothing(market, tmp_path):
     kill_a_rank_after(job, tmp_path / "checkpoints/cut", 20)
     kill_a_rank_after(job, tmp_path / "checkpoints/cut", 160)
     assert job.wait(LIMIT) == 0
-    assert cut.with_suffix(".stderr").read_text().count("going on after step") == 2
+    assert cut.with_suffix(".stderr").read_text().count("resuming after step") == 2
     assert weights(cut) == weights(whole)
     assert losses(cut) == losses(whole)
 
@@ -78,7 +78,7 @@ def test_a_killed_rank_changes_nothing(market, tmp_path):
     assert job.wait(LIMIT) != 0
     other_plan = ["ranker.sharding.kind=table_wise"]
     assert start(market, fewer, ranks=1, extra=other_plan).wait(LIMIT) == 0
-    assert "going on after step" in fewer.with_suffix(".stderr").read_text()
+    assert "resuming after step" in fewer.with_suffix(".stderr").read_text()
     assert losses(fewer) == pytest.approx(losses(whole), abs=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_a_hung_rank_shows_its_stack_and_the_job_goes_on(market, tmp_path):
     said = hung.with_suffix(".stderr").read_text()
     assert "rank 1: no step for 5 s; its threads:" in said
     assert "in hang" in said
-    assert said.count("going on after step") == 1
+    assert said.count("resuming after step") == 1
     assert weights(hung) == weights(whole)
 
 

@@ -104,6 +104,8 @@ class Prepared(Dataset):
             offsets=self._map("offsets"),
             items=self._rows_in(store),
             times=self.times,
+            actions=self._map("actions"),
+            action_names=tuple(names),
         )
         if set(names) <= set(actions):
             return whole

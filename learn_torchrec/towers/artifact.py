@@ -1,0 +1,124 @@
+"""The towers' artefact: trained weights, and what they were made from."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from learn_torchrec import config as configs
+from learn_torchrec.artifact import Manifest, read_manifest
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.split import SplitConfig
+from learn_torchrec.errors import UserError
+from learn_torchrec.provenance import refuse_other_inputs, refuse_other_split
+from learn_torchrec.schema import ITEM_ID
+from learn_torchrec.towers.build import build_towers
+from learn_torchrec.towers.config import TowersConfig
+from learn_torchrec.towers.ids import ITEM_TABLE
+from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.warm_start import InitialTowers
+
+KIND_TOWERS = "towers"
+CATALOGUE_FILE = "items.parquet"
+WEIGHTS_FILE = "towers.safetensors"
+# Names of the weights begin so, those of the ids' table is this.
+_ENCODER, _REPEAT = "encoder.", "repeat."
+_IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
+
+
+def save_towers(directory: Path, state: dict[str, Tensor], item_ids: pa.Array) -> None:
+    """Write the weights into an artefact's working directory.
+
+    Args:
+        directory: of the artefact.
+        state: names and tensors.
+        item_ids: of the catalogue, in the order of the rows of a table of item ids.
+    """
+    if "ids.trust" in state:
+        pq.write_table(pa.table({ITEM_ID: item_ids}), directory / CATALOGUE_FILE)
+    save_file({k: v.contiguous() for k, v in state.items()}, directory / WEIGHTS_FILE)
+
+
+def load_towers(
+    directory: Path, device: torch.device
+) -> tuple[TwinTower, TowersConfig, Manifest]:
+    """Load trained towers in evaluation mode, with what they were made from.
+
+    Raises:
+        UserError: `directory` holds no towers artefact.
+    """
+    manifest = read_manifest(directory, KIND_TOWERS)
+    config = configs.from_dict(
+        TowersConfig, manifest.config["towers"], str(directory / "manifest.json")
+    )
+    state = _weights(directory)
+    # Counts of the training events come with the weights, as the ids' trust.
+    counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
+    towers = build_towers(
+        config.model, state["encoder.mean"], state["encoder.std"], counts
+    )
+    towers.load_state_dict(state)
+    return towers.to(device).eval(), config, manifest
+
+
+def earlier_towers(directory: Path, store: ContentStore) -> InitialTowers:
+    """Read the weights of trained towers, their ids by the items they belong to.
+
+    Args:
+        directory: a towers artefact.
+        store: this run's catalogue.
+
+    Raises:
+        UserError: weights that cannot be read.
+    """
+    state = _weights(directory)
+    parts = {
+        prefix: {
+            name.removeprefix(prefix): value
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
+        for prefix in (_ENCODER, _REPEAT)
+    }
+    id_rows = None
+    if _IDS in state:
+        known = pq.read_table(directory / CATALOGUE_FILE)[ITEM_ID]
+        rows = torch.full((len(store),), -1, dtype=torch.int64)
+        places = torch.from_numpy(store.rows_of(known.combine_chunks()))
+        earlier = torch.from_numpy(np.flatnonzero(places.numpy() >= 0))
+        rows[places[earlier]] = earlier
+        id_rows = rows
+    return InitialTowers(
+        encoder=parts[_ENCODER],
+        repeat=parts[_REPEAT] or None,
+        id_vectors=state.get(_IDS),
+        id_rows=id_rows,
+    )
+
+
+def _weights(directory: Path) -> dict[str, Tensor]:
+    path = directory / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); train the towers again"
+        ) from None
+
+
+def check_towers_inputs(
+    directory: Path, manifest: Manifest, store: ContentStore, split: SplitConfig
+) -> None:
+    """Refuse content vectors or a split that the towers were not trained with.
+
+    Raises:
+        UserError: with what differs.
+    """
+    given = {"content": store.manifest.fingerprint}
+    refuse_other_inputs(manifest, directory, given, {"content": "content"})
+    refuse_other_split(manifest, directory, configs.to_dict(split))

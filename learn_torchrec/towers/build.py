@@ -1,0 +1,174 @@
+"""Towers as configured: made, with their objective, on all ranks, with an optimizer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+from torchrec.distributed.train_pipeline import (
+    TrainPipeline,
+    TrainPipelineBase,
+    TrainPipelineSparseDist,
+)
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from learn_torchrec.towers.batch import TowerBatch
+from learn_torchrec.towers.config import TowersConfig
+from learn_torchrec.towers.encoder import PreferenceEncoder
+from learn_torchrec.towers.ids import ItemIds
+from learn_torchrec.towers.model import TowersModelConfig, TwinTower
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.objectives.dense_all_action import DenseAllAction
+from learn_torchrec.towers.objectives.next_item import NextItem
+from learn_torchrec.towers.repeat import RepeatConsumption
+from learn_torchrec.towers.sampling import SamplingConfig
+from learn_torchrec.towers.task import Objective, TwinTowerTrain
+from learn_torchrec.towers.warm_start import InitialTowers, load_encoder, load_ids
+from learn_torchrec.training.optim import dense_optimizer, warmup_cosine
+from learn_torchrec.training.sharding import init_tables, shard
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_OBJECTIVES: dict[str, Callable[[LossConfig, SamplingConfig, Tensor], Objective]] = {
+    "dense_all_action": DenseAllAction,
+    "next_item": NextItem,
+}
+
+
+def build_towers(
+    config: TowersModelConfig,
+    mean: Tensor,
+    std: Tensor,
+    event_counts: Tensor,
+    device: torch.device | None = None,
+) -> TwinTower:
+    """Return fresh towers.
+
+    Args:
+        config: of the model.
+        mean: float32 [C], subtracted from the content.
+        std: float32 [C], the content is divided by it.
+        event_counts: int64 [N], training events of each catalogue item.
+        device: of the table of item ids; "meta" where TorchRec shards and fills it.
+    """
+    shape = config.encoder
+    ids = None
+    if config.inputs != "content":
+        ids = ItemIds(event_counts, shape.width, config.id_shrinkage, device)
+    reads_content = config.inputs != "id"
+    encoder = PreferenceEncoder(mean, std, shape, reads_content)
+    repeat = RepeatConsumption() if config.repeat else None
+    return TwinTower(encoder, config.item_tower, ids, repeat)
+
+
+def build_objective(config: TowersConfig, event_counts: Tensor) -> Objective:
+    """Return what the towers learn.
+
+    Args:
+        config: of the towers.
+        event_counts: int64 [N], training events of each catalogue item.
+    """
+    objective = _OBJECTIVES[config.loss.objective]
+    return objective(config.loss, config.sampling, event_counts)
+
+
+def build_task(
+    config: TowersConfig,
+    mean: Tensor,
+    std: Tensor,
+    event_counts: Tensor,
+    initial: InitialTowers | None = None,
+) -> TwinTowerTrain:
+    """Return a fresh training task; its table of ids, if any, is on "meta".
+
+    Args:
+        config: of the towers.
+        mean: float32 [C], see `build_towers`.
+        std: float32 [C], likewise.
+        event_counts: int64 [N], training events of each catalogue item.
+        initial: weights to start from, the ids' apart.
+
+    Raises:
+        UserError: the initial weights are of another shape.
+    """
+    torch.manual_seed(config.training.seed)
+    if not config.model.standardize:
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    towers = build_towers(config.model, mean, std, event_counts, torch.device("meta"))
+    if initial is not None:
+        load_encoder(towers.encoder, initial.encoder)
+        if towers.repeat is not None and initial.repeat is not None:
+            towers.repeat.load_state_dict(dict(initial.repeat))
+    towers.encoder.precision = DTYPES[config.training.precision]
+    return TwinTowerTrain(towers, build_objective(config, event_counts), config.loss)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What trains a task on all ranks.
+
+    Attributes:
+        task: inside `model`, its table the sharded one.
+        model: wraps the task for all ranks.
+        optimizer: of the model.
+        pipeline: of both.
+        schedule: of the optimizer's rates.
+    """
+
+    task: TwinTowerTrain
+    model: nn.Module
+    optimizer: KeyedOptimizer | CombinedOptimizer
+    pipeline: TrainPipeline[TowerBatch, Any]
+    schedule: LambdaLR
+
+
+def build_trainer(
+    task: TwinTowerTrain,
+    config: TowersConfig,
+    steps: int,
+    device: torch.device,
+    initial: InitialTowers | None = None,
+) -> Trainer:
+    """Bring a task onto this rank's device and wrap it for all ranks.
+
+    Args:
+        task: fresh.
+        config: of the towers.
+        steps: of the whole training.
+        device: this rank's.
+        initial: whose item ids the table starts from.
+    """
+    # Everything but the table, which TorchRec places.
+    task._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+    warmup = config.optimizer.warmup
+    if task.towers.ids is None:
+        optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
+        # Buffers are built alike on every rank and never change.
+        model = DistributedDataParallel(task, broadcast_buffers=False)
+        return Trainer(
+            task,
+            model,
+            optimizer,
+            TrainPipelineBase(model, optimizer, device),
+            warmup_cosine(optimizer, steps, warmup),
+        )
+    sharded = shard(task, device, config.training.table_learning_rate)
+    init_tables(sharded, config.training.seed)
+    if initial is not None:
+        load_ids(sharded, initial)
+    dense = dense_optimizer(
+        in_backward_optimizer_filter(sharded.named_parameters()), config.optimizer
+    )
+    combined = CombinedOptimizer([sharded.fused_optimizer, dense])
+    inner = sharded.module
+    assert isinstance(inner, TwinTowerTrain)
+    return Trainer(
+        inner,
+        sharded,
+        combined,
+        TrainPipelineSparseDist(sharded, combined, device),
+        warmup_cosine(combined, steps, warmup),
+    )

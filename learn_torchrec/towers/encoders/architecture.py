@@ -1,0 +1,92 @@
+"""The seam where a sequence encoder is plugged in, and the choice of one.
+
+A new architecture is one file with a module that satisfies `SequenceEncoder`, its name
+in `EncoderShape.architecture`, and its line in `build_sequence_encoder`.
+"""
+
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from learn_torchrec.config import configuration, require
+from learn_torchrec.towers.encoders.hstu import HSTU
+from learn_torchrec.towers.encoders.transformer import Transformer
+from learn_torchrec.towers.packing import Packing
+
+
+class SequenceEncoder(Protocol):
+    """Puts every token in the context of the ones before it in its sequence.
+
+    An `nn.Module`. It must be causal, and must not mix sequences: an item alone is a
+    sequence of one token.
+    """
+
+    def __call__(
+        self, tokens: Tensor, packing: Packing, times: Tensor, actions: Tensor
+    ) -> Tensor:
+        """Encode packed tokens.
+
+        Args:
+            tokens: float [S, W], sequence after sequence in the order of `packing`.
+            packing: where sequences begin, and how to pad them where attention needs
+                it.
+            times: int64 [S], unix seconds, non-decreasing within a sequence.
+            actions: int16 [S], codes as in `SequenceSet.actions`.
+
+        Returns:
+            float [S, W], in the same order.
+        """
+
+
+@configuration
+class EncoderShape:
+    """Shape of the encoder; the defaults are the paper's (BERT-base).
+
+    Attributes:
+        architecture: the paper's `transformer`, or `hstu` (not the paper's), which
+            weighs the gaps between events as well.
+        width: W, hidden size.
+        num_layers: layers.
+        num_heads: attention heads; divides `width`.
+        feed_forward_dim: inner size of the transformer's feed-forward part.
+        vector_dim: D, size of user and item vectors.
+        dropout: in every sub-layer, and of the transformer's attention weights.
+        max_positions: longest sequence; 0 leaves learned positions out, as the
+            authors' public code does.
+    """
+
+    architecture: Literal["transformer", "hstu"] = "transformer"
+    width: PositiveInt = 768
+    num_layers: PositiveInt = 12
+    num_heads: PositiveInt = 12
+    feed_forward_dim: PositiveInt = 3072
+    vector_dim: PositiveInt = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    max_positions: NonNegativeInt = 80
+
+    def __post_init__(self) -> None:
+        require(
+            self.width % self.num_heads == 0,
+            f"width: {self.width} is not a multiple of num_heads, {self.num_heads}",
+        )
+
+
+def build_sequence_encoder(shape: EncoderShape) -> SequenceEncoder:
+    """Return a fresh encoder of the architecture that the shape names."""
+    if shape.architecture == "hstu":
+        return HSTU(
+            shape.width,
+            shape.num_layers,
+            shape.num_heads,
+            shape.dropout,
+            shape.max_positions,
+        )
+    return Transformer(
+        shape.width,
+        shape.num_layers,
+        shape.num_heads,
+        shape.feed_forward_dim,
+        shape.dropout,
+        shape.max_positions,
+    )

@@ -1,0 +1,209 @@
+"""Next-item cross-entropy (the authors' fine-tuning on short sequences).
+
+Every event is an anchor and the event after it its one positive; the candidates are
+the catalogue, or items drawn from it.
+
+Dimension letters: B users of this rank, N anchors of a user, U distinct items of the
+batch, K candidates, D vector dim.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.towers.batch import TowerBatch, collate, epoch_users
+from learn_torchrec.towers.holdout import TowersSplit
+from learn_torchrec.towers.model import TwinTower, all_of
+from learn_torchrec.towers.objectives.config import LossConfig
+from learn_torchrec.towers.objectives.shared import (
+    ExtraLogits,
+    extra_logits,
+    item_log_q,
+    over_ranks,
+    with_extra,
+    world_size,
+)
+from learn_torchrec.towers.repeat import RepeatedItems
+from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
+
+_ANCHORS_IN_CHUNK = 4096
+_LOGITS_IN_CHUNK = 1 << 26  # 256 MiB: fewer anchors where the candidates are many
+
+# TorchRec's pipelines trace the way to the sharded table and must not enter these.
+for _function in ("next_item_loss", "all_of"):
+    torch.fx.wrap(_function)
+
+
+class NextItem(nn.Module):
+    """Each event against the one after it, among the catalogue.
+
+    Args:
+        loss: settings of the loss.
+        sampling: its `history_length` alone: a user gives the last so many pairs.
+        item_counts: int64 [N], training events of each catalogue item.
+    """
+
+    adjustment: Tensor | None
+
+    def __init__(
+        self, loss: LossConfig, sampling: SamplingConfig, item_counts: Tensor
+    ) -> None:
+        super().__init__()
+        self.history_length = sampling.history_length
+        self.num_items = len(item_counts)
+        self.num_candidates = loss.candidates or self.num_items
+        adjustment = None
+        if loss.logit_adjustment:
+            adjustment = loss.logit_adjustment * item_log_q(item_counts)
+        self.register_buffer("adjustment", adjustment, persistent=False)
+
+    def check(self, towers: TwinTower, data: TowersSplit) -> None:
+        """Refuse towers that cannot read a candidate alone.
+
+        Raises:
+            UserError: the item tower is causal.
+        """
+        if towers.item_tower == "causal":
+            raise UserError(
+                "towers.loss.objective=next_item compares with items alone; set "
+                "towers.model.item_tower to self or projection"
+            )
+
+    def batches(
+        self, data: TowersSplit, *, batch_size: int, seed: int, epoch: int, start: int
+    ) -> Iterator[TowerBatch]:
+        """Yield this rank's share of every global batch of one pass over the users.
+
+        The candidates of a step follow from (seed, epoch, step): they are the same on
+        every rank. See `epoch_users` for the arguments.
+        """
+        train, length = data.train, self.history_length
+        lengths = train.lengths
+        for step, users in epoch_users(
+            train, batch_size=batch_size, seed=seed, epoch=epoch, start=start
+        ):
+            candidates = np.arange(self.num_items)
+            if self.num_candidates < self.num_items:
+                random = np.random.default_rng([seed, epoch, step])
+                candidates = random.choice(
+                    self.num_items, self.num_candidates, replace=False, shuffle=False
+                )
+            samples = [next_item_sample(lengths[user], length) for user in users]
+            yield collate(train, users, samples, length, length, candidates)
+
+    def loss(self, towers: TwinTower, batch: TowerBatch, temperature: Tensor) -> Tensor:
+        """Return this rank's share of the loss; see `next_item_loss`."""
+        if batch.content is None or batch.candidates is None:
+            raise ValueError("the batch has no content or no candidates")
+        id_vectors = towers.id_vectors(batch.item_ids)
+        vectors = towers.encode_items(
+            batch.content, all_of(batch.item_rows), id_vectors
+        )
+        offsets = None
+        if self.adjustment is not None:
+            offsets = self.adjustment[batch.item_rows]
+        return next_item_loss(
+            towers.encode_anchors(batch, id_vectors),
+            vectors,
+            batch.anchors >= 0,
+            batch.target[batch.positives.clamp(min=0)],
+            batch.candidates,
+            temperature=temperature,
+            offsets=offsets,
+            seen=towers.repeated_items(batch.history, batch),
+        )
+
+
+def next_item_loss(
+    anchors: Tensor,
+    vectors: Tensor,
+    anchor_mask: Tensor,
+    positives: Tensor,
+    candidates: Tensor,
+    *,
+    temperature: float | Tensor,
+    offsets: Tensor | None = None,
+    seen: RepeatedItems | None = None,
+) -> Tensor:
+    """Return this rank's share of the global next-item loss; the mean is the loss.
+
+    The cross-entropy of each anchor's own positive among the candidates. A candidate
+    that is the positive counts once. Memory is bounded: chunks of anchors are computed
+    one after the other and computed again in the backward pass.
+
+    Args:
+        anchors: float [B, N, D], unit user vectors.
+        vectors: float [U, D], unit vectors of the batch's distinct items.
+        anchor_mask: bool [B, N], false in padding.
+        positives: int64 [B, N], index into `vectors` of each anchor's next item.
+        candidates: int64 [K], indices into `vectors`, the same items on every rank.
+        temperature: divides the cosines.
+        offsets: float [U], added to the logits, for adjustment.
+        seen: added to the similarity of items that an anchor has met; items as
+            indices into `vectors`.
+
+    Returns:
+        Scalar: W times this rank's sum over anchors, divided by the anchors of all W
+        ranks.
+    """
+    users = anchors[anchor_mask] / temperature  # [P, D]
+    own = positives[anchor_mask]
+    if offsets is None:
+        offsets = vectors.new_zeros(len(vectors))
+    own_extra = offsets[own]
+    if seen is not None:
+        number = anchor_mask.flatten().cumsum(0) - 1
+        seen = RepeatedItems(number[seen.anchor], seen.item, seen.score)
+        is_own = (seen.item == own[seen.anchor]).nonzero().squeeze(1)
+        score = seen.score[is_own] / temperature
+        own_extra = own_extra.index_add(0, seen.anchor[is_own], score)
+    extra = extra_logits(seen, candidates, temperature)
+    gallery = _Gallery(candidates, vectors[candidates], offsets[candidates])
+    in_chunk = min(_ANCHORS_IN_CHUNK, max(1, _LOGITS_IN_CHUNK // len(candidates)))
+    total = anchors.new_zeros(())
+    for start in range(0, len(users), in_chunk):
+        chunk = slice(start, start + in_chunk)
+        total = total + checkpoint(
+            _next_item_chunk,
+            users[chunk],
+            own[chunk],
+            vectors[own[chunk]],
+            own_extra[chunk],
+            gallery,
+            start,
+            extra,
+            use_reentrant=False,
+        )
+    return total * world_size() / over_ranks(anchor_mask.sum())
+
+
+class _Gallery(NamedTuple):
+    """What stands for the catalogue: K indices, vectors [K, D], logits to add [K]."""
+
+    items: Tensor
+    vectors: Tensor
+    offsets: Tensor
+
+
+def _next_item_chunk(
+    users: Tensor,
+    own: Tensor,
+    own_vectors: Tensor,
+    own_extra: Tensor,
+    gallery: _Gallery,
+    start: int,
+    extra: ExtraLogits | None,
+) -> Tensor:
+    """Sum the losses of a chunk of anchors, the first of them number `start`."""
+    logits = users @ gallery.vectors.T + gallery.offsets
+    logits = with_extra(logits, start, extra)
+    # Compared here: what a checkpoint is given lives until the backward pass.
+    is_own = own[:, None] == gallery.items
+    others = logits.masked_fill(is_own, -torch.inf).logsumexp(-1)
+    return F.softplus(others - (users * own_vectors).sum(-1) - own_extra).sum()

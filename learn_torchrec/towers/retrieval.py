@@ -1,0 +1,132 @@
+"""How well scores find held-out targets: over all of them, and by group."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from learn_torchrec.arrays import BoolArray
+from learn_torchrec.config import configuration
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.evaluation.retrieval import (
+    RetrievalMetrics,
+    ScoreBlock,
+    evaluate_scores,
+    rank_metrics,
+    target_ranks,
+)
+from learn_torchrec.jagged import Jagged
+from learn_torchrec.towers.holdout import RetrievalTask
+from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.scores import towers_scores
+from learn_torchrec.training.distributed import (
+    gather_objects,
+    raise_on_all_ranks,
+    rank_share,
+)
+
+
+@configuration
+class RetrievalConfig:
+    """How retrieval is judged.
+
+    Attributes:
+        ks: cut-offs of the metrics.
+        filter_history: take the items of a user's history out of the ranking. Off
+            in the paper: people buy things again; on where they do not.
+        tail_events: items with at most so many training events are the tail, whose
+            targets are reported apart too.
+    """
+
+    ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (50, 100)
+    filter_history: bool = False
+    tail_events: NonNegativeInt = 5
+
+
+PROTOCOLS = {
+    # The paper's own data: many targets a user, who may buy a thing again.
+    "industrial": RetrievalConfig(),
+    # Leave-one-out against the whole catalogue, as Amazon tables are made.
+    "recformer": RetrievalConfig(ks=(10, 50)),
+    "hstu": RetrievalConfig(ks=(10, 50, 200), filter_history=True),
+}
+
+
+def evaluate_towers(
+    towers: TwinTower,
+    store: ContentStore,
+    task: RetrievalTask,
+    history_length: int,
+    device: torch.device,
+    config: RetrievalConfig,
+) -> RetrievalMetrics:
+    """Rank the whole catalogue for every user of the task; ranks share the users."""
+    mine = rank_share(len(task.sequences))
+    score = towers_scores(towers, store, task, history_length, device, mine)
+    with raise_on_all_ranks():
+        ranks = target_ranks(
+            score, len(store), task.targets, _removed(task, config), mine
+        )
+    ranks = np.concatenate(gather_objects(ranks))
+    return rank_metrics(ranks, len(store), task.targets, config.ks)
+
+
+def evaluate_groups(
+    rows: Mapping[str, ScoreBlock],
+    train: SequenceSet,
+    num_items: int,
+    task: RetrievalTask,
+    config: RetrievalConfig,
+) -> dict[str, dict[str, RetrievalMetrics]]:
+    """Judge rows on all targets, and on three groups of them.
+
+    Args:
+        rows: name to scores.
+        train: events that popularity and the tail are counted on.
+        num_items: of the catalogue.
+        task: users and targets.
+        config: how to judge.
+
+    Returns:
+        Group, row, metric. `all`: as configured. `new`: targets that the user's
+        history does not have, the history taken out of the ranking. `repeated`: those
+        that it has, in the whole ranking. `tail`: targets with at most `tail_events`
+        training events, as configured otherwise.
+    """
+    counts = np.bincount(train.items, minlength=num_items)
+    is_new = ~_in_history(task, num_items)
+    groups = {
+        "all": (task.targets, _removed(task, config)),
+        "new": (_only(task.targets, is_new), task.history),
+        "repeated": (_only(task.targets, ~is_new), None),
+        "tail": (
+            _only(task.targets, counts[task.targets.values] <= config.tail_events),
+            _removed(task, config),
+        ),
+    }
+    return {
+        group: {
+            name: evaluate_scores(score, num_items, targets, removed, config.ks)
+            for name, score in rows.items()
+        }
+        for group, (targets, removed) in groups.items()
+    }
+
+
+def _in_history(task: RetrievalTask, num_items: int) -> BoolArray:
+    """Whether each target is in its user's history, bool [targets]."""
+    history = task.history.owners() * num_items + task.history.values
+    targets = task.targets.owners() * num_items + task.targets.values
+    return np.isin(targets, history)
+
+
+def _only(targets: Jagged, keep: BoolArray) -> Jagged:
+    kept = np.bincount(targets.owners()[keep], minlength=len(targets))
+    return Jagged.from_lengths(targets.values[keep], kept)
+
+
+def _removed(task: RetrievalTask, config: RetrievalConfig) -> Jagged | None:
+    return task.history if config.filter_history else None

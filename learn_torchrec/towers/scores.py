@@ -1,0 +1,110 @@
+"""Scores of the whole catalogue for held-out users: the towers', and baselines'."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.sequences import SequenceSet
+from learn_torchrec.evaluation.retrieval import ScoreBlock
+from learn_torchrec.towers.holdout import RetrievalTask
+from learn_torchrec.towers.inference import (
+    encode_catalogue,
+    encode_histories,
+    repeat_scores,
+)
+from learn_torchrec.towers.model import TwinTower
+
+
+def towers_scores(
+    towers: TwinTower,
+    store: ContentStore,
+    task: RetrievalTask,
+    history_length: int,
+    device: torch.device,
+    users: slice | None = None,
+) -> ScoreBlock:
+    """Return the towers' scores of the whole catalogue for blocks of users.
+
+    Cosines, plus the score of items in the window that the tower reads (see
+    `RepeatConsumption`), on `device`.
+
+    Args:
+        towers: every rank takes part where they have a sharded table of ids.
+        store: of the content vectors.
+        task: users and their histories.
+        history_length: most events a window holds.
+        device: where `towers` lives.
+        users: a run of users to score; all when None.
+    """
+    was_training = towers.training
+    towers.eval()
+    first, last, _ = (users or slice(None)).indices(len(task.sequences))
+    # Ranks look ids up together, as often as each other: all of them encode all users.
+    alone = towers.ids is None
+    items = encode_catalogue(towers, store, np.arange(len(store)), device).to(device)
+    events = task.last_history[first:last] if alone else task.last_history
+    vectors = encode_histories(
+        towers, store, task.sequences, events, history_length, device
+    )
+    vectors = (vectors if alone else vectors[first:last]).to(device)
+    seen = repeat_scores(
+        towers, task.sequences, task.last_history[first:last], history_length
+    )
+    towers.train(was_training)
+
+    def score(start: int, stop: int) -> Tensor:
+        start, stop = start - first, stop - first
+        similarity = vectors[start:stop] @ items.T
+        if seen is None:
+            return similarity
+        bounds = torch.tensor([start, stop], device=device)
+        begin, end = torch.searchsorted(seen.anchor, bounds)
+        index = seen.anchor[begin:end] - start, seen.item[begin:end]
+        return similarity.index_put_(index, seen.score[begin:end], accumulate=True)
+
+    return score
+
+
+def baseline_scores(
+    train: SequenceSet, store: ContentStore, task: RetrievalTask
+) -> dict[str, ScoreBlock]:
+    """Return the scores that the towers have to beat.
+
+    - `popularity` ranks by the training users' event counts.
+    - `content_mean` is the paper's Baseline-v1: the user is the mean of the history's
+      content vectors.
+    - `already_bought` puts the items of the user's history first, the most frequent
+      ones before the others, and popularity behind them.
+    """
+    counts = torch.from_numpy(np.bincount(train.items, minlength=len(store)))
+    content = F.normalize(
+        torch.from_numpy(store.gather(np.arange(len(store)))).float(), dim=-1
+    )
+    users = torch.stack(
+        [
+            averaged_content(content[torch.from_numpy(rows)])
+            for rows in np.split(task.history.values, task.history.offsets[1:-1])
+        ]
+    )
+    share = counts.double() / (counts.max() + 1)  # below 1: behind any history item
+
+    def already_bought(start: int, stop: int) -> Tensor:
+        scores = share.repeat(stop - start, 1)
+        events = slice(task.history.offsets[start], task.history.offsets[stop])
+        owners = torch.from_numpy(task.history.owners()[events] - start)
+        bought = torch.from_numpy(task.history.values[events])
+        ones = torch.ones(len(bought), dtype=scores.dtype)
+        return scores.index_put_((owners, bought), ones, accumulate=True)
+
+    return {
+        "popularity": lambda start, stop: counts.expand(stop - start, -1),
+        "content_mean": lambda start, stop: users[start:stop] @ content.T,
+        "already_bought": already_bought,
+    }
+
+
+def averaged_content(content: Tensor) -> Tensor:
+    """The paper's Baseline-v1: the unit mean of content vectors, [n, C] -> [C]."""
+    return F.normalize(content.float().mean(0), dim=0)
