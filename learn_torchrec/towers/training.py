@@ -73,22 +73,14 @@ def train_towers(
             loss that is not finite; the batch's users are written beside the log.
     """
     training, length = config.training, config.sampling.history_length
-    _refuse_unfit_shape(config, store)
-    counts = torch.from_numpy(np.bincount(data.train.items, minlength=len(store)))
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    task = build_task(config, mean, std, counts, initial)
-    task.objective.check(task.towers, data)
-    steps_per_epoch = len(data.train) // training.batch_size
-    trainer = build_trainer(
-        task, config, training.epochs * steps_per_epoch, device, initial
-    )
+    trainer = _prepare(config, data, store, device, initial)
     task = trainer.task
     best = EarlyStopping(training.patience, f"r@{retrieval.ks[0]}")
     state = TrainState(
         trainer.model,
         trainer.optimizer,
         trainer.schedule,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=len(data.train) // training.batch_size,
         log=log,
         checkpoints=checkpoints,
         early_stopping=best,
@@ -123,10 +115,7 @@ def train_towers(
         log.write(step=epoch + 1, total=training.epochs, **line, **metrics)
         logger.info(
             "epoch %d: loss %.4f, validation %s %.4f, %.0f users/s",
-            epoch + 1,
-            line["loss"],
-            best.metric,
-            metrics[best.metric],
+            *(epoch + 1, line["loss"], best.metric, metrics[best.metric]),
             line["users_per_s"],
         )
         best.update(epoch + 1, metrics, task.towers)
@@ -139,6 +128,23 @@ def train_towers(
         "parameters": sum(p.numel() for p in task.towers.encoder.parameters()),
     }
     return TrainedTowers(state=best.weights, facts=facts)
+
+
+def _prepare(
+    config: TowersConfig,
+    data: TowersSplit,
+    store: ContentStore,
+    device: torch.device,
+    initial: InitialTowers | None,
+) -> Trainer:
+    """Check settings against the data; return the fresh task and what trains it."""
+    _refuse_unfit_shape(config, store)
+    counts = torch.from_numpy(np.bincount(data.train.items, minlength=len(store)))
+    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
+    task = build_task(config, mean, std, counts, initial)
+    task.objective.check(task.towers, data)
+    steps = config.training.epochs * (len(data.train) // config.training.batch_size)
+    return build_trainer(task, config, steps, device, initial)
 
 
 def _refuse_unfit_shape(config: TowersConfig, store: ContentStore) -> None:
