@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from learn_torchrec.content.encoder import EncoderConfig as EncoderConfig
     from learn_torchrec.content.store import ContentStore as ContentStore
     from learn_torchrec.errors import UserError as UserError
-    from learn_torchrec.evaluation.auc import RankingMetrics as RankingMetrics
     from learn_torchrec.evaluation.auc import evaluate_auc as evaluate_auc
     from learn_torchrec.evaluation.conventions import Convention as Convention
     from learn_torchrec.evaluation.retrieval import (
@@ -40,7 +39,6 @@ _PUBLIC = {
     "LearnRanker": "ranker.model",
     "LearnVectors": "ranker.vectors",
     "PreferenceEncoder": "towers.encoder",
-    "RankingMetrics": "evaluation.auc",
     "TwinTower": "towers.model",
     "UserError": "errors",
     "evaluate_auc": "evaluation.auc",

@@ -90,9 +90,11 @@ def _without_operational(value: Any, dumped: Any) -> Any:
     if dataclasses.is_dataclass(value):
         hints = typing.get_type_hints(type(value), include_extras=True)
         return {
-            name: _without_operational(getattr(value, name), dumped[name])
-            for name, hint in hints.items()
-            if OPERATIONAL not in getattr(hint, "__metadata__", ())
+            field.name: _without_operational(
+                getattr(value, field.name), dumped[field.name]
+            )
+            for field in dataclasses.fields(value)
+            if OPERATIONAL not in getattr(hints[field.name], "__metadata__", ())
         }
     if isinstance(value, tuple):
         pairs = zip(value, dumped, strict=True)

@@ -146,8 +146,10 @@ def without(body, *names):
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))
 def test_what_decides_is_all_but_operational_settings(name):
     run = presets.PRESETS[name]()
+    operational = ("sharding", "workers", "timeout", "checkpoint")
+    of_content = ("tokens_per_batch", "device", "trust_remote_code")
     assert config.deciding(run) == without(
-        config.to_dict(run), "sharding", "workers", "timeout", "checkpoint"
+        config.to_dict(run), *operational, *of_content
     )
     assert "sharding" in config.to_dict(run.ranker)
 
@@ -159,6 +161,8 @@ def test_what_decides_is_all_but_operational_settings(name):
         ("ranker.training.stream.workers=3", False),
         ("ranker.training.stream.timeout=3", False),
         ("checkpoint.every_steps=3", False),
+        ("content.encoder.tokens_per_batch=3", False),
+        ("content.encoder.max_tokens=3", True),
         ('ranker.features.sparse=[{"column": "a", "sharding": "row_wise"}]', False),
         ('ranker.features.sparse=[{"column": "b"}]', True),
         ("ranker.training.batch_size=3", True),

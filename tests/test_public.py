@@ -52,7 +52,7 @@ def test_a_users_file_has_real_types(tmp_path):
     path.write_text(
         f"from learn_torchrec import {', '.join(learn_torchrec.__all__)}\n"
         + "".join(f"reveal_type({name})\n" for name in learn_torchrec.__all__)
-        + "reveal_type(evaluate_auc([1], [1], [0.5]).auc)\n"
+        + "reveal_type(evaluate_auc([1], [1], [0.5])['auc'])\n"
         "reveal_type(ContentEncoder(EncoderConfig(model='m')).dim)\n"
         "reveal_type(LearnFeatures(vector_dim=4).out_features)\n"
     )

@@ -131,7 +131,7 @@ def check_predictions(out: Path, market: Path) -> None:
     test = impressions.filter(pc.greater_equal(impressions["timestamp"], test_from))
     assert predictions.num_rows == test.num_rows > 500
     for name in ("user_id", "item_id", "timestamp"):
-        assert predictions[name].equals(test[name])
+        assert predictions[name].to_pylist() == test[name].to_pylist()
     assert predictions["label"].to_pylist() == test["label"].to_pylist()
     assert pc.all(pc.is_finite(predictions["score"])).as_py()
     check_activity(predictions, pq.read_table(market / "interactions.parquet"))

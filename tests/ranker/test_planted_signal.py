@@ -65,8 +65,8 @@ def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
         optimizer=OptimizerConfig(learning_rate=3e-3),
         training=RankerTrainingConfig(epochs=3, batch_size=512),
     )
-    train = market.impressions_between(START + 5 * DAY, market.test_from)
-    test = market.impressions_between(market.test_from)
+    train = market.impressions_between(START + 5 * DAY, planted.test_from)
+    test = market.impressions_between(planted.test_from)
     times = market.impressions["timestamp"].to_numpy()
     impressions = market.impressions.filter(pa.array(times >= planted.test_from))
     oracle = uauc(impressions, impressions["oracle"].to_numpy())

@@ -12,6 +12,7 @@ from learn_torchrec.arrays import AnyArray, Int64Array
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
 from learn_torchrec.datasets.loading.tables import row_of
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import type_name
 from learn_torchrec.jagged import offsets_of
 
 _LISTS = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list)
@@ -51,8 +52,8 @@ class Column:
         kind = self.values.type
         if not (pt.is_floating(kind) or pt.is_integer(kind) or pt.is_boolean(kind)):
             raise UserError(
-                f"{self.source}: column {self.name!r} is {kind}, must be a number; "
-                "cast it, or list it under ranker.features.sparse"
+                f"{self.source}: column {self.name!r} is {type_name(kind)}, must be a "
+                "number; cast it, or list it under ranker.features.sparse"
             )
         values = self.values.cast(pa.from_numpy_dtype(dtype), safe=False)
         numbers: AnyArray = values.to_numpy(zero_copy_only=False)
