@@ -1,13 +1,15 @@
-"""Writes the measured tables into the README: `python -m apps.benchmarks.readme`."""
+"""Writes the measured tables into the documents: `python -m apps.benchmarks.readme`."""
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .measure import RESULTS
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
 _COHORTS = {
     "all": "all",
     "user_cold": "user cold-start",
@@ -55,12 +57,29 @@ RETAIL_COLUMNS = {
 }
 
 
-def render(text: str) -> str:
-    """Return the README's text with every measured block made anew."""
+def render(text: str, tables: Mapping[str, str]) -> str:
+    """Return a document's text with its measured blocks made anew.
+
+    Raises:
+        ValueError: a block that no table is for.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        begin, name, end = match[1], match[2], match[3]
+        if name not in tables:
+            raise ValueError(f"no table is called {name}")
+        return begin + tables[name] + end
+
+    pattern = r"(<!-- (\w+):begin [^\n]*-->\n).*?(<!-- \2:end -->)"
+    return re.sub(pattern, block, text, flags=re.DOTALL)
+
+
+def measured_tables() -> dict[str, str]:
+    """Return every table by the name of its block, from the results' JSON."""
     results = {
         path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")
     }
-    blocks = {
+    return {
         "retrieval": retrieval_table(results["quickstart"]),
         "amazon": seeds_table(results["amazon"], AMAZON_COLUMNS),
         "retail": seeds_table(results["retail"], RETAIL_COLUMNS),
@@ -75,14 +94,6 @@ def render(text: str) -> str:
             | faults_rows(results["faults"])
         ),
     }
-    for name, table in blocks.items():
-        pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
-        parts = re.split(pattern, text, flags=re.DOTALL)
-        if len(parts) != 4:
-            raise ValueError(f"README: one block named {name} is needed")
-        before, begin, end, after = parts
-        text = before + begin + table + end + after
-    return text
 
 
 def retrieval_table(results: dict[str, Any]) -> str:
@@ -264,4 +275,5 @@ def towers_table(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text()))
+    for document in DOCUMENTS:
+        document.write_text(render(document.read_text(), measured_tables()))
