@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
+from torchrec.datasets.utils import Batch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM, DLRMTrain
 
@@ -129,28 +130,33 @@ def write_rates(path: Path, turns: int, out: Path) -> None:
 def make_contenders(path: Path, device: torch.device) -> dict[str, Contender]:
     """Return one pass over the data for each way to train on it."""
     config, vectors = configuration(), random_vectors()
-    table = TableRows(pq.read_table(path, columns=columns_of(config)), None, str(path))
+    read = pq.read_table(path, columns=[*columns_of(config)])
+    table = TableRows(read, None, str(path))
     memory = {
         learn: list(Impressions(table, config, given).batches(epoch=0))
         for learn, given in (("off", None), ("on", vectors))
     }
+    theirs = [
+        Batch(batch.dense_features, batch.sparse_features, batch.labels["label"])
+        for batch in memory["off"]
+    ]
     models = {
         "dlrm": torchrec_dlrm(config, device),
         "off": build_ranker(config, None, device),
         "on": build_ranker(config, VECTOR_DIM, device),
     }
     passes = {name: pass_over(model, config, device) for name, model in models.items()}
-    few = memory["off"][:_COMPARED_STEPS]
-    theirs, ours = (passes[name](iter(few)) for name in ("dlrm", "off"))
-    if theirs != ours:
-        raise AssertionError(f"LEARN off is not DLRM: losses {ours} and {theirs}")
+    losses = passes["off"](iter(memory["off"][:_COMPARED_STEPS]))
+    their_losses = passes["dlrm"](iter(theirs[:_COMPARED_STEPS]))
+    if losses != their_losses:
+        raise AssertionError(f"LEARN off is not DLRM: {losses} and {their_losses}")
 
     def stream(given: LearnVectors | None) -> Iterator[RankingBatch]:
         groups = RowGroups(path, columns_of(config))
         return Impressions(groups, config, given).batches(epoch=0)
 
-    data: dict[str, Callable[[], Iterable[RankingBatch]]] = {
-        "dlrm": lambda: memory["off"],
+    data: dict[str, Callable[[], Iterable[Any]]] = {
+        "dlrm": lambda: theirs,
         "off": lambda: memory["off"],
         "on": lambda: memory["on"],
         "off_parquet": lambda: stream(None),
@@ -185,7 +191,7 @@ def torchrec_dlrm(config: RankerConfig, device: torch.device) -> Any:
 
 def pass_over(
     model: Any, config: RankerConfig, device: torch.device
-) -> Callable[[Iterator[RankingBatch]], list[float]]:
+) -> Callable[[Iterator[Any]], list[float]]:
     """Return a function that trains on batches and returns the losses."""
     optimizer = ranker_optimizer(model, config)
     constant = LambdaLR(optimizer, lambda step: 1.0)
@@ -193,7 +199,7 @@ def pass_over(
         model, optimizer, device
     )
 
-    def run(batches: Iterator[RankingBatch]) -> list[float]:
+    def run(batches: Iterator[Any]) -> list[float]:
         losses: list[torch.Tensor] = []
         steps = train_epoch(
             pipeline, batches, constant, lambda output: losses.append(output[0])
