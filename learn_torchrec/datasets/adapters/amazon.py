@@ -37,7 +37,6 @@ class Amazon(Dataset):
     """Reviews and products of one category or of several."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         files = self.location.files(*_SUFFIXES)
         meta = [f for f in files if "meta" in f.file_name.lower()]
         reviews = [f for f in files if f not in meta]
@@ -50,7 +49,6 @@ class Amazon(Dataset):
         return meta if table == ITEMS_FILE else reviews
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         return events(
             _review(row, number, source)
             for source in self.sources(INTERACTIONS_FILE)
@@ -58,7 +56,6 @@ class Amazon(Dataset):
         )
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         products: dict[str, dict[str, Any]] = {}
         for source in self.sources(ITEMS_FILE):
             for number, row in enumerate(read_jsonl(source), 1):

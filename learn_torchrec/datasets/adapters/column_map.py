@@ -121,16 +121,13 @@ class ColumnMap(Dataset):
         return f"{super().fingerprint(table)} {settings} {self._options}"
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         stem = table.removesuffix(".parquet")
         return [self.location / self._files.get(stem, f"{stem}{self._suffix}")]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return self._read(ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         table = self._read(INTERACTIONS_FILE)
         if ACTION not in table.column_names:
             if not self._options.default_action:
@@ -143,7 +140,6 @@ class ColumnMap(Dataset):
         return self._with_times(table, INTERACTIONS_FILE)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         return self._with_times(self._read(IMPRESSIONS_FILE), IMPRESSIONS_FILE)
 
     def _read(self, name: str) -> pa.Table:

@@ -18,21 +18,17 @@ class Jsonl(Dataset):
     """Three files of one JSON object a line."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         plain = self.location / table.replace(".parquet", ".jsonl")
         zipped = self.location / f"{plain.file_name}.gz"
         return [zipped if zipped.exists() and not plain.exists() else plain]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return self._read(ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         return self._read(INTERACTIONS_FILE)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(IMPRESSIONS_FILE)
         if not source.exists():
             return super().read_impressions()

@@ -36,15 +36,12 @@ class MarketDataset(Dataset):
         return hashlib.sha256(f"{VERSION}/{table}/{settings}".encode()).hexdigest()
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return self.market.items()
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         return pa.concat_tables(map(events_of, self._chunks))
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         return pa.concat_tables(self._chunks)
 
     @functools.cached_property

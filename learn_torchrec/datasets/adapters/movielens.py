@@ -77,19 +77,16 @@ class MovieLens(Dataset):
         )
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         layout = self._layout
         return [
             self.location / (layout.movies if table == ITEMS_FILE else layout.ratings)
         ]
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         events, likes = self._read_ratings()
         return events.append_column(ACTION, pc.if_else(likes, LIKE, DISLIKE))
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         events, likes = self._read_ratings()
         return events.append_column(LABEL, likes.cast(pa.int64()))
 
@@ -106,7 +103,6 @@ class MovieLens(Dataset):
         return table.drop_columns([_RATING]), likes
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         layout = self._layout
         location = self.location / layout.movies
         if layout.movies == "u.item":

@@ -63,7 +63,6 @@ class MovieLens100K(Dataset):
         super().__init__(_wheel_directory() if path == "auto" else path)
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         suffixes = {
             ITEMS_FILE: ("item",),
             INTERACTIONS_FILE: ("inter",),
@@ -104,7 +103,6 @@ class MovieLens100K(Dataset):
         return pa.table(columns)
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         movies = self._columns("item", _ITEMS)
         year = movies["release_year"]
         released = pc.if_else(
@@ -130,12 +128,10 @@ class MovieLens100K(Dataset):
         return ratings.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         action = pc.if_else(pc.equal(self._ratings[LABEL], 1), LIKE, DISLIKE)
         return self._ratings.drop_columns([LABEL]).append_column(ACTION, action)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         ratings = self._ratings
         users = self._columns("user", _USERS)
         movies = self._columns("item", _ITEMS)

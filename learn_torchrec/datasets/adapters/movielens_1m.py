@@ -42,7 +42,6 @@ class MovieLens1M(Dataset):
     """
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         del table  # each is made from all of them
         return [self.location / name for name in _FILES]
 
@@ -63,7 +62,6 @@ class MovieLens1M(Dataset):
         return table.select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values()))
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         items = self._rows.select([ITEM_ID, TITLE]).group_by([ITEM_ID, TITLE])
         table = items.aggregate([]).sort_by(ITEM_ID)
         for name, other in ((ITEM_ID, TITLE), (TITLE, ITEM_ID)):
@@ -77,12 +75,10 @@ class MovieLens1M(Dataset):
         return table
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         action = pc.if_else(pc.equal(self._rows[LABEL], 1), LIKE, DISLIKE)
         return self._rows.drop_columns([LABEL, TITLE]).append_column(ACTION, action)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         table = self._rows.drop_columns([TITLE])
         for name, values in counters(self._rows).items():
             table = table.append_column(name, pa.array(values))

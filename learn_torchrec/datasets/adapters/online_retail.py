@@ -25,7 +25,6 @@ class OnlineRetail(Dataset):
     """Purchases with times; an invoice is one basket, with no order inside."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         del table  # each is made from all of them
         return self.location.files(*SUFFIXES)
 
@@ -42,7 +41,6 @@ class OnlineRetail(Dataset):
         )
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         lines = self._read_lines().select([_CODE, _TITLE]).drop_null()
         titles = pc.utf8_trim_whitespace(lines[_TITLE])
         counted = (
@@ -64,7 +62,6 @@ class OnlineRetail(Dataset):
         return pa.table({ITEM_ID: first[_CODE], TITLE: first[f"{_TITLE}_first"]})
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         lines = self._read_lines()
         return pa.table(
             {

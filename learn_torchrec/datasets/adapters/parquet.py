@@ -16,23 +16,18 @@ class Parquet(Dataset):
     """Tables that engines and the streaming loader read from where they lie."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         return [self.location / table]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return tables.read_parquet(self.location / ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         return tables.read_parquet(self.location / INTERACTIONS_FILE)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         return tables.read_parquet(self.location / IMPRESSIONS_FILE)
 
     def parquet(self, table: str) -> Location:
-        """See `Dataset`."""
         return self.location / table
 
     def column(self, table: str, name: str) -> pa.ChunkedArray:

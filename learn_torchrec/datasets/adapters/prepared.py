@@ -42,7 +42,6 @@ class Prepared(Dataset):
         self.manifest: Manifest = read_manifest(self._directory, KIND)
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         if table == ITEMS_FILE:
             return [self.location / table]
         return [self.location / file_of(name) for name in ("items", "times", "actions")]
@@ -64,11 +63,9 @@ class Prepared(Dataset):
         return self._map("times")
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return tables.read_parquet(self.location / ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         names = pa.array(self.manifest.facts["actions"])
         owner = np.repeat(np.arange(len(self._user_ids)), np.diff(self._map("offsets")))
         return pa.table(
@@ -81,7 +78,6 @@ class Prepared(Dataset):
         )
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         raise UserError(
             f"{self.location}: a prepared: data set has no impressions; give the "
             "ranker's stages the data set that it was made from"

@@ -46,7 +46,6 @@ class RecBole(Dataset):
     """Atomic files; an impression is a rating, or a row with a `label`."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         suffix = ".item" if table == ITEMS_FILE else ".inter"
         found = self.location.files(suffix)
         if len(found) != 1:
@@ -57,12 +56,10 @@ class RecBole(Dataset):
         return found
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(ITEMS_FILE)
         return _as_items(read_atomic(source))
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(INTERACTIONS_FILE)
         table = read_atomic(source)
         action = pa.array([INTERACTION] * table.num_rows)
@@ -72,7 +69,6 @@ class RecBole(Dataset):
         return _events(table, source).append_column(ACTION, action)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(IMPRESSIONS_FILE)
         table = read_atomic(source)
         if LABEL in table.column_names:

@@ -32,20 +32,17 @@ class RecFormer(Dataset):
     """RecFormer's layout; ids are the products' own and the users' numbers."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         names = ["smap.json", "meta_data.json"]
         if table != ITEMS_FILE:
             names = ["train.json", "val.json", "test.json", "smap.json"]
         return [self.location / name for name in names]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         numbers, texts = map(read_json, self.sources(ITEMS_FILE))
         rows = (item(id_, texts.get(id_, {})) for id_ in numbers)
         return table_of(rows, self.location / "meta_data.json")
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         *parts, numbers = map(read_json, self.sources(INTERACTIONS_FILE))
         ids = {int(number): id_ for id_, number in numbers.items()}
         return events(self._events(parts, ids))
@@ -68,7 +65,6 @@ class LcRec(Dataset):
     """LC-Rec's layout; ids are the numbers of its files, as text."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         suffix = ".item.json" if table == ITEMS_FILE else ".inter.json"
         found = self.location.files(suffix)
         if len(found) != 1:
@@ -79,12 +75,10 @@ class LcRec(Dataset):
         return found
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(ITEMS_FILE)
         return table_of((item(i, row) for i, row in read_json(source).items()), source)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(INTERACTIONS_FILE)
         return events(
             (user, str(id_), position, INTERACTION)

@@ -38,17 +38,14 @@ class SequenceFile(Dataset):
     """
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         return [
             self.location / (CATALOGUE_FILE if table == ITEMS_FILE else SEQUENCES_FILE)
         ]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return _read_items(self.location / CATALOGUE_FILE)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         return _read_sequences(self.location / SEQUENCES_FILE)
 
 

@@ -107,7 +107,6 @@ class DuckDB:
         self._run("SET enable_progress_bar = false")  # it would go to stdout
 
     def scan(self, name: str, location: Location) -> pa.Schema:
-        """See `Engine`."""
         dataset = open_parquet(location)  # names what is wrong with it
         if location.is_local and not _GLOB.intersection("".join(dataset.files)):
             # DuckDB's own reader keeps to the memory limit; Arrow's reads far ahead.
@@ -129,30 +128,24 @@ class DuckDB:
         return dataset.schema
 
     def register(self, name: str, table: pa.Table) -> None:
-        """See `Engine`."""
         self._connection.register(name, table)
 
     def materialize(self, name: str, sql: str) -> None:
-        """See `Engine`."""
         self._run(f"CREATE TABLE {name} AS {sql}")
 
     def view(self, name: str, sql: str) -> None:
-        """See `Engine`."""
         self._run(f"CREATE VIEW {name} AS {sql}")
 
     def table(self, sql: str) -> pa.Table:
-        """See `Engine`."""
         with self._one_line():
             return self._connection.sql(sql).to_arrow_table()
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """See `Engine`."""
         # A relation streams; the result of `execute` would be a second copy.
         with self._one_line():
             yield from self._connection.sql(sql).to_arrow_reader(_STREAM_ROWS)
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
-        """See `Engine`."""
         ticks = self.ticks(column, kind)
         if pa.types.is_timestamp(kind):
             # Not `epoch`: a double cannot tell 0.999999999 s from the next second.
@@ -160,13 +153,11 @@ class DuckDB:
         return ticks
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
-        """See `Engine`."""
         if pa.types.is_timestamp(kind):
             return f"epoch_{'ns' if kind.unit == 'ns' else 'us'}({column})"
         return f"CAST({column} AS BIGINT)"
 
     def close(self) -> None:
-        """See `Engine`."""
         self._connection.close()
 
     def _run(self, sql: str) -> None:
@@ -212,7 +203,6 @@ class Spark:
         self._scratch = scratch
 
     def scan(self, name: str, location: Location) -> pa.Schema:
-        """See `Engine`."""
         dataset = open_parquet(location)
         path = location.path if location.is_local else location.name
         frame = self._session.read.parquet(path)
@@ -224,7 +214,6 @@ class Spark:
         return dataset.schema
 
     def register(self, name: str, table: pa.Table) -> None:
-        """See `Engine`."""
         path = self._scratch / f"{name}.parquet"
         # A table that Spark once wrote carries its schema of then, which Spark would
         # believe: columns added since would be missing.
@@ -232,22 +221,18 @@ class Spark:
         self._session.read.parquet(str(path)).createOrReplaceTempView(name)
 
     def materialize(self, name: str, sql: str) -> None:
-        """See `Engine`."""
         path = self._written(name, sql)
         self._session.read.parquet(str(path)).createOrReplaceTempView(name)
 
     def view(self, name: str, sql: str) -> None:
-        """See `Engine`."""
         self._session.sql(sql).createOrReplaceTempView(name)
 
     def table(self, sql: str) -> pa.Table:
-        """See `Engine`."""
         batches = list(self.stream(sql))
         table = pa.Table.from_batches(batches[1:], batches[0].schema)
         return table.replace_schema_metadata()
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """See `Engine`."""
         path = self._written("result", sql)
         files = sorted(path.glob("part-*.parquet"))  # their order is the result's
         yield pa.RecordBatch.from_pylist([], schema=pq.read_schema(files[0]))
@@ -256,19 +241,17 @@ class Spark:
         shutil.rmtree(path)
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
-        """See `Engine`."""
         if pa.types.is_timestamp(kind):
             return f"unix_timestamp({column})"
         return f"CAST({column} AS BIGINT)"
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
-        """See `Engine`; Spark knows microseconds."""
+        # Spark knows microseconds.
         if pa.types.is_timestamp(kind):
             return f"unix_micros(CAST({column} AS TIMESTAMP))"
         return f"CAST({column} AS BIGINT)"
 
     def close(self) -> None:
-        """See `Engine`."""
         self._session.stop()
 
     def _written(self, name: str, sql: str) -> Path:
