@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -229,8 +229,9 @@ def reading(
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{directory}: damaged ({reason}); {advice}") from None
+        raise UserError(
+            f"{directory}: damaged ({first_line(error)}); {advice}"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How a run ends that is no bug: a mistake the user can fix, or a wish to stop."""
+"""Errors that are no bugs: a mistake that the user can fix, or a request to stop."""
 
 
 class UserError(ValueError):
@@ -12,3 +12,8 @@ class UserError(ValueError):
 
 class Stopped(Exception):
     """The run was asked to stop early, and has saved what it needs to resume."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; its type's name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

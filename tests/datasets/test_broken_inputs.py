@@ -103,7 +103,7 @@ TABLES: dict[str, tuple[str, Table, str]] = {
         column("label", ["yes"] * COUNT),
         "'label' is string, must be 0 or 1",
     ),
-    "an item twice": ("items", column("item_id", at(1, 0)), "item 0 appears 2 times"),
+    "an item twice": ("items", column("item_id", at(1, 0)), "id 0 occurs 2 times"),
     "an unknown item": (
         "interactions",
         column("item_id", at(1, 77)),
@@ -122,12 +122,12 @@ TABLES: dict[str, tuple[str, Table, str]] = {
     "ids of two types": (
         "interactions",
         column("item_id", [str(n % 10) for n in range(COUNT)]),
-        "'item_id' is string but int64 in the item table",
+        "'item_id': ids are string, but int64 in the item table",
     ),
     "users of two types": (
         "impressions",
         column("user_id", [str(n % 4) for n in range(COUNT)]),
-        "'user_id' is int64 in one and string in the other",
+        "'user_id': ids are string, but int64 in .*interactions",
     ),
     "lists as ids": (
         "items",
@@ -281,7 +281,7 @@ TEXTS: dict[str, tuple[str, dict[str, bytes], str]] = {
     "letters as a rating": (
         "recbole",
         {"x.inter": b"user_id:token\titem_id:token\trating:float\na\tb\tgood\n"},
-        r"x\.inter: is no atomic file",
+        r"x\.inter: is not an atomic file",
     ),
 }
 
@@ -292,7 +292,7 @@ def test_texts(tmp_path: Path, case: str) -> None:
     for name, body in files.items():
         (tmp_path / name).write_bytes(body)
     dataset = open_dataset(f"{adapter}:{tmp_path}")
-    refused(lambda: dataset.raw("interactions.parquet"), message)
+    refused(lambda: dataset.read_interactions(), message)
 
 
 def test_empty_lists_are_kept(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from learn_torchrec.datasets.sequences import (
     item_rows,
 )
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import refuse_duplicates, refuse_other_types
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
@@ -112,14 +113,14 @@ class Dataset(abc.ABC):
         """Return where a table lies as Parquet with our columns, if it does.
 
         An engine scans it there, without checks and without memory for all of it;
-        where this is None, `raw` has it.
+        where this is None, `read_interactions` and the others read it.
         """
-        del table
         return None
 
     def column(self, table: str, name: str) -> pa.ChunkedArray:
         """Return one checked column; an adapter may read it without the others."""
-        return self._table(table)[name]
+        checked: pa.Table = getattr(self, table.removesuffix(".parquet"))
+        return checked[name]
 
     def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
         """Return every user's events of the wanted actions, as rows of the store.
@@ -149,14 +150,21 @@ class Dataset(abc.ABC):
         finer, a column `TICK` has the times in full.
         """
         read = self.read_interactions()
-        return _with_ticks(self._check_against_items(INTERACTIONS_FILE, read), read)
+        table = self.check(INTERACTIONS_FILE, read)
+        known = self.column(ITEMS_FILE, ITEM_ID)
+        tables.check_known(table[ITEM_ID], known, self.name(INTERACTIONS_FILE))
+        return _with_ticks(table, read)
 
     @functools.cached_property
     def impressions(self) -> pa.Table:
         """The ranker's rows, in the order of their file."""
         table = self.check(IMPRESSIONS_FILE, self.read_impressions())
-        names = f"{self.name(INTERACTIONS_FILE)} and {self.name(IMPRESSIONS_FILE)}"
-        tables.check_same_type(self.interactions, table, USER_ID, names)
+        refuse_other_types(
+            table[USER_ID].type,
+            self.interactions[USER_ID].type,
+            f"{self.name(IMPRESSIONS_FILE)}: column {USER_ID!r}",
+            self.name(INTERACTIONS_FILE),
+        )
         return table
 
     def impressions_between(
@@ -191,15 +199,6 @@ class Dataset(abc.ABC):
         times: Int64Array = self.column(INTERACTIONS_FILE, TIMESTAMP).to_numpy()
         return times
 
-    def raw(self, table: str) -> pa.Table:
-        """Return a table as it is read, before any check."""
-        readers = {
-            ITEMS_FILE: self.read_items,
-            INTERACTIONS_FILE: self.read_interactions,
-            IMPRESSIONS_FILE: self.read_impressions,
-        }
-        return readers[table]()
-
     def name(self, table: str) -> str:
         """Return what messages call a table: its first file."""
         sources = self.sources(table)
@@ -221,26 +220,22 @@ class Dataset(abc.ABC):
         kinds = tables.REQUIRED[table] if kinds is None else kinds
         checked = tables.check(rows, kinds, self.name(table))
         if table == ITEMS_FILE:
-            tables.check_unique(checked[ITEM_ID], self.name(table))
+            refuse_duplicates(checked[ITEM_ID], f"{self.name(table)}: {ITEM_ID}")
         return checked
 
-    def _check_against_items(self, table: str, rows: pa.Table) -> pa.Table:
-        checked = self.check(table, rows)
-        tables.check_known(checked[ITEM_ID], self._item_ids, self.name(table))
-        return checked
+    def only_file(self, suffix: str, fix: str) -> Location:
+        """Return the folder's only file of a suffix.
 
-    @functools.cached_property
-    def _item_ids(self) -> pa.ChunkedArray:
-        return self.column(ITEMS_FILE, ITEM_ID)
-
-    def _table(self, table: str) -> pa.Table:
-        """Return a checked table by its name."""
-        checked = {
-            ITEMS_FILE: lambda: self.items,
-            INTERACTIONS_FILE: lambda: self.interactions,
-            IMPRESSIONS_FILE: lambda: self.impressions,
-        }
-        return checked[table]()
+        Raises:
+            UserError: there is none, or there are several; ends with `fix`.
+        """
+        found = self.location.files(suffix)
+        if len(found) != 1:
+            raise UserError(
+                f"{self.location}: has {len(found)} *{suffix} files, one is needed; "
+                + fix
+            )
+        return found[0]
 
 
 def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:

@@ -33,7 +33,7 @@ from learn_torchrec.datasets.adapters.item_texts import table_of
 from learn_torchrec.datasets.adapters.text_files import UTF_8, read_jsonl
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.ids import is_text
 from learn_torchrec.schema import (
     ACTION,
@@ -240,10 +240,9 @@ class ColumnMap(Dataset):
                 return pc.strptime(times, self._options.time_format, unit="s")
             return times.cast(pa.timestamp("ns"))
         except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{source}: column {TIMESTAMP!r}: {reason}; give time_format, e.g. "
-                "time_format=%d.%m.%Y"
+                f"{source}: column {TIMESTAMP!r}: {first_line(error)}; give "
+                "time_format, e.g. time_format=%d.%m.%Y"
             ) from None
 
 

@@ -16,7 +16,7 @@ import pyarrow.csv as pv
 
 from learn_torchrec.datasets.adapters.text_files import UTF_8
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 # What programs write for a missing integer.
@@ -116,6 +116,6 @@ def _one_line(location: Location) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         fix = "; give encoding, e.g. encoding=latin-1" if "UTF" in reason else ""
         raise UserError(f"{location}: cannot be read as CSV ({reason}){fix}") from None

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.ids import is_text
 from learn_torchrec.schema import ATTRIBUTES, BRAND, CATEGORY, ITEM_ID, PRICE, TITLE
 
@@ -133,7 +133,7 @@ def _joined(chunks: list[pa.Array], name: str, source: Location) -> pa.ChunkedAr
 
 
 def _of_several_types(name: str, source: Location, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0]
     return UserError(
-        f"{source}: column {name!r} holds values of several types ({reason}); use one"
+        f"{source}: column {name!r} holds values of several types "
+        f"({first_line(error)}); use one"
     )

@@ -22,7 +22,7 @@ from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
 from learn_torchrec.datasets.adapters.text_files import UTF_8
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.schema import (
     ACTION,
     ATTRIBUTES,
@@ -149,8 +149,7 @@ def _read_separated(
             ),
         )
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{location}: cannot be read ({reason})") from None
+        raise UserError(f"{location}: cannot be read ({first_line(error)})") from None
 
 
 def _text(location: Location) -> str:

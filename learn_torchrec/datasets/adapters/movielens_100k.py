@@ -20,7 +20,7 @@ from learn_torchrec.datasets.adapters.ratings import (
 )
 from learn_torchrec.datasets.adapters.recbole import read_atomic
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.schema import (
     ACTION,
     ATTRIBUTES,
@@ -33,6 +33,7 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     TITLE,
     USER_ID,
+    require_columns,
 )
 
 _WORDS = pa.list_(pa.string())
@@ -71,34 +72,25 @@ class MovieLens100K(Dataset):
         return [self._atomic(suffix) for suffix in suffixes[table]]
 
     def _atomic(self, suffix: str) -> Location:
-        found = self.location.files(f".{suffix}")
-        if len(found) != 1:
-            raise UserError(
-                f"{self.location}: has {len(found)} *.{suffix} files, one is needed; "
-                "name a folder with MovieLens-100K in RecBole's atomic format"
-            )
-        return found[0]
+        fix = "name a folder with MovieLens-100K in RecBole's atomic format"
+        return self.only_file(f".{suffix}", fix)
 
     def _columns(self, suffix: str, kinds: Mapping[str, pa.DataType]) -> pa.Table:
         """Read the columns of an atomic file that MovieLens-100K has.
 
         Raises:
-            UserError: one is missing or holds something else.
+            UserError: one is missing or of another type.
         """
         path = self._atomic(suffix)
-        fix = f"of data other than MovieLens-100K, write --data recbole:{self.location}"
+        fix = f"for other data than MovieLens-100K, use --data recbole:{self.location}"
         table = read_atomic(path)
+        require_columns(table.column_names, kinds, path, fix)
         columns = {}
         for name, kind in kinds.items():
-            if name not in table.column_names:
-                names = ", ".join(table.column_names)
-                raise UserError(
-                    f"{path}: column {name!r} is missing; it has: {names}; {fix}"
-                )
             try:
                 columns[name] = table[name].cast(kind)
             except pa.ArrowException as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise UserError(f"{path}: column {name!r}: {reason}; {fix}") from None
         return pa.table(columns)
 

@@ -22,6 +22,7 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     TITLE,
     USER_ID,
+    require_columns,
 )
 
 _FILES = ("train.parquet", "valid.parquet", "test.parquet")
@@ -42,7 +43,6 @@ class MovieLens1M(Dataset):
     """
 
     def sources(self, table: str) -> list[Location]:
-        del table  # each is made from all of them
         return [self.location / name for name in _FILES]
 
     @functools.cached_property
@@ -53,12 +53,8 @@ class MovieLens1M(Dataset):
 
     def _part(self, path: Location) -> pa.Table:
         table = read_parquet(path)
-        missing = [name for name in _COLUMNS if name not in table.column_names]
-        if missing:
-            raise UserError(
-                f"{path}: column {missing[0]!r} is missing; it has: "
-                f"{', '.join(table.column_names)}; name the folder of the ranking log"
-            )
+        fix = "name the folder of the ranking log"
+        require_columns(table.column_names, _COLUMNS, path, fix)
         return table.select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values()))
 
     def read_items(self) -> pa.Table:

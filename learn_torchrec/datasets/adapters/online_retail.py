@@ -13,8 +13,14 @@ from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import SUFFIXES
-from learn_torchrec.errors import UserError
-from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, TITLE, USER_ID
+from learn_torchrec.schema import (
+    ACTION,
+    ITEM_ID,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+    require_columns,
+)
 
 BUY = "buy"
 _CODE, _TITLE, _CUSTOMER = "StockCode", "Description", "CustomerID"
@@ -25,17 +31,11 @@ class OnlineRetail(Dataset):
     """Purchases with times; an invoice is one basket, with no order inside."""
 
     def sources(self, table: str) -> list[Location]:
-        del table  # each is made from all of them
         return self.location.files(*SUFFIXES)
 
     def _read_lines(self) -> pa.Table:
         lines = tables.read_parquet(self.location)
-        missing = [name for name in _LINE if name not in lines.column_names]
-        if missing:
-            raise UserError(
-                f"{self.location}: column {missing[0]!r} is missing; it has: "
-                + ", ".join(lines.column_names)
-            )
+        require_columns(lines.column_names, _LINE, self.location)
         return lines.filter(
             pc.and_(pc.greater(lines["Quantity"], 0), pc.is_valid(lines[_CUSTOMER]))
         )

@@ -24,7 +24,8 @@ from learn_torchrec.datasets.preparation.prepared import (
     file_of,
 )
 from learn_torchrec.datasets.sequences import SequenceSet, refuse_unknown_actions
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.matrix import map_array
 from learn_torchrec.schema import ACTION, ITEM_ID, ITEMS_FILE, TIMESTAMP, USER_ID
 
 logger = logging.getLogger(__name__)
@@ -134,9 +135,8 @@ class Prepared(Dataset):
     def _map(self, name: str) -> AnyArray:
         path = self._directory / file_of(name)
         try:
-            return np.asarray(np.load(path, mmap_mode="r"))
+            return map_array(path)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{path}: damaged ({reason}); prepare the data again"
+                f"{path}: damaged ({first_line(error)}); prepare the data again"
             ) from None

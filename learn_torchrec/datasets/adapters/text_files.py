@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 UTF_8 = "utf-8-sig"  # UTF-8, with or without a byte order mark
 
@@ -45,8 +45,9 @@ def text_lines(location: Location, encoding: str = UTF_8) -> Iterator[str]:
             for line in stream:
                 yield line.removesuffix("\n")
     except (OSError, EOFError, UnicodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{location}: cannot be read as text ({reason})") from None
+        raise UserError(
+            f"{location}: cannot be read as text ({first_line(error)})"
+        ) from None
 
 
 def read_json(where: str | Path | Location) -> dict[str, Any]:
@@ -60,8 +61,7 @@ def read_json(where: str | Path | Location) -> dict[str, Any]:
     try:
         body = json.loads(stream.read().decode(UTF_8))
     except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{location}: not valid JSON ({reason})") from None
+        raise UserError(f"{location}: not valid JSON ({first_line(error)})") from None
     if not isinstance(body, dict):
         raise UserError(f"{location}: holds a {type(body).__name__}, must be an object")
     return body

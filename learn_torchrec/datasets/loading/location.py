@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 _LOCAL = pafs.LocalFileSystem()
 # Query options of a URI that are no secrets.
@@ -50,7 +50,7 @@ class Location:
         try:
             filesystem, path = pafs.FileSystem.from_uri(text)
         except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-            reason = str(error).splitlines()[0].replace(text, name)
+            reason = first_line(error).replace(text, name)
             raise UserError(
                 f"{name}: {reason}; write a path, or a URI such as s3://bucket/folder, "
                 "hdfs://host:port/folder or gs://bucket/folder"
@@ -133,12 +133,9 @@ class Location:
             with self.filesystem.open_input_stream(
                 self.path, compression=None
             ) as stream:
-                digest = hashlib.sha256()
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
+                return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{self}: {_reason(error)}") from None
-        return digest.hexdigest()
 
     def _info(self) -> pafs.FileInfo:
         try:
@@ -156,7 +153,7 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, PermissionError):
         return "may not be read; check its permissions"
-    return str(error).splitlines()[0]
+    return first_line(error)
 
 
 def without_secrets(uri: str) -> str:

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.time_range import Interval
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.schema import require_columns
 
 # The column that tells each row's number in the data set, files in sorted order.
 ROW_NUMBER = "_row_number"
@@ -65,7 +66,6 @@ class RowGroups:
         name: of the data set, for messages.
         schema: of the columns, the same for all files.
         sizes: int64 [G], wanted rows of every row group that has any.
-        outside: rows that the interval leaves out.
         earliest: the first time in the interval; None without one.
 
     Raises:
@@ -97,7 +97,6 @@ class RowGroups:
             wanted, self.earliest = _count(groups, interval)
         kept = np.flatnonzero(wanted)
         self.sizes: Int64Array = wanted[kept]
-        self.outside = int(all_rows.sum() - wanted.sum())
         self._starts = (np.cumsum(all_rows) - all_rows)[kept]
         # Numbers only: what describes a row group does not travel to a worker.
         self._groups = [(groups[g][0], int(groups[g][1].id)) for g in kept]
@@ -141,7 +140,7 @@ class RowGroups:
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{fragment.path}: row group {number} cannot be read "
-                f"({str(error).splitlines()[0]}); write the file again"
+                f"({first_line(error)}); write the file again"
             ) from None
         if rest:
             raise UserError(
@@ -180,7 +179,7 @@ def _count(
         try:
             counts[place], first = interval.count(fragment, int(group.id))
         except (pa.ArrowException, OSError) as error:
-            raise UserError(_unreadable(fragment.path, error)) from None
+            raise unreadable(fragment.path, error) from None
         earliest += [] if first is None else [first]
     return counts, min(earliest, default=None)
 
@@ -215,13 +214,13 @@ def _fragments(location: Location) -> list[ds.ParquetFileFragment]:
             partition_base_dir=location.path,
         )
     except (pa.ArrowException, OSError) as error:
-        raise UserError(_unreadable(files[0].name, error)) from None
+        raise unreadable(files[0].name, error) from None
     fragments = sorted(dataset.get_fragments(), key=lambda fragment: fragment.path)
     for fragment in fragments:
         try:
             fragment.ensure_complete_metadata()
         except (pa.ArrowException, OSError) as error:
-            raise UserError(_unreadable(fragment.path, error)) from None
+            raise unreadable(fragment.path, error) from None
     return fragments
 
 
@@ -247,9 +246,11 @@ def _is_int64(text: str) -> bool:
     return bool(_INTEGER.fullmatch(text)) and -(2**63) <= int(text) < 2**63
 
 
-def _unreadable(path: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
-    return f"{path}: cannot be read as Parquet ({reason}); write it again"
+def unreadable(path: object, error: Exception) -> UserError:
+    """Return the error that reports a file that is not Parquet, or damaged."""
+    return UserError(
+        f"{path}: cannot be read as Parquet ({first_line(error)}); write it again"
+    )
 
 
 def _common_schema(
@@ -261,12 +262,7 @@ def _common_schema(
         fields = {field.name: field for field in fragment.physical_schema}
         keys = ds.get_partition_keys(fragment.partition_expression)
         fields |= {key: pa.field(key, pa.scalar(v).type) for key, v in keys.items()}
-        for column in columns if columns is not None else fields:
-            if column not in fields:
-                raise UserError(
-                    f"{fragment.path}: column {column!r} is missing; it has: "
-                    f"{', '.join(fields)}"
-                )
+        require_columns(fields, columns or (), fragment.path)
         for column in fields if columns is None else columns:
             field = fields[column].with_nullable(True).remove_metadata()
             if column not in common:

@@ -12,9 +12,13 @@ import pyarrow.types as pt
 
 from learn_torchrec.arrays import as_arrow
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, open_parquet
+from learn_torchrec.datasets.loading.row_groups import (
+    ROW_NUMBER,
+    open_parquet,
+    unreadable,
+)
 from learn_torchrec.errors import UserError
-from learn_torchrec.ids import as_ids, is_text, type_name
+from learn_torchrec.ids import as_ids, is_text, refuse_other_types, type_name
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
@@ -68,10 +72,7 @@ def read_parquet(
         has_all = columns is not None and set(columns) <= set(dataset.schema.names)
         return dataset.to_table(columns if has_all else None)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{location}: cannot be read as Parquet ({reason}); write it again"
-        ) from None
+        raise unreadable(location, error) from None
 
 
 def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table:
@@ -131,11 +132,8 @@ def row_of(table: pa.Table, place: int | np.integer[Any]) -> int:
 
 def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> None:
     """Refuse a table that names an item the item table does not have."""
-    if ids.type != known.type:
-        raise UserError(
-            f"{source}: column {ITEM_ID!r} is {type_name(ids.type)} but "
-            f"{type_name(known.type)} in the item table; use one type for item ids"
-        )
+    where = f"{source}: column {ITEM_ID!r}"
+    refuse_other_types(ids.type, known.type, where, "the item table")
     unknown = pc.invert(pc.is_in(ids, value_set=known))
     row = pc.index(unknown, pa.scalar(True)).as_py()
     if row >= 0:
@@ -143,27 +141,6 @@ def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> No
         raise UserError(
             f"{source}: row {row} names item {ids[row].as_py()!r}, which the item "
             f"table does not have ({count} such rows); add it there or drop the rows"
-        )
-
-
-def check_same_type(table: pa.Table, other: pa.Table, column: str, names: str) -> None:
-    """Refuse two tables whose ids could not be joined."""
-    types = [type_name(each.schema.field(column).type) for each in (table, other)]
-    if types[0] != types[1]:
-        raise UserError(
-            f"{names}: column {column!r} is {types[0]} in one and {types[1]} in the "
-            "other; use one type for ids"
-        )
-
-
-def check_unique(ids: pa.ChunkedArray, source: str) -> None:
-    """Refuse an item table that lists an item twice."""
-    counts = pc.value_counts(ids)
-    repeated = counts.filter(pc.greater(counts.field(1), 1))
-    if len(repeated):
-        raise UserError(
-            f"{source}: item {repeated.field(0)[0].as_py()!r} appears "
-            f"{repeated.field(1)[0].as_py()} times; keep one row for each item"
         )
 
 

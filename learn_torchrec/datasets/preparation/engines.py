@@ -20,7 +20,7 @@ from pydantic import ByteSize, TypeAdapter
 
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import open_parquet
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 _STREAM_ROWS = 1 << 17
 _GLOB = frozenset("*?[")
@@ -171,7 +171,7 @@ class DuckDB:
         try:
             yield
         except duckdb.Error as error:
-            raise UserError(f"duckdb: {str(error).splitlines()[0]}") from error
+            raise UserError(f"duckdb: {first_line(error)}") from error
 
 
 class Spark:
@@ -261,7 +261,7 @@ class Spark:
         try:
             self._session.sql(sql).write.mode("overwrite").parquet(str(path))
         except PySparkException as error:
-            raise UserError(f"spark: {str(error).splitlines()[0]}") from error
+            raise UserError(f"spark: {first_line(error)}") from error
         return path
 
 

@@ -28,7 +28,7 @@ from learn_torchrec.datasets.preparation.engines import Engine
 from learn_torchrec.datasets.preparation.user_stream import UserStream
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import is_text, normal_type, refuse_other_types
-from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
+from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID, require_columns
 
 _DAY = 86_400
 _YEAR_2200 = 7_258_118_400
@@ -125,11 +125,7 @@ def check_types(log: pa.Schema, item_ids: pa.DataType, source: str) -> None:
         UserError: a column is missing or of the wrong type, or item ids are of
             another type than the item table's.
     """
-    for name in (USER_ID, ITEM_ID, TIMESTAMP, ACTION):
-        if name not in log.names:
-            raise UserError(
-                f"{source}: column {name!r} is missing; it has: {', '.join(log.names)}"
-            )
+    require_columns(log.names, (USER_ID, ITEM_ID, TIMESTAMP, ACTION), source)
     for name in (USER_ID, ITEM_ID):
         where = f"{source}: column {name!r}"
         ids = normal_type(_decoded(log.field(name).type), where)
