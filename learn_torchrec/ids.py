@@ -16,13 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import (
-    Column,
-    Int64Array,
-    UInt64Array,
-    as_arrow,
-    name_rows,
-)
+from learn_torchrec.arrays import Column, Int64Array, UInt64Array, as_arrow, name_rows
 from learn_torchrec.errors import UserError
 from learn_torchrec.matrix import map_array
 

@@ -26,11 +26,7 @@ from learn_torchrec.arrays import (
     UInt64Array,
 )
 from learn_torchrec.artifact import Manifest, read_manifest, reading
-from learn_torchrec.content.statistics import (
-    STATISTICS_FILE,
-    Moments,
-    read_statistics,
-)
+from learn_torchrec.content.statistics import STATISTICS_FILE, Moments, read_statistics
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import INDEX_FILES, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.matrix import (

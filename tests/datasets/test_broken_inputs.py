@@ -250,7 +250,7 @@ TEXTS: dict[str, tuple[str, dict[str, bytes], str]] = {
     "a broken line": (
         "amazon",
         {"a.json": b'{"asin": "x"\n', "meta_a.json": b'{"asin": "x"}\n'},
-        r"a\.json: line 1 is no JSON object",
+        r"a\.json: line 1 is not a JSON object",
     ),
     "a review without a user": (
         "amazon",

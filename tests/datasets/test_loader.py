@@ -15,11 +15,7 @@ import pytest
 
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.interleave import cut_into_lanes
-from learn_torchrec.datasets.loading.loader import (
-    Loader,
-    LoaderConfig,
-    evaluation,
-)
+from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, evaluation
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
 from learn_torchrec.errors import UserError
 

@@ -2,16 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_torchrec.datasets.sequences import (
-    SequenceSet,
-    build_sequences,
-    item_rows,
-)
-from learn_torchrec.datasets.split import (
-    SplitConfig,
-    resolve_times,
-    user_draws,
-)
+from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.datasets.split import SplitConfig, resolve_times, user_draws
 from learn_torchrec.errors import UserError
 
 LOG = pa.table(

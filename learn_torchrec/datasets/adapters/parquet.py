@@ -13,7 +13,7 @@ from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FIL
 
 
 class Parquet(Dataset):
-    """Tables that engines and the streaming loader read from where they lie."""
+    """Tables that engines and the streaming loader read in place."""
 
     def sources(self, table: str) -> list[Location]:
         return [self.location / table]
@@ -31,7 +31,7 @@ class Parquet(Dataset):
         return self.location / table
 
     def column(self, table: str, name: str) -> pa.ChunkedArray:
-        """Return one checked column; no other is read unless the table is there."""
+        """Return one checked column, read alone unless the table is in memory."""
         if table.removesuffix(".parquet") in vars(self):
             return super().column(table, name)
         read = tables.read_parquet(self.location / table, [name])

@@ -1,6 +1,6 @@
-"""A prepared data set (`prepared:DIR`): what `learn-torchrec prepare` wrote.
+"""A prepared data set (`prepared:DIR`), as `learn-torchrec prepare` wrote it.
 
-Its files are described where they are written: `preparation/prepared.py`.
+`preparation/prepared.py`, which writes the files, describes them.
 """
 
 import functools
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 class Prepared(Dataset):
-    """Sequences that are memory-mapped, and their items; no impressions.
+    """Memory-mapped sequences and their items; no impressions.
 
-    Give `split.towers_until` as the manifest's `moment`.
+    Set `split.towers_until` to the manifest's `moment`.
     """
 
     def __init__(self, path: str) -> None:
@@ -55,7 +55,7 @@ class Prepared(Dataset):
 
     @functools.cached_property
     def items(self) -> pa.Table:
-        """The items; their texts were cleaned before they were written."""
+        """The items; their texts were cleaned when they were written."""
         return self.check(ITEMS_FILE, self.read_items())
 
     @functools.cached_property
@@ -81,17 +81,17 @@ class Prepared(Dataset):
     def read_impressions(self) -> pa.Table:
         raise UserError(
             f"{self.location}: a prepared: data set has no impressions; give the "
-            "ranker's stages the data set that it was made from"
+            "ranker's stages the data set that it was prepared from"
         )
 
     def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
         """Return the users' events of the wanted actions.
 
-        Memory-mapped as they are where all actions are wanted and the content store
-        has the item table's order; otherwise picked or renumbered in memory.
+        They stay memory-mapped if all actions are wanted and the content store has the
+        item table's order; otherwise they are filtered or renumbered in memory.
 
         Raises:
-            UserError: a file is damaged, or events without a content vector.
+            UserError: a damaged file, or events without a content vector.
         """
         verify(self._directory, KIND)
         names = self.manifest.facts["actions"]
@@ -123,13 +123,13 @@ class Prepared(Dataset):
         lacking = np.flatnonzero((self._map(ITEM_EVENTS) > 0) & (rows < 0))
         if lacking.size:
             raise UserError(
-                f"{store.directory}: has no content vector of item "
+                f"{store.directory}: has no content vector for item "
                 f"{ids[int(lacking[0])].as_py()!r} ({lacking.size} such items with "
                 f"events in {self.location}); encode its items again"
             )
         if np.array_equal(rows, np.arange(len(rows))):
             return items
-        logger.info("%s: events are renumbered to the store's rows", self.location)
+        logger.info("%s: mapping events to the store's rows", self.location)
         return rows[items]
 
     def _map(self, name: str) -> AnyArray:

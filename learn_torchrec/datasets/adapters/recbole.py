@@ -44,7 +44,7 @@ _RATING = "rating"
 
 
 class RecBole(Dataset):
-    """Atomic files; an impression is a rating, or a row with a `label`."""
+    """Atomic files; an impression is a row with a `label`, else a rating."""
 
     def sources(self, table: str) -> list[Location]:
         suffix = ".item" if table == ITEMS_FILE else ".inter"
@@ -80,7 +80,7 @@ class RecBole(Dataset):
 
 
 def _as_items(table: pa.Table) -> pa.Table:
-    """Give the text columns our names; a title of many tokens is one text again."""
+    """Rename text columns to ours and join a title's tokens."""
     names = table.column_names
     for number, name in enumerate(names):
         ours = _RENAMED.get(name, name)
@@ -128,7 +128,7 @@ def read_atomic(location: Location) -> pa.Table:
 def _events(table: pa.Table, source: Location) -> pa.Table:
     require_columns(table.column_names, (USER_ID, ITEM_ID), source)
     if TIMESTAMP in table.column_names:
-        # Microseconds, which order events of one second; a double holds no more.
+        # Microseconds order events within a second; a double holds no more digits.
         ticks = pc.floor(pc.multiply(table[TIMESTAMP].cast(pa.float64()), 1e6))
         times = ticks.cast(pa.int64()).cast(pa.timestamp("us"))
     else:

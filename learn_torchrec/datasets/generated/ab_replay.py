@@ -11,13 +11,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import (
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from learn_torchrec.arrays import AnyArray, Int64Array
 from learn_torchrec.config import configuration, require
