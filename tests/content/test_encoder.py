@@ -200,7 +200,7 @@ def test_mean_pooling_by_hand() -> None:
         (["layers=4"], "hidden states 0 to 3"),
         (["layers=-1,-5"], "not -5"),
         (["device=abacus"], "device abacus: unknown"),
-        (["device=cuda:99"], "device cuda:99: this machine has none"),
+        (["device=cuda:99"], "device cuda:99: not on this machine"),
         (["model=no/such/model"], "no such file or directory"),
         (["model=missing.gguf"], "missing.gguf: no such file"),
         (["layers="], "layers=: needs at least 1"),
@@ -234,7 +234,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 def test_a_hub_model_out_of_reach(base: EncoderConfig) -> None:
     with pytest.raises(
-        UserError, match="nobody/no-such-model: neither on this machine"
+        UserError, match="nobody/no-such-model: found neither on this machine"
     ):
         ContentEncoder(replace(base, model="nobody/no-such-model"))
 

@@ -164,7 +164,7 @@ def test_changed_and_new_items_only(
     pq.write_table(pa.Table.from_pylist(items), market / "items.parquet")
     third = run_app(market, tmp_path / "first", model_dir, "--overwrite")
     assert third.manifest.facts["encoded"] == 3
-    with pytest.raises(UserError, match="made by another model or with other encoder"):
+    with pytest.raises(UserError, match="are from another model or other encoder"):
         run_app(
             market,
             tmp_path / "no",

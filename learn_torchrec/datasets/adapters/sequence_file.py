@@ -60,7 +60,8 @@ def _events(path: Location) -> Iterator[tuple[str, str, int, str]]:
         user, *items = line.split() or [""]
         if not items:
             raise UserError(
-                f"{path}: line {number} is not `user item item ...`; remove it"
+                f"{path}: line {number} has no items; write `user item item ...`, or "
+                "remove it"
             )
         if first_line.setdefault(user, number) != number:
             raise UserError(
