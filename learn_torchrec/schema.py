@@ -4,10 +4,6 @@ Times are unix seconds (int64, UTC). Ids are int64 or string, the same type for 
 column in every file of a data set.
 """
 
-from collections.abc import Collection, Iterable
-
-from learn_torchrec.errors import UserError
-
 USER_ID = "user_id"
 ITEM_ID = "item_id"
 TIMESTAMP = "timestamp"
@@ -41,19 +37,3 @@ PREDICTIONS_FILE = "predictions.parquet"
 # strictly before the impression's day, within the cohort window.
 USER_ACTIVITY = "user_activity"
 ITEM_ACTIVITY = "item_activity"
-
-
-def require_columns(
-    present: Collection[str], required: Iterable[str], source: object, fix: str = ""
-) -> None:
-    """Check that a table has its columns.
-
-    Raises:
-        UserError: names the source and the first column that is missing.
-    """
-    for name in required:
-        if name not in present:
-            raise UserError(
-                f"{source}: column {name!r} is missing; it has: {', '.join(present)}"
-                + (fix and f"; {fix}")
-            )

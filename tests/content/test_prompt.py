@@ -113,7 +113,7 @@ def test_template_may_name_any_column_and_leaves_missing_values_empty() -> None:
         ("{}", r"unknown placeholder \{\}"),
         ("{title:>9}", r"write \{title\}"),
         ("{title!r}", r"write \{title\}"),
-        ("{title", "write braces"),
+        ("{title", "write literal braces"),
         ("the same for all", "no placeholder"),
     ],
 )

@@ -20,7 +20,7 @@ from learn_torchrec.datasets.adapters.ratings import (
 )
 from learn_torchrec.datasets.adapters.recbole import read_atomic
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.errors import UserError, first_line, require_columns
 from learn_torchrec.schema import (
     ACTION,
     ATTRIBUTES,
@@ -33,7 +33,6 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     TITLE,
     USER_ID,
-    require_columns,
 )
 
 _WORDS = pa.list_(pa.string())

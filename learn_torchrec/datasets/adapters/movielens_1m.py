@@ -13,7 +13,7 @@ from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, counters
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.tables import read_parquet
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
@@ -22,7 +22,6 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     TITLE,
     USER_ID,
-    require_columns,
 )
 
 _FILES = ("train.parquet", "valid.parquet", "test.parquet")

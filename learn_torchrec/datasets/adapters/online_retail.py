@@ -13,14 +13,8 @@ from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import SUFFIXES
-from learn_torchrec.schema import (
-    ACTION,
-    ITEM_ID,
-    TIMESTAMP,
-    TITLE,
-    USER_ID,
-    require_columns,
-)
+from learn_torchrec.errors import require_columns
+from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, TITLE, USER_ID
 
 BUY = "buy"
 _CODE, _TITLE, _CUSTOMER = "StockCode", "Description", "CustomerID"

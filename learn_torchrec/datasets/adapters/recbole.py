@@ -15,7 +15,7 @@ from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RAT
 from learn_torchrec.datasets.adapters.sequence_file import INTERACTION
 from learn_torchrec.datasets.adapters.text_files import text_lines
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.errors import UserError, first_line, require_columns
 from learn_torchrec.schema import (
     ACTION,
     BRAND,
@@ -28,7 +28,6 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     TITLE,
     USER_ID,
-    require_columns,
 )
 
 _RENAMED = {

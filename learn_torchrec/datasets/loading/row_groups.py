@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.time_range import Interval
-from learn_torchrec.errors import UserError, first_line
-from learn_torchrec.schema import require_columns
+from learn_torchrec.errors import UserError, first_line, require_columns
 
 # The column that tells each row's number in the data set, files in sorted order.
 ROW_NUMBER = "_row_number"

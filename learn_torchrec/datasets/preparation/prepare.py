@@ -26,9 +26,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from learn_torchrec.config import configuration
 from learn_torchrec.datasets.preparation.engines import Engine
 from learn_torchrec.datasets.preparation.user_stream import UserStream
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.ids import is_text, normal_type, refuse_other_types
-from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID, require_columns
+from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
 _DAY = 86_400
 _YEAR_2200 = 7_258_118_400
