@@ -83,7 +83,7 @@ BROKEN = [
     (
         "interactions.parquet",
         poke("item_id", 11, 999),
-        r"row 11 names item 999, which the item table does not have \(1 such rows\)",
+        r"row 11 has item 999, which is not in the item table \(1 such rows\)",
     ),
     (
         "interactions.parquet",

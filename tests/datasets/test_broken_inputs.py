@@ -107,7 +107,7 @@ TABLES: dict[str, tuple[str, Table, str]] = {
     "an unknown item": (
         "interactions",
         column("item_id", at(1, 77)),
-        "row 1 names item 77, which the item table does not have",
+        "row 1 has item 77, which is not in the item table",
     ),
     "fractions as ids": (
         "items",

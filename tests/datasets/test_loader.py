@@ -248,7 +248,7 @@ def test_workers(rows: RowGroups) -> None:
     assert re.search(failed, line), line
     assert "\n" not in line
     slow = replace(config, timeout=2.0)
-    with pytest.raises(UserError, match=r"step 0 \(gave nothing for 2 s\); raise"):
+    with pytest.raises(UserError, match=r"step 0 \(no rows for 2 s\); raise"):
         list(Loader(rows, slow, transform=hang).batches(0))
 
 

@@ -77,7 +77,7 @@ def test_the_subject_says_what_an_item_new_today_is_worth():
     near = np.einsum(
         "nk,nk->n",
         market.interests(3)[table["user_id"].to_numpy()],
-        market.item_place[table["item_id"].to_numpy()],
+        market.item_vectors[table["item_id"].to_numpy()],
     )
     label = table["label"].to_numpy()
     assert label[new & (near > 0.5)].mean() > 2 * label[new & (near < 0)].mean()

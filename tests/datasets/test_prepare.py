@@ -469,7 +469,7 @@ def test_a_prepared_data_set_serves_the_towers(duckdb: Engine, tmp_path: Path) -
         for row in dataset.interactions.to_pylist()
     ]
     assert again == expected
-    with pytest.raises(UserError, match="no content vector of item"):
+    with pytest.raises(UserError, match="no content vector for item"):
         dataset.sequences(content(tmp_path / "less", range(5)), ["buy"])
     with pytest.raises(UserError, match=r"no impressions; give the ranker's stages"):
         _ = dataset.impressions

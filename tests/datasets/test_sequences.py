@@ -52,7 +52,7 @@ def test_unknown_actions_and_items_are_refused():
 
 def test_items_without_content_are_refused(store):
     log = pa.table({"item_id": [100, 139, 7]})
-    with pytest.raises(UserError, match="no content vector of item 7, which row 2"):
+    with pytest.raises(UserError, match="no content vector for item 7 in row 2"):
         item_rows(log, store)
     assert item_rows(log.slice(0, 2), store).tolist() == [0, 39]
     with pytest.raises(UserError, match="ids are string, but int64 in"):

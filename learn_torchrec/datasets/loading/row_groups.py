@@ -1,8 +1,8 @@
-"""The row groups of a Parquet data set, in one order that every rank agrees on.
+"""The row groups of a Parquet data set, in the same order on every rank.
 
-A data set is a file, a folder of files, or a partitioned folder (`day=2026-01-02/`),
-on any file system. Files are sorted by path. At first only footers
-are read, and of an interval of time the times that the footers do not settle.
+A data set is a file, a folder of files, or a partitioned folder (`day=2026-01-02/`), on
+any file system. Files are sorted by path. Opening reads footers only, and for an
+interval of time the times of row groups whose statistics do not decide.
 
 Letters: G row groups.
 """
@@ -24,7 +24,7 @@ from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.errors import UserError, first_line, require_columns
 
-# The column that tells each row's number in the data set, files in sorted order.
+# The column of row numbers in the data set, with files in sorted order.
 ROW_NUMBER = "_row_number"
 SUFFIXES = (".parquet", ".parq", ".pq")
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
@@ -33,7 +33,7 @@ _PIECE_ROWS = 65_536  # decoded at a time, however large a row group is
 
 
 class RowSource(Protocol):
-    """Rows in groups, read in one order; see `RowGroups`."""
+    """Rows in groups, in a fixed order; see `RowGroups`."""
 
     name: str
     sizes: Int64Array
@@ -41,35 +41,35 @@ class RowSource(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """Wanted rows of all groups."""
+        """Selected rows of all groups."""
 
     def __len__(self) -> int: ...
 
     def empty(self) -> pa.Table:
-        """Return what `pieces` yields, without rows."""
+        """Return a table like those of `pieces`, without rows."""
 
     def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
-        """Yield the wanted rows of a group in order, and `ROW_NUMBER`."""
+        """Yield the selected rows of a group in order, with `ROW_NUMBER`."""
 
 
 class RowGroups:
-    """A Parquet data set that is read a row group at a time.
+    """A Parquet data set, read by row groups.
 
     Args:
         where: path or URI.
-        columns: to read; None for all. The others are never touched.
-        interval: the rows that are wanted; None for all.
-        optional: further columns, read where the files have them.
+        columns: to read; None for all. Others are never read.
+        interval: of the selected rows; None for all.
+        optional: further columns to read if the files have them.
 
     Attributes:
         name: of the data set, for messages.
         schema: of the columns, the same for all files.
-        sizes: int64 [G], wanted rows of every row group that has any.
+        sizes: int64 [G], selected rows of every row group that has any.
         earliest: the first time in the interval; None without one.
 
     Raises:
-        UserError: no data, a damaged file, a column that is missing, one whose type
-            differs between files, or a time that is null.
+        UserError: no data, a damaged file, a missing column, a column whose type
+            differs between files, or a null time.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class RowGroups:
         groups = [(f, group) for f in fragments for group in f.row_groups]
         all_rows = np.array([group.num_rows for _, group in groups], np.int64)
         if not all_rows.sum():
-            raise UserError(f"{self.name}: has no rows; nothing can be done with it")
+            raise UserError(f"{self.name}: has no rows; give a file with rows")
         wanted = all_rows
         self.earliest: int | None = None
         if interval is not None:
@@ -97,31 +97,31 @@ class RowGroups:
         kept = np.flatnonzero(wanted)
         self.sizes: Int64Array = wanted[kept]
         self._starts = (np.cumsum(all_rows) - all_rows)[kept]
-        # Numbers only: what describes a row group does not travel to a worker.
+        # Numbers only: descriptions of row groups cannot be sent to a worker.
         self._groups = [(groups[g][0], int(groups[g][1].id)) for g in kept]
 
     @property
     def num_rows(self) -> int:
-        """Wanted rows of all files."""
+        """Selected rows of all files."""
         return int(self.sizes.sum())
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def empty(self) -> pa.Table:
-        """Return what `pieces` yields, without rows."""
+        """Return a table like those of `pieces`, without rows."""
         return self.schema.append(pa.field(ROW_NUMBER, pa.int64())).empty_table()
 
     def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
-        """Yield the wanted rows of a row group in order, and `ROW_NUMBER`.
+        """Yield the selected rows of a row group in order, with `ROW_NUMBER`.
 
         Args:
-            group: its place, 0 to G - 1.
-            skip: wanted rows to leave out at its beginning.
+            group: 0 to G - 1.
+            skip: selected rows to skip at its beginning.
 
         Raises:
-            UserError: it cannot be read, a value does not fit the common type, or
-                the file is not what it was when it was opened.
+            UserError: it cannot be read, a value does not fit the common type, or the
+                file has changed since it was opened.
         """
         fragment, number = self._groups[group]
         row, rest = int(self._starts[group]), int(self.sizes[group])
@@ -143,8 +143,8 @@ class RowGroups:
             ) from None
         if rest:
             raise UserError(
-                f"{fragment.path}: row group {number} has other rows than when it was "
-                "opened; write files aside and rename them"
+                f"{fragment.path}: row group {number} has changed since it was opened; "
+                "write files elsewhere and rename them"
             )
 
     def _decoded(
@@ -172,7 +172,7 @@ class RowGroups:
 def _count(
     groups: list[tuple[ds.ParquetFileFragment, ds.RowGroupInfo]], interval: Interval
 ) -> tuple[Int64Array, int | None]:
-    """Return the wanted rows of every row group, and the first of their times."""
+    """Return the selected rows of every row group, and their earliest time."""
     counts, earliest = np.zeros(len(groups), np.int64), []
     for place, (fragment, group) in enumerate(groups):
         try:
@@ -184,10 +184,10 @@ def _count(
 
 
 def open_parquet(where: str | Path | Location) -> ds.Dataset:
-    """Return a Parquet data set for engines that read Arrow, its files sorted.
+    """Return a Parquet data set, with sorted files, for engines that read Arrow.
 
     Raises:
-        UserError: no data, a damaged file, or files that do not fit together.
+        UserError: no data, a damaged file, or files of different schemas.
     """
     location = Location.of(where)
     fragments = _fragments(location)
@@ -224,9 +224,9 @@ def _fragments(location: Location) -> list[ds.ParquetFileFragment]:
 
 
 def _hive(paths: Sequence[str]) -> ds.Partitioning:
-    """Return the keys of partitioned folders: integers where all values are written so.
+    """Return the partition keys: integers if all values are written as integers.
 
-    `part=000` is a text, which Arrow's own inference would take for 0.
+    `part=000` is text, which Arrow would infer to be 0.
     """
     found: dict[str, set[str]] = {}
     for path in paths:
@@ -246,7 +246,7 @@ def _is_int64(text: str) -> bool:
 
 
 def unreadable(path: object, error: Exception) -> UserError:
-    """Return the error that reports a file that is not Parquet, or damaged."""
+    """Return the error for a file that is damaged or not Parquet."""
     return UserError(
         f"{path}: cannot be read as Parquet ({first_line(error)}); write it again"
     )
@@ -255,7 +255,7 @@ def unreadable(path: object, error: Exception) -> UserError:
 def _common_schema(
     fragments: list[ds.ParquetFileFragment], columns: Sequence[str] | None, name: str
 ) -> pa.Schema:
-    """Return the type of every column, wide enough for all files."""
+    """Return the schema with types wide enough for all files."""
     common: dict[str, pa.Field] = {}
     for number, fragment in enumerate(fragments):
         fields = {field.name: field for field in fragment.physical_schema}
@@ -284,7 +284,7 @@ def _common_schema(
 
 
 def _wider(one: pa.Field, other: pa.Field, path: str, name: str) -> pa.Field:
-    """Return the type that holds both: int32 and int64 make int64."""
+    """Return a field with the wider of two types, e.g. int64 for int32 and int64."""
     if one.type == other.type:
         return one
     try:

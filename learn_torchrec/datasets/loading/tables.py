@@ -1,4 +1,4 @@
-"""Checks on tables: a wrong file ends in one line that names file, column and row."""
+"""Checks of tables: each error is one line that names file, column and row."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def _fits_int64(kind: pa.DataType) -> bool:
     return pt.is_integer(kind) and not pt.is_uint64(kind)
 
 
-# Column kinds, by the word an error message uses for them, and the types they may have.
+# Kinds of columns, as error messages call them, and the types they may have.
 _KINDS = {
     "int64 or string": lambda t: _fits_int64(t) or is_text(t),
     "int64 (unix seconds)": lambda t: _fits_int64(t) or pt.is_timestamp(t),
@@ -59,7 +59,7 @@ def read_parquet(
 
     Args:
         where: path or URI.
-        columns: to read; all, too, where one of them is missing: `check` names it.
+        columns: to read; if one is missing, all are read and `check` reports it.
 
     Raises:
         UserError: the path is missing or not readable as Parquet.
@@ -76,22 +76,22 @@ def read_parquet(
 
 
 def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table:
-    """Return `table` with its required columns checked and in their normal form.
+    """Check a table's required columns and return it with these in normal form.
 
     Ids become int64 or large_string (see `ids.as_ids`), times int64 unix seconds,
     actions string, labels float32.
 
     Args:
-        table: what was read.
-        required: column name to kind (see `REQUIRED`).
-        source: the file, for the messages.
+        table: as it was read.
+        required: kind by column name (see `REQUIRED`).
+        source: the file, for messages.
 
     Raises:
-        UserError: an empty table, or a column that is missing, of the wrong type
-            or has nulls.
+        UserError: an empty table, or a column that is missing, of the wrong type or has
+            nulls.
     """
     if table.num_rows == 0:
-        raise UserError(f"{source}: has no rows; nothing can be done with it")
+        raise UserError(f"{source}: has no rows; give a file with rows")
     for name, kind in required.items():
         if name not in table.column_names:
             raise UserError(
@@ -124,14 +124,14 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
 
 
 def row_of(table: pa.Table, place: int | np.integer[Any]) -> int:
-    """Return which row of its data set a table's row is, for messages."""
+    """Return the row number in the data set of a table's row, for messages."""
     if ROW_NUMBER in table.column_names:
         return int(table[ROW_NUMBER][int(place)].as_py())
     return int(place)
 
 
 def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> None:
-    """Refuse a table that names an item the item table does not have."""
+    """Check that all items of a table are in the item table."""
     where = f"{source}: column {ITEM_ID!r}"
     refuse_other_types(ids.type, known.type, where, "the item table")
     unknown = pc.invert(pc.is_in(ids, value_set=known))
@@ -139,13 +139,13 @@ def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> No
     if row >= 0:
         count = pc.sum(unknown).as_py()
         raise UserError(
-            f"{source}: row {row} names item {ids[row].as_py()!r}, which the item "
-            f"table does not have ({count} such rows); add it there or drop the rows"
+            f"{source}: row {row} has item {ids[row].as_py()!r}, which is not in the "
+            f"item table ({count} such rows); add it there or drop the rows"
         )
 
 
 def files_fingerprint(sources: Sequence[Path | Location]) -> str:
-    """Return a digest of the content of files, or of all files of folders."""
+    """Return a digest of the content of files and folders."""
     digest = hashlib.sha256()
     for source in sources:
         location = Location.of(source)
