@@ -152,28 +152,20 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
     return manifest
 
 
-def confined(directory: Path, name: str) -> Path:
-    """Return the path of a file in a manifest, which must be in its directory.
+def damaged_file(directory: Path, manifest: Manifest) -> str | None:
+    """Return the first file that differs from the manifest's record, or None.
 
     Raises:
-        UserError: the path leads out of the directory.
+        UserError: the manifest has a path that leads out of the directory.
     """
-    path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise UserError(
-            f"{directory}: its manifest names a file outside of it, {name!r}; make the "
-            "artefact again"
-        )
-    return path
-
-
-def damaged_file(directory: Path, manifest: Manifest) -> str | None:
-    """Return the first file that differs from the manifest's record, or None."""
-    for name, described in manifest.files.items():
-        path = confined(directory, name)
-        if not path.is_file() or path.stat().st_size != described["bytes"]:
-            return name
-        if file_digest(path) != described["sha256"]:
+    for name, recorded in manifest.files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise UserError(
+                f"{directory}: its manifest names a file outside of it, {name!r}; make "
+                "the artefact again"
+            )
+        if not path.is_file() or recorded != _describe(path):
             return name
     return None
 
@@ -386,13 +378,14 @@ def write_artifact(
 
 def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     return {
-        str(path.relative_to(directory)): {
-            "bytes": path.stat().st_size,
-            "sha256": file_digest(path),
-        }
+        str(path.relative_to(directory)): _describe(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _versions() -> dict[str, str]:

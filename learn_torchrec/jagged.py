@@ -64,14 +64,6 @@ class Jagged:
         """Build from values and row lengths, int64 [N]."""
         return cls(values, offsets_of(lengths))
 
-    @classmethod
-    def concatenate(cls, parts: Sequence["Jagged"]) -> "Jagged":
-        """Return the rows of all parts (at least one), in order."""
-        return cls.from_lengths(
-            np.concatenate([part.values for part in parts]),
-            np.concatenate([part.lengths for part in parts]),
-        )
-
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -86,10 +78,6 @@ class Jagged:
     def owners(self) -> Int64Array:
         """Return the row of every value, int64 [V]."""
         return np.repeat(np.arange(len(self)), self.lengths)
-
-    def positions(self) -> Int64Array:
-        """Return the position of every value within its row, int64 [V]."""
-        return positions_in(self.lengths)
 
     def take(self, rows: Int64Array) -> "Jagged":
         """Return the rows with these numbers, in that order."""

@@ -21,7 +21,7 @@ import numpy as np
 from learn_torchrec.arrays import AnyArray, Float16Array, Int64Array, UInt64Array
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
-from learn_torchrec.matrix import Shard, ShardedMatrix
+from learn_torchrec.matrix import Shard, ShardedMatrix, map_array
 
 ENCODER_FACT = "encoder"
 
@@ -125,19 +125,14 @@ class _UnmappedShard:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        vectors = self._vectors()
+        self._path, vectors = path, map_array(path)
         self.shape, self.dtype = vectors.shape, vectors.dtype
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Float16Array:
-        return np.array(self._vectors()[rows])
-
-    def _vectors(self) -> Float16Array:
-        vectors: Float16Array = np.load(self._path, mmap_mode="r")
-        return vectors
+        return np.array(map_array(self._path)[rows])
 
 
 def _write_aside(path: Path, array: AnyArray) -> None:

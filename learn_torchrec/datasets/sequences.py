@@ -54,10 +54,10 @@ class SequenceSet:
 
     def select_users(self, keep: BoolArray) -> "SequenceSet":
         """Return the set with only the users where `keep` [U] is true."""
-        return self._filtered(
-            np.repeat(keep, self.lengths),
-            self.lengths[keep],
+        return dataclasses.replace(
+            self.select_events(np.repeat(keep, self.lengths)),
             user_ids=self.user_ids.filter(pa.array(keep)),
+            offsets=offsets_of(self.lengths[keep]),
         )
 
     def select_events(self, keep: BoolArray) -> "SequenceSet":
@@ -66,7 +66,13 @@ class SequenceSet:
         Users without remaining events stay, with an empty sequence.
         """
         kept = np.add.reduceat(np.r_[keep, False], self.offsets[:-1], dtype=np.int64)
-        return self._filtered(keep, kept * (self.lengths > 0))
+        return dataclasses.replace(
+            self,
+            offsets=offsets_of(kept * (self.lengths > 0)),
+            items=self.items[keep],
+            times=self.times[keep],
+            actions=self.actions[keep],
+        )
 
     def before(self, time: int) -> "SequenceSet":
         """Return the set with only events strictly before `time`, no empty users."""
@@ -78,9 +84,8 @@ class SequenceSet:
 
         Every user must have more than `count`.
         """
-        kept = self.lengths - count
-        keep = positions_in(self.lengths) < np.repeat(kept, self.lengths)
-        return self._filtered(keep, kept)
+        kept = np.repeat(self.lengths - count, self.lengths)
+        return self.select_events(positions_in(self.lengths) < kept)
 
     def first_times(self) -> Int64Array:
         """Time of each user's first event, int64 [U]; no user may be empty."""
@@ -100,18 +105,6 @@ class SequenceSet:
         codes = [code_of.get(name, NO_ACTION) for name in self.action_names]
         recoded = np.array([*codes, NO_ACTION], np.int16)[self.actions]
         return dataclasses.replace(self, actions=recoded, action_names=names)
-
-    def _filtered(
-        self, events: BoolArray, lengths: Int64Array, user_ids: pa.Array | None = None
-    ) -> "SequenceSet":
-        return dataclasses.replace(
-            self,
-            user_ids=self.user_ids if user_ids is None else user_ids,
-            offsets=offsets_of(lengths),
-            items=self.items[events],
-            times=self.times[events],
-            actions=self.actions[events],
-        )
 
 
 def build_sequences(

@@ -182,11 +182,11 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a column less": (
         folder_of(ONE, ONE.drop_columns(["action"])),
-        "part-1.parquet: column 'action' is missing, which other files",
+        "part-1.parquet: lacks column 'action', unlike .*part-0.parquet",
     ),
     "a column more": (
         folder_of(ONE, ONE.append_column("x", pa.array([1]))),
-        "part-1.parquet: has column 'x', which .*part-0.parquet does not have",
+        "part-1.parquet: has column 'x', unlike .*part-0.parquet",
     ),
 }
 

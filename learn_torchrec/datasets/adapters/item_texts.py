@@ -30,20 +30,19 @@ def table_of(rows: Iterable[Mapping[str, Any]], source: Location) -> pa.Table:
     Raises:
         UserError: a column of `source` whose values are of several types.
     """
-    chunks: dict[str, list[pa.Array]] = {}
-    sizes: list[int] = []
-    rows = iter(rows)
+    rows, tables = iter(rows), [pa.table({})]
     while chunk := list(itertools.islice(rows, _CHUNK)):
+        columns = {}
         for name in dict.fromkeys(name for row in chunk for name in row):
-            values = _array([row.get(name) for row in chunk], name, source)
-            # Earlier chunks did not have the column.
-            earlier = [pa.nulls(size) for size in sizes]
-            chunks.setdefault(name, earlier).append(values)
-        sizes.append(len(chunk))
-        for column in chunks.values():
-            if len(column) < len(sizes):
-                column.append(pa.nulls(len(chunk)))
-    return pa.table({n: _joined(column, n, source) for n, column in chunks.items()})
+            try:
+                columns[name] = pa.array([row.get(name) for row in chunk])
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise _several_types(f"{source}: column {name!r}", error) from None
+        tables.append(pa.table(columns))
+    try:
+        return pa.concat_tables(tables[1:] or tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise _several_types(f"{source}: a column", error) from None
 
 
 def text_fields(row: Mapping[str, Any]) -> dict[str, str | None]:
@@ -112,24 +111,6 @@ def _unescaped(text: str | None) -> str | None:
     return text if clean == text else " ".join(clean.split()) or None
 
 
-def _array(values: list[Any], name: str, source: Location) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise _of_several_types(name, source, error) from None
-
-
-def _joined(chunks: list[pa.Array], name: str, source: Location) -> pa.ChunkedArray:
-    schemas = [pa.schema([(name, chunk.type)]) for chunk in chunks]
-    try:
-        kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise _of_several_types(name, source, error) from None
-
-
-def _of_several_types(name: str, source: Location, error: Exception) -> UserError:
-    return UserError(
-        f"{source}: column {name!r} holds values of several types "
-        f"({first_line(error)}); use one"
-    )
+def _several_types(column: str, error: Exception) -> UserError:
+    reason = first_line(error)
+    return UserError(f"{column} holds values of several types ({reason}); use one")

@@ -16,7 +16,7 @@ from learn_torchrec.datasets.adapters.ratings import (
     DISLIKE,
     LIKE,
     POSITIVE_RATING,
-    counters,
+    add_counters,
 )
 from learn_torchrec.datasets.adapters.recbole import read_atomic
 from learn_torchrec.datasets.loading.location import Location
@@ -136,9 +136,7 @@ class MovieLens100K(Dataset):
         table = table.append_column(
             "release_year", movies["release_year"].take(item_row)
         )
-        for name, values in counters(ratings).items():
-            table = table.append_column(name, pa.array(values))
-        return table
+        return add_counters(table)
 
 
 def _wheel_directory() -> Path:

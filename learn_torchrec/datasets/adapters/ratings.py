@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from learn_torchrec.arrays import Float32Array
 from learn_torchrec.datasets import point_in_time
 from learn_torchrec.schema import ACTION, ITEM_ID, LABEL, TIMESTAMP, USER_ID
 
@@ -32,28 +31,25 @@ def events(rows: Iterable[tuple[Any, Any, int, str]]) -> pa.Table:
     return pa.concat_tables(chunks or [_table([])])
 
 
-def counters(ratings: pa.Table) -> dict[str, Float32Array]:
-    """Return point-in-time counters of each row's user and item.
+def add_counters(ratings: pa.Table) -> pa.Table:
+    """Return ratings with point-in-time counters of each row's user and item.
 
-    Args:
-        ratings: [N], with `label` 0 or 1.
-
-    Returns:
-        `user_events` and `item_events`, log(1 + earlier rows), and `user_log_odds` and
-        `item_log_odds` of the earlier rows' labels; float32 [N] each.
+    `user_events` and `item_events` are log(1 + earlier rows), and `user_log_odds` and
+    `item_log_odds` those of the earlier rows' labels (0 or 1); float32 [N] each.
     """
     times = ratings[TIMESTAMP].to_numpy()
     labels = ratings[LABEL].to_numpy()
-    result = {}
     for name, column in (("user", USER_ID), ("item", ITEM_ID)):
         events, positives = point_in_time.running_counts(
             ratings[column].to_numpy(), times, labels
         )
-        result[f"{name}_events"] = np.log1p(events).astype(np.float32)
+        counts = np.log1p(events).astype(np.float32)
         # Add-one smoothing: an id without events has even odds.
         odds = (positives + 1) / (events - positives + 1)
-        result[f"{name}_log_odds"] = np.log(odds).astype(np.float32)
-    return result
+        log_odds = np.log(odds).astype(np.float32)
+        ratings = ratings.append_column(f"{name}_events", pa.array(counts))
+        ratings = ratings.append_column(f"{name}_log_odds", pa.array(log_odds))
+    return ratings
 
 
 def _table(rows: list[tuple[Any, Any, int, str]]) -> pa.Table:

@@ -257,29 +257,23 @@ def _common_schema(
 ) -> pa.Schema:
     """Return the schema with types wide enough for all files."""
     common: dict[str, pa.Field] = {}
-    for number, fragment in enumerate(fragments):
+    for fragment in fragments:
         fields = {field.name: field for field in fragment.physical_schema}
         keys = ds.get_partition_keys(fragment.partition_expression)
         fields |= {key: pa.field(key, pa.scalar(v).type) for key, v in keys.items()}
         require_columns(fields, columns or (), fragment.path)
+        unlike = fields.keys() ^ common.keys()
+        if columns is None and common and unlike:
+            column = min(unlike)
+            raise UserError(
+                f"{fragment.path}: {'has' if column in fields else 'lacks'} column "
+                f"{column!r}, unlike {fragments[0].path}; write all files with the "
+                "same columns"
+            )
         for column in fields if columns is None else columns:
             field = fields[column].with_nullable(True).remove_metadata()
-            if column not in common:
-                if number and columns is None:
-                    first = fragments[0].path
-                    raise UserError(
-                        f"{fragment.path}: has column {column!r}, which {first} does "
-                        "not have; write all files with the same columns"
-                    )
-                common[column] = field
-            else:
-                common[column] = _wider(common[column], field, fragment.path, name)
-        if columns is None and len(fields) < len(common):
-            lacking = next(c for c in common if c not in fields)
-            raise UserError(
-                f"{fragment.path}: column {lacking!r} is missing, which other files "
-                f"of {name} have; write all files with the same columns"
-            )
+            known = common.get(column, field)
+            common[column] = _wider(known, field, fragment.path, name)
     return pa.schema(list(common.values()))
 
 
