@@ -141,8 +141,8 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
         raise UserError(f"{path}: damaged ({error}); make the artefact again") from None
     if manifest.kind != kind:
         raise UserError(
-            f"{directory}: holds a {manifest.kind} artefact, a {kind} artefact is "
-            "needed; name the right directory"
+            f"{directory}: holds a {manifest.kind} artefact, but a {kind} artefact is "
+            "needed; name its directory"
         )
     if manifest.checksum != manifest.digest():
         raise UserError(

@@ -208,20 +208,20 @@ def _first_problem(kind: Any, error: ValidationError) -> str:
     # A misspelt name is the cause of a missing one.
     unknown = (p for p in problems if p["type"] == "unexpected_keyword_argument")
     problem = next(unknown, problems[0])
-    place = [str(part) for part in problem["loc"]]
-    full_name = ".".join(place)
+    path = [str(part) for part in problem["loc"]]
+    full_name = ".".join(path)
     if problem["type"] == "unexpected_keyword_argument":
-        fields = _field_names(_kind_at(kind, place[:-1]))
+        fields = _field_names(_kind_at(kind, path[:-1]))
         return f"unknown name {full_name}; known here: {', '.join(fields)}"
     if problem["type"] == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        if message.partition(":")[0] in _field_names(_kind_at(kind, place)):
-            return ".".join([*place, message])
+        if message.partition(":")[0] in _field_names(_kind_at(kind, path)):
+            return ".".join([*path, message])
     else:
         message = _reworded(problem["type"], problem["msg"], problem.get("ctx", {}))
-        if place and isinstance(problem["input"], str | int | float):
+        if path and isinstance(problem["input"], str | int | float):
             message += f", not {problem['input']!r}"
-    return f"{full_name}: {message}" if place else message
+    return f"{full_name}: {message}" if path else message
 
 
 def _reworded(kind: str, message: str, context: Mapping[str, Any]) -> str:
@@ -245,9 +245,9 @@ def _field_names(kind: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _kind_at(kind: Any, place: Sequence[str]) -> Any:
+def _kind_at(kind: Any, path: Sequence[str]) -> Any:
     """Return the type of a field at a path inside a configuration's type."""
-    for name in place:
+    for name in path:
         if dataclasses.is_dataclass(kind):
             kind = typing.get_type_hints(kind)[name]
         elif _plain(kind) is tuple:  # homogeneous

@@ -101,7 +101,7 @@ def refuse_other_inputs(
         if wanted is not None and given[role] != wanted:
             raise UserError(
                 f"{source}: was trained with other {role} than --{option} gives; "
-                "name those of its run"
+                "pass those of its training"
             )
 
 

@@ -175,7 +175,7 @@ def _column_texts(items: pa.Table, name: str) -> list[str]:
         return [_text(np.float32(v) if single and v is not None else v) for v in values]
     except TypeError as error:
         raise UserError(
-            f"items: column {name} holds {error}; give text, numbers or lists of text"
+            f"items: column {name} has {error}; give text, numbers or lists of text"
         ) from None
 
 

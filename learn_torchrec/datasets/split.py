@@ -92,7 +92,7 @@ def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes
     if not times.min() < towers_until <= test_from <= times.max():
         raise UserError(
             f"split.towers_until={config.towers_until} and split.test_from="
-            f"{config.test_from} must lie in this order inside the log, which runs "
+            f"{config.test_from} must be in this order and inside the log, which runs "
             f"from {_iso(times.min())} to {_iso(times.max())}"
         )
     return SplitTimes(towers_until=towers_until, test_from=test_from)

@@ -126,7 +126,7 @@ def test_cls_pooling_of_a_bidirectional_encoder(
         max_position_embeddings=32,
         initializer_range=0.5,
     )
-    # No pooler in the files: it is not used, so that it need not be there.
+    # The files have no pooler, which is not used.
     bert = BertModel(shape, add_pooling_layer=False).eval()
     bert.save_pretrained(tmp_path)
     config = EncoderConfig(model=str(tmp_path), pooling="cls", l2_normalize=False)
@@ -290,7 +290,7 @@ def test_missing_packages_are_named(
 
 @pytest.mark.slow
 def test_smollm2_reads_meaning() -> None:
-    """The real model from its wheel: 576-d, batch-independent, related items nearer."""
+    """The real model from its wheel: 576-d, batch-independent, related items closer."""
     try:
         backbone.find_model("smollm2")
     except UserError as error:

@@ -13,7 +13,7 @@ from learn_torchrec.errors import UserError
 
 @pytest.fixture
 def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A zip file in the wheel's place, and an empty cache."""
+    """A zip file instead of the wheel's, and an empty cache."""
     path = tmp_path / "model.zip"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("config.json", "{}")

@@ -135,5 +135,5 @@ def test_tables_that_are_no_item_tables() -> None:
         render(pa.table({"title": ["T"]}), PromptConfig())
     with pytest.raises(UserError, match="no text column; give at least one of title"):
         render(pa.table({"item_id": [1]}), PromptConfig())
-    with pytest.raises(UserError, match="column title holds a value of type dict"):
+    with pytest.raises(UserError, match="column title has a value of type dict"):
         render(pa.table({"item_id": [1], "title": [{"a": 1}]}), PromptConfig())

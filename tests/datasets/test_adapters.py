@@ -127,7 +127,7 @@ def test_broken_tables_are_refused(market, file, change, message):
 
 
 def without_pages_of(path: Path, *names: str) -> None:
-    """Overwrite what some columns hold; the footer and the others stay whole."""
+    """Overwrite the pages of some columns; the footer and the others stay intact."""
     body = bytearray(path.read_bytes())
     group = pq.read_metadata(path).row_group(0)
     for number in range(group.num_columns):

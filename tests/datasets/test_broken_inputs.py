@@ -1,6 +1,6 @@
-"""Broken inputs: each ends in one line of what and where, or is repaired and counted.
+"""Broken inputs: each gives a one-line error, or is repaired and counted.
 
-Where a file is refused, nothing half written stays behind.
+If a file is refused, no partial output is left.
 """
 
 import gzip
@@ -213,7 +213,7 @@ def test_permissions(small: Path) -> None:
     if nobody:
         os.seteuid(65534)
     try:
-        # Who lost root's rights may not even look into the folder.
+        # Without root's rights even the folder may be unreadable.
         message = "may not be read; check its permissions|Permission denied"
         refused(lambda: open_dataset(f"parquet:{small}").interactions, message, small)
     finally:
@@ -339,7 +339,7 @@ def test_repairs_are_counted(small: Path, tmp_path: Path, reason: str) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on a file's size stands in for the disk's end: the write itself fails."""
+    """A limit on file size simulates a full disk: the write itself fails."""
     old = store(tmp_path / "c", [1, 2], np.ones((2, 2)))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))

@@ -1,4 +1,4 @@
-"""Adapters of data that research passes around: `sequences:` and `online-retail:`."""
+"""Adapters of research data: `sequences:` and `online-retail:`."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""Adapters of public data: a known answer for each release's own form."""
+"""Adapters of public data: a known answer for the form of each release."""
 
 import gzip
 import json

@@ -68,7 +68,7 @@ def test_moments():
     for bad in ("tomorrow", "x%"):
         with pytest.raises(UserError, match=f"split.towers_until={bad}"):
             resolve_times(SplitConfig(towers_until=bad), log)
-    with pytest.raises(UserError, match="must lie in this order"):
+    with pytest.raises(UserError, match="must be in this order"):
         resolve_times(SplitConfig(towers_until="90%"), log)
 
 

@@ -112,7 +112,7 @@ def test_line_breaks_within_quotes(tmp_path: Path) -> None:
         (["7", "8"], ["439", "439"], ["439", "B00X"], ([7, 8], None)),
         (["-7", "0"], ["439", "1"], ["439", "1"], ([-7, 0], [439, 1])),
         (["+7", "1e3"], ["-0", "1"], ["-0", "1"], (None, None)),
-        # More digits than 64 bits hold, and as many as they hold.
+        # One digit too many for int64, and the largest int64.
         (
             ["9" * 19, "1"],
             [f"{2**63 - 1}", "1"],
@@ -156,7 +156,7 @@ def test_ids_of_the_parts_of_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("id_", [1, "1"])
 def test_ids_of_json_lines_beside_csv(tmp_path: Path, id_: int | str) -> None:
-    """JSON tells integers from strings; CSV follows it."""
+    """JSON distinguishes integers from strings; CSV follows it."""
     (tmp_path / "items.jsonl").write_text(json.dumps({"item_id": id_}))
     csv(tmp_path, interactions=f"{LOG}\n7,1,5,buy\n")
     dataset = open_dataset(f"csv:{tmp_path}#items=items.jsonl")

@@ -16,7 +16,7 @@ _CHUNK = 1 << 16
 
 
 def action_of(rating: float) -> str:
-    """Return the action that a rating from 1 to 5 stands for."""
+    """Return the action of a rating from 1 to 5."""
     return LIKE if rating >= POSITIVE_RATING else DISLIKE
 
 

@@ -38,12 +38,12 @@ def cut_into_lanes(
     result: list[list[Segment]] = []
     for lo, hi in itertools.pairwise(bounds):
         segments = []
-        place = int(np.searchsorted(ends, lo, side="right"))
-        while place < len(order) and (begin := ends[place] - sizes[order[place]]) < hi:
-            start, stop = max(lo, begin) - begin, min(hi, ends[place]) - begin
+        at = int(np.searchsorted(ends, lo, side="right"))
+        while at < len(order) and (begin := ends[at] - sizes[order[at]]) < hi:
+            start, stop = max(lo, begin) - begin, min(hi, ends[at]) - begin
             if start < stop:
-                segments.append(Segment(int(order[place]), int(start), int(stop)))
-            place += 1
+                segments.append(Segment(int(order[at]), int(start), int(stop)))
+            at += 1
         result.append(segments)
     return result
 
@@ -53,16 +53,16 @@ class Lane:
 
     def __init__(self, rows: RowSource, segments: list[Segment]) -> None:
         self._rows, self._segments = rows, segments
-        self._place: int | None = None
+        self._next_row: int | None = None
         self._pieces: Iterator[pa.Table] = iter(())
         self._rest: pa.Table | None = None  # of a partly taken piece
 
     def take(self, start: int, stop: int) -> list[pa.Table]:
         """Return the lane's rows `start` to `stop` as tables."""
-        if start != self._place:
+        if start != self._next_row:
             self._pieces = _read(self._rows, self._segments, start)
             self._rest = None
-        self._place = stop
+        self._next_row = stop
         parts = []
         while start < stop:
             piece = next(self._pieces) if self._rest is None else self._rest
