@@ -84,7 +84,8 @@ def test_the_inputs_of_its_training_are_taken(trained, given):
         (
             {"towers": "a"},
             {"towers": "c"},
-            "was trained with other towers than --vectors gives; pass those of its training",
+            "was trained with other towers than --vectors gives; pass those of its "
+            "training",
         ),
     ],
 )

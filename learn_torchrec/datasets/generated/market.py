@@ -216,12 +216,12 @@ def write_market(config: MarketConfig, directory: Path) -> Iterator[int]:
     """
     market = Market(config)
     pq.write_table(market.items(), directory / ITEMS_FILE)
-    for name in (INTERACTIONS_FILE, IMPRESSIONS_FILE):
-        (directory / name).mkdir()
+    log, shown = directory / INTERACTIONS_FILE, directory / IMPRESSIONS_FILE
+    log.mkdir()
+    shown.mkdir()
     done = 0
     for day, chunks in market.days():
         part = f"day-{day:05d}.parquet"
-        log, shown = directory / INTERACTIONS_FILE, directory / IMPRESSIONS_FILE
         first = next(chunks)
         with (
             pq.ParquetWriter(shown / part, first.schema) as impressions,
