@@ -96,7 +96,7 @@ def test_a_strange_directory_is_never_replaced(tmp_path):
 
 def test_wrong_kind_and_format_are_refused(tmp_path):
     make(tmp_path / "out")
-    with pytest.raises(UserError, match="holds a content artefact, a towers artefact"):
+    with pytest.raises(UserError, match="holds a content artefact, but a towers"):
         artifact.read_manifest(tmp_path / "out", "towers")
     path = tmp_path / "out" / "manifest.json"
     body = json.loads(path.read_text())
