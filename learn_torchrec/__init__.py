@@ -1,7 +1,7 @@
-"""LEARN on TorchRec: a language model's knowledge in a production ranker.
+"""LEARN on TorchRec: an LLM's knowledge in a production ranker.
 
-The names below are the public surface. Each is imported when it is first used, so that
-`import learn_torchrec` costs nothing and needs no distributed set-up; editors and type
+The names below are the public API. Each is imported on first use, so that
+`import learn_torchrec` is cheap and needs no distributed set-up; editors and type
 checkers read the imports under `TYPE_CHECKING`.
 """
 
@@ -46,7 +46,7 @@ _PUBLIC = {
 }
 __all__ = list(_PUBLIC)
 
-if not TYPE_CHECKING:  # it would make any name an `Any`
+if not TYPE_CHECKING:  # would make every name an `Any`
 
     def __getattr__(name):
         if name not in _PUBLIC:

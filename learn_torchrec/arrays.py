@@ -1,4 +1,4 @@
-"""Types of arrays, one name each; columns of any kind; messages about their rows."""
+"""Array types, one name each; conversion of columns; row numbers for messages."""
 
 from typing import Any, TypeAlias
 
@@ -16,15 +16,15 @@ Float16Array: TypeAlias = NDArray[np.float16]
 Float32Array: TypeAlias = NDArray[np.float32]
 Float64Array: TypeAlias = NDArray[np.float64]
 
-# A column as people hold it: a pyarrow, NumPy, pandas or torch array, a sequence, or
-# one value alone.
+# A column in any form: a pyarrow, NumPy, pandas or torch array, a sequence, or a single
+# value.
 Column: TypeAlias = Any
 
 _ROWS_NAMED = 5
 
 
 def as_arrow(values: Column) -> pa.Array | pa.ChunkedArray:
-    """Return a column as Arrow data of whatever type it has, dictionaries decoded.
+    """Return a column as Arrow data of its own type, with dictionaries decoded.
 
     NaN and NaT become null.
 
@@ -45,11 +45,11 @@ def as_arrow(values: Column) -> pa.Array | pa.ChunkedArray:
 
 
 def name_rows(is_bad: BoolArray, first_row: int = 0) -> str:
-    """Return "row 3" or "rows 3, 8, ... and 2 more" (from 0) for the true entries.
+    """Return "row 3" or "rows 3, 8 and 2 more" (from 0) for the true entries.
 
     Args:
         is_bad: bool [N].
-        first_row: number of the first entry's row.
+        first_row: row number of the first entry.
     """
     rows = np.flatnonzero(is_bad) + first_row
     named = ", ".join(str(row) for row in rows[:_ROWS_NAMED])

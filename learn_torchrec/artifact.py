@@ -1,9 +1,8 @@
-"""Artefacts: directories that appear whole or not at all, with a manifest.
+"""Artefacts: directories with a manifest, published atomically.
 
-A stage writes into a directory beside the final one, every file and the manifest
-are flushed to disk, and one rename makes the result visible. The manifest records
-what made the artefact, so that a finished stage is reused and a wrong input is
-refused.
+A stage writes into a temporary directory beside the final one, flushes every file and
+the manifest to disk, and publishes the result by a rename. The manifest records how the
+artefact was made, so that a finished stage is reused and a wrong input is refused.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +43,21 @@ _RECORDED_PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an artefact is and what it was made from.
+    """What an artefact is and how it was made.
 
     Attributes:
-        kind: what it holds, e.g. "content" or "towers".
-        recipe: digest of kind, format, deciding configuration and inputs: two
-            artefacts with the same recipe hold the same thing.
+        kind: of its content, e.g. "content" or "towers".
+        recipe: digest of kind, format, deciding configuration and inputs: artefacts
+            with the same recipe have the same content.
         config: the sections of the configuration that the stage reads.
         inputs: fingerprint of every input, by role.
-        cutoff: unix seconds; the models behind the artefact learned from nothing at
-            or after it. None where nothing learned from behaviour.
-        facts: what a reader wants to know (counts, dimensions, statistics).
+        cutoff: unix seconds; the models behind the artefact learned from events
+            strictly before it. None if nothing learned from behaviour.
+        facts: for readers (counts, dimensions, statistics).
         files: size in bytes and SHA-256 of every file.
         versions: of the packages that made it.
-        created: when, ISO 8601.
-        checksum: of all the rest, so that a damaged manifest is not believed.
+        created: ISO 8601.
+        checksum: of all other fields, to detect a damaged manifest.
     """
 
     kind: str
@@ -75,7 +74,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what the artefact holds: later stages name their inputs by it."""
+        """Digest of the artefact's content, recorded by the stages that read it."""
         return _digest([self.recipe, self.files])
 
     def write(self, directory: Path) -> None:
@@ -84,7 +83,7 @@ class Manifest:
         (directory / MANIFEST).write_text(json.dumps(body, indent=2) + "\n")
 
     def digest(self) -> str:
-        """Return what `checksum` must be: of the rest as a reader gets it."""
+        """Return the value for `checksum`: of the other fields, as read from JSON."""
         return _digest(json.loads(json.dumps(asdict(self) | {"checksum": ""})))
 
 
@@ -97,17 +96,12 @@ def recipe_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -
     """Return the digest that identifies what a stage would produce.
 
     Args:
-        kind: what the artefact holds.
-        config: the settings that decide it, see `config.deciding`.
-        inputs: fingerprints of what it is made from, by role.
+        kind: of the artefact.
+        config: the settings that decide its content, see `config.deciding`.
+        inputs: fingerprint of every input, by role.
     """
-    body = {
-        "kind": kind,
-        "format_version": FORMAT_VERSION,
-        "config": config,
-        "inputs": inputs,
-    }
-    return _digest(body)
+    body = {"kind": kind, "format_version": FORMAT_VERSION}
+    return _digest({**body, "config": config, "inputs": inputs})
 
 
 def file_digest(path: Path) -> str:
@@ -117,11 +111,11 @@ def file_digest(path: Path) -> str:
 
 
 def read_manifest(directory: Path, kind: str) -> Manifest:
-    """Read the manifest of the artefact in `directory`.
+    """Read an artefact's manifest.
 
     Raises:
-        UserError: the directory holds no artefact, one of another kind or format
-            version, or a damaged one.
+        UserError: no artefact, one of another kind or format version, or a damaged
+            one.
     """
     path = directory / MANIFEST
     try:
@@ -138,8 +132,8 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
     version = body.get("format_version") if isinstance(body, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: format {version}, this version reads {FORMAT_VERSION}; make the "
-            "artefact again"
+            f"{path}: format {version}, but this version reads {FORMAT_VERSION}; make "
+            "the artefact again"
         )
     try:
         manifest = Manifest(**body)
@@ -147,39 +141,31 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
         raise UserError(f"{path}: damaged ({error}); make the artefact again") from None
     if manifest.kind != kind:
         raise UserError(
-            f"{directory}: holds a {manifest.kind} artefact, a {kind} artefact is "
-            "needed; name the right directory"
+            f"{directory}: holds a {manifest.kind} artefact, but a {kind} artefact is "
+            "needed; name its directory"
         )
     if manifest.checksum != manifest.digest():
         raise UserError(
-            f"{path}: damaged, it is not what was written; restore it from a copy, or "
-            f"remove {directory} and make it again"
+            f"{path}: damaged (wrong checksum); restore it from a copy, or remove "
+            f"{directory} and make it again"
         )
     return manifest
 
 
-def confined(directory: Path, name: str) -> Path:
-    """Return the path of a file that a manifest names, inside its artefact.
+def damaged_file(directory: Path, manifest: Manifest) -> str | None:
+    """Return the first file that differs from the manifest's record, or None.
 
     Raises:
-        UserError: the name leads out of the directory.
+        UserError: the manifest has a path that leads out of the directory.
     """
-    path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise UserError(
-            f"{directory}: its manifest names a file outside of it, {name!r}; do not "
-            "use it, make it again"
-        )
-    return path
-
-
-def damaged_file(directory: Path, manifest: Manifest) -> str | None:
-    """Return the first file that is not what the manifest records; None if all are."""
-    for name, described in manifest.files.items():
-        path = confined(directory, name)
-        if not path.is_file() or path.stat().st_size != described["bytes"]:
-            return name
-        if file_digest(path) != described["sha256"]:
+    for name, recorded in manifest.files.items():
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
+            raise UserError(
+                f"{directory}: its manifest names a file outside of it, {name!r}; make "
+                "the artefact again"
+            )
+        if not path.is_file() or recorded != _describe(path):
             return name
     return None
 
@@ -188,14 +174,13 @@ def verify(directory: Path, kind: str) -> None:
     """Check every file of an artefact against the checksums of its manifest.
 
     Raises:
-        UserError: a file is missing or not what was written; names it.
+        UserError: names the first file that is missing or damaged.
     """
     damaged = damaged_file(directory, read_manifest(directory, kind))
     if damaged is not None:
         raise UserError(
-            f"{directory / damaged}: damaged, its checksum is not the one of "
-            f"{MANIFEST}; restore it from a copy, or remove {directory} and make it "
-            "again"
+            f"{directory / damaged}: damaged (not the checksum in {MANIFEST}); restore "
+            f"it from a copy, or remove {directory} and make it again"
         )
 
 
@@ -203,15 +188,16 @@ def verify(directory: Path, kind: str) -> None:
 def reading(
     directory: Path, manifest: Manifest, names: Iterable[str], advice: str
 ) -> Iterator[None]:
-    """Open some files of an artefact in a block that fails with one line if it must.
+    """Guard a block that opens files of an artefact: errors become one line.
 
-    Sizes are compared with the manifest's first: cheap, and finds what was cut off.
+    File sizes are checked against the manifest first, which is cheap and detects
+    truncated files.
 
     Args:
         directory: of the artefact.
-        manifest: its own.
-        names: of the files, as the manifest has them.
-        advice: what to do about a damaged file.
+        manifest: of the artefact.
+        names: of the files, as in the manifest.
+        advice: how to fix a damaged file.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -224,28 +210,28 @@ def reading(
         if (size := path.stat().st_size) != recorded:
             raise UserError(
                 f"{path}: damaged ({size} bytes, its manifest says {recorded}); "
-                f"{advice}"
+                + advice
             )
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{directory}: damaged ({reason}); {advice}") from None
+        raise UserError(
+            f"{directory}: damaged ({first_line(error)}); {advice}"
+        ) from None
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep other runs from making `directory` while this one does.
+    """Lock `directory` against other runs that would make it.
 
-    The kernel releases the lock (flock) when the process ends, however it ends, so a
-    file that a killed run left holds nothing. The file goes when the block ends. The
-    package `filelock` does not carry this: its flock locks know no holder to name,
-    leave their files, and turn into lock files that outlive a killed run where the
-    file system has no flock.
+    The kernel releases the lock (flock) however the process ends, so the file of a
+    killed run locks nothing; a block that ends removes it. Not `filelock`: its locks do
+    not record their holder and leave their files, and without flock in the file system
+    they would outlive a killed run.
 
     Raises:
-        UserError: another run holds it (names its process), the lock file is none of
-            ours, or the file system has no locks.
+        UserError: another run holds the lock (names its process), the lock file is not
+            a plain file, or the file system has no locks.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     path = directory.parent / f".{directory.name}.lock"
@@ -265,7 +251,7 @@ def locked(directory: Path) -> Iterator[None]:
                 f"{path}: cannot be locked ({error.strerror}); choose an --out on a "
                 "file system with locks"
             ) from None
-        # Who held it before may have removed the file after this one opened it.
+        # The previous holder may have removed the file since it was opened here.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 break
@@ -281,10 +267,10 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> TextIO:
-    """Open a lock file to read and append, and never what a link leads to.
+    """Open a lock file to read and append, without following a symbolic link.
 
     Raises:
-        UserError: the path is a symbolic link or anything but a plain file.
+        UserError: the path is not a plain file.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -296,22 +282,22 @@ def _open_lock(path: Path) -> TextIO:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return os.fdopen(descriptor, "r+")
         os.close(descriptor)
-    raise UserError(f"{path}: is not a plain file, as a lock is; remove it")
+    raise UserError(f"{path}: must be a plain file, to serve as the lock; remove it")
 
 
 def is_finished(
     directory: Path, kind: str, recipe: str, may_replace: bool = False
 ) -> bool:
-    """Whether `directory` already holds the artefact that `recipe` would make.
+    """Whether `directory` already holds the artefact of this recipe.
 
     Args:
-        directory: where the artefact would appear.
-        kind: what it holds.
+        directory: of the artefact.
+        kind: of the artefact.
         recipe: see `recipe_of`.
-        may_replace: whether an artefact of another recipe may be replaced.
+        may_replace: whether an artefact of another recipe may be overwritten.
 
     Raises:
-        UserError: the directory is occupied by something that must not be replaced.
+        UserError: the directory holds something that must not be overwritten.
     """
     _recover(directory)
     if not directory.exists():
@@ -323,7 +309,7 @@ def is_finished(
             f"{directory}: exists and is not an artefact; choose another --out"
         )
     if read_manifest(directory, kind).recipe == recipe:
-        logger.info("%s: made before with the same settings, reused", directory)
+        logger.info("%s: reused, as its settings and inputs are the same", directory)
         return True
     if not may_replace:
         raise UserError(
@@ -345,21 +331,21 @@ def write_artifact(
     run_config: Mapping[str, Any] | None = None,
     recipe: str | None = None,
 ) -> Iterator[Path]:
-    """Yield a working directory that becomes `directory` when the block ends well.
+    """Yield a working directory that becomes `directory` when the block succeeds.
 
-    Nothing appears at `directory` if the block raises, and an artefact already
-    there stays until the new one is complete.
+    If the block raises, `directory` is unchanged. An older artefact there stays until
+    the new one is complete.
 
     Args:
-        directory: where the artefact appears.
-        kind: what it holds.
-        config: the settings that it is made with.
-        inputs: fingerprints of what it is made from, by role.
-        cutoff: unix seconds, see `Manifest`.
+        directory: of the artefact.
+        kind: see `Manifest`.
+        config: see `Manifest`.
+        inputs: see `Manifest`.
+        cutoff: see `Manifest`.
         facts: read when the block ends, so the block may fill it in.
-        run_config: the whole resolved configuration, saved as `config.json`
-            for `--config`.
-        recipe: see `recipe_of`; None where all of `config` decides the content.
+        run_config: the whole resolved configuration, saved as `config.json` for
+            `--config`.
+        recipe: see `recipe_of`; None if all of `config` decides the content.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     _recover(directory)
@@ -392,13 +378,14 @@ def write_artifact(
 
 def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     return {
-        str(path.relative_to(directory)): {
-            "bytes": path.stat().st_size,
-            "sha256": file_digest(path),
-        }
+        str(path.relative_to(directory)): _describe(path)
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _versions() -> dict[str, str]:
@@ -419,7 +406,7 @@ def _flush_to_disk(directory: Path) -> None:
 
 
 def _siblings(directory: Path, suffix: str) -> list[Path]:
-    """Working and retired directories of exactly this artefact."""
+    """Return the working or retired directories of exactly this artefact."""
     pattern = re.compile(rf"\.{re.escape(directory.name)}\.[0-9a-f]{{8}}\.{suffix}")
     if not directory.parent.is_dir():
         return []
@@ -432,17 +419,16 @@ def _recover(directory: Path) -> None:
         if directory.exists():
             shutil.rmtree(retired, ignore_errors=True)
         else:
-            # Another rank that asks at the same moment may have been quicker.
+            # Another rank may have done so at the same time.
             with contextlib.suppress(FileNotFoundError):
                 retired.rename(directory)
 
 
 def _swap(working: Path, directory: Path) -> None:
-    """Put `working` in the place of `directory`, which may hold an older artefact."""
+    """Move `working` to `directory`, replacing an older artefact."""
+    retired = working.with_suffix(".old")
     if directory.exists():
-        retired = working.with_suffix(".old")
         directory.rename(retired)
-        working.rename(directory)
+    working.rename(directory)
+    if retired.exists():
         shutil.rmtree(retired)
-    else:
-        working.rename(directory)

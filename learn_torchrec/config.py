@@ -1,8 +1,8 @@
 """Configuration: frozen dataclasses beside their owners, composed by presets.
 
-A run is a plain Python value, checked by pydantic when it is made. `--set
-section.field=value` changes one field by its dotted name; `--config` reads back what a
-run saved.
+A run's configuration is a plain Python value, validated by pydantic on construction.
+`--set section.field=value` changes one field by its dotted name; `--config` reads the
+configuration that a run saved.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from learn_torchrec.errors import UserError
 
 Config = TypeVar("Config")
 
-# A share of something, both ends excluded.
+# A fraction between 0 and 1, both excluded.
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Operational:
-    """Marks a setting that decides how a stage runs, and nothing of its result."""
+    """Marks a setting that decides how a stage runs but not its result."""
 
 
 OPERATIONAL = Operational()
@@ -38,11 +38,11 @@ _BOUNDS = {"too_short": ("min_length", "least"), "too_long": ("max_length", "mos
     field_specifiers=(dataclasses.field, Field, FieldInfo),
 )
 def configuration(cls: type[Config]) -> type[Config]:
-    """Make a class a frozen, keyword-only dataclass whose values are checked.
+    """Make a class a frozen, keyword-only, validated dataclass.
 
-    Ranges are declared with the types (`PositiveInt`, `Annotated[float, Field(lt=1)]`);
-    rules between fields raise a `ValueError` in `__post_init__`. A message that begins
-    with a field's name and a colon is shown under that field's full name.
+    Ranges are part of the types (`PositiveInt`, `Annotated[float, Field(lt=1)]`); rules
+    between fields raise a `ValueError` in `__post_init__` (see `require`). A message
+    that starts with a field's name and a colon is shown under the field's full name.
     """
     settings = ConfigDict(extra="forbid")
     made = pydantic_dataclass(frozen=True, kw_only=True, config=settings)(cls)
@@ -53,14 +53,14 @@ def require(holds: bool, message: str) -> None:
     """Check a rule between fields in a configuration's `__post_init__`.
 
     Raises:
-        ValueError: it does not hold; becomes one line that names the option.
+        ValueError: with the message; becomes a `UserError` that names the option.
     """
     if not holds:
         raise ValueError(message)
 
 
 def replace(config: Config, **changes: Any) -> Config:
-    """Return a copy with some fields changed, checked like a new one.
+    """Return a validated copy with some fields changed.
 
     Raises:
         ValueError: a value out of range.
@@ -76,14 +76,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def deciding(config: Any) -> dict[str, Any]:
-    """Return what of a configuration decides the result, as `to_dict` does.
+    """Return the settings that decide the result, as nested dictionaries.
 
-    Settings and sections declared as `Annotated[int, OPERATIONAL]` are left out:
-    workers, time limits, where tables lie.
+    Settings and sections declared as `Annotated[int, OPERATIONAL]` are left out, such
+    as workers, time limits and table placement.
     """
-    decided = _without_operational(config, to_dict(config))
-    assert isinstance(decided, dict)
-    return decided
+    settings: dict[str, Any] = _without_operational(config, to_dict(config))
+    return settings
 
 
 def _without_operational(value: Any, dumped: Any) -> Any:
@@ -106,8 +105,7 @@ def from_dict(kind: type[Config], body: Any, source: str | Path) -> Config:
     """Build a configuration from nested dictionaries, refusing unknown names.
 
     Raises:
-        UserError: an unknown field, or a value of the wrong type or out of range;
-            names `source` and the field.
+        UserError: an unknown field, or a value of the wrong type or out of range.
     """
     try:
         return TypeAdapter(kind).validate_python(body)
@@ -119,7 +117,7 @@ def load(kind: type[Config], path: Path) -> Config:
     """Read a configuration that a run saved.
 
     Raises:
-        UserError: no such file, not JSON, or not such a configuration.
+        UserError: no such file, not JSON, or not a valid configuration.
     """
     try:
         body = json.loads(path.read_text())
@@ -131,14 +129,13 @@ def load(kind: type[Config], path: Path) -> Config:
 
 
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """Return `config` with `section.field=value` assignments applied together.
+    """Return a copy of `config` with `section.field=value` assignments applied.
 
-    Values are parsed by the field's type: numbers, true/false, null, a bare
-    string, or a comma-separated list for tuples.
+    Values are parsed as the field's type: numbers, true/false, null, a bare string, or
+    a comma-separated list for tuples. Rules between fields apply to the final values.
 
     Raises:
-        UserError: a malformed assignment, an unknown name, a bad value, or values
-            that do not fit each other.
+        UserError: a malformed assignment, an unknown name or an invalid value.
     """
     body = to_dict(config)
     overrides = list(overrides)
@@ -173,7 +170,7 @@ def _assign(
 
 
 def _parse(annotation: Any, text: str, override: str) -> Any:
-    """Return a field's value, ready for JSON."""
+    """Return a field's value as JSON."""
     value: Any = text
     if text == "null":
         value = None
@@ -188,14 +185,14 @@ def _parse(annotation: Any, text: str, override: str) -> Any:
 
 
 def _plain(annotation: Any) -> Any:
-    """Return the generic type of an annotation, without its constraints."""
+    """Return the plain type of an annotation, without constraints or parameters."""
     while typing.get_origin(annotation) is Annotated:
         annotation = typing.get_args(annotation)[0]
     return typing.get_origin(annotation) or annotation
 
 
 def _parse_list(text: str, override: str) -> list[Any]:
-    """Read `a,b,c`, or a JSON list where the entries are objects."""
+    """Parse `a,b,c`, or a JSON list (for entries that are objects)."""
     if not text.startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]
     try:
@@ -206,29 +203,29 @@ def _parse_list(text: str, override: str) -> list[Any]:
 
 
 def _first_problem(kind: Any, error: ValidationError) -> str:
-    """Say in one line what is wrong first, under the field's full name."""
+    """Return the first error as one line with the field's full name."""
     problems = error.errors()
-    # A misspelt name, before the missing one that it was meant to be.
+    # A misspelt name is the cause of a missing one.
     unknown = (p for p in problems if p["type"] == "unexpected_keyword_argument")
     problem = next(unknown, problems[0])
-    place = [str(part) for part in problem["loc"]]
-    full_name = ".".join(place)
+    path = [str(part) for part in problem["loc"]]
+    full_name = ".".join(path)
     if problem["type"] == "unexpected_keyword_argument":
-        fields = _field_names(_kind_at(kind, place[:-1]))
+        fields = _field_names(_kind_at(kind, path[:-1]))
         return f"unknown name {full_name}; known here: {', '.join(fields)}"
     if problem["type"] == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        if _names_a_field(message, _kind_at(kind, place)):
-            return ".".join([*place, message])
+        if message.partition(":")[0] in _field_names(_kind_at(kind, path)):
+            return ".".join([*path, message])
     else:
         message = _reworded(problem["type"], problem["msg"], problem.get("ctx", {}))
-        if place and isinstance(problem["input"], str | int | float):
+        if path and isinstance(problem["input"], str | int | float):
             message += f", not {problem['input']!r}"
-    return f"{full_name}: {message}" if place else message
+    return f"{full_name}: {message}" if path else message
 
 
 def _reworded(kind: str, message: str, context: Mapping[str, Any]) -> str:
-    """Return one of pydantic's messages in the words of this project's."""
+    """Return a message of pydantic in this project's words."""
     if kind == "dataclass_type":
         return "must be a JSON object"
     if kind in _BOUNDS:
@@ -239,12 +236,8 @@ def _reworded(kind: str, message: str, context: Mapping[str, Any]) -> str:
     )
 
 
-def _names_a_field(message: str, kind: Any) -> bool:
-    return message.partition(":")[0] in _field_names(kind)
-
-
 def _field_names(kind: Any) -> list[str]:
-    """Return the fields of a configuration, or of any kind of a union of them."""
+    """Return the fields of a configuration, or of all members of a union of them."""
     while typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     kinds = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
@@ -252,11 +245,11 @@ def _field_names(kind: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _kind_at(kind: Any, place: Sequence[str]) -> Any:
-    """Return the type at a place inside a configuration's type."""
-    for name in place:
+def _kind_at(kind: Any, path: Sequence[str]) -> Any:
+    """Return the type of a field at a path inside a configuration's type."""
+    for name in path:
         if dataclasses.is_dataclass(kind):
             kind = typing.get_type_hints(kind)[name]
-        elif _plain(kind) is tuple:  # of one kind of entry
+        elif _plain(kind) is tuple:  # homogeneous
             kind = typing.get_args(kind)[0]
     return kind

@@ -1,4 +1,6 @@
-"""How a run ends that is no bug: a mistake the user can fix, or a wish to stop."""
+"""Errors that are no bugs: a mistake that the user can fix, or a request to stop."""
+
+from collections.abc import Collection, Iterable
 
 
 class UserError(ValueError):
@@ -12,3 +14,24 @@ class UserError(ValueError):
 
 class Stopped(Exception):
     """The run was asked to stop early, and has saved what it needs to resume."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; its type's name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def require_columns(
+    present: Collection[str], required: Iterable[str], source: object, fix: str = ""
+) -> None:
+    """Check that a table has its columns.
+
+    Raises:
+        UserError: names the source and the first column that is missing.
+    """
+    for name in required:
+        if name not in present:
+            raise UserError(
+                f"{source}: column {name!r} is missing; it has: {', '.join(present)}"
+                + (fix and f"; {fix}")
+            )

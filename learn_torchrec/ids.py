@@ -1,9 +1,9 @@
 """Ids of users and items: one normal form, one hash, one index.
 
-In normal form ids are one `pyarrow.Array` of int64 or large_string: what people hold
-(NumPy, pandas, torch, lists, dictionaries, chunks, narrow integers) becomes that once,
-where it enters, and every stage joins on it. Strings are `large_string` because the
-offsets of `string` end at 2 GiB, which 134 million ids of 16 bytes reach.
+Ids in normal form are a `pyarrow.Array` of int64 or large_string. Any other form
+(NumPy, pandas, torch, lists, dictionaries, chunks, narrow integers) is converted once,
+on entry, and every stage joins on the normal form. Strings are `large_string` because
+the offsets of `string` end at 2 GiB: 134 million ids of 16 bytes.
 
 Letters: K ids of an index, n ids looked up.
 """
@@ -16,17 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import (
-    Column,
-    Int64Array,
-    UInt64Array,
-    as_arrow,
-    name_rows,
-)
+from learn_torchrec.arrays import Column, Int64Array, UInt64Array, as_arrow, name_rows
 from learn_torchrec.errors import UserError
 from learn_torchrec.matrix import map_array
 
-UNKNOWN = -1  # the row of an id that an index does not hold
+UNKNOWN = -1  # the row of an id that is not in the index
 
 IDS_FILE = "ids.arrow"
 KEYS_FILE = "id_keys.npy"
@@ -56,7 +50,7 @@ def as_ids(values: Column, name: str, *, allow_null: bool = False) -> pa.Array:
             f"{name}: ids of mixed or unknown type; use all integers or all strings"
         ) from None
     if not len(array) and not isinstance(values, pa.Array | pa.ChunkedArray):
-        array = pa.array([], pa.int64())  # NumPy and pandas call no values floats
+        array = pa.array([], pa.int64())  # empty arrays of NumPy and pandas are float
     target = normal_type(array.type, name)
     if array.null_count and not allow_null:
         is_null = array.is_null().to_numpy(zero_copy_only=False)
@@ -70,11 +64,7 @@ def as_ids(values: Column, name: str, *, allow_null: bool = False) -> pa.Array:
 
 
 def normal_type(kind: pa.DataType, name: str) -> pa.DataType:
-    """Return the type of ids of a type once they are in normal form.
-
-    Args:
-        kind: of the ids, dictionaries decoded.
-        name: of the column, file or argument, for messages.
+    """Return the normal form's type for ids of a type (dictionaries decoded).
 
     Raises:
         UserError: neither integers nor strings.
@@ -96,21 +86,21 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def type_name(kind: pa.DataType) -> str:
-    """Return what a message calls the type of ids: "int64" or "string"."""
+    """Return the name of an id type for messages: "int64" or "string"."""
     return "string" if is_text(kind) else str(kind)
 
 
 def refuse_other_type(ids: pa.Array, known: pa.DataType, name: str, where: str) -> None:
-    """Refuse ids that could not be joined to those of another file.
+    """Refuse ids that cannot be joined to other ids; nulls join to any type.
 
     Args:
         ids: in normal form.
         known: the other ids' type, in normal form.
-        name: of the column that `ids` come from, for the message.
-        where: what holds the other ids, for the message.
+        name: of the column of `ids`, for the message.
+        where: the other ids are, for the message.
 
     Raises:
-        UserError: the types differ. No ids, or nulls alone, are of any type.
+        UserError: the types differ.
     """
     if ids.null_count < len(ids):
         refuse_other_types(ids.type, known, name, where)
@@ -119,7 +109,7 @@ def refuse_other_type(ids: pa.Array, known: pa.DataType, name: str, where: str) 
 def refuse_other_types(
     kind: pa.DataType, known: pa.DataType, name: str, where: str
 ) -> None:
-    """Refuse types of ids that could not be joined; see `refuse_other_type`."""
+    """Refuse a type of ids that cannot be joined; see `refuse_other_type`."""
     if kind != known:
         raise UserError(
             f"{name}: ids are {type_name(kind)}, but {type_name(known)} in {where}; "
@@ -145,8 +135,8 @@ def hash_ids(ids: pa.Array) -> UInt64Array:
         ids: [n], in normal form without nulls.
 
     Returns:
-        uint64 [n]: of an integer the splitmix64 finaliser, of a string FNV-1a over its
-        UTF-8 bytes and then that.
+        uint64 [n]: splitmix64's finalizer of an integer, or of the FNV-1a hash of a
+        string's UTF-8 bytes.
     """
     if is_text(ids.type):
         return _hash_strings(ids, seed=0)
@@ -154,11 +144,11 @@ def hash_ids(ids: pa.Array) -> UInt64Array:
 
 
 class IdIndex:
-    """Distinct ids to their rows 0, 1, ... and back, in memory or mapped from disk.
+    """Maps distinct ids to rows 0, 1, ... and back, in memory or memory-mapped.
 
-    Two arrays sorted by key: the key of an integer id is the id, that of a string a
-    64-bit hash under a seed for which no two ids share one. A look-up is a binary
-    search: opening reads nothing, and no look-up hashes the ids of the index.
+    Keys are sorted beside their rows: an integer id is its key, a string's key is a
+    64-bit hash with a seed that avoids collisions. A look-up is a binary search;
+    opening reads nothing, and the index's ids are never hashed again.
 
     Attributes:
         type: int64 or large_string.
@@ -184,27 +174,27 @@ class IdIndex:
 
     @classmethod
     def build(cls, ids: Column, name: str) -> Self:
-        """Index ids in memory; row n is the n-th id.
+        """Index ids in memory; the n-th id has row n.
 
         Args:
             ids: K distinct ids without nulls.
-            name: of what holds them, for messages.
+            name: of their column or file, for messages.
 
         Raises:
-            UserError: ids of another type, or one that occurs twice.
+            UserError: ids of another type, or a duplicate.
         """
         known = as_ids(ids, name)
         seed = 0
         order, keys = _sorted_keys(known, seed)
         while (keys[1:] == keys[:-1]).any():
-            _refuse_duplicates(known, name)
-            seed += 1  # two strings share a hash: once in a million large catalogues
+            refuse_duplicates(known, name)
+            seed += 1  # a hash collision: once in a million large catalogues
             order, keys = _sorted_keys(known, seed)
         return cls(known, known.type, keys, order, seed)
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Map an index that `write` wrote.
+        """Map the files of `write`.
 
         Raises:
             OSError: a file is missing; ValueError, ArrowInvalid: damaged.
@@ -232,15 +222,14 @@ class IdIndex:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         if isinstance(self._source, Path):  # another process maps the same files
             return type(self).open, (self._source.parent,)
-        state = (self._source, self.type, self._keys, self._rows, self._seed)
-        return type(self), state
+        return super().__reduce_ex__(protocol)
 
     @functools.cached_property
     def ids(self) -> pa.Array:
-        """The ids in the rows' order; memory-mapped where the index is."""
+        """The ids in row order; memory-mapped if the index is."""
         if isinstance(self._source, Path):
             table = pa.ipc.open_file(pa.memory_map(str(self._source))).read_all()
             return table[_COLUMN].combine_chunks()
@@ -260,7 +249,7 @@ class IdIndex:
         found = self._keys[place] == keys
         rows = np.where(found, self._rows[place], UNKNOWN)
         if is_text(self.type) and found.any():
-            # An id that is not in the index may share the key of one that is.
+            # An unknown id may have the key of a known one.
             hits = np.flatnonzero(found)
             stored = self.ids.take(pa.array(rows[hits]))
             same = pc.equal(stored, present.take(pa.array(hits)))
@@ -281,21 +270,21 @@ def _hash_strings(values: pa.Array, seed: int) -> UInt64Array:
     data = np.frombuffer(data_buffer or b"", np.uint8)
     lengths = np.diff(offsets)
     hashes = np.full(len(values), _FNV_OFFSET ^ np.uint64(seed))
-    # The longest first, so that the strings that still have a byte are a prefix.
+    # Longest first: strings that still have a byte are a prefix.
     order = np.argsort(-lengths, kind="stable")
-    starts, reach = offsets[:-1][order], lengths[order]
+    starts, lengths = offsets[:-1][order], lengths[order]
     running = hashes[order]
-    alive = len(order)
-    for position in range(int(reach[0])):
-        alive = int(np.searchsorted(-reach[:alive], -position, side="left"))
-        bytes_here = data[starts[:alive] + position].astype(np.uint64)
-        running[:alive] = (running[:alive] ^ bytes_here) * _FNV_PRIME
+    active = len(order)
+    for position in range(int(lengths[0])):
+        active = int(np.searchsorted(-lengths[:active], -position, side="left"))
+        column = data[starts[:active] + position].astype(np.uint64)
+        running[:active] = (running[:active] ^ column) * _FNV_PRIME
     hashes[order] = running
     return _mix(hashes)
 
 
 def _mix(keys: UInt64Array) -> UInt64Array:
-    """Spread neighbouring numbers over all 64 bits (the splitmix64 finaliser)."""
+    """Spread neighbouring numbers over all 64 bits (splitmix64's finalizer)."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return keys ^ (keys >> np.uint64(31))
@@ -314,12 +303,13 @@ def _sorted_keys(ids: pa.Array, seed: int) -> tuple[Int64Array, Int64Array]:
     return order, keys[order]
 
 
-def _refuse_duplicates(ids: pa.Array, name: str) -> None:
+def refuse_duplicates(ids: pa.Array | pa.ChunkedArray, name: str) -> None:
+    """Refuse duplicate ids; `name` is their column or file, for the message."""
     counts = pc.value_counts(ids)
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         first = repeated[0].as_py()
         raise UserError(
             f"{name}: id {first['values']!r} occurs {first['counts']} times "
-            f"({len(repeated)} ids do); keep one row for each"
+            f"(duplicated ids in all: {len(repeated)}); keep one row per id"
         )

@@ -1,6 +1,6 @@
-"""Jagged arrays: rows of different lengths, one after another.
+"""Jagged arrays: rows of different lengths, stored one after another.
 
-Letters: N rows, V values of all rows together.
+Letters: N rows, V values of all rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ from learn_torchrec.errors import UserError
 
 @dataclass(frozen=True)
 class Jagged:
-    """Values and where each row begins; row n is `values[offsets[n]:offsets[n + 1]]`.
+    """Values and row offsets; row n is `values[offsets[n]:offsets[n + 1]]`.
 
     Attributes:
         values: [V], of any type; memory-mapped arrays stay mapped.
-        offsets: int64 [N + 1], from 0 to V, never falling.
+        offsets: int64 [N + 1], non-decreasing from 0 to V.
 
     Raises:
-        UserError: offsets that do not fit the values.
+        UserError: offsets that do not match the values.
 
     Example:
         >>> baskets = Jagged.from_lists([[7, 8], [], [9]])
@@ -54,25 +54,15 @@ class Jagged:
     def from_lists(
         cls, lists: Iterable[Sequence[Any]], dtype: Any = np.int64
     ) -> "Jagged":
-        """Build from one sequence of values for each row."""
+        """Build from a sequence of values per row."""
         parts = [np.asarray(part, dtype=dtype) for part in lists]
         values = np.concatenate([np.zeros(0, dtype), *parts])
-        return cls.from_lengths(
-            values, np.array([len(part) for part in parts], np.int64)
-        )
+        return cls.from_lengths(values, np.array([len(p) for p in parts], np.int64))
 
     @classmethod
     def from_lengths(cls, values: AnyArray, lengths: Int64Array) -> "Jagged":
-        """Build from values and the length of each row, int64 [N]."""
+        """Build from values and row lengths, int64 [N]."""
         return cls(values, offsets_of(lengths))
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["Jagged"]) -> "Jagged":
-        """Return the rows of all parts, at least one, in their order."""
-        return cls.from_lengths(
-            np.concatenate([part.values for part in parts]),
-            np.concatenate([part.lengths for part in parts]),
-        )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -82,50 +72,46 @@ class Jagged:
 
     @property
     def lengths(self) -> Int64Array:
-        """Values of each row, int64 [N]."""
+        """Length of each row, int64 [N]."""
         return np.diff(self.offsets)
 
     def owners(self) -> Int64Array:
         """Return the row of every value, int64 [V]."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
-    def positions(self) -> Int64Array:
-        """Return the place of every value within its row, int64 [V]."""
-        return positions_in(self.lengths)
-
     def take(self, rows: Int64Array) -> "Jagged":
-        """Return some rows, by their numbers, in the order given."""
+        """Return the rows with these numbers, in that order."""
         index, offsets = take_index(self.offsets, rows)
         return Jagged(self.values[index], offsets)
 
     def filter(self, keep: BoolArray) -> "Jagged":
-        """Return only the values where `keep` [V] is true; all rows stay."""
+        """Return all rows with only the values where `keep` [V] is true."""
         kept_before = np.r_[0, np.cumsum(keep)]
         return Jagged(self.values[keep], kept_before[self.offsets])
 
 
 def offsets_of(lengths: Int64Array) -> Int64Array:
-    """Return where rows of these lengths [N] begin and the last ends, int64 [N + 1]."""
+    """Return the offsets, int64 [N + 1], of rows of these lengths [N]."""
     return np.r_[0, np.cumsum(lengths, dtype=np.int64)]
 
 
 def positions_in(lengths: Int64Array) -> Int64Array:
-    """Return 0, 1, ... for the values of every row of these lengths, int64 [V]."""
+    """Return 0, 1, ... within each row, int64 [V], for rows of these lengths [N]."""
     starts = offsets_of(lengths)[:-1]
     return np.arange(int(np.sum(lengths))) - np.repeat(starts, lengths)
 
 
 def take_index(offsets: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Return which values some rows take, and their offsets then.
+    """Return the indices of the values of some rows, and the new offsets.
 
-    For containers that keep several arrays under one set of offsets.
+    For containers of several arrays with the same offsets.
 
     Args:
         offsets: int64 [N + 1].
-        rows: int64 [n], numbers of rows, in any order.
+        rows: int64 [n], row numbers in any order.
 
     Returns:
-        int64 [V of those rows] and int64 [n + 1].
+        Indices, int64 [values of those rows], and offsets, int64 [n + 1].
     """
     lengths = offsets[rows + 1] - offsets[rows]
     taken = offsets_of(lengths)

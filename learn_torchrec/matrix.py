@@ -1,9 +1,8 @@
-"""Vectors on disk: a half precision matrix in shards, memory-mapped, read as one.
+"""Vectors on disk: a half-precision matrix in memory-mapped shards, read as one.
 
-Each rank writes a shard of its own into a folder; shards follow each other in the
-order of their numbers.
+Each rank writes its own shard into a folder; their numbers give the order of rows.
 
-Letters: N rows, D dims, n rows asked for.
+Letters: N rows, D dims, n rows looked up.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,11 @@ from learn_torchrec.arrays import AnyArray, BoolArray, Float16Array
 
 SHARDS = "vectors"
 _BLOCK_BYTES = 64 << 20
-_EXPONENT = np.uint16(0x7C00)  # all its bits are set in infinities and NaN alone
+_EXPONENT = np.uint16(0x7C00)  # all bits set only in infinities and NaN
 
 
 class Shard(Protocol):
-    """Rows of the matrix, half precision [n_i, D]: an array, or what reads like one."""
+    """Rows of the matrix, half precision [n_i, D]: an array or an array-like."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -36,14 +35,14 @@ class Shard(Protocol):
 
 
 class ShardedMatrix:
-    """Several shards [n_i, D] below each other as one read-only array [N, D].
+    """Stacked shards [n_i, D] as one read-only array [N, D].
 
-    Rows are read from disk as they are asked for. One that was opened pickles as its
-    paths: another process maps the same files.
+    Rows are read from disk on demand. An opened matrix pickles as its paths: another
+    process maps the same files.
 
     Args:
         shards: at least one, all with the same number of columns.
-        paths: of the files that the shards map, if they do.
+        paths: of the files, if the shards are mapped.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class ShardedMatrix:
 
     @classmethod
     def open(cls, paths: Sequence[Path]) -> Self:
-        """Map the shards in `paths` without reading them.
+        """Map the shards at `paths` without reading them.
 
         Raises:
             OSError: a file is missing; ValueError: damaged.
@@ -100,12 +99,12 @@ def map_array(path: Path) -> AnyArray:
     Raises:
         OSError: the file is missing; ValueError: damaged.
     """
-    # A plain view: slices of a memmap would carry its subclass everywhere.
+    # A plain view: slices of a memmap would all be of its subclass.
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def create_shard(directory: Path, number: int, shape: tuple[int, int]) -> Any:
-    """Return the mapped float16 array of a new shard, to be filled and flushed."""
+    """Return the mapped float16 array of a new shard, to fill and flush."""
     return np.lib.format.open_memmap(
         directory / f"{SHARDS}-{number:05d}.npy",
         mode="w+",
@@ -116,12 +115,12 @@ def create_shard(directory: Path, number: int, shape: tuple[int, int]) -> Any:
 
 def finite_rows(halves: Float16Array) -> BoolArray:
     """Return which rows [n, D] are finite, bool [n]."""
-    # NumPy's isfinite takes ten times as long for half precision.
+    # np.isfinite takes ten times as long for half precision.
     return ((halves.view(np.uint16) & _EXPONENT) != _EXPONENT).all(axis=1)
 
 
 def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Yield slices of a matrix's rows, small beside memory even in float64."""
+    """Yield slices of a matrix's rows of at most 64 MiB in float64."""
     rows = max(1, _BLOCK_BYTES // (8 * shape[1]))
     for start in range(0, shape[0], rows):
         yield slice(start, min(start + rows, shape[0]))

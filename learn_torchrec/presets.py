@@ -1,4 +1,4 @@
-"""Named runs: functions that return the whole configuration of all stages."""
+"""Presets: functions that return the whole configuration of a run."""
 
 from collections.abc import Callable
 from dataclasses import field
@@ -32,18 +32,18 @@ from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 @configuration
 class Run:
-    """The configuration of a run, one section for each stage.
+    """The configuration of a run, a section per stage.
 
     Attributes:
-        prepare: a log to sequences.
-        content: item text to content vectors.
-        split: who trains and who is held out, and when.
-        towers: content vectors and histories to user and item vectors.
+        prepare: from a log to sequences.
+        content: from item texts to content vectors.
+        split: training and holdout, by user and time.
+        towers: from content vectors and histories to user and item vectors.
         export: which vectors the ranker gets.
-        ranker: impressions and vectors to conversion probabilities.
-        retrieval: how finding held-out users' items is judged.
+        ranker: from impressions and vectors to conversion probabilities.
+        retrieval: evaluation of the towers on held-out users.
         cohorts: bounds of the evaluation's cohorts.
-        checkpoint: how often a training saves what it needs to resume.
+        checkpoint: how often training saves its state.
     """
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
@@ -60,7 +60,7 @@ class Run:
 
 
 def _small_encoder(dropout: float, max_positions: int = 80) -> EncoderShape:
-    """Two layers that a CPU trains in minutes."""
+    """Return two layers, which a CPU trains in minutes."""
     return EncoderShape(
         width=128,
         num_layers=2,
@@ -78,8 +78,8 @@ def quickstart() -> Run:
             model=TowersModelConfig(
                 encoder=_small_encoder(dropout=0.2),
                 # On this small log the causal item tower (the paper's default)
-                # finds a user's targets by their neighbours and does not learn to
-                # read items alone: validation R@50 0.19 against 0.33.
+                # matches targets by their neighbours and does not learn to encode
+                # an item alone: validation R@50 0.19 against 0.33.
                 item_tower="self",
             ),
             sampling=SamplingConfig(),
@@ -113,8 +113,8 @@ def paper_v2() -> Run:
     """The industrial setting of the paper's second version (section 4.1).
 
     BERT-base-shaped towers over Baichuan2-7B content, H = 80, T = 40, 10 x 10 pairs
-    weighted to recent history, global batch 240 (30 on each of 8 GPUs), 10 epochs.
-    The model's repository brings its own code: add
+    weighted to recent history, global batch 240 (30 on each of 8 GPUs), 10 epochs. The
+    model's repository has its own code: add
     `--set content.encoder.trust_remote_code=true` if you trust it.
     """
     return Run(
@@ -126,7 +126,7 @@ def paper_v2() -> Run:
 
 
 def paper_v1() -> Run:
-    """The first version's: as `paper-v2`, with history positions drawn uniformly."""
+    """The paper's first version: `paper-v2` with uniformly drawn history positions."""
     run = paper_v2()
     sampling = replace(run.towers.sampling, weighting="uniform")
     towers = replace(run.towers, sampling=sampling)
@@ -136,9 +136,9 @@ def paper_v1() -> Run:
 def official_amazon() -> Run:
     """The shape and rates of the authors' public code (Amazon pre-training).
 
-    Four layers, vectors of the content's 4096 dims, no positions, content as it is,
-    one pair for each user. Their last-position anchor and their batch of 1024 on each
-    of 4 GPUs, 20 of 30 planned epochs, are settings of theirs to set on top.
+    Four layers, vectors of 4096 dims like the content, no positions, raw content, one
+    pair per user. Their last-position anchor, their batch of 1024 on each of 4 GPUs and
+    their stop after 20 of 30 epochs are to be set on top.
     """
     run = paper_v2()
     shape = EncoderShape(num_layers=4, vector_dim=4096, max_positions=0)
@@ -161,7 +161,7 @@ def official_amazon() -> Run:
 def amazon() -> Run:
     """Amazon reviews, leave-one-out: short sequences, a catalogue of thousands.
 
-    The paper's fine-tuning there is the next item against the whole catalogue.
+    As in the paper's fine-tuning, the next item is predicted over the whole catalogue.
     """
     return Run(
         content=ContentConfig(encoder=EncoderConfig(layers=(8, 30))),
@@ -190,9 +190,9 @@ def amazon() -> Run:
 def retail() -> Run:
     """The paper's own setting on Online Retail II: long histories, many targets.
 
-    Users are disjoint, targets lie at or after 2011-09-10 (about the last tenth of the
-    log), H = 80, T = 40, dense all-action over 10 x 10 pairs. A title there is a few
-    words, which a sentence encoder reads better than a small causal model.
+    Users are disjoint, targets are at or after 2011-09-10 (about the last tenth of the
+    log), H = 80, T = 40, dense all-action over 10 x 10 pairs. Titles have a few words,
+    for which a sentence encoder is better than a small causal model.
     """
     return Run(
         content=ContentConfig(

@@ -1,14 +1,13 @@
-"""Provenance: may this stage read that artefact? Judged by manifests alone.
+"""Provenance: may this stage read that artefact? Decided by manifests alone.
 
-- **No leak.** A model learned from nothing at or after its manifest's `cutoff`, so what
-  it is trained on further, scores or is judged by must not start before it.
-- **Same inputs.** What is given beside a model has the fingerprints that the model was
-  trained with.
-- **Same split.** Where users or events are held out by a rule, the model was trained
-  under the same rule.
+- **No leak.** A model learned from events strictly before its manifest's `cutoff`, so
+  the data that it is trained on, scores or is evaluated on next must not start earlier.
+- **Same inputs.** Inputs given with a model have the fingerprints of its training.
+- **Same split.** If a rule holds out users or events, the model was trained under it.
 
-Times are unix seconds. Every function raises a `UserError` of one line: what the
-artefact knows, what was given, and the fix.
+Times are unix seconds. Every check raises a `UserError` of one line: what the artefact
+was made from, what was given, and the fix. `manifest` is the model's, `source` its
+directory, `split` this run's settings (see `config.to_dict`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,17 +24,17 @@ Settings = Mapping[str, Any]
 def refuse_leak(
     manifest: Manifest, source: str | Path, start: int | None, what: str, fix: str
 ) -> None:
-    """Refuse a model that may have learned from what it is about to meet.
+    """Refuse a model that may have learned from the data ahead.
 
     Args:
-        manifest: of the model, or of what the model made.
-        source: what learned, for the message: a directory or a phrase.
-        start: of the events or impressions ahead; None where there are none.
-        what: those, for the message, in the plural.
-        fix: what the user can do.
+        manifest: of the model or of its output.
+        source: the model's directory, or a phrase, for the message.
+        start: of the events or impressions ahead; None if there are none.
+        what: the name of that data, a plural, for the message.
+        fix: for the message.
 
     Raises:
-        UserError: `start` lies before the cut-off.
+        UserError: `start` is before the cut-off.
     """
     cutoff = manifest.cutoff
     if cutoff is not None and start is not None and start < cutoff:
@@ -46,15 +45,15 @@ def refuse_leak(
 
 
 def refuse_vectors_leak(manifest: Manifest, start: int | None, purpose: str) -> None:
-    """Refuse impressions that the towers behind LEARN's vectors may know.
+    """Refuse impressions that the towers behind LEARN's vectors may have learned from.
 
     Args:
         manifest: of the vectors.
-        start: of the impressions; None where there are none.
-        purpose: what they are for: "train on" or "score".
+        start: of the impressions; None if there are none.
+        purpose: "train on" or "score".
 
     Raises:
-        UserError: an impression lies before the towers' cut-off.
+        UserError: an impression is before the towers' cut-off.
     """
     refuse_leak(
         manifest,
@@ -66,11 +65,10 @@ def refuse_vectors_leak(manifest: Manifest, start: int | None, purpose: str) -> 
 
 
 def origin(manifest: Manifest, role: str) -> str:
-    """Return the fingerprint of what an artefact was made from, by its role.
+    """Return the fingerprint of an artefact's input by role, else the artefact's own.
 
-    An artefact that was not made from such a thing stands for itself: a ranker goes
-    on reading vectors that the same towers make of a later log, and vectors that are
-    not of our towers.
+    A ranker may thus read vectors that the same towers export from a later log, and
+    vectors that were not made by towers.
     """
     return manifest.inputs.get(role, manifest.fingerprint)
 
@@ -81,16 +79,16 @@ def refuse_other_inputs(
     given: Mapping[str, str],
     options: Mapping[str, str],
 ) -> None:
-    """Refuse what a model was not trained with, and the lack of what it was.
+    """Refuse inputs other than those that a model was trained with.
 
     Args:
         manifest: of the model.
         source: its directory.
-        given: fingerprints by role; roles that `options` does not name do not matter.
-        options: the option, without dashes, that gives each role.
+        given: fingerprints by role; only the roles of `options` are checked.
+        options: the option, without dashes, of each role.
 
     Raises:
-        UserError: something is missing, superfluous or another.
+        UserError: an input is missing, superfluous or different.
     """
     for role, option in options.items():
         wanted = manifest.inputs.get(role)
@@ -102,25 +100,20 @@ def refuse_other_inputs(
             raise UserError(f"{source}: was trained with {option}; add --{option}")
         if wanted is not None and given[role] != wanted:
             raise UserError(
-                f"{source}: was trained with other {role} than those behind "
-                f"--{option}; name those of its run"
+                f"{source}: was trained with other {role} than --{option} gives; "
+                "pass those of its training"
             )
 
 
 def refuse_other_split(manifest: Manifest, source: str | Path, split: Settings) -> None:
-    """Refuse a split that a model was not trained under.
-
-    Args:
-        manifest: of the model.
-        source: its directory.
-        split: this run's settings, see `config.to_dict`.
+    """Refuse a split other than the one that a model was trained under.
 
     Raises:
         UserError: names the first setting that differs.
     """
     for name, trained, given in _split_changes(manifest, split):
         raise UserError(
-            f"split.{name} is {given}, {source} was trained with {trained}; pass "
+            f"split.{name} is {given}, but {source} was trained with {trained}; pass "
             "the --preset, --config or --set of its training"
         )
 
@@ -128,16 +121,10 @@ def refuse_other_split(manifest: Manifest, source: str | Path, split: Settings) 
 def refuse_known_holdout(
     manifest: Manifest, source: str | Path, interactions: str, split: Settings
 ) -> None:
-    """Refuse weights that may have learned from what is held out of the same log now.
+    """Refuse weights that may have learned from this run's held-out data.
 
-    Where both runs hold out new users alone, their cut-offs tell (`refuse_leak`), and
-    nothing is refused here.
-
-    Args:
-        manifest: of the earlier model.
-        source: its directory.
-        interactions: fingerprint of this run's log.
-        split: this run's settings, see `config.to_dict`.
+    Only for runs on the same log (`interactions` is its fingerprint). If both hold out
+    new users alone, comparing cut-offs (`refuse_leak`) is enough.
 
     Raises:
         UserError: names the first setting that differs.
@@ -148,16 +135,16 @@ def refuse_known_holdout(
         return
     for name, trained, given in _split_changes(manifest, split):
         raise UserError(
-            f"leak: split.{name} is {given}, {source} was trained with {trained} on "
-            "the same interactions and may know what is held out now; pass the split "
-            "of its training, or leave out --warm-start"
+            f"leak: split.{name} is {given}, but {source} was trained with {trained} "
+            "on the same interactions and may have learned from the holdout; pass the "
+            "split of its training, or leave out --warm-start"
         )
 
 
 def _split_changes(
     manifest: Manifest, split: Settings
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the settings of a split that differ: name, in the manifest, and now."""
+    """Yield the settings that differ: name, value in the manifest, value now."""
     trained = manifest.config["split"]
     for name, given in split.items():
         if given != trained.get(name):

@@ -1,4 +1,4 @@
-"""Column names and file names: the whole vocabulary in one place.
+"""Names of columns and files, all in one place.
 
 Times are unix seconds (int64, UTC). Ids are int64 or string, the same type for a
 column in every file of a data set.

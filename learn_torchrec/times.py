@@ -1,4 +1,4 @@
-"""Moments in one form: unix seconds."""
+"""Times in one form: unix seconds."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,18 +11,17 @@ _YEAR_2200 = 7_258_118_400
 
 
 def as_seconds(values: Column, name: str) -> Int64Array:
-    """Return moments as unix seconds, int64 [n].
+    """Return times as unix seconds, int64 [n].
 
-    Fractions of a second are cut off, so that nothing at or after a moment counts as
-    before it. Times without a zone are UTC.
+    Fractions are floored (which stays point-in-time). Times without a zone are UTC.
 
     Args:
         values: [n] integers (unix seconds) or dates and times of any library.
         name: of the column or argument, for messages.
 
     Raises:
-        UserError: times of another type, null times, or integers that lie beyond the
-            year 2200 and must be milliseconds.
+        UserError: times of another type, null times, or integers beyond the year 2200,
+            which must be milliseconds.
     """
     try:
         array = as_arrow(values)
@@ -38,8 +37,8 @@ def as_seconds(values: Column, name: str) -> Int64Array:
     seconds: Int64Array = np.asarray(array.cast(pa.int64()))
     if len(seconds) and seconds.max() > _YEAR_2200:
         raise UserError(
-            f"{name} holds {seconds.max()}, which is no time in unix seconds before "
-            "2200; milliseconds? divide by 1000"
+            f"{name} holds {seconds.max()}, in unix seconds a time after 2200; "
+            "milliseconds? divide by 1000"
         )
     return seconds
 

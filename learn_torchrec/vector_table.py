@@ -1,10 +1,10 @@
-"""Vectors by id, and by id and moment, searched where they lie on disk.
+"""Vectors by id, or by id and time, searched in memory-mapped files.
 
 Layout of a folder: the ids and their index (see `ids.IdIndex`), `vectors-*.npy` (see
-`matrix`), and, where an id has a vector for each of several moments, `offsets.npy`
-(where each id's begin) and `times.npy`. Opening reads none of it.
+`matrix`) and, if an id has vectors for several times, `offsets.npy` (of each id's
+vectors) and `times.npy`. Opening reads none of them.
 
-Letters: K ids, V vectors, D dims, n rows or ids asked for.
+Letters: K ids, V vectors, D dims, n rows or ids looked up.
 """
 
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ _OFFSETS_FILE, _TIMES_FILE = "offsets.npy", "times.npy"
 
 @dataclass(frozen=True, kw_only=True)
 class VectorTable:
-    """A vector of each id, or one for each moment at which an id changed.
+    """A vector of each id, or one for each time at which an id's vector changed.
 
-    One that was opened pickles as its path: another process maps the same files.
+    An opened table pickles as its path: another process maps the same files.
 
     Attributes:
         index: of the K ids.
         vectors: float16 [V, D].
-        offsets: int64 [K + 1]; id k has vectors offsets[k] to offsets[k + 1]. None
-            where each id has one (then V = K).
-        times: int64 [V], unix seconds, never falling within an id; None where vectors
-            have no moment.
-        directory: where it was opened; None in memory.
+        offsets: int64 [K + 1]; id k has vectors offsets[k] to offsets[k + 1]. None if
+            each id has one (then V = K).
+        times: int64 [V], unix seconds, non-decreasing within an id; None if vectors
+            have no times.
+        directory: of the files; None in memory.
 
     Example:
         >>> users = VectorTable.build(
@@ -70,9 +70,9 @@ class VectorTable:
         """Return a table in memory.
 
         Args:
-            ids: [V]; distinct where there are no times.
+            ids: [V]; distinct if there are no times.
             vectors: [V, D].
-            times: int64 [V], unix seconds; of equal moments of an id the last is seen.
+            times: int64 [V], unix seconds; of equal times of an id the last row counts.
 
         Raises:
             UserError: null ids, ids of another type, or one that occurs twice.
@@ -93,7 +93,7 @@ class VectorTable:
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Map what `write_index` and the ranks' shards left in a folder.
+        """Map the files of `write_index` and of the ranks' shards.
 
         Raises:
             OSError: a file is missing; ValueError, ArrowInvalid: damaged.
@@ -107,34 +107,34 @@ class VectorTable:
             directory=directory,
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         if self.directory is not None:
             return type(self).open, (self.directory,)
-        return _in_memory, (self.index, self.vectors, self.offsets, self.times)
+        return super().__reduce_ex__(protocol)
 
     def rows_as_of(self, ids: pa.Array, times: Int64Array | None) -> Int64Array:
-        """Return each query's row: its latest vector strictly before its time.
+        """Return the row of each id's latest vector strictly before a time.
 
         Args:
             ids: [n], of the index's type, in normal form.
             times: int64 [n]; None for each id's latest vector.
 
         Returns:
-            int64 [n], UNKNOWN where there is none.
+            int64 [n], UNKNOWN if there is none.
         """
         known = self.index.rows_of(ids)
         if self.offsets is None or self.times is None:
             return known
-        places = np.flatnonzero(known != UNKNOWN)
-        first, end = (self.offsets[known[places] + step] for step in (0, 1))
+        found = np.flatnonzero(known != UNKNOWN)
+        first, end = self.offsets[known[found]], self.offsets[known[found] + 1]
         if times is not None:
-            end = _search(self.times, first, end, np.asarray(times)[places])
+            end = _search(self.times, first, end, np.asarray(times)[found])
         rows = np.full(len(ids), UNKNOWN)
-        rows[places] = np.where(end > first, end - 1, UNKNOWN)
+        rows[found] = np.where(end > first, end - 1, UNKNOWN)
         return rows
 
     def gather(self, rows: Int64Array) -> Float16Array:
-        """Return the vectors of rows [n], float16 [n, D], zeros where UNKNOWN.
+        """Return the vectors of rows [n], float16 [n, D]; zeros for UNKNOWN.
 
         Raises:
             UserError: a vector that is not finite.
@@ -160,7 +160,7 @@ def write_index(
     offsets: Int64Array | None = None,
     times: Int64Array | None = None,
 ) -> None:
-    """Write all of a table but its vectors; see `VectorTable` for the arguments.
+    """Write a table without its vectors; see `VectorTable` for the arguments.
 
     Raises:
         UserError: an id occurs twice.
@@ -171,23 +171,18 @@ def write_index(
         np.save(directory / _TIMES_FILE, times)
 
 
-def _in_memory(*fields: Any) -> VectorTable:
-    names = ("index", "vectors", "offsets", "times")
-    return VectorTable(**dict(zip(names, fields, strict=True)))
-
-
 def _search(
-    times: Int64Array, low: Int64Array, high: Int64Array, moments: Int64Array
+    times: Int64Array, low: Int64Array, high: Int64Array, wanted: Int64Array
 ) -> Int64Array:
-    """Return where, in each run times[low:high], the first not before a moment is.
+    """Return the index of the first time in each run times[low:high] >= `wanted`.
 
-    A bisection of all n runs at once: of a mapped array only what it meets is read.
+    Bisects all n runs at once and reads little of a memory-mapped array.
     """
     pending = np.flatnonzero(low < high)
     low, high = low.copy(), high.copy()
     while len(pending):
         middle = (low[pending] + high[pending]) // 2
-        is_before = times[middle] < moments[pending]
+        is_before = times[middle] < wanted[pending]
         low[pending[is_before]] = middle[is_before] + 1
         high[pending[~is_before]] = middle[~is_before]
         pending = pending[low[pending] < high[pending]]

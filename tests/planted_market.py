@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from learn_torchrec.config import Share, configuration
-from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, counters
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, add_counters
 from learn_torchrec.datasets.generated.market import DAY, ORACLE, START, TOPICS
 
 
@@ -113,10 +113,7 @@ class PlantedMarket:
         return log.append_column("action", pa.array(actions))
 
     def impressions(self) -> pa.Table:
-        table = self._log
-        for name, values in counters(self._log).items():
-            table = table.append_column(name, pa.array(values))
-        return table
+        return add_counters(self._log)
 
     def _random(self, part: str) -> np.random.Generator:
         digest = hashlib.blake2b(part.encode(), digest_size=8).digest()

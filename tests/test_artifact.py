@@ -96,7 +96,7 @@ def test_a_strange_directory_is_never_replaced(tmp_path):
 
 def test_wrong_kind_and_format_are_refused(tmp_path):
     make(tmp_path / "out")
-    with pytest.raises(UserError, match="holds a content artefact, a towers artefact"):
+    with pytest.raises(UserError, match="holds a content artefact, but a towers"):
         artifact.read_manifest(tmp_path / "out", "towers")
     path = tmp_path / "out" / "manifest.json"
     body = json.loads(path.read_text())
@@ -174,7 +174,7 @@ def test_a_lock_that_is_a_link_does_not_touch_its_target(tmp_path):
     for path in (target, tmp_path / "absent"):
         lock.symlink_to(path)
         with (
-            pytest.raises(UserError, match=r"\.out\.lock: is not a plain file"),
+            pytest.raises(UserError, match=r"\.out\.lock: must be a plain file"),
             artifact.locked(tmp_path / "out"),
         ):
             pass
@@ -187,7 +187,7 @@ def test_a_lock_that_is_a_link_does_not_touch_its_target(tmp_path):
 def test_a_lock_that_is_no_file_is_refused(make_it, tmp_path):
     make_it(tmp_path / ".out.lock")
     with (
-        pytest.raises(UserError, match="is not a plain file"),
+        pytest.raises(UserError, match="must be a plain file"),
         artifact.locked(tmp_path / "out"),
     ):
         pass

@@ -90,7 +90,7 @@ def test_an_interaction_with_an_unknown_item(capsys, market, store, out):
         *("train-towers", "--data", f"parquet:{market}"),
         *("--content", store.directory, "--out", out),
     )
-    assert "row 9 names item 7, which the item table does not have" in line
+    assert "row 9 has item 7, which is not in the item table" in line
 
 
 def test_ranker(capsys, market, out):

@@ -132,7 +132,7 @@ def test_a_message_names_the_option_once(tmp_path):
 
 def test_rules_between_fields_hold_for_copies_too():
     split = presets.Run().split
-    with pytest.raises(ValueError, match="below 1 together"):
+    with pytest.raises(ValueError, match="add up to less than 1"):
         config.replace(split, test_users=0.95)
 
 

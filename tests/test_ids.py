@@ -169,7 +169,9 @@ def test_an_unknown_string_with_a_known_key(monkeypatch):
 def test_empty_and_repeated():
     empty = IdIndex.build(pa.array([], pa.string()), "ids")
     assert empty.rows_of(pa.array(["a"], TEXT)).tolist() == [-1]
-    with pytest.raises(UserError, match=r"items: id 'a' occurs 2 times \(1 ids do\)"):
+    with pytest.raises(
+        UserError, match=r"items: id 'a' occurs 2 times \(duplicated ids in all: 1\)"
+    ):
         IdIndex.build(["a", "b", "a"], "items")
 
 

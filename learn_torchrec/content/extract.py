@@ -2,12 +2,12 @@
 
 Equal texts are encoded once, by one of the ranks.
 
-Letters: N items of the catalogue, n some of them, C content dim.
+Letters: N items of the catalogue, n of them to encode, C content dim.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import field
 from typing import Any
 
@@ -26,8 +26,8 @@ from learn_torchrec.content.vector_cache import VectorCache, hash_texts
 from learn_torchrec.schema import ITEM_ID
 
 _RENDERED_ROWS = 65_536
-# Texts sorted by length together, and how many of them a kill may lose.
-_WINDOW, _BLOCK_ITEMS, _BLOCK_SECONDS = 8_192, 4_096, 30.0
+_WINDOW = 8_192  # texts that are sorted by length together
+_BLOCK_ITEMS, _BLOCK_SECONDS = 4_096, 30.0  # how much work a kill may lose
 _LOG_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -42,26 +42,23 @@ class ContentConfig:
 
 
 def text_hashes(items: pa.Table, config: ContentConfig) -> UInt64Array:
-    """Return the hash of every item's text, uint64 [n, 2].
-
-    Args:
-        items: `item_id` and text columns, n rows.
-        config: its prompt makes the texts.
+    """Return the hash of every item's text, uint64 [N, 2].
 
     Raises:
         UserError: an item without text.
     """
-    return np.concatenate(
-        [np.empty((0, 2), np.uint64)]
-        + [hash_texts(render(piece, config.prompt)) for piece in _pieces(items)]
-    )
+    hashes = [np.empty((0, 2), np.uint64)]
+    for start in range(0, items.num_rows, _RENDERED_ROWS):  # never all texts at once
+        texts = render(items.slice(start, _RENDERED_ROWS), config.prompt)
+        hashes.append(hash_texts(texts))
+    return np.concatenate(hashes)
 
 
 def missing_rows(hashes: UInt64Array, cache: VectorCache) -> Int64Array:
     """Return one item for each distinct text that the cache lacks, ascending."""
     missing = np.flatnonzero(cache.find(hashes) < 0)
     _, first = np.unique(hashes[missing], axis=0, return_index=True)
-    logger.info("%d of %d items are to be encoded", len(missing), len(hashes))
+    logger.info("%d of %d items need encoding", len(missing), len(hashes))
     return missing[np.sort(first)]
 
 
@@ -73,21 +70,20 @@ def encode(
     cache: VectorCache,
     make_encoder: Callable[[EncoderConfig], ContentEncoder] = ContentEncoder,
 ) -> dict[str, Any]:
-    """Encode items; the cache's `reload` finds their vectors.
+    """Encode items into the cache, whose `reload` then finds their vectors.
 
-    Vectors are written as they are made: a run that was killed encodes the rest when
-    it is started again.
+    Vectors are written block by block: a run that was killed resumes with the rest.
 
     Args:
-        items: `item_id` and text columns of the whole catalogue.
+        items: `item_id` and text columns, N rows.
         rows: int64 [n], the items to encode.
-        hashes: uint64 [N, 2], of the texts of the whole catalogue.
+        hashes: uint64 [N, 2], of the texts.
         config: prompt and encoder.
-        cache: keeps the vectors.
-        make_encoder: loads the model; called only if something is to be encoded.
+        cache: receives the vectors.
+        make_encoder: loads the model; not called if there is nothing to encode.
 
     Returns:
-        Facts about the encoder; none where nothing is to be encoded.
+        Facts about the encoder; none if there was nothing to encode.
 
     Raises:
         UserError: an encoder that cannot be loaded, or a vector that half precision
@@ -96,7 +92,18 @@ def encode(
     if not len(rows):
         return {}
     encoder = make_encoder(config.encoder)
-    _encode(items, rows, hashes, config.prompt, encoder, cache)
+    with _Progress(len(rows)) as progress:
+        for start in range(0, len(rows), _WINDOW):
+            window = rows[start : start + _WINDOW]
+            part = items.take(pa.array(window))
+            block = _PendingBlock(cache, hashes[window], part[ITEM_ID].combine_chunks())
+            texts = render(part, config.prompt)
+            try:
+                for done, vectors in encoder.encode_batches(texts):
+                    block.add(done, vectors)
+                    progress.advance(len(done))
+            finally:  # an interrupted run keeps what it has encoded
+                block.write()
     return {
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "revision": encoder.revision,
@@ -109,13 +116,13 @@ def encoder_fingerprint(config: ContentConfig) -> str:
 
 
 def encoder_identity(config: ContentConfig) -> str:
-    """Return what two encoders share if they give a text the same vector."""
+    """Return the identity of an encoder: equal ones give a text the same vector."""
     model = {"model": encoder_fingerprint(config)}
     return recipe_of("encoder", deciding(config.encoder), model)
 
 
 def describe(items: pa.Table, config: ContentConfig) -> dict[str, Any]:
-    """Return what the manifest says of every store: model, prompt, pooling."""
+    """Return the facts of a store's manifest: model, prompt, pooling."""
     encoder, prompt = config.encoder, config.prompt
     return {
         "model": encoder.model,
@@ -128,36 +135,8 @@ def describe(items: pa.Table, config: ContentConfig) -> dict[str, Any]:
     }
 
 
-def _pieces(items: pa.Table) -> Iterator[pa.Table]:
-    """Yield slices small enough to hold their texts in memory."""
-    for start in range(0, items.num_rows, _RENDERED_ROWS):
-        yield items.slice(start, _RENDERED_ROWS)
-
-
-def _encode(
-    items: pa.Table,
-    rows: Int64Array,
-    hashes: UInt64Array,
-    prompt: PromptConfig,
-    encoder: ContentEncoder,
-    cache: VectorCache,
-) -> None:
-    """Encode the items in `rows` and write blocks of vectors as they are done."""
-    with _Progress(len(rows)) as progress:
-        for start in range(0, len(rows), _WINDOW):
-            window = rows[start : start + _WINDOW]
-            part = items.take(pa.array(window))
-            block = _Block(cache, hashes[window], part[ITEM_ID].combine_chunks())
-            try:
-                for done, vectors in encoder.encode_batches(render(part, prompt)):
-                    block.add(done, vectors)
-                    progress.advance(len(done))
-            finally:  # an interrupted run keeps what it has encoded
-                block.write()
-
-
-class _Block:
-    """Vectors of a window that wait to be written together."""
+class _PendingBlock:
+    """Vectors of a window that are waiting to be written together."""
 
     def __init__(self, cache: VectorCache, hashes: UInt64Array, ids: pa.Array) -> None:
         self._cache, self._hashes, self._ids = cache, hashes, ids
@@ -181,7 +160,7 @@ class _Block:
 
 
 class _Progress:
-    """A bar on a terminal; a line in the log now and then everywhere."""
+    """A progress bar on a terminal, and a log line every half minute."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0

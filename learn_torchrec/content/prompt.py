@@ -1,15 +1,13 @@
 """Items as text: the minimal prompt of the paper (section 3.1, v1 "CEG").
 
-The prompt states an item's fields in plain declarative sentences and asks nothing:
-a lead-in, the title, category and brand in one sentence, the price, the keywords
-and the supported attributes, every value in double quotes. A missing field takes
-its clause with it, so that no item carries the words of a value it lacks.
+The prompt states an item's fields in declarative sentences and asks nothing: a lead-in,
+the title, category and brand in one sentence, the price, the keywords and the supported
+attributes, every value in double quotes. A missing field's clause is left out.
 """
 
 import math
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -29,48 +27,32 @@ from learn_torchrec.schema import (
     TITLE,
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Wording:
-    """A language's own words around the values; `{}` is the quoted value."""
-
-    lead_in: str
-    title: str
-    category: str
-    brand: str
-    both: str
-    price: str
-    keywords: str
-    attributes: str
-    stop: str
-    gap: str
-
-
+# A language's sentences; `{}` is a quoted value. Sentences end with `stop` + `gap`.
 _WORDINGS = {
-    "en": _Wording(
-        lead_in="An item is described as follows",
-        title="Its title is {}",
-        category="Its category is {}",
-        brand="Its brand is {}",
-        both="Its category is {} and its brand is {}",
-        price="Its price is {}",
-        keywords="Its keywords are {}",
-        attributes="It supports {}",
-        stop=".",
-        gap=" ",
-    ),
-    "zh": _Wording(
-        lead_in="商品描述如下",
-        title="商品的标题是{}",
-        category="商品的类目是{}",
-        brand="商品的品牌是{}",
-        both="商品的类目是{}，品牌是{}",  # noqa: RUF001 (a Chinese comma)
-        price="商品的价格是{}",
-        keywords="商品的关键词是{}",
-        attributes="商品支持{}",
-        stop="。",
-        gap="",
-    ),
+    "en": {
+        "lead_in": "An item is described as follows",
+        TITLE: "Its title is {}",
+        CATEGORY: "Its category is {}",
+        BRAND: "Its brand is {}",
+        "category_and_brand": "Its category is {} and its brand is {}",
+        PRICE: "Its price is {}",
+        KEYWORDS: "Its keywords are {}",
+        ATTRIBUTES: "It supports {}",
+        "stop": ".",
+        "gap": " ",
+    },
+    "zh": {
+        "lead_in": "商品描述如下",
+        TITLE: "商品的标题是{}",
+        CATEGORY: "商品的类目是{}",
+        BRAND: "商品的品牌是{}",
+        "category_and_brand": "商品的类目是{}，品牌是{}",  # noqa: RUF001 (a Chinese comma)
+        PRICE: "商品的价格是{}",
+        KEYWORDS: "商品的关键词是{}",
+        ATTRIBUTES: "商品支持{}",
+        "stop": "。",
+        "gap": "",
+    },
 }
 
 
@@ -79,12 +61,10 @@ class PromptConfig:
     """How an item becomes text.
 
     Attributes:
-        language: of the prompt's own words, English or Chinese; values stay as they
-            are.
+        language: of the prompt's sentences, English or Chinese; values stay unchanged.
         currency: the word after a price, e.g. "yuan"; empty for none.
-        template: a text with `{column}` placeholders that replaces the built-in
-            sentences, e.g. `"{title}. {brand}."`. A missing value becomes empty.
-            None for the paper's prompt.
+        template: replaces the paper's prompt, with `{column}` placeholders, e.g.
+            `"{title}. {brand}."`; a missing value is empty.
     """
 
     language: Literal["en", "zh"] = "en"
@@ -95,8 +75,8 @@ class PromptConfig:
 def render(items: pa.Table, config: PromptConfig) -> list[str]:
     """Return one text per item, in the table's order.
 
-    Prices may be numbers; a list of strings is joined with ", "; null, blank and
-    NaN values are missing.
+    Prices may be numbers; a list of strings is joined with ", "; null, blank and NaN
+    values count as missing.
 
     Args:
         items: the column `item_id` and any of `title`, `category`, `brand`,
@@ -104,8 +84,8 @@ def render(items: pa.Table, config: PromptConfig) -> list[str]:
         config: the prompt's settings.
 
     Raises:
-        UserError: a column is missing or holds what is no text, the template has
-            an unknown placeholder, or an item has no text at all.
+        UserError: a column is missing or holds no text, the template has an unknown
+            placeholder, or an item has no text at all.
 
     Example:
         >>> items = pa.table({"item_id": [7], "title": ["Red mug"], "price": [4.5]})
@@ -132,40 +112,37 @@ Its price is "4.5 yuan".'
         for values in zip(*columns.values(), strict=True)
     )
     if config.template is None:
-        words = _WORDINGS[config.language]
-        return [_describe(row, words) for row in rows]
+        wording = _WORDINGS[config.language]
+        return [_describe(row, wording) for row in rows]
     return [config.template.format_map(row) for row in rows]
 
 
-def _describe(texts: dict[str, str], words: _Wording) -> str:
+def _describe(texts: dict[str, str], wording: dict[str, str]) -> str:
     """Return the paper's prompt for one item; a missing field is an empty text."""
 
-    def clause(wording: str, *names: str) -> str:
-        values = [texts.get(name, "") for name in names]
-        return (
-            wording.format(*(f'"{value}"' for value in values)) if all(values) else ""
-        )
+    def clause(sentence: str, *names: str) -> str:
+        values = [f'"{texts[name]}"' for name in names if texts.get(name)]
+        complete = len(values) == len(names)
+        return wording[sentence].format(*values) if complete else ""
 
     clauses = [
-        words.lead_in,
-        clause(words.title, TITLE),
-        clause(words.both, CATEGORY, BRAND)
-        or clause(words.category, CATEGORY)
-        or clause(words.brand, BRAND),
-        clause(words.price, PRICE),
-        clause(words.keywords, KEYWORDS),
-        clause(words.attributes, ATTRIBUTES),
+        wording["lead_in"],
+        clause(TITLE, TITLE),
+        clause("category_and_brand", CATEGORY, BRAND)
+        or clause(CATEGORY, CATEGORY)
+        or clause(BRAND, BRAND),
+        *(clause(name, name) for name in (PRICE, KEYWORDS, ATTRIBUTES)),
     ]
-    return words.gap.join(f"{part}{words.stop}" for part in clauses if part)
+    return wording["gap"].join(f"{part}{wording['stop']}" for part in clauses if part)
 
 
 def _placeholders(template: str, columns: Sequence[str]) -> list[str]:
-    """Return the distinct columns that a template names, refusing all else."""
+    """Return the distinct columns of a template's placeholders."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise UserError(
-            f"template {template!r}: {error}; write braces of the text as {{{{ and }}}}"
+            f"template {template!r}: {error}; write literal braces as {{{{ and }}}}"
         ) from None
     known = [name for name in columns if name != ITEM_ID]
     names: dict[str, None] = {}
@@ -179,26 +156,26 @@ def _placeholders(template: str, columns: Sequence[str]) -> list[str]:
             )
         if format_spec or conversion:
             raise UserError(
-                f"template {template!r}: values are texts, write plain {{{name}}}"
+                f"template {template!r}: values are texts; write {{{name}}} alone"
             )
         names[name] = None
     if not names:
         raise UserError(
-            f"template {template!r}: no placeholder, every item would read the "
-            "same; name columns such as {title}"
+            f"template {template!r}: no placeholder, so all items would be the same; "
+            "add columns such as {title}"
         )
     return list(names)
 
 
 def _column_texts(items: pa.Table, name: str) -> list[str]:
     values = items[name].to_pylist()
-    # A float32 price must print as it was written (4.99), not as its double.
+    # A float32 price must print as it was written (4.99), not as a double.
     single = pa.types.is_float32(items.schema.field(name).type)
     try:
         return [_text(np.float32(v) if single and v is not None else v) for v in values]
     except TypeError as error:
         raise UserError(
-            f"items: column {name} holds {error}; give text, numbers or lists of text"
+            f"items: column {name} has {error}; give text, numbers or lists of text"
         ) from None
 
 
@@ -228,7 +205,7 @@ def _refuse_textless(items: pa.Table, columns: dict[str, list[str]]) -> None:
     if textless:
         first = items[ITEM_ID][textless[0]].as_py()
         raise UserError(
-            f"items: {len(textless)} of {items.num_rows} items have no text at all, "
-            f"the first is {ITEM_ID} {first!r}; fill one of "
-            f"{', '.join(columns)}, or leave these items out"
+            f"items: {len(textless)} of {items.num_rows} items have no text, the "
+            f"first is {ITEM_ID} {first!r}; fill one of "
+            f"{', '.join(columns)}, or drop these items"
         )

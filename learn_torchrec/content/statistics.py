@@ -1,4 +1,4 @@
-"""Mean and standard deviation of every dimension of a matrix, added up over ranks.
+"""Mean and standard deviation of every dimension of a matrix, summed over ranks.
 
 Letters: C content dim, n rows.
 """
@@ -12,14 +12,14 @@ from learn_torchrec.arrays import AnyArray, Float64Array
 from learn_torchrec.matrix import blocks
 
 STATISTICS_FILE = "statistics.npz"
-# A deviation below half precision's own rounding is noise, not content.
+# A deviation below the rounding of half precision is noise, not content.
 _RELATIVE_RESOLUTION = 2.0**-11
 _ABSOLUTE_RESOLUTION = 2.0**-24
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean [C] and summed squared deviation [C] of some rows, float64."""
+    """Count, mean [C] and sum of squared deviations [C] of some rows, float64."""
 
     count: int
     mean: Float64Array
@@ -51,7 +51,7 @@ class Moments:
         )
 
     def std(self) -> Float64Array:
-        """Return the standard deviation [C], 1 where it is only rounding."""
+        """Return the standard deviation [C]; 1 where it is no more than rounding."""
         std = np.sqrt(self.squares / max(1, self.count))
         noise = np.maximum(
             _ABSOLUTE_RESOLUTION, _RELATIVE_RESOLUTION * np.abs(self.mean)

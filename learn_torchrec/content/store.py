@@ -2,16 +2,17 @@
 
 A content store is an artefact (kind "content"): `vectors-*.npy`, shards of a half
 precision matrix [N, C]; the ids and their index (see `ids.IdIndex`);
-`text_hashes-*.npy`, what each row's text was, where the vectors were made from texts;
-and `statistics.npz`, the mean and standard deviation of every dimension. Frozen
-language models put all items into a narrow cone, so that the towers standardise by
-these statistics before they read.
+`text_hashes-*.npy`, the hash of each row's text, if vectors were made from texts; and
+`statistics.npz`, the mean and standard deviation of every dimension. Frozen language
+models map all items into a narrow cone, so the towers standardize their inputs with
+these statistics.
 
 Letters: N items, C content dim, n ids or rows looked up.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,7 @@ from learn_torchrec.arrays import (
     UInt64Array,
 )
 from learn_torchrec.artifact import Manifest, read_manifest, reading
-from learn_torchrec.content.statistics import (
-    STATISTICS_FILE,
-    Moments,
-    read_statistics,
-)
+from learn_torchrec.content.statistics import STATISTICS_FILE, Moments, read_statistics
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import INDEX_FILES, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.matrix import (
@@ -48,10 +45,10 @@ _AGAIN = "make the content store again"
 
 
 def write_content_store(working_dir: Path, item_ids: Column, vectors: AnyArray) -> None:
-    """Write ids, vectors, the index and the statistics of an artefact: one shard.
+    """Write a whole content store with one shard.
 
     Args:
-        working_dir: what `artifact.write_artifact` yields.
+        working_dir: from `artifact.write_artifact`.
         item_ids: N distinct ids, integers or strings.
         vectors: floating point [N, C]; stored in half precision.
 
@@ -77,8 +74,8 @@ def write_shard(
     """Write one shard of the matrix, a block of rows at a time.
 
     Args:
-        working_dir: of the artefact; other ranks write other shards into it.
-        number: of the shard; shards follow each other in this order.
+        working_dir: of the artefact; other ranks write their shards into it.
+        number: of the shard; rows follow in this order.
         rows: returns the vectors of a slice of the shard's rows.
         hashes: uint64 [n, 2], of the rows' texts.
         dim: C.
@@ -108,11 +105,11 @@ def finish_content_store(
 
     Args:
         working_dir: of the artefact, with all shards.
-        item_ids: what `checked_ids` returned.
+        item_ids: from `checked_ids`.
         moments: of all rows.
 
     Returns:
-        One hash of all the texts, in the rows' order.
+        One hash of all texts in row order.
 
     Raises:
         UserError: an id occurs twice.
@@ -126,11 +123,10 @@ def finish_content_store(
 
 
 def checked_ids(item_ids: Column) -> pa.Array:
-    """Return the ids of a catalogue in normal form.
+    """Return a catalogue's ids in normal form; building the index finds duplicates.
 
     Raises:
-        UserError: no items, a null id, or ids of another type. Duplicates are found
-            when the index is built.
+        UserError: no items, a null id, or ids of another type.
     """
     ids = as_ids(item_ids, f"content store: {ITEM_ID}")
     if len(ids) == 0:
@@ -144,7 +140,7 @@ def to_half(vectors: AnyArray, ids: pa.Array) -> Float16Array:
     Raises:
         UserError: a vector that is not finite or too large; names the item.
     """
-    with np.errstate(over="ignore"):  # checked just below, by item
+    with np.errstate(over="ignore"):  # checked below, by item
         stored = vectors.astype(np.float16)
     rows = np.flatnonzero(~finite_rows(stored))
     if not rows.size:
@@ -159,17 +155,18 @@ def to_half(vectors: AnyArray, ids: pa.Array) -> Float16Array:
     raise UserError(f"{item} is not finite; encode it again with dtype=float32")
 
 
+@dataclass(frozen=True, eq=False)
 class ContentStore:
-    """The content vectors of a catalogue, read from disk as they are needed.
+    """The content vectors of a catalogue, read from disk on demand.
 
     Attributes:
-        directory: where the artefact is.
-        manifest: what made it.
+        directory: of the artefact.
+        manifest: of the artefact.
         index: ids to rows.
         vectors: float16 [N, C], memory-mapped and read-only.
         mean: float64 [C], over the catalogue.
         std: float64 [C], over the catalogue; 1 where a dimension is constant up to
-            the rounding of half precision, so that standardising makes it about 0.
+            half-precision rounding, so that standardizing makes it about 0.
 
     Example:
         >>> store = ContentStore.open(directory)
@@ -179,26 +176,19 @@ class ContentStore:
         >>> vectors = (store.gather(rows[:2]) - store.mean) / store.std
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        manifest: Manifest,
-        index: IdIndex,
-        vectors: ShardedMatrix,
-        statistics: tuple[Float64Array, Float64Array],
-    ) -> None:
-        self.directory = directory
-        self.manifest = manifest
-        self.index = index
-        self.vectors = vectors
-        self.mean, self.std = statistics
+    directory: Path
+    manifest: Manifest
+    index: IdIndex
+    vectors: ShardedMatrix
+    mean: Float64Array
+    std: Float64Array
 
     @classmethod
     def open(cls, directory: Path) -> "ContentStore":
-        """Open the store in `directory` without reading its matrix or its ids.
+        """Open a store without reading its matrix or ids.
 
         Raises:
-            UserError: no content store there, or a damaged one.
+            UserError: no content store, or a damaged one.
         """
         manifest = read_manifest(directory, KIND)
         shards = _shards(manifest, SHARDS)
@@ -208,16 +198,15 @@ class ContentStore:
             )
         names = (*shards, *INDEX_FILES, STATISTICS_FILE)
         with reading(directory, manifest, names, _AGAIN):
-            statistics = read_statistics(directory)
+            mean, std = read_statistics(directory)
             index = IdIndex.open(directory)
             vectors = ShardedMatrix.open([directory / name for name in shards])
-        shapes = {vectors.shape, (len(index), len(statistics[0]))}
-        if len(shapes) > 1 or len(statistics[0]) != len(statistics[1]):
+        if vectors.shape != (len(index), len(mean)) or len(mean) != len(std):
             raise UserError(
                 f"{directory}: {len(index)} ids, a matrix of shape {vectors.shape} "
-                f"and {len(statistics[0])} statistics do not match; {_AGAIN}"
+                f"and {len(mean)} statistics do not match; {_AGAIN}"
             )
-        return cls(directory, manifest, index, vectors, statistics)
+        return cls(directory, manifest, index, vectors, mean, std)
 
     @property
     def item_ids(self) -> pa.Array:
@@ -233,14 +222,14 @@ class ContentStore:
         return len(self.index)
 
     def __reduce__(self) -> tuple[Callable[[Path], "ContentStore"], tuple[Path]]:
-        # Otherwise every worker process would be sent the whole matrix.
+        # Otherwise the whole matrix would be sent to every worker process.
         return ContentStore.open, (self.directory,)
 
     def rows_of(self, ids: Column) -> Int64Array:
-        """Return the row of every id, int64 [n]; -1 for null ids and unknown ones.
+        """Return the row of every id, int64 [n]; -1 for null and unknown ids.
 
         Raises:
-            UserError: the ids are not of the store's type.
+            UserError: ids of another type than the store's.
         """
         wanted = as_ids(ids, ITEM_ID, allow_null=True)
         refuse_other_type(wanted, self.index.type, ITEM_ID, str(self.directory))
@@ -250,23 +239,23 @@ class ContentStore:
         """Return the vectors of `rows` ([n], any order), float16 [n, C].
 
         Raises:
-            UserError: a row is -1: an item without content.
+            UserError: a row is -1 (an item without content).
         """
         unknown = int(np.count_nonzero(rows < 0))
         if unknown:
             raise UserError(
                 f"{self.directory}: {unknown} of {rows.size} items have no content "
-                "vector; encode them, or leave their rows out"
+                "vector; encode them, or drop their rows"
             )
         return self.vectors[rows]
 
     @property
-    def knows_texts(self) -> bool:
-        """Whether the store keeps the hashes of the texts it was made from."""
+    def has_text_hashes(self) -> bool:
+        """Whether the store has the hashes of its texts."""
         return bool(_shards(self.manifest, _HASHES))
 
     def text_hashes(self) -> UInt64Array:
-        """Return the hashes of the rows' texts, uint64 [N, 2]; see `knows_texts`."""
+        """Return the hashes of the rows' texts, uint64 [N, 2]."""
         names = _shards(self.manifest, _HASHES)
         with reading(self.directory, self.manifest, names, _AGAIN):
             return np.concatenate([np.load(self.directory / name) for name in names])

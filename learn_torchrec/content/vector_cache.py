@@ -1,9 +1,9 @@
-"""Vectors that exist already: from an interrupted run, or an earlier store.
+"""Vectors from an interrupted run or an earlier store, to be reused.
 
-A vector is found by the hash of the text it was made from, so that a killed run
-resumes at any number of ranks, and only new or changed items are encoded. An
-interrupted run's vectors lie in blocks of two files each; the hashes are written last,
-so that a block counts whole or not at all.
+They are found by the hash of their text, so that a killed run resumes at any number of
+ranks, and only new or changed items are encoded. An interrupted run's vectors are in
+blocks of two files each; the hashes are written last, so that a block counts whole or
+not at all.
 
 Letters: n texts, C content dim.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from learn_torchrec.arrays import AnyArray, Float16Array, Int64Array, UInt64Array
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
-from learn_torchrec.matrix import Shard, ShardedMatrix
+from learn_torchrec.matrix import Shard, ShardedMatrix, map_array
 
 ENCODER_FACT = "encoder"
 
@@ -30,9 +30,9 @@ class VectorCache:
     """Finished vectors by the hash of their text.
 
     Args:
-        directory: where an interrupted run left its blocks, and this one leaves its
-            own; made when the first block is written.
-        earlier: a store whose vectors the same encoder made.
+        directory: of the blocks of an interrupted run and of this one; created with
+            the first block.
+        earlier: a store of the same encoder's vectors.
     """
 
     def __init__(self, directory: Path, earlier: ContentStore | None = None) -> None:
@@ -47,11 +47,11 @@ class VectorCache:
 
     @property
     def dim(self) -> int | None:
-        """C, or None while there are no vectors."""
+        """C; None if there are no vectors."""
         return self._shards[0].shape[1] if self._shards else None
 
     def find(self, hashes: UInt64Array) -> Int64Array:
-        """Return a position for `gather` of every text, int64 [n]; -1 for none."""
+        """Return every text's position for `gather`, int64 [n]; -1 if unknown."""
         if not len(self._sorted):
             return np.full(len(hashes), -1, np.int64)
         place = np.searchsorted(self._sorted, hashes[:, 0])
@@ -61,7 +61,7 @@ class VectorCache:
         return np.where(same, position, -1)
 
     def gather(self, positions: Int64Array) -> Float16Array:
-        """Return vectors [n, C] by what `find` returned, all of it found."""
+        """Return the vectors [n, C] at positions of `find`, none of them -1."""
         return self._vectors[positions]
 
     def write_block(self, hashes: UInt64Array, vectors: Float16Array) -> None:
@@ -72,13 +72,13 @@ class VectorCache:
         _write_aside(self.directory / f"{name}.hashes.npy", hashes)
 
     def reload(self) -> None:
-        """Add the blocks that were written since."""
+        """Add the blocks that were written since the last call."""
         for path in sorted(self.directory.glob("*.hashes.npy")):
             if path.name not in self._blocks:
                 self._blocks.add(path.name)
                 self._hashes.append(np.load(path))
                 vectors = path.with_name(path.name.replace(".hashes.", ".vectors."))
-                self._shards.append(_Block(vectors))
+                self._shards.append(_UnmappedShard(vectors))
         self._all_hashes = np.concatenate(self._hashes)
         self._order = np.argsort(self._all_hashes[:, 0], kind="stable")
         self._sorted = self._all_hashes[self._order, 0]
@@ -86,7 +86,7 @@ class VectorCache:
             self._vectors = ShardedMatrix(self._shards)
 
     def remove(self) -> None:
-        """Delete the blocks: the store that they were for is complete."""
+        """Delete the blocks, once their store is complete."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -99,45 +99,40 @@ def hash_texts(texts: Sequence[str]) -> UInt64Array:
 
 
 def earlier_store(directory: Path, encoder: str) -> ContentStore:
-    """Open a store whose vectors may be reused.
+    """Open a store to reuse its vectors.
 
     Args:
         directory: of the store.
-        encoder: identity of the encoder that would make the vectors again.
+        encoder: see `extract.encoder_identity`.
 
     Raises:
-        UserError: another encoder made it, or it does not know its texts.
+        UserError: another encoder made it, or it does not have its texts' hashes.
     """
     store = ContentStore.open(directory)
     same = store.manifest.facts.get(ENCODER_FACT) == encoder
-    if not (same and store.knows_texts):
+    if not (same and store.has_text_hashes):
         raise UserError(
-            f"--reuse {directory}: its vectors were made by another model or with "
-            "other encoder settings; leave it out, or encode with its settings"
+            f"--reuse {directory}: its vectors are from another model or other "
+            "encoder settings; leave --reuse out, or use the settings of that store"
         )
     return store
 
 
-class _Block:
-    """The vectors of a block, mapped only while they are read.
+class _UnmappedShard:
+    """A block's vectors, mapped only while they are read.
 
-    A long run leaves thousands of blocks, more than a process may have open files.
+    A long run leaves thousands of blocks, more than a process may open files.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        vectors = self._vectors()
+        self._path, vectors = path, map_array(path)
         self.shape, self.dtype = vectors.shape, vectors.dtype
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Float16Array:
-        return np.array(self._vectors()[rows])
-
-    def _vectors(self) -> Float16Array:
-        vectors: Float16Array = np.load(self._path, mmap_mode="r")
-        return vectors
+        return np.array(map_array(self._path)[rows])
 
 
 def _write_aside(path: Path, array: AnyArray) -> None:

@@ -1,4 +1,4 @@
-"""Data sets: adapters, preparation, loading, and generated ones."""
+"""Data sets: adapters, preparation, loading and generated data."""
 
 from learn_torchrec.datasets.adapters import open_dataset
 

@@ -1,4 +1,4 @@
-"""Histories of a data set as item rows of a content store."""
+"""Histories: a data set's sequences as rows of a content store."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from learn_torchrec.datasets.split import SplitConfig, SplitTimes, resolve_times
 
 @dataclass(frozen=True, kw_only=True)
 class Histories:
-    """All users' events of the wanted actions, and the moments of the split."""
+    """All users' events of the wanted actions, and the split's moments."""
 
     sequences: SequenceSet
     times: SplitTimes
@@ -22,8 +22,8 @@ def load_histories(
     """Read the interactions and sort them into sequences.
 
     Raises:
-        UserError: bad interactions, items without a content vector, or a split
-            that does not fit the log.
+        UserError: bad interactions, items without a content vector, or a split outside
+            the log.
     """
     times = resolve_times(split, dataset.times)
     return Histories(sequences=dataset.sequences(store, split.actions), times=times)

@@ -1,4 +1,4 @@
-"""Point-in-time counts: what was known strictly before each row."""
+"""Point-in-time counts, of events strictly before each row."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from learn_torchrec.arrays import Int64Array
 def running_counts(
     ids: Int64Array, times: Int64Array, labels: Int64Array
 ) -> tuple[Int64Array, Int64Array]:
-    """Count each row's earlier rows of the same id, and the positive ones of them.
+    """Count each row's earlier rows of the same id, and those that are positive.
 
     Args:
         ids: int64 [N].

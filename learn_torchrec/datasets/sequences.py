@@ -1,4 +1,4 @@
-"""Sequences: every user's events in time order, as one jagged set of item rows."""
+"""Sequences: every user's events in time order, as jagged arrays."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of, positions_in
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
-NO_ACTION = -1  # the code of an action without a name, and of an item that is no event
+NO_ACTION = -1  # the code of an unknown action, and of an item without an event
 
 # An optional column of interactions: times finer than seconds, int64 of any unit.
 TICK = "_tick"
@@ -29,8 +29,8 @@ class SequenceSet:
         offsets: int64 [U + 1]; user u owns events offsets[u] to offsets[u + 1].
         items: int64 [E], rows of the content store.
         times: int64 [E], unix seconds, non-decreasing within a user.
-        actions: int16 [E], codes: places in `action_names`, or NO_ACTION.
-        action_names: what the codes mean.
+        actions: int16 [E], codes: positions in `action_names`, or NO_ACTION.
+        action_names: of the codes.
     """
 
     user_ids: pa.Array
@@ -54,19 +54,25 @@ class SequenceSet:
 
     def select_users(self, keep: BoolArray) -> "SequenceSet":
         """Return the set with only the users where `keep` [U] is true."""
-        return self._filtered(
-            np.repeat(keep, self.lengths),
-            self.lengths[keep],
+        return dataclasses.replace(
+            self.select_events(np.repeat(keep, self.lengths)),
             user_ids=self.user_ids.filter(pa.array(keep)),
+            offsets=offsets_of(self.lengths[keep]),
         )
 
     def select_events(self, keep: BoolArray) -> "SequenceSet":
         """Return the set with only the events where `keep` [E] is true.
 
-        Users without any left stay, with an empty sequence.
+        Users without remaining events stay, with an empty sequence.
         """
         kept = np.add.reduceat(np.r_[keep, False], self.offsets[:-1], dtype=np.int64)
-        return self._filtered(keep, kept * (self.lengths > 0))
+        return dataclasses.replace(
+            self,
+            offsets=offsets_of(kept * (self.lengths > 0)),
+            items=self.items[keep],
+            times=self.times[keep],
+            actions=self.actions[keep],
+        )
 
     def before(self, time: int) -> "SequenceSet":
         """Return the set with only events strictly before `time`, no empty users."""
@@ -78,40 +84,27 @@ class SequenceSet:
 
         Every user must have more than `count`.
         """
-        kept = self.lengths - count
-        keep = positions_in(self.lengths) < np.repeat(kept, self.lengths)
-        return self._filtered(keep, kept)
+        kept = np.repeat(self.lengths - count, self.lengths)
+        return self.select_events(positions_in(self.lengths) < kept)
 
     def first_times(self) -> Int64Array:
         """Time of each user's first event, int64 [U]; no user may be empty."""
         return self.times[self.offsets[:-1]]
 
     def with_action_names(self, names: Sequence[str]) -> "SequenceSet":
-        """Return the set with codes that are places in `names`.
+        """Return the set with codes that are positions in `names`.
 
-        A model's codes are those of its training; another data set may number the
-        same actions in another order. Actions that are not in `names` get NO_ACTION.
+        A model uses the codes of its training; another data set may order the same
+        actions differently. Actions that are not in `names` get NO_ACTION.
         """
         names = tuple(names)
         if names == self.action_names:
             return self
-        places = {name: place for place, name in enumerate(names)}
-        # NO_ACTION, -1, picks the last entry.
-        codes = [places.get(name, NO_ACTION) for name in self.action_names]
+        code_of = {name: code for code, name in enumerate(names)}
+        # NO_ACTION, -1, selects the last entry.
+        codes = [code_of.get(name, NO_ACTION) for name in self.action_names]
         recoded = np.array([*codes, NO_ACTION], np.int16)[self.actions]
         return dataclasses.replace(self, actions=recoded, action_names=names)
-
-    def _filtered(
-        self, events: BoolArray, lengths: Int64Array, user_ids: pa.Array | None = None
-    ) -> "SequenceSet":
-        return dataclasses.replace(
-            self,
-            user_ids=self.user_ids if user_ids is None else user_ids,
-            offsets=offsets_of(lengths),
-            items=self.items[events],
-            times=self.times[events],
-            actions=self.actions[events],
-        )
 
 
 def build_sequences(
@@ -119,14 +112,12 @@ def build_sequences(
 ) -> SequenceSet:
     """Sort the wanted interactions by user and time.
 
-    Events of equal user and time keep the order of the log. Those of one second are
-    sorted by `TICK`, where the log has it.
+    Events of equal user and time keep the log's order, or that of `TICK` if present.
 
     Args:
         interactions: `user_id`, `timestamp`, `action` and perhaps `TICK`.
         item_rows: int64 [N], the content row of each interaction's item.
-        actions: the actions that count, in the order of their codes; other rows are
-            left out.
+        actions: the wanted actions, in the order of their codes.
 
     Raises:
         UserError: no interaction has one of the actions.
@@ -140,7 +131,7 @@ def build_sequences(
     times = interactions[TIMESTAMP].to_numpy()[mask]
     has_ticks = TICK in interactions.column_names
     ticks = interactions[TICK].to_numpy()[mask] if has_ticks else times
-    # Users in the order of their ids, so that the set does not depend on the log's.
+    # Users are sorted by id, so that their order does not depend on the log.
     ranks = np.empty(len(users.dictionary), np.int64)
     by_id = pc.sort_indices(users.dictionary).to_numpy()
     ranks[by_id] = np.arange(len(by_id))
@@ -157,7 +148,7 @@ def build_sequences(
 
 
 def refuse_unknown_actions(actions: Sequence[str], present: Sequence[str]) -> None:
-    """Refuse actions of which the log has none.
+    """Check that the log has at least one of the actions.
 
     Raises:
         UserError: none of `actions` is `present`.
@@ -179,8 +170,8 @@ def item_rows(interactions: pa.Table, store: ContentStore) -> Int64Array:
     if len(rows) and rows.min() < 0:
         row = int(np.argmin(rows))
         raise UserError(
-            f"{store.directory}: has no content vector of item "
-            f"{interactions[ITEM_ID][row].as_py()!r}, which row {row} of the "
-            "interactions names; encode the items again"
+            f"{store.directory}: has no content vector for item "
+            f"{interactions[ITEM_ID][row].as_py()!r} in row {row} of the interactions; "
+            "encode the items again"
         )
     return rows

@@ -1,11 +1,11 @@
-"""Who trains, who is held out, and when: one description for every stage.
+"""The split into training and holdout by user and time, the same for every stage.
 
 - Before `towers_until` the towers learn.
 - From `towers_until` to `test_from` the ranker learns.
 - From `test_from` on the ranker is tested.
 
-Which users and events test the towers is `holdout`: by default the users who first
-appear after `towers_until`; for data without a ranker also the paper's own split at a
+`holdout` says which users and events test the towers: by default the users who first
+appear after `towers_until`; for data without a ranker also the paper's split at a
 moment, and leave-one-out.
 """
 
@@ -26,27 +26,27 @@ from learn_torchrec.schema import TIMESTAMP
 
 @configuration
 class SplitConfig:
-    """Times may be a share of the interactions (`50%`), an ISO date, or seconds.
+    """Times are a share of the interactions (`50%`), an ISO date, or unix seconds.
 
     Attributes:
         towers_until: the towers learn from interactions strictly before it.
         test_from: the ranker learns from impressions in [towers_until, test_from)
             and is tested on those at or after it.
-        actions: the actions that make a history.
-        holdout: who and what tests the towers.
-            `new_users`: users who first appear at or after towers_until; nothing the
-            towers learn from is as late, so that a ranker may learn next.
-            `time` (the paper): users are disjoint, and the moment towers_until parts
-            every user's history from the targets, in training and test alike.
+        actions: the actions that make up a history.
+        holdout: the users and events that test the towers.
+            `new_users`: users who first appear at or after towers_until; the towers
+            learn from nothing as late, so that a ranker may learn next.
+            `time` (the paper): users are disjoint, and the moment towers_until
+            separates every user's history from the targets, in training and test.
             `leave_one_out`: all users train; each one's last event is the test, the
             one before it the validation. Times only order a user's events.
-        validation_users: share of the towers' users kept apart for validation; not
+        validation_users: share of the towers' users held out for validation; not
             in `leave_one_out`.
-        test_users: share of the users kept apart for the test, in `time` only.
-        min_events: users with fewer events take no part in the towers' training
-            and evaluation.
-        history_share: of an evaluated user's events, the share that is history;
-            the rest are the targets. In `new_users`, and for its validation.
+        test_users: share of the users held out for the test, in `time` only.
+        min_events: users with fewer events are left out of the towers' training and
+            evaluation.
+        history_share: share of an evaluated user's events that is history; the rest
+            are targets. In `new_users`, and for its validation.
     """
 
     towers_until: str = "50%"
@@ -61,7 +61,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         require(
             self.validation_users + self.test_users < 1,
-            "validation_users and test_users must be below 1 together",
+            "validation_users and test_users must add up to less than 1",
         )
 
 
@@ -74,14 +74,14 @@ class SplitTimes:
 
 
 def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes:
-    """Turn the configured moments into unix seconds.
+    """Return the moments of the split in unix seconds.
 
     Args:
         config: with the moments.
         log: the interactions, or their times, int64 [N].
 
     Raises:
-        UserError: a moment that cannot be read, or moments in the wrong order.
+        UserError: a moment that cannot be parsed, or moments in the wrong order.
     """
     times = log[TIMESTAMP].to_numpy() if isinstance(log, pa.Table) else log
     if config.holdout == "leave_one_out":
@@ -92,21 +92,14 @@ def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes
     if not times.min() < towers_until <= test_from <= times.max():
         raise UserError(
             f"split.towers_until={config.towers_until} and split.test_from="
-            f"{config.test_from} must lie in this order inside the log, which runs "
+            f"{config.test_from} must be in this order and inside the log, which runs "
             f"from {_iso(times.min())} to {_iso(times.max())}"
         )
     return SplitTimes(towers_until=towers_until, test_from=test_from)
 
 
 def user_draws(user_ids: pa.Array) -> Float64Array:
-    """Return a number in [0, 1) for each user: a hash of the id, in every run the same.
-
-    Args:
-        user_ids: int64 or string [U].
-
-    Returns:
-        float64 [U].
-    """
+    """Return a hash of each user's id in [0, 1), float64 [U]; the same in every run."""
     buckets = [
         int.from_bytes(hashlib.blake2b(str(user).encode(), digest_size=4).digest())
         for user in user_ids.to_pylist()

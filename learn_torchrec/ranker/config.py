@@ -49,7 +49,7 @@ class StreamConfig:
             the largest divisor of the batch size up to this one.
         shuffle_rows: rows of all lanes that are shuffled together; of a table in
             memory all are.
-        workers: reading processes of each rank; 0 reads in threads of the rank, as a
+        workers: reader processes per rank; 0 reads in threads of the rank, as a
             table in memory always is.
         timeout: seconds after which a worker that gives nothing counts as hung.
     """

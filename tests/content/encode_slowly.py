@@ -1,6 +1,6 @@
-"""Runs encode-content with small blocks and a pause after each batch: to be killed.
+"""Runs encode-content with small blocks and a pause after each batch, to be killed.
 
-Says on stderr how many texts a rank is given.
+Prints to stderr how many texts each rank encodes.
 """
 
 import os

@@ -126,7 +126,7 @@ def test_cls_pooling_of_a_bidirectional_encoder(
         max_position_embeddings=32,
         initializer_range=0.5,
     )
-    # No pooler in the files: it is not used, so that it need not be there.
+    # The files have no pooler, which is not used.
     bert = BertModel(shape, add_pooling_layer=False).eval()
     bert.save_pretrained(tmp_path)
     config = EncoderConfig(model=str(tmp_path), pooling="cls", l2_normalize=False)
@@ -200,7 +200,7 @@ def test_mean_pooling_by_hand() -> None:
         (["layers=4"], "hidden states 0 to 3"),
         (["layers=-1,-5"], "not -5"),
         (["device=abacus"], "device abacus: unknown"),
-        (["device=cuda:99"], "device cuda:99: this machine has none"),
+        (["device=cuda:99"], "device cuda:99: not on this machine"),
         (["model=no/such/model"], "no such file or directory"),
         (["model=missing.gguf"], "missing.gguf: no such file"),
         (["layers="], "layers=: needs at least 1"),
@@ -234,7 +234,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 def test_a_hub_model_out_of_reach(base: EncoderConfig) -> None:
     with pytest.raises(
-        UserError, match="nobody/no-such-model: neither on this machine"
+        UserError, match="nobody/no-such-model: found neither on this machine"
     ):
         ContentEncoder(replace(base, model="nobody/no-such-model"))
 
@@ -290,7 +290,7 @@ def test_missing_packages_are_named(
 
 @pytest.mark.slow
 def test_smollm2_reads_meaning() -> None:
-    """The real model from its wheel: 576-d, batch-independent, related items nearer."""
+    """The real model from its wheel: 576-d, batch-independent, related items closer."""
     try:
         backbone.find_model("smollm2")
     except UserError as error:

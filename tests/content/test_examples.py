@@ -1,4 +1,4 @@
-"""The examples of the docstrings run as they are printed."""
+"""The examples in docstrings run and print as documented."""
 
 import doctest
 from pathlib import Path

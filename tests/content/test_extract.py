@@ -46,7 +46,7 @@ def catalogue(titles: list[str]) -> pa.Table:
 
 
 class Interrupted(ContentEncoder):
-    """Stops in the middle, as a machine does."""
+    """Fails in the middle, like a machine."""
 
     batches = 3
 
@@ -159,12 +159,12 @@ def test_changed_and_new_items_only(
     assert clean.item_ids.equals(second.item_ids)
     np.testing.assert_allclose(clean.vectors, second.vectors, atol=1e-3)
     np.testing.assert_allclose(clean.mean, second.mean, atol=1e-4)
-    # The store that --overwrite replaces serves as the earlier one by itself.
+    # The store that --overwrite replaces is reused without --reuse.
     items[0]["title"] = "a blue mug"
     pq.write_table(pa.Table.from_pylist(items), market / "items.parquet")
     third = run_app(market, tmp_path / "first", model_dir, "--overwrite")
     assert third.manifest.facts["encoded"] == 3
-    with pytest.raises(UserError, match="made by another model or with other encoder"):
+    with pytest.raises(UserError, match="are from another model or other encoder"):
         run_app(
             market,
             tmp_path / "no",

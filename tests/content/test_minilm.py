@@ -13,12 +13,12 @@ from learn_torchrec.errors import UserError
 
 @pytest.fixture
 def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A zip file in the wheel's place, and an empty cache."""
+    """A zip file instead of the wheel's, and an empty cache."""
     path = tmp_path / "model.zip"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("config.json", "{}")
         file.writestr("1_Pooling/config.json", "[]")
-    monkeypatch.setattr(minilm, "_zip_path", lambda: path)
+    monkeypatch.setattr(minilm, "file_in_package", lambda *_: path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return path
 
@@ -47,7 +47,7 @@ def test_what_cannot_be_unpacked_is_named(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be unpacked .* XDG_CACHE_HOME"):
         minilm_path()
     packed.write_bytes(packed.read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"model\.zip .*not a zip file.* wheel again"):
+    with pytest.raises(UserError, match=r"model\.zip .*not a zip file.* reinstall"):
         minilm_path()
 
 

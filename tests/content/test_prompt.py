@@ -111,9 +111,9 @@ def test_template_may_name_any_column_and_leaves_missing_values_empty() -> None:
         ("{item_id}", r"unknown placeholder \{item_id\}"),
         ("{title.__class__}", "unknown placeholder"),
         ("{}", r"unknown placeholder \{\}"),
-        ("{title:>9}", r"write plain \{title\}"),
-        ("{title!r}", r"write plain \{title\}"),
-        ("{title", "write braces"),
+        ("{title:>9}", r"write \{title\}"),
+        ("{title!r}", r"write \{title\}"),
+        ("{title", "write literal braces"),
         ("the same for all", "no placeholder"),
     ],
 )
@@ -135,5 +135,5 @@ def test_tables_that_are_no_item_tables() -> None:
         render(pa.table({"title": ["T"]}), PromptConfig())
     with pytest.raises(UserError, match="no text column; give at least one of title"):
         render(pa.table({"item_id": [1]}), PromptConfig())
-    with pytest.raises(UserError, match="column title holds a value of type dict"):
+    with pytest.raises(UserError, match="column title has a value of type dict"):
         render(pa.table({"item_id": [1], "title": [{"a": 1}]}), PromptConfig())

@@ -69,7 +69,7 @@ def test_statistics_of_many_blocks(
 
 
 def test_a_deviation_below_the_rounding_is_no_content(tmp_path: Path) -> None:
-    # Two neighbours in half precision: 1 and 1 + 2**-10, against a real deviation.
+    # Adjacent half-precision values, 1 and 1 + 2**-10, beside a real deviation.
     vectors = np.array([[1.0, 1.0], [1.0 + 2**-10, 1.0 + 2**-6]], np.float32)
     store = write(tmp_path / "content", [1, 2], vectors)
     np.testing.assert_allclose(store.std, [1.0, 2**-7], rtol=1e-12)

@@ -83,12 +83,12 @@ BROKEN = [
     (
         "interactions.parquet",
         poke("item_id", 11, 999),
-        r"row 11 names item 999, which the item table does not have \(1 such rows\)",
+        r"row 11 has item 999, which is not in the item table \(1 such rows\)",
     ),
     (
         "interactions.parquet",
         with_values("item_id", [str(i % 40 + 100) for i in range(3000)]),
-        "column 'item_id' is string but int64 in the item table",
+        "column 'item_id': ids are string, but int64 in the item table",
     ),
     ("interactions.parquet", lambda table: table.slice(0, 0), "has no rows"),
     (
@@ -107,7 +107,7 @@ BROKEN = [
         with_values("label", ["yes"] * 3000),
         "column 'label' is string, must be 0 or 1",
     ),
-    ("items.parquet", poke("item_id", 1, 100), "item 100 appears 2 times"),
+    ("items.parquet", poke("item_id", 1, 100), "item_id: id 100 occurs 2 times"),
     (
         "items.parquet",
         with_values("item_id", np.arange(40) / 2),
@@ -127,7 +127,7 @@ def test_broken_tables_are_refused(market, file, change, message):
 
 
 def without_pages_of(path: Path, *names: str) -> None:
-    """Overwrite what some columns hold; the footer and the others stay whole."""
+    """Overwrite the pages of some columns; the footer and the others stay intact."""
     body = bytearray(path.read_bytes())
     group = pq.read_metadata(path).row_group(0)
     for number in range(group.num_columns):
@@ -189,7 +189,7 @@ def test_ids_of_one_type_everywhere(market):
     path = market / "impressions.parquet"
     users = [str(user) for user in pq.read_table(path)["user_id"].to_pylist()]
     rewrite(path, with_values("user_id", users))
-    with pytest.raises(UserError, match="column 'user_id' is int64 in one and string"):
+    with pytest.raises(UserError, match="'user_id': ids are string, but int64 in"):
         _ = open_dataset(f"parquet:{market}").impressions
 
 

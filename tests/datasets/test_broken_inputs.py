@@ -1,6 +1,6 @@
-"""Broken inputs: each ends in one line of what and where, or is repaired and counted.
+"""Broken inputs: each gives a one-line error, or is repaired and counted.
 
-Where a file is refused, nothing half written stays behind.
+If a file is refused, no partial output is left.
 """
 
 import gzip
@@ -103,11 +103,11 @@ TABLES: dict[str, tuple[str, Table, str]] = {
         column("label", ["yes"] * COUNT),
         "'label' is string, must be 0 or 1",
     ),
-    "an item twice": ("items", column("item_id", at(1, 0)), "item 0 appears 2 times"),
+    "an item twice": ("items", column("item_id", at(1, 0)), "id 0 occurs 2 times"),
     "an unknown item": (
         "interactions",
         column("item_id", at(1, 77)),
-        "row 1 names item 77, which the item table does not have",
+        "row 1 has item 77, which is not in the item table",
     ),
     "fractions as ids": (
         "items",
@@ -122,12 +122,12 @@ TABLES: dict[str, tuple[str, Table, str]] = {
     "ids of two types": (
         "interactions",
         column("item_id", [str(n % 10) for n in range(COUNT)]),
-        "'item_id' is string but int64 in the item table",
+        "'item_id': ids are string, but int64 in the item table",
     ),
     "users of two types": (
         "impressions",
         column("user_id", [str(n % 4) for n in range(COUNT)]),
-        "'user_id' is int64 in one and string in the other",
+        "'user_id': ids are string, but int64 in .*interactions",
     ),
     "lists as ids": (
         "items",
@@ -182,11 +182,11 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a column less": (
         folder_of(ONE, ONE.drop_columns(["action"])),
-        "part-1.parquet: column 'action' is missing, which other files",
+        "part-1.parquet: lacks column 'action', unlike .*part-0.parquet",
     ),
     "a column more": (
         folder_of(ONE, ONE.append_column("x", pa.array([1]))),
-        "part-1.parquet: has column 'x', which .*part-0.parquet does not have",
+        "part-1.parquet: has column 'x', unlike .*part-0.parquet",
     ),
 }
 
@@ -213,7 +213,7 @@ def test_permissions(small: Path) -> None:
     if nobody:
         os.seteuid(65534)
     try:
-        # Who lost root's rights may not even look into the folder.
+        # Without root's rights even the folder may be unreadable.
         message = "may not be read; check its permissions|Permission denied"
         refused(lambda: open_dataset(f"parquet:{small}").interactions, message, small)
     finally:
@@ -250,7 +250,7 @@ TEXTS: dict[str, tuple[str, dict[str, bytes], str]] = {
     "a broken line": (
         "amazon",
         {"a.json": b'{"asin": "x"\n', "meta_a.json": b'{"asin": "x"}\n'},
-        r"a\.json: line 1 is no JSON object",
+        r"a\.json: line 1 is not a JSON object",
     ),
     "a review without a user": (
         "amazon",
@@ -281,7 +281,7 @@ TEXTS: dict[str, tuple[str, dict[str, bytes], str]] = {
     "letters as a rating": (
         "recbole",
         {"x.inter": b"user_id:token\titem_id:token\trating:float\na\tb\tgood\n"},
-        r"x\.inter: is no atomic file",
+        r"x\.inter: is not an atomic file",
     ),
 }
 
@@ -292,7 +292,7 @@ def test_texts(tmp_path: Path, case: str) -> None:
     for name, body in files.items():
         (tmp_path / name).write_bytes(body)
     dataset = open_dataset(f"{adapter}:{tmp_path}")
-    refused(lambda: dataset.raw("interactions.parquet"), message)
+    refused(lambda: dataset.read_interactions(), message)
 
 
 def test_empty_lists_are_kept(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_repairs_are_counted(small: Path, tmp_path: Path, reason: str) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on a file's size stands in for the disk's end: the write itself fails."""
+    """A limit on file size simulates a full disk: the write itself fails."""
     old = store(tmp_path / "c", [1, 2], np.ones((2, 2)))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))

@@ -15,11 +15,7 @@ import pytest
 
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.interleave import cut_into_lanes
-from learn_torchrec.datasets.loading.loader import (
-    Loader,
-    LoaderConfig,
-    evaluation,
-)
+from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, evaluation
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
 from learn_torchrec.errors import UserError
 
@@ -27,7 +23,7 @@ CONFIG = LoaderConfig(batch_size=24, lanes=8, seed=3, window_rows=130)
 
 
 def write(directory: Path, sizes: tuple[int, ...], group: int = 20) -> Path:
-    """Files of `sizes` rows whose `value` is the row's number, and a list column."""
+    """Files of `sizes` rows: `value`, the row number, and a list column."""
     directory.mkdir(exist_ok=True)
     first = 0
     for number, size in enumerate(sizes):
@@ -45,7 +41,7 @@ def rows(tmp_path: Path) -> RowGroups:
 
 
 def read(rows: RowGroups, config: LoaderConfig, ranks: int = 1, **options) -> list:
-    """What all ranks together read, step by step: lists of rows' values."""
+    """The values that all ranks together read in each step."""
     start = options.pop("start", 0)
     loaders = [Loader(rows, config, rank=r, ranks=ranks) for r in range(ranks)]
     parts = [list(loader.batches(options.get("epoch", 0), start)) for loader in loaders]
@@ -59,7 +55,7 @@ def read(rows: RowGroups, config: LoaderConfig, ranks: int = 1, **options) -> li
 
 def test_lanes_by_hand() -> None:
     lanes = cut_into_lanes(np.array([4, 2, 5]), np.array([2, 0, 1]), 3)
-    # Laid out: group 2 (5 rows), group 0 (4), group 1 (2); cut after 3 and 7 of 11.
+    # Groups 2 (5 rows), 0 (4) and 1 (2), concatenated; cut after 3 and 7 of 11 rows.
     assert [[(s.group, s.start, s.stop) for s in lane] for lane in lanes] == [
         [(2, 0, 3)],
         [(2, 3, 5), (0, 0, 2)],
@@ -103,13 +99,13 @@ def test_the_order_follows_from_seed_and_epoch(rows: RowGroups) -> None:
     orders.append(read(rows, replace(CONFIG, seed=4)))
     assert all(a != b for a, b in itertools.combinations(orders, 2))
     first = list(itertools.chain(*orders[0]))
-    # Well mixed: a batch holds rows of most files, and neighbours are rare.
+    # Well mixed: a batch has rows of most files and few neighbours.
     assert np.ptp(orders[0][0]) > 150
     assert np.mean(np.abs(np.diff(first)) == 1) < 0.2
 
 
 def test_memory_is_that_of_a_few_windows(tmp_path: Path) -> None:
-    """What is read is given back at once, not when the garbage collector comes by."""
+    """Memory is freed at once, not by the garbage collector."""
     rows = RowGroups(write(tmp_path / "log", (60_000,), group=300))
     loader = Loader(rows, LoaderConfig(batch_size=64, window_rows=512))
     gc.collect()
@@ -235,7 +231,7 @@ def refuse(table: pa.Table) -> pa.Table:
 
 @pytest.mark.slow  # every set of processes loads torch
 def test_workers(rows: RowGroups) -> None:
-    """Read the same batches in several processes; those that fail say why."""
+    """Read the same batches in several processes, which report their errors."""
     config = replace(CONFIG, workers=3)
     for ranks in (1, 2):
         assert read(rows, config, ranks) == read(rows, CONFIG)
@@ -252,7 +248,7 @@ def test_workers(rows: RowGroups) -> None:
     assert re.search(failed, line), line
     assert "\n" not in line
     slow = replace(config, timeout=2.0)
-    with pytest.raises(UserError, match=r"step 0 \(gave nothing for 2 s\); raise"):
+    with pytest.raises(UserError, match=r"step 0 \(no rows for 2 s\); raise"):
         list(Loader(rows, slow, transform=hang).batches(0))
 
 
@@ -292,7 +288,7 @@ def test_files_of_narrower_and_other_types(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"z\.parquet: column 'value' is string, but"):
         RowGroups(directory)
     pq.write_table(pa.table({"value": [5]}), directory / "z.parquet")
-    with pytest.raises(UserError, match=r"z\.parquet: column 'ids' is missing"):
+    with pytest.raises(UserError, match=r"z\.parquet: lacks column 'ids', unlike"):
         RowGroups(directory)
     assert len(RowGroups(directory, columns=["value"])) == 3
     with pytest.raises(UserError, match=r"column 'no' is missing; it has: value, ids"):

@@ -29,7 +29,7 @@ def test_files_are_sorted_and_bookkeeping_left_out(tmp_path: Path) -> None:
 
 
 def test_a_file_system_of_objects() -> None:
-    """What holds for one that fsspec opens holds for S3, HDFS and GCS."""
+    """A file system of fsspec stands for S3, HDFS and GCS."""
     folder = Location.of("fsspec+memory:///bucket/log")
     folder.filesystem.create_dir(folder.path)
     for name, value in (("b", 2), ("a", 1)):

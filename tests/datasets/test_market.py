@@ -1,4 +1,4 @@
-"""The generated market: known probabilities, all from its seed, new every day."""
+"""The generated market: known probabilities, fully determined by its seed."""
 
 import hashlib
 
@@ -69,7 +69,7 @@ def test_new_users_and_items_arrive_every_day(written):
 
 
 def test_the_subject_says_what_an_item_new_today_is_worth():
-    """Planted content effect: a user's subjects convert more, also on new items."""
+    """Planted content effect: topics of interest convert more, even for new items."""
     market = Market(MarketConfig(users=500, items=400, days=4))
     for _, chunks in market.days():
         (table,) = chunks
@@ -77,7 +77,7 @@ def test_the_subject_says_what_an_item_new_today_is_worth():
     near = np.einsum(
         "nk,nk->n",
         market.interests(3)[table["user_id"].to_numpy()],
-        market.item_place[table["item_id"].to_numpy()],
+        market.item_vectors[table["item_id"].to_numpy()],
     )
     label = table["label"].to_numpy()
     assert label[new & (near > 0.5)].mean() > 2 * label[new & (near < 0)].mean()
@@ -119,7 +119,7 @@ def test_in_memory_it_is_what_is_written(written):
 
 
 def test_the_generator_makes_the_same_rows_in_every_version():
-    """Of an earlier version, whole numbers and texts: no rounding of a machine."""
+    """Integers and texts of an earlier version, which rounding cannot change."""
     dataset = open_dataset("market:users=400,items=300,days=6,impressions=6000")
     digest = hashlib.sha256()
     for table in (dataset.items, dataset.interactions, dataset.impressions):
@@ -132,8 +132,8 @@ def test_the_generator_makes_the_same_rows_in_every_version():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("users", "'users' is no setting; write NAME=VALUE"),
-        ("color=3", "'color=3' is no setting; .* users, items, days"),
+        ("users", "write 'users' as NAME=VALUE"),
+        ("color=3", "unknown name color; known here: users, items, days"),
         ("users=0", "users: must be greater than 0, not '0'"),
         ("days=9,impressions=8", "impressions: at least one a day"),
         ("seed=-1", "seed: must be greater than or equal to 0"),

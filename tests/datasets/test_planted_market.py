@@ -1,4 +1,4 @@
-"""The market that tests plant: only topics decide, and its last day is new."""
+"""The planted market of the tests: only topics matter, and its last day is new."""
 
 import numpy as np
 import pytest

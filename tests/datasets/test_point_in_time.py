@@ -17,7 +17,7 @@ def test_running_counts_by_hand():
     times = np.array([5, 3, 4, 5, 9])
     labels = np.array([1, 1, 1, 0, 0])
     events, positives = point_in_time.running_counts(ids, times, labels)
-    # Row 0 and row 3 happen together: neither counts for the other.
+    # Rows 0 and 3 have the same time: neither counts for the other.
     assert events.tolist() == [1, 0, 0, 1, 3]
     assert positives.tolist() == [1, 0, 0, 1, 2]
 

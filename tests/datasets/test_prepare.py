@@ -36,7 +36,7 @@ CONFIG = PrepareConfig(history_days=60, target_days=20, min_events=2)
 
 
 def log(count: int = 600) -> pa.Table:
-    """Interactions with everything in them that a preparation has to repair."""
+    """Interactions with everything that a preparation has to repair."""
     random = np.random.default_rng(0)
     users = [f"u{u}" for u in random.integers(0, 40, count)]
     items = random.integers(0, 30, count)
@@ -171,7 +171,7 @@ def test_duckdb_equals_plain_loops(duckdb: Engine, quantile: float) -> None:
 def test_folders_are_read_as_tables_are(
     duckdb: Engine, tmp_path: Path, folder: str
 ) -> None:
-    """Narrower types in some files, names that look like patterns, partitions."""
+    """Narrower types in some files, names that look like globs, partitions."""
     whole, directory = log(), tmp_path / folder
     directory.mkdir()
     if folder == "by_action":
@@ -215,7 +215,7 @@ def test_events_of_one_second_keep_their_order(
 
 
 def stamps(unit: str) -> pa.Table:
-    """One user's events within a second, and one of them twice."""
+    """A user's events within a second, one of them twice."""
     times = [
         "10:00:00.999999999" if unit == "ns" else "10:00:00.900",
         "10:00:00.100",
@@ -252,7 +252,7 @@ PARTITIONED = [("000", 5, 1), ("000", 7, 2), ("7", 6, 1)]
 
 
 def prepared_folder(engine: Engine, directory: Path) -> list[tuple]:
-    """Prepare a log without actions of its own; return user, time and item."""
+    """Prepare a log without actions; return user, time and item."""
     engine.register("items", pa.table({"item_id": range(30), "item": range(30)}))
     schema = engine.scan("log", Location.of(directory))
     assert schema.field("user_id").type == pa.string()
@@ -469,7 +469,7 @@ def test_a_prepared_data_set_serves_the_towers(duckdb: Engine, tmp_path: Path) -
         for row in dataset.interactions.to_pylist()
     ]
     assert again == expected
-    with pytest.raises(UserError, match="no content vector of item"):
+    with pytest.raises(UserError, match="no content vector for item"):
         dataset.sequences(content(tmp_path / "less", range(5)), ["buy"])
     with pytest.raises(UserError, match=r"no impressions; give the ranker's stages"):
         _ = dataset.impressions
@@ -531,7 +531,7 @@ def test_what_a_killed_run_leaves_is_removed(market: Path, tmp_path: Path) -> No
 def test_a_full_disk_leaves_nothing(
     market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """A limit on a file's size, from a step on, stands in for the disk's end."""
+    """A limit on file size, from some step on, simulates a full disk."""
     pytest.importorskip("duckdb")
     from learn_torchrec.apps import prepare as app
 

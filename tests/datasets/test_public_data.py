@@ -1,4 +1,4 @@
-"""Adapters of data that research passes around: `sequences:` and `online-retail:`."""
+"""Adapters of research data: `sequences:` and `online-retail:`."""
 
 import datetime
 import json
@@ -46,12 +46,12 @@ def test_sequences_become_interactions_in_order(sequences):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("sequences.txt", "7 a\n8\n", "line 2 has no `user item item ...`"),
-        ("sequences.txt", "7 a\n\n8 b\n", "line 2 has no `user item item ...`"),
+        ("sequences.txt", "7 a\n8\n", "line 2 has no items"),
+        ("sequences.txt", "7 a\n\n8 b\n", "line 2 has no items"),
         ("sequences.txt", "7 a\n7 b\n", "line 2 repeats user '7' of line 1"),
         ("sequences.txt", "7 a zzz\n", "zzz"),
-        ("items.jsonl", '{"item_id": 1}\nnone\n', "line 2 is no JSON object with"),
-        ("items.jsonl", '{"title": "x"}\n', "line 1 is no JSON object with item_id"),
+        ("items.jsonl", '{"item_id": 1}\nnone\n', "line 2 is not a JSON object with"),
+        ("items.jsonl", '{"title": "x"}\n', "line 1 is not a JSON object with item_id"),
     ],
 )
 def test_wrong_lines_are_named(sequences, file, text, message):

@@ -1,4 +1,4 @@
-"""Adapters of public data: a known answer for each release's own form."""
+"""Adapters of public data: a known answer for the form of each release."""
 
 import gzip
 import json
@@ -220,8 +220,8 @@ ATOMIC = {
             [ATOMIC["inter"][0].replace("rating", "stars"), ATOMIC["inter"][1]],
             "column 'rating' is missing",
         ),
-        ("inter", [ATOMIC["inter"][0], "1\t7\tgood\t100"], "is no atomic file"),
-        ("user", ["user_id:token\tage:token", "1\told"], "column 'age': Failed to"),
+        ("inter", [ATOMIC["inter"][0], "1\t7\tgood\t100"], "is not an atomic file"),
+        ("user", [ATOMIC["user"][0], "1\told\tF\tx"], "column 'age': Failed to"),
     ],
 )
 def test_other_data_than_movielens_100k(
@@ -232,11 +232,11 @@ def test_other_data_than_movielens_100k(
     table = {"item": "items", "inter": "interactions", "user": "impressions"}[suffix]
     dataset = open_dataset(f"movielens:{tmp_path}")
     with pytest.raises(UserError, match=message) as caught:
-        dataset.raw(f"{table}.parquet")
+        getattr(dataset, f"read_{table}")()
     text = str(caught.value)
     assert text.startswith(f"{tmp_path / 'x'}.{suffix}: ")
     assert "\n" not in text
-    assert "atomic" in text or f"write --data recbole:{tmp_path}" in text
+    assert "atomic" in text or f"use --data recbole:{tmp_path}" in text
 
 
 def test_a_field_of_two_kinds_is_refused(tmp_path: Path) -> None:

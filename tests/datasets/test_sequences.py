@@ -2,16 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_torchrec.datasets.sequences import (
-    SequenceSet,
-    build_sequences,
-    item_rows,
-)
-from learn_torchrec.datasets.split import (
-    SplitConfig,
-    resolve_times,
-    user_draws,
-)
+from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.datasets.split import SplitConfig, resolve_times, user_draws
 from learn_torchrec.errors import UserError
 
 LOG = pa.table(
@@ -60,7 +52,7 @@ def test_unknown_actions_and_items_are_refused():
 
 def test_items_without_content_are_refused(store):
     log = pa.table({"item_id": [100, 139, 7]})
-    with pytest.raises(UserError, match="no content vector of item 7, which row 2"):
+    with pytest.raises(UserError, match="no content vector for item 7 in row 2"):
         item_rows(log, store)
     assert item_rows(log.slice(0, 2), store).tolist() == [0, 39]
     with pytest.raises(UserError, match="ids are string, but int64 in"):
@@ -76,7 +68,7 @@ def test_moments():
     for bad in ("tomorrow", "x%"):
         with pytest.raises(UserError, match=f"split.towers_until={bad}"):
             resolve_times(SplitConfig(towers_until=bad), log)
-    with pytest.raises(UserError, match="must lie in this order"):
+    with pytest.raises(UserError, match="must be in this order"):
         resolve_times(SplitConfig(towers_until="90%"), log)
 
 

@@ -1,4 +1,4 @@
-"""Events in the order of a sort, a whole user at a time, however batches are cut."""
+"""Sorted events, one whole user after another, however batches are cut."""
 
 import itertools
 

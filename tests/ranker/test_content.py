@@ -132,7 +132,7 @@ def test_a_worker_process_maps_the_content(small):
 @pytest.mark.parametrize(
     ("event", "actions", "message"),
     [
-        ((7, "d", 9, "buy"), ("buy",), "no content vector of item 'd', which row 6 of"),
+        ((7, "d", 9, "buy"), ("buy",), "no content vector for item 'd' in row 6 of"),
         ((7, "a", 9, "buy"), ("like",), "split.actions=like: no interaction has such"),
     ],
 )

@@ -170,7 +170,7 @@ def test_times_as_people_hold_them(directory, times):
     [
         (
             [110_000, 1_700_000_000_000],
-            "timestamp holds 1700000000000, which is no time",
+            "timestamp holds 1700000000000, in unix seconds",
         ),
         (np.array([1, 1 << 62]), "milliseconds"),
         (pd.to_datetime([None, None]), "timestamp: null time in rows 0, 1"),

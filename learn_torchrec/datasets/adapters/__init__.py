@@ -21,7 +21,7 @@ from learn_torchrec.errors import UserError
 
 
 def _movielens(path: str) -> Dataset:
-    """Open RecBole's copy, or a folder as GroupLens publishes it."""
+    """Open RecBole's copy, or a folder in GroupLens' published form."""
     if path == "auto" or any(Path(path).glob("*.inter")):
         return MovieLens100K(path)
     return MovieLens(path)
@@ -49,7 +49,7 @@ ADAPTERS: dict[str, Callable[[str], Dataset]] = {
 
 
 def open_dataset(spec: str) -> Dataset:
-    """Open the data set that `ADAPTER:PATH` names; tables are read when asked for.
+    """Open the data set `ADAPTER:PATH`; its tables are read on first use.
 
     Raises:
         UserError: an unknown adapter or a missing folder.

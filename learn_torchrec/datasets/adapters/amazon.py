@@ -1,9 +1,9 @@
-"""Amazon reviews as they are published: 2014, 2018 and 2023 (`amazon:DIR`).
+"""Amazon reviews in their published form: 2014, 2018 and 2023 (`amazon:DIR`).
 
-A folder with a review file and a metadata file, lines of JSON, gzipped or not: names
-with `meta` in them are the metadata. A review of 4 or 5 stars is a like, another a
-dislike. A product without metadata has its id as its title; further reviews of a user
-of one product at one moment stay. Data: research use.
+A folder with a review file and a metadata file (`meta` in its name), both JSONL,
+perhaps gzipped. A review of 4 or 5 stars is a like, any other a dislike. A product
+without metadata has its id as its title. Repeated reviews of a product by a user at the
+same time are kept. Data: research use.
 
 | | user | item | time | metadata |
 |---|---|---|---|---|
@@ -22,22 +22,16 @@ from learn_torchrec.datasets.adapters.ratings import action_of, events
 from learn_torchrec.datasets.adapters.text_files import read_jsonl
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
-from learn_torchrec.schema import (
-    INTERACTIONS_FILE,
-    ITEM_ID,
-    ITEMS_FILE,
-    TITLE,
-)
+from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TITLE
 
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-_MILLISECONDS = 10**11  # in seconds, the year 5138
+_MILLISECONDS = 10**11  # larger times are in milliseconds: as seconds, year 5138
 
 
 class Amazon(Dataset):
-    """Reviews and products of one category or of several."""
+    """Reviews and products of one category or several."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         files = self.location.files(*_SUFFIXES)
         meta = [f for f in files if "meta" in f.file_name.lower()]
         reviews = [f for f in files if f not in meta]
@@ -50,7 +44,6 @@ class Amazon(Dataset):
         return meta if table == ITEMS_FILE else reviews
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         return events(
             _review(row, number, source)
             for source in self.sources(INTERACTIONS_FILE)
@@ -58,7 +51,6 @@ class Amazon(Dataset):
         )
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         products: dict[str, dict[str, Any]] = {}
         for source in self.sources(ITEMS_FILE):
             for number, row in enumerate(read_jsonl(source), 1):
@@ -88,8 +80,8 @@ def _review(
         )
     except (TypeError, ValueError):
         raise UserError(
-            f"{source}: line {number} has time {time!r} and rating {stars!r}; numbers "
-            "are needed"
+            f"{source}: line {number} has time {time!r} and rating {stars!r}; both "
+            "must be numbers"
         ) from None
 
 

@@ -13,10 +13,10 @@ that it returns, in any row order, are:
 | impressions | `user_id`, `item_id`, `timestamp`, `label` (0 or 1), perhaps `weight`, |
 | | and the feature columns that the ranker's configuration names |
 
-Ids are integers or strings. Times are unix seconds, or Arrow timestamps where they are
-finer. An adapter need not check its tables, nor clean its texts: the base does both.
-Mistakes in its files are `UserError`s that name file, line or column, and the fix.
-`adapters/jsonl.py` is a small example.
+Ids are integers or strings. Times are unix seconds, or Arrow timestamps if they are
+finer. An adapter need not check its tables or clean its texts: the base does both.
+Mistakes in its files are `UserError`s that name the file, the line or column, and the
+fix. `adapters/jsonl.py` is a small example.
 """
 
 import abc
@@ -43,6 +43,7 @@ from learn_torchrec.datasets.sequences import (
     item_rows,
 )
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import refuse_duplicates, refuse_other_types
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
@@ -54,10 +55,10 @@ from learn_torchrec.schema import (
 
 
 class Dataset(abc.ABC):
-    """A data set: three tables, read and checked when asked for.
+    """A data set: three tables, read and checked on first use.
 
-    A table is named by its file in our own schema: `ITEMS_FILE`, `INTERACTIONS_FILE` or
-    `IMPRESSIONS_FILE`.
+    A table's name is that of its file in our own schema: `ITEMS_FILE`,
+    `INTERACTIONS_FILE` or `IMPRESSIONS_FILE`.
 
     Args:
         where: the folder, a path or URI.
@@ -81,7 +82,7 @@ class Dataset(abc.ABC):
 
     @abc.abstractmethod
     def sources(self, table: str) -> Sequence[Location]:
-        """Return the files that a table is read from; messages name the first."""
+        """Return the files that hold a table; messages name the first."""
 
     @abc.abstractmethod
     def read_items(self) -> pa.Table:
@@ -102,24 +103,24 @@ class Dataset(abc.ABC):
             "encode-content, train-towers and evaluate-retrieval"
         )
 
-    # What an adapter may override, where it can do better.
+    # What an adapter may override if it can do better.
 
     def fingerprint(self, table: str) -> str:
-        """Return the digest of what a table is read from."""
+        """Return the digest of a table's files."""
         return tables.files_fingerprint(self.sources(table))
 
     def parquet(self, table: str) -> Location | None:
-        """Return where a table lies as Parquet with our columns, if it does.
+        """Return the location of a table that is stored as Parquet with our columns.
 
-        An engine scans it there, without checks and without memory for all of it;
-        where this is None, `raw` has it.
+        Engines and the loader scan it there, unchecked and never whole in memory. If it
+        is None, they use the table in memory.
         """
-        del table
         return None
 
     def column(self, table: str, name: str) -> pa.ChunkedArray:
-        """Return one checked column; an adapter may read it without the others."""
-        return self._table(table)[name]
+        """Return one checked column; an override may read it alone."""
+        checked: pa.Table = getattr(self, table.removesuffix(".parquet"))
+        return checked[name]
 
     def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
         """Return every user's events of the wanted actions, as rows of the store.
@@ -133,7 +134,7 @@ class Dataset(abc.ABC):
     # What stages use.
 
     def fingerprints(self, *names: str) -> dict[str, str]:
-        """Return the digests of several tables by name."""
+        """Return the digests of some tables by name."""
         return {name: self.fingerprint(name) for name in names}
 
     @functools.cached_property
@@ -143,20 +144,27 @@ class Dataset(abc.ABC):
 
     @functools.cached_property
     def interactions(self) -> pa.Table:
-        """The behaviour log, in the order of its file.
+        """The behaviour log, in file order.
 
-        Where rows of one second are in another order than their times, which are
-        finer, a column `TICK` has the times in full.
+        A column `TICK` holds times in full resolution if rows within a second are not
+        in their order.
         """
         read = self.read_interactions()
-        return _with_ticks(self._check_against_items(INTERACTIONS_FILE, read), read)
+        table = self.check(INTERACTIONS_FILE, read)
+        known = self.column(ITEMS_FILE, ITEM_ID)
+        tables.check_known(table[ITEM_ID], known, self.name(INTERACTIONS_FILE))
+        return _with_ticks(table, read)
 
     @functools.cached_property
     def impressions(self) -> pa.Table:
-        """The ranker's rows, in the order of their file."""
+        """The ranker's rows, in file order."""
         table = self.check(IMPRESSIONS_FILE, self.read_impressions())
-        names = f"{self.name(INTERACTIONS_FILE)} and {self.name(IMPRESSIONS_FILE)}"
-        tables.check_same_type(self.interactions, table, USER_ID, names)
+        refuse_other_types(
+            table[USER_ID].type,
+            self.interactions[USER_ID].type,
+            f"{self.name(IMPRESSIONS_FILE)}: column {USER_ID!r}",
+            self.name(INTERACTIONS_FILE),
+        )
         return table
 
     def impressions_between(
@@ -167,17 +175,17 @@ class Dataset(abc.ABC):
         optional: Sequence[str] = (),
         in_memory: bool = False,
     ) -> RowSource:
-        """Return the impressions of [first, end), to be read a part at a time.
+        """Return the impressions of [first, end), to be read group by group.
 
-        Where they lie as Parquet, only times are read before the first part is, and
-        the table is not checked. Their items need not be in the item table.
+        Of Parquet only the times are read at first, and the table is not checked. Items
+        need not be in the item table.
 
         Args:
             first: unix seconds.
             end: unix seconds.
-            columns: to read of Parquet; None for all.
-            optional: further columns, read where the files have them.
-            in_memory: read the whole table, also where it lies as Parquet.
+            columns: to read from Parquet; None for all.
+            optional: further columns to read from Parquet if the files have them.
+            in_memory: read the whole table even if it is Parquet.
         """
         interval = Interval(TIMESTAMP, first, end)
         where = self.parquet(IMPRESSIONS_FILE)
@@ -191,15 +199,6 @@ class Dataset(abc.ABC):
         times: Int64Array = self.column(INTERACTIONS_FILE, TIMESTAMP).to_numpy()
         return times
 
-    def raw(self, table: str) -> pa.Table:
-        """Return a table as it is read, before any check."""
-        readers = {
-            ITEMS_FILE: self.read_items,
-            INTERACTIONS_FILE: self.read_interactions,
-            IMPRESSIONS_FILE: self.read_impressions,
-        }
-        return readers[table]()
-
     def name(self, table: str) -> str:
         """Return what messages call a table: its first file."""
         sources = self.sources(table)
@@ -208,12 +207,12 @@ class Dataset(abc.ABC):
     def check(
         self, table: str, rows: pa.Table, kinds: Mapping[str, str] | None = None
     ) -> pa.Table:
-        """Return a table in plain types; see `tables.check`.
+        """Return a table's rows in normal form; see `tables.check`.
 
         Args:
             table: its name.
             rows: as they were read.
-            kinds: of the columns to check; by default those that the table must have.
+            kinds: of the columns to check; by default the required ones.
 
         Raises:
             UserError: a column that is missing or wrong, or an item listed twice.
@@ -221,34 +220,28 @@ class Dataset(abc.ABC):
         kinds = tables.REQUIRED[table] if kinds is None else kinds
         checked = tables.check(rows, kinds, self.name(table))
         if table == ITEMS_FILE:
-            tables.check_unique(checked[ITEM_ID], self.name(table))
+            refuse_duplicates(checked[ITEM_ID], f"{self.name(table)}: {ITEM_ID}")
         return checked
 
-    def _check_against_items(self, table: str, rows: pa.Table) -> pa.Table:
-        checked = self.check(table, rows)
-        tables.check_known(checked[ITEM_ID], self._item_ids, self.name(table))
-        return checked
+    def only_file(self, suffix: str, fix: str) -> Location:
+        """Return the folder's only file of a suffix.
 
-    @functools.cached_property
-    def _item_ids(self) -> pa.ChunkedArray:
-        return self.column(ITEMS_FILE, ITEM_ID)
-
-    def _table(self, table: str) -> pa.Table:
-        """Return a checked table by its name."""
-        checked = {
-            ITEMS_FILE: lambda: self.items,
-            INTERACTIONS_FILE: lambda: self.interactions,
-            IMPRESSIONS_FILE: lambda: self.impressions,
-        }
-        return checked[table]()
+        Raises:
+            UserError: there is none, or there are several; ends with `fix`.
+        """
+        found = self.location.files(suffix)
+        if len(found) != 1:
+            raise UserError(
+                f"{self.location}: has {len(found)} *{suffix} files, one is needed; "
+                + fix
+            )
+        return found[0]
 
 
 def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
-    """Add the full times, where rows of one second are not in their order.
+    """Add `TICK` to a checked table if rows within a second are out of order.
 
-    Args:
-        table: [N], checked.
-        read: [N], the same rows as they were read.
+    `read` has the same rows, with times in full resolution.
     """
     kind = read.schema.field(TIMESTAMP).type
     if not pa.types.is_timestamp(kind) or kind.unit == "s":

@@ -1,22 +1,22 @@
-"""CSV, JSON lines and Parquet under other names: `ADAPTER:DIR#NAME=VALUE,...`.
+"""Column maps: CSV, JSONL and Parquet under other names (`csv:DIR#NAME=VALUE,...`).
 
     csv:../logs#interactions=events.csv,user_id=uid,item_id=asin,timestamp=ts,
         default_action=buy
     csv:shop#items.item_id=id,interactions.item_id=product_id,encoding=latin-1
     parquet:s3://bucket/market#timestamp=event_time,time_unit=ms
 
-Options name a file (`items`, `interactions`, `impressions`), the column that is ours
-(`user_id`, `item_id`, `timestamp`, `action`, `label`, `weight`, `title`, ...) in all
-files or in one of them (`items.item_id`), or:
+An option gives the name of a file (`items`, `interactions`, `impressions`), or of the
+column that holds one of ours (`user_id`, `item_id`, `timestamp`, `action`, `label`,
+`weight`, `title`, ...) in all files or in one of them (`items.item_id`), or it is:
 
-- `default_action`: the action of a log without such a column;
+- `default_action`: the action of every event in a log without an action column;
 - `time_unit`: `s`, `ms`, `us` or `ns`, of integer times;
-- `time_format`: of times that are text, as strptime spells it; else they are ISO;
+- `time_format`: of times as text, in strptime's notation; ISO 8601 by default;
 - `delimiter`: of CSV, one character or `tab`;
-- `encoding`: of CSV and JSON lines, e.g. `latin-1`; UTF-8 by default.
+- `encoding`: of CSV and JSONL, e.g. `latin-1`; UTF-8 by default.
 
-The items may be JSON lines (`.jsonl`, `.json`) beside a CSV log. How ids and texts of
-CSV are read: see `csv_files`.
+The items may be JSONL (`.jsonl`, `.json`) beside a CSV log. For how ids and texts of
+CSV are read, see `csv_files`.
 """
 
 import codecs
@@ -33,7 +33,7 @@ from learn_torchrec.datasets.adapters.item_texts import table_of
 from learn_torchrec.datasets.adapters.text_files import UTF_8, read_jsonl
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.ids import is_text
 from learn_torchrec.schema import (
     ACTION,
@@ -56,9 +56,9 @@ _FILES = {
 }
 _COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, ACTION, LABEL, WEIGHT, *ITEM_TEXT_FIELDS)
 _IDS = (USER_ID, ITEM_ID)
-# Read as the text that they are; a price may be a number.
+# Read as strings; a price may be a number.
 _TEXTS = {*_IDS, ACTION, *ITEM_TEXT_FIELDS} - {PRICE}
-# Columns that a table may lack though the map names them: another table has them.
+# Columns that a table may lack although the map names them, as another table has them.
 _ELSEWHERE = {
     ITEMS_FILE: {*_COLUMNS} - {ITEM_ID},
     INTERACTIONS_FILE: {ACTION, LABEL, WEIGHT, *ITEM_TEXT_FIELDS},
@@ -80,11 +80,11 @@ class MapOptions:
 
 
 class ColumnMap(Dataset):
-    """Files and columns under the names that the options give.
+    """A data set whose files and columns have the names that its options give.
 
     Args:
         spec: `DIR#NAME=VALUE,...`.
-        suffix: of the files' own names where no option names them.
+        suffix: of the files' default names.
 
     Raises:
         UserError: an unknown option or value.
@@ -94,7 +94,7 @@ class ColumnMap(Dataset):
         where, _, text = spec.partition("#")
         super().__init__(where)
         self._suffix = suffix
-        options = _parse(text, spec)
+        options = parse_options(text, spec)
         self._files = {n: options.pop(n) for n in _FILES if n in options}
         self._columns = {
             name: options.pop(name)
@@ -109,45 +109,43 @@ class ColumnMap(Dataset):
                 raise UserError(f"--data {spec}: unknown name {name!r}; known: {names}")
         self._options = MapOptions(**options)
         if self._options.time_unit not in _UNITS:
-            raise UserError(f"--data {spec}: time_unit is one of {', '.join(_UNITS)}")
+            raise UserError(
+                f"--data {spec}: time_unit must be one of {', '.join(_UNITS)}"
+            )
         self._format = csv_files.Format(
             delimiter=_delimiter(self._options.delimiter, spec),
             encoding=_encoding(self._options.encoding, spec),
         )
 
     def fingerprint(self, table: str) -> str:
-        """Return the digest of a table's files and of how they are read."""
+        """Return the digest of a table's files and of the options."""
         settings = sorted({**self._files, **self._columns}.items())
         return f"{super().fingerprint(table)} {settings} {self._options}"
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         stem = table.removesuffix(".parquet")
         return [self.location / self._files.get(stem, f"{stem}{self._suffix}")]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return self._read(ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         table = self._read(INTERACTIONS_FILE)
         if ACTION not in table.column_names:
             if not self._options.default_action:
                 raise UserError(
                     f"{self.name(INTERACTIONS_FILE)}: has no column {ACTION!r}; name "
-                    "it (action=COLUMN) or give all events one (default_action=buy)"
+                    "it (action=COLUMN) or give one to all events (default_action=buy)"
                 )
             actions = pa.repeat(self._options.default_action, table.num_rows)
             table = table.append_column(ACTION, actions)
         return self._with_times(table, INTERACTIONS_FILE)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         return self._with_times(self._read(IMPRESSIONS_FILE), IMPRESSIONS_FILE)
 
     def _read(self, name: str) -> pa.Table:
-        """Return a table under our names, its ids in the type that all tables share."""
+        """Return a table with our column names and with ids of the common type."""
         (source,) = self.sources(name)
         if not source.exists():
             raise UserError(f"{source}: no such file; the data set needs it")
@@ -160,7 +158,7 @@ class ColumnMap(Dataset):
             texts = {names.get(ours, ours) for ours in _TEXTS}
             table = csv_files.read(source, self._format, texts)
         table = self._renamed(table, name)
-        if self._suffix == ".parquet":  # whose ids have types
+        if self._suffix == ".parquet":  # ids already have a type
             return table
         for column in _IDS:
             if column in table.column_names:
@@ -172,11 +170,11 @@ class ColumnMap(Dataset):
     def _ids(self, ids: pa.ChunkedArray, integers: bool) -> pa.ChunkedArray:
         if is_text(ids.type):
             return csv_files.as_ids(ids, integers=integers)
-        # Of JSON lines; strings where another file has strings.
+        # From JSONL; strings if another file has strings.
         return ids if integers or not pt.is_integer(ids.type) else ids.cast(pa.string())
 
     def _names(self, table: str) -> dict[str, str]:
-        """Return our column names to those in a table's file."""
+        """Return the name in a table's file of each of our columns that is mapped."""
         file = f"{table.removesuffix('.parquet')}."
         for_all = {n: v for n, v in self._columns.items() if "." not in n}
         own = {n: v for n, v in self._columns.items() if n.startswith(file)}
@@ -184,7 +182,7 @@ class ColumnMap(Dataset):
 
     @functools.cached_property
     def _integer_ids(self) -> set[str]:
-        """Which of the ids are integers: those that all files write as integers."""
+        """The id columns that hold nothing but integers in all files."""
         found = set(_IDS)
         for table in _FILES.values():
             (source,) = self.sources(table)
@@ -206,7 +204,7 @@ class ColumnMap(Dataset):
         return found
 
     def _renamed(self, table: pa.Table, name: str) -> pa.Table:
-        """Give the columns of the map our names; another column of that name goes."""
+        """Rename mapped columns to ours; another column of that name is dropped."""
         file = name.removesuffix(".parquet")
         for ours, theirs in self._names(name).items():
             if theirs not in table.column_names:
@@ -224,7 +222,7 @@ class ColumnMap(Dataset):
         return table
 
     def _with_times(self, table: pa.Table, name: str) -> pa.Table:
-        """Return a table with times as Arrow timestamps, or in seconds as integers."""
+        """Return a table whose times are Arrow timestamps or integer seconds."""
         if TIMESTAMP not in table.column_names:
             return table
         times = table[TIMESTAMP]
@@ -244,14 +242,18 @@ class ColumnMap(Dataset):
                 return pc.strptime(times, self._options.time_format, unit="s")
             return times.cast(pa.timestamp("ns"))
         except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{source}: column {TIMESTAMP!r}: {reason}; give time_format, e.g. "
-                "time_format=%d.%m.%Y"
+                f"{source}: column {TIMESTAMP!r}: {first_line(error)}; give "
+                "time_format, e.g. time_format=%d.%m.%Y"
             ) from None
 
 
-def _parse(text: str, spec: str) -> dict[str, str]:
+def parse_options(text: str, spec: str) -> dict[str, str]:
+    """Read `NAME=VALUE,...`.
+
+    Raises:
+        UserError: a part without a name or value; `spec` is the whole of `--data`.
+    """
     options = {}
     for part in filter(None, text.split(",")):
         name, separator, value = part.partition("=")
@@ -265,8 +267,8 @@ def _delimiter(value: str, spec: str) -> str:
     delimiter = "\t" if value == "tab" else value
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
         raise UserError(
-            f"--data {spec}: delimiter={value} is not one character, or tab; rewrite "
-            "files with a longer one"
+            f"--data {spec}: delimiter={value} must be one ASCII character, not a "
+            "quote, or tab; rewrite files with another one"
         )
     return delimiter
 

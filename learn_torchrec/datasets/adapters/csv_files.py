@@ -1,8 +1,8 @@
 """CSV files as people save them.
 
-Texts may hold line breaks within quotes. Ids are read as the strings they are: `007` is
-not 7, and `0439358078` stands beside `B00X4WHP5E`. They become integers where all
-values of a column, in all files of a data set, are written as integers are.
+Quoted texts may hold line breaks. Ids are read as strings: `007` is not 7, and
+`0439358078` is a product beside `B00X4WHP5E`. They become integers only if every value
+of the column, in all files of the data set, is written as an integer.
 """
 
 import contextlib
@@ -16,23 +16,18 @@ import pyarrow.csv as pv
 
 from learn_torchrec.datasets.adapters.text_files import UTF_8
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 _INTEGER = r"^(0|-?[1-9][0-9]*)$"
-# What programs write for a missing integer.
+# How programs write a missing integer.
 _MISSING = pa.array(["", "NULL", "null", "NA", "N/A", "n/a", "NaN", "nan", r"\N"])
-# A text may be as long as a block, and types of other columns come from the first.
+# A text may fill a block, and the other columns' types are inferred from the first.
 _BLOCK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a file is written.
-
-    Attributes:
-        delimiter: one character.
-        encoding: as Python's codecs call it.
-    """
+    """A file's delimiter, one character, and its encoding, as Python names it."""
 
     delimiter: str = ","
     encoding: str = UTF_8
@@ -42,13 +37,12 @@ def read(location: Location, form: Format, texts: Collection[str]) -> pa.Table:
     """Read a file, or a folder of files with the same columns.
 
     Args:
-        location: of them.
-        form: their format.
-        texts: columns to read as strings, where there are such; types of the others
-            are inferred.
+        location: of the file or folder.
+        form: of the files.
+        texts: columns to read as strings if present; other types are inferred.
 
     Raises:
-        UserError: no such file, or not CSV of that format.
+        UserError: no such file, or not CSV in that format.
     """
     kinds = pv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
     with _one_line(location):
@@ -62,7 +56,7 @@ def read(location: Location, form: Format, texts: Collection[str]) -> pa.Table:
 def integer_columns(
     location: Location, form: Format, columns: Collection[str]
 ) -> set[str]:
-    """Return which of the columns hold nothing but integers, or are not there.
+    """Return the columns that hold nothing but integers, or are absent.
 
     Raises:
         UserError: see `read`.
@@ -84,7 +78,7 @@ def integer_columns(
 
 
 def as_ids(ids: pa.ChunkedArray, *, integers: bool) -> pa.ChunkedArray:
-    """Return ids that were read as strings as int64 or as they are; "" is null."""
+    """Return ids that were read as strings, as int64 or unchanged; "" is null."""
     missing = _MISSING if integers else _MISSING.slice(0, 1)
     present = pc.if_else(pc.is_in(ids, value_set=missing), None, ids)
     return present.cast(pa.int64()) if integers else present
@@ -116,6 +110,6 @@ def _one_line(location: Location) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         fix = "; give encoding, e.g. encoding=latin-1" if "UTF" in reason else ""
         raise UserError(f"{location}: cannot be read as CSV ({reason}){fix}") from None

@@ -1,4 +1,4 @@
-"""Item texts: catalogues' fields under our names, and clean of HTML."""
+"""Item texts: catalogue fields under our names, without HTML."""
 
 import html
 import itertools
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.ids import is_text
 from learn_torchrec.schema import ATTRIBUTES, BRAND, CATEGORY, ITEM_ID, PRICE, TITLE
 
@@ -25,36 +25,31 @@ _CHUNK = 1 << 16
 def table_of(rows: Iterable[Mapping[str, Any]], source: Location) -> pa.Table:
     """Return a table from objects, a chunk of them at a time.
 
-    Columns are those that any object has; a missing value is null.
-
-    Args:
-        rows: the objects.
-        source: their file, for the message.
+    Columns are those of any object; a missing value is null.
 
     Raises:
-        UserError: a column whose values are of several types.
+        UserError: a column of `source` whose values are of several types.
     """
-    chunks: dict[str, list[pa.Array]] = {}
-    sizes: list[int] = []
-    rows = iter(rows)
+    rows, tables = iter(rows), [pa.table({})]
     while chunk := list(itertools.islice(rows, _CHUNK)):
+        columns = {}
         for name in dict.fromkeys(name for row in chunk for name in row):
-            values = _array([row.get(name) for row in chunk], name, source)
-            # An object of an earlier chunk did not have the column.
-            earlier = [pa.nulls(size) for size in sizes]
-            chunks.setdefault(name, earlier).append(values)
-        sizes.append(len(chunk))
-        for column in chunks.values():
-            if len(column) < len(sizes):
-                column.append(pa.nulls(len(chunk)))
-    return pa.table({n: _joined(column, n, source) for n, column in chunks.items()})
+            try:
+                columns[name] = pa.array([row.get(name) for row in chunk])
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise _several_types(f"{source}: column {name!r}", error) from None
+        tables.append(pa.table(columns))
+    try:
+        return pa.concat_tables(tables[1:] or tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise _several_types(f"{source}: a column", error) from None
 
 
 def text_fields(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the text fields of a catalogue's object, whatever it calls them.
+    """Return the text fields of a catalogue's object under our names.
 
-    `categories` and `category` may be nested lists; `store` is the brand where there
-    is none; `features` and `feature` are the attributes. HTML tags are taken out.
+    `categories` and `category` may be nested lists; `store` is the brand if there is no
+    `brand`; `features` and `feature` are the attributes. HTML tags are removed.
     """
     found = {
         TITLE: row.get("title"),
@@ -68,7 +63,7 @@ def text_fields(row: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def as_text(value: Any) -> str | None:
-    """Return a value as text on one line, lists joined with ", "; None when empty."""
+    """Return a value as one line of text, lists joined with ", "; None if empty."""
     if isinstance(value, list | tuple):
         parts = [part for part in map(as_text, value) if part]
         return ", ".join(dict.fromkeys(parts)) or None
@@ -78,14 +73,14 @@ def as_text(value: Any) -> str | None:
 
 
 def item(item_id: Any, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an item table's row."""
+    """Return a row of the item table."""
     return {ITEM_ID: item_id, **text_fields(row)}
 
 
 def unescape(items: pa.Table) -> pa.Table:
-    """Return items whose texts, and lists of texts, have no HTML entities (`&amp;`).
+    """Return the items with HTML entities (`&amp;`) in texts and lists replaced.
 
-    Every adapter's items pass here once, so that no other place need know of them.
+    Applied once to every adapter's items, so that adapters need not do it.
     """
     for place, name in enumerate(items.column_names):
         column = items.column(place)
@@ -116,24 +111,6 @@ def _unescaped(text: str | None) -> str | None:
     return text if clean == text else " ".join(clean.split()) or None
 
 
-def _array(values: list[Any], name: str, source: Location) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise _of_several_types(name, source, error) from None
-
-
-def _joined(chunks: list[pa.Array], name: str, source: Location) -> pa.ChunkedArray:
-    schemas = [pa.schema([(name, chunk.type)]) for chunk in chunks]
-    try:
-        kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise _of_several_types(name, source, error) from None
-
-
-def _of_several_types(name: str, source: Location, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0]
-    return UserError(
-        f"{source}: column {name!r} holds values of several types ({reason}); use one"
-    )
+def _several_types(column: str, error: Exception) -> UserError:
+    reason = first_line(error)
+    return UserError(f"{column} holds values of several types ({reason}); use one")

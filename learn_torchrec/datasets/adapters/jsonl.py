@@ -1,8 +1,8 @@
-"""JSON lines in our own schema, an object a line (`jsonl:DIR`).
+"""JSONL in our own schema (`jsonl:DIR`).
 
 `items.jsonl`, `interactions.jsonl` and, where there are any, `impressions.jsonl`, each
-perhaps gzipped (`.jsonl.gz`), with the columns that `base` lists. Ids are as they are
-written: `7` is an integer, `"7"` a string. Times are unix seconds.
+perhaps gzipped (`.jsonl.gz`), with the columns that `base` lists. Ids keep their type:
+`7` is an integer, `"7"` a string. Times are unix seconds.
 """
 
 import pyarrow as pa
@@ -15,24 +15,20 @@ from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FIL
 
 
 class Jsonl(Dataset):
-    """Three files of one JSON object a line."""
+    """Three files with one JSON object per line."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         plain = self.location / table.replace(".parquet", ".jsonl")
         zipped = self.location / f"{plain.file_name}.gz"
         return [zipped if zipped.exists() and not plain.exists() else plain]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return self._read(ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         return self._read(INTERACTIONS_FILE)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(IMPRESSIONS_FILE)
         if not source.exists():
             return super().read_impressions()

@@ -1,4 +1,4 @@
-"""The generated market in memory (`market:users=300,days=10,...`)."""
+"""The generated market, in memory (`market:users=300,seed=1` or `market:default`)."""
 
 import dataclasses
 import functools
@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from learn_torchrec.config import from_dict
 from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.adapters.column_map import parse_options
 from learn_torchrec.datasets.generated.market import (
     VERSION,
     Market,
@@ -15,19 +16,19 @@ from learn_torchrec.datasets.generated.market import (
     events_of,
 )
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
 
 
 class MarketDataset(Dataset):
-    """The market of some settings, as `learn-torchrec data market` would write it."""
+    """A market with these settings, as `learn-torchrec data market` writes it."""
 
     def __init__(self, settings: str) -> None:
         self.location = Location.of(f"market:{settings}")
-        self.market = Market(_parse(settings))
+        spec = f"market:{settings}"
+        options = {} if settings == "default" else parse_options(settings, spec)
+        self.market = Market(from_dict(MarketConfig, options, f"--data {spec}"))
 
     def sources(self, table: str) -> list[Location]:
         """Return nothing: tables follow from the settings."""
-        del table
         return []
 
     def fingerprint(self, table: str) -> str:
@@ -36,33 +37,14 @@ class MarketDataset(Dataset):
         return hashlib.sha256(f"{VERSION}/{table}/{settings}".encode()).hexdigest()
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return self.market.items()
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         return pa.concat_tables(map(events_of, self._chunks))
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         return pa.concat_tables(self._chunks)
 
     @functools.cached_property
     def _chunks(self) -> list[pa.Table]:
         return [chunk for _, chunks in self.market.days() for chunk in chunks]
-
-
-def _parse(settings: str) -> MarketConfig:
-    """Read `users=300,seed=1`; `default` is the default market."""
-    pairs = [] if settings == "default" else settings.split(",")
-    known = [field.name for field in dataclasses.fields(MarketConfig)]
-    values = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or name not in known:
-            raise UserError(
-                f"--data market:{settings}: {pair!r} is no setting; write "
-                f"NAME=VALUE,... with names of: {', '.join(known)}"
-            )
-        values[name] = value
-    return from_dict(MarketConfig, values, f"--data market:{settings}")

@@ -1,4 +1,4 @@
-"""MovieLens as GroupLens publishes it: the folders of 100K, 1M, 10M, 20M and 25M.
+"""MovieLens in its published form: the folders of 100K, 1M, 10M, 20M and 25M.
 
 | folder | ratings | movies | users |
 |---|---|---|---|
@@ -6,7 +6,7 @@
 | ml-1m, ml-10m | ratings.dat, `::` | movies.dat | users.dat (1M) |
 | ml-20m, ml-25m | ratings.csv | movies.csv | - |
 
-A rating of 4 or 5 is a like, another a dislike. Licence of the data: GroupLens,
+A rating of 4 or 5 is a like, any other a dislike. Licence of the data: GroupLens,
 research use.
 """
 
@@ -22,7 +22,7 @@ from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
 from learn_torchrec.datasets.adapters.text_files import UTF_8
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.schema import (
     ACTION,
     ATTRIBUTES,
@@ -47,7 +47,7 @@ _GENRES = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """How one of the releases is written."""
+    """The file format of a release."""
 
     ratings: str
     movies: str
@@ -63,7 +63,7 @@ _LAYOUTS = (
 
 
 class MovieLens(Dataset):
-    """A release's folder. An impression is a rating, its label whether it is a like."""
+    """A release's folder. An impression is a rating, labelled 1 if it is a like."""
 
     @property
     def _layout(self) -> _Layout:
@@ -73,28 +73,24 @@ class MovieLens(Dataset):
         raise UserError(
             f"{self.location}: has none of "
             + ", ".join(layout.ratings for layout in _LAYOUTS)
-            + "; name a folder of MovieLens"
+            + "; name a folder with a MovieLens release"
         )
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         layout = self._layout
-        return [
-            self.location / (layout.movies if table == ITEMS_FILE else layout.ratings)
-        ]
+        name = layout.movies if table == ITEMS_FILE else layout.ratings
+        return [self.location / name]
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         events, likes = self._read_ratings()
         return events.append_column(ACTION, pc.if_else(likes, LIKE, DISLIKE))
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         events, likes = self._read_ratings()
         return events.append_column(LABEL, likes.cast(pa.int64()))
 
     def _read_ratings(self) -> tuple[pa.Table, pa.ChunkedArray]:
-        """Return the events in the order of time, and which are likes."""
+        """Return the events in time order, and which of them are likes."""
         layout = self._layout
         names = [USER_ID, ITEM_ID, _RATING, TIMESTAMP]
         kinds = [pa.int64(), pa.int64(), pa.float64(), pa.int64()]
@@ -106,7 +102,6 @@ class MovieLens(Dataset):
         return table.drop_columns([_RATING]), likes
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         layout = self._layout
         location = self.location / layout.movies
         if layout.movies == "u.item":
@@ -133,9 +128,9 @@ class MovieLens(Dataset):
 def _read_separated(
     location: Location, layout: _Layout, kinds: dict[str, pa.DataType]
 ) -> pa.Table:
-    """Read a separated file without trusting its header's names."""
+    """Read a delimited file whose columns are `kinds`, whatever its header says."""
     stream, delimiter = location.open(), layout.separator
-    if len(delimiter) > 1:  # Arrow splits at one character, which no title has
+    if len(delimiter) > 1:  # Arrow takes one character: one that no title has
         delimiter = "\x1f"
         text = _text(location).replace(layout.separator, delimiter)
         stream = io.BytesIO(text.encode())
@@ -153,8 +148,7 @@ def _read_separated(
             ),
         )
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{location}: cannot be read ({reason})") from None
+        raise UserError(f"{location}: cannot be read ({first_line(error)})") from None
 
 
 def _text(location: Location) -> str:
@@ -170,13 +164,13 @@ def _flagged(line: str, location: Location) -> tuple[int, str, str]:
     """Read a line of u.item: id, title, dates, address, and a flag for each genre."""
     fields = line.split("|")
     if len(fields) != 5 + len(_GENRES) or not fields[0].isdigit():
-        raise UserError(f"{location}: {line[:40]!r} is no line of u.item")
+        raise UserError(f"{location}: {line[:40]!r} is not a line of u.item")
     genres = [g for g, flag in zip(_GENRES, fields[5:], strict=True) if flag == "1"]
     return int(fields[0]), fields[1], ", ".join(genres)
 
 
 def _title_and_year(title: str) -> tuple[str, str | None]:
-    """Part `Matrix, The (1999)` into `The Matrix` and its year."""
+    """Split `Matrix, The (1999)` into `The Matrix` and `1999`."""
     match = _YEAR.match(title)
     name, year = match.groups() if match else (title.strip(), None)
     for article in ("The", "A", "An"):

@@ -1,4 +1,4 @@
-"""MovieLens-100K from RecBole's atomic files, as they ship in the `recbole` wheel.
+"""MovieLens-100K from the atomic files that the `recbole` wheel ships.
 
 A rating of 4 or 5 is a conversion. Licence of the data: GroupLens, research use.
 """
@@ -16,11 +16,11 @@ from learn_torchrec.datasets.adapters.ratings import (
     DISLIKE,
     LIKE,
     POSITIVE_RATING,
-    counters,
+    add_counters,
 )
 from learn_torchrec.datasets.adapters.recbole import read_atomic
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line, require_columns
 from learn_torchrec.schema import (
     ACTION,
     ATTRIBUTES,
@@ -63,7 +63,6 @@ class MovieLens100K(Dataset):
         super().__init__(_wheel_directory() if path == "auto" else path)
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         suffixes = {
             ITEMS_FILE: ("item",),
             INTERACTIONS_FILE: ("inter",),
@@ -72,39 +71,29 @@ class MovieLens100K(Dataset):
         return [self._atomic(suffix) for suffix in suffixes[table]]
 
     def _atomic(self, suffix: str) -> Location:
-        found = self.location.files(f".{suffix}")
-        if len(found) != 1:
-            raise UserError(
-                f"{self.location}: has {len(found)} *.{suffix} files, one is needed; "
-                "name a folder with MovieLens-100K in RecBole's atomic format"
-            )
-        return found[0]
+        fix = "name a folder with MovieLens-100K in RecBole's atomic format"
+        return self.only_file(f".{suffix}", fix)
 
     def _columns(self, suffix: str, kinds: Mapping[str, pa.DataType]) -> pa.Table:
-        """Read the columns of an atomic file that MovieLens-100K has.
+        """Read MovieLens-100K's columns of an atomic file.
 
         Raises:
-            UserError: one is missing or holds something else.
+            UserError: one is missing or of another type.
         """
         path = self._atomic(suffix)
-        fix = f"of data other than MovieLens-100K, write --data recbole:{self.location}"
+        fix = f"for other data than MovieLens-100K, use --data recbole:{self.location}"
         table = read_atomic(path)
+        require_columns(table.column_names, kinds, path, fix)
         columns = {}
         for name, kind in kinds.items():
-            if name not in table.column_names:
-                names = ", ".join(table.column_names)
-                raise UserError(
-                    f"{path}: column {name!r} is missing; it has: {names}; {fix}"
-                )
             try:
                 columns[name] = table[name].cast(kind)
             except pa.ArrowException as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise UserError(f"{path}: column {name!r}: {reason}; {fix}") from None
         return pa.table(columns)
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         movies = self._columns("item", _ITEMS)
         year = movies["release_year"]
         released = pc.if_else(
@@ -130,12 +119,10 @@ class MovieLens100K(Dataset):
         return ratings.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         action = pc.if_else(pc.equal(self._ratings[LABEL], 1), LIKE, DISLIKE)
         return self._ratings.drop_columns([LABEL]).append_column(ACTION, action)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         ratings = self._ratings
         users = self._columns("user", _USERS)
         movies = self._columns("item", _ITEMS)
@@ -149,9 +136,7 @@ class MovieLens100K(Dataset):
         table = table.append_column(
             "release_year", movies["release_year"].take(item_row)
         )
-        for name, values in counters(ratings).items():
-            table = table.append_column(name, pa.array(values))
-        return table
+        return add_counters(table)
 
 
 def _wheel_directory() -> Path:

@@ -1,6 +1,6 @@
-"""MovieLens-1M, its last 20 months as a ranking log: train, valid and test by time.
+"""MovieLens-1M as a ranking log of its last 20 months: train, valid, test by time.
 
-The three files share one numbering of users and films; a film's text is its title.
+The three files share their user and film ids; a film's only text is its title.
 Licence of the data: GroupLens, research use, no redistribution.
 """
 
@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, counters
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, add_counters
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.tables import read_parquet
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
@@ -35,15 +35,12 @@ _COLUMNS = {
 
 
 class MovieLens1M(Dataset):
-    """Every row is an impression and, as like or dislike, an interaction.
+    """Every row is an impression and also an interaction: a like or a dislike.
 
-    The liked histories that the files carry hold nothing but earlier rows of the
-    same users, so they are not read.
+    The files' columns of liked histories are not read: they repeat earlier rows.
     """
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
-        del table  # each is made from all of them
         return [self.location / name for name in _FILES]
 
     @functools.cached_property
@@ -54,16 +51,11 @@ class MovieLens1M(Dataset):
 
     def _part(self, path: Location) -> pa.Table:
         table = read_parquet(path)
-        missing = [name for name in _COLUMNS if name not in table.column_names]
-        if missing:
-            raise UserError(
-                f"{path}: column {missing[0]!r} is missing; it has: "
-                f"{', '.join(table.column_names)}; name the folder of the ranking log"
-            )
+        fix = "name the folder of the ranking log"
+        require_columns(table.column_names, _COLUMNS, path, fix)
         return table.select(list(_COLUMNS)).rename_columns(list(_COLUMNS.values()))
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         items = self._rows.select([ITEM_ID, TITLE]).group_by([ITEM_ID, TITLE])
         table = items.aggregate([]).sort_by(ITEM_ID)
         for name, other in ((ITEM_ID, TITLE), (TITLE, ITEM_ID)):
@@ -72,18 +64,13 @@ class MovieLens1M(Dataset):
             if twice.num_rows:
                 raise UserError(
                     f"{self.location}: {name} {twice[name][0].as_py()!r} has more "
-                    f"than one {other}; the files do not belong together"
+                    f"than one {other}; use files of the same release"
                 )
         return table
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         action = pc.if_else(pc.equal(self._rows[LABEL], 1), LIKE, DISLIKE)
         return self._rows.drop_columns([LABEL, TITLE]).append_column(ACTION, action)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
-        table = self._rows.drop_columns([TITLE])
-        for name, values in counters(self._rows).items():
-            table = table.append_column(name, pa.array(values))
-        return table
+        return add_counters(self._rows.drop_columns([TITLE]))

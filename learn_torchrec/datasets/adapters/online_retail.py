@@ -1,8 +1,8 @@
 """Online Retail II (UCI): two years of purchases from a wholesaler of gifts.
 
-A Parquet file (or a folder of them) with the invoice lines: `InvoiceDate`,
-`StockCode`, `Description`, `Quantity` and `CustomerID`. A line with a customer and a
-positive quantity is a purchase; an item's title is its most frequent description.
+A Parquet file (or a folder of them) of invoice lines: `InvoiceDate`, `StockCode`,
+`Description`, `Quantity` and `CustomerID`. A line with a customer and a positive
+quantity is a purchase; an item's title is its most frequent description.
 Data: CC BY 4.0 (Chen, 2012).
 """
 
@@ -13,7 +13,7 @@ from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import SUFFIXES
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import require_columns
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, TITLE, USER_ID
 
 BUY = "buy"
@@ -22,34 +22,26 @@ _LINE = ("InvoiceDate", "Quantity", _CODE, _TITLE, _CUSTOMER)
 
 
 class OnlineRetail(Dataset):
-    """Purchases with times; an invoice is one basket, with no order inside."""
+    """Purchases with times; an invoice is a basket without an order."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
-        del table  # each is made from all of them
         return self.location.files(*SUFFIXES)
 
     def _read_lines(self) -> pa.Table:
         lines = tables.read_parquet(self.location)
-        missing = [name for name in _LINE if name not in lines.column_names]
-        if missing:
-            raise UserError(
-                f"{self.location}: column {missing[0]!r} is missing; it has: "
-                + ", ".join(lines.column_names)
-            )
+        require_columns(lines.column_names, _LINE, self.location)
         return lines.filter(
             pc.and_(pc.greater(lines["Quantity"], 0), pc.is_valid(lines[_CUSTOMER]))
         )
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         lines = self._read_lines().select([_CODE, _TITLE]).drop_null()
         titles = pc.utf8_trim_whitespace(lines[_TITLE])
         counted = (
             pa.table({_CODE: lines[_CODE], _TITLE: titles})
             .group_by([_CODE, _TITLE])
             .aggregate([([], "count_all")])
-            # Of equally frequent titles the first in the alphabet, in every run.
+            # Ties go to the first title in the alphabet, in every run.
             .sort_by(
                 [
                     (_CODE, "ascending"),
@@ -64,7 +56,6 @@ class OnlineRetail(Dataset):
         return pa.table({ITEM_ID: first[_CODE], TITLE: first[f"{_TITLE}_first"]})
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         lines = self._read_lines()
         return pa.table(
             {

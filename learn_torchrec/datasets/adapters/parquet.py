@@ -13,30 +13,25 @@ from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FIL
 
 
 class Parquet(Dataset):
-    """Tables that engines and the streaming loader read from where they lie."""
+    """Tables that engines and the streaming loader read in place."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         return [self.location / table]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return tables.read_parquet(self.location / ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         return tables.read_parquet(self.location / INTERACTIONS_FILE)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         return tables.read_parquet(self.location / IMPRESSIONS_FILE)
 
     def parquet(self, table: str) -> Location:
-        """See `Dataset`."""
         return self.location / table
 
     def column(self, table: str, name: str) -> pa.ChunkedArray:
-        """Return one checked column; no other is read unless the table is there."""
+        """Return one checked column, read alone unless the table is in memory."""
         if table.removesuffix(".parquet") in vars(self):
             return super().column(table, name)
         read = tables.read_parquet(self.location / table, [name])

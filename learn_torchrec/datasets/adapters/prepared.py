@@ -1,6 +1,6 @@
-"""A prepared data set (`prepared:DIR`): what `learn-torchrec prepare` wrote.
+"""A prepared data set (`prepared:DIR`), as `learn-torchrec prepare` wrote it.
 
-Its files are described where they are written: `preparation/prepared.py`.
+`preparation/prepared.py`, which writes the files, describes them.
 """
 
 import functools
@@ -24,16 +24,17 @@ from learn_torchrec.datasets.preparation.prepared import (
     file_of,
 )
 from learn_torchrec.datasets.sequences import SequenceSet, refuse_unknown_actions
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.matrix import map_array
 from learn_torchrec.schema import ACTION, ITEM_ID, ITEMS_FILE, TIMESTAMP, USER_ID
 
 logger = logging.getLogger(__name__)
 
 
 class Prepared(Dataset):
-    """Sequences that are memory-mapped, and their items; no impressions.
+    """Memory-mapped sequences and their items; no impressions.
 
-    Give `split.towers_until` as the manifest's `moment`.
+    Set `split.towers_until` to the manifest's `moment`.
     """
 
     def __init__(self, path: str) -> None:
@@ -42,7 +43,6 @@ class Prepared(Dataset):
         self.manifest: Manifest = read_manifest(self._directory, KIND)
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         if table == ITEMS_FILE:
             return [self.location / table]
         return [self.location / file_of(name) for name in ("items", "times", "actions")]
@@ -55,7 +55,7 @@ class Prepared(Dataset):
 
     @functools.cached_property
     def items(self) -> pa.Table:
-        """The items; their texts were cleaned before they were written."""
+        """The items; their texts were cleaned when they were written."""
         return self.check(ITEMS_FILE, self.read_items())
 
     @functools.cached_property
@@ -64,11 +64,9 @@ class Prepared(Dataset):
         return self._map("times")
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         return tables.read_parquet(self.location / ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         names = pa.array(self.manifest.facts["actions"])
         owner = np.repeat(np.arange(len(self._user_ids)), np.diff(self._map("offsets")))
         return pa.table(
@@ -81,20 +79,19 @@ class Prepared(Dataset):
         )
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         raise UserError(
             f"{self.location}: a prepared: data set has no impressions; give the "
-            "ranker's stages the data set that it was made from"
+            "ranker's stages the data set that it was prepared from"
         )
 
     def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
         """Return the users' events of the wanted actions.
 
-        Memory-mapped as they are where all actions are wanted and the content store
-        has the item table's order; otherwise picked or renumbered in memory.
+        They stay memory-mapped if all actions are wanted and the content store has the
+        item table's order; otherwise they are filtered or renumbered in memory.
 
         Raises:
-            UserError: a file is damaged, or events without a content vector.
+            UserError: a damaged file, or events without a content vector.
         """
         verify(self._directory, KIND)
         names = self.manifest.facts["actions"]
@@ -126,21 +123,20 @@ class Prepared(Dataset):
         lacking = np.flatnonzero((self._map(ITEM_EVENTS) > 0) & (rows < 0))
         if lacking.size:
             raise UserError(
-                f"{store.directory}: has no content vector of item "
+                f"{store.directory}: has no content vector for item "
                 f"{ids[int(lacking[0])].as_py()!r} ({lacking.size} such items with "
                 f"events in {self.location}); encode its items again"
             )
         if np.array_equal(rows, np.arange(len(rows))):
             return items
-        logger.info("%s: events are renumbered to the store's rows", self.location)
+        logger.info("%s: mapping events to the store's rows", self.location)
         return rows[items]
 
     def _map(self, name: str) -> AnyArray:
         path = self._directory / file_of(name)
         try:
-            return np.asarray(np.load(path, mmap_mode="r"))
+            return map_array(path)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"{path}: damaged ({reason}); prepare the data again"
+                f"{path}: damaged ({first_line(error)}); prepare the data again"
             ) from None

@@ -2,7 +2,7 @@
 
 `NAME.inter` and `NAME.item`, separated by tabs; a header field is `name:type` with the
 types token, token_seq, float and float_seq. Ids are strings. Ratings, where there are
-any, make likes and dislikes; without times an event's time is its line's number.
+any, become likes and dislikes; without times, an event's time is its line number.
 """
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RAT
 from learn_torchrec.datasets.adapters.sequence_file import INTERACTION
 from learn_torchrec.datasets.adapters.text_files import text_lines
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line, require_columns
 from learn_torchrec.schema import (
     ACTION,
     BRAND,
@@ -43,26 +43,18 @@ _RATING = "rating"
 
 
 class RecBole(Dataset):
-    """Atomic files; an impression is a rating, or a row with a `label`."""
+    """Atomic files; an impression is a row with a `label`, else a rating."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         suffix = ".item" if table == ITEMS_FILE else ".inter"
-        found = self.location.files(suffix)
-        if len(found) != 1:
-            raise UserError(
-                f"{self.location}: has {len(found)} *{suffix} files, one is needed; "
-                "name a folder with a data set in RecBole's atomic format"
-            )
-        return found
+        fix = "name a folder with a data set in RecBole's atomic format"
+        return [self.only_file(suffix, fix)]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(ITEMS_FILE)
         return _as_items(read_atomic(source))
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(INTERACTIONS_FILE)
         table = read_atomic(source)
         action = pa.array([INTERACTION] * table.num_rows)
@@ -72,7 +64,6 @@ class RecBole(Dataset):
         return _events(table, source).append_column(ACTION, action)
 
     def read_impressions(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(IMPRESSIONS_FILE)
         table = read_atomic(source)
         if LABEL in table.column_names:
@@ -81,14 +72,14 @@ class RecBole(Dataset):
             label = pc.greater_equal(table[_RATING], POSITIVE_RATING)
         else:
             raise UserError(
-                f"{source}: has neither {_RATING} nor {LABEL}, so that there are no "
+                f"{source}: has no column {_RATING} or {LABEL}, so there are no "
                 "impressions to rank"
             )
         return _events(table, source).append_column(LABEL, label.cast(pa.float32()))
 
 
 def _as_items(table: pa.Table) -> pa.Table:
-    """Give the text columns our names; a title of many tokens is one text again."""
+    """Rename text columns to ours and join a title's tokens."""
     names = table.column_names
     for number, name in enumerate(names):
         ours = _RENAMED.get(name, name)
@@ -104,7 +95,7 @@ def read_atomic(location: Location) -> pa.Table:
     """Read an atomic file; a sequence becomes a list.
 
     Raises:
-        UserError: no such file, or a header or value that is not as it says.
+        UserError: no such file, or a value that is not of its header's type.
     """
     header = next(text_lines(location), "")
     fields = [field.strip().partition(":")[::2] for field in header.split("\t")]
@@ -127,20 +118,16 @@ def read_atomic(location: Location) -> pa.Table:
                     parts = parts.cast(pa.list_(pa.float64()))
                 table = table.set_column(number, name, parts)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{location}: is no atomic file ({reason})") from None
+        raise UserError(
+            f"{location}: is not an atomic file ({first_line(error)})"
+        ) from None
     return table
 
 
 def _events(table: pa.Table, source: Location) -> pa.Table:
-    for name in (USER_ID, ITEM_ID):
-        if name not in table.column_names:
-            raise UserError(
-                f"{source}: column {name!r} is missing; it has: "
-                + ", ".join(table.column_names)
-            )
+    require_columns(table.column_names, (USER_ID, ITEM_ID), source)
     if TIMESTAMP in table.column_names:
-        # Microseconds, which order events of one second; a double holds no more.
+        # Microseconds order events within a second; a double holds no more digits.
         ticks = pc.floor(pc.multiply(table[TIMESTAMP].cast(pa.float64()), 1e6))
         times = ticks.cast(pa.int64()).cast(pa.timestamp("us"))
     else:

@@ -1,4 +1,4 @@
-"""The two JSON layouts that research code passes Amazon data around in.
+"""Amazon data in the two JSON layouts of research code.
 
 `recformer:DIR`: `train.json`, `val.json` and `test.json` (a user number to its item
 numbers, oldest first; validation and test hold the last two), `smap.json` (item id to
@@ -8,7 +8,7 @@ number) and `meta_data.json` (item id to title, brand, category).
 title, description, brand, categories).
 
 Neither has times: an event's time is its position, 0 for the oldest, as in the
-`sequences:` adapter, so that only `split.holdout=leave_one_out` makes sense of it.
+`sequences:` adapter. Only `split.holdout=leave_one_out` makes sense of such times.
 """
 
 from collections.abc import Iterator
@@ -29,23 +29,20 @@ _Event = tuple[str, str, int, str]
 
 
 class RecFormer(Dataset):
-    """RecFormer's layout; ids are the products' own and the users' numbers."""
+    """RecFormer's layout: items by product id, users by number."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         names = ["smap.json", "meta_data.json"]
         if table != ITEMS_FILE:
             names = ["train.json", "val.json", "test.json", "smap.json"]
         return [self.location / name for name in names]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         numbers, texts = map(read_json, self.sources(ITEMS_FILE))
         rows = (item(id_, texts.get(id_, {})) for id_ in numbers)
         return table_of(rows, self.location / "meta_data.json")
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         *parts, numbers = map(read_json, self.sources(INTERACTIONS_FILE))
         ids = {int(number): id_ for id_, number in numbers.items()}
         return events(self._events(parts, ids))
@@ -65,26 +62,18 @@ class RecFormer(Dataset):
 
 
 class LcRec(Dataset):
-    """LC-Rec's layout; ids are the numbers of its files, as text."""
+    """LC-Rec's layout; ids are its numbers, as strings."""
 
     def sources(self, table: str) -> list[Location]:
-        """See `Dataset`."""
         suffix = ".item.json" if table == ITEMS_FILE else ".inter.json"
-        found = self.location.files(suffix)
-        if len(found) != 1:
-            raise UserError(
-                f"{self.location}: has {len(found)} *{suffix} files, one is needed; an "
-                "lcrec: folder holds NAME.inter.json and NAME.item.json"
-            )
-        return found
+        fix = "an lcrec: folder holds NAME.inter.json and NAME.item.json"
+        return [self.only_file(suffix, fix)]
 
     def read_items(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(ITEMS_FILE)
         return table_of((item(i, row) for i, row in read_json(source).items()), source)
 
     def read_interactions(self) -> pa.Table:
-        """See `Dataset`."""
         (source,) = self.sources(INTERACTIONS_FILE)
         return events(
             (user, str(id_), position, INTERACTION)

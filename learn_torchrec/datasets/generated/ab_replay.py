@@ -1,8 +1,8 @@
-"""A simulated A/B test: the outcomes of generated users over some days.
+"""A simulated A/B test: outcomes of generated users over some days.
 
-Users and items fall into the paper's cohorts with the paper's shares; a treatment
-raises conversion by planted factors. Nothing here was observed: the file's metadata
-mark it as simulated, and so does every report made from it.
+Users and items are in the paper's cohorts with the paper's shares; the treatment
+raises conversion by planted lifts. Nothing was observed: the file's metadata mark it as
+simulated, and so does every report on it.
 """
 
 from pathlib import Path
@@ -11,15 +11,8 @@ from typing import Annotated, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import (
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from learn_torchrec.arrays import AnyArray, Int64Array
 from learn_torchrec.config import configuration, require
 
 COHORTS = ("cold", "long_tail", "others")
@@ -35,17 +28,17 @@ class AbReplayConfig:
     """The simulated test; by default the paper's (section 4, online A/B test).
 
     Attributes:
-        users: users there are; only those of the two arms are written.
+        users: in total; only those of the two arms are written.
         days: length of the test.
         treatment_share: of all users.
         control_share: of all users.
         user_shares: of cold-start, long-tail and other users.
         item_shares: of impressions on cold-start, long-tail and other items.
-        user_impressions: mean impressions a day, by user cohort.
-        conversion_rate: mean over users, each of whom has a gamma factor.
-        price: median of the log-normal price, one draw a row.
+        user_impressions: mean impressions per day, by user cohort.
+        conversion_rate: mean over users, whose rates are gamma-distributed.
+        price: median of the log-normal price, one draw per row.
         user_lifts: planted relative lift of conversion, by user cohort.
-        item_lifts: planted relative lift, by item cohort; adds to the user's.
+        item_lifts: planted relative lift, by item cohort; added to the user's.
         seed: of everything random.
     """
 
@@ -65,7 +58,7 @@ class AbReplayConfig:
     def __post_init__(self) -> None:
         require(
             self.treatment_share + self.control_share <= 1,
-            "treatment_share and control_share must be 1 at most together",
+            "treatment_share and control_share must add up to at most 1",
         )
         for name in ("user_shares", "item_shares"):
             # The random generator's own tolerance.
@@ -73,18 +66,18 @@ class AbReplayConfig:
                 abs(sum(getattr(self, name)) - 1) < 1e-8,
                 f"{name}: {getattr(self, name)} do not add up to 1",
             )
-        # An item's lift adds to the user's, and no user buys less than nothing.
+        # Lifts add up, and a conversion rate is not negative.
         require(
             min(self.user_lifts) + min(self.item_lifts) >= -1,
-            "user_lifts and item_lifts must be -1 or more together",
+            "user_lifts and item_lifts must add up to at least -1",
         )
 
 
 def write_ab_replay(path: Path, config: AbReplayConfig) -> int:
     """Simulate a test and write its outcomes; return the number of rows.
 
-    Rows are a user's day on the items of one cohort, with the columns that
-    `evaluation.ab_outcomes.read_outcomes` reads and `user_cohort`, `item_cohort`. Days
+    A row is a user's day with the items of a cohort, and has the columns of
+    `evaluation.ab_outcomes.read_outcomes`, `user_cohort` and `item_cohort`. Days
     without impressions have no row.
     """
     random = np.random.default_rng(config.seed)
@@ -93,41 +86,21 @@ def write_ab_replay(path: Path, config: AbReplayConfig) -> int:
     users = np.flatnonzero(arm_of_all < 2)
     arms = arm_of_all[users]
     cohorts = random.choice(len(COHORTS), size=len(users), p=config.user_shares)
-    # Users differ in how often they come and in how readily they buy.
+    # Users differ in activity and in conversion rate.
     activity = np.array(config.user_impressions)[cohorts]
     activity = activity * random.gamma(2.0, 1 / 2.0, len(users))
-    readiness = config.conversion_rate * random.gamma(2.0, 1 / 2.0, len(users))
+    base_rates = config.conversion_rate * random.gamma(2.0, 1 / 2.0, len(users))
     lifts = np.array(config.user_lifts)[cohorts, None] + np.array(config.item_lifts)
-    rates = readiness[:, None] * (1 + arms[:, None] * lifts)
-    tables = [
-        _day(
-            random, day, config, users, (arms, cohorts, activity, np.minimum(rates, 1))
-        )
-        for day in range(config.days)
-    ]
-    table = pa.concat_tables(tables).replace_schema_metadata(SIMULATED)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
-    return int(table.num_rows)
-
-
-def _day(
-    random: np.random.Generator,
-    day: int,
-    config: AbReplayConfig,
-    users: Int64Array,
-    facts: tuple[AnyArray, ...],
-) -> pa.Table:
-    arms, cohorts, activity, rates = facts
+    rates = np.minimum(base_rates[:, None] * (1 + arms[:, None] * lifts), 1)
     means = activity[:, None] * np.array(config.item_shares)
-    impressions = random.poisson(means)
-    conversions = random.binomial(impressions, rates)
-    # One price a row: the day's conversions of a user on a cohort's items.
-    price = config.price * np.exp(random.normal(0, 0.5, impressions.shape))
-    row, item_cohort = np.nonzero(impressions)
-    names = np.array(COHORTS)
-    return pa.table(
-        {
+    names, tables = np.array(COHORTS), []
+    for day in range(config.days):
+        impressions = random.poisson(means)
+        conversions = random.binomial(impressions, rates)
+        # One price per row: a user's conversions of the day in an item cohort.
+        price = config.price * np.exp(random.normal(0, 0.5, impressions.shape))
+        row, item_cohort = np.nonzero(impressions)
+        columns = {
             "user_id": users[row],
             "arm": _ARMS[arms[row]],
             "day": np.full(len(row), day),
@@ -137,4 +110,8 @@ def _day(
             "conversions": conversions[row, item_cohort],
             "revenue": (conversions * price)[row, item_cohort],
         }
-    )
+        tables.append(pa.table(columns))
+    table = pa.concat_tables(tables).replace_schema_metadata(SIMULATED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return int(table.num_rows)

@@ -1,12 +1,13 @@
-"""A generated market of any size, made day by day.
+"""A generated market of any size, one day at a time.
 
-Items have a topic, users have interests that drift, and a conversion depends on how
-near they are, on the item's quality and on its price. An item's text names its topic,
-so that content tells of a new item what its id cannot yet. A logging policy, which
-knows the interests a little and popularity well, chooses what is shown. `oracle` is the
-true probability that an impression converts: no model ranks better.
+Items have a topic and users have drifting interests; conversion depends on their
+similarity and on the item's quality and price. An item's text names its topic, so that
+content is informative about cold-start items. A logging policy with a noisy view of
+interests and popularity selects the impressions. `oracle` is an impression's true
+conversion probability: no model ranks better.
 
-Users and items are numbered as they arrive. Everything follows from (seed, day, chunk).
+Users and items are numbered in order of arrival. Everything is determined by (seed,
+day, chunk).
 
 Letters: U users, N items, D days, K interest dimensions, n impressions of a chunk.
 """
@@ -40,7 +41,7 @@ from learn_torchrec.schema import (
 )
 
 KIND = "generated"
-VERSION = 1  # of the generator: another one makes other data from the same seed
+VERSION = 1  # of the generator; another version makes other data from a seed
 ORACLE = "oracle"
 DAY = 86_400
 START = 1_577_836_800  # 2020-01-01, UTC
@@ -54,10 +55,10 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "cycling": ("saddle", "gears", "helmet", "tyre", "handlebar", "chain"),
     "astronomy": ("telescope", "lens", "star chart", "planet", "eclipse", "tripod"),
 }
-SEE, BUY = "click", "buy"
+CLICKED, BOUGHT = "click", "buy"  # actions
 REVENUE = "revenue"
 _INTERESTS = 8  # K
-_CANDIDATES = 6  # that the policy chooses from
+_CANDIDATES = 6  # of the logging policy, per impression
 _CHUNK = 500_000
 _STYLES = ("plain", "classic", "compact", "premium", "recycled", "travel")
 _SERVICES = ("free returns", "next-day delivery", "two-year warranty", "gift wrap")
@@ -68,13 +69,13 @@ class MarketConfig:
     """The size of a market.
 
     Attributes:
-        users: by the last day; six of ten are there on the first.
+        users: by the last day; 60 % are there on the first.
         items: by the last day; half are there on the first.
         days: of the log, from 2020-01-01 on.
-        impressions: in all, the same number every day.
-        brands: that items have.
-        drift: how far a user's interests turn in a day, radians.
-        seed: of everything.
+        impressions: in total, the same number every day.
+        brands: number of brands.
+        drift: rotation of a user's interests per day, radians.
+        seed: of everything random.
     """
 
     users: PositiveInt = 20_000
@@ -90,7 +91,7 @@ class MarketConfig:
 
 
 class Market:
-    """The market that a configuration describes; holds users and items, no log."""
+    """A market's users and items; the log is generated on demand."""
 
     def __init__(self, config: MarketConfig) -> None:
         self.config = config
@@ -98,7 +99,7 @@ class Market:
         subjects = _unit(random.standard_normal((len(TOPICS), _INTERESTS), np.float32))
         self.subject = random.integers(0, len(TOPICS), config.items)
         noise = random.standard_normal((config.items, _INTERESTS), np.float32)
-        self.item_place = _unit(subjects[self.subject] + 0.3 * noise)
+        self.item_vectors = _unit(subjects[self.subject] + 0.3 * noise)
         self.quality = random.standard_normal(config.items, np.float32)
         self.price = np.exp(random.normal(3.0, 0.8, config.items)).round(2)
         self.brand = random.zipf(1.4, config.items) % config.brands
@@ -109,8 +110,8 @@ class Market:
         self._interests = _unit(subjects[liked].sum(axis=1))
         self._heading = random.standard_normal(self._interests.shape, np.float32)
         days = np.arange(config.days)
-        self.users_by_day = _arrived(config.users, days, config.days, first=0.6)
-        self.items_by_day = _arrived(config.items, days, config.days, first=0.5)
+        self.users_by_day = _arrivals(config.users, days, config.days, first=0.6)
+        self.items_by_day = _arrivals(config.items, days, config.days, first=0.5)
 
     def items(self) -> pa.Table:
         """Return the catalogue with the paper's six text fields."""
@@ -134,13 +135,14 @@ class Market:
         return pa.Table.from_pylist(rows)
 
     def interests(self, day: int) -> Float32Array:
-        """Return where every user's interests are on a day, [U, K], unit vectors."""
+        """Return every user's interests on a day, unit vectors [U, K]."""
         angle = np.float32(self.config.drift * day)
-        side = self._heading - _dot(self._heading, self._interests) * self._interests
-        return np.cos(angle) * self._interests + np.sin(angle) * _unit(side)
+        along = np.sum(self._heading * self._interests, axis=1, keepdims=True)
+        side = _unit(self._heading - along * self._interests)
+        return np.cos(angle) * self._interests + np.sin(angle) * side
 
     def days(self) -> Iterator[tuple[int, Iterator[pa.Table]]]:
-        """Yield every day's number and its impressions, a chunk at a time."""
+        """Yield each day's number and its impressions in chunks."""
         bounds = np.linspace(0, self.config.impressions, self.config.days + 1)
         counts = np.diff(bounds.astype(np.int64))
         for day, count in enumerate(counts.tolist()):
@@ -166,20 +168,23 @@ class Market:
         size = len(times)
         num_items = int(self.items_by_day[day])
         users = _draw(self.activity[: self.users_by_day[day]], size, random)
-        shown = _draw(self.appeal[:num_items], size * _CANDIDATES, random).reshape(
+        candidates = _draw(self.appeal[:num_items], size * _CANDIDATES, random).reshape(
             size, _CANDIDATES
         )
-        nearness = np.einsum("nk,nck->nc", interests[users], self.item_place[shown])
-        guess = nearness + random.standard_normal(nearness.shape, np.float32)
+        vectors = self.item_vectors[candidates]
+        similarities = np.einsum("nk,nck->nc", interests[users], vectors)
+        noise = random.standard_normal(similarities.shape, np.float32)
         rows = np.arange(size)
-        best = guess.argmax(axis=1)
-        items, near = shown[rows, best], nearness[rows, best]
-        dear = self.thrift[users] * (np.log(self.price[items]) - 3.0)
-        click = _sigmoid(-1.6 + 1.6 * near + 0.3 * self.quality[items])
-        buy = _sigmoid(-1.2 + 2.2 * near + 0.5 * self.quality[items] - dear)
+        best = (similarities + noise).argmax(axis=1)
+        items, similarity = candidates[rows, best], similarities[rows, best]
+        log_price = np.log(self.price[items])
+        price_effect = self.thrift[users] * (log_price - 3.0)
+        quality = self.quality[items]
+        click = _sigmoid(-1.6 + 1.6 * similarity + 0.3 * quality)
+        buy = _sigmoid(-1.2 + 2.2 * similarity + 0.5 * quality - price_effect)
         clicked = random.random(size) < click
         bought = clicked & (random.random(size) < buy)
-        born = np.searchsorted(self.items_by_day, items, side="right")
+        arrival_day = np.searchsorted(self.items_by_day, items, side="right")
         return pa.table(
             {
                 USER_ID: users,
@@ -190,33 +195,33 @@ class Market:
                 REVENUE: np.where(bought, self.price[items], 0.0),
                 ORACLE: click * buy,
                 "hour": (times % DAY / 3600).astype(np.float32),
-                "item_age_days": (day - born).astype(np.float32),
-                "log_price": np.log(self.price[items]).astype(np.float32),
+                "item_age_days": (day - arrival_day).astype(np.float32),
+                "log_price": log_price.astype(np.float32),
                 "brand": self.brand[items],
                 "subject": self.subject[items],
             }
         )
 
-    def _random(self, *place: int) -> np.random.Generator:
-        return np.random.default_rng([self.config.seed, *place])
+    def _random(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, *stream])
 
 
 def write_market(config: MarketConfig, directory: Path) -> Iterator[int]:
-    """Write a market as a `parquet:` data set; yield the impressions after every day.
+    """Write a market as a `parquet:` data set; yield the impressions so far, daily.
 
     Args:
-        config: its size.
-        directory: exists; receives `items.parquet`, and a file a day in
+        config: of the market.
+        directory: an existing one; receives `items.parquet`, and a file per day in
             `interactions.parquet/` and `impressions.parquet/`.
     """
     market = Market(config)
     pq.write_table(market.items(), directory / ITEMS_FILE)
-    for name in (INTERACTIONS_FILE, IMPRESSIONS_FILE):
-        (directory / name).mkdir()
+    log, shown = directory / INTERACTIONS_FILE, directory / IMPRESSIONS_FILE
+    log.mkdir()
+    shown.mkdir()
     done = 0
     for day, chunks in market.days():
         part = f"day-{day:05d}.parquet"
-        log, shown = directory / INTERACTIONS_FILE, directory / IMPRESSIONS_FILE
         first = next(chunks)
         with (
             pq.ParquetWriter(shown / part, first.schema) as impressions,
@@ -230,35 +235,28 @@ def write_market(config: MarketConfig, directory: Path) -> Iterator[int]:
 
 
 def events_of(impressions: pa.Table) -> pa.Table:
-    """Return what users did: a click each, and a purchase where there was one."""
-    parts = [
-        impressions.filter(pa.array(impressions[column].to_numpy() == 1))
-        .select([USER_ID, ITEM_ID, TIMESTAMP])
-        .append_column(ACTION, pa.DictionaryArray.from_arrays(codes, [SEE, BUY]))
-        for number, column in enumerate((CLICK, LABEL))
-        for codes in [
-            np.full(int(impressions[column].to_numpy().sum()), number, np.int8)
-        ]
-    ]
+    """Return the interactions: each click and each purchase."""
+    parts = []
+    for code, column in enumerate((CLICK, LABEL)):
+        rows = impressions.filter(pa.array(impressions[column].to_numpy() == 1))
+        codes = np.full(rows.num_rows, code, np.int8)
+        actions = pa.DictionaryArray.from_arrays(codes, [CLICKED, BOUGHT])
+        events = rows.select([USER_ID, ITEM_ID, TIMESTAMP])
+        parts.append(events.append_column(ACTION, actions))
     return pa.concat_tables(parts).sort_by([(TIMESTAMP, "ascending")])
 
 
-def _arrived(total: int, days: Int64Array, num_days: int, first: float) -> Int64Array:
-    """Return how many of `total` are there on each day: some at first, then evenly."""
+def _arrivals(total: int, days: Int64Array, num_days: int, first: float) -> Int64Array:
+    """Return how many of `total` have arrived by each day: `first`, then linearly."""
     share = first + (1 - first) * days / max(1, num_days - 1)
     return np.maximum(1, np.ceil(total * share)).astype(np.int64)
 
 
 def _draw(weights: Float64Array, count: int, random: np.random.Generator) -> Int64Array:
-    """Draw `count` indices with probabilities in proportion to `weights`."""
+    """Draw `count` indices with probabilities proportional to `weights`."""
     ends = np.cumsum(weights)
     drawn = np.searchsorted(ends, random.random(count) * ends[-1], side="right")
     return np.minimum(drawn, len(weights) - 1)
-
-
-def _dot(left: Float32Array, right: Float32Array) -> Float32Array:
-    product: Float32Array = np.sum(left * right, axis=1, keepdims=True)
-    return product
 
 
 def _unit(vectors: Float32Array) -> Float32Array:

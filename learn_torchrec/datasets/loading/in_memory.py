@@ -1,4 +1,4 @@
-"""A table in memory, read as a Parquet data set is."""
+"""A table in memory as a row source, like a Parquet data set."""
 
 from collections.abc import Iterator
 
@@ -11,11 +11,11 @@ from learn_torchrec.datasets.loading.time_range import Interval, seconds
 
 
 class TableRows:
-    """The rows of a table that lie in an interval, as one group; see `RowGroups`.
+    """The rows of a table in an interval of time, as one group; see `RowGroups`.
 
     Args:
         table: all rows.
-        interval: the rows that are wanted; None for all.
+        interval: of the selected rows; None for all.
         name: of the table, for messages.
 
     Attributes:
@@ -35,17 +35,17 @@ class TableRows:
 
     @property
     def num_rows(self) -> int:
-        """Wanted rows."""
+        """Selected rows."""
         return int(self._table.num_rows)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def empty(self) -> pa.Table:
-        """Return what `pieces` yields, without rows."""
+        """Return a table like those of `pieces`, without rows."""
         return self._table.schema.empty_table()
 
     def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
-        """Yield the wanted rows after the first `skip`, and `ROW_NUMBER`."""
+        """Yield the selected rows after the first `skip`, with `ROW_NUMBER`."""
         assert group == 0
         yield self._table.slice(skip)

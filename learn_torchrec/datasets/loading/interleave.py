@@ -1,4 +1,4 @@
-"""Lanes: the row groups of a pass, laid end to end and cut into equal parts.
+"""Interleaving: a pass's row groups, concatenated and cut into equal lanes.
 
 Letters: G row groups, S steps of a window.
 """
@@ -26,11 +26,11 @@ class Segment:
 def cut_into_lanes(
     sizes: Int64Array, order: Int64Array, lanes: int
 ) -> list[list[Segment]]:
-    """Lay row groups end to end and cut all their rows into equal lanes.
+    """Concatenate row groups and cut their rows into equal lanes.
 
     Args:
         sizes: int64 [G], rows of each row group.
-        order: int64 [G], the row groups in the order they are laid out.
+        order: int64 [G], the order of the row groups.
         lanes: number of lanes; their lengths differ by one row at most.
     """
     ends = np.cumsum(sizes[order])
@@ -38,31 +38,31 @@ def cut_into_lanes(
     result: list[list[Segment]] = []
     for lo, hi in itertools.pairwise(bounds):
         segments = []
-        place = int(np.searchsorted(ends, lo, side="right"))
-        while place < len(order) and (begin := ends[place] - sizes[order[place]]) < hi:
-            start, stop = max(lo, begin) - begin, min(hi, ends[place]) - begin
+        at = int(np.searchsorted(ends, lo, side="right"))
+        while at < len(order) and (begin := ends[at] - sizes[order[at]]) < hi:
+            start, stop = max(lo, begin) - begin, min(hi, ends[at]) - begin
             if start < stop:
-                segments.append(Segment(int(order[place]), int(start), int(stop)))
-            place += 1
+                segments.append(Segment(int(order[at]), int(start), int(stop)))
+            at += 1
         result.append(segments)
     return result
 
 
 class Lane:
-    """Reads a lane's rows; taking the next ones continues where the last ended."""
+    """Reads a lane's rows; consecutive calls continue without seeking."""
 
     def __init__(self, rows: RowSource, segments: list[Segment]) -> None:
         self._rows, self._segments = rows, segments
-        self._place: int | None = None
+        self._next_row: int | None = None
         self._pieces: Iterator[pa.Table] = iter(())
-        self._rest: pa.Table | None = None  # of a piece that was taken in part
+        self._rest: pa.Table | None = None  # of a partly taken piece
 
     def take(self, start: int, stop: int) -> list[pa.Table]:
-        """Return the lane's rows `start` to `stop`, in tables of any length."""
-        if start != self._place:
+        """Return the lane's rows `start` to `stop` as tables."""
+        if start != self._next_row:
             self._pieces = _read(self._rows, self._segments, start)
             self._rest = None
-        self._place = stop
+        self._next_row = stop
         parts = []
         while start < stop:
             piece = next(self._pieces) if self._rest is None else self._rest
@@ -78,8 +78,8 @@ def _read(
 ) -> Iterator[pa.Table]:
     """Yield a lane's rows after the first `skip`.
 
-    A function, so that a lane and its iterator make no reference cycle: their memory
-    is freed with them, not when the garbage collector runs.
+    A function, not a method, so that a lane and its iterator are not a reference cycle:
+    their memory is freed at once, not by the garbage collector.
     """
     for segment in segments:
         size = segment.stop - segment.start
@@ -95,13 +95,18 @@ def _read(
 def share_of(
     begins: Int64Array, ends: Int64Array, reader: int, readers: int
 ) -> tuple[Int64Array, Int64Array]:
-    """Return which rows of every lane and step one reader reads.
+    """Return the first and last + 1 row of one reader in every lane and step.
+
+    Readers share the rows of a step evenly, lane after lane.
 
     Args:
-        begins: int64 [lanes, S], where a step's rows begin in the lane.
-        ends: int64 [lanes, S], where they end.
+        begins: int64 [lanes, S], first row of a step in the lane.
+        ends: int64 [lanes, S], last row + 1.
         reader: 0 to `readers` - 1.
-        readers: which share the rows of a step evenly, lane after lane.
+        readers: number of readers.
+
+    Returns:
+        Two arrays, int64 [lanes, S].
     """
     sizes = ends - begins
     firsts = np.cumsum(sizes, axis=0) - sizes
@@ -112,5 +117,5 @@ def share_of(
 
 
 def bounds_of(count: int, parts: int) -> list[int]:
-    """Return where each of `parts` almost equal parts of `count` begins and ends."""
+    """Return the bounds, `parts` + 1 of them, of almost equal parts of `count`."""
     return [part * count // parts for part in range(parts + 1)]

@@ -1,23 +1,22 @@
-"""Global batches of a row source, the same ones at any number of ranks and workers.
+"""Global batches of a row source, the same at any number of ranks and workers.
 
-All rows of a pass are laid out in *lanes*: the row groups, in a shuffled order, are cut
-into lanes of equal length, and a global batch takes as many rows from every lane. The
-steps are read in *windows*: the rows that a lane gives to a window are shuffled within
-it. Which rows a batch holds therefore follows from (seed, epoch, step) alone. A reader
-(a worker process of a rank) reads its share of every batch, which is a run of whole
-lanes when there are no more readers than lanes, so that a row group is decoded by one
-of them.
+The shuffled row groups of a pass are concatenated and cut into *lanes* of equal length;
+a global batch takes the same number of rows from every lane. Steps are read in
+*windows*: a lane's rows of a window are shuffled within it. The rows of a batch thus
+depend on (seed, epoch, step) alone. A reader (a worker process of a rank) reads its
+share of every batch: whole lanes if there are no more readers than lanes, so that each
+row group is decoded by one reader.
 
 - Every rank takes the same number of steps, known before the first row is read.
-- A position is (epoch, step): it can be resumed at another number of ranks and workers,
-  and finding it reads nothing that lies before it but the current row groups.
-- Evaluation leaves no row out and repeats none; training leaves out the rows that
-  make no full batch, other ones in every epoch, and says how many.
-- Rows that fit one window keep their order of row groups, as shuffling within the
-  window mixes them all; they are read and transformed once, not in every epoch.
+- A position is (epoch, step). Training resumes from it at any number of ranks and
+  workers, and only the current row groups are read again.
+- Evaluation reads every row once; training drops the rows that do not fill a batch,
+  different ones in every epoch, and logs how many.
+- If all rows fit one window, row groups are not shuffled, as the window mixes all rows;
+  they are read and transformed once, not in every epoch.
 
-torchdata's `StatefulDataLoader` keeps one state for each worker, which another number
-of workers cannot load.
+torchdata's `StatefulDataLoader` has a state per worker, which another number of workers
+cannot load.
 
 Letters: B rows of a global batch, G row groups, S steps of a window, N rows.
 """
@@ -43,13 +42,13 @@ from learn_torchrec.datasets.loading.interleave import (
 )
 from learn_torchrec.datasets.loading.prefetch import prefetch
 from learn_torchrec.datasets.loading.row_groups import RowSource
-from learn_torchrec.datasets.loading.worker import ReadingProcess
+from learn_torchrec.datasets.loading.worker import ReaderProcess
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of
 
 Transform: TypeAlias = Callable[[pa.Table], Any]
 
-_ORDERED_WINDOW = 131_072  # rows; nothing is gained by more that are not shuffled
+_ORDERED_WINDOW = 131_072  # rows; without shuffling, larger windows gain nothing
 
 logger = logging.getLogger(__name__)
 
@@ -60,19 +59,18 @@ class LoaderConfig:
 
     Attributes:
         batch_size: rows of a global batch, over all ranks.
-        shuffle: a new order in every epoch; off, every lane keeps the files' order.
-        drop_last: leave out the rows that make no full batch (training).
+        shuffle: a new order in every epoch; otherwise lanes keep the files' order.
+        drop_last: drop the rows that do not fill a batch (training).
         seed: of the order.
-        lanes: parts of the data that are read side by side; the number used is the
-            largest divisor of `batch_size` up to this one. More mix better and let
-            more readers share the work. With one lane and no shuffle, batches follow
-            the files' order.
+        lanes: parts of the data that are interleaved, rounded down to a divisor of
+            `batch_size`. More lanes mix better and occupy more readers. With one lane
+            and no shuffle, batches follow the files' order.
         window_rows: rows of all lanes that are read, shuffled and transformed
-            together. Memory holds a few windows.
-        workers: reading processes of each rank; 0 reads in a thread of the rank.
-        timeout: seconds after which a worker that gives nothing counts as hung.
-        section: where these settings are, for messages.
-        batch_option: the full name of `batch_size`, for messages.
+            together. A few windows are in memory.
+        workers: reader processes per rank; 0 reads in a thread of the rank.
+        timeout: seconds after which a silent worker counts as hung.
+        section: full name of these settings, for messages.
+        batch_option: full name of `batch_size`, for messages.
     """
 
     batch_size: PositiveInt = 1024
@@ -94,14 +92,13 @@ def evaluation(config: LoaderConfig) -> LoaderConfig:
 
 @dataclass(frozen=True)
 class Window:
-    """What one reader reads of consecutive steps.
+    """One reader's share of consecutive steps.
 
     Attributes:
         step: the first of them.
-        rows: a table of N rows, or what the loader's transform made of one.
-        order: int64 [sum of the steps' rows], which of the rows the steps take, one
-            step after another; None where they take all, in order.
-        bounds: int64 [S + 1], where each step begins and ends in `order`.
+        rows: a table of N rows, or the output of the loader's transform.
+        order: int64, row indices of one step after another; None for all rows in order.
+        bounds: int64 [S + 1], bounds of the steps in `order`.
     """
 
     step: int
@@ -110,16 +107,12 @@ class Window:
     bounds: Int64Array
 
     def take(self, step: int) -> Int64Array:
-        """Return which of the rows the step takes, int64 [its rows of this reader].
-
-        Args:
-            step: of the window, 0 to S - 1.
-        """
+        """Return the indices of this reader's rows in a step, 0 to S - 1, int64."""
         lo, hi = self.bounds[step : step + 2]
         return np.arange(lo, hi) if self.order is None else self.order[lo:hi]
 
     def arranged(self) -> "Window":
-        """Return the window of a table whose rows lie in the order of the steps."""
+        """Return a table's window with its rows in the order of the steps."""
         if self.order is None:
             return self
         rows = self.rows.combine_chunks().take(pa.array(self.order))
@@ -134,16 +127,15 @@ class Loader:
         config: see `LoaderConfig`.
         rank: of this process.
         ranks: in the job.
-        transform: applied to the rows of a window where they are read, so that it
-            costs the training process nothing; must be picklable with workers, and
-            must keep the rows and their order.
+        transform: applied by the reader to the rows of a window; picklable if there
+            are workers, and keeps the rows and their order.
 
     Attributes:
         steps: batches of a pass, the same on every rank.
-        dropped_rows: of a pass, those that make no full batch.
+        dropped_rows: rows of a pass that do not fill a batch.
 
     Raises:
-        UserError: fewer rows than one batch, or a batch that ranks cannot share.
+        UserError: fewer rows than one batch, or a batch that ranks cannot share evenly.
 
     Example:
         >>> loader = Loader(RowGroups(path), LoaderConfig(batch_size=4), ranks=2)
@@ -185,15 +177,15 @@ class Loader:
             self.steps = -(-int(self.lane_sizes.max()) // self._per_lane)
             self.dropped_rows = 0
         self._is_one_window = self.steps <= self._span
-        self._kept: Any = None  # of this rank, the transformed rows of the one window
+        self._only_window: Any = None  # its transformed rows, if there is only one
         if self.steps == 0:
             raise UserError(
                 f"{config.batch_option}={config.batch_size} is more than the "
-                f"{rows.num_rows} rows of {rows.name}; make it smaller"
+                f"{rows.num_rows} rows of {rows.name}; lower it"
             )
         if self.dropped_rows and rank == 0:
             logger.info(
-                "%s: %d of %d rows make no full batch and are left out of a pass",
+                "%s: %d of %d rows do not fill a batch and are dropped in each pass",
                 *(rows.name, self.dropped_rows, rows.num_rows),
             )
 
@@ -201,8 +193,8 @@ class Loader:
         """Yield this rank's rows of every batch from step `start` on.
 
         The columns are those of the data and `ROW_NUMBER`. In evaluation the last
-        batches may be smaller, and a rank's share of them by a row or even empty. A
-        thread reads the next window.
+        batches may be smaller, and a rank's share of them empty. A thread prefetches
+        the next window.
 
         Raises:
             UserError: data that cannot be read, or a worker that died or hangs.
@@ -218,7 +210,7 @@ class Loader:
                 yield tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
     def windows(self, epoch: int, start: int = 0) -> Generator[list[Window]]:
-        """Yield what this rank's readers read of every window, in their order.
+        """Yield the shares of this rank's readers, in their order, of every window.
 
         The rows of a step are those of the first reader, then those of the next.
 
@@ -233,7 +225,7 @@ class Loader:
         readers = [self.rank * workers + worker for worker in range(workers)]
         count = self.ranks * workers
         processes = [
-            ReadingProcess(self._to_be_sent, (epoch, start, reader, count))
+            ReaderProcess(self._compact_share, (epoch, start, reader, count))
             for reader in readers
         ]
         try:
@@ -246,7 +238,7 @@ class Loader:
     def share(
         self, epoch: int, start: int, reader: int, readers: int
     ) -> Iterator[Window]:
-        """Yield what one of several readers reads of every window."""
+        """Yield one reader's share of every window."""
         lanes = [Lane(self.rows, lane) for lane in self._segments(epoch)]
         for first in self._firsts(start):
             steps = np.arange(first, min(first + self._span, self.steps))
@@ -256,7 +248,7 @@ class Loader:
             mine = np.flatnonzero((lefts < rights).any(axis=1))
             los, his = begins[:, 0], ends[:, -1]
             if self.config.shuffle and steps[-1] == self.steps - 1:
-                his = self.lane_sizes  # what is left out is drawn anew in every epoch
+                his = self.lane_sizes  # every epoch drops other rows
             firsts = np.cumsum(his[mine] - los[mine]) - his[mine]
             order = [
                 place + self._order(epoch, first, int(lane), int(los[lane]), his[lane])
@@ -282,9 +274,9 @@ class Loader:
             )
 
     def _rows(self, runs: list[tuple[Lane, int, int]]) -> Any:
-        """Return rows of lanes, transformed: those of the only window are kept."""
-        if self._kept is not None:
-            return self._kept
+        """Return the transformed rows of lanes, cached if there is only one window."""
+        if self._only_window is not None:
+            return self._only_window
         parts = [self.rows.empty()]
         for lane, lo, hi in runs:
             parts += lane.take(lo, hi)
@@ -292,18 +284,18 @@ class Loader:
         if self.transform is not None:
             rows = self.transform(rows)
             if self._is_one_window:
-                self._kept = rows
+                self._only_window = rows
         return rows
 
-    def _to_be_sent(
+    def _compact_share(
         self, epoch: int, start: int, reader: int, readers: int
     ) -> Iterator[Window]:
-        """Yield the share, of a table only the rows that are taken, in their order."""
+        """Yield the share to be sent; of a table only the rows taken, in order."""
         for window in self.share(epoch, start, reader, readers):
             yield window.arranged() if isinstance(window.rows, pa.Table) else window
 
     def _firsts(self, start: int) -> range:
-        """Return the first step of every window from the one of `start` on."""
+        """Return the first step of every window from that of step `start` on."""
         return range(start - start % self._span, self.steps, self._span)
 
     def _segments(self, epoch: int) -> list[list[Segment]]:
@@ -313,28 +305,25 @@ class Loader:
         return cut_into_lanes(self.rows.sizes, order, self.lanes)
 
     def _order(self, epoch: int, step: int, lane: int, lo: int, hi: int) -> Int64Array:
-        """Return rows `lo` to `hi` of a lane in the order a window takes them."""
+        """Return rows `lo` to `hi` of a lane in the order of a window."""
         if not self.config.shuffle:
             return np.arange(lo, hi)
         random = np.random.default_rng([self.config.seed, epoch, step, lane])
         return lo + random.permutation(hi - lo)
 
-    def _receive(self, process: ReadingProcess, step: int) -> Window:
+    def _receive(self, process: ReaderProcess, step: int) -> Window:
         section, timeout = self.config.section, self.config.timeout
         try:
             window: Window = process.receive(timeout)
         except TimeoutError:
-            reason = f"gave nothing for {timeout:g} s"
-            fix = f"raise {section}.timeout, or look at the file system"
+            reason = f"no rows for {timeout:g} s"
+            fix = f"raise {section}.timeout, or check the file system"
         except EOFError as error:
             reason = str(error)
-            fix = (
-                f"if it was out of memory, lower {section}.workers or the rows of a "
-                "window"
-            )
+            fix = f"if out of memory, lower {section}.workers or the rows per window"
         else:
             return window
         raise UserError(
-            f"{self.rows.name}: a reading process of rank {self.rank} failed at "
+            f"{self.rows.name}: a reader process of rank {self.rank} failed at "
             f"step {step} ({reason}); {fix}"
         )

@@ -1,7 +1,7 @@
-"""Locations of data: a path, or a URI of any file system that `pyarrow.fs` knows.
+"""Locations of data: a path, or a URI of any file system that `pyarrow.fs` supports.
 
-`s3://`, `hdfs://`, `gs://`, `abfs://`, `file://`, and `fsspec+NAME://` for whatever
-fsspec can open. Credentials and endpoints are those of the file system's own library.
+`s3://`, `hdfs://`, `gs://`, `abfs://`, `file://`, and `fsspec+NAME://` for those of
+fsspec. Credentials and endpoints are configured as in the file system's own library.
 """
 
 import hashlib
@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 _LOCAL = pafs.LocalFileSystem()
-# Query options of a URI that are no secrets.
+# Query options of a URI that are not secrets.
 _HARMLESS = ("allow_bucket_creation", "endpoint_override", "region", "scheme")
 
 
@@ -26,7 +26,7 @@ class Location:
 
     Attributes:
         name: as the user wrote it, without credentials, for messages.
-        filesystem: that holds it.
+        filesystem: of the path.
         path: within the file system.
     """
 
@@ -36,7 +36,7 @@ class Location:
 
     @classmethod
     def of(cls, where: "str | Path | Location") -> "Location":
-        """Return the location of a path or URI, without touching it.
+        """Return the location of a path or URI without accessing it.
 
         Raises:
             UserError: a URI whose scheme or server is unknown.
@@ -50,7 +50,7 @@ class Location:
         try:
             filesystem, path = pafs.FileSystem.from_uri(text)
         except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-            reason = str(error).splitlines()[0].replace(text, name)
+            reason = first_line(error).replace(text, name)
             raise UserError(
                 f"{name}: {reason}; write a path, or a URI such as s3://bucket/folder, "
                 "hdfs://host:port/folder or gs://bucket/folder"
@@ -75,7 +75,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether the operating system can open the path itself."""
+        """Whether the path is on the local file system."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def is_dir(self) -> bool:
@@ -87,13 +87,12 @@ class Location:
         return self._info().type != pafs.FileType.NotFound
 
     def files(self, *suffixes: str) -> list["Location"]:
-        """Return the files of the folder and those below it, sorted by path.
+        """Return the files of a folder, recursively, sorted by path; of a file, itself.
 
-        Hidden files and those of Spark's bookkeeping (`_SUCCESS`) are left out; a
-        file is its own only member.
+        Hidden files and Spark's bookkeeping (`_SUCCESS`) are skipped.
 
         Args:
-            suffixes: keep names that end so; all where none is given.
+            suffixes: of the names to keep; none for all.
         """
         if not self.is_dir():
             return [self] if self.exists() else []
@@ -110,10 +109,10 @@ class Location:
         return [self / path[len(self.path) :].lstrip("/") for path in kept]
 
     def open(self) -> Any:
-        """Return a binary stream, decompressed as the name says (`.gz`, `.bz2`).
+        """Return a binary stream, decompressed by suffix (`.gz`, `.bz2`).
 
         Raises:
-            UserError: no such file, or one that may not be read.
+            UserError: no such file, or no permission to read it.
         """
         try:
             return self.filesystem.open_input_stream(self.path, compression="detect")
@@ -121,10 +120,10 @@ class Location:
             raise UserError(f"{self}: {_reason(error)}") from None
 
     def digest(self) -> str:
-        """Return a digest of the file's content: the SHA-256 of its bytes.
+        """Return the SHA-256 of the file's bytes.
 
-        Of a remote file its size and the time of its last change instead, where the
-        file system tells it: reading a file only to identify it costs a transfer.
+        For a remote file, its size and modification time if the file system has them,
+        to save a transfer.
         """
         info = self._info()
         if not self.is_local and info.mtime_ns is not None:
@@ -133,12 +132,9 @@ class Location:
             with self.filesystem.open_input_stream(
                 self.path, compression=None
             ) as stream:
-                digest = hashlib.sha256()
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
+                return hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise UserError(f"{self}: {_reason(error)}") from None
-        return digest.hexdigest()
 
     def _info(self) -> pafs.FileInfo:
         try:
@@ -156,7 +152,7 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, PermissionError):
         return "may not be read; check its permissions"
-    return str(error).splitlines()[0]
+    return first_line(error)
 
 
 def without_secrets(uri: str) -> str:

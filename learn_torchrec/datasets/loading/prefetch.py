@@ -1,4 +1,4 @@
-"""A thread that reads the next items while the caller works on the current one."""
+"""Prefetching in a thread, while the caller works on the current item."""
 
 import contextlib
 import queue
@@ -11,10 +11,10 @@ _ITEM, _ERROR, _END = "item", "error", "end"
 
 
 def prefetch(items: Generator[Item], depth: int) -> Iterator[Item]:
-    """Yield `items`, of which a thread reads up to `depth` ahead.
+    """Yield `items`, with up to `depth` prefetched by a thread.
 
-    An error in them is raised here. The thread and `items` end with this iterator,
-    whether it is exhausted or closed.
+    Errors are raised here. The thread and `items` end with this iterator, whether it is
+    exhausted or closed.
     """
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     stopped = threading.Event()
@@ -49,7 +49,7 @@ def _fill(
                 offer(_ITEM, item)
                 if stopped.is_set():
                     return
-    except BaseException as error:  # whatever it is, the caller must see it
+    except BaseException as error:  # the caller must see any error
         offer(_ERROR, error)
     else:
         offer(_END, None)

@@ -1,8 +1,8 @@
-"""The row groups of a Parquet data set, in one order that every rank agrees on.
+"""The row groups of a Parquet data set, in the same order on every rank.
 
-A data set is a file, a folder of files, or a partitioned folder (`day=2026-01-02/`),
-on any file system. Files are sorted by path. At first only footers
-are read, and of an interval of time the times that the footers do not settle.
+A data set is a file, a folder of files, or a partitioned folder (`day=2026-01-02/`), on
+any file system. Files are sorted by path. Opening reads footers only, and for an
+interval of time the times of row groups whose statistics do not decide.
 
 Letters: G row groups.
 """
@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.time_range import Interval
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line, require_columns
 
-# The column that tells each row's number in the data set, files in sorted order.
+# The column of row numbers in the data set, with files in sorted order.
 ROW_NUMBER = "_row_number"
 SUFFIXES = (".parquet", ".parq", ".pq")
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
@@ -33,7 +33,7 @@ _PIECE_ROWS = 65_536  # decoded at a time, however large a row group is
 
 
 class RowSource(Protocol):
-    """Rows in groups, read in one order; see `RowGroups`."""
+    """Rows in groups, in a fixed order; see `RowGroups`."""
 
     name: str
     sizes: Int64Array
@@ -41,36 +41,35 @@ class RowSource(Protocol):
 
     @property
     def num_rows(self) -> int:
-        """Wanted rows of all groups."""
+        """Selected rows of all groups."""
 
     def __len__(self) -> int: ...
 
     def empty(self) -> pa.Table:
-        """Return what `pieces` yields, without rows."""
+        """Return a table like those of `pieces`, without rows."""
 
     def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
-        """Yield the wanted rows of a group in order, and `ROW_NUMBER`."""
+        """Yield the selected rows of a group in order, with `ROW_NUMBER`."""
 
 
 class RowGroups:
-    """A Parquet data set that is read a row group at a time.
+    """A Parquet data set, read by row groups.
 
     Args:
         where: path or URI.
-        columns: to read; None for all. The others are never touched.
-        interval: the rows that are wanted; None for all.
-        optional: further columns, read where the files have them.
+        columns: to read; None for all. Others are never read.
+        interval: of the selected rows; None for all.
+        optional: further columns to read if the files have them.
 
     Attributes:
         name: of the data set, for messages.
         schema: of the columns, the same for all files.
-        sizes: int64 [G], wanted rows of every row group that has any.
-        outside: rows that the interval leaves out.
+        sizes: int64 [G], selected rows of every row group that has any.
         earliest: the first time in the interval; None without one.
 
     Raises:
-        UserError: no data, a damaged file, a column that is missing, one whose type
-            differs between files, or a time that is null.
+        UserError: no data, a damaged file, a missing column, a column whose type
+            differs between files, or a null time.
     """
 
     def __init__(
@@ -90,40 +89,39 @@ class RowGroups:
         groups = [(f, group) for f in fragments for group in f.row_groups]
         all_rows = np.array([group.num_rows for _, group in groups], np.int64)
         if not all_rows.sum():
-            raise UserError(f"{self.name}: has no rows; nothing can be done with it")
+            raise UserError(f"{self.name}: has no rows; give a file with rows")
         wanted = all_rows
         self.earliest: int | None = None
         if interval is not None:
             wanted, self.earliest = _count(groups, interval)
         kept = np.flatnonzero(wanted)
         self.sizes: Int64Array = wanted[kept]
-        self.outside = int(all_rows.sum() - wanted.sum())
         self._starts = (np.cumsum(all_rows) - all_rows)[kept]
-        # Numbers only: what describes a row group does not travel to a worker.
+        # Numbers only: descriptions of row groups cannot be sent to a worker.
         self._groups = [(groups[g][0], int(groups[g][1].id)) for g in kept]
 
     @property
     def num_rows(self) -> int:
-        """Wanted rows of all files."""
+        """Selected rows of all files."""
         return int(self.sizes.sum())
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def empty(self) -> pa.Table:
-        """Return what `pieces` yields, without rows."""
+        """Return a table like those of `pieces`, without rows."""
         return self.schema.append(pa.field(ROW_NUMBER, pa.int64())).empty_table()
 
     def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
-        """Yield the wanted rows of a row group in order, and `ROW_NUMBER`.
+        """Yield the selected rows of a row group in order, with `ROW_NUMBER`.
 
         Args:
-            group: its place, 0 to G - 1.
-            skip: wanted rows to leave out at its beginning.
+            group: 0 to G - 1.
+            skip: selected rows to skip at its beginning.
 
         Raises:
-            UserError: it cannot be read, a value does not fit the common type, or
-                the file is not what it was when it was opened.
+            UserError: it cannot be read, a value does not fit the common type, or the
+                file has changed since it was opened.
         """
         fragment, number = self._groups[group]
         row, rest = int(self._starts[group]), int(self.sizes[group])
@@ -141,12 +139,12 @@ class RowGroups:
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{fragment.path}: row group {number} cannot be read "
-                f"({str(error).splitlines()[0]}); write the file again"
+                f"({first_line(error)}); write the file again"
             ) from None
         if rest:
             raise UserError(
-                f"{fragment.path}: row group {number} has other rows than when it was "
-                "opened; write files aside and rename them"
+                f"{fragment.path}: row group {number} has changed since it was opened; "
+                "write files elsewhere and rename them"
             )
 
     def _decoded(
@@ -174,22 +172,22 @@ class RowGroups:
 def _count(
     groups: list[tuple[ds.ParquetFileFragment, ds.RowGroupInfo]], interval: Interval
 ) -> tuple[Int64Array, int | None]:
-    """Return the wanted rows of every row group, and the first of their times."""
+    """Return the selected rows of every row group, and their earliest time."""
     counts, earliest = np.zeros(len(groups), np.int64), []
     for place, (fragment, group) in enumerate(groups):
         try:
             counts[place], first = interval.count(fragment, int(group.id))
         except (pa.ArrowException, OSError) as error:
-            raise UserError(_unreadable(fragment.path, error)) from None
+            raise unreadable(fragment.path, error) from None
         earliest += [] if first is None else [first]
     return counts, min(earliest, default=None)
 
 
 def open_parquet(where: str | Path | Location) -> ds.Dataset:
-    """Return a Parquet data set for engines that read Arrow, its files sorted.
+    """Return a Parquet data set, with sorted files, for engines that read Arrow.
 
     Raises:
-        UserError: no data, a damaged file, or files that do not fit together.
+        UserError: no data, a damaged file, or files of different schemas.
     """
     location = Location.of(where)
     fragments = _fragments(location)
@@ -215,20 +213,20 @@ def _fragments(location: Location) -> list[ds.ParquetFileFragment]:
             partition_base_dir=location.path,
         )
     except (pa.ArrowException, OSError) as error:
-        raise UserError(_unreadable(files[0].name, error)) from None
+        raise unreadable(files[0].name, error) from None
     fragments = sorted(dataset.get_fragments(), key=lambda fragment: fragment.path)
     for fragment in fragments:
         try:
             fragment.ensure_complete_metadata()
         except (pa.ArrowException, OSError) as error:
-            raise UserError(_unreadable(fragment.path, error)) from None
+            raise unreadable(fragment.path, error) from None
     return fragments
 
 
 def _hive(paths: Sequence[str]) -> ds.Partitioning:
-    """Return the keys of partitioned folders: integers where all values are written so.
+    """Return the partition keys: integers if all values are written as integers.
 
-    `part=000` is a text, which Arrow's own inference would take for 0.
+    `part=000` is text, which Arrow would infer to be 0.
     """
     found: dict[str, set[str]] = {}
     for path in paths:
@@ -247,49 +245,40 @@ def _is_int64(text: str) -> bool:
     return bool(_INTEGER.fullmatch(text)) and -(2**63) <= int(text) < 2**63
 
 
-def _unreadable(path: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0]
-    return f"{path}: cannot be read as Parquet ({reason}); write it again"
+def unreadable(path: object, error: Exception) -> UserError:
+    """Return the error for a file that is damaged or not Parquet."""
+    return UserError(
+        f"{path}: cannot be read as Parquet ({first_line(error)}); write it again"
+    )
 
 
 def _common_schema(
     fragments: list[ds.ParquetFileFragment], columns: Sequence[str] | None, name: str
 ) -> pa.Schema:
-    """Return the type of every column, wide enough for all files."""
+    """Return the schema with types wide enough for all files."""
     common: dict[str, pa.Field] = {}
-    for number, fragment in enumerate(fragments):
+    for fragment in fragments:
         fields = {field.name: field for field in fragment.physical_schema}
         keys = ds.get_partition_keys(fragment.partition_expression)
         fields |= {key: pa.field(key, pa.scalar(v).type) for key, v in keys.items()}
-        for column in columns if columns is not None else fields:
-            if column not in fields:
-                raise UserError(
-                    f"{fragment.path}: column {column!r} is missing; it has: "
-                    f"{', '.join(fields)}"
-                )
+        require_columns(fields, columns or (), fragment.path)
+        unlike = fields.keys() ^ common.keys()
+        if columns is None and common and unlike:
+            column = min(unlike)
+            raise UserError(
+                f"{fragment.path}: {'has' if column in fields else 'lacks'} column "
+                f"{column!r}, unlike {fragments[0].path}; write all files with the "
+                "same columns"
+            )
         for column in fields if columns is None else columns:
             field = fields[column].with_nullable(True).remove_metadata()
-            if column not in common:
-                if number and columns is None:
-                    first = fragments[0].path
-                    raise UserError(
-                        f"{fragment.path}: has column {column!r}, which {first} does "
-                        "not have; write all files with the same columns"
-                    )
-                common[column] = field
-            else:
-                common[column] = _wider(common[column], field, fragment.path, name)
-        if columns is None and len(fields) < len(common):
-            lacking = next(c for c in common if c not in fields)
-            raise UserError(
-                f"{fragment.path}: column {lacking!r} is missing, which other files "
-                f"of {name} have; write all files with the same columns"
-            )
+            known = common.get(column, field)
+            common[column] = _wider(known, field, fragment.path, name)
     return pa.schema(list(common.values()))
 
 
 def _wider(one: pa.Field, other: pa.Field, path: str, name: str) -> pa.Field:
-    """Return the type that holds both: int32 and int64 make int64."""
+    """Return a field with the wider of two types, e.g. int64 for int32 and int64."""
     if one.type == other.type:
         return one
     try:

@@ -1,4 +1,4 @@
-"""Checks on tables: a wrong file ends in one line that names file, column and row."""
+"""Checks of tables: each error is one line that names file, column and row."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,13 @@ import pyarrow.types as pt
 
 from learn_torchrec.arrays import as_arrow
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, open_parquet
+from learn_torchrec.datasets.loading.row_groups import (
+    ROW_NUMBER,
+    open_parquet,
+    unreadable,
+)
 from learn_torchrec.errors import UserError
-from learn_torchrec.ids import as_ids, is_text, type_name
+from learn_torchrec.ids import as_ids, is_text, refuse_other_types, type_name
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
@@ -32,7 +36,7 @@ def _fits_int64(kind: pa.DataType) -> bool:
     return pt.is_integer(kind) and not pt.is_uint64(kind)
 
 
-# Column kinds, by the word an error message uses for them, and the types they may have.
+# Kinds of columns, as error messages call them, and the types they may have.
 _KINDS = {
     "int64 or string": lambda t: _fits_int64(t) or is_text(t),
     "int64 (unix seconds)": lambda t: _fits_int64(t) or pt.is_timestamp(t),
@@ -55,7 +59,7 @@ def read_parquet(
 
     Args:
         where: path or URI.
-        columns: to read; all, too, where one of them is missing: `check` names it.
+        columns: to read; if one is missing, all are read and `check` reports it.
 
     Raises:
         UserError: the path is missing or not readable as Parquet.
@@ -68,29 +72,26 @@ def read_parquet(
         has_all = columns is not None and set(columns) <= set(dataset.schema.names)
         return dataset.to_table(columns if has_all else None)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{location}: cannot be read as Parquet ({reason}); write it again"
-        ) from None
+        raise unreadable(location, error) from None
 
 
 def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table:
-    """Return `table` with its required columns checked and in their normal form.
+    """Check a table's required columns and return it with these in normal form.
 
     Ids become int64 or large_string (see `ids.as_ids`), times int64 unix seconds,
     actions string, labels float32.
 
     Args:
-        table: what was read.
-        required: column name to kind (see `REQUIRED`).
-        source: the file, for the messages.
+        table: as it was read.
+        required: kind by column name (see `REQUIRED`).
+        source: the file, for messages.
 
     Raises:
-        UserError: an empty table, or a column that is missing, of the wrong type
-            or has nulls.
+        UserError: an empty table, or a column that is missing, of the wrong type or has
+            nulls.
     """
     if table.num_rows == 0:
-        raise UserError(f"{source}: has no rows; nothing can be done with it")
+        raise UserError(f"{source}: has no rows; give a file with rows")
     for name, kind in required.items():
         if name not in table.column_names:
             raise UserError(
@@ -123,52 +124,28 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
 
 
 def row_of(table: pa.Table, place: int | np.integer[Any]) -> int:
-    """Return which row of its data set a table's row is, for messages."""
+    """Return the row number in the data set of a table's row, for messages."""
     if ROW_NUMBER in table.column_names:
         return int(table[ROW_NUMBER][int(place)].as_py())
     return int(place)
 
 
 def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> None:
-    """Refuse a table that names an item the item table does not have."""
-    if ids.type != known.type:
-        raise UserError(
-            f"{source}: column {ITEM_ID!r} is {type_name(ids.type)} but "
-            f"{type_name(known.type)} in the item table; use one type for item ids"
-        )
+    """Check that all items of a table are in the item table."""
+    where = f"{source}: column {ITEM_ID!r}"
+    refuse_other_types(ids.type, known.type, where, "the item table")
     unknown = pc.invert(pc.is_in(ids, value_set=known))
     row = pc.index(unknown, pa.scalar(True)).as_py()
     if row >= 0:
         count = pc.sum(unknown).as_py()
         raise UserError(
-            f"{source}: row {row} names item {ids[row].as_py()!r}, which the item "
-            f"table does not have ({count} such rows); add it there or drop the rows"
-        )
-
-
-def check_same_type(table: pa.Table, other: pa.Table, column: str, names: str) -> None:
-    """Refuse two tables whose ids could not be joined."""
-    types = [type_name(each.schema.field(column).type) for each in (table, other)]
-    if types[0] != types[1]:
-        raise UserError(
-            f"{names}: column {column!r} is {types[0]} in one and {types[1]} in the "
-            "other; use one type for ids"
-        )
-
-
-def check_unique(ids: pa.ChunkedArray, source: str) -> None:
-    """Refuse an item table that lists an item twice."""
-    counts = pc.value_counts(ids)
-    repeated = counts.filter(pc.greater(counts.field(1), 1))
-    if len(repeated):
-        raise UserError(
-            f"{source}: item {repeated.field(0)[0].as_py()!r} appears "
-            f"{repeated.field(1)[0].as_py()} times; keep one row for each item"
+            f"{source}: row {row} has item {ids[row].as_py()!r}, which is not in the "
+            f"item table ({count} such rows); add it there or drop the rows"
         )
 
 
 def files_fingerprint(sources: Sequence[Path | Location]) -> str:
-    """Return a digest of the content of files, or of all files of folders."""
+    """Return a digest of the content of files and folders."""
     digest = hashlib.sha256()
     for source in sources:
         location = Location.of(source)

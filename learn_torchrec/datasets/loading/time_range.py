@@ -1,4 +1,4 @@
-"""The rows of an interval of time, counted before any of them is read."""
+"""The rows of an interval of time, counted without reading them."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,9 @@ from learn_torchrec.errors import UserError
 
 @dataclass(frozen=True)
 class Interval:
-    """Rows whose time lies in [first, end).
+    """Rows whose time is in [first, end), unix seconds.
 
-    Attributes:
-        column: of the time: unix seconds as integers, or Arrow timestamps.
-        first: unix seconds.
-        end: unix seconds.
+    `column` holds the times: integers (unix seconds) or Arrow timestamps.
     """
 
     column: str
@@ -26,7 +23,7 @@ class Interval:
     end: int
 
     def rows_of(self, table: pa.Table) -> pa.Table:
-        """Return the rows of a table that lie inside."""
+        """Return the rows of a table that are inside."""
         times = seconds(table[self.column])
         bounds = pc.min_max(times).as_py()
         if len(times) and self.first <= bounds["min"] and bounds["max"] < self.end:
@@ -36,12 +33,12 @@ class Interval:
     def count(
         self, fragment: ds.ParquetFileFragment, group: int
     ) -> tuple[int, int | None]:
-        """Return how many rows of a row group lie inside, and the first time of them.
+        """Return how many rows of a row group are inside, and their earliest time.
 
-        The footer's statistics answer where they can; else the times are read.
+        The times are read only if the footer's statistics do not decide.
 
         Raises:
-            UserError: a time that is null or no number.
+            UserError: a time that is null or not a number.
         """
         known = _bounds(fragment, group, self.column)
         if known is not None:
@@ -62,10 +59,7 @@ class Interval:
     def _checked(
         self, column: pa.ChunkedArray, fragment: ds.ParquetFileFragment, group: int
     ) -> pa.ChunkedArray:
-        """Return the column as seconds.
-
-        A null matches no comparison and would be dropped without being counted.
-        """
+        """Return the column as seconds; refuse nulls, which no comparison matches."""
         if column.null_count:
             row = pc.index(column.is_null(), pa.scalar(True)).as_py()
             before = (fragment.metadata.row_group(g).num_rows for g in range(group))
@@ -83,7 +77,7 @@ class Interval:
 
 
 def seconds(times: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return Arrow timestamps as unix seconds; other columns as they are."""
+    """Return Arrow timestamps as unix seconds, and other columns unchanged."""
     if pt.is_timestamp(times.type):
         return times.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
     return times
@@ -92,7 +86,7 @@ def seconds(times: pa.ChunkedArray) -> pa.ChunkedArray:
 def _bounds(
     fragment: ds.ParquetFileFragment, group: int, column: str
 ) -> tuple[int, int, int] | None:
-    """Return least and greatest value and rows, where statistics tell of integers."""
+    """Return minimum, maximum and rows if there are statistics of integers."""
     part = fragment.metadata.row_group(group)
     for place in range(part.num_columns):
         chunk = part.column(place)

@@ -1,8 +1,8 @@
-"""A process that reads ahead; if it dies or hangs, its reader learns of it.
+"""A process that prefetches, and reports if it dies or hangs.
 
-torch's `DataLoader` notices a worker that was killed by a signal handler of the main
-thread, which raises wherever the training happens to be, or after its timeout; here
-the reader of a pipe waits for the answer and for the end of the process at once.
+torch's `DataLoader` detects a killed worker after a timeout or in a signal handler,
+which raises at an arbitrary point of the training; here the receiver waits for the
+pipe and for the end of the process at the same time.
 """
 
 import multiprocessing
@@ -14,11 +14,11 @@ from typing import Any
 
 from learn_torchrec.errors import UserError
 
-_GRACE = 5.0  # seconds in which a process must end once it is told to
+_GRACE = 5.0  # seconds for a process to terminate
 
 
-class ReadingProcess:
-    """Runs `read(*arguments)` elsewhere; an item waits in the pipe.
+class ReaderProcess:
+    """Runs `read(*arguments)` in a process; its items pass through a pipe.
 
     Args:
         read: picklable; returns an iterator of picklable items.
@@ -28,8 +28,7 @@ class ReadingProcess:
     def __init__(
         self, read: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]
     ) -> None:
-        # Never forked from here: the parent holds threads and file systems that do
-        # not survive it.
+        # Not forked: the parent has threads and file systems that do not survive it.
         context = multiprocessing.get_context("forkserver")
         self._items, theirs = context.Pipe(duplex=False)
         self._process = context.Process(
@@ -42,9 +41,9 @@ class ReadingProcess:
         """Return the next item.
 
         Raises:
-            TimeoutError: there is none for `timeout` seconds.
-            EOFError: the process ended; the message tells how.
-            UserError: what `read` raised.
+            TimeoutError: no item within `timeout` seconds.
+            EOFError: the process ended; the message says how.
+            UserError: raised by `read`.
             RuntimeError: any other error of `read`, with its traceback.
         """
         if not wait([self._items, self._process.sentinel], timeout):
@@ -59,7 +58,7 @@ class ReadingProcess:
         return item
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Terminate the process."""
         self._items.close()
         self._process.terminate()
         self._process.join(_GRACE)
@@ -71,17 +70,17 @@ class ReadingProcess:
 def _serve(
     items: Connection, read: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]
 ) -> None:
-    # Ctrl-C reaches all processes of a terminal; the parent ends this one.
+    # Ctrl-C reaches all processes of a terminal; the parent terminates this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for item in read(*arguments):
             items.send(item)
-    except BrokenPipeError:  # nobody reads any more
+    except BrokenPipeError:  # the reader is gone
         return
     except UserError as error:
         items.send(error)
     except Exception:
-        items.send(RuntimeError(f"in a reading process:\n{traceback.format_exc()}"))
+        items.send(RuntimeError(f"in a reader process:\n{traceback.format_exc()}"))
 
 
 def _how_it_ended(code: int | None) -> str:

@@ -1,7 +1,7 @@
 """Two engines that run the same SQL: DuckDB on one machine, Spark on many.
 
-Both are optional packages, imported when they are asked for. The statements that they
-are given (see `prepare`) keep to what both understand.
+Both are optional packages, imported on use. The statements (see `prepare`) are in the
+SQL that both understand.
 """
 
 import contextlib
@@ -20,46 +20,46 @@ from pydantic import ByteSize, TypeAdapter
 
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import open_parquet
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 _STREAM_ROWS = 1 << 17
 _GLOB = frozenset("*?[")
 _SIZE = re.compile(r"[0-9.]+ ?[A-Za-z]+")
-_LEAST_MEMORY = 50_000_000  # bytes
+_MIN_MEMORY = 50_000_000  # bytes
 
 
 class Engine(Protocol):
-    """What runs a preparation. Statements know tables by the names given here."""
+    """Runs the statements of a preparation, which refer to tables by name."""
 
     def scan(self, name: str, location: Location) -> pa.Schema:
-        """Name a Parquet data set, of which only footers are read; return its columns.
+        """Create a view of a Parquet data set, reading only footers; return its schema.
 
-        The keys of partitioned folders are of the types that `open_parquet` gives them.
+        Partition keys have the types of `open_parquet`.
         """
 
     def register(self, name: str, table: pa.Table) -> None:
-        """Name a table that is in memory."""
+        """Create a view of a table in memory."""
 
     def materialize(self, name: str, sql: str) -> None:
-        """Compute a query once, on disk, and name the result."""
+        """Create a table on disk from a query, computed once."""
 
     def view(self, name: str, sql: str) -> None:
-        """Name a query; it is computed wherever it is used."""
+        """Create a view of a query, computed on every use."""
 
     def table(self, sql: str) -> pa.Table:
-        """Return a result that fits into memory."""
+        """Return a query's result, which must fit into memory."""
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a result in its order."""
+        """Yield a query's result in order."""
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
-        """Return the expression for unix seconds of a time column, rounded down."""
+        """Return the SQL for a time column in unix seconds, rounded down."""
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
-        """Return the expression for an integer that orders times in full resolution."""
+        """Return the SQL for a time column as integers of full resolution."""
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Release the engine's resources."""
 
 
 def open_engine(name: str, scratch: Path, memory: str) -> Engine:
@@ -67,23 +67,23 @@ def open_engine(name: str, scratch: Path, memory: str) -> Engine:
 
     Args:
         name: "duckdb" or "spark".
-        scratch: an empty folder for what does not fit into memory.
-        memory: that the engine may use, e.g. "2GB".
+        scratch: an empty folder for spilling.
+        memory: limit of the engine, e.g. "2GB".
 
     Raises:
-        UserError: its package, or Java, is missing; or `memory` is no size.
+        UserError: its package or Java is missing, or `memory` is not a size.
     """
     size = _bytes(memory)
     return DuckDB(scratch, size) if name == "duckdb" else Spark(scratch, size)
 
 
 def _bytes(memory: str) -> int:
-    """Return a size such as "2GB" in bytes."""
+    """Parse a size such as "2GB"."""
     try:
-        if not _SIZE.fullmatch(memory):  # pydantic overlooks what follows the unit
+        if not _SIZE.fullmatch(memory):  # pydantic ignores text after the unit
             raise ValueError
         size = TypeAdapter(ByteSize).validate_python(memory)
-        if size < _LEAST_MEMORY:
+        if size < _MIN_MEMORY:
             raise ValueError
     except ValueError:  # a ValidationError is one
         raise UserError(
@@ -107,10 +107,9 @@ class DuckDB:
         self._run("SET enable_progress_bar = false")  # it would go to stdout
 
     def scan(self, name: str, location: Location) -> pa.Schema:
-        """See `Engine`."""
-        dataset = open_parquet(location)  # names what is wrong with it
+        dataset = open_parquet(location)  # reports errors in the files
         if location.is_local and not _GLOB.intersection("".join(dataset.files)):
-            # DuckDB's own reader keeps to the memory limit; Arrow's reads far ahead.
+            # DuckDB's reader respects the memory limit; Arrow's prefetches too much.
             files = ", ".join(map(_literal, dataset.files))
             types = ", ".join(
                 f"{_literal(key)}: {'BIGINT' if is_integer else 'VARCHAR'}"
@@ -123,50 +122,42 @@ class DuckDB:
                 f"hive_partitioning = {bool(types)}{hive})",
             )
         else:
-            # Through Arrow's file systems, so that every URI means here what it
-            # means everywhere, and a name with a star is a name.
+            # Through Arrow's file systems, so that URIs mean the same everywhere and a
+            # star in a file name is not a glob.
             self._connection.register(name, dataset)
         return dataset.schema
 
     def register(self, name: str, table: pa.Table) -> None:
-        """See `Engine`."""
         self._connection.register(name, table)
 
     def materialize(self, name: str, sql: str) -> None:
-        """See `Engine`."""
         self._run(f"CREATE TABLE {name} AS {sql}")
 
     def view(self, name: str, sql: str) -> None:
-        """See `Engine`."""
         self._run(f"CREATE VIEW {name} AS {sql}")
 
     def table(self, sql: str) -> pa.Table:
-        """See `Engine`."""
         with self._one_line():
             return self._connection.sql(sql).to_arrow_table()
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """See `Engine`."""
-        # A relation streams; the result of `execute` would be a second copy.
+        # A relation streams; the result of `execute` would be copied.
         with self._one_line():
             yield from self._connection.sql(sql).to_arrow_reader(_STREAM_ROWS)
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
-        """See `Engine`."""
         ticks = self.ticks(column, kind)
         if pa.types.is_timestamp(kind):
-            # Not `epoch`: a double cannot tell 0.999999999 s from the next second.
+            # Not `epoch`: a double rounds 0.999999999 s up to the next second.
             return f"({ticks} // {10**9 if kind.unit == 'ns' else 10**6})"
         return ticks
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
-        """See `Engine`."""
         if pa.types.is_timestamp(kind):
             return f"epoch_{'ns' if kind.unit == 'ns' else 'us'}({column})"
         return f"CAST({column} AS BIGINT)"
 
     def close(self) -> None:
-        """See `Engine`."""
         self._connection.close()
 
     def _run(self, sql: str) -> None:
@@ -180,7 +171,7 @@ class DuckDB:
         try:
             yield
         except duckdb.Error as error:
-            raise UserError(f"duckdb: {str(error).splitlines()[0]}") from error
+            raise UserError(f"duckdb: {first_line(error)}") from error
 
 
 class Spark:
@@ -190,8 +181,8 @@ class Spark:
         _require("pyspark", "spark")
         if not (os.environ.get("JAVA_HOME") or shutil.which("java")):
             raise UserError(
-                "--engine spark: no Java here (JAVA_HOME is unset and `java` is not on "
-                "the PATH); install Java 17 or newer, or use --engine duckdb"
+                "--engine spark: Java not found (JAVA_HOME is unset and `java` is not "
+                "on the PATH); install Java 17 or newer, or use --engine duckdb"
             )
         from pyspark.sql import SparkSession
 
@@ -212,7 +203,6 @@ class Spark:
         self._scratch = scratch
 
     def scan(self, name: str, location: Location) -> pa.Schema:
-        """See `Engine`."""
         dataset = open_parquet(location)
         path = location.path if location.is_local else location.name
         frame = self._session.read.parquet(path)
@@ -224,51 +214,44 @@ class Spark:
         return dataset.schema
 
     def register(self, name: str, table: pa.Table) -> None:
-        """See `Engine`."""
         path = self._scratch / f"{name}.parquet"
-        # A table that Spark once wrote carries its schema of then, which Spark would
-        # believe: columns added since would be missing.
+        # Files that Spark wrote have its schema in their metadata, which Spark would
+        # trust: columns that were added since would be missing.
         pq.write_table(table.replace_schema_metadata(), path)
         self._session.read.parquet(str(path)).createOrReplaceTempView(name)
 
     def materialize(self, name: str, sql: str) -> None:
-        """See `Engine`."""
         path = self._written(name, sql)
         self._session.read.parquet(str(path)).createOrReplaceTempView(name)
 
     def view(self, name: str, sql: str) -> None:
-        """See `Engine`."""
         self._session.sql(sql).createOrReplaceTempView(name)
 
     def table(self, sql: str) -> pa.Table:
-        """See `Engine`."""
         batches = list(self.stream(sql))
         table = pa.Table.from_batches(batches[1:], batches[0].schema)
         return table.replace_schema_metadata()
 
     def stream(self, sql: str) -> Iterator[pa.RecordBatch]:
-        """See `Engine`."""
         path = self._written("result", sql)
-        files = sorted(path.glob("part-*.parquet"))  # their order is the result's
+        files = sorted(path.glob("part-*.parquet"))  # in the order of the result
         yield pa.RecordBatch.from_pylist([], schema=pq.read_schema(files[0]))
         for file in files:
             yield from pq.ParquetFile(file).iter_batches(_STREAM_ROWS)
         shutil.rmtree(path)
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
-        """See `Engine`."""
         if pa.types.is_timestamp(kind):
             return f"unix_timestamp({column})"
         return f"CAST({column} AS BIGINT)"
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
-        """See `Engine`; Spark knows microseconds."""
+        # Spark knows microseconds.
         if pa.types.is_timestamp(kind):
             return f"unix_micros(CAST({column} AS TIMESTAMP))"
         return f"CAST({column} AS BIGINT)"
 
     def close(self) -> None:
-        """See `Engine`."""
         self._session.stop()
 
     def _written(self, name: str, sql: str) -> Path:
@@ -278,17 +261,17 @@ class Spark:
         try:
             self._session.sql(sql).write.mode("overwrite").parquet(str(path))
         except PySparkException as error:
-            raise UserError(f"spark: {str(error).splitlines()[0]}") from error
+            raise UserError(f"spark: {first_line(error)}") from error
         return path
 
 
 def _literal(text: str | Path) -> str:
-    """Return a text as SQL spells it."""
+    """Return a string literal of SQL."""
     return "'" + str(text).replace("'", "''") + "'"
 
 
 def _partition_keys(dataset: ds.FileSystemDataset) -> dict[str, bool]:
-    """Return the keys of partitioned folders, and which of them are integers."""
+    """Return the partition keys, and whether each is an integer."""
     keys = {
         key: None
         for fragment in dataset.get_fragments()

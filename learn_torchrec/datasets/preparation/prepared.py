@@ -1,10 +1,10 @@
-"""A prepared data set on disk: sequences that are memory-mapped.
+"""A prepared data set on disk: memory-mapped sequences.
 
-An artefact (kind "sequences") of `items.parquet`, the item table; `user_ids.arrow`, in
-the order of the ids; `offsets.npy`, where each user's events begin; a value for each
-event in `items.npy` (rows of the item table), `times.npy` (unix seconds) and
-`actions.npy` (numbers into the manifest's names); and `item_events.npy`, the events of
-each item. `adapters/prepared.py` reads it.
+An artefact (kind "sequences") of `items.parquet`, the item table; `user_ids.arrow`,
+sorted; `offsets.npy`, of each user's events; `items.npy` (rows of the item table),
+`times.npy` (unix seconds) and `actions.npy` (positions in the manifest's names), with a
+value per event; and `item_events.npy`, the number of events of each item.
+`adapters/prepared.py` reads it.
 """
 
 import contextlib
@@ -28,19 +28,19 @@ _COLUMNS = {"items": np.int64, "times": np.int64, "actions": np.int16}
 
 
 def file_of(name: str) -> str:
-    """Return the file of one of the arrays."""
+    """Return the file name of an array."""
     return f"{name}.npy"
 
 
 def write_prepared(
     working_dir: Path, log: PreparedLog, items: pa.Table
 ) -> dict[str, object]:
-    """Write a prepared log and its item table, a batch of events at a time.
+    """Write a prepared log and its item table, in batches of events.
 
     Args:
         working_dir: of the artefact.
-        log: what `prepare` returned.
-        items: the item table whose rows the events name.
+        log: from `prepare`.
+        items: the item table; events refer to its rows.
 
     Returns:
         Facts for the manifest.
@@ -65,10 +65,9 @@ def write_prepared(
 
 
 def _write_events(working_dir: Path, log: PreparedLog, num_items: int) -> Int64Array:
-    """Write a file for each column, plainly: pages of a map would fill memory.
+    """Write a file per column and return the events of each item, int64 [num_items].
 
-    Returns:
-        Events of each item, int64 [num_items].
+    Files are not memory-mapped, as their pages would fill memory.
     """
     item_events = np.zeros(num_items, np.int64)
     with contextlib.ExitStack() as stack:
@@ -92,9 +91,9 @@ def _write_events(working_dir: Path, log: PreparedLog, num_items: int) -> Int64A
 
 
 def _write_headers(files: Sequence[BinaryIO], count: int) -> None:
-    """Write, or rewrite, the headers of arrays of `count` values.
+    """Write or rewrite the headers of arrays of `count` values.
 
-    NumPy leaves room in a header for the number to grow.
+    NumPy leaves room in a header for the count to grow.
     """
     for file, kind in zip(files, _COLUMNS.values(), strict=True):
         file.seek(0)

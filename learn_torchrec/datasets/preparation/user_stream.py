@@ -1,4 +1,4 @@
-"""A log's events as they come from a sort, a whole user at a time.
+"""A sorted log's events, one whole user after another.
 
 Letters: U users, N rows.
 """
@@ -17,18 +17,18 @@ _USER, _ITEM, _TIME, _ACTION, _TICK = range(5)
 
 
 class UserStream:
-    """Leaves out repeats and users with few events, and counts.
+    """Drops repeats and users with few events, and counts them.
 
     Args:
         batches: columns user, item, time (unix seconds), action and tick (the time in
-            its full resolution), sorted by user, tick, item and action.
-        min_events: users with fewer are left out.
-        drop_repeats: an event that is exactly repeated counts once.
+            full resolution), sorted by user, tick, item and action.
+        min_events: users with fewer are dropped.
+        drop_repeats: drop exact duplicates of an event.
 
     Attributes:
         rows: read.
-        repeats: of them, left out.
-        of_short_users: of them, left out.
+        repeats: dropped rows that are duplicates.
+        of_short_users: dropped rows of users with few events.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class UserStream:
         self._users: list[pa.Table] = []
 
     def events(self) -> Iterator[pa.RecordBatch]:
-        """Yield item, time and action of the users who stay."""
+        """Yield item, time and action of the remaining events."""
         for table in _whole_users(self._batches):
             self.rows += table.num_rows
             new_user = _changes(table.column(_USER))
@@ -54,32 +54,29 @@ class UserStream:
                     starts |= _changes(table.column(column))
             owner = np.cumsum(new_user) - 1
             events = np.bincount(owner[starts])
-            stays = events >= self._min_events
+            keep = events >= self._min_events
             self.repeats += table.num_rows - int(events.sum())
-            self.of_short_users += int(events[~stays].sum())
-            chosen = np.flatnonzero(starts & stays[owner])
+            self.of_short_users += int(events[~keep].sum())
+            chosen = np.flatnonzero(starts & keep[owner])
             if len(chosen) < table.num_rows:
                 table = table.take(pa.array(chosen))
-            self._note_users(table, events[stays])
+            self._record_users(table, events[keep])
             yield from table.select([_ITEM, _TIME, _ACTION]).to_batches()
 
     def users(self) -> pa.Table:
-        """Return id and `events` [U] of the users who stay; after `events` has ended.
-
-        In the order of the sort, that of their ids.
-        """
+        """Return id and `events` [U] of the remaining users, sorted; after `events`."""
         tables = [t for t in self._users if t.num_rows] or self._users[:1]
         return pa.concat_tables(tables) if tables else pa.table({})
 
-    def _note_users(self, table: pa.Table, events: Int64Array) -> None:
-        """Note the users of a table, each of whom has so many `events`."""
+    def _record_users(self, table: pa.Table, events: Int64Array) -> None:
+        """Record the users of a table and their numbers of `events`."""
         firsts = pa.array(np.cumsum(events) - events)
         ids = as_ids(table.column(_USER).take(firsts), USER_ID)
         self._users.append(pa.table({USER_ID: ids, "events": events}))
 
 
 def _whole_users(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Yield the rows as tables that hold all events of their users."""
+    """Yield the rows in tables that have all events of their users."""
     rest: list[pa.RecordBatch] = []
     for batch in batches:
         changes = np.flatnonzero(_changes(batch.column(_USER)))
