@@ -28,8 +28,9 @@ from learn_torchrec.towers.repeat import RepeatConsumption
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.task import Objective, TwinTowerTrain
 from learn_torchrec.towers.warm_start import InitialTowers, load_encoder, load_ids
-from learn_torchrec.training.optim import dense_optimizer, warmup_cosine
-from learn_torchrec.training.sharding import init_tables, shard
+from learn_torchrec.training.optim import dense_optimizer, warmup_decay
+from learn_torchrec.training.sharding import init_tables, shard_tables
+from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _OBJECTIVES: dict[str, Callable[[LossConfig, SamplingConfig, Tensor], Objective]] = {
@@ -58,8 +59,7 @@ def build_towers(
     ids = None
     if config.inputs != "content":
         ids = ItemIds(event_counts, shape.width, config.id_shrinkage, device)
-    reads_content = config.inputs != "id"
-    encoder = PreferenceEncoder(mean, std, shape, reads_content)
+    encoder = PreferenceEncoder(mean, std, shape, reads_content=config.inputs != "id")
     repeat = RepeatConsumption() if config.repeat else None
     return TwinTower(encoder, config.item_tower, ids, repeat)
 
@@ -71,8 +71,8 @@ def build_objective(config: TowersConfig, event_counts: Tensor) -> Objective:
         config: of the towers.
         event_counts: int64 [N], training events of each catalogue item.
     """
-    objective = _OBJECTIVES[config.loss.objective]
-    return objective(config.loss, config.sampling, event_counts)
+    make = _OBJECTIVES[config.loss.objective]
+    return make(config.loss, config.sampling, event_counts)
 
 
 def build_task(
@@ -143,32 +143,25 @@ def build_trainer(
     """
     # Everything but the table, which TorchRec places.
     task._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
-    warmup = config.optimizer.warmup
+    model: nn.Module
+    optimizer: KeyedOptimizer | CombinedOptimizer
+    pipeline: TrainPipeline[TowerBatch, Any]
     if task.towers.ids is None:
         optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
         # Buffers are built alike on every rank and never change.
         model = DistributedDataParallel(task, broadcast_buffers=False)
-        return Trainer(
-            task,
-            model,
-            optimizer,
-            TrainPipelineBase(model, optimizer, device),
-            warmup_cosine(optimizer, steps, warmup),
-        )
-    sharded = shard(task, device, config.training.table_learning_rate)
-    init_tables(sharded, config.training.seed)
-    if initial is not None:
-        load_ids(sharded, initial)
-    dense = dense_optimizer(
-        in_backward_optimizer_filter(sharded.named_parameters()), config.optimizer
-    )
-    combined = CombinedOptimizer([sharded.fused_optimizer, dense])
-    inner = sharded.module
-    assert isinstance(inner, TwinTowerTrain)
-    return Trainer(
-        inner,
-        sharded,
-        combined,
-        TrainPipelineSparseDist(sharded, combined, device),
-        warmup_cosine(combined, steps, warmup),
-    )
+        pipeline = TrainPipelineBase(model, optimizer, device)
+    else:
+        tables = TableOptimizerConfig(learning_rate=config.training.table_learning_rate)
+        model = shard_tables(task, device, tables)
+        init_tables(model, config.training.seed)
+        if initial is not None:
+            load_ids(model, initial)
+        rest = in_backward_optimizer_filter(model.named_parameters())
+        dense = dense_optimizer(rest, config.optimizer)
+        optimizer = CombinedOptimizer([model.fused_optimizer, dense])
+        pipeline = TrainPipelineSparseDist(model, optimizer, device)
+        assert isinstance(model.module, TwinTowerTrain)
+        task = model.module
+    schedule = warmup_decay(optimizer, steps, config.optimizer.warmup)
+    return Trainer(task, model, optimizer, pipeline, schedule)

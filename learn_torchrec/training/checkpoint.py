@@ -33,9 +33,9 @@ from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.training.distributed import (
-    broadcast_from_rank0,
     is_writer,
     new_host_group,
+    on_rank0,
     raise_on_all_ranks,
     write_artifact_on_all_ranks,
 )
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 KIND_CHECKPOINT = "checkpoint"
 _TENSORS, _PROGRESS, _LOCAL = "tensors", "progress.json", "local"
 _STEP_DIRECTORY = re.compile(r"step-(\d{9})")
-_NOTHING: Callable[[Path], None] = lambda directory: None  # noqa: E731
 
 
 @configuration
@@ -151,23 +150,14 @@ class Checkpoints:
         Raises:
             UserError: on every rank, if the newest is of other settings or inputs.
         """
-        found: Saved | UserError | None = None
-        if is_writer():
-            try:
-                found = self._newest()
-            except UserError as error:
-                found = error
-        found = broadcast_from_rank0(found)
-        if isinstance(found, UserError):
-            raise found
-        return found
+        return on_rank0(self._newest)
 
     def after_step(
         self,
         step: int,
         state: Callable[[], dict[str, Any]],
         progress: Callable[[], dict[str, Any]],
-        write: Callable[[Path], None] = _NOTHING,
+        write: Callable[[Path], None] | None = None,
     ) -> None:
         """Save where it is time to; every rank calls it after each trained step.
 
@@ -194,10 +184,10 @@ class Checkpoints:
             if not stops and self._settings.asynchronous:
                 copy = self._copies.of(state())
                 self._pending = self._thread.submit(
-                    self._try_to_save, step, copy, progress(), write
+                    self._save, step, copy, progress(), write
                 )
                 return
-            problem = self._try_to_save(step, state(), progress(), write)
+            problem = self._save(step, state(), progress(), write)
         if stops and problem:
             raise UserError(problem)
         if stops:
@@ -244,16 +234,28 @@ class Checkpoints:
             self._pending.result()
             self._pending = None
 
-    def _try_to_save(
+    def _save(
         self,
         step: int,
         state: dict[str, Any],
         progress: dict[str, Any],
-        write: Callable[[Path], None],
+        write: Callable[[Path], None] | None,
     ) -> str | None:
         """Return what went wrong, on all ranks, if anything did."""
+        group, local = self._thread_group, state.get(_LOCAL)
+        state = {name: part for name, part in state.items() if name != _LOCAL}
         try:
-            self._save(step, state, progress, write)
+            with write_artifact_on_all_ranks(
+                self._at(step), group, kind=KIND_CHECKPOINT, **self._recipe
+            ) as working:
+                save_tensors(state, working / _TENSORS, group)
+                with raise_on_all_ranks(group):
+                    if local:
+                        save_file(local, working / _local_file())
+                    if is_writer():
+                        (working / _PROGRESS).write_text(json.dumps(progress))
+                        if write is not None:
+                            write(working)
         except (OSError, SafetensorError, UserError) as error:
             problem = (
                 f"checkpoint at step {step} was not saved ({error}); the last good one "
@@ -262,33 +264,12 @@ class Checkpoints:
             if is_writer():
                 logger.warning("%s", problem)
             return problem
-        return None
-
-    def _save(
-        self,
-        step: int,
-        state: dict[str, Any],
-        progress: dict[str, Any],
-        write: Callable[[Path], None],
-    ) -> None:
-        group = self._thread_group
-        local = state.get(_LOCAL)
-        state = {name: part for name, part in state.items() if name != _LOCAL}
-        with write_artifact_on_all_ranks(
-            self._at(step), group, kind=KIND_CHECKPOINT, **self._recipe
-        ) as working:
-            save_tensors(state, working / _TENSORS, group)
-            with raise_on_all_ranks(group):
-                if local:
-                    save_file(local, working / _local_file())
-                if is_writer():
-                    write(working)
-                    (working / _PROGRESS).write_text(json.dumps(progress))
         if is_writer():
-            # Later steps are of a run that this one has gone back behind.
+            # A resumed run may leave an earlier attempt's later steps behind.
             known = [each for each in self._steps() if each <= step]
             for old in known[: -self._settings.keep]:
                 shutil.rmtree(self._at(old), ignore_errors=True)
+        return None
 
     def _at(self, step: int) -> Path:
         return self.directory / f"step-{step:09d}"
@@ -296,10 +277,9 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         if not self.directory.is_dir():
             return []
-        found = map(
-            _STEP_DIRECTORY.fullmatch, (p.name for p in self.directory.iterdir())
-        )
-        return sorted(int(match[1]) for match in found if match)
+        names = (path.name for path in self.directory.iterdir())
+        matches = map(_STEP_DIRECTORY.fullmatch, names)
+        return sorted(int(match[1]) for match in matches if match)
 
     def _newest(self) -> Saved | None:
         recipe = recipe_of(KIND_CHECKPOINT, **self._recipe)

@@ -11,10 +11,11 @@ import os
 import sys
 import time
 import traceback
+import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,8 @@ from learn_torchrec.artifact import locked, write_artifact
 from learn_torchrec.errors import Stopped, UserError
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 # For what ranks do alone and unevenly long: encode texts, check and write files.
@@ -190,6 +193,24 @@ def broadcast_from_rank0(value: Any, group: dist.ProcessGroup | None = None) -> 
     return box[0]
 
 
+def on_rank0(function: Callable[[], Result]) -> Result:
+    """Call a function on rank 0; return its result, or raise its error, on every rank.
+
+    Raises:
+        UserError: what the function raised.
+    """
+    outcome: Result | UserError | None = None
+    if is_writer():
+        try:
+            outcome = function()
+        except UserError as error:
+            outcome = error
+    outcome = broadcast_from_rank0(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return typing.cast(Result, outcome)
+
+
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Return every rank's value on every rank, in rank order.
 
@@ -216,15 +237,7 @@ def locked_on_rank0(directory: Path) -> Iterator[None]:
         UserError: on every rank, if another run holds it.
     """
     with contextlib.ExitStack() as stack:
-        refused: UserError | None = None
-        if is_writer():
-            try:
-                stack.enter_context(locked(directory))
-            except UserError as error:
-                refused = error
-        refused = broadcast_from_rank0(refused)
-        if refused is not None:
-            raise refused
+        on_rank0(lambda: stack.enter_context(locked(directory)))
         yield
 
 

@@ -49,10 +49,10 @@ def dense_optimizer(
 
     def adamw(values: list[nn.Parameter]) -> torch.optim.Optimizer:
         matrices = [value for value in values if value.ndim > 1]
-        others = [value for value in values if value.ndim <= 1]
+        vectors = [value for value in values if value.ndim <= 1]  # biases and norms
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": vectors, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -72,15 +72,11 @@ def dense_optimizer(
     )
 
 
-def warmup_cosine(
-    optimizer: torch.optim.Optimizer, total_steps: int, warmup: float
-) -> LambdaLR:
-    """Return a schedule that climbs over `warmup` of the steps, then falls to 0."""
-    return warmup_decay(optimizer, total_steps, warmup, "cosine")
-
-
 def warmup_decay(
-    optimizer: torch.optim.Optimizer, total_steps: int, warmup: float, decay: Decay
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
+    warmup: float,
+    decay: Decay = "cosine",
 ) -> LambdaLR:
     """Return a schedule that climbs over `warmup` of the steps, then decays.
 

@@ -25,10 +25,9 @@ from torchrec.distributed.types import ModuleSharder, ParameterSharding, Shardin
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.distributed import (
-    broadcast_from_rank0,
     host_group,
-    is_writer,
     local_world_size,
+    on_rank0,
 )
 from learn_torchrec.training.table_optimizer import (
     TableOptimizerConfig,
@@ -61,15 +60,6 @@ class _BagSharder(EmbeddingBagCollectionSharder):
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types: list[str] = super().sharding_types(compute_device_type)
         return types + [kind for kind in _HIDDEN_ON_CPU if kind not in types]
-
-
-def shard(
-    model: nn.Module, device: torch.device, table_learning_rate: float
-) -> DistributedModelParallel:
-    """Shard as the planner likes, with row-wise Adagrad: see `shard_tables`."""
-    return shard_tables(
-        model, device, TableOptimizerConfig(learning_rate=table_learning_rate)
-    )
 
 
 def shard_tables(
@@ -118,7 +108,14 @@ def shard_tables(
         EmbeddingCollectionSharder(),
         ManagedCollisionEmbeddingBagCollectionSharder(ebc_sharder=_BagSharder()),
     ]
-    plan = _plan_together(lambda: planner.plan(model, sharders), wanted, device)
+
+    def make_plan() -> ShardingPlan:
+        try:
+            return planner.plan(model, sharders)
+        except (PlannerError, RuntimeError, IndexError, ValueError) as error:
+            raise UserError(_refusal(error, wanted, device)) from None
+
+    plan = on_rank0(make_plan)
     if on_plan is not None:
         on_plan(describe(plan, tables))
     return DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
@@ -138,24 +135,6 @@ def _column_width(dim: int, parts: int) -> int:
     """Return the width that divides `dim` columns into at most `parts` equal ones."""
     widths = range(_COLUMN_MULTIPLE, dim, _COLUMN_MULTIPLE)
     return next((w for w in widths if dim % w == 0 and w * parts >= dim), dim)
-
-
-def _plan_together(
-    make: Callable[[], ShardingPlan],
-    kinds: Mapping[str, ShardingKind],
-    device: torch.device,
-) -> ShardingPlan:
-    """Plan on rank 0; its failure is every rank's, so that none waits for a plan."""
-    outcome: ShardingPlan | UserError | None = None
-    if is_writer():
-        try:
-            outcome = make()
-        except (PlannerError, RuntimeError, IndexError, ValueError) as error:
-            outcome = UserError(_refusal(error, kinds, device))
-    outcome = broadcast_from_rank0(outcome)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome
 
 
 def _refusal(
@@ -229,19 +208,8 @@ def init_tables(model: DistributedModelParallel, seed: int) -> None:
         name = table_of(parameter)
         if name is None:
             continue
-        num_rows, dim = table.size()
-        if not isinstance(table, ShardedTensor):  # replicated
-            _fill(table, (0, 0), (num_rows, dim), seed, name)
-            continue
-        for shard in table.local_shards():
-            place = shard.metadata
-            _fill(
-                shard.tensor,
-                place.shard_offsets,
-                (num_rows, dim),
-                seed,
-                name,
-            )
+        for part, row, column in _local_parts(table):
+            _fill(part, (row, column), table.size(), seed, name)
 
 
 @torch.no_grad()
@@ -253,22 +221,25 @@ def fill_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
         rows: int64 [n], which.
         values: float32 [n, W].
     """
-    if not isinstance(table, ShardedTensor):  # replicated
-        table[rows.to(table.device)] = values.to(table.device)
-        return
-    for shard in table.local_shards():
-        (first, column), (count, width) = (
-            shard.metadata.shard_offsets,
-            shard.tensor.shape,
-        )
+    for part, first, column in _local_parts(table):
+        count, width = part.shape
         mine = ((rows >= first) & (rows < first + count)).nonzero().squeeze(1)
-        part = values[mine, column : column + width]
-        device = shard.tensor.device
-        shard.tensor[(rows[mine] - first).to(device)] = part.to(device)
+        own = values[mine, column : column + width]
+        part[(rows[mine] - first).to(part.device)] = own.to(part.device)
+
+
+def _local_parts(table: Tensor) -> Iterator[tuple[Tensor, int, int]]:
+    """Yield this rank's parts of a table, each with its first row and column."""
+    if isinstance(table, ShardedTensor):
+        for shard in table.local_shards():
+            row, column = shard.metadata.shard_offsets
+            yield shard.tensor, row, column
+    else:  # replicated
+        yield table, 0, 0
 
 
 def _fill(
-    part: Tensor, offsets: Any, size: tuple[int, int], seed: int, name: str
+    part: Tensor, offsets: tuple[int, int], size: torch.Size, seed: int, name: str
 ) -> None:
     """Fill the part of a table of `size` that starts at row and column `offsets`."""
     num_rows, dim = size

@@ -61,13 +61,6 @@ class TableOptimizerConfig:
             result |= {"beta1": self.beta1, "beta2": self.beta2}
         return result
 
-    def plain_arguments(self) -> dict[str, Any]:
-        """Return the arguments of the same optimizer outside the backward pass."""
-        result = self.arguments()
-        if self.optimizer == "adam":
-            result["betas"] = (result.pop("beta1"), result.pop("beta2"))
-        return result
-
 
 def refuse_unsupported(config: TableOptimizerConfig, device: torch.device) -> None:
     """Refuse what fbgemm's CPU kernels lack, or would silently ignore.
@@ -106,10 +99,8 @@ def replicated_optimizer(
 
     TorchRec drops the in-backward optimizer of such tables.
     """
-
-    def make(values: list[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer: Any = _PLAIN[config.optimizer]
-        result: torch.optim.Optimizer = optimizer(values, **config.plain_arguments())
-        return result
-
-    return KeyedOptimizerWrapper(tables, make)
+    optimizer: Any = _PLAIN[config.optimizer]
+    arguments = config.arguments()
+    if config.optimizer == "adam":
+        arguments["betas"] = (arguments.pop("beta1"), arguments.pop("beta2"))
+    return KeyedOptimizerWrapper(tables, lambda values: optimizer(values, **arguments))

@@ -207,5 +207,5 @@ class TrainState:
             }
 
         stopping = self._early_stopping
-        files = [] if stopping is None else [stopping.writer()]
-        self._checkpoints.after_step(self.step, tensors, progress, *files)
+        write = None if stopping is None else stopping.writer()
+        self._checkpoints.after_step(self.step, tensors, progress, write)
