@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -26,8 +25,6 @@ from learn_torchrec.towers.warm_start import InitialTowers
 KIND_TOWERS = "towers"
 CATALOGUE_FILE = "items.parquet"
 WEIGHTS_FILE = "towers.safetensors"
-# Names of the weights begin so, those of the ids' table is this.
-_ENCODER, _REPEAT = "encoder.", "repeat."
 _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
 
 
@@ -77,25 +74,21 @@ def earlier_towers(directory: Path, store: ContentStore) -> InitialTowers:
         UserError: weights that cannot be read.
     """
     state = _weights(directory)
-    parts = {
-        prefix: {
-            name.removeprefix(prefix): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
-        for prefix in (_ENCODER, _REPEAT)
-    }
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        names = [name for name in state if name.startswith(prefix)]
+        return {name.removeprefix(prefix): state[name] for name in names}
+
     id_rows = None
     if _IDS in state:
         known = pq.read_table(directory / CATALOGUE_FILE)[ITEM_ID]
-        rows = torch.full((len(store),), -1, dtype=torch.int64)
-        places = torch.from_numpy(store.rows_of(known.combine_chunks()))
-        earlier = torch.from_numpy(np.flatnonzero(places.numpy() >= 0))
-        rows[places[earlier]] = earlier
-        id_rows = rows
+        rows = torch.from_numpy(store.rows_of(known.combine_chunks()))
+        earlier = (rows >= 0).nonzero().squeeze(1)
+        id_rows = torch.full((len(store),), -1, dtype=torch.int64)
+        id_rows[rows[earlier]] = earlier
     return InitialTowers(
-        encoder=parts[_ENCODER],
-        repeat=parts[_REPEAT] or None,
+        encoder=part("encoder."),
+        repeat=part("repeat.") or None,
         id_vectors=state.get(_IDS),
         id_rows=id_rows,
     )

@@ -22,6 +22,7 @@ from learn_torchrec.jagged import offsets_of
 from learn_torchrec.towers.ids import keyed
 from learn_torchrec.towers.sampling import UserSample
 from learn_torchrec.training.batch import PipelineableBatch
+from learn_torchrec.training.distributed import rank_share
 
 PADDING = -1
 
@@ -159,7 +160,8 @@ def epoch_users(
     Raises:
         UserError: the batch size fits neither the ranks nor the users.
     """
-    share = _rank_share(batch_size, len(sequences))
+    _refuse_batch_size(batch_size, len(sequences))
+    share = rank_share(batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(len(sequences))
     for step in range(start, len(sequences) // batch_size):
         yield step, order[step * batch_size : (step + 1) * batch_size][share]
@@ -182,17 +184,14 @@ def _token_index(chosen: list[Int64Array], lengths: Int64Array, width: int) -> T
     return torch.from_numpy(padded)
 
 
-def _rank_share(batch_size: int, num_users: int) -> slice:
-    world_size, rank = dist.get_world_size(), dist.get_rank()
-    if batch_size % world_size:
+def _refuse_batch_size(batch_size: int, num_users: int) -> None:
+    if batch_size % dist.get_world_size():
         raise UserError(
             f"towers.training.batch_size={batch_size} must be a multiple of the "
-            f"number of ranks, {world_size}"
+            f"number of ranks, {dist.get_world_size()}"
         )
     if num_users < batch_size:
         raise UserError(
             f"towers.training.batch_size={batch_size} is more than the {num_users} "
             "training users; make it smaller"
         )
-    per_rank = batch_size // world_size
-    return slice(rank * per_rank, (rank + 1) * per_rank)

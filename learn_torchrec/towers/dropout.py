@@ -46,8 +46,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
     bits = torch.from_numpy(words).view(torch.int16)[: x.numel()].view(x.shape)
     keep = bits >= threshold - _LEVELS // 2
-    masked: Tensor = _Masked.apply(x, keep, _LEVELS / (_LEVELS - threshold))
-    return masked
+    return _Masked.apply(x, keep, _LEVELS / (_LEVELS - threshold))
 
 
 class Dropout(nn.Module):

@@ -124,7 +124,7 @@ class PreferenceEncoder(nn.Module):
             if id_vectors is None:
                 raise ValueError("towers that read ids alone need id_vectors")
             return id_vectors
-        projected: Tensor = self.content_projection(self.standardized(content))
+        projected = self.content_projection(self.standardized(content))
         return projected if id_vectors is None else projected + id_vectors
 
     def project(self, embedded: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from learn_torchrec.arrays import Int64Array
@@ -162,7 +161,7 @@ def _write_part(
     shard = create_shard(directory, rank, shape)
     columns = keys(slice(0, 0)) | {VECTOR: _as_lists(torch.empty(0, shape[1]))}
     written = 0
-    with _parquet_part(parquet, rank, pa.table(columns).schema) as writer:
+    with _parquet_writer(parquet, rank, pa.table(columns).schema) as writer:
         for part in _joined(vectors, _PART_ROWS):
             rows = slice(written, written + len(part))
             shard[rows] = part.numpy()
@@ -178,17 +177,14 @@ def _write_part(
     shard.flush()
 
 
-@contextlib.contextmanager
-def _parquet_part(
+def _parquet_writer(
     directory: Path | None, rank: int, schema: pa.Schema
-) -> Iterator[pq.ParquetWriter | None]:
-    """Yield the writer of a rank's file of a Parquet data set; None without one."""
+) -> contextlib.AbstractContextManager[pq.ParquetWriter | None]:
+    """Return the writer of this rank's file of a Parquet data set, if there is one."""
     if directory is None:
-        yield None
-        return
+        return contextlib.nullcontext()
     directory.mkdir(exist_ok=True)
-    with pq.ParquetWriter(directory / f"part-{rank:05d}.parquet", schema) as writer:
-        yield writer
+    return pq.ParquetWriter(directory / f"part-{rank:05d}.parquet", schema)
 
 
 def _joined(parts: Iterable[Tensor], num_rows: int) -> Iterator[Tensor]:
@@ -210,7 +206,7 @@ def _as_lists(vectors: Tensor) -> pa.FixedSizeListArray:
 
 def snapshot_events(
     sequences: SequenceSet, config: ExportConfig, times: SplitTimes
-) -> NDArray[np.int64]:
+) -> Int64Array:
     """Return the events after which a user vector is exported, ascending [n].
 
     Args:

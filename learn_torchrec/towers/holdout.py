@@ -164,17 +164,13 @@ def _refuse_empty(split: SplitConfig, users: SequenceSet, name: str, fix: str) -
 def _shares(sequences: SequenceSet, split: SplitConfig) -> Int64Array:
     """Events of each user that are history, by `split.history_share`, int64 [U]."""
     lengths = sequences.lengths
-    kept: Int64Array = np.clip(
-        (lengths * split.history_share).astype(int), 1, lengths - 1
-    )
-    return kept
+    return np.clip((lengths * split.history_share).astype(int), 1, lengths - 1)
 
 
 def _events_before(sequences: SequenceSet, moment: int) -> Int64Array:
     """Events of each user strictly before `moment`, int64 [U]."""
     earlier = np.r_[0, np.cumsum(sequences.times < moment)]
-    counts: Int64Array = np.diff(earlier[sequences.offsets])
-    return counts
+    return np.diff(earlier[sequences.offsets])
 
 
 def _with_enough(sequences: SequenceSet, split: SplitConfig) -> SequenceSet:

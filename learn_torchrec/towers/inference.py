@@ -113,7 +113,7 @@ def history_vectors(
         window = np.searchsorted(ends, reads + 1)
         read = first[window] + reads - starts[window]
         content, id_vectors = _inputs(towers, store, rows, device)
-        vectors: Tensor = towers.encoder(
+        vectors = towers.encoder(
             content,
             torch.from_numpy(items).to(device),
             torch.from_numpy(ends - starts).to(device),
@@ -150,12 +150,11 @@ def repeat_scores(
     lengths = ends - starts
     tokens, first = _tokens(starts, ends)
     device = towers.repeat.weight.device
-    seen: RepeatedItems = towers.repeat(
+    return towers.repeat(
         torch.from_numpy(sequences.items[tokens]).to(device),
         torch.from_numpy(lengths).to(device),
         torch.from_numpy(first + lengths - 1).to(device).unsqueeze(1),
     )
-    return seen
 
 
 def _tokens(starts: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:

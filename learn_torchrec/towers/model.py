@@ -129,14 +129,11 @@ class TwinTower(nn.Module):
 
     def id_vectors(self, item_ids: KeyedJaggedTensor | None) -> Tensor | None:
         """Look up the ids of U distinct items, [U, W]; None without a table."""
-        if self.ids is None:
-            return None
-        looked_up: Tensor = self.ids(item_ids)
-        return looked_up
+        return None if self.ids is None else self.ids(item_ids)
 
     def encode_anchors(self, batch: TowerBatch, id_vectors: Tensor | None) -> Tensor:
         """Encode the histories and read them at the anchors, [B, N_h, D]."""
-        vectors: Tensor = self.encoder(
+        return self.encoder(
             batch.content,
             batch.history,
             batch.history_lengths,
@@ -145,7 +142,6 @@ class TwinTower(nn.Module):
             times=batch.history_times,
             actions=batch.history_actions,
         )
-        return vectors
 
     def encode_items(
         self, content: Tensor, items: Tensor, id_vectors: Tensor | None = None
@@ -164,10 +160,8 @@ class TwinTower(nn.Module):
             return F.normalize(self.encoder.standardized(content)[items], dim=-1)
         if self.item_tower == "projection":
             return self.encoder.project(self.encoder.embed(content, id_vectors)[items])
-        vectors: Tensor = self.encoder(
-            content, items, torch.ones_like(items), id_vectors=id_vectors
-        )
-        return vectors
+        alone = torch.ones_like(items)
+        return self.encoder(content, items, alone, id_vectors=id_vectors)
 
     def repeated_items(
         self, history: Tensor, batch: TowerBatch
@@ -180,8 +174,7 @@ class TwinTower(nn.Module):
         """
         if self.repeat is None:
             return None
-        seen: RepeatedItems = self.repeat(history, batch.history_lengths, batch.anchors)
-        return seen
+        return self.repeat(history, batch.history_lengths, batch.anchors)
 
 
 def all_of(rows: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ class Group:
         flat = padded.flatten(0, 1)
         if self.slots is None:
             return flat
-        tokens: Tensor = _Take.apply(flat, self.slots)
-        return tokens
+        return _Take.apply(flat, self.slots)
 
 
 class Packing:

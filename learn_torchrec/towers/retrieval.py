@@ -96,16 +96,15 @@ def evaluate_groups(
         that it has, in the whole ranking. `tail`: targets with at most `tail_events`
         training events, as configured otherwise.
     """
+    targets, removed = task.targets, _removed(task, config)
     counts = np.bincount(train.items, minlength=num_items)
+    is_tail = counts[targets.values] <= config.tail_events
     is_new = ~_in_history(task, num_items)
     groups = {
-        "all": (task.targets, _removed(task, config)),
-        "new": (_only(task.targets, is_new), task.history),
-        "repeated": (_only(task.targets, ~is_new), None),
-        "tail": (
-            _only(task.targets, counts[task.targets.values] <= config.tail_events),
-            _removed(task, config),
-        ),
+        "all": (targets, removed),
+        "new": (targets.filter(is_new), task.history),
+        "repeated": (targets.filter(~is_new), None),
+        "tail": (targets.filter(is_tail), removed),
     }
     return {
         group: {
@@ -121,11 +120,6 @@ def _in_history(task: RetrievalTask, num_items: int) -> BoolArray:
     history = task.history.owners() * num_items + task.history.values
     targets = task.targets.owners() * num_items + task.targets.values
     return np.isin(targets, history)
-
-
-def _only(targets: Jagged, keep: BoolArray) -> Jagged:
-    kept = np.bincount(targets.owners()[keep], minlength=len(targets))
-    return Jagged.from_lengths(targets.values[keep], kept)
 
 
 def _removed(task: RetrievalTask, config: RetrievalConfig) -> Jagged | None:

@@ -82,12 +82,9 @@ def baseline_scores(
     content = F.normalize(
         torch.from_numpy(store.gather(np.arange(len(store)))).float(), dim=-1
     )
-    users = torch.stack(
-        [
-            averaged_content(content[torch.from_numpy(rows)])
-            for rows in np.split(task.history.values, task.history.offsets[1:-1])
-        ]
-    )
+    histories = np.split(task.history.values, task.history.offsets[1:-1])
+    means = [content[torch.from_numpy(rows)].mean(0) for rows in histories]
+    users = torch.stack([F.normalize(mean, dim=0) for mean in means])
     share = counts.double() / (counts.max() + 1)  # below 1: behind any history item
 
     def already_bought(start: int, stop: int) -> Tensor:
@@ -103,8 +100,3 @@ def baseline_scores(
         "content_mean": lambda start, stop: users[start:stop] @ content.T,
         "already_bought": already_bought,
     }
-
-
-def averaged_content(content: Tensor) -> Tensor:
-    """The paper's Baseline-v1: the unit mean of content vectors, [n, C] -> [C]."""
-    return F.normalize(content.float().mean(0), dim=0)

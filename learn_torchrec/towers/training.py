@@ -1,5 +1,6 @@
 """Stage 2, training: histories and content vectors in, trained towers out."""
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -102,7 +103,7 @@ def train_towers(
             state,
             _counted(batches, speed, task.towers),
             training.seed,
-            _refusal(epoch, data.train, log),
+            functools.partial(_refuse_non_finite, epoch, data.train, log),
         )
         line = {
             "loss": state.means["loss"].result(),
@@ -236,24 +237,20 @@ def _seed_dropout(seed: int, step: int) -> None:
     torch.manual_seed(int(numbers.generate_state(1)[0]))
 
 
-def _refusal(
-    epoch: int, train: SequenceSet, log: RunLog
-) -> Callable[[Tensor, Tensor], None]:
-    """Return what refuses a loss that is not finite and names the batch's users."""
-
-    def refuse(loss: Tensor, users: Tensor) -> None:
-        if torch.isfinite(loss):
-            return
-        ids = train.user_ids.take(pa.array(users.cpu().numpy())).to_pylist()
-        path = log.path.with_suffix(f".non_finite.{dist.get_rank()}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps({"loss": str(loss.item()), "epoch": epoch, "users": ids})
-        )
-        raise UserError(
-            f"the loss is {loss.item()} in a batch of {len(ids)} users, the first of "
-            f"them {ids[0]!r} (all in {path}); lower towers.optimizer.learning_rate, "
-            "or look at their items' content"
-        )
-
-    return refuse
+def _refuse_non_finite(
+    epoch: int, train: SequenceSet, log: RunLog, loss: Tensor, users: Tensor
+) -> None:
+    """Refuse a loss that is not finite, and write down the users of its batch."""
+    if torch.isfinite(loss):
+        return
+    ids = train.user_ids.take(pa.array(users.cpu().numpy())).to_pylist()
+    path = log.path.with_suffix(f".non_finite.{dist.get_rank()}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"loss": str(loss.item()), "epoch": epoch, "users": ids})
+    )
+    raise UserError(
+        f"the loss is {loss.item()} in a batch of {len(ids)} users, the first of "
+        f"them {ids[0]!r} (all in {path}); lower towers.optimizer.learning_rate, "
+        "or look at their items' content"
+    )

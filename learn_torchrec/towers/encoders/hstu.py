@@ -81,15 +81,7 @@ class HSTULayer(nn.Module):
 
 
 class HSTU(nn.Module):
-    """A stack of HSTU layers; reads times, not actions.
-
-    Args:
-        width: see `HSTULayer`.
-        num_layers: of `HSTULayer`.
-        num_heads: see `HSTULayer`.
-        dropout: see `HSTULayer`.
-        max_positions: see `HSTULayer`.
-    """
+    """A stack of `num_layers` of `HSTULayer`; reads times, not actions."""
 
     def __init__(
         self,

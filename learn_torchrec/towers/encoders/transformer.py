@@ -40,10 +40,8 @@ class TransformerLayer(nn.Module):
         """[S, W] -> [S, W]."""
         attended = self.attention_output(self._attend(tokens, packing))
         tokens = self.attention_norm(tokens + self.dropout(attended))
-        inner = F.gelu(self.feed_forward_in(tokens))
-        output = self.feed_forward_out(inner)
-        normed: Tensor = self.feed_forward_norm(tokens + self.dropout(output))
-        return normed
+        output = self.feed_forward_out(F.gelu(self.feed_forward_in(tokens)))
+        return self.feed_forward_norm(tokens + self.dropout(output))
 
     def _attend(self, tokens: Tensor, packing: Packing) -> Tensor:
         heads = self.query_key_value(tokens).unflatten(-1, (3, self.num_heads, -1))
@@ -70,12 +68,10 @@ class TransformerLayer(nn.Module):
 class Transformer(nn.Module):
     """Learned positions and transformer layers (paper: section 3.2, BERT-base).
 
+    Its arguments are those of `TransformerLayer`, and:
+
     Args:
-        width: W.
-        num_layers: of `TransformerLayer`.
-        num_heads: see `TransformerLayer`.
-        feed_forward_dim: see `TransformerLayer`.
-        dropout: see `TransformerLayer`; of the input as well.
+        num_layers: number of such layers.
         max_positions: longest sequence; 0 leaves positions, norm and dropout of the
             input out.
     """
