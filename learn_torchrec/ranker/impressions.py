@@ -22,6 +22,7 @@ from learn_torchrec.datasets.loading.loader import (
 )
 from learn_torchrec.datasets.loading.prefetch import prefetch
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowSource
+from learn_torchrec.jagged import offsets_of
 from learn_torchrec.ranker.batch import RankingBatch, collate
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import Encoder
@@ -186,9 +187,6 @@ class Parts:
 
 def _rows_of(windows: Sequence[Window], step: int) -> Int64Array:
     """Return the rows of a step in the windows laid end to end."""
-    firsts = np.cumsum([0, *(len(window.rows) for window in windows)])
-    taken = [
-        first + window.take(step)
-        for first, window in zip(firsts, windows, strict=False)
-    ]
-    return np.concatenate(taken)
+    firsts = offsets_of(np.array([len(window.rows) for window in windows]))
+    pairs = zip(firsts[:-1], windows, strict=True)
+    return np.concatenate([first + window.take(step) for first, window in pairs])

@@ -146,15 +146,5 @@ class LearnFeatures(nn.Module):
             raise ValueError("of_ids needs vectors: make it with LearnFeatures.load")
         return self(*self.vectors.lookup(user_ids, item_ids, timestamps))
 
-    @staticmethod
-    def auxiliary_loss(
-        logits: Tensor, labels: Tensor, weights: Tensor | None = None
-    ) -> Tensor:
-        """Return the mean CVR loss of the auxiliary logits, to add to the main loss.
-
-        Args:
-            logits: float [B].
-            labels: float [B] of 0 and 1.
-            weights: float [B] of the rows, 1 when None.
-        """
-        return weighted_bce(logits, labels, weights)
+    # The loss of the auxiliary logits, to add to the main loss.
+    auxiliary_loss = staticmethod(weighted_bce)

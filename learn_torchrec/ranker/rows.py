@@ -50,21 +50,14 @@ class RankingRows:
 
     def take(self, rows: Int64Array) -> "RankingRows":
         """Return some rows, by their numbers."""
-        return RankingRows(
-            **{f.name: _take(getattr(self, f.name), rows) for f in _FIELDS}
-        )
+        return RankingRows(**{n: _take(getattr(self, n), rows) for n in _FIELDS})
 
     @classmethod
     def concatenate(cls, parts: Sequence["RankingRows"]) -> "RankingRows":
         """Return the rows of all parts, encoded alike, in their order."""
         if len(parts) == 1:
             return parts[0]
-        return cls(
-            **{
-                f.name: _join([getattr(part, f.name) for part in parts])
-                for f in _FIELDS
-            }
-        )
+        return cls(**{n: _join([getattr(part, n) for part in parts]) for n in _FIELDS})
 
     def report(self) -> "RowsReport":
         """Count what the rows lack."""
@@ -81,7 +74,7 @@ class RankingRows:
         return RowsReport(rows=len(self), missing=missing, left_out=left_out)
 
 
-_FIELDS = dataclasses.fields(RankingRows)
+_FIELDS = [field.name for field in dataclasses.fields(RankingRows)]
 
 
 def _take(value: Any, rows: Int64Array) -> Any:

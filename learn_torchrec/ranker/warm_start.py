@@ -91,19 +91,20 @@ def warm_start(
     for name, value in state.items():
         old_name = f"model.{_old_name(name, earlier.renamed)}"
         size, now = getattr(stored.get(old_name), "size", None), value.size()
-        reason = _refusal(name, features, earlier)
+        feature = _feature_of(name, features)
+        may_grow = feature is not None and feature.may_grow
         if size is None:
             loaded.new[name] = "the earlier run has none"
-        elif size[1:] != now[1:] or (size != now and not _may_grow(name, features)):
+        elif size[1:] != now[1:] or (size != now and not may_grow):
             loaded.new[name] = f"{list(size)} before, {list(now)} now"
-        elif reason is not None:
+        elif reason := _other_meaning(feature, earlier):
             loaded.new[name] = reason
-        elif size != now:
-            loaded.resized[name] = size[0], now[0]
-            wanted[old_name] = value
         else:
-            loaded.matched.append(name)
             wanted[old_name] = value
+            if size == now:
+                loaded.matched.append(name)
+            else:
+                loaded.resized[name] = size[0], now[0]
     if not wanted:
         raise UserError(
             f"{earlier.directory}: has no weights that fit this ranker; name another "
@@ -141,21 +142,12 @@ def _old_name(name: str, renamed: Mapping[str, str]) -> str:
 
 def _feature_of(name: str, features: FeaturesConfig) -> IdFeature | None:
     parts = name.split(".")
-    for feature in features.sparse:
-        if TABLE_PREFIX + feature.column in parts:
-            return feature
-    return None
+    found = (f for f in features.sparse if TABLE_PREFIX + f.column in parts)
+    return next(found, None)
 
 
-def _may_grow(name: str, features: FeaturesConfig) -> bool:
-    """Whether row n stays row n when the table's size changes."""
-    feature = _feature_of(name, features)
-    return feature is not None and feature.may_grow
-
-
-def _refusal(name: str, features: FeaturesConfig, earlier: WarmStart) -> str | None:
-    """Say why a table's rows would not mean what they meant; None if they do."""
-    feature = _feature_of(name, features)
+def _other_meaning(feature: IdFeature | None, earlier: WarmStart) -> str | None:
+    """Say why the rows of a feature's table mean other ids now; None if they do not."""
     if feature is None:
         return None
     old = earlier.renamed.get(feature.column, feature.column)

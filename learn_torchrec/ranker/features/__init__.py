@@ -68,11 +68,9 @@ class FeaturesConfig:
             not all(feature.is_managed for feature in self.sparse),
             "sparse: at least one without managed_collision",
         )
-        for kind, listed in (("sparse", names), ("dense", list(self.dense))):
-            require(
-                len(set(listed)) == len(listed),
-                f"{kind}: a column is listed twice",
-            )
+        for kind, listed in (("sparse", names), ("dense", self.dense)):
+            is_unique = len(set(listed)) == len(listed)
+            require(is_unique, f"{kind}: a column is listed twice")
 
     @property
     def columns(self) -> tuple[str, ...]:
