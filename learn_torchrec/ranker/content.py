@@ -1,4 +1,4 @@
-"""Raw content vectors in the place of LEARN's: shows what the towers add."""
+"""Raw content vectors in place of LEARN's, to measure what the towers add."""
 
 import itertools
 
@@ -18,10 +18,10 @@ from learn_torchrec.vector_table import VectorTable
 def content_vectors(
     store: ContentStore, interactions: pa.Table, actions: tuple[str, ...]
 ) -> LearnVectors:
-    """Return items' content, and users as the mean of what they acted on so far.
+    """Return the items' content, and users as the running mean of their history.
 
     The paper's "w/o Align" (v2; Baseline-v1 of v1). Nothing is learned, so no cut-off
-    applies; a user is still seen strictly before an impression.
+    applies; a user vector still knows only events strictly before an impression.
 
     Args:
         store: content of every item.
@@ -29,19 +29,19 @@ def content_vectors(
         actions: that make a history.
 
     Returns:
-        Vectors of C dims in half precision: an item's on disk, a user's one for each
-        moment at which it acted, in memory.
+        Vectors of C dims in half precision: items on disk, users in memory, one per
+        user and timestamp.
 
     Raises:
-        UserError: an item that the store does not hold, ids of another type than the
+        UserError: an item that the store does not have, ids of another type than the
             store's, or no interaction with one of the actions.
     """
     rows = item_rows(interactions, store)
     sequences = build_sequences(interactions, rows, actions)
     owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    moments = np.stack([owners, sequences.times])
-    # Of events at one moment only the last is ever looked up: it has seen them all.
-    is_last = np.r_[(moments[:, 1:] != moments[:, :-1]).any(axis=0), True]
+    keys = np.stack([owners, sequences.times])
+    # Look-ups return only the last of simultaneous events, which includes them all.
+    is_last = np.r_[(keys[:, 1:] != keys[:, :-1]).any(axis=0), True]
     return LearnVectors(
         users=VectorTable(
             index=IdIndex.build(sequences.user_ids, USER_ID),
@@ -59,13 +59,10 @@ def _running_means(
 ) -> Float16Array:
     """Return the mean content of a user's events up to each wanted one.
 
-    Args:
-        store: of the events' items.
-        sequences: of E events.
-        wanted: bool [E].
+    `wanted` is bool [events].
 
     Returns:
-        float16 [wanted events, C], summed in float64 a user at a time.
+        float16 [wanted events, C], accumulated in float64, one user at a time.
     """
     means = np.empty((np.count_nonzero(wanted), store.dim), np.float16)
     done = 0

@@ -1,4 +1,4 @@
-"""Inference: rows to probabilities through TorchRec's pipeline, on all ranks."""
+"""Inference: probabilities of rows through TorchRec's pipeline, on all ranks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ Pipeline: TypeAlias = TrainPipelineSparseDist[RankingBatch, Any]
 
 
 class Scorer:
-    """Scores one set of rows after another; see `scorer`."""
+    """Scores successive sets of rows; see `scorer`."""
 
     def __init__(
         self, pipeline: Pipeline, impressions: Impressions, batch_size: int
@@ -28,18 +28,18 @@ class Scorer:
         self._tasks, self._vectors = impressions.tasks, impressions.vectors
 
     @torch.no_grad()
-    def __call__(self, rows: RankingRows, width: int) -> dict[str, Float32Array]:
+    def __call__(self, rows: RankingRows, padded_rows: int) -> dict[str, Float32Array]:
         """Score this rank's rows; every rank takes part with rows of its own.
 
         Args:
             rows: at least one.
-            width: the same on every rank, at least the rows of each.
+            padded_rows: the same on every rank, at least the rows of each.
 
         Returns:
             Probabilities by column, float32 [N]; see `tasks.scores`.
         """
         self._pipeline.reset()
-        batches = evaluation_batches(rows, self._vectors, width, self._batch_size)
+        batches = evaluation_batches(rows, self._vectors, padded_rows, self._batch_size)
         parts: list[dict[str, Float32Array]] = []
         while True:
             try:
@@ -61,16 +61,12 @@ def scorer(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Scorer]:
-    """Yield what scores rows with a model, which it puts into evaluation mode.
+    """Yield a `Scorer` of a sharded model, in evaluation mode, and of the impressions.
 
-    Args:
-        model: sharded over the ranks.
-        impressions: that the rows are of.
-        batch_size: rows of a rank's batch.
-        device: this rank's.
+    `batch_size` is that of a rank.
     """
     model.eval()
-    # In evaluation mode the pipeline neither goes backward nor steps.
+    # In evaluation mode the pipeline runs the forward pass only.
     pipeline: Pipeline = TrainPipelineSparseDist(model, model.fused_optimizer, device)
     yield Scorer(pipeline, impressions, batch_size)
     pipeline.detach()
@@ -82,13 +78,9 @@ def score(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, Float32Array]:
-    """Score this rank's share of impressions, in their order.
+    """Score this rank's share of the impressions, in order.
 
-    Args:
-        model: sharded over the ranks.
-        impressions: the same on every rank.
-        batch_size: rows of a rank's batch.
-        device: this rank's.
+    The arguments are those of `scorer`.
 
     Returns:
         Probabilities by column, float32 [this rank's rows].
@@ -96,5 +88,5 @@ def score(
     parts = impressions.parts(len(impressions))
     with scorer(model, impressions, batch_size, device) as score_rows:
         (part,) = parts
-        found = score_rows(part.rows, parts.width)
+        found = score_rows(part.rows, parts.padded_rows)
     return {name: values[: part.table.num_rows] for name, values in found.items()}

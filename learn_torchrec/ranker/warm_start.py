@@ -1,7 +1,7 @@
-"""Start a ranker from an earlier one: weights by name, tables by feature.
+"""Initializing a ranker from an earlier one: weights by name, tables by feature.
 
-What has no counterpart stays freshly initialised. Nothing happens in silence: what was
-loaded, what is new and what was left out is said, with the reason.
+What has no counterpart stays freshly initialized. Everything loaded, new or dropped is
+logged, with the reason.
 """
 
 import logging
@@ -29,7 +29,7 @@ class WarmStart:
         directory: of its weights, as `save_ranker` wrote them.
         features: that it was trained with.
         renamed: this run's feature to the earlier run's, where they differ; an empty
-            name starts the feature's table afresh.
+            name initializes the feature's table freshly.
     """
 
     directory: Path
@@ -38,14 +38,14 @@ class WarmStart:
 
 
 @dataclass
-class Loaded:
-    """What became of the weights, by name.
+class LoadReport:
+    """What happened to the weights, by name.
 
     Attributes:
-        matched: loaded whole.
-        resized: loaded as far as both have rows: (rows stored, rows now).
-        new: without a counterpart, as they were initialised, with the reason.
-        left_out: of the earlier run's, which this run has no place for.
+        matched: loaded completely.
+        resized: the common rows were loaded: (rows stored, rows now).
+        new: not loaded, with the reason.
+        left_out: weights of the earlier run that this run does not use.
     """
 
     matched: list[str] = field(default_factory=list)
@@ -54,9 +54,9 @@ class Loaded:
     left_out: list[str] = field(default_factory=list)
 
     def log(self) -> None:
-        """Write a line for each kind, and for each tensor that is not simply loaded."""
+        """Log a summary, and a line for each tensor that is not simply loaded."""
         logger.info(
-            "warm start: %d tensors loaded, %d resized, %d new, %d left out",
+            "warm start: %d tensors loaded, %d resized, %d new, %d dropped",
             *(len(self.matched), len(self.resized), len(self.new), len(self.left_out)),
         )
         for name, (before, now) in self.resized.items():
@@ -64,30 +64,30 @@ class Loaded:
         for name, reason in self.new.items():
             logger.info("warm start: %s is new (%s)", name, reason)
         for name in self.left_out:
-            logger.info("warm start: %s of the earlier run is left out", name)
+            logger.info("warm start: %s of the earlier run is dropped", name)
 
 
 @torch.no_grad()
 def warm_start(
     model: nn.Module, features: FeaturesConfig, earlier: WarmStart
-) -> Loaded:
-    """Load into a sharded ranker what an earlier one has by the same name.
+) -> LoadReport:
+    """Load the weights of an earlier ranker into a sharded, initialized one.
 
     Every rank takes part.
 
     Args:
-        model: this run's, initialised.
+        model: this run's.
         features: this run's.
-        earlier: where from.
+        earlier: the ranker to start from.
 
     Raises:
         UserError: a renamed feature that either run does not have, weights that cannot
-            be read, or none at all that fit.
+            be read, or none that fit.
     """
     _check_names(features, earlier)
     stored = read_index(earlier.directory).state_dict_metadata
     state = model.state_dict()
-    loaded, wanted = Loaded(), {}
+    loaded, wanted = LoadReport(), {}
     for name, value in state.items():
         old_name = f"model.{_old_name(name, earlier.renamed)}"
         size, now = getattr(stored.get(old_name), "size", None), value.size()
@@ -97,7 +97,7 @@ def warm_start(
             loaded.new[name] = "the earlier run has none"
         elif size[1:] != now[1:] or (size != now and not may_grow):
             loaded.new[name] = f"{list(size)} before, {list(now)} now"
-        elif reason := _other_meaning(feature, earlier):
+        elif reason := _changed_mapping(feature, earlier):
             loaded.new[name] = reason
         else:
             wanted[old_name] = value
@@ -146,13 +146,13 @@ def _feature_of(name: str, features: FeaturesConfig) -> IdFeature | None:
     return next(found, None)
 
 
-def _other_meaning(feature: IdFeature | None, earlier: WarmStart) -> str | None:
-    """Say why the rows of a feature's table mean other ids now; None if they do not."""
+def _changed_mapping(feature: IdFeature | None, earlier: WarmStart) -> str | None:
+    """Return why a table's rows now stand for other ids; None if they do not."""
     if feature is None:
         return None
     old = earlier.renamed.get(feature.column, feature.column)
     for other in earlier.features.sparse:
-        if other.column == old and other.meaning != feature.meaning:
-            before, now = other.meaning, feature.meaning
-            return f"ids became rows by {before} before, by {now} now"
+        if other.column == old and other.row_mapping != feature.row_mapping:
+            before, now = other.row_mapping, feature.row_mapping
+            return f"its ids were mapped to rows by {before}, now by {now}"
     return None

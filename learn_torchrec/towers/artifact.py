@@ -1,4 +1,4 @@
-"""The towers' artefact: trained weights, and what they were made from."""
+"""The towers artefact: trained weights and the configuration that made them."""
 
 from pathlib import Path
 
@@ -31,10 +31,7 @@ _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
 def save_towers(directory: Path, state: dict[str, Tensor], item_ids: pa.Array) -> None:
     """Write the weights into an artefact's working directory.
 
-    Args:
-        directory: of the artefact.
-        state: names and tensors.
-        item_ids: of the catalogue, in the order of the rows of a table of item ids.
+    `item_ids` are the catalogue's, in the row order of the item-ID table.
     """
     if "ids.trust" in state:
         pq.write_table(pa.table({ITEM_ID: item_ids}), directory / CATALOGUE_FILE)
@@ -44,7 +41,7 @@ def save_towers(directory: Path, state: dict[str, Tensor], item_ids: pa.Array) -
 def load_towers(
     directory: Path, device: torch.device
 ) -> tuple[TwinTower, TowersConfig, Manifest]:
-    """Load trained towers in evaluation mode, with what they were made from.
+    """Load trained towers in evaluation mode, with their settings and manifest.
 
     Raises:
         UserError: `directory` holds no towers artefact.
@@ -54,7 +51,7 @@ def load_towers(
         TowersConfig, manifest.config["towers"], str(directory / "manifest.json")
     )
     state = _weights(directory)
-    # Counts of the training events come with the weights, as the ids' trust.
+    # The state dict holds the shrinkage factors, so the counts only set their number.
     counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
     towers = build_towers(
         config.model, state["encoder.mean"], state["encoder.std"], counts
@@ -64,7 +61,7 @@ def load_towers(
 
 
 def earlier_towers(directory: Path, store: ContentStore) -> InitialTowers:
-    """Read the weights of trained towers, their ids by the items they belong to.
+    """Read the weights of trained towers; ID vectors are matched by item id.
 
     Args:
         directory: a towers artefact.
@@ -107,10 +104,10 @@ def _weights(directory: Path) -> dict[str, Tensor]:
 def check_towers_inputs(
     directory: Path, manifest: Manifest, store: ContentStore, split: SplitConfig
 ) -> None:
-    """Refuse content vectors or a split that the towers were not trained with.
+    """Refuse content vectors or a split other than those of training.
 
     Raises:
-        UserError: with what differs.
+        UserError: names what differs.
     """
     given = {"content": store.manifest.fingerprint}
     refuse_other_inputs(manifest, directory, given, {"content": "content"})

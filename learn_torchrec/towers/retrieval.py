@@ -1,4 +1,4 @@
-"""How well scores find held-out targets: over all of them, and by group."""
+"""Retrieval metrics of held-out targets: over all of them, and by group."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -31,14 +31,14 @@ from learn_torchrec.training.distributed import (
 
 @configuration
 class RetrievalConfig:
-    """How retrieval is judged.
+    """How retrieval is evaluated.
 
     Attributes:
         ks: cut-offs of the metrics.
-        filter_history: take the items of a user's history out of the ranking. Off
-            in the paper: people buy things again; on where they do not.
-        tail_events: items with at most so many training events are the tail, whose
-            targets are reported apart too.
+        filter_history: exclude the user's history items from the ranking. Off in the
+            paper, where people buy items again; on where they do not.
+        tail_events: items with at most this many training events are long-tail; their
+            targets are also reported separately.
     """
 
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (50, 100)
@@ -47,9 +47,9 @@ class RetrievalConfig:
 
 
 PROTOCOLS = {
-    # The paper's own data: many targets a user, who may buy a thing again.
+    # The paper's data: many targets per user, repeat purchases included.
     "industrial": RetrievalConfig(),
-    # Leave-one-out against the whole catalogue, as Amazon tables are made.
+    # Leave-one-out against the full catalogue, as in published Amazon results.
     "recformer": RetrievalConfig(ks=(10, 50)),
     "hstu": RetrievalConfig(ks=(10, 50, 200), filter_history=True),
 }
@@ -81,20 +81,19 @@ def evaluate_groups(
     task: RetrievalTask,
     config: RetrievalConfig,
 ) -> dict[str, dict[str, RetrievalMetrics]]:
-    """Judge rows on all targets, and on three groups of them.
+    """Evaluate several scorers on all targets, and on three groups of them.
 
     Args:
         rows: name to scores.
-        train: events that popularity and the tail are counted on.
+        train: events that define popularity and the long tail.
         num_items: of the catalogue.
         task: users and targets.
-        config: how to judge.
+        config: how to evaluate.
 
     Returns:
-        Group, row, metric. `all`: as configured. `new`: targets that the user's
-        history does not have, the history taken out of the ranking. `repeated`: those
-        that it has, in the whole ranking. `tail`: targets with at most `tail_events`
-        training events, as configured otherwise.
+        Metrics by group and name. `all`: as configured. `new`: targets outside the
+        user's history, which is excluded from the ranking. `repeated`: targets in
+        the history, in the full ranking. `tail`: long-tail targets, as configured.
     """
     targets, removed = task.targets, _removed(task, config)
     counts = np.bincount(train.items, minlength=num_items)

@@ -1,4 +1,4 @@
-"""Scores of the whole catalogue for held-out users: the towers', and baselines'."""
+"""Scores of the full catalogue for held-out users: the towers and baselines."""
 
 import numpy as np
 import torch
@@ -25,23 +25,23 @@ def towers_scores(
     device: torch.device,
     users: slice | None = None,
 ) -> ScoreBlock:
-    """Return the towers' scores of the whole catalogue for blocks of users.
+    """Return the towers' scores of the full catalogue for blocks of users.
 
-    Cosines, plus the score of items in the window that the tower reads (see
-    `RepeatConsumption`), on `device`.
+    Cosine similarities, plus the score of history items (see `RepeatConsumption`), on
+    `device`. Every rank takes part where the towers have an ID table.
 
     Args:
-        towers: every rank takes part where they have a sharded table of ids.
+        towers: any mode; it is restored.
         store: of the content vectors.
         task: users and their histories.
-        history_length: most events a window holds.
-        device: where `towers` lives.
-        users: a run of users to score; all when None.
+        history_length: maximum number of events in a window.
+        device: of `towers`.
+        users: slice of the users to score; None for all.
     """
     was_training = towers.training
     towers.eval()
     first, last, _ = (users or slice(None)).indices(len(task.sequences))
-    # Ranks look ids up together, as often as each other: all of them encode all users.
+    # Look-ups in a sharded table are collective: then every rank encodes all users.
     alone = towers.ids is None
     items = encode_catalogue(towers, store, np.arange(len(store)), device).to(device)
     events = task.last_history[first:last] if alone else task.last_history
@@ -49,7 +49,7 @@ def towers_scores(
         towers, store, task.sequences, events, history_length, device
     )
     vectors = (vectors if alone else vectors[first:last]).to(device)
-    seen = repeat_scores(
+    repeated = repeat_scores(
         towers, task.sequences, task.last_history[first:last], history_length
     )
     towers.train(was_training)
@@ -57,12 +57,12 @@ def towers_scores(
     def score(start: int, stop: int) -> Tensor:
         start, stop = start - first, stop - first
         similarity = vectors[start:stop] @ items.T
-        if seen is None:
+        if repeated is None:
             return similarity
         bounds = torch.tensor([start, stop], device=device)
-        begin, end = torch.searchsorted(seen.anchor, bounds)
-        index = seen.anchor[begin:end] - start, seen.item[begin:end]
-        return similarity.index_put_(index, seen.score[begin:end], accumulate=True)
+        begin, end = torch.searchsorted(repeated.anchor, bounds)
+        index = repeated.anchor[begin:end] - start, repeated.item[begin:end]
+        return similarity.index_put_(index, repeated.score[begin:end], accumulate=True)
 
     return score
 
@@ -70,13 +70,13 @@ def towers_scores(
 def baseline_scores(
     train: SequenceSet, store: ContentStore, task: RetrievalTask
 ) -> dict[str, ScoreBlock]:
-    """Return the scores that the towers have to beat.
+    """Return the scores of the baselines.
 
     - `popularity` ranks by the training users' event counts.
-    - `content_mean` is the paper's Baseline-v1: the user is the mean of the history's
+    - `content_mean` is the paper's Baseline-v1: a user is the mean of the history's
       content vectors.
-    - `already_bought` puts the items of the user's history first, the most frequent
-      ones before the others, and popularity behind them.
+    - `already_bought` ranks the user's history items first, by their number of events,
+      then all others by popularity.
     """
     counts = torch.from_numpy(np.bincount(train.items, minlength=len(store)))
     content = F.normalize(
@@ -85,7 +85,7 @@ def baseline_scores(
     histories = np.split(task.history.values, task.history.offsets[1:-1])
     means = [content[torch.from_numpy(rows)].mean(0) for rows in histories]
     users = torch.stack([F.normalize(mean, dim=0) for mean in means])
-    share = counts.double() / (counts.max() + 1)  # below 1: behind any history item
+    share = counts.double() / (counts.max() + 1)  # < 1: after any history item
 
     def already_bought(start: int, stop: int) -> Tensor:
         scores = share.repeat(stop - start, 1)

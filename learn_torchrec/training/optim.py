@@ -14,22 +14,21 @@ from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 from learn_torchrec.config import configuration
 
 Decay = Literal["cosine", "linear", "constant"]
-# Decay rate of a running moment.
-Decayed = Annotated[float, Field(ge=0, lt=1)]
+Decayed = Annotated[float, Field(ge=0, lt=1)]  # decay rate of a moment
 
 
 @configuration
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay; the defaults are the authors'.
+    """AdamW with warm-up and decay; the defaults are the authors'.
 
     Attributes:
         learning_rate: peak.
-        warmup: share of all steps over which the rate climbs to its peak.
+        warmup: share of all steps over which the rate rises to its peak.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled; not applied to biases and norms.
-        max_grad_norm: gradients are scaled down to this global norm; 0 is off.
+        max_grad_norm: gradients are clipped to this global norm; 0 is off.
     """
 
     learning_rate: PositiveFloat = 5e-5
@@ -44,7 +43,7 @@ class OptimizerConfig:
 def dense_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
 ) -> KeyedOptimizer:
-    """Return AdamW over named parameters, with gradient clipping where configured."""
+    """Return AdamW over named parameters, with gradient clipping if configured."""
     named = {name: value for name, value in parameters if value.requires_grad}
 
     def adamw(values: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -78,10 +77,10 @@ def warmup_decay(
     warmup: float,
     decay: Decay = "cosine",
 ) -> LambdaLR:
-    """Return a schedule that climbs over `warmup` of the steps, then decays.
+    """Return a schedule that warms up over a share of the steps, then decays.
 
-    It scales the rate of every group of `optimizer`, so a `CombinedOptimizer`
-    takes tables that are updated in the backward pass along.
+    It scales the rate of every parameter group, those of tables in a
+    `CombinedOptimizer` included.
     """
     warmup_steps = max(1, round(warmup * total_steps))
 

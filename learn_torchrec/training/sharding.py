@@ -45,17 +45,17 @@ ShardingKind = Literal[
     "table_column_wise",
     "grid_shard",
 ]
-# What the planner chooses from. data_parallel is left out: whole gradients would
-# travel, and fbgemm's unfused kernel is wrong for an EmbeddingCollection on a CPU.
+# What the planner chooses from. Not data_parallel: it would all-reduce full gradients,
+# and fbgemm's unfused kernel is wrong for an EmbeddingCollection on the CPU.
 _PLANNED = ("table_wise", "row_wise")
-# What runs on the CPU although TorchRec's sharder does not offer it there.
+# Sharding types that work on the CPU, although TorchRec's sharder omits them there.
 _HIDDEN_ON_CPU = ("row_wise", "table_row_wise", "grid_shard")
 _COLUMN_MULTIPLE = 4  # fbgemm reads rows in fours of float32
 _ROWS_IN_BLOCK = 4096
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, which hides on the CPU kinds that work there."""
+    """TorchRec's sharder, plus the sharding types it omits on the CPU."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types: list[str] = super().sharding_types(compute_device_type)
@@ -71,14 +71,14 @@ def shard_tables(
 ) -> DistributedModelParallel:
     """Shard every table of `model` and replicate the rest.
 
-    Tables are updated inside the backward pass. Replicated (data-parallel) ones are
-    not: they need `table_optimizer.replicated_optimizer`.
+    Tables are updated in the backward pass, except replicated (data-parallel) ones:
+    these need `table_optimizer.replicated_optimizer`.
 
     Args:
-        model: with unsharded tables; its other parameters equal on every rank.
+        model: with unsharded tables; other parameters are equal on every rank.
         device: this rank's.
         optimizer: of the tables.
-        kinds: of tables by name; "auto" where a table is not named. Tables of an
+        kinds: by table name, "auto" for missing ones. Tables of an
             `EmbeddingCollection` must not be data-parallel.
         on_plan: called with the plan as text.
 
@@ -132,7 +132,7 @@ def _constraints(kind: ShardingKind, dim: int) -> ParameterConstraints:
 
 
 def _column_width(dim: int, parts: int) -> int:
-    """Return the width that divides `dim` columns into at most `parts` equal ones."""
+    """Return the width that splits `dim` columns into at most `parts` equal parts."""
     widths = range(_COLUMN_MULTIPLE, dim, _COLUMN_MULTIPLE)
     return next((w for w in widths if dim % w == 0 and w * parts >= dim), dim)
 
@@ -144,14 +144,14 @@ def _refusal(
     reason = lines[0] if lines else type(error).__name__
     pinned = [f"{table} {kind}" for table, kind in kinds.items() if kind != "auto"]
     return (
-        f"sharding: TorchRec finds no plan for {dist.get_world_size()} ranks on "
+        f"sharding: TorchRec found no plan for {dist.get_world_size()} ranks on "
         f"{device.type} ({', '.join(pinned) or 'nothing pinned'}): {reason}; pin "
         "another kind, let the planner choose (auto), or make the tables smaller"
     )
 
 
 def describe(plan: ShardingPlan, tables: Mapping[str, Tensor]) -> str:
-    """Return a plan as text: a line for each table."""
+    """Return a plan as text, a line per table."""
     lines = [
         f"{table}: {tables[table].shape[0]:,} x {tables[table].shape[1]}, "
         f"{placed.sharding_type}, {placed.compute_kernel}: {', '.join(_places(placed))}"
@@ -185,9 +185,9 @@ def named_tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def table_of(parameter: str) -> str | None:
-    """Return the name of the table that a parameter holds; None for other parameters.
+    """Return the name of a parameter's table; None for other parameters.
 
-    TorchRec names them `<module>.embedding_bags.<table>.weight`, or `.embeddings.`.
+    TorchRec's names are `<module>.embedding_bags.<table>.weight`, or `.embeddings.`.
     """
     parts = parameter.split(".")
     if len(parts) < 3 or parts[-1] != "weight":
@@ -197,12 +197,11 @@ def table_of(parameter: str) -> str | None:
 
 @torch.no_grad()
 def init_tables(model: DistributedModelParallel, seed: int) -> None:
-    """Fill every table as TorchRec does, uniformly within sqrt(1 / rows).
+    """Initialize every table like TorchRec, uniformly within sqrt(1 / rows).
 
-    The values follow from (seed, table, row) alone, so they are the same for any
-    number of ranks and any sharding. TorchRec itself fills each shard by its rank's
-    random state: equal seeds give equal shards, and another number of ranks gives
-    other values.
+    The values depend only on (seed, table, row), so they are the same for any number
+    of ranks and any sharding. TorchRec itself draws each shard from its rank's random
+    state: equal seeds give equal shards, and other numbers of ranks other values.
     """
     for parameter, table in model.state_dict().items():
         name = table_of(parameter)
@@ -214,11 +213,11 @@ def init_tables(model: DistributedModelParallel, seed: int) -> None:
 
 @torch.no_grad()
 def fill_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write rows of a sharded or replicated table; every rank its own part.
+    """Write rows of a sharded or replicated table; every rank writes its own part.
 
     Args:
-        table: of a sharded model's state, [N, W].
-        rows: int64 [n], which.
+        table: of a sharded model's state dict, [N, W].
+        rows: int64 [n].
         values: float32 [n, W].
     """
     for part, first, column in _local_parts(table):
@@ -241,7 +240,7 @@ def _local_parts(table: Tensor) -> Iterator[tuple[Tensor, int, int]]:
 def _fill(
     part: Tensor, offsets: tuple[int, int], size: torch.Size, seed: int, name: str
 ) -> None:
-    """Fill the part of a table of `size` that starts at row and column `offsets`."""
+    """Initialize the part of a table of `size` that starts at `offsets`."""
     num_rows, dim = size
     (first_row, first_column), (count, width) = offsets, part.shape
     columns = slice(first_column, first_column + width)
@@ -257,37 +256,35 @@ def _fill(
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Copy a model's state to the CPU, every sharded table whole; all ranks call it.
+    """Copy a model's state to the CPU, unsharded; every rank takes part.
 
-    Returns:
-        Names and tensors; on ranks other than 0 sharded tables are empty.
+    On ranks other than 0 sharded tables are empty.
     """
     state = {}
     for name, value in model.state_dict().items():
         if isinstance(value, ShardedTensor):
-            # Between hosts, so that no GPU must hold a whole table.
+            # Gathered on the CPU, so that no GPU must hold a full table.
             value = value.cpu(process_group=host_group())
-            whole = torch.empty(value.size() if dist.get_rank() == 0 else 0)
-            value.gather(dst=0, out=whole if dist.get_rank() == 0 else None)
-            state[name] = whole
+            full = torch.empty(value.size() if dist.get_rank() == 0 else 0)
+            value.gather(dst=0, out=full if dist.get_rank() == 0 else None)
+            state[name] = full
         else:
             state[name] = value.detach().cpu().clone()
     return state
 
 
 def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a state whose tensors are filled, see `tensors.load_tensors`.
+    """Load a state dict that `tensors.load_tensors` filled.
 
     Raises:
-        UserError: managed-collision tables whose shards this number of ranks would cut.
+        UserError: this number of ranks would split shards of managed-collision tables.
     """
     try:
         model.load_state_dict(state)
-    except AssertionError as error:  # TorchRec's: a shard's ids lie anywhere in it
+    except AssertionError as error:  # TorchRec's: ids are anywhere in a shard
         raise UserError(
-            f"{dist.get_world_size()} ranks cannot share the managed_collision tables "
-            f"as they were saved ({error}); use as many ranks as then, or a number "
-            "that divides it"
+            f"{dist.get_world_size()} ranks cannot load the managed_collision tables "
+            f"({error}); use the number of ranks that saved them, or a divisor of it"
         ) from None
 
 

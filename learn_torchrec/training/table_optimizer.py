@@ -1,4 +1,4 @@
-"""The optimizer of ID tables: it steps inside the backward pass, by fbgemm."""
+"""The optimizer of ID tables, which fbgemm applies in the backward pass."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.optim import Decayed
 
-# In the backward pass by fbgemm, and as a plain optimizer of replicated tables.
+# In the backward pass (fbgemm), and as plain optimizers of replicated tables.
 _IN_BACKWARD = {
     "rowwise_adagrad": RowWiseAdagrad,
     "adagrad": Adagrad,
@@ -31,10 +31,10 @@ _PLAIN = {
 
 @configuration
 class TableOptimizerConfig:
-    """The optimizer of the ID tables; it steps inside the backward pass.
+    """The optimizer of the ID tables, applied in the backward pass.
 
     Attributes:
-        optimizer: fbgemm has row-wise Adagrad, Adagrad and SGD on both backends, and
+        optimizer: fbgemm has row-wise Adagrad, Adagrad and SGD on the CPU and CUDA, and
             Adam on CUDA only.
         learning_rate: peak; warm-up and decay are those of `ranker.optimizer`.
         eps: added to the root of the second moment.
@@ -51,7 +51,7 @@ class TableOptimizerConfig:
     beta2: Decayed = 0.999
 
     def arguments(self) -> dict[str, Any]:
-        """Return fresh arguments for fbgemm, which alters them."""
+        """Return a new dictionary of fbgemm's arguments, which fbgemm modifies."""
         result: dict[str, Any] = {"lr": self.learning_rate}
         if self.weight_decay:
             result["weight_decay"] = self.weight_decay
@@ -63,7 +63,7 @@ class TableOptimizerConfig:
 
 
 def refuse_unsupported(config: TableOptimizerConfig, device: torch.device) -> None:
-    """Refuse what fbgemm's CPU kernels lack, or would silently ignore.
+    """Refuse what fbgemm's CPU kernels lack or would silently ignore.
 
     Raises:
         UserError: names the setting and the fix.
@@ -85,7 +85,7 @@ def refuse_unsupported(config: TableOptimizerConfig, device: torch.device) -> No
 def step_in_backward(
     tables: Iterable[nn.Parameter], config: TableOptimizerConfig
 ) -> None:
-    """Let tables of an unsharded model be updated inside the backward pass."""
+    """Make an unsharded model's tables update in the backward pass."""
     for parameter in tables:
         _apply_optimizer_in_backward(
             _IN_BACKWARD[config.optimizer], [parameter], config.arguments()
@@ -95,9 +95,9 @@ def step_in_backward(
 def replicated_optimizer(
     tables: dict[str, nn.Parameter], config: TableOptimizerConfig
 ) -> KeyedOptimizer:
-    """Return the same optimizer for data-parallel tables, which get a plain gradient.
+    """Return the same optimizer for data-parallel tables.
 
-    TorchRec drops the in-backward optimizer of such tables.
+    TorchRec drops their in-backward optimizer; they get a plain gradient instead.
     """
     optimizer: Any = _PLAIN[config.optimizer]
     arguments = config.arguments()

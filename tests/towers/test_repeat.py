@@ -99,7 +99,7 @@ def test_the_dense_loss_equals_the_naive_formula():
         mask,
         items,
         temperature=0.2,
-        seen=RepeatedItems(anchor, item, score),
+        repeated=RepeatedItems(anchor, item, score),
     )
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     (gradient,) = torch.autograd.grad(loss, score)

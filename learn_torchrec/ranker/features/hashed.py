@@ -9,15 +9,15 @@ from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration
 from learn_torchrec.ids import as_ids, hash_ids
 from learn_torchrec.ranker.features.base import IdFeature
-from learn_torchrec.ranker.features.columns import Column
+from learn_torchrec.ranker.features.columns import FeatureColumn
 
 
 @configuration
 class HashedFeature(IdFeature):
-    """Integers or strings, by a hash that is the same in every process and version.
+    """Integers or strings, hashed alike in every process and version.
 
     Attributes:
-        num_embeddings: rows of its table; two ids may share one.
+        num_embeddings: rows of its table; ids may collide.
         ids: the kind.
     """
 
@@ -29,7 +29,7 @@ class HashedFeature(IdFeature):
         """Rows of its table."""
         return self.num_embeddings
 
-    def rows_of(self, ids: Column) -> Int64Array:
+    def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return each id's hash modulo the table's rows, int64 [V]."""
         known = as_ids(ids.values, f"{ids.source}: column {ids.name!r}")
         return (hash_ids(known) % np.uint64(self.num_embeddings)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Ids without bound, to which TorchRec gives rows while it trains."""
+"""Unbounded ids, to which TorchRec assigns rows while it trains."""
 
 from typing import ClassVar, Literal
 
@@ -15,17 +15,17 @@ from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import as_ids, hash_ids
 from learn_torchrec.ranker.features.base import IdFeature
-from learn_torchrec.ranker.features.columns import Column
+from learn_torchrec.ranker.features.columns import FeatureColumn
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
-# TorchRec's planner shares managed-collision tables evenly among any divisor of it.
-# Once trained, ranks' shares can be joined but not cut: see `sharding.load_state`.
+# TorchRec's planner splits managed-collision tables evenly over any divisor of it.
+# Trained shards can be merged but not split: see `sharding.load_state`.
 _BUCKETS = 64
 
 
 @configuration
 class ManagedCollisionFeature(IdFeature):
-    """Integers or strings; frequent ids get a row of their own, rare ones lose theirs.
+    """Integers or strings; frequent ids get their own row, rare ones are evicted.
 
     Attributes:
         num_embeddings: rows of its table, rounded up to a multiple of 64.
@@ -41,12 +41,13 @@ class ManagedCollisionFeature(IdFeature):
         super().__post_init__()
         require(
             self.weights is None,
-            f"weights: not with managed_collision (column {self.column!r})",
+            "weights: managed_collision does not support them "
+            f"(column {self.column!r}); remove them or use another kind",
         )
         require(
             self.sharding in (None, "auto", "row_wise"),
-            f"sharding: {self.sharding}, but TorchRec shards tables with "
-            f"managed_collision row-wise only (column {self.column!r})",
+            f"sharding: TorchRec shards managed_collision tables row_wise only, not "
+            f"{self.sharding} (column {self.column!r})",
         )
 
     @property
@@ -54,7 +55,7 @@ class ManagedCollisionFeature(IdFeature):
         """Rows of its table."""
         return -(-self.num_embeddings // _BUCKETS) * _BUCKETS
 
-    def rows_of(self, ids: Column) -> Int64Array:
+    def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return a non-negative 63-bit key of each id, int64 [V]."""
         known = as_ids(ids.values, f"{ids.source}: column {ids.name!r}")
         return (hash_ids(known) >> np.uint64(1)).astype(np.int64)
@@ -65,7 +66,7 @@ class ManagedCollisionFeature(IdFeature):
             raise UserError(
                 "ranker.tables.optimizer=rowwise_adagrad: fbgemm cannot reset its "
                 f"state on the CPU when feature {self.column!r} (managed_collision) "
-                "gives up an id; use adagrad or sgd, or train on CUDA"
+                "evicts an id; use adagrad or sgd, or train on CUDA"
             )
 
     def collision_module(

@@ -55,8 +55,8 @@ class TransformerLayer(nn.Module):
         # real token.
         rate = self.attention_dropout if self.training else 0.0
         if rate and query.device.type == "cpu":
-            # The fused kernel has no dropout on the CPU: PyTorch would take the same
-            # steps with slower masks.
+            # The fused kernel has no dropout on the CPU: PyTorch would fall back to the
+            # same operations with slower masks.
             attended = _causal_attention(query, key, value, rate)
         else:
             attended = F.scaled_dot_product_attention(
@@ -66,14 +66,10 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Learned positions and transformer layers (paper: section 3.2, BERT-base).
+    """Learned positions and `num_layers` of `TransformerLayer` (paper: section 3.2).
 
-    Its arguments are those of `TransformerLayer`, and:
-
-    Args:
-        num_layers: number of such layers.
-        max_positions: longest sequence; 0 leaves positions, norm and dropout of the
-            input out.
+    `max_positions` is the longest sequence; 0 disables the positions, norm and dropout
+    of the input.
     """
 
     def __init__(
@@ -121,7 +117,7 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float) -> Te
     """Causal attention with dropout, [B, heads, L, W / heads] each."""
     length, size = query.shape[2:]
     future = query.new_full((length, length), -torch.inf).triu(1)
-    # One product scales and masks as well.
+    # One product also scales and masks.
     scores = torch.baddbmm(
         future, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=size**-0.5
     )
