@@ -80,11 +80,7 @@ def build_ranker(
 ) -> DistributedModelParallel:
     """Return a fresh ranker, sharded over the ranks.
 
-    Args:
-        config: of the ranker.
-        vector_dim: D with LEARN on, None for the baseline.
-        device: this rank's.
-        on_plan: called with the sharding plan as text.
+    See `build_task`; `on_plan` is called with the sharding plan as text.
 
     Raises:
         UserError: tables, or their optimizer, that the backend cannot run.

@@ -22,11 +22,7 @@ def content_vectors(
 
     The paper's "w/o Align" (v2; Baseline-v1 of v1). Nothing is learned, so no cut-off
     applies; a user vector still knows only events strictly before an impression.
-
-    Args:
-        store: content of every item.
-        interactions: the log.
-        actions: that make a history.
+    Histories consist of the interactions with one of the `actions`.
 
     Returns:
         Vectors of C dims in half precision: items on disk, users in memory, one per

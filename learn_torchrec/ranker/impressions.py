@@ -104,11 +104,7 @@ class Impressions:
 
         The order depends only on (seed, epoch), not on the number of ranks and workers.
         The last, incomplete global batch is dropped, so that every rank takes the same
-        number of steps.
-
-        Args:
-            epoch: seeds the order.
-            start: first step to yield; greater than 0 on resume.
+        number of steps. `start` is the first step to yield, greater than 0 on resume.
 
         Raises:
             UserError: rows that cannot be read or do not fit the settings.

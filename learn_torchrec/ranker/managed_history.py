@@ -34,11 +34,10 @@ def input_history(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_input_history(model: nn.Module, history: Mapping[str, Tensor]) -> None:
-    """Restore the history of a model after its state dict is loaded.
+    """Restore this rank's history after the state dict of the model is loaded.
 
-    Args:
-        model: sharded over the same number of ranks.
-        history: of this rank; tables that are not in it stay as they are.
+    The model is sharded over the same number of ranks; tables without a history stay as
+    they are.
     """
     for name, module in _modules(model):
         if f"{name}.{_COUNTS}" not in history:

@@ -21,11 +21,7 @@ class TrainingMetrics:
 
     In the first epoch a row is scored before the model learns from it. Predictions are
     the probabilities of the labels: for a conditional task, the joint probability.
-
-    Args:
-        tasks: of the ranker.
-        batch_size: rows of a rank's batch.
-        device: this rank's.
+    `batch_size` is that of a rank.
     """
 
     def __init__(

@@ -87,13 +87,10 @@ class LearnVectors:
         times: Int64Array | None,
         source: str,
     ) -> tuple[Int64Array, Int64Array]:
-        """Find the rows of users, strictly before `times`, and of items.
+        """Find the rows of users, strictly before `times` [N], and of items.
 
-        Args:
-            user_ids: [N].
-            item_ids: [N].
-            times: unix seconds [N]; None for the latest vectors.
-            source: of the ids, for messages.
+        Times are unix seconds, None for the latest vectors. `source` names the origin
+        of the ids in messages.
 
         Returns:
             int64 [N] each, MISSING where there is none.

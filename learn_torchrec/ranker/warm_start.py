@@ -73,12 +73,7 @@ def warm_start(
 ) -> LoadReport:
     """Load the weights of an earlier ranker into a sharded, initialized one.
 
-    Every rank takes part.
-
-    Args:
-        model: this run's.
-        features: this run's.
-        earlier: the ranker to start from.
+    Every rank takes part; `features` are this run's.
 
     Raises:
         UserError: a renamed feature that either run does not have, weights that cannot

@@ -93,16 +93,10 @@ def collate(
     num_positives: int,
     candidates: Int64Array | None = None,
 ) -> TowerBatch:
-    """Pack the samples of some users into a batch.
+    """Pack the samples of users, int64 [B], into a batch.
 
-    Args:
-        sequences: the set that `users` indexes.
-        users: int64 [B].
-        samples: one per user.
-        num_anchors: N_h.
-        num_positives: N_t.
-        candidates: int64 [K], store rows of the candidate items, if they are not the
-            positives of the batch.
+    `candidates`, int64 [K], are store rows; None for the batch's own positives. N_h and
+    N_t are `num_anchors` and `num_positives`.
     """
     first = sequences.offsets[users]
     history, history_lengths = _events(first, [s.history for s in samples])
@@ -141,15 +135,9 @@ def epoch_users(
 ) -> Iterator[tuple[int, Int64Array]]:
     """Yield the steps of one pass over the users, with this rank's users of each.
 
-    The order depends only on (seed, epoch). The last, incomplete global batch is
-    dropped, so every rank takes the same number of steps.
-
-    Args:
-        sequences: the training users.
-        batch_size: users in a global batch; a multiple of the number of ranks.
-        seed: of the run.
-        epoch: number of the pass.
-        start: first step to yield; greater than 0 on resume.
+    The order depends only on (seed, epoch). The last, incomplete global batch of
+    `batch_size` users is dropped, so every rank takes the same number of steps. `start`
+    is the first step to yield, greater than 0 on resume.
 
     Yields:
         The step and int64 [batch_size / ranks].

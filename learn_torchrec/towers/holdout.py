@@ -133,11 +133,9 @@ def _leave_one_out(active: SequenceSet, split: SplitConfig) -> TowersSplit:
 def retrieval_task(
     sequences: SequenceSet, history_lengths: Int64Array
 ) -> RetrievalTask:
-    """Split each user's events into history and targets.
+    """Split events into the first `history_lengths` [U] of each user, and targets.
 
-    Args:
-        sequences: U users with at least 2 events.
-        history_lengths: int64 [U], at least 1 and below the user's number of events.
+    Every user has at least one event on either side.
     """
     lengths = sequences.lengths
     in_history = positions_in(lengths) < np.repeat(history_lengths, lengths)

@@ -24,13 +24,7 @@ _TOKENS_PER_BATCH = 16_384
 def encode_catalogue(
     towers: TwinTower, store: ContentStore, rows: Int64Array, device: torch.device
 ) -> Tensor:
-    """Encode items, each on its own.
-
-    Args:
-        towers: in evaluation mode.
-        store: of the content vectors.
-        rows: int64 [n], store rows of the items.
-        device: of `towers`.
+    """Encode items, given by store rows int64 [n], each on its own.
 
     Returns:
         float32 [n, D] on the CPU, unit vectors.
@@ -65,12 +59,9 @@ def encode_histories(
     events: Int64Array,
     history_length: int,
     device: torch.device,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Return all of `history_vectors`, float32 [n, D]."""
-    parts = history_vectors(
-        towers, store, sequences, events, history_length, device, on_progress
-    )
+    parts = history_vectors(towers, store, sequences, events, history_length, device)
     return torch.cat([torch.empty(0, _dim(towers)), *parts])
 
 
@@ -88,16 +79,9 @@ def history_vectors(
 
     The vector after event e is the user tower's over the at most `history_length`
     most recent events up to and including e. Events within the first
-    `history_length` of a user share one causal pass.
-
-    Args:
-        towers: in evaluation mode.
-        store: of the content vectors.
-        sequences: users and events.
-        events: int64 [n], ascending event indices.
-        history_length: maximum number of events in a window.
-        device: of `towers`.
-        on_progress: called with the number of events done and the total.
+    `history_length` of a user share one causal pass. The towers must be in evaluation
+    mode; `events` are ascending int64 [n]. `on_progress` is called with the number of
+    events done and the total.
 
     Yields:
         float32 [., D] on the CPU, unit vectors of the next events.
@@ -128,17 +112,13 @@ def history_vectors(
 def repeat_scores(
     towers: TwinTower, sequences: SequenceSet, events: Int64Array, history_length: int
 ) -> RepeatedItems | None:
-    """Score the history items of users after one event each.
+    """Score history items after one event of each user, see `RepeatConsumption`.
 
-    Args:
-        towers: in evaluation mode.
-        sequences: users and events.
-        events: int64 [n], the last event of each window.
-        history_length: maximum number of events in a window.
+    `events` are int64 [n], each the last of a window of up to `history_length`.
 
     Returns:
-        See `RepeatConsumption`: anchors index `events`, items are store rows, on the
-        towers' device. None where the towers have no such score or there are no events.
+        Anchors index `events`, items are store rows, on the towers' device; None where
+        the towers have no such score or there are no events.
     """
     if towers.repeat is None or len(events) == 0:
         return None

@@ -31,9 +31,8 @@ _HEADS = {"adaptor": "content_projection", "mlp.0": "vector_projection"}
 def read_official_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read a checkpoint of the authors' model without executing code from it.
 
-    Args:
-        path: a .safetensors file, or a state dict from `torch.save`, alone or under
-            the key `state_dict`.
+    It is a .safetensors file, or a state dict from `torch.save`, alone or under the key
+    `state_dict`.
 
     Raises:
         UserError: a file that cannot be read, or holds another model.
@@ -55,12 +54,8 @@ def read_official_checkpoint(path: Path) -> dict[str, Tensor]:
 def convert_official_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert a state dict of the authors' model to one of `PreferenceEncoder`.
 
-    Args:
-        state: of their preference module; names may begin with `module.`, as saved
-            from data-parallel training.
-
-    Returns:
-        The state dict, with content mean 0 and standard deviation 1.
+    Names may begin with `module.`, as saved from data-parallel training. The content
+    mean is 0 and the standard deviation 1.
 
     Raises:
         UserError: a name that their model does not have, or one that is missing.

@@ -81,14 +81,9 @@ def evaluate_groups(
     task: RetrievalTask,
     config: RetrievalConfig,
 ) -> dict[str, dict[str, RetrievalMetrics]]:
-    """Evaluate several scorers on all targets, and on three groups of them.
+    """Evaluate named scorers on all targets, and on three groups of them.
 
-    Args:
-        rows: name to scores.
-        train: events that define popularity and the long tail.
-        num_items: of the catalogue.
-        task: users and targets.
-        config: how to evaluate.
+    Popularity and the long tail are those of the events of `train`.
 
     Returns:
         Metrics by group and name. `all`: as configured. `new`: targets outside the

@@ -95,13 +95,8 @@ def sample_user(
 ) -> UserSample:
     """Split a user's events into history and targets, and sample both sides.
 
-    Args:
-        num_events: of the user; more than min_history.
-        config: how to sample.
-        seed: of the run.
-        epoch: of the pass, so that every pass has another cut.
-        user: index in the sequence set.
-        cut: events of the history; 0 for a random number.
+    The user has more than min_history events. `cut` is the length of the history, 0
+    for a random one.
     """
     random = np.random.default_rng([seed, epoch, user])
     events = np.arange(num_events)

@@ -28,15 +28,8 @@ def towers_scores(
     """Return the towers' scores of the full catalogue for blocks of users.
 
     Cosine similarities, plus the score of history items (see `RepeatConsumption`), on
-    `device`. Every rank takes part where the towers have an ID table.
-
-    Args:
-        towers: any mode; it is restored.
-        store: of the content vectors.
-        task: users and their histories.
-        history_length: maximum number of events in a window.
-        device: of `towers`.
-        users: slice of the users to score; None for all.
+    `device`. Only the `users` of a slice are scored, if given. Every rank takes part
+    where the towers have an ID table.
     """
     was_training = towers.training
     towers.eval()

@@ -37,13 +37,7 @@ class Objective(Protocol):
 
 
 class TwinTowerTrain(nn.Module):
-    """The training task, in the form that TorchRec's pipelines expect.
-
-    Args:
-        towers: the model.
-        objective: see `build.build_objective`.
-        loss: its temperature settings.
-    """
+    """The training task, in the form that TorchRec's pipelines expect."""
 
     def __init__(
         self, towers: TwinTower, objective: Objective, loss: LossConfig

@@ -24,13 +24,8 @@ def train_epoch(
 ) -> int:
     """Train until `batches` ends; return the number of steps.
 
-    Args:
-        pipeline: of the model in training mode.
-        batches: this rank's; every rank must yield the same number.
-        schedule: advanced after every step.
-        on_step: called with the model's detached output after every step.
-        before_step: called before every step, to seed its dropout for example.
-        watchdog: watches the steps.
+    Every rank must yield the same number of batches. `before_step` is called before
+    every step, `on_step` after it with the model's detached output.
     """
     steps = 0
     pipeline.reset()

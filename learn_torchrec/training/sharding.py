@@ -213,12 +213,9 @@ def init_tables(model: DistributedModelParallel, seed: int) -> None:
 
 @torch.no_grad()
 def fill_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write rows of a sharded or replicated table; every rank writes its own part.
+    """Write `rows`, int64 [n], of a sharded or replicated table of a state dict.
 
-    Args:
-        table: of a sharded model's state dict, [N, W].
-        rows: int64 [n].
-        values: float32 [n, W].
+    Every rank writes its own part of the `values`, float32 [n, W].
     """
     for part, first, column in _local_parts(table):
         count, width = part.shape

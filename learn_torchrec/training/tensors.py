@@ -157,12 +157,7 @@ def _on_host(metadata: ShardMetadata) -> ShardMetadata:
 def save_tensors(
     state: Mapping[str, Any], directory: Path, group: dist.ProcessGroup | None = None
 ) -> None:
-    """Write nested dictionaries of tensors; every rank takes part.
-
-    Args:
-        state: each rank's, with its own shards of sharded tensors.
-        directory: new or empty.
-        group: see `distributed`.
+    """Write nested dictionaries of tensors to a new directory; every rank takes part.
 
     Raises:
         OSError: a rank could not write.

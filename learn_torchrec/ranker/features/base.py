@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import PositiveInt
 from torchrec import EmbeddingBagConfig
 from torchrec.modules.mc_modules import MCHManagedCollisionModule
 
@@ -166,6 +167,22 @@ class IdFeature:
             num_embeddings=self.table_rows,
             feature_names=[self.column],
         )
+
+
+@configuration
+class SizedFeature(IdFeature):
+    """An ID feature whose table has a configured number of rows.
+
+    Attributes:
+        num_embeddings: rows of its table.
+    """
+
+    num_embeddings: PositiveInt = 100_000
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of its table."""
+        return self.num_embeddings
 
 
 def _refuse_other_lengths(ids: FeatureColumn, weights: FeatureColumn) -> None:

@@ -4,7 +4,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
     MCHManagedCollisionModule,
@@ -14,7 +13,7 @@ from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import as_ids, hash_ids
-from learn_torchrec.ranker.features.base import IdFeature
+from learn_torchrec.ranker.features.base import SizedFeature
 from learn_torchrec.ranker.features.columns import FeatureColumn
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
@@ -24,17 +23,15 @@ _BUCKETS = 64
 
 
 @configuration
-class ManagedCollisionFeature(IdFeature):
+class ManagedCollisionFeature(SizedFeature):
     """Integers or strings; frequent ids get their own row, rare ones are evicted.
 
     Attributes:
-        num_embeddings: rows of its table, rounded up to a multiple of 64.
         ids: the kind.
     """
 
     is_managed: ClassVar[bool] = True
 
-    num_embeddings: PositiveInt = 100_000
     ids: Literal["managed_collision"] = "managed_collision"
 
     def __post_init__(self) -> None:
@@ -52,7 +49,7 @@ class ManagedCollisionFeature(IdFeature):
 
     @property
     def table_rows(self) -> int:
-        """Rows of its table."""
+        """Rows of its table, rounded up to a multiple of 64."""
         return -(-self.num_embeddings // _BUCKETS) * _BUCKETS
 
     def rows_of(self, ids: FeatureColumn) -> Int64Array:

@@ -52,10 +52,7 @@ for _function in ("dense_all_action_loss", "_users_of"):
 class DenseAllAction(nn.Module):
     """Every sampled history event against every sampled target of its user.
 
-    Args:
-        loss: settings of the loss.
-        sampling: how a user's events become history, targets and pairs.
-        item_counts: int64 [N], training events of each catalogue item.
+    `item_counts` are int64 [N], training events of each catalogue item.
     """
 
     item_log_q: Tensor | None

@@ -43,10 +43,8 @@ for _function in ("next_item_loss", "arange_like"):
 class NextItem(nn.Module):
     """Each event against the next one, among the catalogue.
 
-    Args:
-        loss: settings of the loss.
-        sampling: only its `history_length` matters: a user's most recent pairs.
-        item_counts: int64 [N], training events of each catalogue item.
+    Of `sampling` only the `history_length` matters: the most recent pairs of a user.
+    `item_counts` are int64 [N], training events of each catalogue item.
     """
 
     adjustment: Tensor | None
