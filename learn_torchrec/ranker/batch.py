@@ -70,9 +70,9 @@ def evaluation_batches(
     batches of the same sizes.
     """
     for first in range(0, padded_rows, batch_size):
-        places = np.arange(first, min(first + batch_size, padded_rows))
-        is_padding = places >= len(rows)
-        batch = collate(rows.take(np.where(is_padding, 0, places)), vectors)
+        indices = np.arange(first, min(first + batch_size, padded_rows))
+        is_padding = indices >= len(rows)
+        batch = collate(rows.take(np.where(is_padding, 0, indices)), vectors)
         batch.weights[torch.from_numpy(is_padding)] = 0.0
         yield batch
 

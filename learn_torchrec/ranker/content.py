@@ -51,20 +51,20 @@ def content_vectors(
 
 
 def _running_means(
-    store: ContentStore, sequences: SequenceSet, wanted: BoolArray
+    store: ContentStore, sequences: SequenceSet, selected: BoolArray
 ) -> Float16Array:
-    """Return the mean content of a user's events up to each wanted one.
+    """Return the mean content of a user's events up to each selected one.
 
-    `wanted` is bool [events].
+    `selected` is bool [events].
 
     Returns:
-        float16 [wanted events, C], accumulated in float64, one user at a time.
+        float16 [selected events, C], accumulated in float64, one user at a time.
     """
-    means = np.empty((np.count_nonzero(wanted), store.dim), np.float16)
+    means = np.empty((np.count_nonzero(selected), store.dim), np.float16)
     done = 0
     for start, end in itertools.pairwise(sequences.offsets):
         sums = store.gather(sequences.items[start:end]).cumsum(axis=0, dtype=np.float64)
-        last = np.flatnonzero(wanted[start:end])
+        last = np.flatnonzero(selected[start:end])
         means[done : done + len(last)] = sums[last] / (last[:, None] + 1)
         done += len(last)
     return means

@@ -65,11 +65,11 @@ def check_tasks(tasks: Sequence[TaskConfig]) -> None:
         ValueError: no task, two of one name, or a task given a later one.
     """
     names = [task.name for task in tasks]
-    require(len(names) > 0, "tasks: name at least one")
+    require(len(names) > 0, "tasks: configure at least one")
     require(len(set(names)) == len(names), "tasks: two have the same name; rename one")
-    for place, task in enumerate(tasks):
+    for index, task in enumerate(tasks):
         require(
-            task.given is None or task.given in names[:place],
+            task.given is None or task.given in names[:index],
             f"tasks: {task.name} is given {task.given!r}, which is not an earlier task",
         )
 

@@ -63,7 +63,7 @@ def evaluate_towers(
     device: torch.device,
     config: RetrievalConfig,
 ) -> RetrievalMetrics:
-    """Rank the whole catalogue for every user of the task; ranks share the users."""
+    """Rank the full catalogue for every user of the task; ranks share the users."""
     mine = rank_share(len(task.sequences))
     score = towers_scores(towers, store, task, history_length, device, mine)
     with raise_on_all_ranks():

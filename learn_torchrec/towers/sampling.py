@@ -51,7 +51,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         require(
             self.alpha <= self.beta,
-            f"beta: {self.beta:g} is less than alpha, {self.alpha:g}",
+            f"beta: {self.beta:g} is less than alpha, {self.alpha:g}; raise it",
         )
 
 
@@ -143,10 +143,10 @@ def _subsample(
 
 def _sample_positions(
     count: int,
-    wanted: int,
+    size: int,
     random: np.random.Generator,
     weights: Float64Array | None,
 ) -> Int64Array:
-    if count <= wanted:
+    if count <= size:
         return np.arange(count)
-    return np.sort(random.choice(count, wanted, replace=False, p=weights))
+    return np.sort(random.choice(count, size, replace=False, p=weights))

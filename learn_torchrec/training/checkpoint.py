@@ -257,13 +257,13 @@ class Checkpoints:
         except (OSError, SafetensorError, UserError) as error:
             problem = (
                 f"checkpoint at step {step} was not saved ({error}); the last good one "
-                f"is that of step {max(self._steps(), default=0)}"
+                f"is of step {max(self._steps(), default=0)}"
             )
             if is_writer():
                 logger.warning("%s", problem)
             return problem
         if is_writer():
-            # Later steps are of a run that was rolled back behind them.
+            # Later steps belong to a run that was rolled back, and do not count.
             known = [each for each in self._steps() if each <= step]
             for old in known[: -self._settings.keep]:
                 shutil.rmtree(self._at(old), ignore_errors=True)

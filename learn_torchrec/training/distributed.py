@@ -251,7 +251,7 @@ def write_artifact_on_all_ranks(
             if is_writer():
                 working = stack.enter_context(write_artifact(directory, **manifest))
         yield broadcast_from_rank0(working, group)
-        gather_objects(None, group)  # every rank's files are whole
+        gather_objects(None, group)  # every rank has written its files
         with raise_on_all_ranks(group):
             stack.close()
 

@@ -14,7 +14,7 @@ from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 from learn_torchrec.config import configuration
 
 Decay = Literal["cosine", "linear", "constant"]
-Decayed = Annotated[float, Field(ge=0, lt=1)]  # decay rate of a moment
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 @configuration
@@ -33,8 +33,8 @@ class OptimizerConfig:
 
     learning_rate: PositiveFloat = 5e-5
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
-    beta1: Decayed = 0.9
-    beta2: Decayed = 0.98
+    beta1: DecayRate = 0.9
+    beta2: DecayRate = 0.98
     eps: float = 1e-6
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: NonNegativeFloat = 1.0

@@ -8,7 +8,6 @@ import json
 import math
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from learn_torchrec.training.distributed import is_writer
@@ -84,12 +83,7 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._stream is not None:
             self._stream.close()
         if self._board is not None:

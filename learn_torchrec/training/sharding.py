@@ -154,21 +154,21 @@ def describe(plan: ShardingPlan, tables: Mapping[str, Tensor]) -> str:
     """Return a plan as text, a line per table."""
     lines = [
         f"{table}: {tables[table].shape[0]:,} x {tables[table].shape[1]}, "
-        f"{placed.sharding_type}, {placed.compute_kernel}: {', '.join(_places(placed))}"
+        f"{spec.sharding_type}, {spec.compute_kernel}: {', '.join(_placements(spec))}"
         for placements in plan.plan.values()
-        for table, placed in placements.items()
+        for table, spec in placements.items()
     ]
     return "\n".join(sorted(lines))
 
 
-def _places(placed: ParameterSharding) -> Iterator[str]:
-    if placed.sharding_spec is None:
+def _placements(sharding: ParameterSharding) -> Iterator[str]:
+    if sharding.sharding_spec is None:
         yield "every rank holds all of it"
         return
-    for place in placed.sharding_spec.shards:
-        (row, column), (rows, columns) = place.shard_offsets, place.shard_sizes
+    for shard in sharding.sharding_spec.shards:
+        (row, column), (rows, columns) = shard.shard_offsets, shard.shard_sizes
         yield (
-            f"rank {place.placement.rank()} rows {row:,}-{row + rows:,} "
+            f"rank {shard.placement.rank()} rows {row:,}-{row + rows:,} "
             f"columns {column}-{column + columns}"
         )
 

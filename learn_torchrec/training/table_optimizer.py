@@ -12,20 +12,14 @@ from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
-from learn_torchrec.training.optim import Decayed
+from learn_torchrec.training.optim import DecayRate
 
 # In the backward pass (fbgemm), and as plain optimizers of replicated tables.
-_IN_BACKWARD = {
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": Adagrad,
-    "sgd": SGD,
-    "adam": Adam,
-}
-_PLAIN = {
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
+_OPTIMIZERS: dict[str, tuple[Any, Any]] = {
+    "rowwise_adagrad": (RowWiseAdagrad, RowWiseAdagrad),
+    "adagrad": (Adagrad, torch.optim.Adagrad),
+    "sgd": (SGD, torch.optim.SGD),
+    "adam": (Adam, torch.optim.Adam),
 }
 
 
@@ -47,8 +41,8 @@ class TableOptimizerConfig:
     learning_rate: PositiveFloat = 0.05
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
-    beta1: Decayed = 0.9
-    beta2: Decayed = 0.999
+    beta1: DecayRate = 0.9
+    beta2: DecayRate = 0.999
 
     def arguments(self) -> dict[str, Any]:
         """Return a new dictionary of fbgemm's arguments, which fbgemm modifies."""
@@ -86,10 +80,9 @@ def step_in_backward(
     tables: Iterable[nn.Parameter], config: TableOptimizerConfig
 ) -> None:
     """Make an unsharded model's tables update in the backward pass."""
+    optimizer, _ = _OPTIMIZERS[config.optimizer]
     for parameter in tables:
-        _apply_optimizer_in_backward(
-            _IN_BACKWARD[config.optimizer], [parameter], config.arguments()
-        )
+        _apply_optimizer_in_backward(optimizer, [parameter], config.arguments())
 
 
 def replicated_optimizer(
@@ -99,7 +92,7 @@ def replicated_optimizer(
 
     TorchRec drops their in-backward optimizer; they get a plain gradient instead.
     """
-    optimizer: Any = _PLAIN[config.optimizer]
+    _, optimizer = _OPTIMIZERS[config.optimizer]
     arguments = config.arguments()
     if config.optimizer == "adam":
         arguments["betas"] = (arguments.pop("beta1"), arguments.pop("beta2"))

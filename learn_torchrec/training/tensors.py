@@ -73,23 +73,24 @@ def read_index(directory: Path) -> Metadata:
         UserError: it is missing, damaged, or refers to anything but tensors.
     """
     path = directory / ".metadata"
+
+    def refused(reason: str) -> UserError:
+        return UserError(f"{path}: refused, {reason}; restore it, or train again")
+
     try:
         metadata = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise refused(f"it cannot be read ({error.strerror})") from None
     except Exception as error:  # a damaged pickle raises anything
-        raise UserError(f"{path}: refused, not an index of tensors ({error})") from None
+        raise refused(f"not an index of tensors ({error})") from None
     if not isinstance(metadata, Metadata):
-        raise UserError(f"{path}: refused, not an index of tensors")
+        raise refused("not an index of tensors")
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
-            raise UserError(f"{path}: refused, {name} is not a tensor")
+            raise refused(f"{name} is not a tensor")
     for info in metadata.storage_data.values():
         if Path(info.relative_path).name != info.relative_path:
-            raise UserError(
-                f"{path}: refused, it names a file outside its directory, "
-                f"{info.relative_path!r}"
-            )
+            raise refused(f"it names a file elsewhere, {info.relative_path!r}")
     return metadata
 
 
@@ -122,14 +123,14 @@ class HostCopies:
                 Shard(self._copy(shard.tensor, f"{name}.{n}"), _on_host(shard.metadata))
                 for n, shard in enumerate(value.local_shards())
             ]
-            whole = copy.deepcopy(value.metadata())
-            whole.shards_metadata = [_on_host(each) for each in whole.shards_metadata]
-            whole.tensor_properties.pin_memory = any(
+            metadata = copy.deepcopy(value.metadata())
+            metadata.shards_metadata = list(map(_on_host, metadata.shards_metadata))
+            metadata.tensor_properties.pin_memory = any(
                 shard.tensor.is_pinned() for shard in shards
             )
             return ShardedTensor._init_from_local_shards_and_global_metadata(
                 shards,
-                sharded_tensor_metadata=whole,
+                sharded_tensor_metadata=metadata,
                 process_group=value._process_group,
             )
         if not isinstance(value, Tensor):
@@ -224,7 +225,8 @@ def _load(
             dict(state), storage_reader=_SafeReader(str(directory)), planner=planner
         )
     except (CheckpointException, OSError) as error:
-        raise UserError(f"{directory}: cannot be read ({_reason(error)})") from None
+        problem = f"cannot be read ({_reason(error)}); restore it, or train again"
+        raise UserError(f"{directory}: {problem}") from None
 
 
 def _names(state: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -164,7 +164,7 @@ def check_managed(result: dict) -> None:
     assert result["pipelined"] == [names] * 2
     assert np.isfinite(result["loss"]).all()
     np.testing.assert_allclose(result["restored_scores"], result["scores"], rtol=1e-6)
-    assert "cannot share the managed_collision tables" in result["of_fewer_ranks"]
+    assert "cannot load the managed_collision tables" in result["of_fewer_ranks"]
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_metrics_of_each_task(one_rank):
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ([], "tasks: name at least one"),
+        ([], "tasks: configure at least one"),
         ([CVR, CVR], "tasks: two have the same name"),
         ([CVR_GIVEN, CTR], "cvr is given 'ctr', which is not an earlier task"),
     ],

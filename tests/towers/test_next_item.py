@@ -123,9 +123,9 @@ def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
 
 @pytest.mark.parametrize(("anchors", "logits"), [(2, 99), (4096, 1), (4096, 1 << 20)])
 @pytest.mark.parametrize("num_candidates", [11, 5])
-@pytest.mark.parametrize("with_extras", [False, True])
+@pytest.mark.parametrize("with_offsets_and_repeats", [False, True])
 def test_the_loss_equals_the_naive_formula(
-    anchors, logits, num_candidates, with_extras, monkeypatch
+    anchors, logits, num_candidates, with_offsets_and_repeats, monkeypatch
 ):
     monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", anchors)
     monkeypatch.setattr(losses, "_LOGITS_IN_CHUNK", logits)
@@ -138,7 +138,7 @@ def test_the_loss_equals_the_naive_formula(
     positives = torch.randint(0, 11, (4, 3), generator=random)
     candidates = torch.randperm(11, generator=random)[:num_candidates]
     offsets, repeated, met = None, None, torch.zeros(12, 11)
-    if with_extras:
+    if with_offsets_and_repeats:
         offsets = torch.randn(11, generator=random)
         anchor = torch.tensor([0, 0, 1, 3, 6, 7, 8, 9, 10])
         item = torch.randint(0, 11, (9,), generator=random)
@@ -214,7 +214,7 @@ def test_a_chunk_of_the_loss_is_bounded(candidates, largest, monkeypatch):
     assert max(seen) == largest
 
 
-def test_an_id_counts_as_much_as_is_known_of_it():
+def test_shrinkage_scales_ids_by_their_counts():
     counts = torch.tensor([0, 1, 5, 95])
     ids = ItemIds(counts, dim=4, shrinkage=5.0)
     assert ids.trust.tolist() == pytest.approx([0, 1 / 6, 1 / 2, 0.95])
@@ -280,7 +280,7 @@ def test_the_adjustment_adds_the_log_share_of_the_training_events(store, one_ran
 
 
 def test_training_counts_the_events_of_the_items(store, one_rank, tmp_path):
-    """What an id counts follows from its events: n / (n + k)."""
+    """The shrinkage factor of an id is n / (n + k)."""
     del one_rank
     sequences, config = make_sequences(), config_of(epochs=1)
     model = dataclasses.replace(config.model, id_shrinkage=3.0)
@@ -445,7 +445,7 @@ def test_wrong_settings_are_named(store, one_rank, tmp_path):
             )
 
 
-def test_users_on_one_side_of_the_moment_are_cut_at_random(store):
+def test_users_on_one_side_of_the_split_time_are_cut_at_random(store):
     sequences = make_sequences()
     data = dataclasses.replace(
         data_of(sequences), train=sequences, cuts=np.arange(30) % 10

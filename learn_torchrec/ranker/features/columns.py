@@ -40,8 +40,8 @@ class FeatureColumn:
 
     def row_of(self, entry: int | np.integer[Any]) -> int:
         """Return the row number in the data set of an entry."""
-        place = np.searchsorted(offsets_of(self.lengths), entry, side="right") - 1
-        return int(self.row_numbers[place])
+        row = np.searchsorted(offsets_of(self.lengths), entry, side="right") - 1
+        return int(self.row_numbers[row])
 
     def numbers(self, dtype: Any = np.float32) -> AnyArray:
         """Return the entries as floats [V].

@@ -16,8 +16,8 @@ def encode_dense(table: pa.Table, names: tuple[str, ...], source: str) -> Float3
         UserError: a column is missing, not a number or not finite; names the row.
     """
     matrix = np.empty((table.num_rows, len(names)), np.float32)
-    for place, name in enumerate(names):
-        matrix[:, place] = _one_number_each(table, name, source)
+    for index, name in enumerate(names):
+        matrix[:, index] = _one_number_each(table, name, source)
     return matrix
 
 

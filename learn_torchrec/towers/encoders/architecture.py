@@ -67,25 +67,15 @@ class EncoderShape:
     def __post_init__(self) -> None:
         require(
             self.width % self.num_heads == 0,
-            f"width: {self.width} is not a multiple of num_heads, {self.num_heads}",
+            f"width: {self.width} is not a multiple of num_heads, {self.num_heads}; "
+            "change one of them",
         )
 
 
 def build_sequence_encoder(shape: EncoderShape) -> SequenceEncoder:
     """Return a freshly initialized encoder of the configured architecture."""
+    size = shape.width, shape.num_layers, shape.num_heads
+    rest = shape.dropout, shape.max_positions
     if shape.architecture == "hstu":
-        return HSTU(
-            shape.width,
-            shape.num_layers,
-            shape.num_heads,
-            shape.dropout,
-            shape.max_positions,
-        )
-    return Transformer(
-        shape.width,
-        shape.num_layers,
-        shape.num_heads,
-        shape.feed_forward_dim,
-        shape.dropout,
-        shape.max_positions,
-    )
+        return HSTU(*size, *rest)
+    return Transformer(*size, shape.feed_forward_dim, *rest)

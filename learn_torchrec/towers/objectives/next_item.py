@@ -33,7 +33,7 @@ from learn_torchrec.towers.repeat import RepeatedItems
 from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
 
 _ANCHORS_IN_CHUNK = 4096
-_LOGITS_IN_CHUNK = 1 << 26  # 256 MiB; lowers the anchors where candidates are many
+_LOGITS_IN_CHUNK = 1 << 26  # 256 MiB; limits the anchors if candidates are many
 
 # TorchRec's pipelines trace the loss up to the sharded table; these stay opaque.
 for _function in ("next_item_loss", "arange_like"):
