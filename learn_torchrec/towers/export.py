@@ -55,25 +55,21 @@ def write_item_vectors(
 ) -> None:
     """Write a rank's item vectors: a shard of `items/`, and Parquet on request.
 
-    The Parquet columns are `item_id, vector`.
-
-    Args:
-        working_dir: of the artefact.
-        rank: index of the shard.
-        item_ids: [n].
-        vectors: batches of float32 [., D], n rows in all, ordered like `item_ids`.
-        shape: n and D.
-        parquet: whether to write Parquet as well.
+    The Parquet columns are `item_id, vector`. `vectors` are batches of float32 [., D],
+    in the order of `item_ids`; `shape` is their number and D.
 
     Raises:
         UserError: a vector is not finite.
     """
-
-    def keys(part: slice) -> dict[str, pa.Array]:
-        return {ITEM_ID: item_ids[part]}
-
     path = working_dir / ITEM_VECTORS_FILE if parquet else None
-    _write_part(working_dir / ITEMS, path, rank, keys, vectors, shape)
+    _write_part(
+        working_dir / ITEMS,
+        path,
+        rank,
+        lambda rows: {ITEM_ID: item_ids[rows]},
+        vectors,
+        shape,
+    )
 
 
 def write_user_vectors(
@@ -87,17 +83,9 @@ def write_user_vectors(
 ) -> None:
     """Write a rank's user vectors: a shard of `users/`, and Parquet on request.
 
-    The Parquet columns are `user_id, timestamp, vector`: the vector knows events up to
-    `timestamp`. See `write_item_vectors` for the other arguments and errors.
-
-    Args:
-        working_dir: of the artefact.
-        rank: index of the shard.
-        sequences: users and events.
-        events: int64 [n], the last event that each vector knows.
-        vectors: batches of float32 [., D], n rows in all, ordered like `events`.
-        dim: D.
-        parquet: whether to write Parquet as well.
+    The Parquet columns are `user_id, timestamp, vector`. A vector knows its user's
+    events up to one of `events`, int64 [n], and `timestamp` is that event's. The rest
+    is as in `write_item_vectors`.
     """
 
     def keys(part: slice) -> dict[str, pa.Array]:
@@ -118,11 +106,7 @@ def write_vector_indexes(
 ) -> None:
     """Write the index of all ranks' vectors; called on one rank.
 
-    Args:
-        working_dir: of the artefact.
-        item_ids: of all items, in the order of the shards.
-        sequences: users and events.
-        events: int64, ascending, the last event of every user vector of all ranks.
+    `item_ids` and `events` are those of all ranks, in the order of the shards.
     """
     for side in (ITEMS, USERS):
         (working_dir / side).mkdir(exist_ok=True)
