@@ -75,7 +75,7 @@ class Job:
             checkpoints = Checkpoints(
                 self.out, made_from, self.run.checkpoint, self.overwrite
             )
-            with checkpoints.listening(), RunLog(self.out) as log:
+            with checkpoints.stop_on_sigterm(), RunLog(self.out) as log:
                 yield device, log, checkpoints
 
     def manifest(self, cutoff: int | None, facts: dict[str, Any]) -> dict[str, Any]:

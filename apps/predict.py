@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for done in range(parts.count):
                 with raise_on_all_ranks():
                     part = next(remaining)
-                scores = score(part.rows, parts.width)
+                scores = score(part.rows, parts.padded_rows)
                 with raise_on_all_ranks():
                     _refuse_non_finite(scores, part.table, args.ranker)
                     write(_with_scores(part.table, scores))

@@ -73,7 +73,7 @@ def test_lists_of_sections_are_json():
         ),
         (
             'ranker.features.sparse=[{"column": "user.age"}]',
-            "0.column: 'user.age' holds a dot, which no ID feature's name may",
+            "0.column: 'user.age' has a dot, which feature names must not",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The auxiliary network: adapts LEARN's vectors to conversion (paper: section 3.4).
+"""The auxiliary network: aligns LEARN's vectors with CVR (paper: section 3.4).
 
 Dimension letters: B rows, D vector dim, H hidden size, E fusion dim.
 """
@@ -14,11 +14,11 @@ AuxiliaryLogits: TypeAlias = Any  # a tensor [B], or a dictionary of them by tas
 
 
 class AuxiliaryNetwork(nn.Module):
-    """Two linear layers fuse user and item vector; a head predicts conversion.
+    """Two linear layers fuse the user and item vector; a head predicts conversion.
 
-    The paper's "mid emb" (v1) or "fusion emb" (v2) is the output of the two layers.
-    It enters the main ranker, and the head's own CVR loss shapes it. In a ranker of
-    several tasks it may have a head for each.
+    The output of the two layers is the paper's "mid emb" (v1) or "fusion emb" (v2). It
+    enters the main ranker and is trained by the head's own CVR loss. In a multi-task
+    ranker several tasks may have a head.
 
     Args:
         vector_dim: D, of each of the two vectors.
@@ -26,7 +26,7 @@ class AuxiliaryNetwork(nn.Module):
         fusion_dim: E.
         head_dim: hidden size of a head.
         device: of the parameters.
-        tasks: names of the heads; None for a single head without a name.
+        tasks: names of the heads; None for a single, unnamed head.
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ class AuxiliaryNetwork(nn.Module):
             item_vectors: float [B, D].
 
         Returns:
-            Fusion embedding [B, E] and logits [B], by task where heads have names.
+            Fusion embedding [B, E] and logits [B], by task if the heads have names.
         """
         pair = torch.cat([user_vectors, item_vectors], dim=1)
         fusion = F.relu(self.fusion_out(F.relu(self.fusion_in(pair))))
@@ -87,12 +87,12 @@ class AuxiliaryNetwork(nn.Module):
 def weighted_bce(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Return the mean over rows of weight times binary cross-entropy, a scalar.
+    """Return the mean over rows of the weighted binary cross-entropy, a scalar.
 
     Args:
         logits: float [B].
         labels: float [B] of 0 and 1.
-        weights: float [B], 1 when None.
+        weights: float [B]; None for 1.
     """
     losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     return losses.mean() if weights is None else (weights * losses).mean()

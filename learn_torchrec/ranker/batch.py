@@ -1,4 +1,4 @@
-"""Ranking batches: this rank's rows, as TorchRec's pipelines want them.
+"""Ranking batches: this rank's rows in the form that TorchRec's pipelines take.
 
 Dimension letters: B rows, F dense features, D vector dim.
 """
@@ -23,14 +23,14 @@ class RankingBatch(PipelineableBatch):
 
     Attributes:
         dense_features: float32 [B, F].
-        sparse_features: the ID features, in the order of the configuration; weighted
-            where one of them is.
+        sparse_features: the ID features in the configured order; weighted if any of
+            them is.
         labels: float32 [B], by column.
         weights: float32 [B]; 0 in padding.
         user_vectors: float16 [B, D], zeros where missing; None with LEARN off.
         item_vectors: float16 [B, D], likewise.
-        has_vectors: bool [B, 2], whether the user's, the item's vector is there.
-        managed_features: ID features whose rows TorchRec finds; None without any.
+        has_vectors: bool [B, 2], whether the user and the item vector exist.
+        managed_features: ID features with managed collision; None without any.
     """
 
     dense_features: Tensor
@@ -44,7 +44,7 @@ class RankingBatch(PipelineableBatch):
 
 
 def collate(rows: RankingRows, vectors: LearnVectors | None) -> RankingBatch:
-    """Return rows as a batch, with their users' and items' vectors looked up here."""
+    """Return rows as a batch; the vectors of users and items are looked up here."""
     batch = RankingBatch(
         dense_features=torch.from_numpy(rows.dense),
         sparse_features=_keyed_jagged(rows.sparse),
@@ -62,17 +62,17 @@ def collate(rows: RankingRows, vectors: LearnVectors | None) -> RankingBatch:
 
 
 def evaluation_batches(
-    rows: RankingRows, vectors: LearnVectors | None, width: int, batch_size: int
+    rows: RankingRows, vectors: LearnVectors | None, padded_rows: int, batch_size: int
 ) -> Iterator[RankingBatch]:
-    """Yield the rows in order, each exactly once.
+    """Yield the rows in order, each exactly once, padded to `padded_rows`.
 
-    What is missing to `width` rows, the same on every rank, is filled with row 0 at
-    weight 0: every rank yields as many batches of the same size.
+    Padding repeats row 0 with weight 0, so that every rank yields the same number of
+    batches of the same sizes.
     """
-    for first in range(0, width, batch_size):
-        places = np.arange(first, min(first + batch_size, width))
-        is_padding = places >= len(rows)
-        batch = collate(rows.take(np.where(is_padding, 0, places)), vectors)
+    for first in range(0, padded_rows, batch_size):
+        indices = np.arange(first, min(first + batch_size, padded_rows))
+        is_padding = indices >= len(rows)
+        batch = collate(rows.take(np.where(is_padding, 0, indices)), vectors)
         batch.weights[torch.from_numpy(is_padding)] = 0.0
         yield batch
 

@@ -1,4 +1,4 @@
-"""Building a ranker as configured, sharded, with its optimizers; saving, loading."""
+"""Building, saving and loading a ranker; its optimizers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,12 +34,9 @@ MODEL_DIRECTORY = "model"
 def build_task(
     config: RankerConfig, vector_dim: int | None, device: torch.device
 ) -> LearnRankerTrain:
-    """Return a fresh ranker before it is sharded: its tables hold no values yet.
+    """Return a fresh ranker before sharding; its tables are not initialized yet.
 
-    Args:
-        config: of the ranker.
-        vector_dim: D with LEARN on, None for the baseline.
-        device: this rank's.
+    `vector_dim` is D with LEARN on, None for the baseline.
     """
     torch.manual_seed(config.training.seed)
     shape, features = config.model, config.features
@@ -83,11 +80,7 @@ def build_ranker(
 ) -> DistributedModelParallel:
     """Return a fresh ranker, sharded over the ranks.
 
-    Args:
-        config: of the ranker.
-        vector_dim: D with LEARN on, None for the baseline.
-        device: this rank's.
-        on_plan: called with the sharding plan as text.
+    See `build_task`; `on_plan` is called with the sharding plan as text.
 
     Raises:
         UserError: tables, or their optimizer, that the backend cannot run.
@@ -105,9 +98,9 @@ def build_ranker(
 def ranker_optimizer(
     model: DistributedModelParallel, config: RankerConfig
 ) -> CombinedOptimizer:
-    """Return the optimizers of the tables and of all else, stepped as one.
+    """Return the optimizers of the tables and of all else as one.
 
-    Tables step inside the backward pass; replicated ones with the others.
+    Tables are updated in the backward pass, replicated ones with everything else.
     """
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     replicated = {name: value for name, value in rest.items() if table_of(name)}

@@ -1,4 +1,4 @@
-"""What decides a ranker: its features, tasks and shape, and how it trains."""
+"""Settings of the ranker: features, tasks, model and training."""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -21,12 +21,11 @@ class RankerModelConfig:
         embedding_dim: of every ID feature; a multiple of 4.
         dense_layers: hidden sizes of the bottom MLP, before the embedding dim.
         over_layers: hidden sizes of each task's top MLP, before the logit.
-        learn: what a ranker with vectors reads: "all", the "vectors" without an
-            auxiliary network, the "fusion" embedding only, or nothing ("off": the
-            baseline).
+        learn: input from LEARN: "all", the "vectors" without an auxiliary network, the
+            "fusion" embedding only, or nothing ("off": the baseline).
         fusion_hidden_dim: between the auxiliary network's two linear layers.
         fusion_dim: of the fusion embedding.
-        stop_gradient: keep the main loss from shaping the fusion embedding.
+        stop_gradient: keep the main loss from training the fusion embedding.
     """
 
     embedding_dim: Annotated[int, Field(gt=0, multiple_of=4)] = 32
@@ -43,15 +42,14 @@ class StreamConfig:
     """How impressions are read while training.
 
     Attributes:
-        enabled: read row groups of `parquet:` impressions as they are needed, instead
-            of all rows at the start.
-        lanes: places of the data that a batch takes its rows from; the number used is
-            the largest divisor of the batch size up to this one.
-        shuffle_rows: rows of all lanes that are shuffled together; of a table in
-            memory all are.
-        workers: reader processes per rank; 0 reads in threads of the rank, as a
-            table in memory always is.
-        timeout: seconds after which a worker that gives nothing counts as hung.
+        enabled: read row groups of `parquet:` impressions as needed, instead of all
+            rows at the start.
+        lanes: positions in the data that a batch is interleaved from; the largest
+            divisor of the batch size up to this number is used.
+        shuffle_rows: size of the shuffle buffer over all lanes; tables in memory are
+            shuffled as a whole.
+        workers: reader processes per rank; 0 reads in threads, as for tables in memory.
+        timeout: seconds after which a silent worker counts as hung.
     """
 
     enabled: bool = False
@@ -63,14 +61,14 @@ class StreamConfig:
 
 @configuration
 class RankerTrainingConfig:
-    """How long and in what pieces the ranker trains.
+    """Length, batch size and order of the ranker's training.
 
     Attributes:
         epochs: passes over the training rows.
         batch_size: rows in a global batch, over all ranks.
-        decay: of all learning rates, tables' too, after their warm-up.
-        eviction_interval: steps between two moments at which `managed_collision`
-            features may give up rare ids for new ones.
+        decay: of all learning rates after warm-up, the tables' included.
+        eviction_interval: steps between evictions of rare ids from
+            `managed_collision` tables.
         stream: how rows are read.
         seed: of weights and order.
     """
@@ -85,16 +83,16 @@ class RankerTrainingConfig:
 
 @configuration
 class RankerConfig:
-    """Everything that decides the ranker, given impressions and vectors.
+    """All settings that decide the ranker, given impressions and vectors.
 
     Attributes:
         features: the columns it reads.
-        tasks: what it predicts.
+        tasks: its predictions.
         model: its shape.
-        optimizer: of everything but the tables; its warm-up is theirs too.
+        optimizer: of everything but the tables, which share its warm-up.
         tables: the tables' optimizer.
         sharding: of the tables.
-        training: how long.
+        training: length, batch size and order.
     """
 
     features: FeaturesConfig = field(default_factory=FeaturesConfig)

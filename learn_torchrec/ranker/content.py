@@ -1,4 +1,4 @@
-"""Raw content vectors in the place of LEARN's: shows what the towers add."""
+"""Raw content vectors in place of LEARN's, to measure what the towers add."""
 
 import itertools
 
@@ -18,30 +18,26 @@ from learn_torchrec.vector_table import VectorTable
 def content_vectors(
     store: ContentStore, interactions: pa.Table, actions: tuple[str, ...]
 ) -> LearnVectors:
-    """Return items' content, and users as the mean of what they acted on so far.
+    """Return the items' content, and users as the running mean of their history.
 
     The paper's "w/o Align" (v2; Baseline-v1 of v1). Nothing is learned, so no cut-off
-    applies; a user is still seen strictly before an impression.
-
-    Args:
-        store: content of every item.
-        interactions: the log.
-        actions: that make a history.
+    applies; a user vector still knows only events strictly before an impression.
+    Histories consist of the interactions with one of the `actions`.
 
     Returns:
-        Vectors of C dims in half precision: an item's on disk, a user's one for each
-        moment at which it acted, in memory.
+        Vectors of C dims in half precision: items on disk, users in memory, one per
+        user and timestamp.
 
     Raises:
-        UserError: an item that the store does not hold, ids of another type than the
+        UserError: an item that the store does not have, ids of another type than the
             store's, or no interaction with one of the actions.
     """
     rows = item_rows(interactions, store)
     sequences = build_sequences(interactions, rows, actions)
     owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    moments = np.stack([owners, sequences.times])
-    # Of events at one moment only the last is ever looked up: it has seen them all.
-    is_last = np.r_[(moments[:, 1:] != moments[:, :-1]).any(axis=0), True]
+    keys = np.stack([owners, sequences.times])
+    # Look-ups return only the last of simultaneous events, which includes them all.
+    is_last = np.r_[(keys[:, 1:] != keys[:, :-1]).any(axis=0), True]
     return LearnVectors(
         users=VectorTable(
             index=IdIndex.build(sequences.user_ids, USER_ID),
@@ -55,23 +51,20 @@ def content_vectors(
 
 
 def _running_means(
-    store: ContentStore, sequences: SequenceSet, wanted: BoolArray
+    store: ContentStore, sequences: SequenceSet, selected: BoolArray
 ) -> Float16Array:
-    """Return the mean content of a user's events up to each wanted one.
+    """Return the mean content of a user's events up to each selected one.
 
-    Args:
-        store: of the events' items.
-        sequences: of E events.
-        wanted: bool [E].
+    `selected` is bool [events].
 
     Returns:
-        float16 [wanted events, C], summed in float64 a user at a time.
+        float16 [selected events, C], accumulated in float64, one user at a time.
     """
-    means = np.empty((np.count_nonzero(wanted), store.dim), np.float16)
+    means = np.empty((np.count_nonzero(selected), store.dim), np.float16)
     done = 0
     for start, end in itertools.pairwise(sequences.offsets):
         sums = store.gather(sequences.items[start:end]).cumsum(axis=0, dtype=np.float64)
-        last = np.flatnonzero(wanted[start:end])
+        last = np.flatnonzero(selected[start:end])
         means[done : done + len(last)] = sums[last] / (last[:, None] + 1)
         done += len(last)
     return means

@@ -1,4 +1,4 @@
-"""Impressions to arrays: columns checked, ids to table rows, vectors to their rows."""
+"""Encoding impressions as arrays: checked columns, table rows, vector rows."""
 
 from dataclasses import dataclass
 
@@ -23,11 +23,11 @@ from learn_torchrec.schema import (
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes tables of impressions where they are read, be it in a worker process.
+    """Encodes tables of impressions where they are read, possibly in a worker process.
 
     Attributes:
-        features: the columns it reads.
-        tasks: whose labels it reads.
+        features: the columns to read.
+        tasks: whose labels to read.
         vectors: LEARN's, to find the rows of users and items; None with LEARN off.
         source: of the tables, for messages.
     """
@@ -38,29 +38,25 @@ class Encoder:
     source: str
 
     def __call__(self, table: pa.Table) -> RankingRows:
-        """Check and encode a table.
-
-        Raises:
-            UserError: as `checked` and `encode`.
-        """
+        """Check and encode a table; raises as `checked` and `encode`."""
         return self.encode(self.checked(table))
 
     def checked(self, table: pa.Table) -> pa.Table:
         """Return a table with plain types in the columns that every ranker needs.
 
         Raises:
-            UserError: one that is missing, has nulls or is of a wrong type or value.
+            UserError: a column is missing, has nulls or a wrong type or value.
         """
         return check(table, _required(self.tasks), self.source)
 
     def encode(self, table: pa.Table) -> RankingRows:
         """Encode a checked table.
 
-        A user's vector is the latest strictly before the row's time.
+        A user's vector is the latest one strictly before the row's timestamp.
 
         Raises:
-            UserError: a feature column that is missing, has nulls or is of a wrong type
-                or value, or ids whose type differs from the vectors'.
+            UserError: a feature column is missing, has nulls or a wrong type or value;
+                or the ids are of another type than the vectors'.
         """
         sparse = {
             feature.column: feature.encode(table, self.source)
@@ -96,7 +92,7 @@ def columns_of(config: RankerConfig) -> tuple[str, ...]:
 
 
 def _required(tasks: tuple[TaskConfig, ...]) -> dict[str, str]:
-    """Return the columns needed besides the features, and the kind of each."""
+    """Return the columns besides the features, and the kind of each."""
     kinds = dict(REQUIRED[IMPRESSIONS_FILE])
     binary = kinds.pop(LABEL)
     return kinds | dict.fromkeys(label_columns(tasks), binary)

@@ -1,7 +1,7 @@
 """The ranker's impressions: one path for memory, Parquet and prediction.
 
 A `RowSource` (a table in memory, or Parquet row groups) -> the loader, which encodes
-rows where they are read -> encoded rows -> vectors looked up where a batch is collated.
+rows where they are read -> encoded rows -> collated batches, with their vectors.
 """
 
 import functools
@@ -22,6 +22,7 @@ from learn_torchrec.datasets.loading.loader import (
 )
 from learn_torchrec.datasets.loading.prefetch import prefetch
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowSource
+from learn_torchrec.jagged import offsets_of
 from learn_torchrec.ranker.batch import RankingBatch, collate
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import Encoder
@@ -36,7 +37,7 @@ class Part:
     """Consecutive rows of one rank.
 
     Attributes:
-        rows: encoded; at least one, so that a rank without rows takes part.
+        rows: encoded; at least one, so that a rank without rows can take part.
         table: the same rows, checked, with all columns that were read; empty on a rank
             without rows.
     """
@@ -50,14 +51,14 @@ class Impressions:
 
     Args:
         source: where they are read from.
-        config: of the ranker: which columns, tasks and batches.
-        vectors: LEARN's; None without.
+        config: of the ranker.
+        vectors: LEARN's, if any.
 
     Attributes:
         tasks: of the ranker.
         vectors: None with LEARN off.
-        report: of the rows that this rank has taken: in training those of the first
-            epoch that it read, else those of all parts.
+        report: of this rank's rows: those of the first epoch read in training, else
+            those of all parts.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Impressions:
 
     @functools.cached_property
     def loader(self) -> Loader:
-        """What reads them to train; of a table in memory one window holds all rows.
+        """The training loader; a table in memory is a single shuffle window.
 
         Raises:
             UserError: a batch size that does not fit the ranks or the rows.
@@ -101,13 +102,9 @@ class Impressions:
     def batches(self, epoch: int, start: int = 0) -> Iterator[RankingBatch]:
         """Yield this rank's share of every global batch of one pass, shuffled.
 
-        The order follows from (seed, epoch) alone, at any number of ranks and workers.
-        The last, incomplete global batch is left out, so every rank takes as many
-        steps.
-
-        Args:
-            epoch: of the order.
-            start: steps to leave out, which an earlier run has taken.
+        The order depends only on (seed, epoch), not on the number of ranks and workers.
+        The last, incomplete global batch is dropped, so that every rank takes the same
+        number of steps. `start` is the first step to yield, greater than 0 on resume.
 
         Raises:
             UserError: rows that cannot be read or do not fit the settings.
@@ -125,38 +122,34 @@ class Impressions:
                     self.report += taken.report()
                 yield collate(taken, self.vectors)
 
-    def parts(self, most_rows: int) -> "Parts":
-        """Return this rank's share of all rows, in their order.
-
-        Args:
-            most_rows: of a part.
-        """
-        return Parts(self, most_rows)
+    def parts(self, max_rows: int) -> "Parts":
+        """Return this rank's share of all rows, in order; parts have up to max_rows."""
+        return Parts(self, max_rows)
 
     def encoder(self) -> Encoder:
-        """Return what encodes the rows that are read, in this process or in workers."""
+        """Return what encodes the rows, in this process or in workers."""
         config = self._config
         return Encoder(config.features, self.tasks, self.vectors, self.source.name)
 
 
 class Parts:
-    """One rank's share of impressions, a run of rows in their order, cut into parts.
+    """One rank's contiguous share of the impressions, in parts.
 
     Attributes:
         count: of parts, the same on every rank.
-        width: rows of the largest part of any rank.
+        padded_rows: rows of the largest part of any rank.
     """
 
-    def __init__(self, impressions: Impressions, most_rows: int) -> None:
+    def __init__(self, impressions: Impressions, max_rows: int) -> None:
         self._impressions = impressions
         ranks = dist.get_world_size()
         longest = -(-len(impressions) // ranks)
-        # Parts of one width: the last one is scored as if it were full.
-        self.width = -(-longest // -(-longest // most_rows))
-        # A lane is a run of rows in their order, so one lane is one rank's share.
+        # Parts of equal size: the last one is padded when it is scored.
+        self.padded_rows = -(-longest // -(-longest // max_rows))
+        # A lane is a contiguous range of rows, so one lane is one rank's share.
         self._loader = Loader(
             impressions.source,
-            evaluation(LoaderConfig(batch_size=self.width * ranks, lanes=ranks)),
+            evaluation(LoaderConfig(batch_size=self.padded_rows * ranks, lanes=ranks)),
             rank=dist.get_rank(),
             ranks=ranks,
         )
@@ -176,19 +169,16 @@ class Parts:
     def _encoded(self) -> Generator[Part]:
         source, encoder = self._impressions.source, self._impressions.encoder()
         for table in self._loader.batches(epoch=0):
-            # A rank without rows takes part with one that another rank writes.
-            some = table if table.num_rows else next(source.pieces(0)).slice(0, 1)
-            checked = encoder.checked(some)
+            # A rank without rows takes part with a row that another rank reports.
+            used = table if table.num_rows else next(source.pieces(0)).slice(0, 1)
+            checked = encoder.checked(used)
             rows = encoder.encode(checked)
             kept = checked.slice(0, table.num_rows).drop_columns([ROW_NUMBER])
             yield Part(rows, kept)
 
 
 def _rows_of(windows: Sequence[Window], step: int) -> Int64Array:
-    """Return the rows of a step in the windows laid end to end."""
-    firsts = np.cumsum([0, *(len(window.rows) for window in windows)])
-    taken = [
-        first + window.take(step)
-        for first, window in zip(firsts, windows, strict=False)
-    ]
-    return np.concatenate(taken)
+    """Return the indices of a step's rows in the concatenated windows."""
+    firsts = offsets_of(np.array([len(window.rows) for window in windows]))
+    pairs = zip(firsts[:-1], windows, strict=True)
+    return np.concatenate([first + window.take(step) for first, window in pairs])

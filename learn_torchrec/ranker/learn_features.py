@@ -1,4 +1,4 @@
-"""LEARN as dense features, for the ranker here or anyone's.
+"""LEARN as dense features, for this ranker or any other.
 
 Dimension letters: B rows, D vector dim, E fusion dim.
 """
@@ -21,20 +21,20 @@ FeatureSet = Literal["all", "vectors", "fusion"]
 
 
 class LearnFeatures(nn.Module):
-    """User and item vectors, or ids, in; dense features and auxiliary logits out.
+    """Turns user and item vectors, or ids, into dense features and auxiliary logits.
 
-    The features are the auxiliary network's fusion embedding, both vectors and
-    whether each vector is there (paper: section 3.4). The vectors stay as the towers
-    make them, of unit norm: scaled up by a layer norm they drown the other dense
-    features (MovieLens-100K: validation AUC 0.751 against 0.779).
+    The features are the auxiliary network's fusion embedding, both vectors and a
+    presence flag for each vector (paper: section 3.4). The vectors keep the towers'
+    unit norm: with a layer norm they drown the other dense features (MovieLens-100K:
+    validation AUC 0.751 against 0.779).
 
     Args:
         vector_dim: D.
         auxiliary: the auxiliary network; None for one of the default shape.
-        features: what the ranker gets besides the two flags: "all", the "vectors"
-            (then there is no auxiliary network), or the "fusion" embedding.
-        stop_gradient: shape the fusion embedding by the auxiliary loss alone.
-        vectors: where `of_ids` finds vectors; not a part of the state.
+        features: besides the two flags: "all", the "vectors" (without an auxiliary
+            network), or the "fusion" embedding.
+        stop_gradient: train the fusion embedding by the auxiliary loss alone.
+        vectors: for `of_ids`; not part of the state dict.
         device: of the parameters.
 
     Attributes:
@@ -75,7 +75,7 @@ class LearnFeatures(nn.Module):
         self.features = features
         self.stop_gradient = stop_gradient
         self.vectors = vectors
-        # Where the module is, and in which precision: it may have no parameters.
+        # Tracks device and precision of a module that may have no parameters.
         like = next(self.parameters(), torch.empty(0, device=device))
         self.register_buffer("_like", like.detach().new_zeros(()), persistent=False)
         self._like: Tensor
@@ -85,11 +85,11 @@ class LearnFeatures(nn.Module):
         """Return fresh features over a vectors artefact, ready for `of_ids`.
 
         Args:
-            directory: what `export-vectors` wrote.
+            directory: written by `export-vectors`.
             options: further arguments of the constructor.
 
         Raises:
-            UserError: no such artefact, or files that do not hold vectors.
+            UserError: no such artefact, or a damaged one.
         """
         vectors = LearnVectors.open(Path(directory))
         return cls(vectors.dim, vectors=vectors, **options)
@@ -105,8 +105,8 @@ class LearnFeatures(nn.Module):
         Args:
             user_vectors: [B, D] of any float type, zeros where missing.
             item_vectors: [B, D], likewise.
-            has_vectors: [B, 2], whether the user's, the item's vector is there; all
-                there when None.
+            has_vectors: [B, 2], whether the user and the item vector exist; None if all
+                do.
 
         Returns:
             Dense features [B, out_features], and the auxiliary network's logits, [B]
@@ -134,27 +134,17 @@ class LearnFeatures(nn.Module):
         Args:
             user_ids: [B] integers or strings.
             item_ids: [B] integers or strings.
-            timestamps: [B] unix seconds or datetimes: each user is seen strictly
-                before; None for each user's latest vector (serving).
+            timestamps: [B] unix seconds or datetimes: user vectors know only events
+                strictly before them; None for the latest vectors (serving).
 
         Raises:
-            UserError: ids of another type than the vectors', null ids, null times, or
-                times that must be milliseconds.
+            UserError: ids of another type than the vectors', null ids, null timestamps,
+                or timestamps that must be milliseconds.
             ValueError: made without `vectors`.
         """
         if self.vectors is None:
             raise ValueError("of_ids needs vectors: make it with LearnFeatures.load")
         return self(*self.vectors.lookup(user_ids, item_ids, timestamps))
 
-    @staticmethod
-    def auxiliary_loss(
-        logits: Tensor, labels: Tensor, weights: Tensor | None = None
-    ) -> Tensor:
-        """Return the mean CVR loss of the auxiliary logits, to add to the main loss.
-
-        Args:
-            logits: float [B].
-            labels: float [B] of 0 and 1.
-            weights: float [B] of the rows, 1 when None.
-        """
-        return weighted_bce(logits, labels, weights)
+    # The mean CVR loss of the auxiliary logits, to add to the main loss.
+    auxiliary_loss = staticmethod(weighted_bce)

@@ -1,8 +1,8 @@
-"""The ids that managed-collision tables have seen since ids last changed rows.
+"""The ids that managed-collision tables have collected since the last eviction.
 
-TorchRec collects a rank's ids for some steps before frequent ones get rows, and keeps
-them out of the model's state. Without them a resumed training would give rows to other
-ids than one that was not interrupted.
+TorchRec collects a rank's ids for some steps before it assigns rows to frequent ones,
+but keeps them out of the state dict. Without them, a resumed training would assign rows
+to other ids than an uninterrupted one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,10 @@ from torchrec.modules.mc_modules import MCHManagedCollisionModule
 _COUNTS, _IDS = "counts", "ids"
 
 
-def history_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return what this rank's tables have seen, by table and kind; views, not copies.
+def input_history(model: nn.Module) -> dict[str, Tensor]:
+    """Return this rank's collected ids, by table and kind; views, not copies.
 
-    Empty where no table is managed, or none has seen a batch yet.
+    Empty without managed tables, or before their first batch.
     """
     history = {}
     for name, module in _modules(model):
@@ -33,12 +33,11 @@ def history_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_history(model: nn.Module, history: Mapping[str, Tensor]) -> None:
-    """Restore the history of a model whose state is loaded.
+def restore_input_history(model: nn.Module, history: Mapping[str, Tensor]) -> None:
+    """Restore this rank's history after the state dict of the model is loaded.
 
-    Args:
-        model: sharded over as many ranks.
-        history: of this rank; tables that are not in it stay as they are.
+    The model is sharded over the same number of ranks; tables without a history stay as
+    they are.
     """
     for name, module in _modules(model):
         if f"{name}.{_COUNTS}" not in history:

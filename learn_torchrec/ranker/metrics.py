@@ -1,4 +1,4 @@
-"""Normalised entropy and calibration while training, by `torchrec.metrics`."""
+"""Normalized entropy and calibration while training, by `torchrec.metrics`."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,9 @@ _WINDOW_BATCHES = 100
 class TrainingMetrics:
     """Metrics of each task over the latest rows of all ranks.
 
-    They are of rows that the model had not learned from yet, where a row is seen
-    for the first time, and of the probabilities that the tasks' labels judge: of a
-    conditional task the joint one.
-
-    Args:
-        tasks: of the ranker.
-        batch_size: rows of a rank's batch.
-        device: this rank's.
+    In the first epoch a row is scored before the model learns from it. Predictions are
+    the probabilities of the labels: for a conditional task, the joint probability.
+    `batch_size` is that of a rank.
     """
 
     def __init__(
@@ -47,18 +42,18 @@ class TrainingMetrics:
         }
 
     def add(self, output: RankerOutput) -> None:
-        """Take one step's detached output."""
-        judged = joint_logits(self._tasks, output.logits)
-        predictions = {name: logits.sigmoid() for name, logits in judged.items()}
+        """Add one step's detached output."""
+        joint = joint_logits(self._tasks, output.logits)
+        predictions = {name: logits.sigmoid() for name, logits in joint.items()}
         labels = {task.name: output.labels[task.label] for task in self._tasks}
         weights = dict.fromkeys(labels, output.weights)
         for metric in self._metrics.values():
             metric.update(predictions=predictions, labels=labels, weights=weights)
 
     def result(self) -> dict[str, float]:
-        """Return the windowed metrics that are defined; every rank takes part.
+        """Return the finite windowed metrics; every rank takes part.
 
-        They are `ne` and `calibration` of one task, `ne_<task>` ... of several.
+        They are `ne` and `calibration` for one task, `ne_<task>` and so on for several.
         """
         result = {}
         for name, metric in self._metrics.items():

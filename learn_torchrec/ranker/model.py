@@ -1,4 +1,4 @@
-"""The ranker: TorchRec's DLRM, with LEARN's vectors among its dense features.
+"""The ranker: TorchRec's DLRM, with LEARN's features among the dense ones.
 
 Dimension letters: B rows, F dense features, D vector dim, S ID features.
 """
@@ -19,11 +19,7 @@ from learn_torchrec.ranker.tasks import TaskConfig, joint_logits
 
 
 class ManagedSparseArch(nn.Module):
-    """TorchRec's `SparseArch` for ID features whose rows TorchRec assigns.
-
-    Args:
-        collection: its tables, all of one embedding dim.
-    """
+    """TorchRec's `SparseArch` for managed-collision tables of one embedding dim."""
 
     def __init__(self, collection: ManagedCollisionEmbeddingBagCollection) -> None:
         super().__init__()
@@ -41,7 +37,7 @@ class ManagedSparseArch(nn.Module):
 
 
 class LearnRanker(nn.Module):
-    """A DLRM made of TorchRec's own parts; without `learn`, for one task, it is DLRM.
+    """A DLRM of TorchRec's own parts; without `learn`, for one task, it equals DLRM.
 
     Several tasks share everything but the over-arch (shared bottom).
 
@@ -50,10 +46,10 @@ class LearnRanker(nn.Module):
         dense_in_features: F, at least 1.
         dense_arch_layer_sizes: of the bottom MLP; the last is the embedding dim.
         over_arch_layer_sizes: of a task's top MLP; the last is 1.
-        learn: LEARN's features, or None for the baseline.
+        learn: LEARN's features; None for the baseline.
         managed_collection: further ID features, of the same embedding dim.
         device: of the dense parameters.
-        tasks: their names, one over-arch each.
+        tasks: names; each has an over-arch.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -102,7 +98,7 @@ class LearnRanker(nn.Module):
             )
             for task in self.tasks
         }
-        # One task's parameters have the names that DLRM gives them.
+        # With one task, parameters have DLRM's names.
         one = len(archs) == 1
         self.over_arch = archs[self.tasks[0]] if one else nn.ModuleDict(archs)
 
@@ -120,19 +116,19 @@ class LearnRanker(nn.Module):
         Args:
             dense_features: float [B, F].
             sparse_features: KJT over B rows.
-            user_vectors: float [B, D], needed with `learn`.
-            item_vectors: float [B, D], needed with `learn`.
+            user_vectors: float [B, D], required by `learn`.
+            item_vectors: float [B, D], required by `learn`.
             has_vectors: float [B, 2], see `LearnFeatures`.
-            managed_features: KJT over B rows, needed with `managed_collection`.
+            managed_features: KJT over B rows, required by `managed_collection`.
 
         Returns:
             Logits [B] by task, and the auxiliary network's by task.
         """
         auxiliary_logits: dict[str, Tensor] = {}
         if self.learn is not None:
-            features, found = self.learn(user_vectors, item_vectors, has_vectors)
+            features, heads = self.learn(user_vectors, item_vectors, has_vectors)
             for task in self.auxiliary_tasks:
-                auxiliary_logits[task] = found[task] if self._heads_named else found
+                auxiliary_logits[task] = heads[task] if self._heads_named else heads
             dense_features = torch.cat([dense_features, features], dim=1)
         embedded_dense = self.dense_arch(dense_features)
         embedded_sparse = self.sparse_arch(sparse_features)
@@ -152,14 +148,14 @@ class LearnRanker(nn.Module):
 
 
 class RankerOutput(NamedTuple):
-    """What a training step shows, detached.
+    """The detached output of a training step.
 
     Attributes:
         loss: main plus auxiliary, a scalar.
         logits: [B] by task.
         labels: [B] by column.
         weights: [B].
-        auxiliary_loss: a scalar, the heads' sum before lambda; 0 without a head.
+        auxiliary_loss: a scalar, the sum over heads before lambda; 0 without a head.
     """
 
     loss: Tensor
@@ -170,14 +166,10 @@ class RankerOutput(NamedTuple):
 
 
 class LearnRankerTrain(nn.Module):
-    """The training task: all tasks' main and auxiliary losses, one backward pass.
+    """The training task: all main and auxiliary losses in one backward pass.
 
-    TorchRec's fused table optimizers step in every backward pass, so two passes
-    would update the tables twice.
-
-    Args:
-        ranker: the model.
-        tasks: the ranker's, in its order.
+    TorchRec's fused table optimizers step in every backward pass, so two passes would
+    update the tables twice. `tasks` are the ranker's, in its order.
     """
 
     def __init__(
@@ -187,10 +179,10 @@ class LearnRankerTrain(nn.Module):
         self.ranker, self.tasks = ranker, tuple(tasks)
 
     def forward(self, batch: RankingBatch) -> tuple[Tensor, RankerOutput]:
-        """Return the loss, and what the step shows.
+        """Return the loss and the detached output.
 
-        A task's loss is the mean over rows of weight times binary cross-entropy of
-        the logits that its label judges, see `tasks.joint_logits`.
+        A task's loss is the weighted mean binary cross-entropy of `tasks.joint_logits`
+        against its label.
         """
         logits, auxiliary_logits = self.ranker(
             batch.dense_features,
@@ -200,12 +192,12 @@ class LearnRankerTrain(nn.Module):
             batch.has_vectors,
             batch.managed_features,
         )
-        judged = joint_logits(self.tasks, logits)
+        joint = joint_logits(self.tasks, logits)
         loss = torch.zeros((), device=batch.weights.device)
         auxiliary = torch.zeros_like(loss)
         for task in self.tasks:
             labels = batch.labels[task.label]
-            main = weighted_bce(judged[task.name], labels, batch.weights)
+            main = weighted_bce(joint[task.name], labels, batch.weights)
             loss = loss + task.weight * main
         for task in self.tasks:
             if task.name in self.ranker.auxiliary_tasks:

@@ -1,4 +1,4 @@
-"""Encoded impressions: what a ranking batch is cut from, and what they lack.
+"""Encoded impressions, from which batches are cut, and what is missing in them.
 
 Letters: N rows, F dense features.
 """
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RankingRows:
-    """Impressions as arrays; users and items are rows of the vectors, not vectors.
+    """Impressions as arrays; users and items are rows of the vector tables.
 
     Attributes:
         dense: float32 [N, F].
-        sparse: the ID features whose values are table rows, in the settings' order.
-        managed: those whose values are keys that TorchRec maps to rows.
+        sparse: ID features whose values are table rows, in the configured order.
+        managed: ID features whose values are keys that TorchRec maps to rows.
         labels: float32 [N] of 0 and 1, by column.
         weights: float32 [N].
         user_rows: int64 [N], rows of the user vectors, -1 where missing; None with
@@ -49,25 +49,18 @@ class RankingRows:
         return len(self.weights)
 
     def take(self, rows: Int64Array) -> "RankingRows":
-        """Return some rows, by their numbers."""
-        return RankingRows(
-            **{f.name: _take(getattr(self, f.name), rows) for f in _FIELDS}
-        )
+        """Return the rows with these indices."""
+        return RankingRows(**{n: _take(getattr(self, n), rows) for n in _FIELDS})
 
     @classmethod
     def concatenate(cls, parts: Sequence["RankingRows"]) -> "RankingRows":
-        """Return the rows of all parts, encoded alike, in their order."""
+        """Concatenate parts that were encoded alike."""
         if len(parts) == 1:
             return parts[0]
-        return cls(
-            **{
-                f.name: _join([getattr(part, f.name) for part in parts])
-                for f in _FIELDS
-            }
-        )
+        return cls(**{n: _join([getattr(part, n) for part in parts]) for n in _FIELDS})
 
     def report(self) -> "RowsReport":
-        """Count what the rows lack."""
+        """Count missing vectors and dropped ids."""
         missing = {
             f"{side}_vectors": int((rows == MISSING).sum())
             for side, rows in (("user", self.user_rows), ("item", self.item_rows))
@@ -81,11 +74,11 @@ class RankingRows:
         return RowsReport(rows=len(self), missing=missing, left_out=left_out)
 
 
-_FIELDS = dataclasses.fields(RankingRows)
+_FIELDS = [field.name for field in dataclasses.fields(RankingRows)]
 
 
 def _take(value: Any, rows: Int64Array) -> Any:
-    """Return some rows of an array, of bags, or of a dictionary of either."""
+    """Take rows of an array, of bags, or of a dictionary of either."""
     if isinstance(value, dict):
         return {name: _take(part, rows) for name, part in value.items()}
     if isinstance(value, IdBags):
@@ -94,7 +87,7 @@ def _take(value: Any, rows: Int64Array) -> Any:
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    """Lay arrays, bags or dictionaries of either end to end."""
+    """Concatenate arrays, bags or dictionaries of either."""
     first = parts[0]
     if isinstance(first, dict):
         return {name: _join([part[name] for part in parts]) for name in first}
@@ -110,12 +103,12 @@ def _join(parts: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsReport:
-    """What a set of rows lacks.
+    """What is missing in a set of rows.
 
     Attributes:
         rows: N.
         missing: rows without a user vector, and without an item vector.
-        left_out: ids of each feature that its table has no row for.
+        left_out: dropped ids by feature: its table has no row for them.
     """
 
     rows: int = 0
@@ -130,12 +123,12 @@ class RowsReport:
         )
 
     def of_all_ranks(self) -> "RowsReport":
-        """Return the sum of every rank's report; every rank takes part."""
+        """Return the sum over ranks; every rank takes part."""
         reports: list[RowsReport] = gather_objects(self)
         return functools.reduce(operator.add, reports)
 
     def facts(self) -> dict[str, Any]:
-        """Return what a manifest keeps; `coverage` is the share that has a vector."""
+        """Return the manifest's entries; `coverage` is the share with a vector."""
         coverage = {
             name: 1 - count / max(self.rows, 1) for name, count in self.missing.items()
         }
@@ -147,11 +140,11 @@ class RowsReport:
         }
 
     def log(self) -> None:
-        """Warn of what is missing."""
+        """Warn about missing vectors and dropped ids."""
         for name, count in self.missing.items():
             if count:
                 logger.warning(
-                    "%d of %d rows have no %s: zeros and a flag stand for it",
+                    "%d of %d rows have no %s; zeros and a flag replace it",
                     count,
                     self.rows,
                     name.replace("_", " ").removesuffix("s"),
@@ -159,7 +152,7 @@ class RowsReport:
         for name, count in self.left_out.items():
             if count:
                 logger.warning(
-                    "feature %r: %d ids are outside its table and left out", name, count
+                    "feature %r: dropped %d ids outside its table", name, count
                 )
 
 

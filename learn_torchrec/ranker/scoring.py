@@ -1,6 +1,6 @@
-"""Inference: rows to probabilities through TorchRec's pipeline, on all ranks."""
+"""Inference: probabilities of rows through TorchRec's pipeline, on all ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -15,43 +15,7 @@ from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.tasks import scores
 
-Pipeline: TypeAlias = TrainPipelineSparseDist[RankingBatch, Any]
-
-
-class Scorer:
-    """Scores one set of rows after another; see `scorer`."""
-
-    def __init__(
-        self, pipeline: Pipeline, impressions: Impressions, batch_size: int
-    ) -> None:
-        self._pipeline, self._batch_size = pipeline, batch_size
-        self._tasks, self._vectors = impressions.tasks, impressions.vectors
-
-    @torch.no_grad()
-    def __call__(self, rows: RankingRows, width: int) -> dict[str, Float32Array]:
-        """Score this rank's rows; every rank takes part with rows of its own.
-
-        Args:
-            rows: at least one.
-            width: the same on every rank, at least the rows of each.
-
-        Returns:
-            Probabilities by column, float32 [N]; see `tasks.scores`.
-        """
-        self._pipeline.reset()
-        batches = evaluation_batches(rows, self._vectors, width, self._batch_size)
-        parts: list[dict[str, Float32Array]] = []
-        while True:
-            try:
-                output = self._pipeline.progress(batches)
-            except StopIteration:
-                break
-            found = scores(self._tasks, output.logits)
-            parts.append({name: score.cpu().numpy() for name, score in found.items()})
-        return {
-            name: np.concatenate([part[name] for part in parts])[: len(rows)]
-            for name in parts[0]
-        }
+Scorer: TypeAlias = Callable[[RankingRows, int], dict[str, Float32Array]]
 
 
 @contextmanager
@@ -61,18 +25,36 @@ def scorer(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Scorer]:
-    """Yield what scores rows with a model, which it puts into evaluation mode.
+    """Yield a function that scores rows of the impressions in batches of a rank.
 
-    Args:
-        model: sharded over the ranks.
-        impressions: that the rows are of.
-        batch_size: rows of a rank's batch.
-        device: this rank's.
+    It takes this rank's rows, at least one, and the number of rows to pad them to,
+    which is the same on every rank. It returns probabilities by column, float32 [N],
+    see `tasks.scores`. Every rank takes part in a call.
     """
     model.eval()
-    # In evaluation mode the pipeline neither goes backward nor steps.
-    pipeline: Pipeline = TrainPipelineSparseDist(model, model.fused_optimizer, device)
-    yield Scorer(pipeline, impressions, batch_size)
+    # In evaluation mode the pipeline runs the forward pass only.
+    pipeline: TrainPipelineSparseDist[RankingBatch, Any] = TrainPipelineSparseDist(
+        model, model.fused_optimizer, device
+    )
+
+    @torch.no_grad()
+    def score_rows(rows: RankingRows, padded_rows: int) -> dict[str, Float32Array]:
+        pipeline.reset()
+        batches = evaluation_batches(rows, impressions.vectors, padded_rows, batch_size)
+        parts: list[dict[str, Float32Array]] = []
+        while True:
+            try:
+                output = pipeline.progress(batches)
+            except StopIteration:
+                break
+            found = scores(impressions.tasks, output.logits)
+            parts.append({name: score.cpu().numpy() for name, score in found.items()})
+        return {
+            name: np.concatenate([part[name] for part in parts])[: len(rows)]
+            for name in parts[0]
+        }
+
+    yield score_rows
     pipeline.detach()
 
 
@@ -82,13 +64,9 @@ def score(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, Float32Array]:
-    """Score this rank's share of impressions, in their order.
+    """Score this rank's share of the impressions, in order.
 
-    Args:
-        model: sharded over the ranks.
-        impressions: the same on every rank.
-        batch_size: rows of a rank's batch.
-        device: this rank's.
+    The arguments are those of `scorer`.
 
     Returns:
         Probabilities by column, float32 [this rank's rows].
@@ -96,5 +74,5 @@ def score(
     parts = impressions.parts(len(impressions))
     with scorer(model, impressions, batch_size, device) as score_rows:
         (part,) = parts
-        found = score_rows(part.rows, parts.width)
+        found = score_rows(part.rows, parts.padded_rows)
     return {name: values[: part.table.num_rows] for name, values in found.items()}

@@ -16,14 +16,13 @@ from learn_torchrec.training.sharding import ShardingKind
 
 @configuration
 class ShardingConfig:
-    """How tables are divided among ranks.
+    """How tables are sharded.
 
     Attributes:
-        kind: of every table that does not name its own; "auto" lets TorchRec's
-            planner choose between table-wise and row-wise for each. Where columns are
-            divided (column_wise, table_column_wise, grid_shard), row-wise Adagrad
-            keeps a state for each part of a row: another step than an undivided
-            table's, so results then depend on the number of ranks.
+        kind: of every table without its own; "auto" lets TorchRec's planner choose
+            between table-wise and row-wise for each. Sharding of columns (column_wise,
+            table_column_wise, grid_shard) gives row-wise Adagrad a state per part of a
+            row, so that results depend on the number of ranks.
     """
 
     kind: ShardingKind = "auto"
@@ -32,7 +31,7 @@ class ShardingConfig:
 def sharding_kinds(
     features: Iterable[IdFeature], config: ShardingConfig
 ) -> Mapping[str, ShardingKind]:
-    """Return the kind of each table by name."""
+    """Return the sharding kind of each table by name."""
     return {
         TABLE_PREFIX + feature.column: (
             "row_wise" if feature.is_managed else feature.sharding or config.kind
@@ -44,14 +43,14 @@ def sharding_kinds(
 def embedding_bag_collection(
     features: Iterable[IdFeature], embedding_dim: int
 ) -> EmbeddingBagCollection:
-    """Return the tables of ID features, `t_<feature>` each, summed bags.
+    """Return the tables of ID features, `t_<feature>` each, with sum pooling.
 
-    They hold no values until `training.sharding` has placed and filled them. Where
-    one feature has weights the whole collection is weighted.
+    They are on "meta" until `training.sharding` places and initializes them. If one
+    feature has weights, the whole collection is weighted.
     """
     features = [feature for feature in features if not feature.is_managed]
     return EmbeddingBagCollection(
-        device=torch.device("meta"),  # no rank holds a whole table: see init_tables
+        device=torch.device("meta"),  # no rank holds a full table: see init_tables
         is_weighted=any(feature.weights for feature in features),
         tables=[feature.table(embedding_dim) for feature in features],
     )
@@ -63,7 +62,7 @@ def managed_collection(
     eviction_interval: int,
     device: torch.device,
 ) -> ManagedCollisionEmbeddingBagCollection | None:
-    """Return the tables whose ids TorchRec gives rows; None without such features."""
+    """Return the managed-collision tables; None without such features."""
     features = [feature for feature in features if feature.is_managed]
     if not features:
         return None

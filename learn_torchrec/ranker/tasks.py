@@ -1,4 +1,4 @@
-"""What the ranker predicts: one probability for each task.
+"""The ranker's tasks: one probability each.
 
 Letters: B rows.
 """
@@ -18,17 +18,17 @@ _Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 
 @configuration
 class TaskConfig:
-    """One probability that the ranker learns, with an over-arch of its own.
+    """One probability that the ranker learns, with its own over-arch.
 
     Attributes:
         name: of the task, in metrics and predictions.
-        label: its column of 0 and 1.
+        label: its label column of 0 and 1.
         weight: of its loss.
-        auxiliary_weight: lambda, of the auxiliary network's loss on this task; 0 for
-            no head. The paper has one head, on CVR.
-        auxiliary_label: the head's column of 0 and 1; None for `label`.
-        given: a task before this one that must have happened first. This task's own
-            probability is then conditional, and its loss that of the product of both
+        auxiliary_weight: lambda, the weight of the auxiliary network's loss on this
+            task; 0 for no head. The paper has one head, on CVR.
+        auxiliary_label: the head's label column; None for `label`.
+        given: an earlier task whose event is a precondition. This task then learns a
+            conditional probability, and its loss is that of the product of both
             (ESMM, Ma et al. 2018, section 2: CTCVR = CTR x CVR).
     """
 
@@ -42,7 +42,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         require(
             not hasattr(nn.ModuleDict(), self.name),
-            f"name: {self.name!r} is a name of PyTorch's own; choose another",
+            f"name: {self.name!r} is reserved by PyTorch; choose another",
         )
 
     @property
@@ -54,7 +54,7 @@ class TaskConfig:
 
     @property
     def joint_name(self) -> str:
-        """What a conditional task's label means: `cvr_and_ctr`; else the name."""
+        """The event of a conditional task's label, `cvr_and_ctr`; else the name."""
         return self.name if self.given is None else f"{self.name}_and_{self.given}"
 
 
@@ -62,15 +62,15 @@ def check_tasks(tasks: Sequence[TaskConfig]) -> None:
     """Check the rules between tasks.
 
     Raises:
-        ValueError: none, two of one name, or a task given a later one.
+        ValueError: no task, two of one name, or a task given a later one.
     """
     names = [task.name for task in tasks]
-    require(len(names) > 0, "tasks: name at least one")
-    require(len(set(names)) == len(names), "tasks: two have the same name")
-    for place, task in enumerate(tasks):
+    require(len(names) > 0, "tasks: configure at least one")
+    require(len(set(names)) == len(names), "tasks: two have the same name; rename one")
+    for index, task in enumerate(tasks):
         require(
-            task.given is None or task.given in names[:place],
-            f"tasks: {task.name} is given {task.given!r}, which is no task before it",
+            task.given is None or task.given in names[:index],
+            f"tasks: {task.name} is given {task.given!r}, which is not an earlier task",
         )
 
 
@@ -82,15 +82,13 @@ def label_columns(tasks: Sequence[TaskConfig]) -> tuple[str, ...]:
 def joint_logits(
     tasks: Sequence[TaskConfig], logits: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return, by task, the logits that its label judges.
+    """Return, by task, the logits of the event that its label marks.
 
-    They are the task's own; of a conditional task those of the product of its
-    probability and that of the task it is given. With logits a and b the odds of the
-    product are 1 / (exp(-a) + exp(-b) + exp(-a - b)).
+    For a conditional task they are those of the product of its probability and that of
+    the task it is given, else its own. With logits a and b, the odds of the product are
+    1 / (exp(-a) + exp(-b) + exp(-a - b)).
 
-    Args:
-        tasks: in order.
-        logits: float [B] of each task.
+    `logits` are float [B] by task.
     """
     joint: dict[str, Tensor] = {}
     for task in tasks:
@@ -106,10 +104,10 @@ def joint_logits(
 def scores(
     tasks: Sequence[TaskConfig], logits: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the predictions by column, probabilities [B].
+    """Return the predicted probabilities [B] by column.
 
-    One task writes `score`. Several write `score_<task>`, and conditional ones also
-    the probability that both happen, `score_<task>_and_<given>`.
+    One task writes `score`. Several write `score_<task>`, and a conditional one also
+    the joint probability, `score_<task>_and_<given>`.
     """
     if len(tasks) == 1:
         return {SCORE: torch.sigmoid(logits[tasks[0].name])}
@@ -125,7 +123,7 @@ def scores(
 def describe_tasks(tasks: Sequence[TaskConfig]) -> list[dict[str, str]]:
     """Return name, label and score column of each task, for a manifest.
 
-    The score is the one that the label judges: of a conditional task the joint one.
+    The score is the one that corresponds to the label: joint for a conditional task.
     """
     return [
         {

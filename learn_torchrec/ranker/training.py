@@ -16,7 +16,7 @@ from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.impressions import Impressions
-from learn_torchrec.ranker.managed_history import history_of, restore_history
+from learn_torchrec.ranker.managed_history import input_history, restore_input_history
 from learn_torchrec.ranker.metrics import TrainingMetrics
 from learn_torchrec.ranker.model import RankerOutput
 from learn_torchrec.ranker.tasks import describe_tasks
@@ -42,16 +42,16 @@ def train_ranker(
 ) -> tuple[DistributedModelParallel, dict[str, Any]]:
     """Train on all ranks.
 
-    With checkpoints it resumes from the last one, to the same weights and losses; NE
-    and calibration of the log, which look back over a window, then start anew, and the
-    facts count what is missing in the rows that were read since.
+    A resumed training gives the same weights and losses as an uninterrupted one; but NE
+    and calibration in the log, which have a window, restart, and the facts count only
+    rows read since the resume.
 
     Returns:
         The trained model and facts for the manifest.
 
     Raises:
         UserError: settings that do not fit the rows or the number of ranks, a plan
-            that the backend cannot run, or a loss that is not finite.
+            that the backend cannot run, or a non-finite loss.
     """
     training, per_epoch = config.training, impressions.loader.steps
     steps = training.epochs * per_epoch
@@ -74,7 +74,7 @@ def train_ranker(
     )
     saved = state.resume(device)
     if saved is not None:
-        restore_history(model, saved.local())
+        restore_input_history(model, saved.local())
     per_rank = max(1, training.batch_size // dist.get_world_size())
     metrics = TrainingMetrics(config.tasks, per_rank, device)
 
@@ -84,10 +84,10 @@ def train_ranker(
         metrics.add(output)
         if state.step % max(1, steps // 50) == 0 or state.step == steps:
             _write_line(log, state, metrics, steps)
-        state.save(local=lambda: history_of(model), check=_finite)
+        state.save(local=lambda: input_history(model), check=_refuse_non_finite)
 
     model.train()
-    off = None if is_writer() else True  # None: off where there is no terminal
+    off = None if is_writer() else True  # None: off without a terminal
     with tqdm(total=steps, initial=state.step, desc="ranker", disable=off) as bar:
         for epoch, taken in state.epochs(training.epochs):
             batches = impressions.batches(epoch, start=taken)
@@ -101,14 +101,14 @@ def _vector_dim(config: RankerConfig, impressions: Impressions) -> int | None:
         return impressions.vectors.dim
     if not config.features.dense:
         raise UserError(
-            "ranker.features.dense: DLRM without LEARN needs at least one number "
-            "column; name one"
+            "ranker.features.dense: DLRM without LEARN needs at least one dense "
+            "feature; name a column"
         )
     return None
 
 
 def _facts(config: RankerConfig, impressions: Impressions) -> dict[str, Any]:
-    """Return what the manifest keeps of the rows; every rank takes part."""
+    """Return facts on the rows for the manifest; every rank takes part."""
     report = impressions.report.of_all_ranks()
     if is_writer():
         report.log()
@@ -119,17 +119,17 @@ def _facts(config: RankerConfig, impressions: Impressions) -> dict[str, Any]:
 def _write_line(
     log: RunLog, state: TrainState, metrics: TrainingMetrics, steps: int
 ) -> None:
-    """Write the means since the last line and the metrics; every rank takes part."""
+    """Log the means since the last line and the metrics; every rank takes part."""
     means = {name: mean.result() for name, mean in state.means.items()}
-    _finite(means["loss"], state.step)
+    _refuse_non_finite(means["loss"], state.step)
     log.write(step=state.step, total=steps, **means, **metrics.result())
 
 
-def _finite(loss: float, step: int) -> None:
-    """Refuse a loss that is not finite, before its weights are saved."""
+def _refuse_non_finite(loss: float, step: int) -> None:
+    """Refuse a non-finite loss before its weights are saved."""
     if not math.isfinite(loss):
         raise UserError(
             f"the ranker's loss is {loss} at or before step {step}; lower "
             "ranker.optimizer.learning_rate or ranker.tables.learning_rate, or "
-            "scale the features of ranker.features.dense"
+            "rescale the columns of ranker.features.dense"
         )

@@ -1,4 +1,4 @@
-"""LEARN's vectors as the ranker finds them: by item, and by user at a moment.
+"""LEARN's vectors for the ranker: by item, and by user at a point in time.
 
 Letters: B rows of a batch, N rows, D dims.
 """
@@ -27,9 +27,9 @@ class LearnVectors:
     """Both sides of a vectors artefact.
 
     Attributes:
-        users: a vector for each moment at which a user's history grew.
-        items: a vector of each item.
-        manifest: what made them.
+        users: a vector for each timestamp at which a user's history grew.
+        items: a vector per item.
+        manifest: of the artefact.
     """
 
     users: VectorTable
@@ -38,7 +38,7 @@ class LearnVectors:
 
     @classmethod
     def open(cls, directory: Path) -> "LearnVectors":
-        """Map a vectors artefact; nothing large is read.
+        """Memory-map a vectors artefact.
 
         Raises:
             UserError: no such artefact, or a damaged one.
@@ -65,11 +65,10 @@ class LearnVectors:
         Args:
             user_ids: [B] integers or strings in any form.
             item_ids: [B], likewise.
-            timestamps: [B] unix seconds or datetimes; None for latest vectors.
+            timestamps: [B] unix seconds or datetimes; None for the latest vectors.
 
         Raises:
-            UserError: see `rows`; null times or milliseconds; arguments that differ in
-                length.
+            UserError: see `rows`; null timestamps or milliseconds; different lengths.
         """
         users, items = as_ids(user_ids, USER_ID), as_ids(item_ids, ITEM_ID)
         times = None if timestamps is None else as_seconds(timestamps, TIMESTAMP)
@@ -77,7 +76,7 @@ class LearnVectors:
         if len(set(lengths)) > 1:
             raise UserError(
                 f"the batch: {lengths[0]} users, {lengths[1]} items and {lengths[2]} "
-                "times; give as many of each"
+                "times; give the same number of each"
             )
         return self.gather(*self.rows(users, items, times, source="the batch"))
 
@@ -88,13 +87,10 @@ class LearnVectors:
         times: Int64Array | None,
         source: str,
     ) -> tuple[Int64Array, Int64Array]:
-        """Find the rows of users, strictly before `times`, and of items.
+        """Find the rows of users, strictly before `times` [N], and of items.
 
-        Args:
-            user_ids: [N].
-            item_ids: [N].
-            times: unix seconds [N]; None for each user's latest vector.
-            source: where the ids come from, for the message.
+        Times are unix seconds, None for the latest vectors. `source` names the origin
+        of the ids in messages.
 
         Returns:
             int64 [N] each, MISSING where there is none.
@@ -114,14 +110,14 @@ class LearnVectors:
     def gather(
         self, user_rows: Int64Array, item_rows: Int64Array
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `LearnFeatures` takes, by rows [B] of users and items.
+        """Return the input of `LearnFeatures` for rows [B] of users and items.
 
         Returns:
-            Vectors of users and items, float16 [B, D] each, zeros where MISSING, and
-            which are there, bool [B, 2].
+            User and item vectors, float16 [B, D] each, zeros where MISSING, and whether
+            each exists, bool [B, 2].
 
         Raises:
-            UserError: a vector that is not finite.
+            UserError: a vector is not finite.
         """
         rows = np.stack([user_rows, item_rows], axis=1)
         return (

@@ -1,7 +1,7 @@
-"""Start a ranker from an earlier one: weights by name, tables by feature.
+"""Initializing a ranker from an earlier one: weights by name, tables by feature.
 
-What has no counterpart stays freshly initialised. Nothing happens in silence: what was
-loaded, what is new and what was left out is said, with the reason.
+What has no counterpart stays freshly initialized. Everything loaded, new or dropped is
+logged, with the reason.
 """
 
 import logging
@@ -29,7 +29,7 @@ class WarmStart:
         directory: of its weights, as `save_ranker` wrote them.
         features: that it was trained with.
         renamed: this run's feature to the earlier run's, where they differ; an empty
-            name starts the feature's table afresh.
+            name initializes the feature's table freshly.
     """
 
     directory: Path
@@ -38,14 +38,14 @@ class WarmStart:
 
 
 @dataclass
-class Loaded:
-    """What became of the weights, by name.
+class LoadReport:
+    """What happened to the weights, by name.
 
     Attributes:
-        matched: loaded whole.
-        resized: loaded as far as both have rows: (rows stored, rows now).
-        new: without a counterpart, as they were initialised, with the reason.
-        left_out: of the earlier run's, which this run has no place for.
+        matched: loaded completely.
+        resized: the common rows were loaded: (rows stored, rows now).
+        new: not loaded, with the reason.
+        left_out: weights of the earlier run that this run does not use.
     """
 
     matched: list[str] = field(default_factory=list)
@@ -54,9 +54,9 @@ class Loaded:
     left_out: list[str] = field(default_factory=list)
 
     def log(self) -> None:
-        """Write a line for each kind, and for each tensor that is not simply loaded."""
+        """Log a summary, and a line for each tensor that is not simply loaded."""
         logger.info(
-            "warm start: %d tensors loaded, %d resized, %d new, %d left out",
+            "warm start: %d tensors loaded, %d resized, %d new, %d dropped",
             *(len(self.matched), len(self.resized), len(self.new), len(self.left_out)),
         )
         for name, (before, now) in self.resized.items():
@@ -64,46 +64,42 @@ class Loaded:
         for name, reason in self.new.items():
             logger.info("warm start: %s is new (%s)", name, reason)
         for name in self.left_out:
-            logger.info("warm start: %s of the earlier run is left out", name)
+            logger.info("warm start: %s of the earlier run is dropped", name)
 
 
 @torch.no_grad()
 def warm_start(
     model: nn.Module, features: FeaturesConfig, earlier: WarmStart
-) -> Loaded:
-    """Load into a sharded ranker what an earlier one has by the same name.
+) -> LoadReport:
+    """Load the weights of an earlier ranker into a sharded, initialized one.
 
-    Every rank takes part.
-
-    Args:
-        model: this run's, initialised.
-        features: this run's.
-        earlier: where from.
+    Every rank takes part; `features` are this run's.
 
     Raises:
         UserError: a renamed feature that either run does not have, weights that cannot
-            be read, or none at all that fit.
+            be read, or none that fit.
     """
     _check_names(features, earlier)
     stored = read_index(earlier.directory).state_dict_metadata
     state = model.state_dict()
-    loaded, wanted = Loaded(), {}
+    loaded, wanted = LoadReport(), {}
     for name, value in state.items():
         old_name = f"model.{_old_name(name, earlier.renamed)}"
         size, now = getattr(stored.get(old_name), "size", None), value.size()
-        reason = _refusal(name, features, earlier)
+        feature = _feature_of(name, features)
+        may_grow = feature is not None and feature.may_grow
         if size is None:
             loaded.new[name] = "the earlier run has none"
-        elif size[1:] != now[1:] or (size != now and not _may_grow(name, features)):
+        elif size[1:] != now[1:] or (size != now and not may_grow):
             loaded.new[name] = f"{list(size)} before, {list(now)} now"
-        elif reason is not None:
+        elif reason := _changed_mapping(feature, earlier):
             loaded.new[name] = reason
-        elif size != now:
-            loaded.resized[name] = size[0], now[0]
-            wanted[old_name] = value
         else:
-            loaded.matched.append(name)
             wanted[old_name] = value
+            if size == now:
+                loaded.matched.append(name)
+            else:
+                loaded.resized[name] = size[0], now[0]
     if not wanted:
         raise UserError(
             f"{earlier.directory}: has no weights that fit this ranker; name another "
@@ -141,26 +137,17 @@ def _old_name(name: str, renamed: Mapping[str, str]) -> str:
 
 def _feature_of(name: str, features: FeaturesConfig) -> IdFeature | None:
     parts = name.split(".")
-    for feature in features.sparse:
-        if TABLE_PREFIX + feature.column in parts:
-            return feature
-    return None
+    found = (f for f in features.sparse if TABLE_PREFIX + f.column in parts)
+    return next(found, None)
 
 
-def _may_grow(name: str, features: FeaturesConfig) -> bool:
-    """Whether row n stays row n when the table's size changes."""
-    feature = _feature_of(name, features)
-    return feature is not None and feature.may_grow
-
-
-def _refusal(name: str, features: FeaturesConfig, earlier: WarmStart) -> str | None:
-    """Say why a table's rows would not mean what they meant; None if they do."""
-    feature = _feature_of(name, features)
+def _changed_mapping(feature: IdFeature | None, earlier: WarmStart) -> str | None:
+    """Return why a table's rows now stand for other ids; None if they do not."""
     if feature is None:
         return None
     old = earlier.renamed.get(feature.column, feature.column)
     for other in earlier.features.sparse:
-        if other.column == old and other.meaning != feature.meaning:
-            before, now = other.meaning, feature.meaning
-            return f"ids became rows by {before} before, by {now} now"
+        if other.column == old and other.row_mapping != feature.row_mapping:
+            before, now = other.row_mapping, feature.row_mapping
+            return f"its ids were mapped to rows by {before}, now by {now}"
     return None

@@ -1,8 +1,7 @@
-"""The towers' artefact: trained weights, and what they were made from."""
+"""The towers artefact: trained weights and the configuration that made them."""
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -26,18 +25,13 @@ from learn_torchrec.towers.warm_start import InitialTowers
 KIND_TOWERS = "towers"
 CATALOGUE_FILE = "items.parquet"
 WEIGHTS_FILE = "towers.safetensors"
-# Names of the weights begin so, those of the ids' table is this.
-_ENCODER, _REPEAT = "encoder.", "repeat."
 _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
 
 
 def save_towers(directory: Path, state: dict[str, Tensor], item_ids: pa.Array) -> None:
     """Write the weights into an artefact's working directory.
 
-    Args:
-        directory: of the artefact.
-        state: names and tensors.
-        item_ids: of the catalogue, in the order of the rows of a table of item ids.
+    `item_ids` are the catalogue's, in the row order of the item-ID table.
     """
     if "ids.trust" in state:
         pq.write_table(pa.table({ITEM_ID: item_ids}), directory / CATALOGUE_FILE)
@@ -47,7 +41,7 @@ def save_towers(directory: Path, state: dict[str, Tensor], item_ids: pa.Array) -
 def load_towers(
     directory: Path, device: torch.device
 ) -> tuple[TwinTower, TowersConfig, Manifest]:
-    """Load trained towers in evaluation mode, with what they were made from.
+    """Load trained towers in evaluation mode, with their settings and manifest.
 
     Raises:
         UserError: `directory` holds no towers artefact.
@@ -57,7 +51,7 @@ def load_towers(
         TowersConfig, manifest.config["towers"], str(directory / "manifest.json")
     )
     state = _weights(directory)
-    # Counts of the training events come with the weights, as the ids' trust.
+    # The state dict holds the shrinkage factors, so the counts only set their number.
     counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
     towers = build_towers(
         config.model, state["encoder.mean"], state["encoder.std"], counts
@@ -67,7 +61,7 @@ def load_towers(
 
 
 def earlier_towers(directory: Path, store: ContentStore) -> InitialTowers:
-    """Read the weights of trained towers, their ids by the items they belong to.
+    """Read the weights of trained towers; ID vectors are matched by item id.
 
     Args:
         directory: a towers artefact.
@@ -77,25 +71,21 @@ def earlier_towers(directory: Path, store: ContentStore) -> InitialTowers:
         UserError: weights that cannot be read.
     """
     state = _weights(directory)
-    parts = {
-        prefix: {
-            name.removeprefix(prefix): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
-        for prefix in (_ENCODER, _REPEAT)
-    }
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        names = [name for name in state if name.startswith(prefix)]
+        return {name.removeprefix(prefix): state[name] for name in names}
+
     id_rows = None
     if _IDS in state:
         known = pq.read_table(directory / CATALOGUE_FILE)[ITEM_ID]
-        rows = torch.full((len(store),), -1, dtype=torch.int64)
-        places = torch.from_numpy(store.rows_of(known.combine_chunks()))
-        earlier = torch.from_numpy(np.flatnonzero(places.numpy() >= 0))
-        rows[places[earlier]] = earlier
-        id_rows = rows
+        rows = torch.from_numpy(store.rows_of(known.combine_chunks()))
+        earlier = (rows >= 0).nonzero().squeeze(1)
+        id_rows = torch.full((len(store),), -1, dtype=torch.int64)
+        id_rows[rows[earlier]] = earlier
     return InitialTowers(
-        encoder=parts[_ENCODER],
-        repeat=parts[_REPEAT] or None,
+        encoder=part("encoder."),
+        repeat=part("repeat.") or None,
         id_vectors=state.get(_IDS),
         id_rows=id_rows,
     )
@@ -114,10 +104,10 @@ def _weights(directory: Path) -> dict[str, Tensor]:
 def check_towers_inputs(
     directory: Path, manifest: Manifest, store: ContentStore, split: SplitConfig
 ) -> None:
-    """Refuse content vectors or a split that the towers were not trained with.
+    """Refuse content vectors or a split other than those of training.
 
     Raises:
-        UserError: with what differs.
+        UserError: names what differs.
     """
     given = {"content": store.manifest.fingerprint}
     refuse_other_inputs(manifest, directory, given, {"content": "content"})

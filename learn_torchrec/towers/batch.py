@@ -1,4 +1,4 @@
-"""Batches of the towers: jagged events, and the vectors of their distinct items.
+"""Tower batches: jagged events, and the content vectors of their distinct items.
 
 Dimension letters: B users, U distinct items of the batch, S history tokens of all
 users together, R target tokens, C content dim.
@@ -19,9 +19,10 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of
-from learn_torchrec.towers.ids import keyed
+from learn_torchrec.towers.ids import as_kjt
 from learn_torchrec.towers.sampling import UserSample
 from learn_torchrec.training.batch import PipelineableBatch
+from learn_torchrec.training.distributed import rank_share
 
 PADDING = -1
 
@@ -31,25 +32,24 @@ class TowerBatch(PipelineableBatch):
     """One rank's share of a global batch.
 
     Attributes:
-        item_rows: int64 [U], the distinct items' rows in the content store.
+        item_rows: int64 [U], rows of the distinct items in the content store.
         history: int64 [S], indices into `item_rows`, user after user.
         history_lengths: int64 [B].
         history_times: int64 [S], unix seconds.
-        history_actions: int16 [S], codes of the sequence set.
-        target: int64 [R].
+        history_actions: int16 [S], action codes, see `SequenceSet.actions`.
+        target: int64 [R], like `history`; so are its lengths, times and actions.
         target_lengths: int64 [B].
         target_times: int64 [R].
         target_actions: int16 [R].
-        anchors: int64 [B, N_h], token indices into `history`; PADDING where a user
-            has fewer.
-        positives: int64 [B, N_t], token indices into `target`; PADDING likewise.
-        users: int64 [B], numbers in the sequence set.
-        candidates: int64 [K], indices into `item_rows` of the items that stand for
-            the catalogue; None where the positives of the batch do.
-        content: float16 [U, C], the distinct items' content vectors; None until
+        anchors: int64 [B, N_h], token indices into `history`, padded with PADDING.
+        positives: int64 [B, N_t], token indices into `target`, padded likewise.
+        users: int64 [B], indices into the sequence set.
+        candidates: int64 [K], indices into `item_rows` of the candidate items; None
+            where the positives of the batch are the candidates.
+        content: float16 [U, C], content vectors of the distinct items; None until
             `attach_content`.
-        item_ids: the distinct items' rows again, in the form that TorchRec's tables
-            read; None until `attach_content`, and where the towers have no table.
+        item_ids: `item_rows` as a KJT; None until `attach_content`, and for towers
+            without an ID table.
     """
 
     item_rows: Tensor
@@ -72,19 +72,16 @@ class TowerBatch(PipelineableBatch):
 def attach_content(
     batches: Iterable[TowerBatch], store: ContentStore, with_ids: bool = False
 ) -> Iterator[TowerBatch]:
-    """Gather each batch's vectors, once for each distinct item, in half precision.
+    """Gather the content vectors of each batch, once per distinct item, as float16.
 
-    Args:
-        batches: of ids.
-        store: of the content vectors.
-        with_ids: give the rows to a table of item ids as well.
+    `with_ids` attaches the rows as a KJT as well, for a table of item ids.
     """
     for batch in batches:
         rows = batch.item_rows
         yield dataclasses.replace(
             batch,
             content=torch.from_numpy(store.gather(rows.numpy())),
-            item_ids=keyed(rows) if with_ids else None,
+            item_ids=as_kjt(rows) if with_ids else None,
         )
 
 
@@ -96,15 +93,10 @@ def collate(
     num_positives: int,
     candidates: Int64Array | None = None,
 ) -> TowerBatch:
-    """Pack users' samples into a batch.
+    """Pack the samples of users, int64 [B], into a batch.
 
-    Args:
-        sequences: of the users.
-        users: int64 [B], numbers in it.
-        samples: of these users.
-        num_anchors: N_h, most anchors of a user.
-        num_positives: N_t, most positives of a user.
-        candidates: int64 [K], store rows of the items that stand for the catalogue.
+    `candidates`, int64 [K], are store rows; None for the batch's own positives. N_h and
+    N_t are `num_anchors` and `num_positives`.
     """
     first = sequences.offsets[users]
     history, history_lengths = _events(first, [s.history for s in samples])
@@ -143,15 +135,9 @@ def epoch_users(
 ) -> Iterator[tuple[int, Int64Array]]:
     """Yield the steps of one pass over the users, with this rank's users of each.
 
-    The order of the users follows from (seed, epoch) alone. The last, incomplete
-    global batch is left out, so every rank takes the same number of steps.
-
-    Args:
-        sequences: the training users.
-        batch_size: users in a global batch; a multiple of the number of ranks.
-        seed: of the run.
-        epoch: number of the pass.
-        start: steps that are left out, an earlier run having taken them.
+    The order depends only on (seed, epoch). The last, incomplete global batch of
+    `batch_size` users is dropped, so every rank takes the same number of steps. `start`
+    is the first step to yield, greater than 0 on resume.
 
     Yields:
         The step and int64 [batch_size / ranks].
@@ -159,7 +145,8 @@ def epoch_users(
     Raises:
         UserError: the batch size fits neither the ranks nor the users.
     """
-    share = _rank_share(batch_size, len(sequences))
+    _refuse_batch_size(batch_size, len(sequences))
+    share = rank_share(batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(len(sequences))
     for step in range(start, len(sequences) // batch_size):
         yield step, order[step * batch_size : (step + 1) * batch_size][share]
@@ -168,7 +155,7 @@ def epoch_users(
 def _events(
     first: Int64Array, chosen: list[Int64Array]
 ) -> tuple[Int64Array, Int64Array]:
-    """Turn numbers of users' events into those of the set; also return lengths [B]."""
+    """Turn per-user event indices into indices of the set; also return lengths [B]."""
     lengths = np.array([len(part) for part in chosen])
     return np.concatenate(chosen) + np.repeat(first, lengths), lengths
 
@@ -182,17 +169,14 @@ def _token_index(chosen: list[Int64Array], lengths: Int64Array, width: int) -> T
     return torch.from_numpy(padded)
 
 
-def _rank_share(batch_size: int, num_users: int) -> slice:
-    world_size, rank = dist.get_world_size(), dist.get_rank()
-    if batch_size % world_size:
+def _refuse_batch_size(batch_size: int, num_users: int) -> None:
+    if batch_size % dist.get_world_size():
         raise UserError(
             f"towers.training.batch_size={batch_size} must be a multiple of the "
-            f"number of ranks, {world_size}"
+            f"number of ranks, {dist.get_world_size()}"
         )
     if num_users < batch_size:
         raise UserError(
             f"towers.training.batch_size={batch_size} is more than the {num_users} "
             "training users; make it smaller"
         )
-    per_rank = batch_size // world_size
-    return slice(rank * per_rank, (rank + 1) * per_rank)

@@ -1,4 +1,4 @@
-"""Towers as configured: made, with their objective, on all ranks, with an optimizer."""
+"""Building the towers, their objective, and what trains them on all ranks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +28,9 @@ from learn_torchrec.towers.repeat import RepeatConsumption
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.task import Objective, TwinTowerTrain
 from learn_torchrec.towers.warm_start import InitialTowers, load_encoder, load_ids
-from learn_torchrec.training.optim import dense_optimizer, warmup_cosine
-from learn_torchrec.training.sharding import init_tables, shard
+from learn_torchrec.training.optim import dense_optimizer, warmup_decay
+from learn_torchrec.training.sharding import init_tables, shard_tables
+from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _OBJECTIVES: dict[str, Callable[[LossConfig, SamplingConfig, Tensor], Objective]] = {
@@ -45,34 +46,28 @@ def build_towers(
     event_counts: Tensor,
     device: torch.device | None = None,
 ) -> TwinTower:
-    """Return fresh towers.
+    """Return freshly initialized towers.
 
     Args:
         config: of the model.
-        mean: float32 [C], subtracted from the content.
-        std: float32 [C], the content is divided by it.
+        mean: float32 [C], subtracted from the content vectors.
+        std: float32 [C], divides them.
         event_counts: int64 [N], training events of each catalogue item.
-        device: of the table of item ids; "meta" where TorchRec shards and fills it.
+        device: of the item-ID table; "meta" where TorchRec shards and fills it.
     """
     shape = config.encoder
     ids = None
     if config.inputs != "content":
         ids = ItemIds(event_counts, shape.width, config.id_shrinkage, device)
-    reads_content = config.inputs != "id"
-    encoder = PreferenceEncoder(mean, std, shape, reads_content)
+    encoder = PreferenceEncoder(mean, std, shape, reads_content=config.inputs != "id")
     repeat = RepeatConsumption() if config.repeat else None
     return TwinTower(encoder, config.item_tower, ids, repeat)
 
 
 def build_objective(config: TowersConfig, event_counts: Tensor) -> Objective:
-    """Return what the towers learn.
-
-    Args:
-        config: of the towers.
-        event_counts: int64 [N], training events of each catalogue item.
-    """
-    objective = _OBJECTIVES[config.loss.objective]
-    return objective(config.loss, config.sampling, event_counts)
+    """Return the configured objective; event_counts is int64 [N], by item."""
+    make = _OBJECTIVES[config.loss.objective]
+    return make(config.loss, config.sampling, event_counts)
 
 
 def build_task(
@@ -82,17 +77,13 @@ def build_task(
     event_counts: Tensor,
     initial: InitialTowers | None = None,
 ) -> TwinTowerTrain:
-    """Return a fresh training task; its table of ids, if any, is on "meta".
+    """Return a fresh training task; its ID table, if any, is on "meta".
 
-    Args:
-        config: of the towers.
-        mean: float32 [C], see `build_towers`.
-        std: float32 [C], likewise.
-        event_counts: int64 [N], training events of each catalogue item.
-        initial: weights to start from, the ids' apart.
+    See `build_towers` for the arguments. `initial` replaces the initial weights of
+    everything but the ID table.
 
     Raises:
-        UserError: the initial weights are of another shape.
+        UserError: the initial weights have another shape.
     """
     torch.manual_seed(config.training.seed)
     if not config.model.standardize:
@@ -108,14 +99,11 @@ def build_task(
 
 @dataclass(frozen=True)
 class Trainer:
-    """What trains a task on all ranks.
+    """A task wrapped for all ranks, with its optimizer, pipeline and schedule.
 
     Attributes:
-        task: inside `model`, its table the sharded one.
-        model: wraps the task for all ranks.
-        optimizer: of the model.
-        pipeline: of both.
-        schedule: of the optimizer's rates.
+        task: the task inside `model`, with the sharded table.
+        model: DDP, or DMP where there is an ID table.
     """
 
     task: TwinTowerTrain
@@ -132,43 +120,31 @@ def build_trainer(
     device: torch.device,
     initial: InitialTowers | None = None,
 ) -> Trainer:
-    """Bring a task onto this rank's device and wrap it for all ranks.
+    """Move a fresh task to this rank's device and wrap it for all ranks.
 
-    Args:
-        task: fresh.
-        config: of the towers.
-        steps: of the whole training.
-        device: this rank's.
-        initial: whose item ids the table starts from.
+    `steps` are those of the whole training; the ID table starts from `initial`.
     """
-    # Everything but the table, which TorchRec places.
+    # TorchRec places the table; everything else moves here.
     task._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
-    warmup = config.optimizer.warmup
+    model: nn.Module
+    optimizer: KeyedOptimizer | CombinedOptimizer
+    pipeline: TrainPipeline[TowerBatch, Any]
     if task.towers.ids is None:
         optimizer = dense_optimizer(task.named_parameters(), config.optimizer)
-        # Buffers are built alike on every rank and never change.
+        # Buffers are equal on every rank and never change.
         model = DistributedDataParallel(task, broadcast_buffers=False)
-        return Trainer(
-            task,
-            model,
-            optimizer,
-            TrainPipelineBase(model, optimizer, device),
-            warmup_cosine(optimizer, steps, warmup),
-        )
-    sharded = shard(task, device, config.training.table_learning_rate)
-    init_tables(sharded, config.training.seed)
-    if initial is not None:
-        load_ids(sharded, initial)
-    dense = dense_optimizer(
-        in_backward_optimizer_filter(sharded.named_parameters()), config.optimizer
-    )
-    combined = CombinedOptimizer([sharded.fused_optimizer, dense])
-    inner = sharded.module
-    assert isinstance(inner, TwinTowerTrain)
-    return Trainer(
-        inner,
-        sharded,
-        combined,
-        TrainPipelineSparseDist(sharded, combined, device),
-        warmup_cosine(combined, steps, warmup),
-    )
+        pipeline = TrainPipelineBase(model, optimizer, device)
+    else:
+        tables = TableOptimizerConfig(learning_rate=config.training.table_learning_rate)
+        model = shard_tables(task, device, tables)
+        init_tables(model, config.training.seed)
+        if initial is not None:
+            load_ids(model, initial)
+        rest = in_backward_optimizer_filter(model.named_parameters())
+        dense = dense_optimizer(rest, config.optimizer)
+        optimizer = CombinedOptimizer([model.fused_optimizer, dense])
+        pipeline = TrainPipelineSparseDist(model, optimizer, device)
+        assert isinstance(model.module, TwinTowerTrain)
+        task = model.module
+    schedule = warmup_decay(optimizer, steps, config.optimizer.warmup)
+    return Trainer(task, model, optimizer, pipeline, schedule)

@@ -1,4 +1,4 @@
-"""What decides the towers: their shape, their samples, their loss and training."""
+"""Settings of the towers: model, sampling, loss, optimizer and training."""
 
 from dataclasses import field
 from typing import Literal
@@ -14,15 +14,15 @@ from learn_torchrec.training.optim import OptimizerConfig
 
 @configuration
 class TowersTrainingConfig:
-    """How long, in what pieces and how precisely the towers train.
+    """Length, batch size and precision of the towers' training.
 
     Attributes:
-        epochs: passes over the training users at most.
-        patience: passes without a better validation recall before stopping.
+        epochs: maximum number of passes over the training users.
+        patience: passes without a better validation recall before training stops.
         batch_size: users in a global batch, over all ranks.
-        table_learning_rate: of the item ids' row-wise Adagrad.
-        precision: of the towers' matrix products; vectors and loss are float32.
-        seed: of weights, sampling and order.
+        table_learning_rate: of the ID table's row-wise Adagrad.
+        precision: of the matrix products; vectors and loss are float32.
+        seed: of initial weights, sampling and order.
     """
 
     epochs: PositiveInt = 10
@@ -35,7 +35,7 @@ class TowersTrainingConfig:
 
 @configuration
 class TowersConfig:
-    """Everything that decides the towers, given data, split and content."""
+    """All settings that decide the towers, given data, split and content."""
 
     model: TowersModelConfig = field(default_factory=TowersModelConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

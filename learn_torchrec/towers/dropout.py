@@ -1,9 +1,9 @@
-"""Dropout whose masks cost little on a CPU.
+"""Dropout with cheap masks on the CPU.
 
-PyTorch draws one number for every element on the CPU, which made dropout 7 % of a
-training step of the paper's towers. Here 64 random bits serve four elements, and they
-come from NumPy's SFC64, several times as fast as PyTorch's Mersenne twister: each is
-dropped with a probability of round(p * 65536) / 65536.
+PyTorch draws one random number per element on the CPU, which took 7 % of a training
+step of the paper's towers. Here 64 random bits serve four elements, and they come from
+NumPy's SFC64, several times as fast as PyTorch's Mersenne Twister. The drop probability
+is rounded to a multiple of 1 / 65536.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _LEVELS = 1 << 16  # of 16 random bits
 
 
 class _Masked(torch.autograd.Function):
-    """x * keep * scale, remembering the one-byte mask alone."""
+    """x * keep * scale, which saves only the one-byte mask for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
@@ -34,8 +34,8 @@ class _Masked(torch.autograd.Function):
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero elements of `x` with probability `p` and scale the rest by 1 / (1 - p).
 
-    Follows the state of PyTorch's generator, as `torch.nn.functional.dropout` does,
-    with other masks.
+    Seeded by PyTorch's generator, like `torch.nn.functional.dropout`, but with other
+    masks.
     """
     if not training or p == 0.0:
         return x
@@ -46,8 +46,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
     bits = torch.from_numpy(words).view(torch.int16)[: x.numel()].view(x.shape)
     keep = bits >= threshold - _LEVELS // 2
-    masked: Tensor = _Masked.apply(x, keep, _LEVELS / (_LEVELS - threshold))
-    return masked
+    return _Masked.apply(x, keep, _LEVELS / (_LEVELS - threshold))
 
 
 class Dropout(nn.Module):

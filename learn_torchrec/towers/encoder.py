@@ -1,7 +1,7 @@
-"""The preference encoder: content or item ids in, unit vectors of preference out.
+"""The preference encoder: content or item ids in, unit preference vectors out.
 
-The paper's PCH (v1) / PAL (v2), section 3.2. Sequences stay packed: every linear
-layer works on real tokens only, and attention alone sees padding.
+The paper's PCH (v1) / PAL (v2), section 3.2. Sequences stay packed: linear layers
+see real tokens only, and attention alone pads.
 
 Dimension letters: U distinct items, S tokens of all sequences together, B sequences,
 W width, C content dim, D vector dim.
@@ -26,15 +26,15 @@ class PreferenceEncoder(nn.Module):
 
     Args:
         mean: float32 [C], of the catalogue's content vectors; see
-            `ContentStore.mean`. Raw vectors of a language model are a narrow cone,
-            so they are standardised before the projection.
+            `ContentStore.mean`. Raw language-model vectors lie in a narrow cone, so
+            they are standardized before the projection.
         std: float32 [C], positive.
         shape: see `EncoderShape`.
-        reads_content: false for the paper's ID row: items are their ids alone.
+        reads_content: false for the paper's ID row: an item is its id alone.
 
     Attributes:
         precision: of the matrix products over tokens, float32 or bfloat16 (autocast);
-            parameters and the vectors that come out are float32 either way.
+            parameters and output vectors are float32 either way.
 
     Example:
         >>> import torch
@@ -84,19 +84,17 @@ class PreferenceEncoder(nn.Module):
         """Encode packed sequences.
 
         Args:
-            content: [U, C], float16 or float32, the distinct items' vectors.
+            content: [U, C], float16 or float32, of the distinct items.
             items: int64 [S], index into `content` of every token.
             lengths: int64 [B], tokens of each sequence, all at least 1.
-            read: int64 [...], the token indices whose vectors are wanted; all S
-                when None.
+            read: int64 [...], indices of the tokens to read; None for all.
             id_vectors: float32 [U, W] of the distinct items (see `ItemIds`), added to
                 the projected content.
-            times: int64 [S], unix seconds of every token; None where all tokens are
-                items alone.
-            actions: int16 [S], codes of every token's action; None likewise.
+            times: int64 [S], unix seconds; None for items encoded alone.
+            actions: int16 [S], action codes; None likewise.
 
         Returns:
-            float32 [S, D] or [..., D], unit vectors; the vector at a token depends
+            float32 [S, D] or [..., D], unit vectors. The vector at a token depends only
             on that token and the ones before it in its sequence.
 
         Raises:
@@ -107,7 +105,7 @@ class PreferenceEncoder(nn.Module):
             times = torch.zeros_like(items)
         if actions is None:
             actions = torch.full_like(items, NO_ACTION, dtype=torch.int16)
-        # Where the two are equal there is nothing to cast, and autocast would warn.
+        # Autocast to float32 would only warn.
         is_mixed = self.precision != torch.float32
         dtype = self.precision if is_mixed else None
         with torch.autocast(items.device.type, dtype=dtype, enabled=is_mixed):
@@ -115,24 +113,24 @@ class PreferenceEncoder(nn.Module):
             tokens = self.sequence_encoder(
                 tokens, packing, times[packing.order], actions[packing.order]
             )
-        places = packing.places if read is None else packing.places[read]
-        return self.project(tokens[places].float())
+        index = packing.inverse if read is None else packing.inverse[read]
+        return self.project(tokens[index].float())
 
     def embed(self, content: Tensor, id_vectors: Tensor | None = None) -> Tensor:
-        """Return what the sequence encoder reads of distinct items, [U, W]."""
+        """Return the sequence encoder's input for distinct items, [U, W]."""
         if self.content_projection is None:
             if id_vectors is None:
                 raise ValueError("towers that read ids alone need id_vectors")
             return id_vectors
-        projected: Tensor = self.content_projection(self.standardized(content))
+        projected = self.content_projection(self.standardized(content))
         return projected if id_vectors is None else projected + id_vectors
 
     def project(self, embedded: Tensor) -> Tensor:
-        """Turn embedded items or encoded tokens, [..., W], into unit vectors."""
+        """Project item embeddings or encoded tokens, [..., W], to unit vectors."""
         return F.normalize(self.vector_projection(embedded).float(), dim=-1)
 
     def standardized(self, content: Tensor) -> Tensor:
-        """Content [U, C] in float32, by the catalogue's mean and standard deviation."""
+        """Standardize content [U, C] by the catalogue's statistics, as float32."""
         return (content.float() - self.mean) / self.std
 
 

@@ -1,4 +1,4 @@
-"""The vectors that the ranker reads: which ones, and their files."""
+"""Export of user and item vectors for the ranker."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from learn_torchrec.arrays import Int64Array
@@ -28,18 +27,18 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.vector_table import ITEMS, USERS, write_index
 
-_PART_ROWS = 131_072  # users' vectors of a rank that are written together
+_PART_ROWS = 131_072  # vectors written at a time
 
 
 @configuration
 class ExportConfig:
-    """Which vectors are exported.
+    """Which vectors are exported, and how.
 
     Attributes:
-        snapshots: of a user, one vector after every `event`, or (`last`) one after
-            the last event before split.towers_until, for the ranker's training, and
-            one after the last before split.test_from, for its test.
-        parquet: write the vectors as Parquet too, for other people's rankers.
+        snapshots: `event` exports a user vector after every event; `last` only after
+            the last event before split.towers_until (for training the ranker) and
+            after the last before split.test_from (for testing it).
+        parquet: also write Parquet, for other rankers.
     """
 
     snapshots: Literal["event", "last"] = "event"
@@ -54,25 +53,23 @@ def write_item_vectors(
     shape: tuple[int, int],
     parquet: bool,
 ) -> None:
-    """Write a rank's items: a shard of `items/`, and `item_id, vector` as Parquet.
+    """Write a rank's item vectors: a shard of `items/`, and Parquet on request.
 
-    Args:
-        working_dir: of the artefact.
-        rank: its number, and the shard's.
-        item_ids: [n].
-        vectors: float32 [., D] each, n together, in the order of `item_ids`.
-        shape: n and D.
-        parquet: whether to write that too.
+    The Parquet columns are `item_id, vector`. `vectors` are batches of float32 [., D],
+    in the order of `item_ids`; `shape` is their number and D.
 
     Raises:
-        UserError: a vector that is not finite.
+        UserError: a vector is not finite.
     """
-
-    def keys(part: slice) -> dict[str, pa.Array]:
-        return {ITEM_ID: item_ids[part]}
-
     path = working_dir / ITEM_VECTORS_FILE if parquet else None
-    _write_part(working_dir / ITEMS, path, rank, keys, vectors, shape)
+    _write_part(
+        working_dir / ITEMS,
+        path,
+        rank,
+        lambda rows: {ITEM_ID: item_ids[rows]},
+        vectors,
+        shape,
+    )
 
 
 def write_user_vectors(
@@ -84,22 +81,11 @@ def write_user_vectors(
     dim: int,
     parquet: bool,
 ) -> None:
-    """Write a rank's users: a shard of `users/`, and as Parquet.
+    """Write a rank's user vectors: a shard of `users/`, and Parquet on request.
 
-    The Parquet columns are `user_id, timestamp, vector`: the vector knows events up to
-    `timestamp`.
-
-    Args:
-        working_dir: of the artefact.
-        rank: its number, and the shard's.
-        sequences: users and events.
-        events: int64 [n], the last event that each vector knows.
-        vectors: float32 [., D] each, n together, in the order of `events`.
-        dim: D.
-        parquet: whether to write that too.
-
-    Raises:
-        UserError: a vector that is not finite.
+    The Parquet columns are `user_id, timestamp, vector`. A vector knows its user's
+    events up to one of `events`, int64 [n], and `timestamp` is that event's. The rest
+    is as in `write_item_vectors`.
     """
 
     def keys(part: slice) -> dict[str, pa.Array]:
@@ -118,13 +104,9 @@ def write_user_vectors(
 def write_vector_indexes(
     working_dir: Path, item_ids: pa.Array, sequences: SequenceSet, events: Int64Array
 ) -> None:
-    """Write what finds the vectors of all ranks; one rank does.
+    """Write the index of all ranks' vectors; called on one rank.
 
-    Args:
-        working_dir: of the artefact.
-        item_ids: of all items, in the order of all ranks' vectors.
-        sequences: users and events.
-        events: int64, ascending, the last event of every user vector of all ranks.
+    `item_ids` and `events` are those of all ranks, in the order of the shards.
     """
     for side in (ITEMS, USERS):
         (working_dir / side).mkdir(exist_ok=True)
@@ -145,31 +127,22 @@ def _write_part(
     vectors: Iterable[Tensor],
     shape: tuple[int, int],
 ) -> None:
-    """Write vectors as a shard and, with their keys, as a Parquet file.
+    """Write vectors as a shard of `directory` and as a file of `parquet`, if given.
 
-    Args:
-        directory: of the shard.
-        parquet: the folder of the Parquet files; None for none.
-        rank: number of both.
-        keys: returns the other columns of a slice of the rows.
-        vectors: float32 [., D] each, n together.
-        shape: n and D.
-
-    Raises:
-        UserError: a vector that is not finite.
+    `keys` returns the Parquet columns besides the vector for a slice of the rows.
     """
     directory.mkdir(exist_ok=True)
     shard = create_shard(directory, rank, shape)
     columns = keys(slice(0, 0)) | {VECTOR: _as_lists(torch.empty(0, shape[1]))}
     written = 0
-    with _parquet_part(parquet, rank, pa.table(columns).schema) as writer:
+    with _parquet_writer(parquet, rank, pa.table(columns).schema) as writer:
         for part in _joined(vectors, _PART_ROWS):
             rows = slice(written, written + len(part))
             shard[rows] = part.numpy()
             if not finite_rows(shard[rows]).all():
                 raise UserError(
                     f"{directory.name}: the towers give vectors that are not finite; "
-                    "train them again with a lower towers.optimizer.learning_rate"
+                    "retrain them with a lower towers.optimizer.learning_rate"
                 )
             if writer is not None:
                 columns = keys(rows) | {VECTOR: _as_lists(part)}
@@ -178,29 +151,26 @@ def _write_part(
     shard.flush()
 
 
-@contextlib.contextmanager
-def _parquet_part(
+def _parquet_writer(
     directory: Path | None, rank: int, schema: pa.Schema
-) -> Iterator[pq.ParquetWriter | None]:
-    """Yield the writer of a rank's file of a Parquet data set; None without one."""
+) -> contextlib.AbstractContextManager[pq.ParquetWriter | None]:
+    """Return the writer of this rank's file of a Parquet data set, if there is one."""
     if directory is None:
-        yield None
-        return
+        return contextlib.nullcontext()
     directory.mkdir(exist_ok=True)
-    with pq.ParquetWriter(directory / f"part-{rank:05d}.parquet", schema) as writer:
-        yield writer
+    return pq.ParquetWriter(directory / f"part-{rank:05d}.parquet", schema)
 
 
 def _joined(parts: Iterable[Tensor], num_rows: int) -> Iterator[Tensor]:
-    """Yield the parts' rows in their order, at least `num_rows` at a time."""
-    waiting: list[Tensor] = []
+    """Join batches so that each but the last has at least `num_rows` rows."""
+    pending: list[Tensor] = []
     for part in parts:
-        waiting.append(part)
-        if sum(map(len, waiting)) >= num_rows:
-            yield torch.cat(waiting)
-            waiting = []
-    if waiting:
-        yield torch.cat(waiting)
+        pending.append(part)
+        if sum(map(len, pending)) >= num_rows:
+            yield torch.cat(pending)
+            pending = []
+    if pending:
+        yield torch.cat(pending)
 
 
 def _as_lists(vectors: Tensor) -> pa.FixedSizeListArray:
@@ -210,20 +180,14 @@ def _as_lists(vectors: Tensor) -> pa.FixedSizeListArray:
 
 def snapshot_events(
     sequences: SequenceSet, config: ExportConfig, times: SplitTimes
-) -> NDArray[np.int64]:
-    """Return the events after which a user vector is exported, ascending [n].
-
-    Args:
-        sequences: all users and events.
-        config: which snapshots.
-        times: the moments that `last` refers to.
-    """
+) -> Int64Array:
+    """Return the events after which a user vector is exported, ascending int64 [n]."""
     if config.snapshots == "event":
         return np.arange(len(sequences.items))
     users = np.repeat(np.arange(len(sequences)), sequences.lengths)
     chosen = []
-    for moment in (times.towers_until, times.test_from):
-        earlier = np.flatnonzero(sequences.times < moment)
+    for time in (times.towers_until, times.test_from):
+        earlier = np.flatnonzero(sequences.times < time)
         closes_user = np.r_[users[earlier][1:] != users[earlier][:-1], True]
         chosen.append(earlier[closes_user[: len(earlier)]])
     return np.unique(np.concatenate(chosen))

@@ -1,4 +1,4 @@
-"""Held-out users and events: what the towers learn from and are judged on."""
+"""Held-out users and events: training, validation and test of the towers."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from learn_torchrec.datasets.split import SplitConfig, SplitTimes, user_draws
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import Jagged, positions_in
 
-_LEAST_LEAVE_ONE_OUT = 4  # two events to learn from, one to validate, one to test
+_MIN_EVENTS = 4  # two events to learn from, one to validate, one to test
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTask:
-    """Users whose later events are to be found from their earlier ones.
+    """Users whose later events are to be retrieved from their earlier ones.
 
     Attributes:
         sequences: the users and all their events.
-        last_history: int64 [U], the event index that closes each user's history.
-        history: the history's items.
-        targets: the items to find.
+        last_history: int64 [U], index of the last event of each user's history.
+        history: items of the histories.
+        targets: items to retrieve.
     """
 
     sequences: SequenceSet
@@ -32,15 +32,15 @@ class RetrievalTask:
 
 @dataclass(frozen=True, kw_only=True)
 class TowersSplit:
-    """What the towers learn from, and what they are judged on.
+    """The towers' training users, and the tasks that evaluate them.
 
     Attributes:
-        train: the training users' events.
-        cuts: int64 [U], each training user's events before the moment that parts
-            history from targets; None where there is no such moment.
-        validation: to choose the best epoch by.
-        test: what no choice may look at.
-        known_until: the towers know events strictly before it, unix seconds.
+        train: events of the training users.
+        cuts: int64 [U], events of each training user before the split time; None where
+            there is no split time.
+        validation: selects the best epoch.
+        test: must not influence any choice.
+        known_until: the towers know only events strictly before it, unix seconds.
     """
 
     train: SequenceSet
@@ -53,7 +53,7 @@ class TowersSplit:
 def split_towers(
     sequences: SequenceSet, times: SplitTimes, split: SplitConfig
 ) -> TowersSplit:
-    """Hold users or events out as `split.holdout` says.
+    """Hold out users or events according to `split.holdout`.
 
     Raises:
         UserError: one of the three sets has no user with enough events.
@@ -63,19 +63,19 @@ def split_towers(
     active = _with_enough(sequences, split)
     if split.holdout == "leave_one_out":
         return _leave_one_out(active, split)
-    return _split_at_a_moment(active, times.towers_until, split)
+    return _split_by_time(active, times.towers_until, split)
 
 
 def _hold_out_new_users(
-    sequences: SequenceSet, moment: int, split: SplitConfig
+    sequences: SequenceSet, time: int, split: SplitConfig
 ) -> TowersSplit:
-    """Test on users who first appear at or after `moment`; know nothing as late.
+    """Test on users whose first event is at or after `time`; train before it.
 
-    There may be none: only an evaluation needs them.
+    The test set may be empty: only evaluation needs it.
     """
     active = sequences.select_users(sequences.lengths > 0)
-    arrived = active.first_times() >= moment
-    known = _with_enough(active.select_users(~arrived).before(moment), split)
+    arrived = active.first_times() >= time
+    known = _with_enough(active.select_users(~arrived).before(time), split)
     validates = user_draws(known.user_ids) < split.validation_users
     test = _with_enough(active.select_users(arrived), split)
     train, validation = known.select_users(~validates), known.select_users(validates)
@@ -84,16 +84,14 @@ def _hold_out_new_users(
     return TowersSplit(
         train=train,
         cuts=None,
-        validation=retrieval_task(validation, _shares(validation, split)),
-        test=retrieval_task(test, _shares(test, split)),
-        known_until=moment,
+        validation=retrieval_task(validation, _history_lengths(validation, split)),
+        test=retrieval_task(test, _history_lengths(test, split)),
+        known_until=time,
     )
 
 
-def _split_at_a_moment(
-    active: SequenceSet, moment: int, split: SplitConfig
-) -> TowersSplit:
-    """The paper's split: users are disjoint, `moment` parts history from targets."""
+def _split_by_time(active: SequenceSet, time: int, split: SplitConfig) -> TowersSplit:
+    """The paper's split: disjoint users; `time` splits history from targets."""
     draws = user_draws(active.user_ids)
     validates = draws < split.validation_users
     tests = draws >= 1 - split.test_users
@@ -102,7 +100,7 @@ def _split_at_a_moment(
     tasks = []
     for name, chosen in (("validation", validates), ("test", tests)):
         users = active.select_users(chosen)
-        cuts = _events_before(users, moment)
+        cuts = _events_before(users, time)
         has_both = (cuts > 0) & (cuts < users.lengths)
         users = users.select_users(has_both)
         _refuse_empty(
@@ -111,7 +109,7 @@ def _split_at_a_moment(
         tasks.append(retrieval_task(users, cuts[has_both]))
     return TowersSplit(
         train=train,
-        cuts=_events_before(train, moment),
+        cuts=_events_before(train, time),
         validation=tasks[0],
         test=tasks[1],
         known_until=int(active.times.max()) + 1,
@@ -119,8 +117,8 @@ def _split_at_a_moment(
 
 
 def _leave_one_out(active: SequenceSet, split: SplitConfig) -> TowersSplit:
-    """All users train; the last event is the test, the one before the validation."""
-    users = active.select_users(active.lengths >= _LEAST_LEAVE_ONE_OUT)
+    """All users train; the last event is for test, the one before for validation."""
+    users = active.select_users(active.lengths >= _MIN_EVENTS)
     _refuse_empty(split, users, "train", "use users with 4 events or more")
     without_test = users.without_last(1)
     return TowersSplit(
@@ -135,11 +133,9 @@ def _leave_one_out(active: SequenceSet, split: SplitConfig) -> TowersSplit:
 def retrieval_task(
     sequences: SequenceSet, history_lengths: Int64Array
 ) -> RetrievalTask:
-    """Make the first `history_lengths` [U] events of users history, the rest targets.
+    """Split events into the first `history_lengths` [U] of each user, and targets.
 
-    Args:
-        sequences: U users with at least 2 events.
-        history_lengths: int64 [U], at least 1 and below the user's events.
+    Every user has at least one event on either side.
     """
     lengths = sequences.lengths
     in_history = positions_in(lengths) < np.repeat(history_lengths, lengths)
@@ -156,25 +152,21 @@ def retrieval_task(
 def _refuse_empty(split: SplitConfig, users: SequenceSet, name: str, fix: str) -> None:
     if len(users) == 0:
         raise UserError(
-            f"split: no {name} user has split.min_events={split.min_events} "
-            f"events; {fix} or lower split.min_events"
+            f"split: no {name} user has split.min_events={split.min_events} events; "
+            f"{fix} or lower split.min_events"
         )
 
 
-def _shares(sequences: SequenceSet, split: SplitConfig) -> Int64Array:
-    """Events of each user that are history, by `split.history_share`, int64 [U]."""
+def _history_lengths(sequences: SequenceSet, split: SplitConfig) -> Int64Array:
+    """Events of each user's history by `split.history_share`, int64 [U]."""
     lengths = sequences.lengths
-    kept: Int64Array = np.clip(
-        (lengths * split.history_share).astype(int), 1, lengths - 1
-    )
-    return kept
+    return np.clip((lengths * split.history_share).astype(int), 1, lengths - 1)
 
 
-def _events_before(sequences: SequenceSet, moment: int) -> Int64Array:
-    """Events of each user strictly before `moment`, int64 [U]."""
-    earlier = np.r_[0, np.cumsum(sequences.times < moment)]
-    counts: Int64Array = np.diff(earlier[sequences.offsets])
-    return counts
+def _events_before(sequences: SequenceSet, time: int) -> Int64Array:
+    """Events of each user strictly before `time`, int64 [U]."""
+    earlier = np.r_[0, np.cumsum(sequences.times < time)]
+    return np.diff(earlier[sequences.offsets])
 
 
 def _with_enough(sequences: SequenceSet, split: SplitConfig) -> SequenceSet:

@@ -1,4 +1,4 @@
-"""A trainable vector for every item of the catalogue, in a sharded TorchRec table."""
+"""A trainable vector for every catalogue item, in a sharded TorchRec table."""
 
 import torch
 from torch import Tensor, nn
@@ -9,21 +9,21 @@ _FEATURE = "item_id"
 
 
 class ItemIds(nn.Module):
-    """Item ids as input of the towers (the paper's ID row, or added to the content).
+    """Item ids as input of the towers: the paper's ID row, or added to the content.
 
-    Vectors are shrunk by counts: an item with n training events has its vector times
-    n / (n + k). A new item's is exactly zero, so that content + id falls back to
-    content where nothing is known of the id.
+    Count-based shrinkage: the vector of an item with n training events is scaled by
+    n / (n + k). It is exactly zero for a cold-start item, so that content + id falls
+    back to the content.
 
     Args:
         event_counts: int64 or float32 [N], training events of each item.
         dim: W, of a vector.
-        shrinkage: k, the events at which an id counts half; 0 shrinks no item with
-            any.
+        shrinkage: k, the event count at which the factor is 1/2; 0 disables shrinkage
+            of items with any event.
         device: of the table; "meta" where TorchRec shards and fills it.
     """
 
-    trust: Tensor
+    trust: Tensor  # shrinkage factors [N], under this name in artefacts
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class ItemIds(nn.Module):
     ) -> None:
         super().__init__()
         counts = event_counts.float()
-        # 0 / 0 for a new item where shrinkage is 0.
+        # Not 0 / 0 for a cold-start item where shrinkage is 0.
         trust = torch.where(counts > 0, counts / (counts + shrinkage), 0.0)
         self.register_buffer("trust", trust)
         self.table = EmbeddingCollection(
@@ -50,13 +50,13 @@ class ItemIds(nn.Module):
         )
 
     def forward(self, rows: KeyedJaggedTensor) -> Tensor:
-        """Look items up: `keyed(rows)` of U rows -> float32 [U, W]."""
+        """Look up U items, `as_kjt(rows)` -> float32 [U, W]."""
         looked_up = self.table(rows)[_FEATURE]
         return looked_up.values() * self.trust[rows.values()].unsqueeze(1)
 
 
-def keyed(rows: Tensor) -> KeyedJaggedTensor:
-    """Store rows, int64 [U], in the form that TorchRec's tables read."""
+def as_kjt(rows: Tensor) -> KeyedJaggedTensor:
+    """Store rows, int64 [U], as a KJT of one id per item."""
     return KeyedJaggedTensor(
         keys=[_FEATURE], values=rows, lengths=torch.ones_like(rows, dtype=torch.int32)
     )

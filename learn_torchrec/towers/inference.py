@@ -1,4 +1,4 @@
-"""Vectors from trained towers: the catalogue, and users as of any moment.
+"""Vectors from trained towers: the catalogue, and users at any point in time.
 
 Dimension letters: E events, W windows, C content dim, D vector dim.
 """
@@ -13,7 +13,7 @@ from learn_torchrec.arrays import Int64Array
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.jagged import offsets_of
-from learn_torchrec.towers.ids import keyed
+from learn_torchrec.towers.ids import as_kjt
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.repeat import RepeatedItems
 
@@ -24,13 +24,7 @@ _TOKENS_PER_BATCH = 16_384
 def encode_catalogue(
     towers: TwinTower, store: ContentStore, rows: Int64Array, device: torch.device
 ) -> Tensor:
-    """Encode items, each alone.
-
-    Args:
-        towers: in evaluation mode.
-        store: of the content vectors.
-        rows: int64 [n], store rows of the wanted items.
-        device: where `towers` lives.
+    """Encode items, given by store rows int64 [n], each on its own.
 
     Returns:
         float32 [n, D] on the CPU, unit vectors.
@@ -65,16 +59,9 @@ def encode_histories(
     events: Int64Array,
     history_length: int,
     device: torch.device,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Encode each user as of some of their events: see `history_vectors`.
-
-    Returns:
-        float32 [n, D] on the CPU, unit vectors.
-    """
-    parts = history_vectors(
-        towers, store, sequences, events, history_length, device, on_progress
-    )
+    """Return all of `history_vectors`, float32 [n, D]."""
+    parts = history_vectors(towers, store, sequences, events, history_length, device)
     return torch.cat([torch.empty(0, _dim(towers)), *parts])
 
 
@@ -88,20 +75,13 @@ def history_vectors(
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """Encode each user as of some of their events, a few of these at a time.
+    """Encode users at a point in time: after each of some of their events.
 
-    The vector as of event e is the user tower's over the at most `history_length`
+    The vector after event e is the user tower's over the at most `history_length`
     most recent events up to and including e. Events within the first
-    `history_length` of a user share one causal pass.
-
-    Args:
-        towers: in evaluation mode.
-        store: of the content vectors.
-        sequences: users and events.
-        events: int64 [n], ascending event indices.
-        history_length: most events a window holds.
-        device: where `towers` lives.
-        on_progress: called with the number of events done and of all.
+    `history_length` of a user share one causal pass. The towers must be in evaluation
+    mode; `events` are ascending int64 [n]. `on_progress` is called with the number of
+    events done and the total.
 
     Yields:
         float32 [., D] on the CPU, unit vectors of the next events.
@@ -113,7 +93,7 @@ def history_vectors(
         window = np.searchsorted(ends, reads + 1)
         read = first[window] + reads - starts[window]
         content, id_vectors = _inputs(towers, store, rows, device)
-        vectors: Tensor = towers.encoder(
+        vectors = towers.encoder(
             content,
             torch.from_numpy(items).to(device),
             torch.from_numpy(ends - starts).to(device),
@@ -132,17 +112,13 @@ def history_vectors(
 def repeat_scores(
     towers: TwinTower, sequences: SequenceSet, events: Int64Array, history_length: int
 ) -> RepeatedItems | None:
-    """Score the items that users met, as of one event each; see `RepeatConsumption`.
+    """Score history items after one event of each user, see `RepeatConsumption`.
 
-    Args:
-        towers: in evaluation mode.
-        sequences: users and events.
-        events: int64 [n], the event that ends each window.
-        history_length: most events a window holds.
+    `events` are int64 [n], each the last of a window of up to `history_length`.
 
     Returns:
-        Anchors are numbers of `events`, items are store rows, on the towers' device;
-        None where the towers have no such score or there are no events.
+        Anchors index `events`, items are store rows, on the towers' device; None where
+        the towers have no such score or there are no events.
     """
     if towers.repeat is None or len(events) == 0:
         return None
@@ -150,49 +126,48 @@ def repeat_scores(
     lengths = ends - starts
     tokens, first = _tokens(starts, ends)
     device = towers.repeat.weight.device
-    seen: RepeatedItems = towers.repeat(
+    return towers.repeat(
         torch.from_numpy(sequences.items[tokens]).to(device),
         torch.from_numpy(lengths).to(device),
         torch.from_numpy(first + lengths - 1).to(device).unsqueeze(1),
     )
-    return seen
 
 
 def _tokens(starts: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Return the events of all windows, and the place of each window's first."""
+    """Return the events of all windows, and the position of each window's first."""
     offsets = offsets_of(ends - starts)
     first = offsets[:-1]
     return np.arange(offsets[-1]) + np.repeat(starts - first, ends - starts), first
 
 
 def _dim(towers: TwinTower) -> int:
-    """D of the towers' vectors."""
+    """Return D."""
     return towers.encoder.vector_projection.out_features
 
 
 def _inputs(
     towers: TwinTower, store: ContentStore, rows: Int64Array, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """What the towers read of items: content [U, C], and id vectors [U, W] or None."""
+    """Return the towers' input for items: content [U, C], ID vectors [U, W] or None."""
     content = torch.from_numpy(store.gather(rows)).to(device)
-    return content, towers.id_vectors(keyed(torch.from_numpy(rows).to(device)))
+    return content, towers.id_vectors(as_kjt(torch.from_numpy(rows).to(device)))
 
 
 def _batches(
     sequences: SequenceSet, events: Int64Array, history_length: int
 ) -> Iterator[tuple[Int64Array, Int64Array, Int64Array]]:
-    """Group the wanted events into windows, and windows into batches.
+    """Group the events into windows, and windows into batches.
 
     Yields:
-        Windows (starts, ends), ascending by end, and the next events to read from
-        them, ascending.
+        Windows (starts, ends), ascending by end, and the events to read from them,
+        ascending.
     """
     if len(events) == 0:
         return
     starts, ends = history_windows(sequences, history_length)
     user_starts = np.repeat(sequences.offsets[:-1], sequences.lengths)
     in_first_window = ends[events] - user_starts[events] <= history_length
-    # Of the events that fit the user's first window, the last one's window has all.
+    # Events within a user's first window share the window of the last of them.
     last = np.r_[user_starts[events[1:]] != user_starts[events[:-1]], True]
     last |= np.r_[~in_first_window[1:], True]
     window_event = np.where(in_first_window, -1, events)
@@ -203,7 +178,7 @@ def _batches(
     owner = np.searchsorted(windows, events)
     costs = np.cumsum(ends[windows] - starts[windows])
     batch = costs // _TOKENS_PER_BATCH
-    # Both ascend, so that a batch is a run of windows and a run of events.
+    # Both ascend, so a batch is a slice of the windows and a slice of the events.
     firsts = np.searchsorted(batch, np.unique(batch)[1:])
     first_reads = np.searchsorted(owner, firsts)
     for chosen, reads in zip(

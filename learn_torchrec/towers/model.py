@@ -23,8 +23,8 @@ from learn_torchrec.towers.repeat import RepeatConsumption, RepeatedItems
 Inputs = Literal["content", "id", "content+id"]
 ItemTower = Literal["causal", "self", "content", "projection"]
 
-# TorchRec's pipelines trace the way to the sharded table and must not enter it.
-torch.fx.wrap("all_of")
+# TorchRec's pipelines trace the model up to the sharded table; this stays opaque.
+torch.fx.wrap("arange_like")
 
 
 @configuration
@@ -32,24 +32,24 @@ class TowersModelConfig:
     """Shape of the twin towers.
 
     Attributes:
-        encoder: what both towers share.
-        inputs: what is known of an item: its `content` (the paper), its `id` (the
+        encoder: shared by both towers.
+        inputs: what represents an item: its `content` (the paper), its `id` (the
             paper's ID row) or the sum of both (`content+id`).
-        id_shrinkage: count-based shrinkage of the ids: training events at which an
-            item's id counts half, see `ItemIds`; 0 shrinks no item with any.
+        id_shrinkage: count-based shrinkage of the ID vectors: the number of training
+            events at which the factor is 1/2, see `ItemIds`; 0 disables it.
         item_tower: what the item side reads in training (paper: table "item tower").
             `causal` (variant 1): the target sequence, each item in the context of
             the earlier targets; `self` (variant 2): each target item alone;
             `content` (variant 3): the item's content vector itself, so that
-            encoder.vector_dim must be the content's; `projection` (not the paper's):
-            what the sequence encoder reads of the item, by the vector projection alone.
-            At inference an item is always alone.
-        repeat: learn a score of repeat consumption (not the paper's), see
-            `RepeatConsumption`. Retrieval adds it to the similarity of the history's
-            items; exported vectors do not have it.
-        standardize: bring every dimension of the content to mean 0 and standard
-            deviation 1 over the catalogue. Vectors of a language model are a narrow
-            cone, which towers learn little from; the authors' public code does not.
+            encoder.vector_dim must be the content's; `projection` (not in the paper):
+            the item's embedding through the vector projection alone.
+            At inference an item is always encoded alone.
+        repeat: learn a score for repeat consumption (not in the paper), see
+            `RepeatConsumption`. Retrieval adds it to the similarity of history items;
+            exported vectors do not contain it.
+        standardize: standardize every content dimension over the catalogue. Raw
+            language-model vectors lie in a narrow cone, which towers learn little
+            from; the authors' public code does not standardize.
     """
 
     encoder: EncoderShape = field(default_factory=EncoderShape)
@@ -62,19 +62,19 @@ class TowersModelConfig:
     def __post_init__(self) -> None:
         require(
             self.inputs == "content" or self.item_tower != "content",
-            "item_tower: content has no place for ids; set towers.model.inputs=content "
-            "or another item_tower",
+            "item_tower: content cannot use ids; set towers.model.inputs=content or "
+            "another item_tower",
         )
 
 
 class TwinTower(nn.Module):
-    """User and item tower with shared weights; knows no loss.
+    """User and item tower with shared weights, independent of the loss.
 
     Args:
-        encoder: the shared `PreferenceEncoder`.
+        encoder: shared by both.
         item_tower: see `TowersModelConfig`.
-        ids: trainable vectors of the items, or None for content alone.
-        repeat: score of the history's items, or None for the similarity alone.
+        ids: trainable item vectors; None for content alone.
+        repeat: score of history items; None for the similarity alone.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class TwinTower(nn.Module):
         self.repeat = repeat
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, Tensor]:
-        """Return the vectors at the anchors and of the positives.
+        """Encode histories and targets.
 
         Returns:
-            User vectors [B, N_h, D] at the anchors and item vectors [B, N_t, D] of
-            the positives, unit norm; rows of padding hold some other token's vector.
+            User vectors [B, N_h, D] at the anchors and item vectors [B, N_t, D] of the
+            positives, unit norm; rows of padding hold some other token's vector.
         """
         if batch.content is None:
             raise ValueError("the batch has no content; see attach_content")
@@ -106,14 +106,14 @@ class TwinTower(nn.Module):
             vectors = self.encode_items(batch.content, items.flatten(), id_vectors)
             user_vectors = self.encode_anchors(batch, id_vectors)
             return user_vectors, vectors.unflatten(0, items.shape)
-        # One pass for both towers: every weight is read, and gets a gradient, once.
+        # One pass for both towers, so that every weight gets its gradient once.
         items, lengths = batch.target, batch.target_lengths
         times, actions = batch.target_times, batch.target_actions
-        if self.item_tower == "self":  # alone, as no event
+        if self.item_tower == "self":  # each item alone, without time and action
             items = batch.target[positives].flatten()
             lengths, times = torch.ones_like(items), torch.zeros_like(items)
             actions = torch.full_like(items, NO_ACTION, dtype=actions.dtype)
-            positives = all_of(items).view_as(positives)
+            positives = arange_like(items).view_as(positives)
         read = [batch.anchors.clamp(min=0), positives + batch.history.shape[0]]
         vectors = self.encoder(
             batch.content,
@@ -128,15 +128,12 @@ class TwinTower(nn.Module):
         return vectors[:, :anchors], vectors[:, anchors:]
 
     def id_vectors(self, item_ids: KeyedJaggedTensor | None) -> Tensor | None:
-        """Look up the ids of U distinct items, [U, W]; None without a table."""
-        if self.ids is None:
-            return None
-        looked_up: Tensor = self.ids(item_ids)
-        return looked_up
+        """Look up the ID vectors of U distinct items, [U, W]; None without a table."""
+        return None if self.ids is None else self.ids(item_ids)
 
     def encode_anchors(self, batch: TowerBatch, id_vectors: Tensor | None) -> Tensor:
         """Encode the histories and read them at the anchors, [B, N_h, D]."""
-        vectors: Tensor = self.encoder(
+        return self.encoder(
             batch.content,
             batch.history,
             batch.history_lengths,
@@ -145,45 +142,36 @@ class TwinTower(nn.Module):
             times=batch.history_times,
             actions=batch.history_actions,
         )
-        return vectors
 
     def encode_items(
         self, content: Tensor, items: Tensor, id_vectors: Tensor | None = None
     ) -> Tensor:
-        """Encode items alone, as `item_tower` says.
+        """Encode N items alone to unit vectors, float32 [N, D].
 
         Args:
             content: [U, C].
             items: int64 [N], index into `content`.
             id_vectors: float32 [U, W].
-
-        Returns:
-            float32 [N, D], unit vectors.
         """
         if self.item_tower == "content":
             return F.normalize(self.encoder.standardized(content)[items], dim=-1)
         if self.item_tower == "projection":
             return self.encoder.project(self.encoder.embed(content, id_vectors)[items])
-        vectors: Tensor = self.encoder(
-            content, items, torch.ones_like(items), id_vectors=id_vectors
-        )
-        return vectors
+        alone = torch.ones_like(items)
+        return self.encoder(content, items, alone, id_vectors=id_vectors)
 
     def repeated_items(
         self, history: Tensor, batch: TowerBatch
     ) -> RepeatedItems | None:
-        """Score the items that anchors have met; None without a `RepeatConsumption`.
+        """Score the items in the anchors' histories; None without a repeat score.
 
-        Args:
-            history: int64 [S], the batch's history in the numbering that is wanted.
-            batch: whose anchors.
+        `history`, int64 [S], is the batch's in the item numbering of the caller.
         """
         if self.repeat is None:
             return None
-        seen: RepeatedItems = self.repeat(history, batch.history_lengths, batch.anchors)
-        return seen
+        return self.repeat(history, batch.history_lengths, batch.anchors)
 
 
-def all_of(rows: Tensor) -> Tensor:
-    """0, 1, ... for every distinct item of a batch."""
+def arange_like(rows: Tensor) -> Tensor:
+    """Return 0, 1, ... of the length of `rows`."""
     return torch.arange(rows.shape[0], device=rows.device)

@@ -1,8 +1,8 @@
-"""The authors' checkpoints: their state-dict names, ours, and what differs.
+"""Conversion of the authors' checkpoints to this library's parameter names.
 
 Their public code (Amazon experiments) has the encoder of `EncoderShape(num_layers=4,
-vector_dim=4096, max_positions=0)`: no positions, no norm on the input, and content
-vectors that are not standardised.
+vector_dim=4096, max_positions=0)`: no positions, no input norm, and content vectors
+that are not standardized.
 """
 
 from collections.abc import Mapping
@@ -29,14 +29,10 @@ _HEADS = {"adaptor": "content_projection", "mlp.0": "vector_projection"}
 
 
 def read_official_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint of the authors' model; nothing in it is executed.
+    """Read a checkpoint of the authors' model without executing code from it.
 
-    Args:
-        path: a .safetensors file, or the state dict as `torch.save` writes it, alone
-            or under the key `state_dict`.
-
-    Returns:
-        The state of a `PreferenceEncoder`, see `convert_official_checkpoint`.
+    It is a .safetensors file, or a state dict from `torch.save`, alone or under the key
+    `state_dict`.
 
     Raises:
         UserError: a file that cannot be read, or holds another model.
@@ -49,22 +45,17 @@ def read_official_checkpoint(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
         reason = str(error).strip().splitlines()[0] if str(error) else "damaged"
         raise UserError(
-            f"{path}: cannot be read as a checkpoint ({reason}); give the state dict "
-            "of the model alone"
+            f"{path}: cannot be read as a checkpoint ({reason}); pass the model's "
+            "state dict alone"
         ) from None
     return convert_official_checkpoint(state.get("state_dict", state))
 
 
 def convert_official_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state of a `PreferenceEncoder` from one of the authors' models.
+    """Convert a state dict of the authors' model to one of `PreferenceEncoder`.
 
-    Args:
-        state: of their preference module, also as saved from data-parallel training
-            (names that begin with `module.`).
-
-    Returns:
-        Names and tensors for `PreferenceEncoder.load_state_dict`, with a mean of 0
-        and a deviation of 1 for the content vectors.
+    Names may begin with `module.`, as saved from data-parallel training. The content
+    mean is 0 and the standard deviation 1.
 
     Raises:
         UserError: a name that their model does not have, or one that is missing.
@@ -80,8 +71,8 @@ def convert_official_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor
         module, _, kind = name.rpartition(".")
         if module not in _HEADS:
             raise UserError(
-                f"checkpoint: {name} is no parameter of the authors' model; expected "
-                f"{_LAYER}*, {', '.join(_HEADS)}"
+                f"checkpoint: {name} is not a parameter of the authors' model; "
+                f"expected {_LAYER}*, {', '.join(_HEADS)}"
             )
         converted[f"{_HEADS[module]}.{kind}"] = value
     for number, parameters in layers.items():
@@ -89,7 +80,7 @@ def convert_official_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor
             converted[f"sequence_encoder.layers.{number}.{name}"] = value
     for head in _HEADS.values():
         if f"{head}.weight" not in converted:
-            raise UserError(f"checkpoint: holds no {head}; is it one of the authors'?")
+            raise UserError(f"checkpoint: has no {head}; is it one of the authors'?")
     content_dim = converted["content_projection.weight"].shape[1]
     return {
         "mean": torch.zeros(content_dim),

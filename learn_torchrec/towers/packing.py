@@ -1,7 +1,7 @@
-"""Packed sequences, and how attention, which alone sees padding, pads them little.
+"""Packed sequences, grouped by length so that attention pads little.
 
-Sequences are put in order of their lengths and cut into groups: within one the longest
-is less than twice as long as the shortest, and each group is padded to its own longest.
+Sequences are sorted by length and cut into groups; within a group the longest is less
+than twice as long as the shortest, and each group is padded to its own longest.
 
 Dimension letters: S tokens of all sequences together, B sequences, L longest one.
 """
@@ -16,14 +16,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring sequences of like length.
+    """Sequences of similar length that are padded together.
 
     Attributes:
         num_tokens: S of the group.
         num_sequences: B of the group.
         longest: L of the group.
-        slots: int64 [S], the tokens' places in the padded grid [B * L]; None where
-            they fill it.
+        slots: int64 [S], indices of the tokens in the padded grid [B * L]; None where
+            there is no padding.
     """
 
     num_tokens: int
@@ -32,7 +32,7 @@ class Group:
     slots: Tensor | None
 
     def pad(self, tokens: Tensor) -> Tensor:
-        """[S, ...] -> [B, L, ...]; the empty slots hold zeros."""
+        """[S, ...] -> [B, L, ...]; padding is zero."""
         if self.slots is not None:
             rows = self.num_sequences * self.longest
             grid = tokens.new_zeros((rows, *tokens.shape[1:]))
@@ -44,22 +44,21 @@ class Group:
         flat = padded.flatten(0, 1)
         if self.slots is None:
             return flat
-        tokens: Tensor = _Take.apply(flat, self.slots)
-        return tokens
+        return _SelectRows.apply(flat, self.slots)
 
 
 class Packing:
-    """Where packed tokens go when their sequences are put in order of length.
+    """The permutation that sorts packed sequences by length, and the length groups.
 
     Args:
         lengths: int64 [B], tokens of each sequence, all at least 1.
 
     Attributes:
-        order: int64 [S], the packed token at each place of the new order.
-        places: int64 [S], the place of each packed token in it.
-        positions: int64 [S], of the token at each place within its sequence.
+        order: int64 [S], index of the packed token at each sorted position.
+        inverse: int64 [S], sorted position of each packed token.
+        positions: int64 [S], position within its sequence of each sorted token.
         longest: L.
-        groups: what is padded together.
+        groups: of the sorted sequences, in order.
     """
 
     def __init__(self, lengths: Tensor) -> None:
@@ -68,20 +67,20 @@ class Packing:
         packed_starts = lengths.cumsum(0) - lengths
         sequence = torch.arange(len(lengths), device=lengths.device)
         sequence = sequence.repeat_interleave(ordered)
-        places = torch.arange(sequence.shape[0], device=lengths.device)
-        self.positions = places - starts[sequence]
+        index = torch.arange(sequence.shape[0], device=lengths.device)
+        self.positions = index - starts[sequence]
         self.order = packed_starts[sequences][sequence] + self.positions
-        self.places = torch.empty_like(self.order)
-        self.places[self.order] = places
+        self.inverse = torch.empty_like(self.order)
+        self.inverse[self.order] = index
         sizes = ordered.tolist()
         self.longest: int = sizes[-1]
         self.groups = [
             self._group(sizes[first:stop], sum(sizes[:first]), sequence - first)
-            for first, stop in _runs(sizes)
+            for first, stop in _group_bounds(sizes)
         ]
 
     def split(self, tokens: Tensor) -> Iterator[tuple[Group, Tensor]]:
-        """Yield every group and its tokens [S, ...] of all groups' tokens, in order."""
+        """Yield every group with its own tokens; `tokens` [S, ...] are sorted."""
         sizes = [group.num_tokens for group in self.groups]
         return zip(self.groups, tokens.split(sizes), strict=True)
 
@@ -92,18 +91,18 @@ class Packing:
         return Group(stop - start, len(sizes), longest, slots)
 
 
-def _runs(sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """Cut ascending sizes where one is twice the first of its run, or longer."""
+def _group_bounds(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Cut ascending sizes wherever one is at least twice the first of its group."""
     first = 0
-    for place, size in enumerate(sizes):
+    for index, size in enumerate(sizes):
         if size >= 2 * sizes[first]:
-            yield first, place
-            first = place
+            yield first, index
+            first = index
     yield first, len(sizes)
 
 
-class _Take(torch.autograd.Function):
-    """Rows of distinct indices: their gradients are put back, none are added up."""
+class _SelectRows(torch.autograd.Function):
+    """Select distinct rows; backward copies gradients instead of accumulating."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
@@ -113,7 +112,6 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        (gradient,) = gradients
-        whole = gradient.new_zeros((ctx.count, *gradient.shape[1:]))
-        return whole.index_copy_(0, rows, gradient), None
+        (rows,), (gradient,) = ctx.saved_tensors, gradients
+        result = gradient.new_zeros((ctx.count, *gradient.shape[1:]))
+        return result.index_copy_(0, rows, gradient), None

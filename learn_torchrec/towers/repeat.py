@@ -1,10 +1,10 @@
-"""Repeat consumption: how likely a user takes an item of the history again.
+"""Repeat consumption: how likely a user is to take a history item again.
 
-Vectors alone cannot tell: a user's vector is near the items of the history, whether
-people buy again, as in a shop, or do not, as in a cinema. Three learned weights can.
+Vectors alone cannot tell: a user vector is close to the history's items whether people
+buy them again, as in a shop, or do not, as in a cinema. Three learned weights can.
 
-Letters: B users, S history tokens of all users, N anchors of a user, E pairs of an
-anchor and an item met up to it.
+Letters: B users, S history tokens of all users, N anchors per user, E pairs of an
+anchor and a distinct item of its history.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 
 class RepeatedItems(NamedTuple):
-    """Items that anchors have met, and what that adds to their similarity.
+    """The items in each anchor's history and the score each adds to its similarity.
 
     Attributes:
-        anchor: int64 [E], number among the B x N anchors, ascending.
-        item: int64 [E], in the numbering of the history that was given.
+        anchor: int64 [E], index among the B x N anchors, ascending.
+        item: int64 [E], in the numbering of the given history.
         score: float32 [E].
     """
 
@@ -28,10 +28,10 @@ class RepeatedItems(NamedTuple):
 
 
 class RepeatConsumption(nn.Module):
-    """Score of an item by its place in the history: w0 + w1 log n + w2 log(1 + gap).
+    """Score a history item by w0 + w1 log n + w2 log(1 + gap).
 
-    n is how often the history up to the anchor has the item, gap how many events ago
-    the last time was. Items that were not met score 0, as all do at the start.
+    n counts the item in the history up to the anchor; gap is the number of events since
+    its last occurrence. Other items score 0. Weights start at zero.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class RepeatConsumption(nn.Module):
     def forward(
         self, history: Tensor, lengths: Tensor, anchors: Tensor
     ) -> RepeatedItems:
-        """Score what each anchor has met, the anchor's own event included.
+        """Score the items in each anchor's history, its own event included.
 
         Args:
             history: int64 [S], items, user after user, oldest first.
@@ -53,13 +53,13 @@ class RepeatConsumption(nn.Module):
         number = (flat >= 0).nonzero().squeeze(1)
         token = flat[number]
         start = starts[number // anchors.shape[1]]
-        # Every (anchor, token up to it), then the tokens of one item together.
-        met = token - start + 1
-        first = met.cumsum(0) - met
-        within = torch.arange(int(met.sum()), device=flat.device)
-        within = within - first.repeat_interleave(met)
-        tokens = start.repeat_interleave(met) + within
-        owner = torch.arange(len(met), device=flat.device).repeat_interleave(met)
+        # Every pair of an anchor and a token up to it, sorted by anchor and item.
+        count = token - start + 1
+        first = count.cumsum(0) - count
+        within = torch.arange(int(count.sum()), device=flat.device)
+        within = within - first.repeat_interleave(count)
+        tokens = start.repeat_interleave(count) + within
+        owner = torch.arange(len(count), device=flat.device).repeat_interleave(count)
         num_items = int(history.max()) + 1
         keys, order = (owner * num_items + history[tokens]).sort(stable=True)
         pairs, counts = keys.unique_consecutive(return_counts=True)

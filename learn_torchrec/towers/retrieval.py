@@ -1,4 +1,4 @@
-"""How well scores find held-out targets: over all of them, and by group."""
+"""Retrieval metrics of held-out targets: over all of them, and by group."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -31,14 +31,14 @@ from learn_torchrec.training.distributed import (
 
 @configuration
 class RetrievalConfig:
-    """How retrieval is judged.
+    """How retrieval is evaluated.
 
     Attributes:
         ks: cut-offs of the metrics.
-        filter_history: take the items of a user's history out of the ranking. Off
-            in the paper: people buy things again; on where they do not.
-        tail_events: items with at most so many training events are the tail, whose
-            targets are reported apart too.
+        filter_history: exclude the user's history items from the ranking. Off in the
+            paper, where people buy items again; on where they do not.
+        tail_events: items with at most this many training events are long-tail; their
+            targets are also reported separately.
     """
 
     ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (50, 100)
@@ -47,9 +47,9 @@ class RetrievalConfig:
 
 
 PROTOCOLS = {
-    # The paper's own data: many targets a user, who may buy a thing again.
+    # The paper's data: many targets per user, repeat purchases included.
     "industrial": RetrievalConfig(),
-    # Leave-one-out against the whole catalogue, as Amazon tables are made.
+    # Leave-one-out against the full catalogue, as in published Amazon results.
     "recformer": RetrievalConfig(ks=(10, 50)),
     "hstu": RetrievalConfig(ks=(10, 50, 200), filter_history=True),
 }
@@ -63,7 +63,7 @@ def evaluate_towers(
     device: torch.device,
     config: RetrievalConfig,
 ) -> RetrievalMetrics:
-    """Rank the whole catalogue for every user of the task; ranks share the users."""
+    """Rank the full catalogue for every user of the task; ranks share the users."""
     mine = rank_share(len(task.sequences))
     score = towers_scores(towers, store, task, history_length, device, mine)
     with raise_on_all_ranks():
@@ -81,31 +81,24 @@ def evaluate_groups(
     task: RetrievalTask,
     config: RetrievalConfig,
 ) -> dict[str, dict[str, RetrievalMetrics]]:
-    """Judge rows on all targets, and on three groups of them.
+    """Evaluate named scorers on all targets, and on three groups of them.
 
-    Args:
-        rows: name to scores.
-        train: events that popularity and the tail are counted on.
-        num_items: of the catalogue.
-        task: users and targets.
-        config: how to judge.
+    Popularity and the long tail are those of the events of `train`.
 
     Returns:
-        Group, row, metric. `all`: as configured. `new`: targets that the user's
-        history does not have, the history taken out of the ranking. `repeated`: those
-        that it has, in the whole ranking. `tail`: targets with at most `tail_events`
-        training events, as configured otherwise.
+        Metrics by group and name. `all`: as configured. `new`: targets outside the
+        user's history, which is excluded from the ranking. `repeated`: targets in
+        the history, in the full ranking. `tail`: long-tail targets, as configured.
     """
+    targets, removed = task.targets, _removed(task, config)
     counts = np.bincount(train.items, minlength=num_items)
+    is_tail = counts[targets.values] <= config.tail_events
     is_new = ~_in_history(task, num_items)
     groups = {
-        "all": (task.targets, _removed(task, config)),
-        "new": (_only(task.targets, is_new), task.history),
-        "repeated": (_only(task.targets, ~is_new), None),
-        "tail": (
-            _only(task.targets, counts[task.targets.values] <= config.tail_events),
-            _removed(task, config),
-        ),
+        "all": (targets, removed),
+        "new": (targets.filter(is_new), task.history),
+        "repeated": (targets.filter(~is_new), None),
+        "tail": (targets.filter(is_tail), removed),
     }
     return {
         group: {
@@ -121,11 +114,6 @@ def _in_history(task: RetrievalTask, num_items: int) -> BoolArray:
     history = task.history.owners() * num_items + task.history.values
     targets = task.targets.owners() * num_items + task.targets.values
     return np.isin(targets, history)
-
-
-def _only(targets: Jagged, keep: BoolArray) -> Jagged:
-    kept = np.bincount(targets.owners()[keep], minlength=len(targets))
-    return Jagged.from_lengths(targets.values[keep], kept)
 
 
 def _removed(task: RetrievalTask, config: RetrievalConfig) -> Jagged | None:

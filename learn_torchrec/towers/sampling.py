@@ -1,11 +1,11 @@
 """Two-stage sampling of a user's events (paper: section 3.3; PAL's training pairs).
 
-Stage 1 picks what the model reads: at most H history and T target events, uniformly,
-in their order. Stage 2 picks the pairs the loss compares: N_h history positions,
-weighted to recent ones, and N_t target positions.
+Stage 1 samples the model's input: at most H history and T target events, uniformly,
+kept in order. Stage 2 samples the pairs of the loss: N_h history positions, weighted
+towards recent ones, and N_t target positions.
 
-Everything random follows from (seed, epoch, user), so a user's sample is the same
-whatever the number of ranks or the composition of the batch.
+A user's sample depends only on (seed, epoch, user), whatever the number of ranks and
+the other users of the batch.
 """
 
 import math
@@ -24,15 +24,15 @@ class SamplingConfig:
     """How a user's events become history, targets and pairs.
 
     Attributes:
-        history_length: H, the most history events the tower reads.
-        target_length: T, the most target events the tower reads.
-        num_history_samples: N_h, anchors of each user.
-        num_target_samples: N_t, positives of each user.
-        min_history: events that stay before the cut at least.
-        cut: where a user's events part into history and targets: at a `random` event,
-            another one in every epoch, or at the `split`'s moment (the paper), which
-            only split.holdout=time has; users with events on one side of it alone
-            are cut at random.
+        history_length: H, maximum number of history events.
+        target_length: T, maximum number of target events.
+        num_history_samples: N_h, anchors per user.
+        num_target_samples: N_t, positives per user.
+        min_history: minimum number of events before the cut.
+        cut: where history ends and targets begin: at a `random` event, a new one in
+            every epoch, or at the `split` time (the paper), which only
+            split.holdout=time has; users with events on only one side of it are cut
+            at random.
         weighting: of the history positions, `recent` (paper v2) or `uniform` (v1).
         alpha: weight parameter of the oldest position, see `recency_weights`.
         beta: weight parameter of the newest position.
@@ -51,16 +51,16 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         require(
             self.alpha <= self.beta,
-            f"beta: {self.beta:g} is less than alpha, {self.alpha:g}",
+            f"beta: {self.beta:g} is less than alpha, {self.alpha:g}; raise it",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserSample:
-    """One user's part of a batch.
+    """One user's sample.
 
     Attributes:
-        history: int64 [<= H], numbers of the user's events, ascending.
+        history: int64 [<= H], indices of the user's events, ascending.
         target: int64 [<= T], likewise.
         anchors: int64 [<= N_h], positions in `history`.
         positives: int64 [<= N_t], positions in `target`.
@@ -73,7 +73,7 @@ class UserSample:
 
 
 def recency_weights(count: int, alpha: float, beta: float) -> Float64Array:
-    """Return the paper's draw probabilities of `count` positions, oldest first.
+    """Return the paper's sampling probabilities of `count` positions, oldest first.
 
     Position i of N weighs log(alpha + i (beta - alpha) / (N - 1)); the newest is
     log(beta) / log(alpha) times as likely as the oldest (4 : 1 by default).
@@ -93,22 +93,17 @@ def sample_user(
     user: int,
     cut: int = 0,
 ) -> UserSample:
-    """Part a user's events into history and targets, and sample both sides.
+    """Split a user's events into history and targets, and sample both sides.
 
-    Args:
-        num_events: of the user; more than min_history.
-        config: how to sample.
-        seed: of the run.
-        epoch: of the pass, so that every pass sees another cut.
-        user: the user's number in the sequence set.
-        cut: events of the history; 0 for a random number.
+    The user has more than min_history events. `cut` is the length of the history, 0
+    for a random one.
     """
     random = np.random.default_rng([seed, epoch, user])
     events = np.arange(num_events)
     if not cut:
         cut = int(random.integers(config.min_history, num_events))
-    history = _thin(events[:cut], config.history_length, random)
-    target = _thin(events[cut:], config.target_length, random)
+    history = _subsample(events[:cut], config.history_length, random)
+    target = _subsample(events[cut:], config.target_length, random)
     weights = (
         recency_weights(len(history), config.alpha, config.beta)
         if config.weighting == "recent"
@@ -117,17 +112,19 @@ def sample_user(
     return UserSample(
         history=history,
         target=target,
-        anchors=_choose(len(history), config.num_history_samples, random, weights),
-        positives=_choose(len(target), config.num_target_samples, random, None),
+        anchors=_sample_positions(
+            len(history), config.num_history_samples, random, weights
+        ),
+        positives=_sample_positions(
+            len(target), config.num_target_samples, random, None
+        ),
     )
 
 
 def next_item_sample(num_events: int, history_length: int) -> UserSample:
-    """Make each event an anchor, and the event after it its positive.
+    """Make each event an anchor whose positive is the next event.
 
-    Args:
-        num_events: of the user; at least 2.
-        history_length: H; the last H pairs are taken.
+    At most `history_length` pairs, the most recent ones; `num_events` is at least 2.
     """
     recent = np.arange(num_events)[-(history_length + 1) :]
     positions = np.arange(len(recent) - 1)
@@ -136,18 +133,20 @@ def next_item_sample(num_events: int, history_length: int) -> UserSample:
     )
 
 
-def _thin(events: Int64Array, length: int, random: np.random.Generator) -> Int64Array:
+def _subsample(
+    events: Int64Array, length: int, random: np.random.Generator
+) -> Int64Array:
     if len(events) <= length:
         return events
     return events[np.sort(random.choice(len(events), length, replace=False))]
 
 
-def _choose(
+def _sample_positions(
     count: int,
-    wanted: int,
+    size: int,
     random: np.random.Generator,
     weights: Float64Array | None,
 ) -> Int64Array:
-    if count <= wanted:
+    if count <= size:
         return np.arange(count)
-    return np.sort(random.choice(count, wanted, replace=False, p=weights))
+    return np.sort(random.choice(count, size, replace=False, p=weights))

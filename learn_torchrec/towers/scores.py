@@ -1,4 +1,4 @@
-"""Scores of the whole catalogue for held-out users: the towers', and baselines'."""
+"""Scores of the full catalogue for held-out users: the towers and baselines."""
 
 import numpy as np
 import torch
@@ -25,23 +25,16 @@ def towers_scores(
     device: torch.device,
     users: slice | None = None,
 ) -> ScoreBlock:
-    """Return the towers' scores of the whole catalogue for blocks of users.
+    """Return the towers' scores of the full catalogue for blocks of users.
 
-    Cosines, plus the score of items in the window that the tower reads (see
-    `RepeatConsumption`), on `device`.
-
-    Args:
-        towers: every rank takes part where they have a sharded table of ids.
-        store: of the content vectors.
-        task: users and their histories.
-        history_length: most events a window holds.
-        device: where `towers` lives.
-        users: a run of users to score; all when None.
+    Cosine similarities, plus the score of history items (see `RepeatConsumption`), on
+    `device`. Only the `users` of a slice are scored, if given. Every rank takes part
+    where the towers have an ID table.
     """
     was_training = towers.training
     towers.eval()
     first, last, _ = (users or slice(None)).indices(len(task.sequences))
-    # Ranks look ids up together, as often as each other: all of them encode all users.
+    # Look-ups in a sharded table are collective: then every rank encodes all users.
     alone = towers.ids is None
     items = encode_catalogue(towers, store, np.arange(len(store)), device).to(device)
     events = task.last_history[first:last] if alone else task.last_history
@@ -49,7 +42,7 @@ def towers_scores(
         towers, store, task.sequences, events, history_length, device
     )
     vectors = (vectors if alone else vectors[first:last]).to(device)
-    seen = repeat_scores(
+    repeated = repeat_scores(
         towers, task.sequences, task.last_history[first:last], history_length
     )
     towers.train(was_training)
@@ -57,12 +50,12 @@ def towers_scores(
     def score(start: int, stop: int) -> Tensor:
         start, stop = start - first, stop - first
         similarity = vectors[start:stop] @ items.T
-        if seen is None:
+        if repeated is None:
             return similarity
         bounds = torch.tensor([start, stop], device=device)
-        begin, end = torch.searchsorted(seen.anchor, bounds)
-        index = seen.anchor[begin:end] - start, seen.item[begin:end]
-        return similarity.index_put_(index, seen.score[begin:end], accumulate=True)
+        begin, end = torch.searchsorted(repeated.anchor, bounds)
+        index = repeated.anchor[begin:end] - start, repeated.item[begin:end]
+        return similarity.index_put_(index, repeated.score[begin:end], accumulate=True)
 
     return score
 
@@ -70,25 +63,22 @@ def towers_scores(
 def baseline_scores(
     train: SequenceSet, store: ContentStore, task: RetrievalTask
 ) -> dict[str, ScoreBlock]:
-    """Return the scores that the towers have to beat.
+    """Return the scores of the baselines.
 
     - `popularity` ranks by the training users' event counts.
-    - `content_mean` is the paper's Baseline-v1: the user is the mean of the history's
+    - `content_mean` is the paper's Baseline-v1: a user is the mean of the history's
       content vectors.
-    - `already_bought` puts the items of the user's history first, the most frequent
-      ones before the others, and popularity behind them.
+    - `already_bought` ranks the user's history items first, by their number of events,
+      then all others by popularity.
     """
     counts = torch.from_numpy(np.bincount(train.items, minlength=len(store)))
     content = F.normalize(
         torch.from_numpy(store.gather(np.arange(len(store)))).float(), dim=-1
     )
-    users = torch.stack(
-        [
-            averaged_content(content[torch.from_numpy(rows)])
-            for rows in np.split(task.history.values, task.history.offsets[1:-1])
-        ]
-    )
-    share = counts.double() / (counts.max() + 1)  # below 1: behind any history item
+    histories = np.split(task.history.values, task.history.offsets[1:-1])
+    means = [content[torch.from_numpy(rows)].mean(0) for rows in histories]
+    users = torch.stack([F.normalize(mean, dim=0) for mean in means])
+    share = counts.double() / (counts.max() + 1)  # < 1: after any history item
 
     def already_bought(start: int, stop: int) -> Tensor:
         scores = share.repeat(stop - start, 1)
@@ -103,8 +93,3 @@ def baseline_scores(
         "content_mean": lambda start, stop: users[start:stop] @ content.T,
         "already_bought": already_bought,
     }
-
-
-def averaged_content(content: Tensor) -> Tensor:
-    """The paper's Baseline-v1: the unit mean of content vectors, [n, C] -> [C]."""
-    return F.normalize(content.float().mean(0), dim=0)

@@ -1,4 +1,4 @@
-"""The towers' training task: an objective and its temperature around the towers."""
+"""The towers' training task: the towers with an objective and a temperature."""
 
 import math
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from learn_torchrec.towers.batch import TowerBatch
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.objectives.config import LEAST_TEMPERATURE, LossConfig
+from learn_torchrec.towers.objectives.config import MIN_TEMPERATURE, LossConfig
 
 
 class Objective(Protocol):
-    """What the towers learn: which batches, which loss, on which data.
+    """A training objective: its batches, its loss and its checks of the data.
 
-    An `nn.Module` without parameters. TorchRec's pipelines trace `loss` on the way to
-    the sharded table: what depends on values belongs into functions that
-    `torch.fx.wrap` names.
+    An `nn.Module` without parameters. TorchRec's pipelines trace `loss` up to the
+    sharded table: data-dependent code belongs in functions registered with
+    `torch.fx.wrap`.
     """
 
     def check(self, towers: TwinTower, data: TowersSplit) -> None:
@@ -27,23 +27,17 @@ class Objective(Protocol):
     def batches(
         self, data: TowersSplit, *, batch_size: int, seed: int, epoch: int, start: int
     ) -> Iterator[TowerBatch]:
-        """Yield this rank's batches of an epoch, from step `start` on, without content.
+        """Yield this rank's batches of an epoch, without content, from step `start`.
 
-        They follow from the arguments alone, and every rank yields as many.
+        They depend only on the arguments; every rank yields the same number.
         """
 
     def loss(self, towers: TwinTower, batch: TowerBatch, temperature: Tensor) -> Tensor:
-        """Return this rank's share of the loss; the mean over ranks is the loss."""
+        """Return this rank's loss; its mean over ranks is the global loss."""
 
 
 class TwinTowerTrain(nn.Module):
-    """The training task: `forward(batch)` gives what TorchRec's pipelines expect.
-
-    Args:
-        towers: the model.
-        objective: see `build.build_objective`.
-        loss: settings of the temperature.
-    """
+    """The training task, in the form that TorchRec's pipelines expect."""
 
     def __init__(
         self, towers: TwinTower, objective: Objective, loss: LossConfig
@@ -57,20 +51,20 @@ class TwinTowerTrain(nn.Module):
         )
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the loss and, detached, (loss, user numbers)."""
+        """Return the loss, and (loss, user indices), detached."""
         loss = self.objective.loss(self.towers, batch, self.temperature())
         return loss, (loss.detach(), batch.users)
 
     def temperature(self) -> Tensor:
-        """The temperature in use: fixed, or learned so far."""
+        """Return the current temperature, fixed or learned."""
         return self.log_temperature.exp()
 
     @torch.no_grad()
     def bound_temperature(self) -> None:
-        """Keep a learned temperature from collapsing; to be called after every step.
+        """Bound a learned temperature from below; to be called after every step.
 
-        The parameter itself is clamped: a clamp in the forward pass has no gradient
-        below its bound, and the temperature would never rise again.
+        The parameter itself is clamped: a clamp in the forward pass would have no
+        gradient below the bound, so that the temperature could never rise again.
         """
         if self.log_temperature.requires_grad:
-            self.log_temperature.clamp_(min=math.log(LEAST_TEMPERATURE))
+            self.log_temperature.clamp_(min=math.log(MIN_TEMPERATURE))

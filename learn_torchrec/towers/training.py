@@ -1,5 +1,6 @@
 """Stage 2, training: histories and content vectors in, trained towers out."""
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedTowers:
-    """The result: weights of the best epoch, and how training went."""
+    """The weights of the best epoch, and facts of the training for the manifest."""
 
     state: dict[str, Tensor]
     facts: dict[str, Any]
@@ -54,23 +55,23 @@ def train_towers(
 ) -> TrainedTowers:
     """Train on all ranks and keep the weights with the best validation recall.
 
-    One rank and several compute the same, dropout apart: its masks follow from
-    (seed, step, rank). With checkpoints it resumes from the newest one, to the same
-    weights and losses.
+    Any number of ranks gives the same results except for dropout, whose masks depend on
+    (seed, step, rank). A resumed training gives the same weights and losses as an
+    uninterrupted one.
 
     Args:
         config: of the towers.
-        data: what to learn from, and the validation that chooses the best epoch.
+        data: training users, and the validation that selects the best epoch.
         store: of the content vectors.
-        retrieval: how validation is judged; its first cut-off's recall decides.
+        retrieval: validation metrics; recall at the first cut-off selects the epoch.
         device: this rank's.
-        log: gets a line for each epoch.
+        log: gets a line per epoch.
         initial: weights to start from, an earlier run's or the authors'.
-        checkpoints: of an earlier, unfinished run, and to be written.
+        checkpoints: to resume from and to write.
 
     Raises:
         UserError: settings that do not fit the data or the number of ranks, or a
-            loss that is not finite; the batch's users are written beside the log.
+            non-finite loss; the batch's users are then written beside the log.
     """
     training, length = config.training, config.sampling.history_length
     trainer = _prepare(config, data, store, device, initial)
@@ -100,9 +101,9 @@ def train_towers(
         _train_epoch(
             trainer,
             state,
-            _counted(batches, speed, task.towers),
+            _count_throughput(batches, speed, task.towers),
             training.seed,
-            _refusal(epoch, data.train, log),
+            functools.partial(_refuse_non_finite, epoch, data.train, log),
         )
         line = {
             "loss": state.means["loss"].result(),
@@ -137,7 +138,7 @@ def _prepare(
     device: torch.device,
     initial: InitialTowers | None,
 ) -> Trainer:
-    """Check settings against the data; return the fresh task and what trains it."""
+    """Check settings against the data and return a fresh trainer."""
     _refuse_unfit_shape(config, store)
     counts = torch.from_numpy(np.bincount(data.train.items, minlength=len(store)))
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
@@ -152,14 +153,14 @@ def _refuse_unfit_shape(config: TowersConfig, store: ContentStore) -> None:
     vector_dim = model.encoder.vector_dim
     if model.item_tower == "content" and vector_dim != store.dim:
         raise UserError(
-            f"towers.model.item_tower=content compares with content vectors of dim "
-            f"{store.dim}; set towers.model.encoder.vector_dim to it (now {vector_dim})"
+            f"towers.model.encoder.vector_dim={vector_dim}: with item_tower=content it "
+            f"must equal the dim of the content vectors; set it to {store.dim}"
         )
     longest = max(sampling.history_length, sampling.target_length)
     if 0 < model.encoder.max_positions < longest:
         raise UserError(
             f"towers.model.encoder.max_positions={model.encoder.max_positions} "
-            f"is less than the longest sequence, {longest}; raise it"
+            f"is below the longest configured sequence, {longest}; raise it"
         )
 
 
@@ -170,9 +171,9 @@ def _train_epoch(
     seed: int,
     refuse_non_finite: Callable[[Tensor, Tensor], None],
 ) -> None:
-    """Take the steps of one epoch, all of them saved but the last.
+    """Take the steps of one epoch; save all but the last.
 
-    The end of an epoch is saved once it is validated.
+    The last step is saved after validation.
     """
     task, pipeline = trainer.task, trainer.pipeline
 
@@ -194,13 +195,13 @@ def _train_epoch(
         watchdog=state.watchdog,
     )
     if isinstance(pipeline, TrainPipelineSparseDist):
-        pipeline.detach()  # otherwise lookups outside of it are refused
+        pipeline.detach()  # otherwise look-ups outside the pipeline fail
 
 
 def _progress_bar(
     epochs: Iterator[tuple[int, int]], count: int
 ) -> Iterator[tuple[int, int]]:
-    is_off = None if is_writer() else True  # None: off where there is no terminal
+    is_off = None if is_writer() else True  # None: off without a terminal
     with tqdm(total=count, desc="towers", unit="epoch", disable=is_off) as bar:
         for epoch, taken in epochs:
             bar.update(epoch - bar.n)
@@ -208,10 +209,10 @@ def _progress_bar(
             bar.update()
 
 
-def _counted(
+def _count_throughput(
     batches: Iterator[TowerBatch], speed: Throughput, towers: TwinTower
 ) -> Iterator[TowerBatch]:
-    """Pass batches on and count their users, tokens and arithmetic."""
+    """Pass batches through and count their users, tokens and FLOPs."""
     weights = sum(
         module.weight.numel()
         for module in towers.encoder.get_submodule("sequence_encoder").modules()
@@ -224,36 +225,32 @@ def _counted(
         elif towers.item_tower == "self":
             positives = batch.positives if batch.candidates is None else batch.item_rows
             tokens += positives.numel()
-        # Two FLOPs a weight and token, and twice as many again in the backward pass;
-        # attention and the projections, small beside it, are left out.
+        # Two FLOPs per weight and token, and twice as many in the backward pass;
+        # attention and projections are small in comparison and not counted.
         speed.add(len(batch.users), tokens, 6.0 * weights * tokens)
         yield batch
 
 
 def _seed_dropout(seed: int, step: int) -> None:
-    """Make the masks of a step follow from it, so that no random state need be kept."""
+    """Derive dropout masks from the step, so that checkpoints need no random state."""
     numbers = np.random.SeedSequence([seed, step, dist.get_rank()])
     torch.manual_seed(int(numbers.generate_state(1)[0]))
 
 
-def _refusal(
-    epoch: int, train: SequenceSet, log: RunLog
-) -> Callable[[Tensor, Tensor], None]:
-    """Return what refuses a loss that is not finite and names the batch's users."""
-
-    def refuse(loss: Tensor, users: Tensor) -> None:
-        if torch.isfinite(loss):
-            return
-        ids = train.user_ids.take(pa.array(users.cpu().numpy())).to_pylist()
-        path = log.path.with_suffix(f".non_finite.{dist.get_rank()}.json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps({"loss": str(loss.item()), "epoch": epoch, "users": ids})
-        )
-        raise UserError(
-            f"the loss is {loss.item()} in a batch of {len(ids)} users, the first of "
-            f"them {ids[0]!r} (all in {path}); lower towers.optimizer.learning_rate, "
-            "or look at their items' content"
-        )
-
-    return refuse
+def _refuse_non_finite(
+    epoch: int, train: SequenceSet, log: RunLog, loss: Tensor, users: Tensor
+) -> None:
+    """Refuse a non-finite loss and write the users of its batch to a file."""
+    if torch.isfinite(loss):
+        return
+    ids = train.user_ids.take(pa.array(users.cpu().numpy())).to_pylist()
+    path = log.path.with_suffix(f".non_finite.{dist.get_rank()}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps({"loss": str(loss.item()), "epoch": epoch, "users": ids})
+    )
+    raise UserError(
+        f"the loss is {loss.item()} in a batch of {len(ids)} users, the first of "
+        f"them {ids[0]!r} (all in {path}); lower towers.optimizer.learning_rate, "
+        "or check the content of their items"
+    )

@@ -1,4 +1,4 @@
-"""Start towers from weights that exist: an earlier run's, or the paper's authors'.
+"""Initial weights of the towers: an earlier run's, or the paper's authors'.
 
 Dimension letters: N items of this catalogue, M of the earlier one, W width.
 """
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InitialTowers:
-    """What towers start from.
+    """Weights to start from.
 
     Attributes:
-        encoder: names and tensors for `PreferenceEncoder.load_state_dict`.
-        repeat: likewise for `RepeatConsumption`; None starts it afresh.
-        id_vectors: float32 [M, W], of the earlier catalogue's items; None starts all
-            afresh.
-        id_rows: int64 [N], the row there of each item of this one, -1 for a new item.
+        encoder: state dict of the `PreferenceEncoder`.
+        repeat: of `RepeatConsumption`; None initializes it freshly.
+        id_vectors: float32 [M, W], of the earlier catalogue; None initializes all
+            freshly.
+        id_rows: int64 [N], row of each item in `id_vectors`, -1 for a new item.
     """
 
     encoder: Mapping[str, Tensor]
@@ -37,10 +37,10 @@ class InitialTowers:
 
 
 def load_encoder(encoder: PreferenceEncoder, state: Mapping[str, Tensor]) -> None:
-    """Start an encoder from given weights.
+    """Load the initial weights of an encoder.
 
     Raises:
-        UserError: the weights are of another shape of encoder.
+        UserError: the weights belong to an encoder of another shape.
     """
     own = encoder.state_dict()
     for name in sorted({*own, *state}):
@@ -49,20 +49,19 @@ def load_encoder(encoder: PreferenceEncoder, state: Mapping[str, Tensor]) -> Non
         if theirs != ours:
             raise UserError(
                 f"initial weights: {name} is {_shape(theirs)}, the configured encoder "
-                f"has {_shape(ours)}; set towers.model.encoder to the shape they were "
-                "trained with"
+                f"has {_shape(ours)}; set towers.model.encoder to their shape"
             )
     encoder.load_state_dict(dict(state))
 
 
 @torch.no_grad()
 def load_ids(model: nn.Module, initial: InitialTowers) -> None:
-    """Fill a sharded table of item ids with the vectors of items known earlier.
+    """Load the ID vectors of known items into a sharded table.
 
-    The other items keep their fresh vectors. Every rank takes part.
+    New items keep their fresh vectors. Every rank takes part.
 
     Raises:
-        UserError: the vectors are of another width.
+        UserError: the vectors have another width.
     """
     if initial.id_vectors is None or initial.id_rows is None:
         return
@@ -72,14 +71,14 @@ def load_ids(model: nn.Module, initial: InitialTowers) -> None:
             continue
         if table.size()[1] != initial.id_vectors.shape[1]:
             raise UserError(
-                f"initial weights: item ids are {initial.id_vectors.shape[1]} wide, "
+                f"initial weights: ID vectors have {initial.id_vectors.shape[1]} dims, "
                 f"this run's {table.size()[1]}; set towers.model.encoder.width to the "
                 "earlier run's"
             )
         fill_rows(table, rows, initial.id_vectors[initial.id_rows[rows]])
     if is_writer():
         logger.info(
-            "warm start: item ids of %d items loaded, %d new, %d left out",
+            "warm start: ID vectors of %d items loaded, %d new, %d dropped",
             len(rows),
             len(initial.id_rows) - len(rows),
             len(initial.id_vectors) - len(rows),

@@ -1,4 +1,4 @@
-"""The base of every batch: a dataclass that TorchRec's pipelines can move."""
+"""The base class of batches, which TorchRec's pipelines move between devices."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torchrec.streamable import Pipelineable
 
 
 class PipelineableBatch(Pipelineable):
-    """Moves every field that can move; subclasses are plain dataclasses.
+    """Moves every field; subclasses are plain dataclasses.
 
     Fields are tensors, `KeyedJaggedTensor`s, dictionaries of them, or None.
     """

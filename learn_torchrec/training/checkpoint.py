@@ -1,10 +1,10 @@
-"""Checkpoints: what a killed training needs to resume as if nothing had happened.
+"""Checkpoints: a killed training resumes as if it had not been interrupted.
 
-A checkpoint is an artefact (written aside, checksums, one rename) in a directory of its
-own, `checkpoints/NAME/step-N` beside the artefact that is being made. It holds tensors
-(model, dense and fused optimizer state) and, as JSON, the position and running sums.
-There is no random state in it: everything random follows from the seed and the step,
-the epoch, the user or the rank, and the learning rate follows from the step.
+A checkpoint is an artefact (written aside, with checksums, then renamed) in its own
+directory, `checkpoints/NAME/step-N` beside the artefact in the making. It holds tensors
+(model, dense and fused optimizer state) and, as JSON, the progress. It needs no random
+state: everything random derives from the seed and the step, epoch, user or rank, and
+the learning rate from the step.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.training.distributed import (
-    broadcast_from_rank0,
     is_writer,
     new_host_group,
+    on_rank0,
     raise_on_all_ranks,
     write_artifact_on_all_ranks,
 )
@@ -48,20 +48,19 @@ logger = logging.getLogger(__name__)
 KIND_CHECKPOINT = "checkpoint"
 _TENSORS, _PROGRESS, _LOCAL = "tensors", "progress.json", "local"
 _STEP_DIRECTORY = re.compile(r"step-(\d{9})")
-_NOTHING: Callable[[Path], None] = lambda directory: None  # noqa: E731
 
 
 @configuration
 class CheckpointConfig:
-    """How often a training saves what it needs to resume; decides no result.
+    """How often training is checkpointed; has no influence on its result.
 
     Attributes:
-        every_steps: steps between two checkpoints; 0 saves none but on SIGTERM.
-        keep: checkpoints that stay, the newest ones.
+        every_steps: steps between two checkpoints; 0 saves only on SIGTERM.
+        keep: number of checkpoints to keep.
         asynchronous: write in a second thread while training continues, from a copy of
-            each rank's state in its host's memory.
-        hang_seconds: a rank that takes longer for a step prints its stack and ends;
-            below the process group's ten minutes, 0 waits for ever.
+            each rank's state in host memory.
+        hang_seconds: a rank whose step takes longer prints its stack and exits; keep it
+            below the process group's ten minutes. 0 waits forever.
     """
 
     every_steps: NonNegativeInt = 1000
@@ -71,12 +70,12 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedCheckpoint:
     """A checkpoint to resume from.
 
     Attributes:
         directory: where it is.
-        progress: what `Checkpoints.after_step` was given, the same on every rank.
+        progress: as passed to `Checkpoints.after_step`, the same on every rank.
     """
 
     directory: Path
@@ -85,7 +84,7 @@ class Saved:
     def local(self) -> dict[str, Tensor]:
         """Return the tensors that this rank saved for itself.
 
-        Empty where there were none, or where another number of ranks saved.
+        Empty if there were none, or if another number of ranks saved.
         """
         path = self.directory / _local_file()
         return load_file(path) if path.exists() else {}
@@ -95,12 +94,12 @@ class Saved:
     ) -> None:
         """Load model and optimizer; every rank takes part.
 
-        Any number of ranks may have saved them, under another plan of sharding.
+        They may have been saved by any number of ranks, under another sharding plan.
 
         Raises:
-            UserError: something is stored that has no place here, or the reverse.
+            UserError: stored tensors and this run's do not match.
         """
-        _fill_state(optimizer)  # what is not there yet would silently not be loaded
+        _fill_state(optimizer)  # missing state would silently not be loaded
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         load_tensors(state, self.directory / _TENSORS)
         load_state(model, state["model"])
@@ -108,19 +107,18 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints of one artefact that is being made; every rank has one.
+    """The checkpoints of one artefact in the making; every rank has one instance.
 
     Args:
         out: the artefact.
-        made_from: what decides the weights, JSON-able: settings and inputs. A
-            checkpoint made from something else is not resumed.
-        settings: how often.
-        overwrite: whether checkpoints made from something else may be removed.
+        made_from: what determines the weights, JSON-able: settings and inputs. Only a
+            checkpoint with the same is resumed.
+        settings: how often to save.
+        overwrite: whether checkpoints of other settings or inputs may be removed.
 
     Attributes:
         directory: where they are.
-        watchdog: of the steps between them; it rests while one is written or waited
-            for.
+        watchdog: of the training steps; paused while a checkpoint is written.
     """
 
     def __init__(
@@ -133,127 +131,129 @@ class Checkpoints:
         self.directory = out.parent / "checkpoints" / out.name
         self._settings, self._overwrite = settings, overwrite
         self._recipe: dict[str, Any] = {"config": made_from, "inputs": {}}
-        self._asked_to_stop = False
+        self._stop_requested = False
         self.watchdog = Watchdog(settings.hang_seconds)
         self._group = dist.new_group(backend="gloo")
-        # The second thread, what it says to other ranks, what it is writing, and where
-        # the copies are that it writes from.
+        # The writing thread, its communicator, its current task and its buffers.
         self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="checkpoint", initializer=_same_device()
+            1, thread_name_prefix="checkpoint", initializer=_inherit_device()
         )
         self._thread_group = new_host_group()
         self._pending: Future[str | None] | None = None
         self._copies = HostCopies()
 
-    def latest(self) -> Saved | None:
-        """Return the newest checkpoint that is whole, the same on every rank.
+    def latest(self) -> SavedCheckpoint | None:
+        """Return the newest intact checkpoint, the same on every rank.
 
         Raises:
             UserError: on every rank, if the newest is of other settings or inputs.
         """
-        found: Saved | UserError | None = None
-        if is_writer():
-            try:
-                found = self._newest()
-            except UserError as error:
-                found = error
-        found = broadcast_from_rank0(found)
-        if isinstance(found, UserError):
-            raise found
-        return found
+        return on_rank0(self._newest)
 
     def after_step(
         self,
         step: int,
         state: Callable[[], dict[str, Any]],
         progress: Callable[[], dict[str, Any]],
-        write: Callable[[Path], None] = _NOTHING,
+        write: Callable[[Path], None] | None = None,
     ) -> None:
-        """Save where it is time to; every rank calls it after each trained step.
+        """Save if it is time to; every rank calls it after each training step.
 
-        A save that fails, on a full disk say, leaves the last checkpoint as it is,
-        and the training continues unless it is to stop.
+        A save that fails, on a full disk say, leaves the last checkpoint in place, and
+        training continues unless it is to stop.
 
         Args:
             step: steps trained since the beginning.
-            state: gives the tensors, each rank its own shards; those under "local" are
-                a rank's own, for `Saved.local`.
-            progress: gives what JSON holds, the same on every rank; a collective.
-            write: called on rank 0, maybe later in a second thread, to add files.
+            state: returns the tensors, each rank its own shards; those under "local"
+                belong to this rank alone, see `SavedCheckpoint.local`.
+            progress: returns the JSON content, the same on every rank; a collective.
+            write: adds files; called on rank 0, possibly later in a second thread.
 
         Raises:
-            Stopped: SIGTERM came, and the step is saved.
-            UserError: SIGTERM came, and the step could not be saved.
+            Stopped: SIGTERM arrived, and the step is saved.
+            UserError: SIGTERM arrived, and the step could not be saved.
         """
-        stops = self._all_stop()
+        must_stop = self._should_stop()
         every = self._settings.every_steps
-        if not stops and not (every and step % every == 0):
+        if not must_stop and not (every and step % every == 0):
             return
         with self.watchdog.paused():
             self._finish_pending()
-            if not stops and self._settings.asynchronous:
+            if not must_stop and self._settings.asynchronous:
                 copy = self._copies.of(state())
                 self._pending = self._thread.submit(
-                    self._try_to_save, step, copy, progress(), write
+                    self._save, step, copy, progress(), write
                 )
                 return
-            problem = self._try_to_save(step, state(), progress(), write)
-        if stops and problem:
+            problem = self._save(step, state(), progress(), write)
+        if must_stop and problem:
             raise UserError(problem)
-        if stops:
+        if must_stop:
             raise Stopped(f"stopped at step {step}; run it again to resume")
 
     def is_saving(self) -> bool:
-        """Whether a checkpoint is being written beside the training."""
+        """Whether a checkpoint is being written in the background."""
         return self._pending is not None and not self._pending.done()
 
     def remove(self) -> None:
-        """Remove all checkpoints: the artefact is made."""
+        """Remove all checkpoints once the artefact is finished."""
         self._finish_pending()
         if is_writer() and self.directory.exists():
             shutil.rmtree(self.directory, ignore_errors=True)
-            with contextlib.suppress(OSError):  # others' may lie beside it
+            with contextlib.suppress(OSError):  # not empty: other runs' checkpoints
                 self.directory.parent.rmdir()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGTERM as a wish to save and stop, instead of ending at once.
+    def stop_on_sigterm(self) -> Iterator[None]:
+        """Let SIGTERM save a checkpoint and stop, instead of ending at once.
 
-        What is being written when the block ends is written to its end.
+        A write in progress at the end of the block is completed.
         """
 
-        def ask(*_: Any) -> None:
-            self._asked_to_stop = True
+        def request_stop(*_: Any) -> None:
+            self._stop_requested = True
 
-        before = signal.signal(signal.SIGTERM, ask)
+        previous = signal.signal(signal.SIGTERM, request_stop)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous)
             self._thread.shutdown()
 
-    def _all_stop(self) -> bool:
-        # Signals reach ranks at different steps; all must stop at the same one.
-        asked = torch.tensor([int(self._asked_to_stop)])
+    def _should_stop(self) -> bool:
+        # Ranks receive the signal at different steps, but must stop at the same one.
+        requested = torch.tensor([int(self._stop_requested)])
         if dist.get_world_size() > 1:
-            dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
-        return bool(asked.item())
+            dist.all_reduce(requested, dist.ReduceOp.MAX, group=self._group)
+        return bool(requested.item())
 
     def _finish_pending(self) -> None:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
 
-    def _try_to_save(
+    def _save(
         self,
         step: int,
         state: dict[str, Any],
         progress: dict[str, Any],
-        write: Callable[[Path], None],
+        write: Callable[[Path], None] | None,
     ) -> str | None:
-        """Return what went wrong, on all ranks, if anything did."""
+        """Return what went wrong, the same on all ranks; None if saved."""
+        group, local = self._thread_group, state.get(_LOCAL)
+        state = {name: part for name, part in state.items() if name != _LOCAL}
         try:
-            self._save(step, state, progress, write)
+            with write_artifact_on_all_ranks(
+                self._at(step), group, kind=KIND_CHECKPOINT, **self._recipe
+            ) as working:
+                save_tensors(state, working / _TENSORS, group)
+                with raise_on_all_ranks(group):
+                    if local:
+                        save_file(local, working / _local_file())
+                    if is_writer():
+                        (working / _PROGRESS).write_text(json.dumps(progress))
+                        if write is not None:
+                            write(working)
         except (OSError, SafetensorError, UserError) as error:
             problem = (
                 f"checkpoint at step {step} was not saved ({error}); the last good one "
@@ -262,33 +262,12 @@ class Checkpoints:
             if is_writer():
                 logger.warning("%s", problem)
             return problem
-        return None
-
-    def _save(
-        self,
-        step: int,
-        state: dict[str, Any],
-        progress: dict[str, Any],
-        write: Callable[[Path], None],
-    ) -> None:
-        group = self._thread_group
-        local = state.get(_LOCAL)
-        state = {name: part for name, part in state.items() if name != _LOCAL}
-        with write_artifact_on_all_ranks(
-            self._at(step), group, kind=KIND_CHECKPOINT, **self._recipe
-        ) as working:
-            save_tensors(state, working / _TENSORS, group)
-            with raise_on_all_ranks(group):
-                if local:
-                    save_file(local, working / _local_file())
-                if is_writer():
-                    write(working)
-                    (working / _PROGRESS).write_text(json.dumps(progress))
         if is_writer():
-            # Later steps are of a run that this one has gone back behind.
+            # Later steps belong to a run that was rolled back, and do not count.
             known = [each for each in self._steps() if each <= step]
             for old in known[: -self._settings.keep]:
                 shutil.rmtree(self._at(old), ignore_errors=True)
+        return None
 
     def _at(self, step: int) -> Path:
         return self.directory / f"step-{step:09d}"
@@ -296,12 +275,11 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         if not self.directory.is_dir():
             return []
-        found = map(
-            _STEP_DIRECTORY.fullmatch, (p.name for p in self.directory.iterdir())
-        )
-        return sorted(int(match[1]) for match in found if match)
+        names = (path.name for path in self.directory.iterdir())
+        matches = map(_STEP_DIRECTORY.fullmatch, names)
+        return sorted(int(match[1]) for match in matches if match)
 
-    def _newest(self) -> Saved | None:
+    def _newest(self) -> SavedCheckpoint | None:
         recipe = recipe_of(KIND_CHECKPOINT, **self._recipe)
         for step in reversed(self._steps()):
             directory = self._at(step)
@@ -309,11 +287,11 @@ class Checkpoints:
                 manifest = read_manifest(directory, KIND_CHECKPOINT)
                 damaged = damaged_file(directory, manifest)
             except UserError as error:
-                logger.warning("%s; an earlier checkpoint is used", error)
+                logger.warning("%s; using an earlier checkpoint", error)
                 continue
             if damaged is not None:
                 logger.warning(
-                    "%s: %s is damaged; removed, an earlier checkpoint is used",
+                    "%s: %s is damaged; removed it, using an earlier checkpoint",
                     *(directory, damaged),
                 )
                 shutil.rmtree(directory)
@@ -323,11 +301,13 @@ class Checkpoints:
                     shutil.rmtree(self.directory)
                     return None
                 raise UserError(
-                    f"{self.directory}: holds checkpoints of other settings or inputs; "
+                    f"{self.directory}: has checkpoints of other settings or inputs; "
                     "choose another --out, or pass --overwrite to remove them"
                 )
             logger.info("resuming after step %d", step)
-            return Saved(directory, json.loads((directory / _PROGRESS).read_text()))
+            return SavedCheckpoint(
+                directory, json.loads((directory / _PROGRESS).read_text())
+            )
         return None
 
 
@@ -335,15 +315,15 @@ def _local_file() -> str:
     return f"{_LOCAL}-{dist.get_rank():05d}-of-{dist.get_world_size():05d}.safetensors"
 
 
-def _same_device() -> Callable[[], None] | None:
-    """Return what gives a thread this one's GPU: a new thread has the first."""
+def _inherit_device() -> Callable[[], None] | None:
+    """Return what gives a new thread this one's GPU instead of the first."""
     if not torch.cuda.is_initialized():
         return None
     return functools.partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def fast_forward(schedule: LambdaLR, steps: int) -> None:
-    """Put a fresh schedule where it is after `steps` steps: rates follow from them."""
+    """Advance a fresh schedule, whose rates depend on the step alone."""
     schedule.last_epoch = steps
     groups = schedule.optimizer.param_groups
     for group, rate, factor in zip(
@@ -353,7 +333,7 @@ def fast_forward(schedule: LambdaLR, steps: int) -> None:
 
 
 def _fill_state(optimizer: CombinedOptimizer | KeyedOptimizer) -> None:
-    """Make the state that an optimizer otherwise makes at its first step."""
+    """Create the state that an optimizer otherwise creates at its first step."""
     if isinstance(optimizer, CombinedOptimizer):
         for _, part in optimizer.optimizers:
             part.init_state()

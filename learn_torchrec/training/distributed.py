@@ -1,6 +1,8 @@
-"""The process group: the only library file that reads rank variables.
+"""The process group: the only library file that reads the rank variables.
 
-`LOCAL_RANK` chooses the device and nothing else; rank 0 of the job writes.
+`LOCAL_RANK` chooses the device and nothing else; rank 0 of the job writes files.
+Where a function takes a `group`, it is a communicator of all ranks, and None means the
+job's own for CPU objects, which waits for hours. A second thread needs its own.
 """
 
 import contextlib
@@ -11,10 +13,11 @@ import os
 import sys
 import time
 import traceback
+import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,25 +28,27 @@ from learn_torchrec.errors import Stopped, UserError
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 _TIMEOUT = datetime.timedelta(minutes=10)
-# For what ranks do alone and unevenly long: encode texts, check and write files.
-_PATIENCE = datetime.timedelta(hours=6)
-# What gloo and NCCL say when another rank is gone, besides their own error types.
-_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
-_LOST_SECONDS = 5.0  # torchrun ends this rank sooner
+# For work that ranks do alone: encoding texts, checking and writing files.
+_LONG_TIMEOUT = datetime.timedelta(hours=6)
+# Messages of gloo and NCCL when another rank is gone, besides their error types.
+_PEER_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+_PEER_LOST_SECONDS = 5.0  # torchrun ends this rank sooner
 _host_groups: list[dist.ProcessGroup] = []
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[torch.device]:
-    """Join the job that torchrun describes, or make one of a single rank.
+    """Join the job that torchrun describes, or create one of a single rank.
 
     Yields:
-        This rank's device: `cuda:LOCAL_RANK` where there is CUDA (NCCL), else the
+        This rank's device: `cuda:LOCAL_RANK` (NCCL) where CUDA is available, else the
         CPU (gloo).
 
     Raises:
-        UserError: more ranks on this host than GPUs.
+        UserError: this host has more ranks than GPUs.
     """
     quiet_known_warnings()
     device = _device()
@@ -54,25 +59,25 @@ def process_group() -> Iterator[torch.device]:
         yield device
         failed = False
     except Exception as error:
-        _explain(error)
+        _report_failure(error)
         raise
     finally:
         _host_groups.pop()
-        # NCCL's farewell waits for the other ranks; one that failed must not.
+        # NCCL's shutdown waits for the other ranks; a failed rank must not.
         if not failed or device.type == "cpu" or dist.get_world_size() == 1:
             dist.destroy_process_group()
 
 
 def new_host_group() -> dist.ProcessGroup:
-    """Return a new group of all ranks that speaks between hosts and waits for hours.
+    """Return a new gloo communicator of all ranks with a timeout of hours.
 
-    Every rank calls it. A rank that is gone is noticed at once.
+    Every rank calls it. A rank that dies is noticed at once.
     """
-    return dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return dist.new_group(backend="gloo", timeout=_LONG_TIMEOUT)
 
 
 def host_group() -> dist.ProcessGroup | None:
-    """Return the job's group for objects and tensors on the CPU; None: the default."""
+    """Return the job's communicator for CPU objects and tensors; None: the default."""
     return _host_groups[-1] if _host_groups else None
 
 
@@ -89,7 +94,7 @@ def _device() -> torch.device:
     if local_rank >= devices:
         raise UserError(
             f"local rank {local_rank}: this host has {devices} GPUs; start one rank "
-            "for each, or set CUDA_VISIBLE_DEVICES= to use the CPU"
+            "per GPU, or set CUDA_VISIBLE_DEVICES= to use the CPU"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
@@ -102,27 +107,27 @@ def _uses_cuda() -> bool:
         importlib.metadata.version("fbgemm-gpu-cpu")
         if os.environ.get("LOCAL_RANK", "0") == "0":
             logger.warning(
-                "GPUs stay unused, fbgemm-gpu-cpu has kernels for the CPU alone; "
-                "make clean-env env ACCELERATOR=cuda installs the other"
+                "GPUs stay unused: fbgemm-gpu-cpu has kernels for the CPU only; "
+                "make clean-env env ACCELERATOR=cuda installs the CUDA build"
             )
         return False
     return True
 
 
-def _explain(error: Exception) -> None:
-    """Let a rank's own error be read first: before the others lose its connection.
+def _report_failure(error: Exception) -> None:
+    """Print a rank's own error before the others lose their connection to it.
 
     Raises:
-        SystemExit: this rank failed only because another one did.
+        SystemExit: after the report, with exit code 1.
     """
     one_line = isinstance(error, (Stopped, UserError, OSError))
     if dist.get_world_size() == 1 or one_line:
         return
     if _is_lost_connection(error):
-        time.sleep(_LOST_SECONDS)
+        time.sleep(_PEER_LOST_SECONDS)
         reason = str(error).strip().splitlines()[0]
         sys.stderr.write(
-            f"{rank_name()}: another rank is gone, its own error says why ({reason})\n"
+            f"{rank_name()}: another rank is gone; see its own error ({reason})\n"
         )
         sys.exit(1)
     sys.stderr.write(f"{rank_name()} failed:\n")
@@ -132,10 +137,10 @@ def _explain(error: Exception) -> None:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Whether an error says no more than that another rank is gone."""
+    """Whether an error only says that another rank is gone."""
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(x in str(error) for x in _LOST)
+    return isinstance(error, RuntimeError) and any(x in str(error) for x in _PEER_LOST)
 
 
 def _init(backend: str) -> None:
@@ -145,17 +150,17 @@ def _init(backend: str) -> None:
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store: dist.Store
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # The agent's store outlives a restart and keeps the addresses of the dead
-        # workers; a prefix for each attempt hides them.
+        # The agent's store outlives a restart and keeps the addresses of dead workers;
+        # a prefix per attempt hides them.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        agent = dist.TCPStore(host, port, world_size, False, timeout=_PATIENCE)
+        agent = dist.TCPStore(host, port, world_size, False, timeout=_LONG_TIMEOUT)
         store = dist.PrefixStore(f"attempt_{attempt}", agent)
     else:
-        store, _, _ = next(rendezvous("env://", timeout=_PATIENCE))
-    # Rank 0 may still be checking its inputs; from here on nobody is.
+        store, _, _ = next(rendezvous("env://", timeout=_LONG_TIMEOUT))
+    # Rank 0 may still be checking its inputs: wait for it before timeouts apply.
     store.set(f"here/{rank}", "")
-    store.wait([f"here/{each}" for each in range(world_size)], _PATIENCE)
+    store.wait([f"here/{each}" for each in range(world_size)], _LONG_TIMEOUT)
     store.set_timeout(_TIMEOUT)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
@@ -163,7 +168,7 @@ def _init(backend: str) -> None:
 
 
 def local_world_size() -> int:
-    """Ranks on this host (the planner's topology asks)."""
+    """Return the number of ranks on this host, for the planner's topology."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
 
 
@@ -173,58 +178,57 @@ def is_writer() -> bool:
 
 
 def rank_name() -> str:
-    """Name this rank in a message."""
+    """Return this rank's name for messages."""
     return f"rank {dist.get_rank()}"
 
 
 def broadcast_from_rank0(value: Any, group: dist.ProcessGroup | None = None) -> Any:
-    """Return rank 0's value on every rank.
-
-    Args:
-        value: of rank 0.
-        group: of all ranks; None for the job's own, which waits for hours. What a
-            second thread says to the other ranks needs a group of its own.
-    """
+    """Return rank 0's value on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0, group=group or host_group())
     return box[0]
 
 
-def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Return every rank's value on every rank, in rank order.
+def on_rank0(function: Callable[[], Result]) -> Result:
+    """Call a function on rank 0; return its result, or raise its error, on every rank.
 
-    Args:
-        value: of this rank.
-        group: see `broadcast_from_rank0`.
+    Raises:
+        UserError: what the function raised.
     """
+    outcome: Result | UserError | None = None
+    if is_writer():
+        try:
+            outcome = function()
+        except UserError as error:
+            outcome = error
+    outcome = broadcast_from_rank0(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return typing.cast(Result, outcome)
+
+
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Return every rank's value on every rank, in rank order."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value, group=group or host_group())
     return values
 
 
 def rank_share(count: int) -> slice:
-    """Return this rank's contiguous share of `count` things; shares differ by one."""
+    """Return this rank's contiguous slice of `count` items; sizes differ by one."""
     world_size, rank = dist.get_world_size(), dist.get_rank()
     return slice(rank * count // world_size, (rank + 1) * count // world_size)
 
 
 @contextlib.contextmanager
 def locked_on_rank0(directory: Path) -> Iterator[None]:
-    """Keep other runs from making `directory`: rank 0 holds the lock of the job.
+    """Keep other runs from making `directory`: rank 0 holds the lock.
 
     Raises:
         UserError: on every rank, if another run holds it.
     """
     with contextlib.ExitStack() as stack:
-        refused: UserError | None = None
-        if is_writer():
-            try:
-                stack.enter_context(locked(directory))
-            except UserError as error:
-                refused = error
-        refused = broadcast_from_rank0(refused)
-        if refused is not None:
-            raise refused
+        on_rank0(lambda: stack.enter_context(locked(directory)))
         yield
 
 
@@ -234,17 +238,12 @@ def write_artifact_on_all_ranks(
 ) -> Iterator[Path]:
     """Write one artefact from all ranks: see `artifact.write_artifact`.
 
-    Every rank may write its own files into the working directory that is yielded;
-    rank 0 adds the manifest and makes the artefact visible once all are done. What a
-    rank does there alone, and may fail at, belongs into `raise_on_all_ranks`.
-
-    Args:
-        directory: where the artefact appears.
-        group: see `broadcast_from_rank0`.
-        manifest: the other arguments of `write_artifact`.
+    Yields the working directory, to which every rank may write its own files; rank 0
+    adds the manifest and publishes the artefact once all are done. Whatever a single
+    rank does there, and may fail at, belongs in `raise_on_all_ranks`.
 
     Raises:
-        UserError: rank 0 could not make the artefact, on a full disk say.
+        UserError: rank 0 could not write the artefact, on a full disk say.
     """
     with contextlib.ExitStack() as stack:
         working = None
@@ -252,22 +251,19 @@ def write_artifact_on_all_ranks(
             if is_writer():
                 working = stack.enter_context(write_artifact(directory, **manifest))
         yield broadcast_from_rank0(working, group)
-        gather_objects(None, group)  # every rank's files are whole
+        gather_objects(None, group)  # every rank has written its files
         with raise_on_all_ranks(group):
             stack.close()
 
 
 @contextlib.contextmanager
 def raise_on_all_ranks(group: dist.ProcessGroup | None = None) -> Iterator[None]:
-    """Leave the block on all ranks alike: well, or with an error on each.
+    """Leave the block the same way on all ranks: normally, or with an error on each.
 
-    The block must not speak to other ranks.
-
-    Args:
-        group: see `broadcast_from_rank0`.
+    The block must not communicate.
 
     Raises:
-        UserError: another rank's error; a rank's own error is raised as it is.
+        UserError: another rank's error; a rank's own error is raised unchanged.
     """
     error: Exception | None = None
     try:
@@ -283,7 +279,7 @@ def raise_on_all_ranks(group: dist.ProcessGroup | None = None) -> Iterator[None]
 
 
 def quiet_known_warnings() -> None:
-    """Silence messages of TorchRec and torch.fx that ask nothing of the user."""
+    """Silence messages of TorchRec and torch.fx that the user cannot act on."""
     logging.getLogger("torchrec").setLevel(logging.ERROR)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     for message in (

@@ -22,18 +22,10 @@ def train_epoch(
     before_step: Callable[[], None] | None = None,
     watchdog: Watchdog | None = None,
 ) -> int:
-    """Train until `batches` ends.
+    """Train until `batches` ends; return the number of steps.
 
-    Args:
-        pipeline: of the model in training mode.
-        batches: this rank's batches; every rank must yield as many.
-        schedule: advanced after every step.
-        on_step: called with the model's detached output of every step.
-        before_step: called before every step, such as to seed what is random in it.
-        watchdog: watches the steps.
-
-    Returns:
-        Steps taken.
+    Every rank must yield the same number of batches. `before_step` is called before
+    every step, `on_step` after it with the model's detached output.
     """
     steps = 0
     pipeline.reset()
@@ -52,19 +44,19 @@ def train_epoch(
 
 
 class RunningMean:
-    """The mean of a scalar over steps, kept on its device until it is asked for."""
+    """The mean of a scalar over steps, kept on its device until it is read."""
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
         self._count = 0
 
     def add(self, value: Tensor) -> None:
-        """Take one step's value, a detached scalar."""
+        """Add one step's value, a detached scalar."""
         self._total = value.clone() if self._total is None else self._total + value
         self._count += 1
 
     def result(self) -> float:
-        """Return the mean so far and start again; NaN without a value."""
+        """Return the mean over all ranks and reset it; NaN without a value."""
         if self._total is None:
             return float("nan")
         total, count = self._total, self._count
@@ -80,7 +72,7 @@ class RunningMean:
         return gather_objects([total, self._count])
 
     def restore(self, state: list[list[float]], device: torch.device) -> None:
-        """Go on from a state: the same numbers on as many ranks, else shared out."""
+        """Resume from a state; another number of ranks shares the sum equally."""
         world_size = torch.distributed.get_world_size()
         if len(state) == world_size:
             total, count = state[torch.distributed.get_rank()]

@@ -14,28 +14,27 @@ from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 from learn_torchrec.config import configuration
 
 Decay = Literal["cosine", "linear", "constant"]
-# Decay rate of a running moment.
-Decayed = Annotated[float, Field(ge=0, lt=1)]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 @configuration
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay; the defaults are the authors'.
+    """AdamW with warm-up and decay; the defaults are the authors'.
 
     Attributes:
         learning_rate: peak.
-        warmup: share of all steps over which the rate climbs to its peak.
+        warmup: share of all steps over which the rate rises to its peak.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled; not applied to biases and norms.
-        max_grad_norm: gradients are scaled down to this global norm; 0 is off.
+        max_grad_norm: gradients are clipped to this global norm; 0 is off.
     """
 
     learning_rate: PositiveFloat = 5e-5
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
-    beta1: Decayed = 0.9
-    beta2: Decayed = 0.98
+    beta1: DecayRate = 0.9
+    beta2: DecayRate = 0.98
     eps: float = 1e-6
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: NonNegativeFloat = 1.0
@@ -44,15 +43,15 @@ class OptimizerConfig:
 def dense_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
 ) -> KeyedOptimizer:
-    """Return AdamW over named parameters, with gradient clipping where configured."""
+    """Return AdamW over named parameters, with gradient clipping if configured."""
     named = {name: value for name, value in parameters if value.requires_grad}
 
     def adamw(values: list[nn.Parameter]) -> torch.optim.Optimizer:
         matrices = [value for value in values if value.ndim > 1]
-        others = [value for value in values if value.ndim <= 1]
+        vectors = [value for value in values if value.ndim <= 1]  # biases and norms
         groups = [
             {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": vectors, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -72,20 +71,16 @@ def dense_optimizer(
     )
 
 
-def warmup_cosine(
-    optimizer: torch.optim.Optimizer, total_steps: int, warmup: float
-) -> LambdaLR:
-    """Return a schedule that climbs over `warmup` of the steps, then falls to 0."""
-    return warmup_decay(optimizer, total_steps, warmup, "cosine")
-
-
 def warmup_decay(
-    optimizer: torch.optim.Optimizer, total_steps: int, warmup: float, decay: Decay
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
+    warmup: float,
+    decay: Decay = "cosine",
 ) -> LambdaLR:
-    """Return a schedule that climbs over `warmup` of the steps, then decays.
+    """Return a schedule that warms up over a share of the steps, then decays.
 
-    It scales the rate of every group of `optimizer`, so a `CombinedOptimizer`
-    takes tables that are updated in the backward pass along.
+    It scales the rate of every parameter group, those of tables in a
+    `CombinedOptimizer` included.
     """
     warmup_steps = max(1, round(warmup * total_steps))
 

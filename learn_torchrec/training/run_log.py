@@ -1,6 +1,6 @@
-"""The run log: one JSON object a line, written by rank 0 while the stage runs.
+"""The run log: JSON lines, written by rank 0 while the stage runs.
 
-Where the `tensorboard` package is installed, the same numbers go to it as well:
+Where the `tensorboard` package is installed, the same numbers go there as well:
 `tensorboard --logdir RUN/logs`.
 """
 
@@ -8,7 +8,6 @@ import json
 import math
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from learn_torchrec.training.distributed import is_writer
@@ -18,12 +17,12 @@ _PROGRESS_SECONDS = 1.0
 
 
 def live_log_path(out: Path) -> Path:
-    """Where the log of the stage that makes `out` lies while it runs."""
+    """Return the path of the log of the stage that makes `out`, while it runs."""
     return out.parent / "logs" / f"{out.name}.jsonl"
 
 
 def _tensorboard(directory: Path) -> Any:
-    """Return a writer of TensorBoard's event files, or None without the package."""
+    """Return a TensorBoard writer, or None without the package."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -32,11 +31,7 @@ def _tensorboard(directory: Path) -> Any:
 
 
 class RunLog:
-    """Writes metrics and progress of one stage; other ranks write nothing.
-
-    Args:
-        out: the artefact that the stage makes.
-    """
+    """Writes metrics and progress of the stage that makes `out`, on rank 0 only."""
 
     def __init__(self, out: Path) -> None:
         self.path = live_log_path(out)
@@ -51,9 +46,9 @@ class RunLog:
             self._board = _tensorboard(self.path.with_suffix(""))
 
     def write(self, **values: Any) -> None:
-        """Write one line; `seconds` since the start are added.
+        """Write one line; the `seconds` since the start are added.
 
-        `step` and `total` of a line tell a watcher how far the stage is.
+        `step` and `total` tell an observer how far the stage is.
         """
         if self._stream is not None:
             if self._is_fresh:
@@ -65,21 +60,21 @@ class RunLog:
                 self._board.add_scalar(name, values[name], values["step"])
 
     def position(self) -> int:
-        """Return the length of the log so far, in bytes; 0 on other ranks."""
+        """Return the length of the log in bytes; 0 on other ranks."""
         if self._stream is None or self._is_fresh:
             return 0
         return self._stream.tell()
 
     def resume(self, position: int) -> None:
-        """Go on writing after `position` bytes of an earlier run's log."""
+        """Continue after the first `position` bytes of an earlier run's log."""
         self._is_fresh = False
         if self._stream is not None:
-            position = min(position, self.path.stat().st_size)  # it may be gone
+            position = min(position, self.path.stat().st_size)  # 0 if the log is gone
             self._stream.truncate(position)
             self._stream.seek(position)
 
     def progress(self, done: int, total: int) -> None:
-        """Write how far the stage is, at most once a second."""
+        """Write the progress, at most once a second."""
         now = time.monotonic()
         if now - self._last_progress >= _PROGRESS_SECONDS or done == total:
             self._last_progress = now
@@ -88,12 +83,7 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._stream is not None:
             self._stream.close()
         if self._board is not None:

@@ -25,10 +25,9 @@ from torchrec.distributed.types import ModuleSharder, ParameterSharding, Shardin
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.distributed import (
-    broadcast_from_rank0,
     host_group,
-    is_writer,
     local_world_size,
+    on_rank0,
 )
 from learn_torchrec.training.table_optimizer import (
     TableOptimizerConfig,
@@ -46,30 +45,21 @@ ShardingKind = Literal[
     "table_column_wise",
     "grid_shard",
 ]
-# What the planner chooses from. data_parallel is left out: whole gradients would
-# travel, and fbgemm's unfused kernel is wrong for an EmbeddingCollection on a CPU.
+# What the planner chooses from. Not data_parallel: it would all-reduce full gradients,
+# and fbgemm's unfused kernel is wrong for an EmbeddingCollection on the CPU.
 _PLANNED = ("table_wise", "row_wise")
-# What runs on the CPU although TorchRec's sharder does not offer it there.
+# Sharding types that work on the CPU, although TorchRec's sharder omits them there.
 _HIDDEN_ON_CPU = ("row_wise", "table_row_wise", "grid_shard")
 _COLUMN_MULTIPLE = 4  # fbgemm reads rows in fours of float32
 _ROWS_IN_BLOCK = 4096
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, which hides on the CPU kinds that work there."""
+    """TorchRec's sharder, plus the sharding types it omits on the CPU."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types: list[str] = super().sharding_types(compute_device_type)
         return types + [kind for kind in _HIDDEN_ON_CPU if kind not in types]
-
-
-def shard(
-    model: nn.Module, device: torch.device, table_learning_rate: float
-) -> DistributedModelParallel:
-    """Shard as the planner likes, with row-wise Adagrad: see `shard_tables`."""
-    return shard_tables(
-        model, device, TableOptimizerConfig(learning_rate=table_learning_rate)
-    )
 
 
 def shard_tables(
@@ -81,14 +71,14 @@ def shard_tables(
 ) -> DistributedModelParallel:
     """Shard every table of `model` and replicate the rest.
 
-    Tables are updated inside the backward pass. Replicated (data-parallel) ones are
-    not: they need `table_optimizer.replicated_optimizer`.
+    Tables are updated in the backward pass, except replicated (data-parallel) ones:
+    these need `table_optimizer.replicated_optimizer`.
 
     Args:
-        model: with unsharded tables; its other parameters equal on every rank.
+        model: with unsharded tables; other parameters are equal on every rank.
         device: this rank's.
         optimizer: of the tables.
-        kinds: of tables by name; "auto" where a table is not named. Tables of an
+        kinds: by table name, "auto" for missing ones. Tables of an
             `EmbeddingCollection` must not be data-parallel.
         on_plan: called with the plan as text.
 
@@ -118,7 +108,14 @@ def shard_tables(
         EmbeddingCollectionSharder(),
         ManagedCollisionEmbeddingBagCollectionSharder(ebc_sharder=_BagSharder()),
     ]
-    plan = _plan_together(lambda: planner.plan(model, sharders), wanted, device)
+
+    def make_plan() -> ShardingPlan:
+        try:
+            return planner.plan(model, sharders)
+        except (PlannerError, RuntimeError, IndexError, ValueError) as error:
+            raise UserError(_refusal(error, wanted, device)) from None
+
+    plan = on_rank0(make_plan)
     if on_plan is not None:
         on_plan(describe(plan, tables))
     return DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
@@ -135,27 +132,9 @@ def _constraints(kind: ShardingKind, dim: int) -> ParameterConstraints:
 
 
 def _column_width(dim: int, parts: int) -> int:
-    """Return the width that divides `dim` columns into at most `parts` equal ones."""
+    """Return the width that splits `dim` columns into at most `parts` equal parts."""
     widths = range(_COLUMN_MULTIPLE, dim, _COLUMN_MULTIPLE)
     return next((w for w in widths if dim % w == 0 and w * parts >= dim), dim)
-
-
-def _plan_together(
-    make: Callable[[], ShardingPlan],
-    kinds: Mapping[str, ShardingKind],
-    device: torch.device,
-) -> ShardingPlan:
-    """Plan on rank 0; its failure is every rank's, so that none waits for a plan."""
-    outcome: ShardingPlan | UserError | None = None
-    if is_writer():
-        try:
-            outcome = make()
-        except (PlannerError, RuntimeError, IndexError, ValueError) as error:
-            outcome = UserError(_refusal(error, kinds, device))
-    outcome = broadcast_from_rank0(outcome)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome
 
 
 def _refusal(
@@ -165,31 +144,31 @@ def _refusal(
     reason = lines[0] if lines else type(error).__name__
     pinned = [f"{table} {kind}" for table, kind in kinds.items() if kind != "auto"]
     return (
-        f"sharding: TorchRec finds no plan for {dist.get_world_size()} ranks on "
+        f"sharding: TorchRec found no plan for {dist.get_world_size()} ranks on "
         f"{device.type} ({', '.join(pinned) or 'nothing pinned'}): {reason}; pin "
         "another kind, let the planner choose (auto), or make the tables smaller"
     )
 
 
 def describe(plan: ShardingPlan, tables: Mapping[str, Tensor]) -> str:
-    """Return a plan as text: a line for each table."""
+    """Return a plan as text, a line per table."""
     lines = [
         f"{table}: {tables[table].shape[0]:,} x {tables[table].shape[1]}, "
-        f"{placed.sharding_type}, {placed.compute_kernel}: {', '.join(_places(placed))}"
+        f"{spec.sharding_type}, {spec.compute_kernel}: {', '.join(_placements(spec))}"
         for placements in plan.plan.values()
-        for table, placed in placements.items()
+        for table, spec in placements.items()
     ]
     return "\n".join(sorted(lines))
 
 
-def _places(placed: ParameterSharding) -> Iterator[str]:
-    if placed.sharding_spec is None:
+def _placements(sharding: ParameterSharding) -> Iterator[str]:
+    if sharding.sharding_spec is None:
         yield "every rank holds all of it"
         return
-    for place in placed.sharding_spec.shards:
-        (row, column), (rows, columns) = place.shard_offsets, place.shard_sizes
+    for shard in sharding.sharding_spec.shards:
+        (row, column), (rows, columns) = shard.shard_offsets, shard.shard_sizes
         yield (
-            f"rank {place.placement.rank()} rows {row:,}-{row + rows:,} "
+            f"rank {shard.placement.rank()} rows {row:,}-{row + rows:,} "
             f"columns {column}-{column + columns}"
         )
 
@@ -206,9 +185,9 @@ def named_tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def table_of(parameter: str) -> str | None:
-    """Return the name of the table that a parameter holds; None for other parameters.
+    """Return the name of a parameter's table; None for other parameters.
 
-    TorchRec names them `<module>.embedding_bags.<table>.weight`, or `.embeddings.`.
+    TorchRec's names are `<module>.embedding_bags.<table>.weight`, or `.embeddings.`.
     """
     parts = parameter.split(".")
     if len(parts) < 3 or parts[-1] != "weight":
@@ -218,59 +197,47 @@ def table_of(parameter: str) -> str | None:
 
 @torch.no_grad()
 def init_tables(model: DistributedModelParallel, seed: int) -> None:
-    """Fill every table as TorchRec does, uniformly within sqrt(1 / rows).
+    """Initialize every table like TorchRec, uniformly within sqrt(1 / rows).
 
-    The values follow from (seed, table, row) alone, so they are the same for any
-    number of ranks and any sharding. TorchRec itself fills each shard by its rank's
-    random state: equal seeds give equal shards, and another number of ranks gives
-    other values.
+    The values depend only on (seed, table, row), so they are the same for any number
+    of ranks and any sharding. TorchRec itself draws each shard from its rank's random
+    state: equal seeds give equal shards, and other numbers of ranks other values.
     """
     for parameter, table in model.state_dict().items():
         name = table_of(parameter)
         if name is None:
             continue
-        num_rows, dim = table.size()
-        if not isinstance(table, ShardedTensor):  # replicated
-            _fill(table, (0, 0), (num_rows, dim), seed, name)
-            continue
-        for shard in table.local_shards():
-            place = shard.metadata
-            _fill(
-                shard.tensor,
-                place.shard_offsets,
-                (num_rows, dim),
-                seed,
-                name,
-            )
+        for part, row, column in _local_parts(table):
+            _fill(part, (row, column), table.size(), seed, name)
 
 
 @torch.no_grad()
 def fill_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write rows of a sharded or replicated table; every rank its own part.
+    """Write `rows`, int64 [n], of a sharded or replicated table of a state dict.
 
-    Args:
-        table: of a sharded model's state, [N, W].
-        rows: int64 [n], which.
-        values: float32 [n, W].
+    Every rank writes its own part of the `values`, float32 [n, W].
     """
-    if not isinstance(table, ShardedTensor):  # replicated
-        table[rows.to(table.device)] = values.to(table.device)
-        return
-    for shard in table.local_shards():
-        (first, column), (count, width) = (
-            shard.metadata.shard_offsets,
-            shard.tensor.shape,
-        )
+    for part, first, column in _local_parts(table):
+        count, width = part.shape
         mine = ((rows >= first) & (rows < first + count)).nonzero().squeeze(1)
-        part = values[mine, column : column + width]
-        device = shard.tensor.device
-        shard.tensor[(rows[mine] - first).to(device)] = part.to(device)
+        own = values[mine, column : column + width]
+        part[(rows[mine] - first).to(part.device)] = own.to(part.device)
+
+
+def _local_parts(table: Tensor) -> Iterator[tuple[Tensor, int, int]]:
+    """Yield this rank's parts of a table, each with its first row and column."""
+    if isinstance(table, ShardedTensor):
+        for shard in table.local_shards():
+            row, column = shard.metadata.shard_offsets
+            yield shard.tensor, row, column
+    else:  # replicated
+        yield table, 0, 0
 
 
 def _fill(
-    part: Tensor, offsets: Any, size: tuple[int, int], seed: int, name: str
+    part: Tensor, offsets: tuple[int, int], size: torch.Size, seed: int, name: str
 ) -> None:
-    """Fill the part of a table of `size` that starts at row and column `offsets`."""
+    """Initialize the part of a table of `size` that starts at `offsets`."""
     num_rows, dim = size
     (first_row, first_column), (count, width) = offsets, part.shape
     columns = slice(first_column, first_column + width)
@@ -286,37 +253,35 @@ def _fill(
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Copy a model's state to the CPU, every sharded table whole; all ranks call it.
+    """Copy a model's state to the CPU, unsharded; every rank takes part.
 
-    Returns:
-        Names and tensors; on ranks other than 0 sharded tables are empty.
+    On ranks other than 0 sharded tables are empty.
     """
     state = {}
     for name, value in model.state_dict().items():
         if isinstance(value, ShardedTensor):
-            # Between hosts, so that no GPU must hold a whole table.
+            # Gathered on the CPU, so that no GPU must hold a full table.
             value = value.cpu(process_group=host_group())
-            whole = torch.empty(value.size() if dist.get_rank() == 0 else 0)
-            value.gather(dst=0, out=whole if dist.get_rank() == 0 else None)
-            state[name] = whole
+            full = torch.empty(value.size() if dist.get_rank() == 0 else 0)
+            value.gather(dst=0, out=full if dist.get_rank() == 0 else None)
+            state[name] = full
         else:
             state[name] = value.detach().cpu().clone()
     return state
 
 
 def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a state whose tensors are filled, see `tensors.load_tensors`.
+    """Load a state dict that `tensors.load_tensors` filled.
 
     Raises:
-        UserError: managed-collision tables whose shards this number of ranks would cut.
+        UserError: this number of ranks would split shards of managed-collision tables.
     """
     try:
         model.load_state_dict(state)
-    except AssertionError as error:  # TorchRec's: a shard's ids lie anywhere in it
+    except AssertionError as error:  # TorchRec's: ids are anywhere in a shard
         raise UserError(
-            f"{dist.get_world_size()} ranks cannot share the managed_collision tables "
-            f"as they were saved ({error}); use as many ranks as then, or a number "
-            "that divides it"
+            f"{dist.get_world_size()} ranks cannot load the managed_collision tables "
+            f"({error}); use the number of ranks that saved them, or a divisor of it"
         ) from None
 
 

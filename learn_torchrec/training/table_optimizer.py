@@ -1,4 +1,4 @@
-"""The optimizer of ID tables: it steps inside the backward pass, by fbgemm."""
+"""The optimizer of ID tables, which fbgemm applies in the backward pass."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -12,29 +12,23 @@ from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
-from learn_torchrec.training.optim import Decayed
+from learn_torchrec.training.optim import DecayRate
 
-# In the backward pass by fbgemm, and as a plain optimizer of replicated tables.
-_IN_BACKWARD = {
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": Adagrad,
-    "sgd": SGD,
-    "adam": Adam,
-}
-_PLAIN = {
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
+# In the backward pass (fbgemm), and as plain optimizers of replicated tables.
+_OPTIMIZERS: dict[str, tuple[Any, Any]] = {
+    "rowwise_adagrad": (RowWiseAdagrad, RowWiseAdagrad),
+    "adagrad": (Adagrad, torch.optim.Adagrad),
+    "sgd": (SGD, torch.optim.SGD),
+    "adam": (Adam, torch.optim.Adam),
 }
 
 
 @configuration
 class TableOptimizerConfig:
-    """The optimizer of the ID tables; it steps inside the backward pass.
+    """The optimizer of the ID tables, applied in the backward pass.
 
     Attributes:
-        optimizer: fbgemm has row-wise Adagrad, Adagrad and SGD on both backends, and
+        optimizer: fbgemm has row-wise Adagrad, Adagrad and SGD on the CPU and CUDA, and
             Adam on CUDA only.
         learning_rate: peak; warm-up and decay are those of `ranker.optimizer`.
         eps: added to the root of the second moment.
@@ -47,11 +41,11 @@ class TableOptimizerConfig:
     learning_rate: PositiveFloat = 0.05
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
-    beta1: Decayed = 0.9
-    beta2: Decayed = 0.999
+    beta1: DecayRate = 0.9
+    beta2: DecayRate = 0.999
 
     def arguments(self) -> dict[str, Any]:
-        """Return fresh arguments for fbgemm, which alters them."""
+        """Return a new dictionary of fbgemm's arguments, which fbgemm modifies."""
         result: dict[str, Any] = {"lr": self.learning_rate}
         if self.weight_decay:
             result["weight_decay"] = self.weight_decay
@@ -61,16 +55,9 @@ class TableOptimizerConfig:
             result |= {"beta1": self.beta1, "beta2": self.beta2}
         return result
 
-    def plain_arguments(self) -> dict[str, Any]:
-        """Return the arguments of the same optimizer outside the backward pass."""
-        result = self.arguments()
-        if self.optimizer == "adam":
-            result["betas"] = (result.pop("beta1"), result.pop("beta2"))
-        return result
-
 
 def refuse_unsupported(config: TableOptimizerConfig, device: torch.device) -> None:
-    """Refuse what fbgemm's CPU kernels lack, or would silently ignore.
+    """Refuse what fbgemm's CPU kernels lack or would silently ignore.
 
     Raises:
         UserError: names the setting and the fix.
@@ -92,24 +79,21 @@ def refuse_unsupported(config: TableOptimizerConfig, device: torch.device) -> No
 def step_in_backward(
     tables: Iterable[nn.Parameter], config: TableOptimizerConfig
 ) -> None:
-    """Let tables of an unsharded model be updated inside the backward pass."""
+    """Make an unsharded model's tables update in the backward pass."""
+    optimizer, _ = _OPTIMIZERS[config.optimizer]
     for parameter in tables:
-        _apply_optimizer_in_backward(
-            _IN_BACKWARD[config.optimizer], [parameter], config.arguments()
-        )
+        _apply_optimizer_in_backward(optimizer, [parameter], config.arguments())
 
 
 def replicated_optimizer(
     tables: dict[str, nn.Parameter], config: TableOptimizerConfig
 ) -> KeyedOptimizer:
-    """Return the same optimizer for data-parallel tables, which get a plain gradient.
+    """Return the same optimizer for data-parallel tables.
 
-    TorchRec drops the in-backward optimizer of such tables.
+    TorchRec drops their in-backward optimizer; they get a plain gradient instead.
     """
-
-    def make(values: list[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer: Any = _PLAIN[config.optimizer]
-        result: torch.optim.Optimizer = optimizer(values, **config.plain_arguments())
-        return result
-
-    return KeyedOptimizerWrapper(tables, make)
+    _, optimizer = _OPTIMIZERS[config.optimizer]
+    arguments = config.arguments()
+    if config.optimizer == "adam":
+        arguments["betas"] = (arguments.pop("beta1"), arguments.pop("beta2"))
+    return KeyedOptimizerWrapper(tables, lambda values: optimizer(values, **arguments))

@@ -1,8 +1,8 @@
-"""Sharded tensors on disk, by `torch.distributed.checkpoint`, without unpickling.
+"""Sharded tensors on disk by `torch.distributed.checkpoint`, without unpickling code.
 
-PyTorch keeps the index of such a directory, `.metadata`, as a pickle, and a pickle
-can run any code when it is read. Here it is read by an unpickler that knows the
-index's own classes alone; the tensors are read with `weights_only`.
+PyTorch stores the index of such a directory, `.metadata`, as a pickle, which can run
+any code when it is read. This module's unpickler accepts only the index's own classes;
+the tensors are read with `weights_only`.
 """
 
 import copy
@@ -45,19 +45,19 @@ _INDEX_CLASSES = {
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Knows the classes of an index, and PyTorch's element types."""
+    """Accepts the classes of an index, and PyTorch's dtypes."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = name in _INDEX_CLASSES.get(module, ())
         if not known and module == "torch":
             known = isinstance(getattr(torch, name, None), torch.dtype)
         if not known:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return super().find_class(module, name)
 
 
 class _SafeReader(dcp.FileSystemReader):
-    """PyTorch's reader, which unpickles nothing but what an index is made of."""
+    """PyTorch's reader with the restricted unpickler."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         metadata = read_index(Path(self.path))
@@ -67,43 +67,43 @@ class _SafeReader(dcp.FileSystemReader):
 
 
 def read_index(directory: Path) -> Metadata:
-    """Read what a directory of tensors holds.
+    """Read the index of a directory of tensors.
 
     Raises:
-        UserError: it is missing, damaged, or asks for more than tensors.
+        UserError: it is missing, damaged, or refers to anything but tensors.
     """
     path = directory / ".metadata"
+
+    def refused(reason: str) -> UserError:
+        return UserError(f"{path}: refused, {reason}; restore it, or train again")
+
     try:
         metadata = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise refused(f"it cannot be read ({error.strerror})") from None
     except Exception as error:  # a damaged pickle raises anything
-        raise UserError(f"{path}: refused, not an index of tensors ({error})") from None
+        raise refused(f"not an index of tensors ({error})") from None
     if not isinstance(metadata, Metadata):
-        raise UserError(f"{path}: refused, not an index of tensors")
+        raise refused("not an index of tensors")
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
-            raise UserError(f"{path}: refused, {name} is not a tensor")
+            raise refused(f"{name} is not a tensor")
     for info in metadata.storage_data.values():
         if Path(info.relative_path).name != info.relative_path:
-            raise UserError(
-                f"{path}: refused, it names a file outside of its directory, "
-                f"{info.relative_path!r}"
-            )
+            raise refused(f"it names a file elsewhere, {info.relative_path!r}")
     return metadata
 
 
 class HostCopies:
-    """Copies of tensors in host memory, each time in the same place.
+    """Copies of tensors in host memory, in buffers that are reused.
 
-    What a second thread writes while training continues must not change under it.
-    Memory that is used again costs no page faults.
+    A second thread writes the copies while training modifies the originals. Reused
+    buffers cause no page faults.
 
-    PyTorch's own stagers do not carry this state: `DefaultStager` refuses a
-    `ShardedTensor`; `BlockingAsyncStager` copies it, but keeps its memory only where
-    it can be pinned, which needs CUDA. The thread that writes is not
-    `dcp.async_save`'s either: it also writes the manifest, with the other ranks, over
-    a group of its own that waits for hours.
+    PyTorch's own stagers do not fit: `DefaultStager` refuses a `ShardedTensor`;
+    `BlockingAsyncStager` copies it, but reuses only pinned memory, which needs CUDA.
+    `dcp.async_save` does not fit either: the thread also writes the manifest together
+    with the other ranks, over its own communicator with a timeout of hours.
     """
 
     def __init__(self) -> None:
@@ -123,14 +123,14 @@ class HostCopies:
                 Shard(self._copy(shard.tensor, f"{name}.{n}"), _on_host(shard.metadata))
                 for n, shard in enumerate(value.local_shards())
             ]
-            whole = copy.deepcopy(value.metadata())
-            whole.shards_metadata = [_on_host(each) for each in whole.shards_metadata]
-            whole.tensor_properties.pin_memory = any(
+            metadata = copy.deepcopy(value.metadata())
+            metadata.shards_metadata = list(map(_on_host, metadata.shards_metadata))
+            metadata.tensor_properties.pin_memory = any(
                 shard.tensor.is_pinned() for shard in shards
             )
             return ShardedTensor._init_from_local_shards_and_global_metadata(
                 shards,
-                sharded_tensor_metadata=whole,
+                sharded_tensor_metadata=metadata,
                 process_group=value._process_group,
             )
         if not isinstance(value, Tensor):
@@ -145,7 +145,7 @@ class HostCopies:
 
 
 def _on_host(metadata: ShardMetadata) -> ShardMetadata:
-    """Return where a shard lies once it is in its rank's memory."""
+    """Return a shard's metadata with its placement moved to the CPU."""
     placement = metadata.placement
     assert isinstance(placement, _remote_device)
     return ShardMetadata(
@@ -158,12 +158,7 @@ def _on_host(metadata: ShardMetadata) -> ShardMetadata:
 def save_tensors(
     state: Mapping[str, Any], directory: Path, group: dist.ProcessGroup | None = None
 ) -> None:
-    """Write nested dictionaries of tensors; every rank takes part.
-
-    Args:
-        state: each rank's, with its own shards of the sharded ones.
-        directory: new or empty.
-        group: of all ranks, see `distributed.broadcast_from_rank0`.
+    """Write nested dictionaries of tensors to a new directory; every rank takes part.
 
     Raises:
         OSError: a rank could not write.
@@ -177,32 +172,32 @@ def save_tensors(
 def load_tensors(state: Mapping[str, Any], directory: Path) -> None:
     """Fill the tensors of `state` in place; every rank takes part.
 
-    Any number of ranks may have written them, under another plan of sharding.
+    They may have been written by any number of ranks, under another sharding plan.
 
     Raises:
-        UserError: unreadable, or not exactly the tensors of `state`: what would be
-            left as it is, or left out, is named.
+        UserError: unreadable, or the stored names and those of `state` differ; names
+            a missing or an extra tensor.
     """
     stored = set(read_index(directory).state_dict_metadata)
     wanted = set().union(*gather_objects(set(_names(state))))
     for names, problem in (
-        (wanted - stored, "is not in it"),
-        (stored - wanted, "is in it and has no place in this run"),
+        (wanted - stored, "is missing"),
+        (stored - wanted, "is unknown to this run"),
     ):
         if names:
             raise UserError(
-                f"{directory}: {min(names)} {problem} ({len(names)} in all); it was "
-                "saved with other tables, optimizers or replicated tables"
+                f"{directory}: {min(names)} {problem} ({len(names)} in all); use the "
+                "tables, optimizers and sharding that it was saved with"
             )
-    # Otherwise a rank without a shard of a table looks for an older format.
+    # With flattening, a rank without a shard of a table expects an older format.
     _load(state, directory, dcp.DefaultLoadPlanner(flatten_sharded_tensors=False))
 
 
 def load_common_rows(state: Mapping[str, Any], directory: Path) -> None:
-    """Fill of each tensor of `state` what the stored one of its name has as well.
+    """Fill the rows of each tensor of `state` that the stored one also has.
 
-    Where the stored one has fewer rows the others stay as they are, where it has more
-    they are left out. Every rank takes part.
+    Other rows keep their values; additional stored rows are ignored. Every rank takes
+    part.
 
     Raises:
         UserError: unreadable.
@@ -211,7 +206,7 @@ def load_common_rows(state: Mapping[str, Any], directory: Path) -> None:
 
 
 class _CommonRows(dcp.DefaultLoadPlanner):
-    """Reads what is stored and wanted, where PyTorch's own asks for equal sizes."""
+    """Reads the rows that exist on both sides; PyTorch's planner needs equal sizes."""
 
     def create_local_plan(self) -> LoadPlan:
         items: list[ReadItem] = []
@@ -230,7 +225,8 @@ def _load(
             dict(state), storage_reader=_SafeReader(str(directory)), planner=planner
         )
     except (CheckpointException, OSError) as error:
-        raise UserError(f"{directory}: cannot be read ({_reason(error)})") from None
+        problem = f"cannot be read ({_reason(error)}); restore it, or train again"
+        raise UserError(f"{directory}: {problem}") from None
 
 
 def _names(state: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -242,7 +238,7 @@ def _names(state: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a line why PyTorch failed: the first rank's own error."""
+    """Return the first rank's own error, on one line."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (failure, _) = min(error.failures.items(), key=lambda item: item[0])
         return f"rank {rank}: {str(failure).strip().splitlines()[0]}"

@@ -1,4 +1,4 @@
-"""How fast a run is: rates, the share of the machine's own speed, memory."""
+"""Throughput of a run: rates, utilization of the device, memory."""
 
 import resource
 import time
@@ -11,7 +11,7 @@ _PROBE_SECONDS = 0.2
 
 
 class Throughput:
-    """Counts what passes a rank in an epoch.
+    """Counts what a rank processes in an epoch.
 
     Args:
         peak: FLOP/s of the rank's device, see `gemm_flops_per_second`.
@@ -25,17 +25,16 @@ class Throughput:
         self._flops = 0.0
 
     def add(self, users: int, tokens: int, flops: float) -> None:
-        """Count one batch; `flops` of its forward and backward pass."""
+        """Count one batch; `flops` are those of its forward and backward pass."""
         self._users += users
         self._tokens += tokens
         self._flops += flops
 
     def result(self) -> dict[str, float]:
-        """Return the rates of all ranks together, as this rank sees them.
+        """Return the rates of all ranks together, as estimated by this rank.
 
-        `peak_share` is the achieved share of what this device does in bare matrix
-        products of the run's precision; `peak_memory_mb` is of this rank's process
-        (CPU) or device (CUDA).
+        `peak_share` is the share of the device's matrix-product throughput in the run's
+        precision; `peak_memory_mb` is of this rank's process (CPU) or device (CUDA).
         """
         seconds = time.monotonic() - self._start
         scale = dist.get_world_size() / seconds
@@ -48,16 +47,16 @@ class Throughput:
 
 
 def peak_memory() -> int:
-    """Bytes that this process had at most, on its device where that is CUDA."""
+    """Return this process's peak memory in bytes, on the device where that is CUDA."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the matrix products of a device, in a fraction of a second.
+    """Measure the matrix-product throughput of a device for a fraction of a second.
 
-    Ranks that share a processor measure at the same time, so that each sees its share.
+    Ranks that share a processor measure at the same time, so each sees its share.
     """
     size = _PROBE_SIZE.get(device.type, 1024)
     a = torch.randn(size, size, device=device).to(dtype)

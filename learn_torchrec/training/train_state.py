@@ -1,7 +1,7 @@
-"""The state of a training besides its weights: steps, running means, the best epoch.
+"""The progress of a training besides its weights: step, running means, best epoch.
 
-Both trainers count, save and resume with it; a resumed training ends with the same
-weights and losses as one that was not interrupted.
+Both trainers count, save and resume with it; a resumed training gives the same weights
+and losses as an uninterrupted one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
-from learn_torchrec.training.checkpoint import Checkpoints, Saved, fast_forward
+from learn_torchrec.training.checkpoint import (
+    Checkpoints,
+    SavedCheckpoint,
+    fast_forward,
+)
 from learn_torchrec.training.distributed import broadcast_from_rank0, is_writer
 from learn_torchrec.training.loop import RunningMean
 from learn_torchrec.training.run_log import RunLog
@@ -25,16 +29,16 @@ _BEST = "best.safetensors"
 
 
 class EarlyStopping:
-    """Keeps the weights of the best epoch and stops after `patience` without a better.
+    """Keeps the weights of the best epoch and stops after `patience` worse ones.
 
     Args:
-        patience: epochs to wait for a better one.
-        metric: that decides; higher is better.
+        patience: epochs without improvement before training stops.
+        metric: selects the best epoch; higher is better.
 
     Attributes:
         best_epoch: counted from 1; 0 before the first update.
         metrics: of the best epoch.
-        weights: of the best epoch, on rank 0 with every table whole.
+        weights: of the best epoch, on rank 0 with unsharded tables.
     """
 
     def __init__(self, patience: int, metric: str) -> None:
@@ -46,23 +50,23 @@ class EarlyStopping:
     def update(
         self, epoch: int, metrics: Mapping[str, float], model: nn.Module
     ) -> None:
-        """Consider an epoch; every rank takes part."""
+        """Compare an epoch with the best one; every rank takes part."""
         best = self.metrics.get(self.metric, float("-inf"))
-        # Rank 0 decides: ranks may differ in the last digit of a metric.
+        # Rank 0 decides: metrics may differ between ranks in the last digit.
         if broadcast_from_rank0(metrics[self.metric] > best):
             self.best_epoch, self.metrics = epoch, dict(metrics)
             self.weights = full_state_dict(model)
 
     def should_stop(self, epochs: int) -> bool:
-        """Whether to stop after so many epochs."""
+        """Whether to stop after this number of epochs."""
         return epochs - self.best_epoch >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps as JSON; `write` adds the weights."""
+        """Return the JSON part of a checkpoint; `writer` adds the weights."""
         return {"best_epoch": self.best_epoch, "metrics": self.metrics}
 
     def writer(self) -> Callable[[Path], None]:
-        """Return what writes the weights that are the best now, called on rank 0."""
+        """Return a function that writes the current best weights, for rank 0."""
         weights = self.weights
 
         def write(directory: Path) -> None:
@@ -72,7 +76,7 @@ class EarlyStopping:
         return write
 
     def restore(self, state: Mapping[str, Any], directory: Path) -> None:
-        """Resume from what `state` and `writer` kept."""
+        """Resume from `state` and the file of `writer`."""
         self.best_epoch, self.metrics = state["best_epoch"], state["metrics"]
         if self.best_epoch and is_writer():
             self.weights = load_file(directory / _BEST)
@@ -84,12 +88,12 @@ class TrainState:
     Args:
         model: wrapped for all ranks.
         optimizer: of the model.
-        schedule: of the optimizer's rates; a function of the step alone.
-        steps_per_epoch: of all epochs alike.
-        log: cut back on resuming to where the checkpoint was taken.
+        schedule: of the learning rates; a function of the step alone.
+        steps_per_epoch: the same for all epochs.
+        log: truncated on resume to its length at the checkpoint.
         checkpoints: to resume from and to write; None for neither.
         means: names of the running means.
-        early_stopping: of a training that validates.
+        early_stopping: of a training with validation.
 
     Attributes:
         step: steps taken since the beginning.
@@ -118,7 +122,7 @@ class TrainState:
 
     @property
     def watchdog(self) -> Watchdog | None:
-        """The checkpoints' watchdog, which rests while they are written."""
+        """The checkpoints' watchdog, which is paused while they are written."""
         return self._checkpoints.watchdog if self._checkpoints else None
 
     @property
@@ -126,14 +130,14 @@ class TrainState:
         """Whether the last step was the last of its epoch."""
         return self.step % self._steps_per_epoch == 0
 
-    def resume(self, device: torch.device) -> Saved | None:
+    def resume(self, device: torch.device) -> SavedCheckpoint | None:
         """Restore everything from the newest checkpoint; every rank takes part.
 
         Args:
             device: of the running means.
 
         Returns:
-            The checkpoint, None where there is none; its `local` is the caller's.
+            The checkpoint, if there is one; its `local` is left to the caller.
 
         Raises:
             UserError: it is of other settings, or does not fit the model.
@@ -173,16 +177,16 @@ class TrainState:
         local: Callable[[], dict[str, Tensor]] | None = None,
         check: Callable[[float, int], object] | None = None,
     ) -> None:
-        """Save where the checkpoints' settings ask for it; every rank takes part.
+        """Save if the checkpoints' settings ask for it; every rank takes part.
 
         Args:
-            local: gives tensors that are this rank's alone; see `Saved.local`.
-            check: called with the sum of the means over all ranks and the step before
-                these are saved; raises to keep the last good checkpoint.
+            local: returns this rank's own tensors, for `SavedCheckpoint.local`.
+            check: called before saving with the sum of all means over all ranks and
+                the step; raises to keep the last good checkpoint.
 
         Raises:
-            Stopped: SIGTERM came, and the step is saved.
-            UserError: SIGTERM came, and the step could not be saved.
+            Stopped: SIGTERM arrived, and the step is saved.
+            UserError: SIGTERM arrived, and the step could not be saved.
         """
         if self._checkpoints is None:
             return
@@ -207,5 +211,5 @@ class TrainState:
             }
 
         stopping = self._early_stopping
-        files = [] if stopping is None else [stopping.writer()]
-        self._checkpoints.after_step(self.step, tensors, progress, *files)
+        write = None if stopping is None else stopping.writer()
+        self._checkpoints.after_step(self.step, tensors, progress, write)

@@ -1,9 +1,9 @@
-"""A rank that hangs says where, and ends, so that the job can start again.
+"""A rank that hangs prints its stacks and exits, so that the job can restart.
 
-Without it one hung rank leaves the others in a collective until that times out, and
-nobody learns where the first one was. The stacks are `faulthandler`'s. Its timer alone
-names no rank and writes line by line, so that ranks which end together mix; here it is
-the second line, for an interpreter that hangs itself.
+Without it the other ranks wait in a collective until its timeout, and nobody learns
+where the first one hangs. The stacks are `faulthandler`'s. Its own timer does not name
+the rank and writes line by line, so that the output of several ranks mixes; here it is
+the fallback for an interpreter that hangs itself.
 """
 
 import contextlib
@@ -16,17 +16,13 @@ from typing import Self
 from learn_torchrec.training.distributed import rank_name
 
 _STDERR = 2  # also where sys.stderr is something else
-_GRACE = 30.0  # seconds; then the interpreter itself must hang
+_GRACE = 30.0  # seconds; after that the interpreter itself must hang
 
 
 class Watchdog:
-    """Ends the process where `beat` is not called again and again.
+    """Ends the process if `beat` is not called every `seconds` inside its `with` block.
 
-    Where it is not called within so many seconds, the stacks of all threads go to
-    stderr and the process ends with exit code 1. It watches inside its `with` block.
-
-    Args:
-        seconds: 0 does not watch.
+    The stacks of all threads then go to stderr, and the exit code is 1. 0 disables it.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -36,17 +32,17 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def beat(self) -> None:
-        """Say that a step is done."""
+        """Report a finished step."""
         if self._thread is not None and not self._pauses:
             self._alive.set()
-            # This one works even where the interpreter's lock is never released.
+            # Works even if the GIL is never released.
             faulthandler.dump_traceback_later(
                 self._seconds + _GRACE, exit=True, file=_STDERR
             )
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not watch what is no step, such as waiting for a file system."""
+        """Do not watch what is not a step, such as waiting for a file system."""
         self._pauses += 1
         faulthandler.cancel_dump_traceback_later()
         try:
@@ -77,14 +73,14 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._done.is_set():
             is_alive = self._alive.wait(self._seconds) or self._pauses
-            # A pause that ended since has said so.
+            # A pause that ended in between has set the event.
             if not is_alive and not self._alive.is_set():
                 _end(f"{rank_name()}: no step for {self._seconds:g} s; its threads:")
             self._alive.clear()
 
 
 def _end(reason: str) -> None:
-    # Ranks that wait for a hung one end with it: their lines must not mix.
+    # One write per rank: ranks that wait for a hung one end at the same time.
     stacks = os.memfd_create("stacks")
     os.write(stacks, f"{reason}\n".encode())
     faulthandler.dump_traceback(file=stacks, all_threads=True)

@@ -1,5 +1,7 @@
 """One small ranking problem for the sharding tests: its rows and its settings."""
 
+import typing
+
 import numpy as np
 import pyarrow as pa
 
@@ -21,21 +23,13 @@ from learn_torchrec.ranker.tables import ShardingConfig
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.optim import OptimizerConfig
+from learn_torchrec.training.sharding import ShardingKind
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 from learn_torchrec.vector_table import VectorTable
 
 EMBEDDING_DIM = 8
 ROWS, BATCH, DIM = 643, 64, 4  # rows do not divide evenly among ranks
-KINDS = (
-    "auto",
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-)
+KINDS = typing.get_args(ShardingKind)
 # Every kind with the default optimizer; the other optimizers and decays once.
 CASES = dict.fromkeys(KINDS, ("rowwise_adagrad", "cosine")) | {
     "column_wise/adagrad": ("adagrad", "linear"),

@@ -260,8 +260,8 @@ def test_a_bad_auxiliary_label_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "w"}, "not with managed_collision"),
-        ({"sharding": "table_wise"}, "row-wise only"),
+        ({"weights": "w"}, "weights: managed_collision does not"),
+        ({"sharding": "table_wise"}, "row_wise only, not table_wise"),
     ],
 )
 def test_what_managed_collision_cannot_do_is_refused(options, message):
@@ -285,7 +285,7 @@ def test_numbers_are_bucketized_by_hand():
 
 def test_a_bucket_means_its_boundaries():
     one, same, other = (
-        BucketizedFeature(column="price", boundaries=boundaries).meaning
+        BucketizedFeature(column="price", boundaries=boundaries).row_mapping
         for boundaries in ((1.0, 2.0), (1, 2), (1.0, 2.0000001))
     )
     assert one == same == "bucketized at 1.0, 2.0"
@@ -323,11 +323,11 @@ def test_features_are_set_by_name_or_in_full():
         ('{"column": "x", "ids": "bucketized"}', "0.boundaries: is missing"),
         (
             '{"column": "x", "ids": "bucketized", "boundaries": [2, 1]}',
-            "0.boundaries: must rise",
+            "0.boundaries: must be ascending",
         ),
         (
             '{"column": "x", "ids": "managed_collision", "weights": "w"}',
-            "0.weights: not with managed_collision",
+            "0.weights: managed_collision does not",
         ),
     ],
 )

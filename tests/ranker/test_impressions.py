@@ -357,9 +357,9 @@ def test_parts_are_every_row_once_in_order(tmp_path, source, count, ranks, monke
         impressions_of_rank = Impressions(made, configured(), None)
         parts = impressions_of_rank.parts(8)
         found = list(parts)
-        shapes.add((len(found), parts.count, parts.width))
+        shapes.add((len(found), parts.count, parts.padded_rows))
         for part in found:
-            assert 1 <= len(part.rows) <= parts.width
+            assert 1 <= len(part.rows) <= parts.padded_rows
             known = part.rows.dense[: part.table.num_rows, 0].tolist()
             assert known == part.table["row"].to_pylist()
             assert part.table.column_names == rows.column_names

@@ -168,9 +168,9 @@ def test_metrics_of_each_task(one_rank):
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ([], "tasks: name at least one"),
+        ([], "tasks: configure at least one"),
         ([CVR, CVR], "tasks: two have the same name"),
-        ([CVR_GIVEN, CTR], "cvr is given 'ctr', which is no task before it"),
+        ([CVR_GIVEN, CTR], "cvr is given 'ctr', which is not an earlier task"),
     ],
 )
 def test_tasks_that_do_not_fit_are_refused(tasks, message):

@@ -94,7 +94,7 @@ def test_ids_of_all_forms_find_the_same(tmp_path):
             assert [row.tolist() for row in rows] == expected
     with pytest.raises(UserError, match="x: column 'item_id': ids are string, but int"):
         learn.rows(["a"], ["8"], None, "x")
-    with pytest.raises(UserError, match="2 users, 1 items and 2 times; give as many"):
+    with pytest.raises(UserError, match="2 users, 1 items and 2 times; give the"):
         learn.lookup(["a", "b"], [8])
 
 

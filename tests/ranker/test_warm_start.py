@@ -93,7 +93,7 @@ def test_rows_that_mean_something_else_are_not_loaded(earlier):
     for name in ("user", "item", "shop"):
         assert torch.equal(after[table(name)], before[table(name)])
     assert loaded.new == {
-        table("user"): "ids became rows by index before, by hash now",
+        table("user"): "its ids were mapped to rows by index, now by hash",
         table("item"): "[9, 4] before, [12, 4] now",
         table("shop"): "the earlier run has none",
     }
@@ -119,7 +119,7 @@ def test_the_app_starts_from_an_earlier_run(market, tmp_path, caplog):
     caplog.set_level("INFO", logger="learn_torchrec")
     warm = ["--warm-start", str(tmp_path / "first")]
     train_ranker.main([*warm, "--out", str(tmp_path / "second"), *options])
-    assert "0 resized, 0 new, 0 left out" in caplog.text
+    assert "0 resized, 0 new, 0 dropped" in caplog.text
     with pytest.raises(UserError, match="other settings or inputs"):
         train_ranker.main(["--out", str(tmp_path / "second"), *options])
     earlier_end = [*options, "split.test_from=70%"]

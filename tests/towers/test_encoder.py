@@ -140,7 +140,7 @@ def test_packing_groups_sequences_of_like_length():
     ordered = tokens[packing.order]
     assert ordered.tolist() == [3, 12, 1, 2, 9, 10, 11, 4, 5, 6, 7, 8]
     assert packing.positions.tolist() == [0, 0, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]
-    assert ordered[packing.places].tolist() == tokens.tolist()
+    assert ordered[packing.inverse].tolist() == tokens.tolist()
     padded = [group.pad(part) for group, part in packing.split(ordered)]
     assert [grid.tolist() for grid in padded] == [
         [[3], [12]],

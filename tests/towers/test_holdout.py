@@ -10,7 +10,7 @@ from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_groups
 from learn_torchrec.towers.scores import baseline_scores
 
 
-def moment(time):
+def split_at(time):
     return SplitTimes(towers_until=time, test_from=time)
 
 
@@ -24,7 +24,7 @@ def test_new_users_are_held_out_by_arrival():
         ),
     )
     split = SplitConfig(min_events=3, validation_users=0.2)
-    held = split_towers(sequences, moment(3), split)
+    held = split_towers(sequences, split_at(3), split)
     validation, test = held.validation.sequences, held.test.sequences
     assert test.user_ids.to_pylist() == list(range(150, 200))
     known = [*held.train.user_ids.to_pylist(), *validation.user_ids.to_pylist()]
@@ -34,7 +34,7 @@ def test_new_users_are_held_out_by_arrival():
     assert held.train.times.max() == validation.times.max() == 2
     assert held.known_until == 3
     # Without new users there is no test, and training does not need one.
-    later = split_towers(sequences, moment(1000), SplitConfig(min_events=3))
+    later = split_towers(sequences, split_at(1000), SplitConfig(min_events=3))
     assert len(later.test.sequences) == 0
     assert len(later.train) + len(later.validation.sequences) == 200
 
@@ -45,7 +45,7 @@ def test_a_moment_parts_history_from_targets():
     split = SplitConfig(
         holdout="time", min_events=4, validation_users=0.2, test_users=0.3
     )
-    held = split_towers(sequences, moment(35), split)
+    held = split_towers(sequences, split_at(35), split)
     groups = [
         set(users.user_ids.to_pylist())
         for users in (held.train, held.validation.sequences, held.test.sequences)
@@ -65,13 +65,13 @@ def test_a_moment_parts_history_from_targets():
     assert held.cuts.tolist() == [4] * len(held.train)
     assert held.known_until == sequences.times.max() + 1
     with pytest.raises(UserError, match=r"no validation user .* move split\.towers"):
-        split_towers(sequences, moment(10_000), split)
+        split_towers(sequences, split_at(10_000), split)
 
 
 def test_leave_one_out():
     sequences = make_sequences([5, 3, 6])
     split = SplitConfig(holdout="leave_one_out", min_events=2)
-    held = split_towers(sequences, moment(0), split)
+    held = split_towers(sequences, split_at(0), split)
     assert held.train.user_ids.to_pylist() == [0, 2]  # 3 events are too few
     first, last = sequences.of(0), sequences.of(2)
     assert held.train.of(0).tolist() == first[:3].tolist()

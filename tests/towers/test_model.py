@@ -180,7 +180,7 @@ def test_a_fixed_temperature_is_used_as_it_is(store):
     task = make_task(store, temperature=0.005)
     task.bound_temperature()
     assert task.temperature().item() == pytest.approx(0.005)
-    with pytest.raises(ValueError, match=r"temperature: at least 0\.01 where it is le"):
+    with pytest.raises(ValueError, match=r"temperature: must be at least 0\.01 to be"):
         LossConfig(temperature=0.005, learn_temperature=True)
 
 

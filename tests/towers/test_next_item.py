@@ -18,7 +18,7 @@ from learn_torchrec.towers.build import build_objective, build_towers
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.holdout import TowersSplit, retrieval_task
-from learn_torchrec.towers.ids import ItemIds, keyed
+from learn_torchrec.towers.ids import ItemIds, as_kjt
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.objectives import next_item as losses
@@ -123,9 +123,9 @@ def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
 
 @pytest.mark.parametrize(("anchors", "logits"), [(2, 99), (4096, 1), (4096, 1 << 20)])
 @pytest.mark.parametrize("num_candidates", [11, 5])
-@pytest.mark.parametrize("with_extras", [False, True])
+@pytest.mark.parametrize("with_offsets_and_repeats", [False, True])
 def test_the_loss_equals_the_naive_formula(
-    anchors, logits, num_candidates, with_extras, monkeypatch
+    anchors, logits, num_candidates, with_offsets_and_repeats, monkeypatch
 ):
     monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", anchors)
     monkeypatch.setattr(losses, "_LOGITS_IN_CHUNK", logits)
@@ -137,15 +137,15 @@ def test_the_loss_equals_the_naive_formula(
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]).bool()
     positives = torch.randint(0, 11, (4, 3), generator=random)
     candidates = torch.randperm(11, generator=random)[:num_candidates]
-    offsets, seen, met = None, None, torch.zeros(12, 11)
-    if with_extras:
+    offsets, repeated, met = None, None, torch.zeros(12, 11)
+    if with_offsets_and_repeats:
         offsets = torch.randn(11, generator=random)
         anchor = torch.tensor([0, 0, 1, 3, 6, 7, 8, 9, 10])
         item = torch.randint(0, 11, (9,), generator=random)
         item[2] = positives[0, 1]  # one anchor's own positive is met again
         item[1] = (item[0] + 1) % 11
-        seen = RepeatedItems(anchor, item, torch.randn(9, generator=random))
-        met = met.index_put((anchor, item), seen.score)
+        repeated = RepeatedItems(anchor, item, torch.randn(9, generator=random))
+        met = met.index_put((anchor, item), repeated.score)
 
     terms = []
     for user, position in mask.nonzero().tolist():
@@ -167,7 +167,7 @@ def test_the_loss_equals_the_naive_formula(
         candidates,
         temperature=0.1,
         offsets=offsets,
-        seen=seen,
+        repeated=repeated,
     )
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
@@ -214,18 +214,18 @@ def test_a_chunk_of_the_loss_is_bounded(candidates, largest, monkeypatch):
     assert max(seen) == largest
 
 
-def test_an_id_counts_as_much_as_is_known_of_it():
+def test_shrinkage_scales_ids_by_their_counts():
     counts = torch.tensor([0, 1, 5, 95])
     ids = ItemIds(counts, dim=4, shrinkage=5.0)
     assert ids.trust.tolist() == pytest.approx([0, 1 / 6, 1 / 2, 0.95])
     rows = torch.tensor([3, 0, 2])
-    looked_up = ids(keyed(rows))
+    looked_up = ids(as_kjt(rows))
     table = ids.table.embeddings["t_item_id"].weight
     torch.testing.assert_close(looked_up, table[rows] * ids.trust[rows, None])
     assert looked_up[1].abs().sum() == 0  # an item that was never seen has no id
     alike = ItemIds(counts, dim=4, shrinkage=0.0)
     assert alike.trust.tolist() == [0, 1, 1, 1]
-    assert alike(keyed(rows))[1].abs().sum() == 0
+    assert alike(as_kjt(rows))[1].abs().sum() == 0
 
 
 @pytest.mark.parametrize("inputs", ["id", "content+id"])
@@ -280,7 +280,7 @@ def test_the_adjustment_adds_the_log_share_of_the_training_events(store, one_ran
 
 
 def test_training_counts_the_events_of_the_items(store, one_rank, tmp_path):
-    """What an id counts follows from its events: n / (n + k)."""
+    """The shrinkage factor of an id is n / (n + k)."""
     del one_rank
     sequences, config = make_sequences(), config_of(epochs=1)
     model = dataclasses.replace(config.model, id_shrinkage=3.0)
@@ -304,7 +304,7 @@ def test_training_counts_the_events_of_the_items(store, one_rank, tmp_path):
 def test_the_projection_tower_skips_the_transformer(store):
     towers = make_towers(store).eval()
     content = torch.from_numpy(store.gather(np.arange(3)))
-    id_vectors = towers.id_vectors(keyed(torch.arange(3)))
+    id_vectors = towers.id_vectors(as_kjt(torch.arange(3)))
     items = torch.tensor([2, 0])
     vectors = towers.encode_items(content, items, id_vectors)
     embedded = towers.encoder.content_projection(towers.encoder.standardized(content))
@@ -330,7 +330,7 @@ def test_inference_reads_the_ids(store):
         content,
         torch.arange(len(rows)),
         torch.tensor([len(rows)]),
-        id_vectors=towers.id_vectors(keyed(torch.from_numpy(rows))),
+        id_vectors=towers.id_vectors(as_kjt(torch.from_numpy(rows))),
     )
     torch.testing.assert_close(again[2], alone[-1])
 
@@ -383,7 +383,7 @@ def test_training_keeps_a_learned_temperature_in_its_range(
     store, one_rank, tmp_path, monkeypatch
 ):
     del one_rank
-    monkeypatch.setattr(task_module, "LEAST_TEMPERATURE", 0.3)
+    monkeypatch.setattr(task_module, "MIN_TEMPERATURE", 0.3)
     config = config_of(optimizer=OptimizerConfig(learning_rate=1e-6), epochs=1)
     loss = dataclasses.replace(config.loss, temperature=0.1, learn_temperature=True)
     with RunLog(tmp_path / "towers") as log:
@@ -424,7 +424,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_users(store, one_rank, tm
 
 def test_wrong_settings_are_named(store, one_rank, tmp_path):
     del one_rank
-    with pytest.raises(ValueError, match="item_tower: content has no place for ids"):
+    with pytest.raises(ValueError, match="item_tower: content cannot use ids"):
         TowersModelConfig(inputs="id", item_tower="content")
     with pytest.raises(ValueError, match="nothing to correct"):
         LossConfig(objective="next_item", sampling_correction=True)
@@ -445,7 +445,7 @@ def test_wrong_settings_are_named(store, one_rank, tmp_path):
             )
 
 
-def test_users_on_one_side_of_the_moment_are_cut_at_random(store):
+def test_users_on_one_side_of_the_split_time_are_cut_at_random(store):
     sequences = make_sequences()
     data = dataclasses.replace(
         data_of(sequences), train=sequences, cuts=np.arange(30) % 10

@@ -84,12 +84,12 @@ def test_outputs_equal_transformers_with_the_same_weights(theirs, prefix):
 
 def test_other_checkpoints_are_refused(theirs):
     state = theirs.state_dict()
-    with pytest.raises(UserError, match=r"embeddings\.weight is no parameter of the"):
+    with pytest.raises(UserError, match=r"embeddings\.weight is not a parameter of"):
         convert_official_checkpoint({**state, "embeddings.weight": torch.zeros(1)})
     missing = "summary_encoder.layer.1.output.dense.bias"
     with pytest.raises(UserError, match=r"layer 1 has no output\.dense\.bias"):
         convert_official_checkpoint({k: v for k, v in state.items() if k != missing})
-    with pytest.raises(UserError, match="holds no vector_projection"):
+    with pytest.raises(UserError, match="has no vector_projection"):
         convert_official_checkpoint(
             {k: v for k, v in state.items() if not k.startswith("mlp")}
         )

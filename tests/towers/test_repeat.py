@@ -48,7 +48,7 @@ def test_by_hand():
     assert seen.anchor.tolist() == sorted(seen.anchor.tolist())
 
 
-def test_nothing_is_added_at_the_start():
+def test_the_initial_score_is_zero():
     seen = RepeatConsumption()(
         torch.tensor([1, 2]), torch.tensor([2]), torch.tensor([[1]])
     )
@@ -99,7 +99,7 @@ def test_the_dense_loss_equals_the_naive_formula():
         mask,
         items,
         temperature=0.2,
-        seen=RepeatedItems(anchor, item, score),
+        repeated=RepeatedItems(anchor, item, score),
     )
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     (gradient,) = torch.autograd.grad(loss, score)
@@ -191,7 +191,7 @@ def test_retrieval_adds_it_to_the_window(store):
 
 
 @pytest.mark.parametrize("inputs", ["content", "content+id"])
-def test_a_run_of_users_scores_as_all_do(store, inputs):
+def test_a_slice_of_users_scores_as_all_do(store, inputs):
     data = users_who(repeat=False)
     config = dataclasses.replace(towers_config().model, inputs=inputs)
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))

@@ -68,7 +68,7 @@ def test_stage_two_prefers_recent_positions():
     assert recent[40:].mean() > recent[:40].mean()
 
 
-def test_a_given_cut_parts_history_from_targets():
+def test_a_given_cut_separates_history_and_targets():
     events = 10
     config = SamplingConfig(min_history=2)
     for epoch in range(3):

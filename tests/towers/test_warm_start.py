@@ -13,7 +13,8 @@ from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.warm_start import load_ids
 from learn_torchrec.training.distributed import process_group
-from learn_torchrec.training.sharding import full_state_dict, init_tables, shard
+from learn_torchrec.training.sharding import full_state_dict, init_tables, shard_tables
+from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 SHAPE = EncoderShape(width=8, num_layers=1, num_heads=2, feed_forward_dim=16)
 IDS = "ids.table.embeddings.t_item_id.weight"
@@ -31,7 +32,8 @@ def test_ids_follow_their_items(store, tmp_path):
     save_towers(tmp_path, earlier.state_dict(), known)
     initial = earlier_towers(tmp_path, store)
     with process_group() as device:
-        model = shard(towers_of(len(store), store.dim, torch.device("meta")), device, 1)
+        towers = towers_of(len(store), store.dim, torch.device("meta"))
+        model = shard_tables(towers, device, TableOptimizerConfig())
         init_tables(model, seed=0)
         before = full_state_dict(model)[IDS]
         load_ids(model, initial)

@@ -1,4 +1,4 @@
-"""A training that was cut off ends as one that was not, bit for bit."""
+"""A resumed training equals an uninterrupted one, bit for bit."""
 
 import datetime
 import json
@@ -106,7 +106,7 @@ def test_ranker_resumed_equals_uninterrupted(options, tmp_path, monkeypatch, ext
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("app", [train_ranker, train_towers])
-def test_on_cuda_a_training_that_was_cut_off_goes_on(
+def test_on_cuda_an_interrupted_training_resumes(
     app, store, options, tmp_path, monkeypatch
 ):
     if app is train_towers:
@@ -148,7 +148,7 @@ def resumed_equals_uninterrupted(main, options, tmp_path, monkeypatch, cuts):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_damaged_checkpoint_is_passed_over(options, tmp_path, monkeypatch, caplog):
+def test_a_damaged_checkpoint_is_skipped(options, tmp_path, monkeypatch, caplog):
     train_ranker.main(["--out", str(tmp_path / "whole"), *options])
     with monkeypatch.context() as patch:
         cut_off_after(7, patch)
@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(options, tmp_path, monkeypatch, 
     assert digests(tmp_path / "full") == digests(tmp_path / "whole")
 
 
-def test_weights_that_are_no_numbers_are_not_saved(options, tmp_path, monkeypatch):
+def test_non_finite_weights_are_not_saved(options, tmp_path, monkeypatch):
     original = LearnRankerTrain.forward
     steps = []
 
@@ -225,7 +225,7 @@ def test_weights_that_are_no_numbers_are_not_saved(options, tmp_path, monkeypatc
     assert kept == ["step-000000003"]
 
 
-def test_saving_at_once_gives_the_same(options, tmp_path, monkeypatch):
+def test_synchronous_saving_gives_the_same(options, tmp_path, monkeypatch):
     options = [*options, "checkpoint.asynchronous=false"]
     resumed_equals_uninterrupted(
         train_ranker.main, options, tmp_path, monkeypatch, (5,)
@@ -242,7 +242,7 @@ def test_checkpoints_of_other_settings_are_refused(options, tmp_path, monkeypatc
         train_ranker.main([*options, "ranker.training.seed=5"])
 
 
-def test_sigterm_saves_and_the_next_run_ends_alike(options, tmp_path, monkeypatch):
+def test_sigterm_saves_and_the_next_run_resumes(options, tmp_path, monkeypatch):
     train_ranker.main(["--out", str(tmp_path / "whole"), *options])
     original = checkpoint.Checkpoints.after_step
 
@@ -260,7 +260,7 @@ def test_sigterm_saves_and_the_next_run_ends_alike(options, tmp_path, monkeypatc
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 
-def test_a_stop_that_cannot_be_saved_is_no_good_end(options, tmp_path, monkeypatch):
+def test_a_stop_that_cannot_be_saved_is_an_error(options, tmp_path, monkeypatch):
     original = checkpoint.Checkpoints.after_step
 
     def after_step(self, step, *args):
@@ -277,7 +277,7 @@ def test_a_stop_that_cannot_be_saved_is_no_good_end(options, tmp_path, monkeypat
         train_ranker.main(["--out", str(tmp_path / "cut"), *options])
 
 
-def test_who_reads_the_rows_decides_no_weight(options, tmp_path, monkeypatch):
+def test_readers_do_not_change_the_weights(options, tmp_path, monkeypatch):
     stream = "ranker.training.stream."
     train_ranker.main(["--out", str(tmp_path / "whole"), *options, *STREAM])
     with monkeypatch.context() as patch:
@@ -329,18 +329,18 @@ def test_an_index_that_runs_code_is_refused(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-def test_what_is_not_restored_is_an_error(tmp_path):
+def test_other_tensors_are_an_error(tmp_path):
     with process_group():
         save_tensors({"weight": torch.ones(3)}, tmp_path / "tensors")
-        with pytest.raises(UserError, match="bias is not in it"):
+        with pytest.raises(UserError, match="bias is missing"):
             load_tensors(
                 {"weight": torch.zeros(3), "bias": torch.zeros(1)}, tmp_path / "tensors"
             )
-        with pytest.raises(UserError, match="has no place"):
+        with pytest.raises(UserError, match="is unknown to this run"):
             load_tensors({}, tmp_path / "tensors")
 
 
-def test_two_runs_do_not_share_a_place(tmp_path):
+def test_two_runs_cannot_share_an_output(tmp_path):
     with locked(tmp_path / "out"):
         again = locked(tmp_path / "out")
         with pytest.raises(UserError, match="another run is making it"):

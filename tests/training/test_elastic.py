@@ -82,7 +82,7 @@ def test_a_killed_rank_changes_nothing(market, tmp_path):
     assert losses(fewer) == pytest.approx(losses(whole), abs=1e-5)
 
 
-def test_a_hung_rank_shows_its_stack_and_the_job_goes_on(market, tmp_path):
+def test_a_hung_rank_shows_its_stack_and_the_job_resumes(market, tmp_path):
     whole, hung = tmp_path / "whole", tmp_path / "hung"
     assert start(market, whole).wait(LIMIT) == 0
     job = start(
@@ -93,10 +93,10 @@ def test_a_hung_rank_shows_its_stack_and_the_job_goes_on(market, tmp_path):
         app="tests.training.hanging_ranker",
     )
     assert job.wait(LIMIT) == 0
-    said = hung.with_suffix(".stderr").read_text()
-    assert "rank 1: no step for 5 s; its threads:" in said
-    assert "in hang" in said
-    assert said.count("resuming after step") == 1
+    stderr = hung.with_suffix(".stderr").read_text()
+    assert "rank 1: no step for 5 s; its threads:" in stderr
+    assert "in hang" in stderr
+    assert stderr.count("resuming after step") == 1
     assert weights(hung) == weights(whole)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from learn_torchrec.training.optim import (
     OptimizerConfig,
     dense_optimizer,
-    warmup_cosine,
+    warmup_decay,
 )
 
 
@@ -27,7 +27,7 @@ def test_weight_decay_shrinks_matrices_alone():
 def test_the_rate_climbs_and_falls():
     parameter = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=2.0)
-    schedule = warmup_cosine(optimizer, total_steps=10, warmup=0.2)
+    schedule = warmup_decay(optimizer, total_steps=10, warmup=0.2)
     rates = []
     for _ in range(10):
         rates.append(optimizer.param_groups[0]["lr"])

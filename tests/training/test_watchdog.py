@@ -39,7 +39,7 @@ def test_a_hang_prints_the_stack_and_ends():
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3])
-def test_what_goes_on_is_left_alone(seconds):
+def test_a_progressing_run_is_left_alone(seconds):
     with process_group(), Watchdog(seconds) as watchdog:
         for _ in range(5):
             time.sleep(0.1)

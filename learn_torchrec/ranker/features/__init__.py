@@ -1,7 +1,7 @@
-"""The ranker's features, a file for each kind.
+"""The ranker's features, one file per kind.
 
-A new kind of ID feature is a file with a subclass of `IdFeature`, and a place in
-`IdKind` below; `ids` of its settings is its name.
+A new kind of ID feature is a file with a subclass of `IdFeature`, and an entry in
+`IdKind` below; its `ids` setting is the kind's name.
 """
 
 import typing
@@ -48,7 +48,7 @@ SparseFeature: TypeAlias = Annotated[IdKind, BeforeValidator(_as_kind)]
 
 @configuration
 class FeaturesConfig:
-    """Which columns of the impressions the ranker reads.
+    """The columns of the impressions that the ranker reads.
 
     Attributes:
         sparse: ID features: names of columns to hash, or settings of any kind.
@@ -66,16 +66,14 @@ class FeaturesConfig:
         require(len(names) > 0, "sparse: name at least one column")
         require(
             not all(feature.is_managed for feature in self.sparse),
-            "sparse: at least one without managed_collision",
+            "sparse: needs at least one feature without managed_collision",
         )
-        for kind, listed in (("sparse", names), ("dense", list(self.dense))):
-            require(
-                len(set(listed)) == len(listed),
-                f"{kind}: a column is listed twice",
-            )
+        for kind, listed in (("sparse", names), ("dense", self.dense)):
+            is_unique = len(set(listed)) == len(listed)
+            require(is_unique, f"{kind}: a column is listed twice; list it once")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that must be there, each once."""
+        """The required columns, each once."""
         sparse = [name for feature in self.sparse for name in feature.columns]
         return tuple(dict.fromkeys([*sparse, *self.dense]))

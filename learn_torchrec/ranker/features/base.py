@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import PositiveInt
 from torchrec import EmbeddingBagConfig
 from torchrec.modules.mc_modules import MCHManagedCollisionModule
 
@@ -17,7 +18,7 @@ from learn_torchrec.arrays import Float32Array, Int64Array
 from learn_torchrec.config import OPERATIONAL, configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of, take_index
-from learn_torchrec.ranker.features.columns import Column, read_column
+from learn_torchrec.ranker.features.columns import FeatureColumn, read_column
 from learn_torchrec.training.sharding import ShardingKind
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
@@ -26,14 +27,14 @@ TABLE_PREFIX = "t_"
 
 @dataclass(frozen=True, kw_only=True)
 class IdBags:
-    """One ID feature of many rows: each row is a bag of table rows that are summed.
+    """One ID feature of many rows: a bag of table rows each, for sum pooling.
 
     Attributes:
-        values: int64 [V], rows of the table, or keys that TorchRec maps to rows.
-        offsets: int64 [N + 1], where each bag begins and the last ends.
-        weights: float32 [V]; None is 1 for all.
-        left_out: ids of each row that the table has no row for, int64 [N]; None where
-            the table takes any id.
+        values: int64 [V], table rows, or keys that TorchRec maps to rows.
+        offsets: int64 [N + 1] of the bags.
+        weights: float32 [V]; None for 1.
+        left_out: int64 [N], ids of each row that were dropped because the table has no
+            row for them; None where the table takes any id.
     """
 
     values: Int64Array
@@ -47,13 +48,13 @@ class IdBags:
         return np.diff(self.offsets)
 
     @functools.cached_property
-    def _one_each(self) -> bool:
-        """Whether every row has one id: a row is then an id's place."""
+    def _single_valued(self) -> bool:
+        """Whether every bag has exactly one id, so that rows index the values."""
         return bool((self.lengths == 1).all())
 
     def take(self, rows: Int64Array) -> "IdBags":
-        """Return the bags of some rows, by their numbers."""
-        if self._one_each:
+        """Return the bags of the rows with these indices."""
+        if self._single_valued:
             index, offsets = rows, np.arange(len(rows) + 1)
         else:
             index, offsets = take_index(self.offsets, rows)
@@ -69,20 +70,20 @@ class IdBags:
 class IdFeature:
     """An ID feature: a column of ids, or of lists of them (multi-hot).
 
-    A kind of ID feature is a subclass in a file of its own: its settings, how an id
-    becomes a row of its table (`rows_of`), and what it needs or cannot do.
+    A kind of ID feature is a subclass in its own file: its settings, how an id maps
+    to a row of its table (`rows_of`), and its requirements and limits.
 
     Attributes:
         column: of the impressions; also the feature's name.
-        weights: a column of numbers like `column`, one for each id: its weight in
-            the bag's sum. None is 1 for all.
-        sharding: of its table; None as `ranker.sharding.kind` says.
+        weights: a column of numbers in the shape of `column`, one weight per id in
+            the bag's sum; None for 1.
+        sharding: of its table; None for `ranker.sharding.kind`.
         ids: the kind's name; a constant of every kind.
     """
 
-    is_managed: ClassVar[bool] = False  # TorchRec maps ids to rows while training
-    leaves_out: ClassVar[bool] = False  # ids may have no row
-    may_grow: ClassVar[bool] = False  # row n means the same in a larger table
+    is_managed: ClassVar[bool] = False  # TorchRec maps ids to rows in training
+    may_drop_ids: ClassVar[bool] = False  # ids outside the table are dropped
+    may_grow: ClassVar[bool] = False  # row n keeps its id in a larger table
 
     column: str
     weights: str | None = None
@@ -92,7 +93,7 @@ class IdFeature:
     def __post_init__(self) -> None:
         require(
             "." not in self.column,
-            f"column: {self.column!r} holds a dot, which no ID feature's name may; "
+            f"column: {self.column!r} has a dot, which feature names must not have; "
             "rename the column",
         )
 
@@ -107,11 +108,11 @@ class IdFeature:
         raise NotImplementedError
 
     @property
-    def meaning(self) -> str:
-        """How ids become rows; a table is reused by a run with the same meaning."""
+    def row_mapping(self) -> str:
+        """How ids map to rows; a warm start reuses a table if it is unchanged."""
         return self.ids
 
-    def rows_of(self, ids: Column) -> Int64Array:
+    def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return the table row of every id, int64 [V]; -1 where it has none.
 
         Raises:
@@ -120,7 +121,7 @@ class IdFeature:
         raise NotImplementedError
 
     def check(self, optimizer: TableOptimizerConfig, device: torch.device) -> None:
-        """Refuse what the table's optimizer or the device cannot do; nothing here.
+        """Refuse an optimizer or a device that this kind cannot work with.
 
         Raises:
             UserError: names feature, setting and fix.
@@ -129,15 +130,15 @@ class IdFeature:
     def collision_module(
         self, eviction_interval: int, device: torch.device
     ) -> MCHManagedCollisionModule:
-        """Return what maps ids to rows while training, of a managed kind."""
+        """Return what maps ids to rows while training, for a managed kind."""
         raise NotImplementedError
 
     def encode(self, table: pa.Table, source: str) -> IdBags:
         """Return the feature of every row of a table.
 
         Raises:
-            UserError: a column that is missing, has nulls or is of a wrong type, or
-                weights that are not one for each id; names `source`, column and row.
+            UserError: a column is missing, has nulls or a wrong type, or there is not
+                one weight per id; names `source`, column and row.
         """
         ids = read_column(table, self.column, source)
         rows = self.rows_of(ids)
@@ -147,7 +148,7 @@ class IdFeature:
             _refuse_other_lengths(ids, column)
             weights = column.numbers()
         offsets = offsets_of(ids.lengths)
-        if not self.leaves_out:
+        if not self.may_drop_ids:
             return IdBags(values=rows, offsets=offsets, weights=weights)
         is_known = rows >= 0
         kept = offsets_of(is_known.astype(np.int64))[offsets]
@@ -159,7 +160,7 @@ class IdFeature:
         )
 
     def table(self, embedding_dim: int) -> EmbeddingBagConfig:
-        """Return TorchRec's description of its table."""
+        """Return the TorchRec configuration of its table."""
         return EmbeddingBagConfig(
             name=TABLE_PREFIX + self.column,
             embedding_dim=embedding_dim,
@@ -168,12 +169,28 @@ class IdFeature:
         )
 
 
-def _refuse_other_lengths(ids: Column, weights: Column) -> None:
+@configuration
+class SizedFeature(IdFeature):
+    """An ID feature whose table has a configured number of rows.
+
+    Attributes:
+        num_embeddings: rows of its table.
+    """
+
+    num_embeddings: PositiveInt = 100_000
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of its table."""
+        return self.num_embeddings
+
+
+def _refuse_other_lengths(ids: FeatureColumn, weights: FeatureColumn) -> None:
     if np.array_equal(ids.lengths, weights.lengths):
         return
     wrong = int(np.argmax(ids.lengths != weights.lengths))
     raise UserError(
         f"{ids.source}: column {weights.name!r} has {weights.lengths[wrong]} weights "
         f"in row {ids.row_numbers[wrong]}, but {ids.name!r} has {ids.lengths[wrong]} "
-        "ids; write one weight for each id"
+        "ids; write one weight per id"
     )

@@ -1,4 +1,4 @@
-"""Numbers, cut at boundaries into buckets that are embedded like ids."""
+"""Numbers, bucketized at boundaries; the buckets are embedded like ids."""
 
 from typing import Annotated, Literal
 
@@ -8,16 +8,16 @@ from pydantic import Field, FiniteFloat
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration, require
 from learn_torchrec.ranker.features.base import IdFeature
-from learn_torchrec.ranker.features.columns import Column
+from learn_torchrec.ranker.features.columns import FeatureColumn
 
 
 @configuration
 class BucketizedFeature(IdFeature):
-    """A number column: a dense feature whose effect need not be smooth.
+    """A number column whose effect need not be smooth.
 
     Attributes:
-        boundaries: rising numbers between the buckets, such as quantiles of the
-            column; a number on a boundary falls into the bucket above it.
+        boundaries: ascending numbers between the buckets, such as quantiles of the
+            column; a number on a boundary belongs to the bucket above it.
         ids: the kind.
     """
 
@@ -28,7 +28,7 @@ class BucketizedFeature(IdFeature):
         super().__post_init__()
         require(
             all(np.diff(self.boundaries) > 0),
-            f"boundaries: must rise (column {self.column!r})",
+            f"boundaries: must be ascending (column {self.column!r})",
         )
 
     @property
@@ -37,11 +37,11 @@ class BucketizedFeature(IdFeature):
         return len(self.boundaries) + 1
 
     @property
-    def meaning(self) -> str:
-        """How numbers become rows: the boundaries."""
+    def row_mapping(self) -> str:
+        """How numbers map to rows: by the boundaries."""
         return f"{self.ids} at {', '.join(map(str, self.boundaries))}"
 
-    def rows_of(self, ids: Column) -> Int64Array:
+    def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return the bucket of every number, int64 [V]."""
         numbers = ids.numbers(np.float64)
         return np.searchsorted(self.boundaries, numbers, side="right").astype(np.int64)

@@ -1,4 +1,4 @@
-"""Reading a feature's column: plain or lists, checked, errors named by row."""
+"""Reading a feature's column: scalars or lists, checked, with errors by row."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,8 @@ _LISTS = (pt.is_list, pt.is_large_list, pt.is_fixed_size_list)
 
 
 @dataclass(frozen=True)
-class Column:
-    """The entries of a column: one for each of N rows, or those of N lists.
+class FeatureColumn:
+    """The entries of a column: one per row, or those of one list per row.
 
     Attributes:
         name: of the column.
@@ -39,15 +39,15 @@ class Column:
     is_list: bool
 
     def row_of(self, entry: int | np.integer[Any]) -> int:
-        """Return the number in the data set of the row that an entry belongs to."""
-        place = np.searchsorted(offsets_of(self.lengths), entry, side="right") - 1
-        return int(self.row_numbers[place])
+        """Return the row number in the data set of an entry."""
+        row = np.searchsorted(offsets_of(self.lengths), entry, side="right") - 1
+        return int(self.row_numbers[row])
 
     def numbers(self, dtype: Any = np.float32) -> AnyArray:
         """Return the entries as floats [V].
 
         Raises:
-            UserError: a type that is no number, or a value that is not finite.
+            UserError: not a number type, or a value is not finite.
         """
         kind = self.values.type
         if not (pt.is_floating(kind) or pt.is_integer(kind) or pt.is_boolean(kind)):
@@ -67,7 +67,7 @@ class Column:
         return numbers
 
 
-def read_column(table: pa.Table, name: str, source: str) -> Column:
+def read_column(table: pa.Table, name: str, source: str) -> FeatureColumn:
     """Return a feature's column.
 
     Raises:
@@ -92,9 +92,9 @@ def read_column(table: pa.Table, name: str, source: str) -> Column:
         rows = table[ROW_NUMBER].to_numpy()
     if not any(matches(column.type) for matches in _LISTS):
         ones = np.ones(len(column), np.int64)
-        return Column(name, source, column, ones, rows, is_list=False)
+        return FeatureColumn(name, source, column, ones, rows, is_list=False)
     lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
-    entries = Column(name, source, column.flatten(), lengths, rows, is_list=True)
+    entries = FeatureColumn(name, source, column.flatten(), lengths, rows, is_list=True)
     if entries.values.null_count:
         null = pc.index(entries.values.is_null(), pa.scalar(True)).as_py()
         raise UserError(

@@ -1,4 +1,4 @@
-"""Dense features: number columns, as they are."""
+"""Dense features: number columns, unchanged."""
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +13,16 @@ def encode_dense(table: pa.Table, names: tuple[str, ...], source: str) -> Float3
     """Return number columns side by side, float32 [N, F].
 
     Raises:
-        UserError: a column that is missing, no number or not finite; names the row.
+        UserError: a column is missing, not a number or not finite; names the row.
     """
     matrix = np.empty((table.num_rows, len(names)), np.float32)
-    for place, name in enumerate(names):
-        matrix[:, place] = _one_number_each(table, name, source)
+    for index, name in enumerate(names):
+        matrix[:, index] = _one_number_each(table, name, source)
     return matrix
 
 
 def encode_weights(table: pa.Table, source: str) -> Float32Array:
-    """Return the rows' weights, float32 [N]; 1 without such a column.
+    """Return the rows' weights, float32 [N]; 1 without a weight column.
 
     Raises:
         UserError: as `encode_dense`; a negative weight.

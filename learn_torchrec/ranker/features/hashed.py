@@ -3,33 +3,25 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveInt
 
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration
 from learn_torchrec.ids import as_ids, hash_ids
-from learn_torchrec.ranker.features.base import IdFeature
-from learn_torchrec.ranker.features.columns import Column
+from learn_torchrec.ranker.features.base import SizedFeature
+from learn_torchrec.ranker.features.columns import FeatureColumn
 
 
 @configuration
-class HashedFeature(IdFeature):
-    """Integers or strings, by a hash that is the same in every process and version.
+class HashedFeature(SizedFeature):
+    """Integers or strings, hashed alike in every process and version; ids may collide.
 
     Attributes:
-        num_embeddings: rows of its table; two ids may share one.
         ids: the kind.
     """
 
-    num_embeddings: PositiveInt = 100_000
     ids: Literal["hash"] = "hash"
 
-    @property
-    def table_rows(self) -> int:
-        """Rows of its table."""
-        return self.num_embeddings
-
-    def rows_of(self, ids: Column) -> Int64Array:
+    def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return each id's hash modulo the table's rows, int64 [V]."""
         known = as_ids(ids.values, f"{ids.source}: column {ids.name!r}")
         return (hash_ids(known) % np.uint64(self.num_embeddings)).astype(np.int64)

@@ -1,40 +1,32 @@
-"""Integers that are rows of a table already."""
+"""Integers that are already rows of a table."""
 
 from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
-from pydantic import PositiveInt
 
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.features.base import IdFeature
-from learn_torchrec.ranker.features.columns import Column
+from learn_torchrec.ranker.features.base import SizedFeature
+from learn_torchrec.ranker.features.columns import FeatureColumn
 
 
 @configuration
-class IndexedFeature(IdFeature):
-    """Integers from 0; others are left out of the row's bag, and counted.
+class IndexedFeature(SizedFeature):
+    """Integers from 0; ids outside the table are dropped and counted.
 
     Attributes:
-        num_embeddings: rows of its table.
         ids: the kind.
     """
 
-    leaves_out: ClassVar[bool] = True
+    may_drop_ids: ClassVar[bool] = True
     may_grow: ClassVar[bool] = True
 
-    num_embeddings: PositiveInt = 100_000
     ids: Literal["index"] = "index"
 
-    @property
-    def table_rows(self) -> int:
-        """Rows of its table."""
-        return self.num_embeddings
-
-    def rows_of(self, ids: Column) -> Int64Array:
+    def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return the ids, int64 [V]; -1 for those outside the table."""
         if not pt.is_integer(ids.values.type) or pt.is_uint64(ids.values.type):
             raise UserError(

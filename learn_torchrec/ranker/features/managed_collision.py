@@ -1,10 +1,9 @@
-"""Ids without bound, to which TorchRec gives rows while it trains."""
+"""Unbounded ids, to which TorchRec assigns rows while it trains."""
 
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 from torchrec.modules.mc_modules import (
     DistanceLFU_EvictionPolicy,
     MCHManagedCollisionModule,
@@ -14,47 +13,46 @@ from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import as_ids, hash_ids
-from learn_torchrec.ranker.features.base import IdFeature
-from learn_torchrec.ranker.features.columns import Column
+from learn_torchrec.ranker.features.base import SizedFeature
+from learn_torchrec.ranker.features.columns import FeatureColumn
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
-# TorchRec's planner shares managed-collision tables evenly among any divisor of it.
-# Once trained, ranks' shares can be joined but not cut: see `sharding.load_state`.
+# TorchRec's planner splits managed-collision tables evenly over any divisor of it.
+# Trained shards can be merged but not split: see `sharding.load_state`.
 _BUCKETS = 64
 
 
 @configuration
-class ManagedCollisionFeature(IdFeature):
-    """Integers or strings; frequent ids get a row of their own, rare ones lose theirs.
+class ManagedCollisionFeature(SizedFeature):
+    """Integers or strings; frequent ids get their own row, rare ones are evicted.
 
     Attributes:
-        num_embeddings: rows of its table, rounded up to a multiple of 64.
         ids: the kind.
     """
 
     is_managed: ClassVar[bool] = True
 
-    num_embeddings: PositiveInt = 100_000
     ids: Literal["managed_collision"] = "managed_collision"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             self.weights is None,
-            f"weights: not with managed_collision (column {self.column!r})",
+            "weights: managed_collision does not support them "
+            f"(column {self.column!r}); remove them or use another kind",
         )
         require(
             self.sharding in (None, "auto", "row_wise"),
-            f"sharding: {self.sharding}, but TorchRec shards tables with "
-            f"managed_collision row-wise only (column {self.column!r})",
+            f"sharding: TorchRec shards managed_collision tables row_wise only, not "
+            f"{self.sharding} (column {self.column!r})",
         )
 
     @property
     def table_rows(self) -> int:
-        """Rows of its table."""
+        """Rows of its table, rounded up to a multiple of 64."""
         return -(-self.num_embeddings // _BUCKETS) * _BUCKETS
 
-    def rows_of(self, ids: Column) -> Int64Array:
+    def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return a non-negative 63-bit key of each id, int64 [V]."""
         known = as_ids(ids.values, f"{ids.source}: column {ids.name!r}")
         return (hash_ids(known) >> np.uint64(1)).astype(np.int64)
@@ -65,7 +63,7 @@ class ManagedCollisionFeature(IdFeature):
             raise UserError(
                 "ranker.tables.optimizer=rowwise_adagrad: fbgemm cannot reset its "
                 f"state on the CPU when feature {self.column!r} (managed_collision) "
-                "gives up an id; use adagrad or sgd, or train on CUDA"
+                "evicts an id; use adagrad or sgd, or train on CUDA"
             )
 
     def collision_module(

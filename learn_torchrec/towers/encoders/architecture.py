@@ -1,7 +1,7 @@
-"""The seam where a sequence encoder is plugged in, and the choice of one.
+"""The interface of sequence encoders, and the choice of one.
 
-A new architecture is one file with a module that satisfies `SequenceEncoder`, its name
-in `EncoderShape.architecture`, and its line in `build_sequence_encoder`.
+A new architecture is one file with a module that implements `SequenceEncoder`, its name
+in `EncoderShape.architecture`, and a branch in `build_sequence_encoder`.
 """
 
 from typing import Annotated, Literal, Protocol
@@ -16,9 +16,9 @@ from learn_torchrec.towers.packing import Packing
 
 
 class SequenceEncoder(Protocol):
-    """Puts every token in the context of the ones before it in its sequence.
+    """Encodes every token in the context of the earlier ones of its sequence.
 
-    An `nn.Module`. It must be causal, and must not mix sequences: an item alone is a
+    An `nn.Module`. It must be causal and must not mix sequences: an item alone is a
     sequence of one token.
     """
 
@@ -28,9 +28,8 @@ class SequenceEncoder(Protocol):
         """Encode packed tokens.
 
         Args:
-            tokens: float [S, W], sequence after sequence in the order of `packing`.
-            packing: where sequences begin, and how to pad them where attention needs
-                it.
+            tokens: float [S, W], sorted as in `packing`.
+            packing: the sequences, and how to pad them for attention.
             times: int64 [S], unix seconds, non-decreasing within a sequence.
             actions: int16 [S], codes as in `SequenceSet.actions`.
 
@@ -44,16 +43,16 @@ class EncoderShape:
     """Shape of the encoder; the defaults are the paper's (BERT-base).
 
     Attributes:
-        architecture: the paper's `transformer`, or `hstu` (not the paper's), which
-            weighs the gaps between events as well.
+        architecture: the paper's `transformer`, or `hstu` (not in the paper), which
+            also uses the time between events.
         width: W, hidden size.
         num_layers: layers.
         num_heads: attention heads; divides `width`.
         feed_forward_dim: inner size of the transformer's feed-forward part.
         vector_dim: D, size of user and item vectors.
         dropout: in every sub-layer, and of the transformer's attention weights.
-        max_positions: longest sequence; 0 leaves learned positions out, as the
-            authors' public code does.
+        max_positions: longest sequence; 0 disables learned positions, as in the
+            authors' public code.
     """
 
     architecture: Literal["transformer", "hstu"] = "transformer"
@@ -68,25 +67,15 @@ class EncoderShape:
     def __post_init__(self) -> None:
         require(
             self.width % self.num_heads == 0,
-            f"width: {self.width} is not a multiple of num_heads, {self.num_heads}",
+            f"width: {self.width} is not a multiple of num_heads, {self.num_heads}; "
+            "change one of them",
         )
 
 
 def build_sequence_encoder(shape: EncoderShape) -> SequenceEncoder:
-    """Return a fresh encoder of the architecture that the shape names."""
+    """Return a freshly initialized encoder of the configured architecture."""
+    size = shape.width, shape.num_layers, shape.num_heads
+    rest = shape.dropout, shape.max_positions
     if shape.architecture == "hstu":
-        return HSTU(
-            shape.width,
-            shape.num_layers,
-            shape.num_heads,
-            shape.dropout,
-            shape.max_positions,
-        )
-    return Transformer(
-        shape.width,
-        shape.num_layers,
-        shape.num_heads,
-        shape.feed_forward_dim,
-        shape.dropout,
-        shape.max_positions,
-    )
+        return HSTU(*size, *rest)
+    return Transformer(*size, shape.feed_forward_dim, *rest)

@@ -1,8 +1,8 @@
-"""HSTU: attention by SiLU instead of softmax, gated, biased by places and times.
+"""HSTU: gated attention with SiLU instead of softmax, biased by position and time.
 
 Zhai et al. 2024, "Actions Speak Louder than Words" (equations 1 to 3), over packed
-tokens. The gap between two events is that of their own times: a query does not know
-when the event after it comes.
+tokens. The time bias uses the gap between the two events themselves: a query does not
+know the time of the next event.
 
 Dimension letters: S tokens of all sequences together, B sequences, L longest sequence,
 W width, H heads.
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from learn_torchrec.towers.dropout import Dropout
 from learn_torchrec.towers.packing import Group, Packing
 
-_TIME_BUCKETS = 32  # powers of two seconds: the last begins at 68 years
+_TIME_BUCKETS = 32  # powers of two in seconds: the last starts at 68 years
 
 
 class HSTULayer(nn.Module):
-    """Gated pointwise attention with a residual.
+    """Gated pointwise attention with a residual connection.
 
-    It stands for both the attention and the feed-forward part of a transformer.
+    It replaces both the attention and the feed-forward part of a transformer.
 
     Args:
         width: W.
         num_heads: H; divides W.
         dropout: of the gated output.
-        max_positions: places back that have a bias of their own, those further back
-            share the last one's; 0 leaves the bias out.
+        max_positions: distances with a bias of their own; larger ones share the last
+            bias. 0 disables it.
     """
 
     def __init__(
@@ -61,35 +61,28 @@ class HSTULayer(nn.Module):
     def _attend(self, group: Group, heads: Tensor, times: Tensor) -> Tensor:
         """[S, 3, H, W / H] and [S] of the group's tokens -> [S, W]."""
         value, query, key = group.pad(heads).permute(2, 0, 3, 1, 4)  # [B, H, L, W / H]
-        place = torch.arange(group.longest, device=times.device)
-        back = place[:, None] - place  # [L, L]
-        weights = F.silu(query @ key.mT + self._bias(back, group.pad(times)))
-        # The mean over what a token sees: unlike the paper's 1 / L it does not depend
-        # on the other sequences. Padding is on the right, where the mask hides it.
-        weights = weights.masked_fill(back < 0, 0.0) / (place + 1)[:, None]
+        position = torch.arange(group.longest, device=times.device)
+        distance = position[:, None] - position  # [L, L]
+        weights = F.silu(query @ key.mT + self._bias(distance, group.pad(times)))
+        # The mean over visible tokens: unlike the paper's 1 / L, it does not depend on
+        # the other sequences. Padding is on the right, where the mask hides it.
+        weights = weights.masked_fill(distance < 0, 0.0) / (position + 1)[:, None]
         return group.unpad((weights @ value).transpose(1, 2)).flatten(-2)
 
-    def _bias(self, back: Tensor, times: Tensor) -> Tensor:
-        """Places back [L, L] and times [B, L] -> [B, H, L, L]."""
+    def _bias(self, distance: Tensor, times: Tensor) -> Tensor:
+        """Distances [L, L] and times [B, L] -> [B, H, L, L]."""
         gaps = (times[:, :, None] - times[:, None, :]).clamp(min=0)
-        # In double precision, which tells 2^n - 1 seconds from 2^n.
+        # Double precision separates 2^n - 1 seconds from 2^n.
         bucket = (gaps.double() + 1).log2().long().clamp(max=_TIME_BUCKETS - 1)
         bias = self.time_bias[bucket]
         if self.position_bias is not None:
-            bias = bias + self.position_bias[back.clamp(0, len(self.position_bias) - 1)]
+            last = len(self.position_bias) - 1
+            bias = bias + self.position_bias[distance.clamp(0, last)]
         return bias.permute(0, 3, 1, 2)
 
 
 class HSTU(nn.Module):
-    """A stack of HSTU layers; reads times, not actions.
-
-    Args:
-        width: see `HSTULayer`.
-        num_layers: of `HSTULayer`.
-        num_heads: see `HSTULayer`.
-        dropout: see `HSTULayer`.
-        max_positions: see `HSTULayer`.
-    """
+    """A stack of `num_layers` of `HSTULayer`; reads times, not actions."""
 
     def __init__(
         self,

@@ -40,10 +40,8 @@ class TransformerLayer(nn.Module):
         """[S, W] -> [S, W]."""
         attended = self.attention_output(self._attend(tokens, packing))
         tokens = self.attention_norm(tokens + self.dropout(attended))
-        inner = F.gelu(self.feed_forward_in(tokens))
-        output = self.feed_forward_out(inner)
-        normed: Tensor = self.feed_forward_norm(tokens + self.dropout(output))
-        return normed
+        output = self.feed_forward_out(F.gelu(self.feed_forward_in(tokens)))
+        return self.feed_forward_norm(tokens + self.dropout(output))
 
     def _attend(self, tokens: Tensor, packing: Packing) -> Tensor:
         heads = self.query_key_value(tokens).unflatten(-1, (3, self.num_heads, -1))
@@ -57,8 +55,8 @@ class TransformerLayer(nn.Module):
         # real token.
         rate = self.attention_dropout if self.training else 0.0
         if rate and query.device.type == "cpu":
-            # The fused kernel has no dropout on the CPU: PyTorch would take the same
-            # steps with slower masks.
+            # The fused kernel has no dropout on the CPU: PyTorch would fall back to the
+            # same operations with slower masks.
             attended = _causal_attention(query, key, value, rate)
         else:
             attended = F.scaled_dot_product_attention(
@@ -68,16 +66,10 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Learned positions and transformer layers (paper: section 3.2, BERT-base).
+    """Learned positions and `num_layers` of `TransformerLayer` (paper: section 3.2).
 
-    Args:
-        width: W.
-        num_layers: of `TransformerLayer`.
-        num_heads: see `TransformerLayer`.
-        feed_forward_dim: see `TransformerLayer`.
-        dropout: see `TransformerLayer`; of the input as well.
-        max_positions: longest sequence; 0 leaves positions, norm and dropout of the
-            input out.
+    `max_positions` is the longest sequence; 0 disables the positions, norm and dropout
+    of the input.
     """
 
     def __init__(
@@ -125,7 +117,7 @@ def _causal_attention(query: Tensor, key: Tensor, value: Tensor, p: float) -> Te
     """Causal attention with dropout, [B, heads, L, W / heads] each."""
     length, size = query.shape[2:]
     future = query.new_full((length, length), -torch.inf).triu(1)
-    # One product scales and masks as well.
+    # One product also scales and masks.
     scores = torch.baddbmm(
         future, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=size**-0.5
     )

@@ -5,12 +5,12 @@ For anchor j and positive k of user i, with s the cosine over the temperature,
     loss_ijk = -log( e^{s_ijk} / (e^{s_ijk} + sum over other users' positives e^s) )
              = softplus( logsumexp over other users' positives  -  s_ijk )
 
-so one log-sum-exp for each anchor serves all its positives. The user's own other
-positives are in neither place, and another user's positive is left out where its
-item is one of this user's targets (an accidental hit).
+so one log-sum-exp per anchor serves all its positives. A user's own other positives
+are no negatives, and neither is another user's positive whose item is one of this
+user's targets (an accidental hit).
 
 Dimension letters: B users of this rank, G of all ranks together, N_h anchors and
-N_t positives of a user, D vector dim.
+N_t positives per user, D vector dim.
 """
 
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.shared import (
-    ExtraLogits,
+    RepeatLogits,
+    add_repeat_logits,
     columns_of,
-    extra_logits,
     item_log_q,
-    over_ranks,
-    with_extra,
+    repeat_logits,
+    sum_over_ranks,
     world_size,
 )
 from learn_torchrec.towers.repeat import RepeatedItems
@@ -44,7 +44,7 @@ from learn_torchrec.towers.sampling import SamplingConfig, sample_user
 
 _USERS_IN_CHUNK = 64
 
-# TorchRec's pipelines trace the way to the sharded table and must not enter these.
+# TorchRec's pipelines trace the loss up to the sharded table; these stay opaque.
 for _function in ("dense_all_action_loss", "_users_of"):
     torch.fx.wrap(_function)
 
@@ -52,10 +52,7 @@ for _function in ("dense_all_action_loss", "_users_of"):
 class DenseAllAction(nn.Module):
     """Every sampled history event against every sampled target of its user.
 
-    Args:
-        loss: settings of the loss.
-        sampling: how users' events become history, targets and pairs.
-        item_counts: int64 [N], training events of each catalogue item.
+    `item_counts` are int64 [N], training events of each catalogue item.
     """
 
     item_log_q: Tensor | None
@@ -72,28 +69,25 @@ class DenseAllAction(nn.Module):
         """Refuse settings that do not fit the data.
 
         Raises:
-            UserError: training users with too few events, or a cut without a moment.
+            UserError: training users with too few events, or no split time to cut at.
         """
         sampling, shortest = self.sampling, data.train.lengths.min()
         if shortest <= sampling.min_history:
             raise UserError(
                 f"towers.sampling.min_history={sampling.min_history}: a training user "
-                f"has {shortest} events and needs one more than that; raise "
-                "split.min_events or lower it"
+                f"has only {shortest} events, but needs more than min_history; lower "
+                "it or raise split.min_events"
             )
         if sampling.cut == "split" and data.cuts is None:
             raise UserError(
-                "towers.sampling.cut=split: only split.holdout=time parts training "
-                "users' events at a moment; set towers.sampling.cut=random"
+                "towers.sampling.cut=split: only split.holdout=time has a split time "
+                "for training users; set towers.sampling.cut=random"
             )
 
     def batches(
         self, data: TowersSplit, *, batch_size: int, seed: int, epoch: int, start: int
     ) -> Iterator[TowerBatch]:
-        """Yield this rank's share of every global batch of one pass over the users.
-
-        See `epoch_users` for the arguments.
-        """
+        """Yield this rank's batches of an epoch; see `epoch_users`."""
         sampling, train, cuts = self.sampling, data.train, self.cuts(data)
         lengths = train.lengths
         for _, users in epoch_users(
@@ -112,15 +106,15 @@ class DenseAllAction(nn.Module):
             )
 
     def cuts(self, data: TowersSplit) -> Int64Array:
-        """Return each training user's number of history events; 0: at random."""
+        """Return the number of history events of each training user; 0: random."""
         if self.sampling.cut == "random" or data.cuts is None:
             return np.zeros(len(data.train), np.int64)
-        # Users with events on one side of the moment alone are cut at random.
+        # Users with events on only one side of the split time are cut at random.
         low, high = self.sampling.min_history, data.train.lengths
         return np.where((data.cuts >= low) & (data.cuts < high), data.cuts, 0)
 
     def loss(self, towers: TwinTower, batch: TowerBatch, temperature: Tensor) -> Tensor:
-        """Return this rank's share of the loss; see `dense_all_action_loss`."""
+        """Return this rank's loss; see `dense_all_action_loss`."""
         user_vectors, item_vectors = towers(batch)
         padding = batch.positives < 0
         token_items = batch.item_rows[batch.target]
@@ -136,19 +130,19 @@ class DenseAllAction(nn.Module):
             temperature=temperature,
             offsets=offsets,
             targets=(_users_of(batch.target_lengths), token_items),
-            seen=towers.repeated_items(batch.item_rows[batch.history], batch),
+            repeated=towers.repeated_items(batch.item_rows[batch.history], batch),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """The positives of all ranks: what every anchor is compared with.
+    """The positives of all ranks, which every anchor is compared with.
 
     Attributes:
         vectors: float [G * N_t, D].
         items: int64 [G * N_t], item ids; -1 in padding.
         offsets: float [G * N_t], added to the logits (-log q, or zeros).
-        first_user: this rank's first user among the G.
+        first_user: index of this rank's first user among the G.
     """
 
     vectors: Tensor
@@ -158,7 +152,7 @@ class Candidates:
 
 
 def gather_candidates(vectors: Tensor, items: Tensor, offsets: Tensor) -> Candidates:
-    """Bring the positives of all ranks together; gradients flow back to their ranks.
+    """Gather the positives of all ranks; gradients flow back to their ranks.
 
     Args:
         vectors: float [B, N_t, D]; B is the same on every rank.
@@ -189,12 +183,12 @@ def dense_all_action_loss(
     temperature: float | Tensor,
     offsets: Tensor | None = None,
     targets: tuple[Tensor, Tensor] | None = None,
-    seen: RepeatedItems | None = None,
+    repeated: RepeatedItems | None = None,
 ) -> Tensor:
-    """Return this rank's share of the global loss; the mean over ranks is the loss.
+    """Return this rank's loss; its mean over ranks is the global loss.
 
-    Memory does not grow with anchors x candidates: chunks of users are computed
-    one after the other and computed again in the backward pass.
+    Memory does not grow with anchors x candidates: users are processed in chunks,
+    whose logits are recomputed in the backward pass.
 
     Args:
         anchors: float [B, N_h, D], unit user vectors.
@@ -203,10 +197,9 @@ def dense_all_action_loss(
         items: int64 [B, N_t], item ids of the positives, -1 in padding.
         temperature: divides the cosines.
         offsets: float [B, N_t], added to the logits, for sampling correction.
-        targets: user number of this rank and item id, int64 [R] each, of all
-            targets, sampled or not; another user's positive that is one of them is
-            no negative. The positives alone when None.
-        seen: added to the similarity of items that an anchor has met; item ids.
+        targets: index of the user on this rank and item id, int64 [R] each, of all
+            targets, sampled or not, to find accidental hits; None for the positives.
+        repeated: score of history items by item id, added to the cosines.
 
     Returns:
         Scalar: W times this rank's sum over valid pairs, divided by the valid pairs
@@ -220,7 +213,7 @@ def dense_all_action_loss(
         user, position = torch.nonzero(items >= 0, as_tuple=True)
         targets = user, items[user, position]
     hits = _accidental_hits(*targets, candidates)
-    extra = extra_logits(seen, candidates.items, temperature)
+    repeats = repeat_logits(repeated, candidates.items, temperature)
     pairs = (anchor_mask.sum(1) * (items >= 0).sum(1)).sum()
     total = anchors.new_zeros(())
     for start in range(0, anchors.shape[0], _USERS_IN_CHUNK):
@@ -232,10 +225,10 @@ def dense_all_action_loss(
             start,
             candidates,
             hits,
-            extra,
+            repeats,
             use_reentrant=False,
         )
-    return total * world_size() / over_ranks(pairs)
+    return total * world_size() / sum_over_ranks(pairs)
 
 
 def _chunk_loss(
@@ -244,12 +237,12 @@ def _chunk_loss(
     start: int,
     candidates: Candidates,
     hits: Tensor,
-    extra: ExtraLogits | None,
+    repeats: RepeatLogits | None,
 ) -> Tensor:
-    """Sum the losses of a chunk of b users, the first of them number `start`."""
+    """Sum the losses of a chunk of b users, the first with index `start`."""
     count, num_anchors = anchors.shape[:2]
     rows = anchors.flatten(0, 1) @ candidates.vectors.T + candidates.offsets
-    rows = with_extra(rows, start * num_anchors, extra)
+    rows = add_repeat_logits(rows, start * num_anchors, repeats)
     logits = rows.unflatten(0, (count, num_anchors))  # [b, N_h, G * N_t]
     own = _own_columns(start, count, pair_mask.shape[2], candidates)  # [b, N_t]
     scores = logits.gather(2, own[:, None].expand(-1, num_anchors, -1))
@@ -263,7 +256,7 @@ def _chunk_loss(
 def _own_columns(
     start: int, count: int, per_user: int, candidates: Candidates
 ) -> Tensor:
-    """Columns of the chunk's users' own positives among all ranks', [b, N_t]."""
+    """Return the candidate columns of the chunk's own positives, [b, N_t]."""
     device = candidates.items.device
     users = candidates.first_user + start + torch.arange(count, device=device)
     return users[:, None] * per_user + torch.arange(per_user, device=device)
@@ -283,10 +276,7 @@ def _excluded(start: int, own: Tensor, candidates: Candidates, hits: Tensor) -> 
 def _accidental_hits(user: Tensor, item: Tensor, candidates: Candidates) -> Tensor:
     """Find the candidates whose item is one of a user's targets.
 
-    Args:
-        user: int64 [R], this rank's user of each target.
-        item: int64 [R], its item id.
-        candidates: of all ranks.
+    `user` and `item` are int64 [R], the user on this rank and the item of each target.
 
     Returns:
         int64 [2, hits]: users, ascending, and candidates.
@@ -297,7 +287,7 @@ def _accidental_hits(user: Tensor, item: Tensor, candidates: Candidates) -> Tens
 
 
 def _users_of(lengths: Tensor) -> Tensor:
-    """Number within the batch of each token's user, int64 [sum of lengths]."""
+    """Return the index within the batch of each token's user, int64 [S]."""
     users = torch.arange(lengths.shape[0], device=lengths.device)
     return users.repeat_interleave(lengths)
 

@@ -1,9 +1,9 @@
 """Next-item cross-entropy (the authors' fine-tuning on short sequences).
 
-Every event is an anchor and the event after it its one positive; the candidates are
-the catalogue, or items drawn from it.
+Every event is an anchor whose only positive is the next event; the candidates are the
+catalogue, or a sample of it.
 
-Dimension letters: B users of this rank, N anchors of a user, U distinct items of the
+Dimension letters: B users of this rank, N anchors per user, U distinct items of the
 batch, K candidates, D vector dim.
 """
 
@@ -19,34 +19,32 @@ from torch.utils.checkpoint import checkpoint
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.batch import TowerBatch, collate, epoch_users
 from learn_torchrec.towers.holdout import TowersSplit
-from learn_torchrec.towers.model import TwinTower, all_of
+from learn_torchrec.towers.model import TwinTower, arange_like
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.shared import (
-    ExtraLogits,
-    extra_logits,
+    RepeatLogits,
+    add_repeat_logits,
     item_log_q,
-    over_ranks,
-    with_extra,
+    repeat_logits,
+    sum_over_ranks,
     world_size,
 )
 from learn_torchrec.towers.repeat import RepeatedItems
 from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
 
 _ANCHORS_IN_CHUNK = 4096
-_LOGITS_IN_CHUNK = 1 << 26  # 256 MiB: fewer anchors where the candidates are many
+_LOGITS_IN_CHUNK = 1 << 26  # 256 MiB; limits the anchors if candidates are many
 
-# TorchRec's pipelines trace the way to the sharded table and must not enter these.
-for _function in ("next_item_loss", "all_of"):
+# TorchRec's pipelines trace the loss up to the sharded table; these stay opaque.
+for _function in ("next_item_loss", "arange_like"):
     torch.fx.wrap(_function)
 
 
 class NextItem(nn.Module):
-    """Each event against the one after it, among the catalogue.
+    """Each event against the next one, among the catalogue.
 
-    Args:
-        loss: settings of the loss.
-        sampling: its `history_length` alone: a user gives the last so many pairs.
-        item_counts: int64 [N], training events of each catalogue item.
+    Of `sampling` only the `history_length` matters: the most recent pairs of a user.
+    `item_counts` are int64 [N], training events of each catalogue item.
     """
 
     adjustment: Tensor | None
@@ -64,24 +62,23 @@ class NextItem(nn.Module):
         self.register_buffer("adjustment", adjustment, persistent=False)
 
     def check(self, towers: TwinTower, data: TowersSplit) -> None:
-        """Refuse towers that cannot read a candidate alone.
+        """Refuse towers that cannot encode a candidate alone.
 
         Raises:
             UserError: the item tower is causal.
         """
         if towers.item_tower == "causal":
             raise UserError(
-                "towers.loss.objective=next_item compares with items alone; set "
+                "towers.loss.objective=next_item needs items encoded alone; set "
                 "towers.model.item_tower to self or projection"
             )
 
     def batches(
         self, data: TowersSplit, *, batch_size: int, seed: int, epoch: int, start: int
     ) -> Iterator[TowerBatch]:
-        """Yield this rank's share of every global batch of one pass over the users.
+        """Yield this rank's batches of an epoch; see `epoch_users`.
 
-        The candidates of a step follow from (seed, epoch, step): they are the same on
-        every rank. See `epoch_users` for the arguments.
+        A step's candidates depend only on (seed, epoch, step): every rank has the same.
         """
         train, length = data.train, self.history_length
         lengths = train.lengths
@@ -98,12 +95,12 @@ class NextItem(nn.Module):
             yield collate(train, users, samples, length, length, candidates)
 
     def loss(self, towers: TwinTower, batch: TowerBatch, temperature: Tensor) -> Tensor:
-        """Return this rank's share of the loss; see `next_item_loss`."""
+        """Return this rank's loss; see `next_item_loss`."""
         if batch.content is None or batch.candidates is None:
             raise ValueError("the batch has no content or no candidates")
         id_vectors = towers.id_vectors(batch.item_ids)
         vectors = towers.encode_items(
-            batch.content, all_of(batch.item_rows), id_vectors
+            batch.content, arange_like(batch.item_rows), id_vectors
         )
         offsets = None
         if self.adjustment is not None:
@@ -116,7 +113,7 @@ class NextItem(nn.Module):
             batch.candidates,
             temperature=temperature,
             offsets=offsets,
-            seen=towers.repeated_items(batch.history, batch),
+            repeated=towers.repeated_items(batch.history, batch),
         )
 
 
@@ -129,13 +126,13 @@ def next_item_loss(
     *,
     temperature: float | Tensor,
     offsets: Tensor | None = None,
-    seen: RepeatedItems | None = None,
+    repeated: RepeatedItems | None = None,
 ) -> Tensor:
-    """Return this rank's share of the global next-item loss; the mean is the loss.
+    """Return this rank's loss; its mean over ranks is the global loss.
 
-    The cross-entropy of each anchor's own positive among the candidates. A candidate
-    that is the positive counts once. Memory is bounded: chunks of anchors are computed
-    one after the other and computed again in the backward pass.
+    The cross-entropy of each anchor's positive among the candidates; a candidate equal
+    to the positive counts once. Memory is bounded: anchors are processed in chunks,
+    whose logits are recomputed in the backward pass.
 
     Args:
         anchors: float [B, N, D], unit user vectors.
@@ -144,9 +141,9 @@ def next_item_loss(
         positives: int64 [B, N], index into `vectors` of each anchor's next item.
         candidates: int64 [K], indices into `vectors`, the same items on every rank.
         temperature: divides the cosines.
-        offsets: float [U], added to the logits, for adjustment.
-        seen: added to the similarity of items that an anchor has met; items as
-            indices into `vectors`.
+        offsets: float [U], added to the logits, for logit adjustment.
+        repeated: score of history items, as indices into `vectors`, added to the
+            cosines.
 
     Returns:
         Scalar: W times this rank's sum over anchors, divided by the anchors of all W
@@ -156,14 +153,14 @@ def next_item_loss(
     own = positives[anchor_mask]
     if offsets is None:
         offsets = vectors.new_zeros(len(vectors))
-    own_extra = offsets[own]
-    if seen is not None:
+    own_offsets = offsets[own]
+    if repeated is not None:
         number = anchor_mask.flatten().cumsum(0) - 1
-        seen = RepeatedItems(number[seen.anchor], seen.item, seen.score)
-        is_own = (seen.item == own[seen.anchor]).nonzero().squeeze(1)
-        score = seen.score[is_own] / temperature
-        own_extra = own_extra.index_add(0, seen.anchor[is_own], score)
-    extra = extra_logits(seen, candidates, temperature)
+        repeated = RepeatedItems(number[repeated.anchor], repeated.item, repeated.score)
+        is_own = (repeated.item == own[repeated.anchor]).nonzero().squeeze(1)
+        score = repeated.score[is_own] / temperature
+        own_offsets = own_offsets.index_add(0, repeated.anchor[is_own], score)
+    repeats = repeat_logits(repeated, candidates, temperature)
     gallery = _Gallery(candidates, vectors[candidates], offsets[candidates])
     in_chunk = min(_ANCHORS_IN_CHUNK, max(1, _LOGITS_IN_CHUNK // len(candidates)))
     total = anchors.new_zeros(())
@@ -174,17 +171,17 @@ def next_item_loss(
             users[chunk],
             own[chunk],
             vectors[own[chunk]],
-            own_extra[chunk],
+            own_offsets[chunk],
             gallery,
             start,
-            extra,
+            repeats,
             use_reentrant=False,
         )
-    return total * world_size() / over_ranks(anchor_mask.sum())
+    return total * world_size() / sum_over_ranks(anchor_mask.sum())
 
 
 class _Gallery(NamedTuple):
-    """What stands for the catalogue: K indices, vectors [K, D], logits to add [K]."""
+    """The candidates: K item indices, vectors [K, D], logit offsets [K]."""
 
     items: Tensor
     vectors: Tensor
@@ -195,15 +192,15 @@ def _next_item_chunk(
     users: Tensor,
     own: Tensor,
     own_vectors: Tensor,
-    own_extra: Tensor,
+    own_offsets: Tensor,
     gallery: _Gallery,
     start: int,
-    extra: ExtraLogits | None,
+    repeats: RepeatLogits | None,
 ) -> Tensor:
-    """Sum the losses of a chunk of anchors, the first of them number `start`."""
+    """Sum the losses of a chunk of anchors, the first with index `start`."""
     logits = users @ gallery.vectors.T + gallery.offsets
-    logits = with_extra(logits, start, extra)
-    # Compared here: what a checkpoint is given lives until the backward pass.
+    logits = add_repeat_logits(logits, start, repeats)
+    # Compared here, since checkpoint() keeps its arguments until the backward pass.
     is_own = own[:, None] == gallery.items
     others = logits.masked_fill(is_own, -torch.inf).logsumexp(-1)
-    return F.softplus(others - (users * own_vectors).sum(-1) - own_extra).sum()
+    return F.softplus(others - (users * own_vectors).sum(-1) - own_offsets).sum()

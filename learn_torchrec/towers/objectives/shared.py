@@ -1,4 +1,4 @@
-"""What the objectives share: sums over ranks, log q, logits of repeated items."""
+"""Helpers that the objectives share: log q, repeat logits, sums over ranks."""
 
 from typing import NamedTuple
 
@@ -10,55 +10,54 @@ from learn_torchrec.towers.repeat import RepeatedItems
 
 
 def item_log_q(counts: Tensor) -> Tensor:
-    """Log share of each item among the training events; unseen items count once.
+    """Return the log share of each item of the training events, float32 [N].
 
-    Args:
-        counts: int64 [N], training events of each catalogue item.
-
-    Returns:
-        float32 [N].
+    `counts` are int64 [N], training events of each item; unseen items count as 1.
     """
     counts = counts.clamp(min=1).double()
     return (counts / counts.sum()).log().float()
 
 
-class ExtraLogits(NamedTuple):
-    """Logits to add: rows ascending, columns and values, [hits] each."""
+class RepeatLogits(NamedTuple):
+    """Logits to add: rows, ascending, columns and values, [hits] each."""
 
     row: Tensor
     column: Tensor
     value: Tensor
 
 
-def extra_logits(
-    seen: RepeatedItems | None, candidates: Tensor, temperature: float | Tensor
-) -> ExtraLogits | None:
-    """Find the columns of the candidates that are items an anchor has met."""
-    if seen is None:
+def repeat_logits(
+    repeated: RepeatedItems | None, candidates: Tensor, temperature: float | Tensor
+) -> RepeatLogits | None:
+    """Find the candidates that are in the history of an anchor."""
+    if repeated is None:
         return None
-    query, column = columns_of(seen.item, candidates)
-    return ExtraLogits(seen.anchor[query], column, seen.score[query] / temperature)
+    query, column = columns_of(repeated.item, candidates)
+    value = repeated.score[query] / temperature
+    return RepeatLogits(repeated.anchor[query], column, value)
 
 
-def with_extra(logits: Tensor, start: int, extra: ExtraLogits | None) -> Tensor:
-    """Add to the logits [n, K] of rows `start` to `start + n` what belongs to them."""
-    if extra is None:
+def add_repeat_logits(
+    logits: Tensor, start: int, repeats: RepeatLogits | None
+) -> Tensor:
+    """Add to logits [n, K] those of rows `start` to `start + n`."""
+    if repeats is None:
         return logits
     bounds = torch.tensor([start, start + len(logits)], device=logits.device)
-    first, last = torch.searchsorted(extra.row, bounds)
-    rows = extra.row[first:last] - start
-    index = (rows, extra.column[first:last])
-    return logits.index_put(index, extra.value[first:last], accumulate=True)
+    first, last = torch.searchsorted(repeats.row, bounds)
+    rows = repeats.row[first:last] - start
+    index = (rows, repeats.column[first:last])
+    return logits.index_put(index, repeats.value[first:last], accumulate=True)
 
 
 def columns_of(item: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """Find each item among the candidates, in the order of the items.
 
-    Sorts the candidates once: work and memory follow the number of hits, not items x
-    candidates.
+    Sorts the candidates once: time and memory grow with the number of hits, not with
+    items x candidates.
 
     Returns:
-        int64 [hits] each: which item, and in which place of the candidates.
+        int64 [hits] each: index of the item, and of the candidate.
     """
     ordered, order = candidates.sort()
     first = torch.searchsorted(ordered, item)
@@ -72,11 +71,11 @@ def columns_of(item: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def world_size() -> int:
-    """Ranks of the job; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def over_ranks(count: Tensor) -> Tensor:
+def sum_over_ranks(count: Tensor) -> Tensor:
     """Sum a count over ranks."""
     if world_size() == 1:
         return count
