@@ -28,15 +28,13 @@ _LAST_LINES = 15
 
 
 STEPS = (
-    Step(name="content", command="encode-content"),
-    Step(name="towers", command="train-towers", inputs=("content",)),
-    Step(name="vectors", command="export-vectors", inputs=("content", "towers")),
-    Step(name="ranker_baseline", command="train-ranker"),
-    Step(name="ranker_learn", command="train-ranker", inputs=("vectors",)),
-    Step(name="predictions_baseline", command="predict", inputs=("ranker_baseline",)),
-    Step(
-        name="predictions_learn", command="predict", inputs=("ranker_learn", "vectors")
-    ),
+    Step("content", "encode-content"),
+    Step("towers", "train-towers", ("content",)),
+    Step("vectors", "export-vectors", ("content", "towers")),
+    Step("ranker_baseline", "train-ranker"),
+    Step("ranker_learn", "train-ranker", ("vectors",)),
+    Step("predictions_baseline", "predict", ("ranker_baseline",)),
+    Step("predictions_learn", "predict", ("ranker_learn", "vectors")),
 )
 # A language model uses all processors from one process.
 _IN_THIS_PROCESS = ("encode-content",)
