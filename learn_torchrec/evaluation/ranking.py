@@ -17,6 +17,7 @@ from learn_torchrec.evaluation.cohorts import (
     COLD,
     LONG_TAIL,
     OTHERS,
+    SIDES,
     CohortConfig,
     assign_cohorts,
 )
@@ -55,24 +56,17 @@ def cohort_masks(
     """
     cohorts = cohorts or CohortConfig()
     masks = {ALL: np.ones(len(predictions.labels), dtype=bool)}
-    for side, activity in (
-        ("user", predictions.user_activity),
-        ("item", predictions.item_activity),
-    ):
+    for side in SIDES:
+        activity = getattr(predictions, f"{side}_activity")
         if activity is not None:
-            parts = assign_cohorts(
-                activity,
-                getattr(cohorts, f"{side}_long_tail_from"),
-                getattr(cohorts, f"{side}_others_from"),
-            )
-            masks |= {f"{side}_{name}": mask for name, mask in parts.items()}
+            masks |= assign_cohorts(side, activity, cohorts)
     return masks | _own_cohorts(predictions, masks)
 
 
 def cohort_filters(
     columns: Collection[str], cohorts: CohortConfig | None = None
 ) -> dict[str, ds.Expression | None]:
-    """Return what chooses the rows of each cohort while a file is read; None: all.
+    """Return the filter of each cohort's rows in a file, None for all rows.
 
     The names are those of `cohort_masks`.
 
@@ -82,10 +76,11 @@ def cohort_filters(
     """
     cohorts = cohorts or CohortConfig()
     filters: dict[str, ds.Expression | None] = {ALL: None}
-    for side, column in (("user", USER_ACTIVITY), ("item", ITEM_ACTIVITY)):
+    for side, column in zip(SIDES, (USER_ACTIVITY, ITEM_ACTIVITY), strict=True):
         if column in columns:
-            is_warm = ds.field(column) >= getattr(cohorts, f"{side}_long_tail_from")
-            is_other = ds.field(column) >= getattr(cohorts, f"{side}_others_from")
+            long_tail_from, others_from = cohorts.bounds(side)
+            is_warm = ds.field(column) >= long_tail_from
+            is_other = ds.field(column) >= others_from
             filters[f"{side}_{COLD}"] = ~is_warm
             filters[f"{side}_{LONG_TAIL}"] = is_warm & ~is_other
             filters[f"{side}_{OTHERS}"] = is_other

@@ -92,12 +92,9 @@ def item_groups(
         for item, activity in seen:
             known[item] = max(activity, known.get(item, 0))
         counts = np.array([known.get(item, -1) for item in items])
-        cohorts = assign_cohorts(
-            np.maximum(counts, 0), bounds.item_long_tail_from, bounds.item_others_from
-        )
+        cohorts = assign_cohorts("item", np.maximum(counts, 0), bounds)
         groups = {
-            cohort_title(f"item_{name}"): mask & (counts >= 0)
-            for name, mask in cohorts.items()
+            cohort_title(name): mask & (counts >= 0) for name, mask in cohorts.items()
         }
         return groups | {"not in the test": counts < 0}
     return everyone
