@@ -1,4 +1,4 @@
-"""What every benchmark shares: side-by-side timing, the machine's rate, memory."""
+"""What every benchmark shares: options, side-by-side timing, peak memory, tests."""
 
 import argparse
 import gc
@@ -26,16 +26,30 @@ from ..program import write_json
 RESULTS = Path(__file__).with_name("results")
 
 
-def add_json(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add `--json`: a file for the figures, without a value the committed one."""
-    parser.add_argument(
+def parser(
+    name: str, description: str | None, figures: str | None = None
+) -> argparse.ArgumentParser:
+    """Return a benchmark's parser with `--json`.
+
+    Args:
+        name: of the benchmark's module.
+        description: its docstring.
+        figures: file in `RESULTS` for `--json` without a value, by default `NAME.json`.
+    """
+    result = argparse.ArgumentParser(
+        prog=f"python -m apps.benchmarks.{name}",
+        description=description,
+        allow_abbrev=False,
+    )
+    result.add_argument(
         "--json",
         type=Path,
         nargs="?",
-        const=RESULTS / name,
+        const=RESULTS / (figures or f"{name}.json"),
         metavar="FILE",
         help="write the figures (default file: %(const)s)",
     )
+    return result
 
 
 def publish(results: Mapping[str, Any], path: Path | None, merge: bool = False) -> None:
@@ -43,8 +57,8 @@ def publish(results: Mapping[str, Any], path: Path | None, merge: bool = False) 
 
     Args:
         results: the figures.
-        path: of the file; None for none.
-        merge: keep what the file holds of other benchmarks.
+        path: the file; None to print only.
+        merge: keep the figures of other benchmarks that the file holds.
     """
     if path:
         known = json.loads(path.read_text()) if merge and path.exists() else {}
@@ -53,13 +67,13 @@ def publish(results: Mapping[str, Any], path: Path | None, merge: bool = False) 
 
 
 def require(**wheels: str) -> None:
-    """Check that what a benchmark compares with is installed, before it starts.
+    """Check, before a benchmark starts, that the packages it needs are installed.
 
     Args:
-        wheels: the module, and the name by which pip knows it.
+        wheels: pip's name of each module.
 
     Raises:
-        UserError: names the pip command.
+        UserError: a package is missing; names the pip command.
     """
     missing = [
         wheel
@@ -78,8 +92,8 @@ def interleaved_medians(
 ) -> dict[str, float]:
     """Return the median seconds of each contender, run in turns.
 
-    Turns matter on a shared machine: what slows one round slows all contenders of
-    it alike. Each is run once before the first timed round.
+    On a shared machine, whatever slows one round slows all contenders alike. Each runs
+    once before the first timed round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
@@ -98,11 +112,11 @@ def bare_products(
 ) -> Callable[[], None]:
     """Return a function that does matrix products and nothing else.
 
-    Timed in turns with real work, it tells which share of the work's time the
-    machine needs for the products alone.
+    Timed in turns with real work, it tells which share of the work's time the matrix
+    products alone take on this machine.
 
     Args:
-        shapes: (m, k, n, count): `count` products [m, k] x [k, n] each.
+        shapes: (m, k, n, count): `count` products [m, k] x [k, n].
         dtype: of the matrices.
     """
     operands = [
@@ -121,8 +135,8 @@ def bare_products(
 def peak_memory_mb(module: str, function: str, *arguments: Any) -> float:
     """Return how much a call raises the peak memory of a fresh process, in MB.
 
-    The function is called as `function(*arguments)`; it must print nothing and
-    return another function without arguments, the part that is measured.
+    `function(*arguments)` must print nothing and return the function to measure, which
+    takes no arguments.
     """
     code = (
         f"import json, sys\nfrom {__package__}.measure import _measured\n"
@@ -139,14 +153,10 @@ def peak_memory_mb(module: str, function: str, *arguments: Any) -> float:
 
 
 def _measured(run: Callable[[], object]) -> float:
-    before = _resident_mb()
-    run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-
-
-def _resident_mb() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    resident_mb = pages * resource.getpagesize() / 2**20
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - resident_mb
 
 
 def machine() -> dict[str, Any]:
@@ -167,17 +177,11 @@ def machine() -> dict[str, Any]:
 
 def run_tests(*paths: str) -> dict[str, int]:
     """Run tests that need no GPU, slow ones too; return how many passed and failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "not gpu",
-        "-p",
-        "no:cacheprovider",
-    ]
     done = subprocess.run(
-        [*command, "-m", "not gpu", *paths],
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+            *("-m", "not gpu", *paths),
+        ],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,16 +1,12 @@
 """Exact metrics and exact top-K beside scikit-learn and FAISS.
 
-`python -m apps.benchmarks.metrics --json FILE`. Measured:
-
-- AUC, UAUC and WUAUC (NE and calibration come along) of 100 million rows and 5 million
-  users, from a Parquet file to the metrics, in a process of its own;
-- the per-user AUCs of one million rows beside a `roc_auc_score` per user;
-- the top 100 of 200,000 items, 64 dims: in turns with FAISS's `IndexFlatIP` on some
-  users (both take time in proportion to them), then for all 240,000 in a process of
-  its own.
+- AUC, UAUC and WUAUC (with NE and calibration) of 100 million rows and 5 million users,
+  from a Parquet file to the metrics, in a process of its own.
+- Per-user AUCs of one million rows beside one `roc_auc_score` per user.
+- The top 100 of 200,000 items, 64 dims: in turns with FAISS's `IndexFlatIP` on some
+  users (both scale linearly with users), then for all 240,000 in a process of its own.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -34,7 +30,7 @@ from learn_torchrec.evaluation.topk import top_items
 from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 
 from .. import program
-from .measure import interleaved_medians, machine, publish, require
+from . import measure
 
 _ROWS_PER_USER = 20
 _ROW_GROUP = 1 << 20
@@ -44,20 +40,19 @@ _TIMED_USERS = 4_096
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
+    """Measure and print; write JSON where asked."""
+    parser = measure.parser("metrics", __doc__)
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--users", type=int, default=240_000, help="of the top-K")
     args = parser.parse_args(argv)
-    require(faiss="faiss-cpu", sklearn="scikit-learn")
+    measure.require(faiss="faiss-cpu", sklearn="scikit-learn")
     body = {
         **measure_rows(args.rows),
         **measure_against_sklearn(),
         **measure_top_items(args.users),
-        "machine": machine(),
+        "machine": measure.machine(),
     }
-    publish(body, args.json)
+    measure.publish(body, args.json)
 
 
 def measure_rows(num_rows: int) -> dict[str, Any]:
@@ -88,12 +83,12 @@ def measure_against_sklearn() -> dict[str, Any]:
         rows = prepare_rows(users, labels, scores)
         return users_that_count(count_users(rows), PAPER).values
 
-    # scikit-learn once: it takes most of a minute, and hundreds of times as long.
+    # scikit-learn runs once: it takes most of a minute.
     start = time.perf_counter()
     expected = by_sklearn()
     sklearn_seconds = time.perf_counter() - start
     difference = np.abs(expected - ours()).max()
-    seconds = interleaved_medians({"ours": ours}, repeats=5)
+    seconds = measure.interleaved_medians({"ours": ours}, repeats=5)
     return {
         "over_sklearn": sklearn_seconds / seconds["ours"],
         "max_difference": float(difference),
@@ -109,7 +104,7 @@ def measure_top_items(num_users: int) -> dict[str, Any]:
 
     index = faiss.IndexFlatIP(_DIM)
     index.add(items.numpy())
-    seconds = interleaved_medians(
+    seconds = measure.interleaved_medians(
         {
             "ours": lambda: top_items(users, items, _K),
             "faiss": lambda: index.search(users.numpy(), _K),
@@ -129,7 +124,7 @@ def measure_top_items(num_users: int) -> dict[str, Any]:
 
 
 def rows_from_file(path: str) -> Callable[[], Any]:
-    """Return the work that `measure_rows` measures."""
+    """Return the work behind `measure_rows`."""
 
     def run() -> dict[str, Any]:
         stream = MetricsStream()
@@ -140,7 +135,7 @@ def rows_from_file(path: str) -> Callable[[], Any]:
 
 
 def all_top_items(num_users: int) -> Callable[[], None]:
-    """Return the work that `measure_top_items` measures."""
+    """Return the work behind `measure_top_items`."""
     vectors = _vectors(num_users)
     return lambda: top_items(*vectors, _K) and None
 
@@ -148,7 +143,7 @@ def all_top_items(num_users: int) -> Callable[[], None]:
 def _alone(function: str, argument: Any) -> dict[str, Any]:
     """Return the seconds, peak memory and result of work done in a fresh process.
 
-    The memory is the whole process's, interpreter and libraries included.
+    The memory includes the interpreter and the libraries.
     """
     done = subprocess.run(
         [sys.executable, "-m", __spec__.name, function, json.dumps(argument)],

@@ -1,22 +1,17 @@
-"""Writes the measured tables into the README: `python -m apps.benchmarks.readme`."""
+"""Writes the measured tables into the README."""
 
+import argparse
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from learn_torchrec.evaluation.cohorts import cohort_title
 
 from .measure import RESULTS
 
 README = Path(__file__).parents[2] / "README.md"
-_COHORTS = {
-    "all": "all",
-    "user_cold": "user cold-start",
-    "user_long_tail": "user long-tail",
-    "user_others": "user others",
-    "item_cold": "item cold-start",
-    "item_long_tail": "item long-tail",
-    "item_others": "item others",
-}
 _RETRIEVAL = {
     "learn": "LEARN (content only)",
     "popularity": "popularity",
@@ -56,9 +51,15 @@ RETAIL_COLUMNS = {
 
 
 def render(text: str) -> str:
-    """Return the README's text with every measured block made anew."""
+    """Return the README's text with every measured block rendered again."""
     results = {
         path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")
+    }
+    measured = {
+        **ranker_rows(results["ranker"]),
+        **data_rows(results["data"], results["content"]),
+        **metrics_rows(results["metrics"]),
+        **faults_rows(results["faults"]),
     }
     blocks = {
         "retrieval": retrieval_table(results["quickstart"]),
@@ -68,12 +69,7 @@ def render(text: str) -> str:
         "study": study_table(
             {title: results[name] for title, name in _STUDIES.items()}
         ),
-        "measured": two_columns(
-            ranker_rows(results["ranker"])
-            | data_rows(results["data"], results["content"])
-            | metrics_rows(results["metrics"])
-            | faults_rows(results["faults"])
-        ),
+        "measured": markdown(["", ""], measured.items()),
     }
     for name, table in blocks.items():
         pattern = rf"(<!-- {name}:begin [^\n]*-->\n).*?(<!-- {name}:end -->)"
@@ -85,41 +81,50 @@ def render(text: str) -> str:
     return text
 
 
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|\n"
+
+    head = list(head)
+    rule = "|---" * len(head) + "|\n"
+    return line(head) + rule + "".join(map(line, rows))
+
+
 def retrieval_table(results: dict[str, Any]) -> str:
-    """The quickstart's retrieval metrics as Markdown."""
+    """Return the quickstart's retrieval metrics."""
     metrics = ("h@50", "r@50", "h@100", "r@100")
-    lines = ["| | " + " | ".join(metric.upper() for metric in metrics) + " |"]
-    lines.append("|---" * (len(metrics) + 1) + "|")
-    for name, title in _RETRIEVAL.items():
-        values = [f"{results['retrieval'][name][metric]:.4f}" for metric in metrics]
-        lines.append(f"| {title} | " + " | ".join(values) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [title, *(f"{results['retrieval'][name][metric]:.4f}" for metric in metrics)]
+        for name, title in _RETRIEVAL.items()
+    ]
+    return markdown(["", *map(str.upper, metrics)], rows)
 
 
 def seeds_table(results: dict[str, Any], columns: dict[str, tuple[str, str]]) -> str:
-    """Rows of a benchmark over seeds as Markdown: means, and ranges where seeds vary.
+    """Return a benchmark over seeds: means, and ranges where seeds vary.
 
     Args:
         results: what `apps.benchmarks.retrieval` wrote.
         columns: title to group of targets and metric.
     """
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, title in _SEEDS_ROWS.items():
-        if name not in results["retrieval"]:
-            continue
-        cells = []
-        for group, metric in columns.values():
-            value = results[group][name][metric]
-            if isinstance(value, dict):
-                cells.append("{mean:.3f} ({min:.3f} to {max:.3f})".format(**value))
-            else:
-                cells.append(f"{value:.3f}")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+
+    def cell(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{mean:.3f} ({min:.3f} to {max:.3f})".format(**value)
+        return f"{value:.3f}"
+
+    rows = [
+        [title, *(cell(results[group][name][key]) for group, key in columns.values())]
+        for name, title in _SEEDS_ROWS.items()
+        if name in results["retrieval"]
+    ]
+    return markdown(["", *columns], rows)
 
 
 def metrics_rows(results: dict[str, Any]) -> dict[str, str]:
-    """The evaluation engine's speed."""
+    """Return the speed of the evaluation."""
     return {
         f"AUC, UAUC and WUAUC of {results['rows']:,} rows from Parquet": (
             f"{results['seconds']:.0f} s, {results['peak_gb']:.1f} GB"
@@ -135,27 +140,26 @@ def metrics_rows(results: dict[str, Any]) -> dict[str, str]:
 
 
 def study_table(studies: dict[str, dict[str, Any]]) -> str:
-    """Baseline and LEARN over seeds, by data set and cohort, as Markdown."""
+    """Return baseline and LEARN over seeds, by data set and cohort."""
     head = ["data, cohort", "rows", "baseline AUC", "LEARN AUC"]
-    head += ["UAUC, points", "WUAUC, points"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for data, study in studies.items():
         for cohort in _STUDY_COHORTS[data]:
             row = study["cohorts"][cohort]
             if not row["rows"]:
                 continue
-            cells = [f"{data}, {_COHORTS[cohort]}", f"{row['rows']:,}"]
+            cells = [f"{data}, {cohort_title(cohort)}", f"{row['rows']:,}"]
             cells += [f"{row['auc'][arm]:.4f}" for arm in ("baseline", "learn")]
             for metric in ("uauc", "wuauc"):
                 value = row[metric]
                 numbers = value["points"], *value["interval"], value["seed_std"]
                 cells.append("{:+.2f} ({:+.2f}, {:+.2f}) ± {:.1f}".format(*numbers))
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append(cells)
+    return markdown([*head, "UAUC, points", "WUAUC, points"], lines)
 
 
 def ranker_rows(results: dict[str, Any]) -> dict[str, str]:
-    """The ranker's examples a second beside TorchRec's DLRM."""
+    """Return the ranker's examples a second relative to TorchRec's DLRM."""
     off, on, parquet, two, dlrm_two = (
         results[name]
         for name in (
@@ -176,7 +180,7 @@ def ranker_rows(results: dict[str, Any]) -> dict[str, str]:
 
 
 def data_rows(data: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
-    """The data plane and content extraction."""
+    """Return the speed of data preparation, loading and content extraction."""
     sizes, rates, peaks = (
         " / ".join(cells)
         for cells in zip(
@@ -208,7 +212,7 @@ def data_rows(data: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
 
 
 def faults_rows(results: dict[str, Any]) -> dict[str, str]:
-    """What faults on purpose do to a job."""
+    """Return the outcomes of fault injection."""
     minutes = results["soak_minutes"]
     return {
         "SIGKILLs at random moments of seven stages, ended identical": (
@@ -227,14 +231,8 @@ def faults_rows(results: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def two_columns(rows: dict[str, str]) -> str:
-    """Names and figures as Markdown."""
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
-
-
 def towers_table(results: dict[str, Any]) -> str:
-    """The towers beside the reference execution as Markdown."""
+    """Return the towers beside the reference execution."""
     peak = results["loss_memory_ratio"], results["loss_peak_mb"]
     rows = {}
     for dtype in ("float32", "bfloat16"):
@@ -259,9 +257,16 @@ def towers_table(results: dict[str, Any]) -> str:
             "{:.3f} x ({:.0f} MB)".format(*peak)
         ),
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(["| | ours over the reference |", "|---|---|", *lines]) + "\n"
+    return markdown(["", "ours over the reference"], rows.items())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the README."""
+    argparse.ArgumentParser(
+        prog="python -m apps.benchmarks.readme", description=__doc__
+    ).parse_args(argv)
+    README.write_text(render(README.read_text()))
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text()))
+    main()
