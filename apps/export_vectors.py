@@ -1,4 +1,4 @@
-"""Stage 2, export: write user and item vectors for the ranker, ours or another."""
+"""Stage 2, export: write user and item vectors for this ranker or any other."""
 
 import argparse
 from collections.abc import Sequence

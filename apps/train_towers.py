@@ -45,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--authors-checkpoint",
         type=Path,
         metavar="FILE",
-        help="start from a model of the paper's authors (.safetensors, or what "
-        "torch.save wrote of its state_dict); use --preset official-amazon",
+        help="start from the official model of the paper's authors (.safetensors, or a "
+        "state_dict that torch.save wrote); use --preset official-amazon",
     )
     add_warm_start(parser, "earlier towers")
     return parser
@@ -68,7 +68,7 @@ def plan(args: argparse.Namespace) -> Job:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train on every rank of the job and write the towers."""
+    """Train on all ranks of the job and write the towers."""
     args = build_parser().parse_args(argv)
     job = plan(args)
     if job.is_done():

@@ -51,7 +51,7 @@ def has_cuda_driver() -> bool:
 
 
 def package_folder(name: str) -> Path | None:
-    """Return where a top-level package lies, without importing it."""
+    """Return the folder of a top-level package, without importing it."""
     spec = importlib.util.find_spec(name)
     places = spec.submodule_search_locations if spec else None
     return Path(next(iter(places))) if places else None
@@ -71,7 +71,7 @@ def check_python(version: tuple[int, ...] | None = None) -> Check:
 
 
 def check_versions(versions: Mapping[str, str]) -> Check:
-    """Check that torch, torchrec and fbgemm belong together."""
+    """Check that the versions of torch, torchrec and fbgemm match."""
     name = "versions"
     missing = [wheel for wheel in ("torch", "torchrec") if wheel not in versions]
     fbgemm = next((wheel for wheel in FBGEMM_WHEELS if wheel in versions), None)
@@ -102,7 +102,7 @@ def check_versions(versions: Mapping[str, str]) -> Check:
 
 
 def check_fbgemm_wheel(versions: Mapping[str, str], has_driver: bool) -> Check:
-    """Check that exactly one fbgemm wheel is here, the one this machine can load."""
+    """Check that one fbgemm wheel is installed, one that this machine can load."""
     name = "fbgemm wheel"
     present = [wheel for wheel in FBGEMM_WHEELS if wheel in versions]
     release = ".".join(versions.get("torch", "2.13").split(".")[:2])
@@ -130,7 +130,7 @@ def check_fbgemm_wheel(versions: Mapping[str, str], has_driver: bool) -> Check:
 
 
 def check_packages(versions: Mapping[str, str]) -> Check:
-    """Check that every other package that the stages import is installed."""
+    """Check that the other packages that the stages import are installed."""
     missing = [package for package in PACKAGES if package not in versions]
     if missing:
         return problem(
@@ -152,7 +152,7 @@ def check_launcher(path: str | None = None) -> Check:
     if version is None:
         return problem(name, "not installed", f"{PIP} install torchx")
     programs = Path(sys.executable).parent
-    # Its local scheduler runs `bash -c "torchrun ..."`: whichever PATH finds first.
+    # Its local scheduler runs `bash -c "torchrun ..."`: the first one on PATH.
     for program in (name, "torchrun"):
         place = shutil.which(program, path=path)
         if place is None or not _same_folder(Path(place).parent, programs):
@@ -170,7 +170,7 @@ def _same_folder(left: Path, right: Path) -> bool:
 
 
 def check_encoder(versions: Mapping[str, str], folder: Path | None) -> Check:
-    """Check the quickstart's language model and the packages that read it.
+    """Check the quickstart's language model and the packages that load it.
 
     Args:
         versions: what is installed.

@@ -101,7 +101,7 @@ class SampleRatio(NamedTuple):
         treatment_users: users seen in the treatment arm.
         expected_share: of the treatment.
         p_value: of a chi-square test with one degree of freedom.
-        is_mismatch: nothing else of the test can be trusted.
+        is_mismatch: no other result of the test can be trusted.
     """
 
     control_users: int
@@ -109,6 +109,11 @@ class SampleRatio(NamedTuple):
     expected_share: float
     p_value: float
     is_mismatch: bool
+
+    @property
+    def verdict(self) -> str:
+        """What to print beside the p-value."""
+        return "MISMATCH: trust no result below" if self.is_mismatch else "as expected"
 
 
 class DayLift(NamedTuple):
