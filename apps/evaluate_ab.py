@@ -9,8 +9,9 @@ from pathlib import Path
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.datasets.generated.ab_replay import AbReplayConfig, write_ab_replay
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.ab import METRICS, AbConfig, AbReading, read_ab
-from learn_torchrec.evaluation.ab_outcomes import ALL, read_outcomes
+from learn_torchrec.evaluation.ab import METRICS, AbConfig, AbResult, analyse_ab_test
+from learn_torchrec.evaluation.ab_outcomes import read_outcomes
+from learn_torchrec.evaluation.cohorts import ALL
 from learn_torchrec.evaluation.parquet import lone_part_note
 from learn_torchrec.evaluation.ranking import to_json
 
@@ -91,44 +92,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     if note := lone_part_note(args.outcomes):
         logger.info(note)
     outcomes = read_outcomes(args.outcomes, config.ab.arms, user_columns, item_columns)
-    reading = read_ab(outcomes, config.ab)
-    program.write_json(args.out, to_json(reading))  # before printing: a pipe may break
-    if reading.is_simulated:
+    result = analyse_ab_test(outcomes, config.ab)
+    program.write_json(args.out, to_json(result))  # before printing: a pipe may break
+    if result.is_simulated:
         print(SIMULATED_NOTE)
-    print(sample_ratio_line(reading))
-    print("\n" + lifts_table(reading))
-    print("\n" + daily_table(reading))
+    print(sample_ratio_line(result))
+    print("\n" + lifts_table(result))
+    print("\n" + daily_table(result))
 
 
-def sample_ratio_line(reading: AbReading) -> str:
+def sample_ratio_line(result: AbResult) -> str:
     """Return one line on the sizes of the arms."""
-    ratio = reading.sample_ratio
+    ratio = result.sample_ratio
     return (
         f"sample ratio: {ratio.treatment_users:,} treatment and "
         f"{ratio.control_users:,} control users, {ratio.expected_share:.0%} treatment "
-        f"expected: {ratio.verdict} (p = {ratio.p_value:.3g}); {reading.days} days"
+        f"expected: {ratio.verdict} (p = {ratio.p_value:.3g}); {result.days} days"
     )
 
 
-def lifts_table(reading: AbReading) -> str:
+def lifts_table(result: AbResult) -> str:
     """Return one line per cohort and metric, in per cent."""
     head = ["cohort", "metric", "share", "control", "treatment"]
     lines = [[*head, "lift", "low", "high", "p", "boot low", "boot high"]]
-    for cohort, metrics in reading.lifts.items():
+    for cohort, metrics in result.lifts.items():
         for metric, one in metrics.items():
             percents = [f"{100 * x:+.2f}%" for x in (one.lift, one.low, one.high)]
             boot = [f"{100 * x:+.2f}%" for x in (one.bootstrap_low, one.bootstrap_high)]
-            share = f"{reading.shares[cohort]:.2%}"
+            share = f"{result.shares[cohort]:.2%}"
             values = [f"{x:.5g}" for x in (one.control, one.treatment)]
             p_value = f"{one.p_value:.3f}"
             lines.append([cohort, metric, share, *values, *percents, p_value, *boot])
     return align(lines)
 
 
-def daily_table(reading: AbReading) -> str:
+def daily_table(result: AbResult) -> str:
     """Return one line per day, every metric's lift in per cent."""
     lines = [["day", *METRICS]]
-    for lifts in zip(*(reading.daily[metric] for metric in METRICS), strict=True):
+    for lifts in zip(*(result.daily[metric] for metric in METRICS), strict=True):
         cells = [
             f"{100 * x.lift:+.2f} ({100 * x.low:+.2f}, {100 * x.high:+.2f})"
             for x in lifts

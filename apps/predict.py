@@ -188,7 +188,7 @@ def _with_activity(parts: Parts, activity: CohortActivity) -> Generator[Part]:
         ]
         table = part.table.drop_columns(lists)
         table = _renamed(table, {USER_ACTIVITY, ITEM_ACTIVITY})
-        yield replace(part, table=activity.added_to(table))
+        yield replace(part, table=activity.add_to(table))
 
 
 def _with_scores(table: pa.Table, scores: Mapping[str, Float32Array]) -> pa.Table:

@@ -235,7 +235,7 @@ def fit_and_score(
 def compare(study: Study, scores: dict[str, list[Float64Array]]) -> dict[str, Any]:
     """Return metrics and paired differences of each cohort."""
     table = study.dataset.impressions.filter(pa.array(study.test))
-    table = cohort_activity(study.dataset, study.run).added_to(table)
+    table = cohort_activity(study.dataset, study.run).add_to(table)
     masks = {"all": np.ones(table.num_rows, bool)}
     for side, column in (("user", USER_ACTIVITY), ("item", ITEM_ACTIVITY)):
         activity = table[column].to_numpy()

@@ -13,6 +13,7 @@ from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
 
 SIDES = ("user", "item")
+MOST_COHORTS = 50  # of the columns that a user names
 ALL = "all"
 COLD = "cold"
 LONG_TAIL = "long_tail"

@@ -16,6 +16,7 @@ from learn_torchrec.evaluation.cohorts import (
     ALL,
     COLD,
     LONG_TAIL,
+    MOST_COHORTS,
     OTHERS,
     SIDES,
     CohortConfig,
@@ -39,20 +40,18 @@ from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.evaluation.tasks import ONLY_TASK, Task
 from learn_torchrec.schema import ITEM_ACTIVITY, USER_ACTIVITY
 
-_MOST_COHORTS = 50
-
 
 def cohort_masks(
     predictions: Predictions, cohorts: CohortConfig | None = None
 ) -> dict[str, BoolArray]:
     """Return the rows [N] of each cohort, by name.
 
-    The names are "all", then "user_cold", "user_long_tail", "user_others" and the
-    same for items; those of an absent activity column are left out. Values of the
-    column that `read_predictions` was asked for follow, in order.
+    The names are "all", then "user_cold", "user_long_tail", "user_others" and the same
+    for items, if there are columns of activity, then the values of the predictions'
+    cohort column, sorted.
 
     Raises:
-        UserError: that column has very many values, or one that is a cohort's name.
+        UserError: the cohort column has too many values, or the name of a cohort.
     """
     cohorts = cohorts or CohortConfig()
     masks = {ALL: np.ones(len(predictions.labels), dtype=bool)}
@@ -95,16 +94,16 @@ def _own_cohorts(
     encoded = predictions.cohorts.dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     names = encoded.dictionary.to_pylist()
-    if len(names) > _MOST_COHORTS:
+    if len(names) > MOST_COHORTS:
         raise UserError(
-            f"{predictions.source}: {len(names)} cohorts in the column asked for, "
-            f"{_MOST_COHORTS} at most; group its values first"
+            f"{predictions.source}: {len(names)} cohorts in the cohort column, "
+            f"{MOST_COHORTS} at most; group its values first"
         )
     clash = sorted(set(names) & set(taken))
     if clash:
         raise UserError(
-            f"{predictions.source}: {clash[0]!r} in the column asked for is a cohort "
-            "already; rename it"
+            f"{predictions.source}: {clash[0]!r} in the cohort column is the name of "
+            "another cohort; rename it"
         )
     return {name: codes == names.index(name) for name in sorted(names)}
 
@@ -116,17 +115,25 @@ def metrics_by_cohort(
     metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> dict[str, RankingMetrics]:
     """Return the ranking metrics of each cohort; see `cohort_masks` for the names."""
-    columns = (predictions.labels, predictions.scores, predictions.weights)
-    clicks = predictions.clicks
     return {
         name: evaluate_auc(
-            predictions.user_ids.filter(mask),
-            *(None if column is None else column[mask] for column in columns),
-            clicks=None if clicks is None else clicks[mask],
+            **_rows(predictions, mask),
+            scores=predictions.scores[mask],
             convention=convention,
             metrics=metrics,
         )
         for name, mask in cohort_masks(predictions, cohorts).items()
+    }
+
+
+def _rows(predictions: Predictions, mask: BoolArray) -> dict[str, Any]:
+    """Return the columns of some rows, without scores, as keyword arguments."""
+    weights, clicks = predictions.weights, predictions.clicks
+    return {
+        "user_ids": predictions.user_ids.filter(mask),
+        "labels": predictions.labels[mask],
+        "weights": None if weights is None else weights[mask],
+        "clicks": None if clicks is None else clicks[mask],
     }
 
 
@@ -139,7 +146,7 @@ def stream_by_cohort(
     task: Task = ONLY_TASK,
     communicator: Communicator | None = None,
 ) -> dict[str, RankingMetrics]:
-    """As `metrics_by_cohort`, of a file read in batches, once for each cohort.
+    """As `metrics_by_cohort`, from a file read in batches, once per cohort.
 
     Args:
         path: see `read_predictions`.
@@ -147,7 +154,7 @@ def stream_by_cohort(
         convention: see `evaluate_auc`.
         metrics: see `evaluate_auc`.
         task: which columns are labels and scores.
-        communicator: of the ranks that share the file's rows.
+        communicator: of the ranks that share the rows.
 
     Raises:
         UserError: see `stream_predictions`.
@@ -176,24 +183,20 @@ def differences_by_cohort(
 ) -> dict[str, dict[str, PairedDifference]]:
     """Return candidate minus baseline by cohort and metric, see `paired_bootstrap`.
 
-    Cohorts are the baseline's; the rows of both must be the same. Adjusted p-values
-    take all cohorts and metrics as one family.
+    Both must hold the same rows; cohorts are the baseline's. Adjusted p-values treat
+    all cohorts and metrics as one family.
 
     Raises:
         UserError: different rows, see `refuse_different_rows`.
     """
     refuse_different_rows(baseline, candidate)
-    weights, clicks = baseline.weights, baseline.clicks
     differences = {
         name: paired_bootstrap(
-            baseline.user_ids.filter(mask),
-            baseline.labels[mask],
-            baseline.scores[mask],
-            candidate.scores[mask],
-            weights=None if weights is None else weights[mask],
+            **_rows(baseline, mask),
+            baseline_scores=baseline.scores[mask],
+            candidate_scores=candidate.scores[mask],
             num_resamples=num_resamples,
             seed=seed,
-            clicks=None if clicks is None else clicks[mask],
             convention=convention,
             metrics=metrics,
         )
@@ -208,7 +211,7 @@ def differences_by_cohort(
 
 
 def to_json(value: Any) -> Any:
-    """Return metrics as JSON-ready values: records to objects, NaN to null."""
+    """Return metrics as JSON-ready values: objects for records, null for NaN."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     elif isinstance(value, tuple) and hasattr(value, "_asdict"):
