@@ -30,9 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     market.add_argument("--out", type=Path, required=True, metavar="DIR")
     market.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace a market with other settings",
+        "--overwrite", action="store_true", help="replace a market with other settings"
     )
     return parser
 

@@ -19,11 +19,7 @@ import torch.distributed as dist
 from learn_torchrec.arrays import Int64Array, UInt64Array
 from learn_torchrec.content import extract, store
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.content.vector_cache import (
-    ENCODER_FACT,
-    VectorCache,
-    earlier_store,
-)
+from learn_torchrec.content.vector_cache import ENCODER_FACT, VectorCache, earlier_store
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE

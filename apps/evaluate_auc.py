@@ -14,11 +14,7 @@ from learn_torchrec.artifact import MANIFEST, verify
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
-from learn_torchrec.evaluation.auc import (
-    DEFAULT_METRICS,
-    METRICS,
-    named_metrics,
-)
+from learn_torchrec.evaluation.auc import DEFAULT_METRICS, METRICS, named_metrics
 from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.evaluation.communicator import (
     Communicator,

@@ -12,17 +12,9 @@ from learn_torchrec.evaluation.ranking import to_json
 from learn_torchrec.evaluation.retrieval import RetrievalMetrics
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_leak
-from learn_torchrec.towers.artifact import (
-    KIND_TOWERS,
-    check_towers_inputs,
-    load_towers,
-)
+from learn_torchrec.towers.artifact import KIND_TOWERS, check_towers_inputs, load_towers
 from learn_torchrec.towers.holdout import split_towers
-from learn_torchrec.towers.retrieval import (
-    PROTOCOLS,
-    RetrievalConfig,
-    evaluate_groups,
-)
+from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig, evaluate_groups
 from learn_torchrec.towers.scores import baseline_scores, towers_scores
 from learn_torchrec.training.distributed import process_group
 

@@ -99,11 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_vectors_leak(vectors.manifest, source.earliest, "score")
     impressions = Impressions(source, ranker, vectors)
     activity = cohort_activity(dataset, job.run)
-    with (
-        process_group() as device,
-        locked_on_rank0(job.out),
-        RunLog(job.out) as log,
-    ):
+    with process_group() as device, locked_on_rank0(job.out), RunLog(job.out) as log:
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
         load_ranker(model, args.ranker)
         parts = impressions.parts(_PART_ROWS)

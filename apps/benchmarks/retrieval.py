@@ -63,11 +63,7 @@ def run(args: argparse.Namespace, inputs: str, seed: int) -> dict[str, Any]:
 def summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Return the mean, minimum and maximum of every metric."""
     return {
-        name: {
-            "mean": statistics.fmean(values),
-            "min": min(values),
-            "max": max(values),
-        }
+        name: {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
         for name in runs[0]
         for values in [[metrics[name] for metrics in runs]]
     }

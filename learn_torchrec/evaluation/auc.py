@@ -13,12 +13,7 @@ from learn_torchrec.arrays import Column
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.likelihood import CALIBRATION, LOG_LOSS, NE
-from learn_torchrec.evaluation.metric import (
-    Metric,
-    PreparedRows,
-    Totals,
-    UserStatistic,
-)
+from learn_torchrec.evaluation.metric import Metric, PreparedRows, Totals, UserStatistic
 from learn_torchrec.evaluation.ndcg import UNDCG
 from learn_torchrec.evaluation.pairs import GroupPairs, count_pairs
 from learn_torchrec.evaluation.pooled_auc import AUC

@@ -160,10 +160,7 @@ def target_ranks(
 
 
 def rank_metrics(
-    ranks: Float64Array,
-    num_items: int,
-    targets: Jagged,
-    ks: Sequence[int] = (50, 100),
+    ranks: Float64Array, num_items: int, targets: Jagged, ks: Sequence[int] = (50, 100)
 ) -> RetrievalMetrics:
     """Return the metrics of all users' `target_ranks`.
 

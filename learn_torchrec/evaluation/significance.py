@@ -104,9 +104,7 @@ def paired_bootstrap(  # noqa: PLR0913  the arguments of `evaluate_auc` and two 
     }
 
 
-def adjust_p_values(
-    family: Sequence[PairedDifference],
-) -> list[PairedDifference]:
+def adjust_p_values(family: Sequence[PairedDifference]) -> list[PairedDifference]:
     """Return the same differences with Holm's adjusted p-values.
 
     The smallest of m p-values is multiplied by m, the next by m - 1 and so on, and none

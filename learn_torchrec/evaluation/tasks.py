@@ -62,9 +62,7 @@ def tasks_of_facts(facts: Mapping[str, Any], source: Path) -> list[Task]:
     return tasks
 
 
-def tasks_by_name(
-    files: Mapping[str, list[Task]],
-) -> dict[str, dict[str, Task]]:
+def tasks_by_name(files: Mapping[str, list[Task]]) -> dict[str, dict[str, Task]]:
     """Return each task's columns by file, in the files that have it.
 
     If all files have one task, it is the same task, under the first file's name.

@@ -99,8 +99,7 @@ def top_new_items(
         )
         owners = np.arange(len(users))[:, None]
         is_known = np.isin(
-            owners * num_items + found.items,
-            known.owners() * num_items + known.values,
+            owners * num_items + found.items, known.owners() * num_items + known.values
         )
         kept = np.argsort(is_known, axis=1, kind="stable")[:, :k]
         is_known = np.take_along_axis(is_known, kept, axis=1)

@@ -1,7 +1,7 @@
 """SVG drawings by matplotlib, in the colours of the page.
 
-matplotlib writes fixed colours. Here they are placeholders that become CSS variables, so
-that one drawing serves the light and the dark page.
+matplotlib writes fixed colours; here they are placeholders that become CSS variables,
+so that one drawing serves the light and the dark page.
 """
 
 import io
@@ -42,14 +42,7 @@ def curves(
     figure, axes = _axes(labels)
     for number, (label, (x, y)) in enumerate(_printable_keys(series).items()):
         style = ("-", "--", "-.", ":")[number % 4]
-        axes.plot(
-            x,
-            y,
-            style,
-            color=_SERIES[number % 4],
-            label=label,
-            linewidth=1.6,
-        )
+        axes.plot(x, y, style, color=_SERIES[number % 4], label=label, linewidth=1.6)
     if len(series) > 1:
         _legend(axes)
     return _figure(name, title, figure, alternative)
@@ -135,14 +128,7 @@ def scatter(
         x, y = points[mask & is_drawn].T
         marker, colour = _MARKERS[number % 4], _SERIES[number % 4]
         axes.scatter(
-            x,
-            y,
-            s=7,
-            marker=marker,
-            color=colour,
-            label=label,
-            alpha=0.6,
-            linewidths=0,
+            x, y, s=7, marker=marker, color=colour, label=label, alpha=0.6, linewidths=0
         )
     _legend(axes)
     return _figure(name, title, figure, alternative)

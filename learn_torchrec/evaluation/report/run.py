@@ -1,7 +1,7 @@
 """Reads a run's directory, as `learn-torchrec quickstart` writes it, into a report.
 
-Every part of a run is optional: a missing one has no section. Only what drawings need is
-computed: bins of scores, and two dimensions of vectors.
+Every part of a run is optional: a missing one has no section. Nothing is computed but
+what drawings need: bins of scores, and two dimensions of vectors.
 """
 
 import dataclasses
@@ -12,13 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.artifact import (
-    CONFIG,
-    MANIFEST,
-    file_digest,
-    read_manifest,
-    verify,
-)
+from learn_torchrec.artifact import CONFIG, MANIFEST, file_digest, read_manifest, verify
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import AbResult
