@@ -82,10 +82,6 @@ def run(
     So does an operation that the system refuses. A run that was told to stop, and has
     saved what it needs to resume, exits with 0. When the reader of the output is gone
     (`| head`), the program ends as by SIGPIPE.
-
-    Args:
-        main: the app's entry point.
-        argv: its options; None for the command line's.
     """
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s",

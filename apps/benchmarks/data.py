@@ -10,11 +10,7 @@
   processes.
 """
 
-import json
 import logging
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -74,43 +70,30 @@ def write_log(directory: Path, count: int) -> int:
     return num_items
 
 
-def prepare_once(directory: Path, num_items: int, memory: str) -> dict[str, Any]:
-    """Prepare the log in `directory`; return seconds, peak memory and kept events."""
+def prepare_once(folder: str, num_items: int, memory: str) -> dict[str, Any]:
+    """Prepare the log in a folder; return seconds, peak memory and kept events."""
     items = pa.table({"item_id": range(num_items)})
-    out = directory.parent / "prepared"
-    scratch = directory.parent / "scratch"
+    directory, scratch = Path(folder) / "log", Path(folder) / "scratch"
     scratch.mkdir()
     started = time.perf_counter()
     engine = open_engine("duckdb", scratch, memory)
     engine.register("items", items.append_column("item", items["item_id"]))
     engine.scan("log", Location.of(directory))
     prepared = prepare(engine, _CONFIG, pa.int64(), str(directory))
+    out = Path(folder) / "prepared"
     with write_artifact(out, kind=KIND, config={}, inputs={}) as working:
         facts = write_prepared(working, prepared, items)
     engine.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak_mb": peak, "events": facts["events"]}
+    seconds, peak_mb = time.perf_counter() - started, measure.peak_memory_mb()
+    return {"seconds": seconds, "peak_mb": peak_mb, "events": facts["events"]}
 
 
 def measure_scale(count: int, memory: str, scratch: Path) -> dict[str, Any]:
     """Return one size's entry of `scale`, measured in a process of its own."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        directory = Path(folder) / "log"
-        code = (
-            "import json, sys; from pathlib import Path; "
-            f"from {__package__} import data; "
-            "print(json.dumps(data.prepare_once(Path(sys.argv[1]), int(sys.argv[2]), "
-            "sys.argv[3])))"
-        )
-        num_items = write_log(directory, count)
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(directory), str(num_items), memory],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    measured = json.loads(done.stdout.splitlines()[-1])
+        num_items = write_log(Path(folder) / "log", count)
+        arguments = (folder, num_items, memory)
+        measured = measure.in_fresh_process("data", "prepare_once", *arguments)
     line = {
         "rows": count,
         "rows_per_s": round(count / measured["seconds"]),

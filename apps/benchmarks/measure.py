@@ -29,12 +29,9 @@ RESULTS = Path(__file__).with_name("results")
 def parser(
     name: str, description: str | None, figures: str | None = None
 ) -> argparse.ArgumentParser:
-    """Return a benchmark's parser with `--json`.
+    """Return the parser of a benchmark, a module of this package, with `--json`.
 
-    Args:
-        name: of the benchmark's module.
-        description: its docstring.
-        figures: file in `RESULTS` for `--json` without a value, by default `NAME.json`.
+    `figures` is the file in `RESULTS` for `--json` without a value, else `NAME.json`.
     """
     result = argparse.ArgumentParser(
         prog=f"python -m apps.benchmarks.{name}",
@@ -53,12 +50,9 @@ def parser(
 
 
 def publish(results: Mapping[str, Any], path: Path | None, merge: bool = False) -> None:
-    """Write the figures where asked, then print them.
+    """Write figures where asked, then print them.
 
-    Args:
-        results: the figures.
-        path: the file; None to print only.
-        merge: keep the figures of other benchmarks that the file holds.
+    With `merge` the file keeps the figures of other benchmarks.
     """
     if path:
         known = json.loads(path.read_text()) if merge and path.exists() else {}
@@ -67,10 +61,7 @@ def publish(results: Mapping[str, Any], path: Path | None, merge: bool = False) 
 
 
 def require(**wheels: str) -> None:
-    """Check, before a benchmark starts, that the packages it needs are installed.
-
-    Args:
-        wheels: pip's name of each module.
+    """Check that modules are installed; `wheels` are their names for pip.
 
     Raises:
         UserError: a package is missing; names the pip command.
@@ -113,11 +104,8 @@ def bare_products(
     """Return a function that does matrix products and nothing else.
 
     Timed in turns with real work, it tells which share of the work's time the matrix
-    products alone take on this machine.
-
-    Args:
-        shapes: (m, k, n, count): `count` products [m, k] x [k, n].
-        dtype: of the matrices.
+    products alone take on this machine. A shape (m, k, n, count) stands for `count`
+    products [m, k] x [k, n].
     """
     operands = [
         (torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), count)
@@ -132,31 +120,35 @@ def bare_products(
     return run
 
 
-def peak_memory_mb(module: str, function: str, *arguments: Any) -> float:
-    """Return how much a call raises the peak memory of a fresh process, in MB.
+def in_fresh_process(module: str, function: str, *arguments: Any) -> Any:
+    """Return the result of a call in a process of its own.
 
-    `function(*arguments)` must print nothing and return the function to measure, which
-    takes no arguments.
+    `module` is one of this package; arguments and result are JSON.
     """
     code = (
-        f"import json, sys\nfrom {__package__}.measure import _measured\n"
-        f"from {module} import {function} as prepare\n"
-        f"print(_measured(prepare(*json.loads(sys.argv[1]))))"
+        f"import json, sys; from {__package__}.{module} import {function}; "
+        f"print(json.dumps({function}(*json.loads(sys.argv[1]))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
-    return float(done.stdout.split()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measured(run: Callable[[], object]) -> float:
+def peak_memory_mb() -> float:
+    """Return the peak memory of this process so far, interpreter and libraries too."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory_increase_mb(run: Callable[[], object]) -> float:
+    """Return by how much a call raises the peak over the memory in use before."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     resident_mb = pages * resource.getpagesize() / 2**20
     run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - resident_mb
+    return peak_memory_mb() - resident_mb
 
 
 def machine() -> dict[str, Any]:
@@ -177,11 +169,9 @@ def machine() -> dict[str, Any]:
 
 def run_tests(*paths: str) -> dict[str, int]:
     """Run tests that need no GPU, slow ones too; return how many passed and failed."""
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
-            *("-m", "not gpu", *paths),
-        ],
+        [*pytest, "-m", "not gpu", *paths],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -7,13 +7,9 @@
   users (both scale linearly with users), then for all 240,000 in a process of its own.
 """
 
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +56,8 @@ def measure_rows(num_rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.parquet"
         _write_rows(path, num_rows)
-        alone = _alone("rows_from_file", str(path))
-    return {"rows": num_rows, **alone}
+        cost = measure.in_fresh_process("metrics", "time_file", str(path))
+    return {"rows": num_rows, **cost}
 
 
 def measure_against_sklearn() -> dict[str, Any]:
@@ -113,57 +109,36 @@ def measure_top_items(num_users: int) -> dict[str, Any]:
     )
     found = top_items(users, items, _K).scores
     assert np.allclose(found, index.search(users.numpy(), _K)[0], atol=1e-4)
-    alone = _alone("all_top_items", num_users)
+    cost = measure.in_fresh_process("metrics", "time_top_items", num_users)
     return {
         "topk_over_faiss": seconds["ours"] / seconds["faiss"],
         "topk_timed_users": _TIMED_USERS,
         "topk_users": num_users,
-        "topk_seconds": alone["seconds"],
-        "topk_peak_gb": alone["peak_gb"],
+        "topk_seconds": cost["seconds"],
+        "topk_peak_gb": cost["peak_gb"],
     }
 
 
-def rows_from_file(path: str) -> Callable[[], Any]:
-    """Return the work behind `measure_rows`."""
-
-    def run() -> dict[str, Any]:
-        stream = MetricsStream()
-        stream_predictions(Path(path), stream)
-        return stream.finish()
-
-    return run
-
-
-def all_top_items(num_users: int) -> Callable[[], None]:
-    """Return the work behind `measure_top_items`."""
-    vectors = _vectors(num_users)
-    return lambda: top_items(*vectors, _K) and None
-
-
-def _alone(function: str, argument: Any) -> dict[str, Any]:
-    """Return the seconds, peak memory and result of work done in a fresh process.
-
-    The memory includes the interpreter and the libraries.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, function, json.dumps(argument)],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    body: dict[str, Any] = json.loads(done.stdout)
-    return body
-
-
-def _report(function: str, argument: str) -> None:
-    prepare: Callable[[Any], Callable[[], Any]] = globals()[function]
-    run = prepare(json.loads(argument))
+def time_file(path: str) -> dict[str, Any]:
+    """Return the time, peak memory and metrics of a prediction file."""
     start = time.perf_counter()
-    result = run()
-    seconds = time.perf_counter() - start
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    body = {"seconds": round(seconds, 2), "peak_gb": round(peak_gb, 3)}
-    print(json.dumps(body | ({"metrics": result} if result else {})))
+    stream = MetricsStream()
+    stream_predictions(Path(path), stream)
+    metrics = stream.finish()
+    return {**_cost(start), "metrics": metrics}
+
+
+def time_top_items(num_users: int) -> dict[str, Any]:
+    """Return the time and peak memory of a top-K search."""
+    vectors = _vectors(num_users)
+    start = time.perf_counter()
+    top_items(*vectors, _K)
+    return _cost(start)
+
+
+def _cost(start: float) -> dict[str, Any]:
+    seconds, peak_gb = time.perf_counter() - start, measure.peak_memory_mb() / 1024
+    return {"seconds": round(seconds, 2), "peak_gb": round(peak_gb, 3)}
 
 
 def _write_rows(path: Path, num_rows: int) -> None:
@@ -199,7 +174,4 @@ def _vectors(num_users: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and not sys.argv[1].startswith("-"):
-        _report(*sys.argv[1:])
-    else:
-        program.run(main)
+    program.run(main)

@@ -373,6 +373,11 @@ def loss_problem(num_users: int, naive: bool) -> Callable[[], None]:
     return run
 
 
+def loss_memory_mb(num_users: int, naive: bool) -> float:
+    """Return the memory that a loss and its gradient take."""
+    return measure.memory_increase_mb(loss_problem(num_users, naive))
+
+
 def naive_loss(anchors: Tensor, positives: Tensor, items: Tensor) -> Tensor:
     """Return the loss from one matrix of all anchors and all candidates."""
     users, count = items.shape
@@ -396,9 +401,11 @@ def measure_loss_memory() -> dict[str, float]:
     The naive loss is measured at 1,024 users, where it fits: all its matrices are
     anchors x candidates, so four times the users take sixteen times the memory.
     """
-    module = f"{__package__}.towers"
-    ours = measure.peak_memory_mb(module, "loss_problem", 4096, False)
-    naive = 16 * measure.peak_memory_mb(module, "loss_problem", 1024, True)
+    ours, naive = (
+        measure.in_fresh_process("towers", "loss_memory_mb", *arguments)
+        for arguments in ((4096, False), (1024, True))
+    )
+    naive *= 16
     return {
         "loss_peak_mb": ours,
         "naive_loss_peak_mb": naive,

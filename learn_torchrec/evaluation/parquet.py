@@ -94,14 +94,9 @@ class ParquetParts:
         rows: ds.Expression | None = None,
         filtered_by: Sequence[str] = (),
     ) -> Iterator[pa.RecordBatch]:
-        """Yield batches of a row group.
+        """Yield batches of a row group: the columns `names`, at most `batch_rows` rows.
 
-        Args:
-            group: one of `row_groups`.
-            names: columns to read.
-            batch_rows: most rows of a batch.
-            rows: filter of the rows; None for all.
-            filtered_by: the columns that `rows` names.
+        `rows` is a filter, `filtered_by` the columns that it uses.
 
         Raises:
             UserError: see `read`.
@@ -194,11 +189,7 @@ def refuse_null(column: pa.Array, name: str, first_row: int = 0) -> None:
 
 
 def as_numbers(column: pa.Array, name: str) -> AnyArray:
-    """Return a column of numbers or booleans; decimals become float64.
-
-    Args:
-        column: [N], without nulls.
-        name: of the column, for messages.
+    """Return a column [N] of numbers or booleans without nulls, decimals as float64.
 
     Raises:
         UserError: values that are not numbers.
@@ -216,12 +207,7 @@ def as_numbers(column: pa.Array, name: str) -> AnyArray:
 
 
 def as_counts(column: pa.Array, name: str, first_row: int = 0) -> Int64Array:
-    """Return counts, which a left join may have turned into floats.
-
-    Args:
-        column: [N] whole numbers of any type.
-        name: of the column, for messages.
-        first_row: number of the first row, for messages.
+    """Return a column [N] of counts, which a left join may have turned into floats.
 
     Raises:
         UserError: nulls or NaN, fractions, negative numbers or other values.

@@ -126,16 +126,11 @@ def stream_predictions(
 ) -> None:
     """Add a prediction file's rows to a stream, reading only the columns it needs.
 
-    Args:
-        path: see `read_predictions`.
-        stream: takes the rows.
-        communicator: each rank reads its share of the row groups.
-        rows: filter, e.g. one of `ranking.cohort_filters`; None for all rows.
-        task: which columns are labels and scores.
-        needs_clicks: whether to read the column of clicks, if there is one.
+    Each rank of `communicator` reads its share of the row groups. `rows` is a filter,
+    e.g. one of `ranking.cohort_filters`; see `read_predictions` for the others.
 
     Raises:
-        UserError: see `read_predictions`; a file without rows.
+        UserError: see `read_predictions`.
     """
     communicator = communicator or LocalCommunicator()
     parts = open_predictions(path)

@@ -67,11 +67,7 @@ def cohort_filters(
 ) -> dict[str, ds.Expression | None]:
     """Return the filter of each cohort's rows in a file, None for all rows.
 
-    The names are those of `cohort_masks`.
-
-    Args:
-        columns: names of the file's columns.
-        cohorts: bounds.
+    The names are those of `cohort_masks` for a file with these columns.
     """
     cohorts = cohorts or CohortConfig()
     filters: dict[str, ds.Expression | None] = {ALL: None}
@@ -148,20 +144,12 @@ def stream_by_cohort(
 ) -> dict[str, RankingMetrics]:
     """As `metrics_by_cohort`, from a file read in batches, once per cohort.
 
-    Args:
-        path: see `read_predictions`.
-        cohorts: bounds.
-        convention: see `evaluate_auc`.
-        metrics: see `evaluate_auc`.
-        task: which columns are labels and scores.
-        communicator: of the ranks that share the rows.
-
     Raises:
         UserError: see `stream_predictions`.
     """
     result = {}
+    names = (task.label, task.score)
     for name, rows in cohort_filters(open_predictions(path).names, cohorts).items():
-        names = (task.label, task.score)
         stream = MetricsStream(
             convention, communicator=communicator, metrics=metrics, names=names
         )

@@ -87,21 +87,7 @@ def evaluate_scores(
     history: Jagged | None = None,
     ks: Sequence[int] = (50, 100),
 ) -> RetrievalMetrics:
-    """Rank the whole gallery by any scores, in blocks of users.
-
-    Args:
-        score_block: see `target_ranks`.
-        num_items: I.
-        targets: gallery rows of each user's targets, -1 outside the gallery.
-        history: gallery rows to exclude from each user's ranking, or None.
-        ks: cut-offs.
-
-    Returns:
-        See `rank_metrics`.
-
-    Raises:
-        UserError: see `target_ranks` and `rank_metrics`.
-    """
+    """Return the `rank_metrics` of the `target_ranks` of all users."""
     ranks = target_ranks(score_block, num_items, targets, history)
     return rank_metrics(ranks, num_items, targets, ks)
 

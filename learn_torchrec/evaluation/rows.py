@@ -91,16 +91,10 @@ def check_columns(
     first_row: int = 0,
     names: tuple[str, str] = (LABEL, SCORE),
 ) -> Columns:
-    """Check the columns beside the ids and drop rows of weight 0.
+    """Check the columns of `auc.evaluate_auc` beside the ids; drop rows of weight 0.
 
-    Args:
-        length: N, the number of ids.
-        labels: see `auc.evaluate_auc`, as for the next three.
-        scores: [N].
-        weights: [N], or None.
-        clicks: [N], or None.
-        first_row: number of the first row, for messages.
-        names: of the columns of labels and of scores, for messages.
+    `length` is N. `first_row`, the first row's number, and `names`, of the columns of
+    labels and scores, are for messages.
 
     Raises:
         UserError: see `auc.evaluate_auc`.

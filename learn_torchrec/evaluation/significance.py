@@ -59,17 +59,8 @@ def paired_bootstrap(  # noqa: PLR0913  the arguments of `evaluate_auc` and two 
 ) -> dict[str, PairedDifference]:
     """Compare two score columns of the same rows, resampling users.
 
-    Args:
-        user_ids: [N] int64 or string.
-        labels: [N] of 0 and 1.
-        baseline_scores: [N] finite numbers.
-        candidate_scores: [N] finite numbers.
-        weights: [N] sample weights, as for `evaluate_auc`.
-        num_resamples: how often U users are drawn with replacement.
-        seed: of the draws.
-        clicks: [N], as for `evaluate_auc`.
-        convention: of AUC, UAUC and WUAUC, as for `evaluate_auc`.
-        metrics: as for `evaluate_auc`.
+    U users are drawn `num_resamples` times with replacement, from `seed`. The other
+    arguments are those of `evaluate_auc`.
 
     Returns:
         The difference of each metric that has one, by name. Resamples in which a

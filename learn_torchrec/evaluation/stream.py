@@ -111,16 +111,10 @@ class MetricsStream:
         *,
         first_row: int | None = None,
     ) -> None:
-        """Take a batch; the other arguments are those of `auc.evaluate_auc`.
+        """Take a batch of the columns of `auc.evaluate_auc`.
 
-        Args:
-            user_ids: as the next four, see there.
-            labels: [N].
-            scores: [N].
-            weights: [N], or None.
-            clicks: [N], or None.
-            first_row: number of the first row, for messages; None continues from the
-                batch before.
+        `first_row` is the first row's number, for messages; None continues from the
+        batch before.
 
         Raises:
             UserError: see `auc.evaluate_auc`; weights or clicks in some batches only.

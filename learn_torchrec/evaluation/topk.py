@@ -70,20 +70,9 @@ def top_items(user_vectors: Tensor, item_vectors: Tensor, k: int) -> TopItems:
 def top_new_items(
     user_vectors: Tensor, item_vectors: Tensor, k: int, history: Jagged
 ) -> TopItems:
-    """Return every user's K items of highest dot product outside the history.
+    """As `top_items`, without the items (rows) of each user's history.
 
-    Args:
-        user_vectors: see `top_items`.
-        item_vectors: see `top_items`.
-        k: K, at most I.
-        history: int64 item rows of every user.
-
-    Returns:
-        The items, padded with row UNKNOWN and score -inf where a user has fewer than K
-        new items.
-
-    Raises:
-        UserError: see `top_items`.
+    Row UNKNOWN and score -inf pad the items of a user with fewer than K new ones.
     """
     _check(user_vectors, item_vectors, k)
     num_items = len(item_vectors)
@@ -117,15 +106,10 @@ def approximate_top_items(
     recall_users: int = 1000,
     seed: int = 0,
 ) -> ApproximateTopItems:
-    """Search an approximate FAISS index and measure its recall.
+    """As `top_items`, from an approximate FAISS index whose recall is measured.
 
-    Args:
-        user_vectors: floating [U, D].
-        item_vectors: floating [I, D].
-        k: K, at most I.
-        index: FAISS's factory string, e.g. "HNSW32" or "IVF1024,Flat".
-        recall_users: number of random users whose exact answer is computed too.
-        seed: of their draw.
+    `index` is FAISS's factory string, e.g. "HNSW32" or "IVF1024,Flat". The exact answer
+    is computed too for `recall_users` users, drawn with `seed`.
 
     Raises:
         UserError: see `top_items`; FAISS is missing or does not know the index.

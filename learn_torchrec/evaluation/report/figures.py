@@ -78,13 +78,8 @@ def percentages(
 ) -> Iterator[Figure]:
     """Yield a drawing of fractions as percentages, unless all are undefined.
 
-    Args:
-        name: see `Figure`.
-        title: see `Figure`.
-        entries: label of each row, and its values `part`, `low` and `high`, which are
-            None if undefined.
-        part: key of the value.
-        label: what the percentages are.
+    `entries` are each row's label, and its values under the keys `part`, "low" and
+    "high": None if undefined. `label` says what they are.
     """
     rows = [
         (row, 100 * one[part], 100 * one["low"], 100 * one["high"])
