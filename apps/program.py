@@ -101,17 +101,14 @@ def run(
             raise
         sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:
-        if not isinstance(error, UserError) and not _is_refusal(error):
+        is_refusal = isinstance(error, (UserError, *_REFUSALS))
+        if not is_refusal and getattr(error, "errno", None) not in _REFUSED:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run it again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
-
-
-def _is_refusal(error: OSError) -> bool:
-    return isinstance(error, _REFUSALS) or error.errno in _REFUSED
 
 
 def _stdout_is_broken() -> bool:

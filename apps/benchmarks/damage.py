@@ -16,6 +16,7 @@ from typing import Any
 
 from .stages import LIMIT, STEPS, FaultStep, complete, content_of, start
 
+_DAMAGED_RUNS = 6  # of each training stage
 _UNREAD = ("config.json", "log.jsonl")  # by any stage
 
 
@@ -95,7 +96,7 @@ def _refused(step: FaultStep, folder: Path, artefact: Path) -> tuple[bool, str]:
 
 
 def damaged_checkpoints(
-    folder: Path, generator: random.Random, jobs: int, each: int = 6
+    folder: Path, generator: random.Random, jobs: int
 ) -> dict[str, int]:
     """Damage the newest checkpoint of killed runs; count how many end identical.
 
@@ -107,7 +108,7 @@ def damaged_checkpoints(
             pool.submit(_damage_checkpoint, step, folder, generator.random(), number)
             for step in STEPS
             if step.name in ("towers", "ranker")
-            for number in range(each)
+            for number in range(_DAMAGED_RUNS)
         ]
         same = [run.result() for run in runs]
     return {"checkpoints": len(same), "checkpoints_identical": sum(same)}

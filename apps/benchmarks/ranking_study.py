@@ -27,11 +27,10 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.split import resolve_times
-from learn_torchrec.evaluation import rows as scored_rows
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.evaluation.cohorts import assign_cohorts
 from learn_torchrec.evaluation.conventions import PAPER
-from learn_torchrec.evaluation.metric import PerUser
+from learn_torchrec.evaluation.rows import prepare_rows
 from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
@@ -160,6 +159,9 @@ def tune(
     """Return the settings with the best validation UAUC, and the UAUC of all draws."""
     space = _SPACE if arm == "baseline" else {**_SPACE, **_LEARN_SPACE}
     random = np.random.default_rng(0)
+    users_and_labels = _columns(
+        study.dataset.impressions.filter(pa.array(study.validation))
+    )
     tried: list[dict[str, Any]] = []
     for _ in range(trials):
         settings = {
@@ -169,9 +171,9 @@ def tune(
         scores = fit_and_score(
             study, arm, ranker, study.train, study.validation, device, log
         )
-        metrics = _metrics(study, study.validation, scores)
-        tried.append({"settings": settings, "uauc": metrics["uauc"]})
-        print(f"{arm} {settings}: validation UAUC {metrics['uauc']:.4f}", flush=True)
+        uauc = evaluate_auc(*users_and_labels, scores)["uauc"]
+        tried.append({"settings": settings, "uauc": uauc})
+        print(f"{arm} {settings}: validation UAUC {uauc:.4f}", flush=True)
     best = max(tried, key=lambda trial: trial["uauc"])
     return {**best, "validation_uauc_of_all": [trial["uauc"] for trial in tried]}
 
@@ -240,23 +242,28 @@ def compare(study: Study, scores: dict[str, list[Float64Array]]) -> dict[str, An
     for side, column in (("user", USER_ACTIVITY), ("item", ITEM_ACTIVITY)):
         activity = table[column].to_numpy()
         masks |= assign_cohorts(side, activity, study.run.cohorts)
-    return {name: _compare_rows(study, mask, scores) for name, mask in masks.items()}
+    users, labels = _columns(table)
+    return {
+        name: _compare_rows(
+            users.filter(mask),
+            labels.filter(mask),
+            {arm: [values[mask] for values in scores[arm]] for arm in ARMS},
+        )
+        for name, mask in masks.items()
+    }
 
 
 def _compare_rows(
-    study: Study, mask: BoolArray, scores: dict[str, list[Float64Array]]
+    users: pa.Array, labels: pa.Array, scores: dict[str, list[Float64Array]]
 ) -> dict[str, Any]:
-    rows = np.flatnonzero(study.test)[mask]
-    chosen = np.zeros(len(study.test), bool)
-    chosen[rows] = True
-    if not len(rows):
+    if not len(users):
         return {"rows": 0}
     metrics = {
-        arm: [_metrics(study, chosen, values[mask]) for values in scores[arm]]
+        arm: [evaluate_auc(users, labels, values) for values in scores[arm]]
         for arm in ARMS
     }
     result: dict[str, Any] = {
-        "rows": len(rows),
+        "rows": len(users),
         **{k: metrics["baseline"][0][k] for k in ("users", "users_kept", "positives")},
     }
     for name in ("auc", "uauc", "wuauc", "ne"):
@@ -268,27 +275,23 @@ def _compare_rows(
             "points_by_seed": [100 * float(gain) for gain in gains],
             "seed_std": 100 * float(gains.std(ddof=1)) if len(gains) > 1 else None,
         }
-    gains, impressions = _gains_by_user(study, chosen, mask, scores)
-    intervals = bootstrap(gains, impressions)
+    intervals = bootstrap(*_gains_by_user(users, labels, scores))
     for name, interval in intervals.items():
         result[name]["interval"] = interval
     return result
 
 
 def _gains_by_user(
-    study: Study,
-    chosen: BoolArray,
-    mask: BoolArray,
-    scores: dict[str, list[Float64Array]],
+    users: pa.Array, labels: pa.Array, scores: dict[str, list[Float64Array]]
 ) -> tuple[Float64Array, Float64Array]:
     """Return each kept user's AUC gain, averaged over seeds, and impressions."""
-    users, labels = _columns(study, chosen)
-
-    def by_user(values: Float64Array) -> PerUser:
-        rows = scored_rows.prepare_rows(users, labels, values)
-        return users_that_count(count_users(rows), PAPER)
-
-    by_arm = {arm: [by_user(values[mask]) for values in scores[arm]] for arm in ARMS}
+    by_arm = {
+        arm: [
+            users_that_count(count_users(prepare_rows(users, labels, values)), PAPER)
+            for values in scores[arm]
+        ]
+        for arm in ARMS
+    }
     means = {
         arm: np.mean([seed.values for seed in by_arm[arm]], axis=0) for arm in ARMS
     }
@@ -296,12 +299,12 @@ def _gains_by_user(
 
 
 def bootstrap(
-    gains: Float64Array, impressions: Float64Array, seed: int = 0
+    gains: Float64Array, impressions: Float64Array
 ) -> dict[str, list[float] | None]:
     """Return the 95 % interval of the mean gain, unweighted and weighted, in points."""
     if not len(gains):
         return {"uauc": None, "wuauc": None}
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     drawn = random.integers(len(gains), size=(_RESAMPLES, len(gains)))
     weights = impressions[drawn]
     means = {
@@ -314,13 +317,8 @@ def bootstrap(
     }
 
 
-def _metrics(study: Study, chosen: BoolArray, scores: Float64Array) -> dict[str, float]:
-    return evaluate_auc(*_columns(study, chosen), scores)
-
-
-def _columns(study: Study, chosen: BoolArray) -> tuple[pa.Array, pa.Array]:
-    table = study.dataset.impressions.filter(pa.array(chosen))
-    return table[USER_ID].combine_chunks(), table[LABEL].combine_chunks()
+def _columns(impressions: pa.Table) -> tuple[pa.Array, pa.Array]:
+    return impressions[USER_ID].combine_chunks(), impressions[LABEL].combine_chunks()
 
 
 if __name__ == "__main__":

@@ -59,9 +59,9 @@ class Work:
     store: ContentStore
 
 
-def make_work(directory: Path, seed: int = 0) -> Work:
+def make_work(directory: Path) -> Work:
     """Draw users whose lengths are uniform from 1 to H and to T: half full."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     vectors = random.standard_normal((CATALOGUE, CONTENT_DIM), np.float32)
     with write_artifact(directory, kind=KIND, config={}, inputs={}) as working:
         write_content_store(working, pa.array(range(CATALOGUE)), vectors)

@@ -151,7 +151,7 @@ def check_launcher(path: str | None = None) -> Check:
     # Its local scheduler runs `bash -c "torchrun ..."`: the first one on PATH.
     for program in (name, "torchrun"):
         place = shutil.which(program, path=path)
-        if place is None or not _same_folder(Path(place).parent, programs):
+        if place is None or Path(place).parent.resolve() != programs.resolve():
             where = f"PATH finds {place}" if place else "PATH does not find it"
             return problem(
                 name,
@@ -159,10 +159,6 @@ def check_launcher(path: str | None = None) -> Check:
                 f"export PATH={programs}{os.pathsep}$PATH",
             )
     return good(name, f"{version}, torchrun on PATH")
-
-
-def _same_folder(left: Path, right: Path) -> bool:
-    return left.resolve() == right.resolve()
 
 
 def check_encoder(versions: Mapping[str, str], folder: Path | None) -> Check:

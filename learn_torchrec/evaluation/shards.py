@@ -106,16 +106,13 @@ def exchange(
     mine: StreamedRows, owners: Int64Array, communicator: Communicator
 ) -> StreamedRows:
     """Send every row to its owner; return the rows that this rank owns."""
-    kinds = [
-        kind
-        for kind in communicator.gather(_kinds(mine) if len(mine.keys) else None)
-        if kind is not None
-    ]
+    own = [None if column is None else column.dtype.str for column in mine]
+    by_rank = communicator.gather(own if len(mine.keys) else None)
     order = np.argsort(owners, kind="stable")
     cuts = np.cumsum(np.bincount(owners, minlength=communicator.size))[:-1]
     received: list[Any] = []
     for number, column in enumerate(mine):
-        dtypes = {kind[number] for kind in kinds}
+        dtypes = {dtypes[number] for dtypes in by_rank if dtypes is not None}
         if not dtypes or None in dtypes:  # no rows anywhere, or no such column
             received.append(column)
             continue
@@ -125,7 +122,3 @@ def exchange(
         parts = np.split(column.astype(dtype)[order], cuts)
         received.append(np.concatenate(communicator.exchange(parts)))
     return StreamedRows._make(received)
-
-
-def _kinds(rows: StreamedRows) -> list[str | None]:
-    return [None if column is None else column.dtype.str for column in rows]

@@ -104,12 +104,11 @@ def approximate_top_items(
     k: int,
     index: str = "HNSW32",
     recall_users: int = 1000,
-    seed: int = 0,
 ) -> ApproximateTopItems:
     """As `top_items`, from an approximate FAISS index whose recall is measured.
 
     `index` is FAISS's factory string, e.g. "HNSW32" or "IVF1024,Flat". The exact answer
-    is computed too for `recall_users` users, drawn with `seed`.
+    is computed too for `recall_users` random users.
 
     Raises:
         UserError: see `top_items`; FAISS is missing or does not know the index.
@@ -127,7 +126,7 @@ def approximate_top_items(
     built.train(items)
     built.add(items)
     top = TopItems(*built.search(users, k))
-    drawn = np.random.default_rng(seed).permutation(len(users))[:recall_users]
+    drawn = np.random.default_rng(0).permutation(len(users))[:recall_users]
     exact = top_items(torch.from_numpy(users[drawn]), torch.from_numpy(items), k)
     found = [
         len(np.intersect1d(*pair))

@@ -97,7 +97,7 @@ def _ranking_table(ranking: Mapping[str, Any], suffix: str) -> Table:
             name,
             cohort_title(cohort),
             values["rows"],
-            _share(values["rows"], cohorts["all"]["rows"]),
+            100 * values["rows"] / total if (total := cohorts["all"]["rows"]) else None,
             values["users_kept"],
             *(values[metric] for metric in names),
         ]
@@ -111,10 +111,6 @@ def _ranking_table(ranking: Mapping[str, Any], suffix: str) -> Table:
         formats=["", "", ",d", ".2f", ",d", *[".4f"] * len(names)],
         rows=rows,
     )
-
-
-def _share(part: int, whole: int) -> float | None:
-    return 100 * part / whole if whole else None
 
 
 def _difference_tables(differences: Mapping[str, Any], suffix: str) -> Iterator[Table]:
