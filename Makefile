@@ -1,5 +1,5 @@
-# The order of installation: what pip resolves, then what it must not resolve
-# (torchrec, recbole: see requirements/no-deps.txt), then this project itself.
+# Order of installation: packages that pip resolves, packages whose dependencies it must
+# not resolve (torchrec, recbole: see requirements/no-deps.txt), then this project.
 PYTHON      ?= python3
 ACCELERATOR ?= cpu
 TORCH_INDEX ?=
@@ -9,7 +9,8 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 SPEC := $(wildcard requirements/*.txt) pyproject.toml setup.py
-# Both fbgemm wheels write the same module: where the other one is, both go first.
+# Both fbgemm wheels install the same module: if the other one is installed, both are
+# uninstalled first.
 UNWANTED_cpu  := fbgemm-gpu
 UNWANTED_cuda := fbgemm-gpu-cpu
 
@@ -79,7 +80,7 @@ test: dev ## the fast tests
 test-slow: dev ## the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
-test-faults: dev ## kill, damage and starve every stage (half an hour), into faults.json
+test-faults: dev ## inject faults into every stage (half an hour), into faults.json
 	@$(BIN)/python -m apps.benchmarks.faults --json $(ARGS)
 
 soak: dev ## an hour of training on two ranks: memory and throughput, into faults.json

@@ -1,8 +1,8 @@
-"""Which folders are installed, and under which names; the rest is pyproject.toml's.
+"""The packages to install and their names; the rest is in pyproject.toml.
 
 `apps/` and `torchx_components/` lie at the top of the repository and are installed
-inside `learn_torchrec`, where they meet nobody else's `apps`. Benchmarks need the
-repository and stay there.
+inside `learn_torchrec`, where they cannot clash with another package `apps`. Benchmarks
+need the repository and are not installed.
 """
 
 from setuptools import find_packages, setup

@@ -1,6 +1,6 @@
-"""Data to try things on: `data market` writes a generated market as a data set.
+"""Generate data: `data market` writes a market of users and items as a data set.
 
-Its impressions carry `oracle`, the true probability of conversion; read it with
+Its impressions carry `oracle`, the true probability of conversion. Read it with
 `--data parquet:DIR`.
 """
 
@@ -15,14 +15,12 @@ from learn_torchrec.artifact import is_finished, locked, recipe_of, write_artifa
 from learn_torchrec.config import from_dict, to_dict
 from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_market
 
-from . import options
+from . import options, program
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
-    parser = argparse.ArgumentParser(
-        prog="learn-torchrec data", description=__doc__, allow_abbrev=False
-    )
+    parser = program.parser("data", __doc__)
     market = parser.add_subparsers(dest="what", required=True).add_parser(
         "market", help="users, items and impressions with known probabilities"
     )
@@ -32,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
     market.add_argument("--out", type=Path, required=True, metavar="DIR")
     market.add_argument(
-        "--overwrite", action="store_true", help="replace a market of other settings"
+        "--overwrite", action="store_true", help="replace a market with other settings"
     )
     return parser
 
@@ -40,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the market, day by day."""
     args = build_parser().parse_args(argv)
-    config = _configured(args)
+    names = [field.name for field in dataclasses.fields(MarketConfig)]
+    values = {name: getattr(args, name) for name in names}
+    config = from_dict(MarketConfig, values, "data market")
     settings = to_dict(config)
     if is_finished(args.out, KIND, recipe_of(KIND, settings, {}), args.overwrite):
         return
@@ -54,12 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{config.impressions:,} impressions; read them with --data parquet:{args.out}"
     )
-
-
-def _configured(args: argparse.Namespace) -> MarketConfig:
-    names = [field.name for field in dataclasses.fields(MarketConfig)]
-    values = {name: getattr(args, name) for name in names}
-    return from_dict(MarketConfig, values, "data market")
 
 
 if __name__ == "__main__":

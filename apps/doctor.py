@@ -1,6 +1,5 @@
 """Check this machine and installation, one line each, with a fix for each problem."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,7 @@ from .checkup import Check, installation, machine, runtime
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print every check; exit with code 1 when one fails."""
-    argparse.ArgumentParser(
-        prog="learn-torchrec doctor", description=__doc__, allow_abbrev=False
-    ).parse_args(argv)
+    program.parser("doctor", __doc__).parse_args(argv)
     checks = examine()
     for check in checks:
         print(check.line())
@@ -27,14 +24,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def examine() -> list[Check]:
     """Run every check, the cheap ones first."""
     versions = installation.installed(
-        (
-            "torch",
-            "torchrec",
-            *installation.FBGEMM_WHEELS,
-            *installation.PACKAGES,
-            "gguf",
-            "accelerate",
-        )
+        [
+            *("torch", "torchrec", "gguf", "accelerate"),
+            *(*installation.FBGEMM_WHEELS, *installation.PACKAGES),
+        ]
     )
     findings = runtime.find()
     return [

@@ -1,8 +1,8 @@
 """Stage 1: encode every item's text with a frozen language model.
 
-An interrupted run resumes: what it has encoded is kept beside --out. With --overwrite,
-or --reuse DIR, only new items and items with a changed text are encoded. Ranks share
-the texts.
+An interrupted run resumes: its vectors are kept beside --out. With --overwrite or
+--reuse DIR, only new items and items whose text changed are encoded. Ranks share the
+work.
 """
 
 import argparse
@@ -19,11 +19,7 @@ import torch.distributed as dist
 from learn_torchrec.arrays import Int64Array, UInt64Array
 from learn_torchrec.content import extract, store
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.content.vector_cache import (
-    ENCODER_FACT,
-    VectorCache,
-    earlier_store,
-)
+from learn_torchrec.content.vector_cache import ENCODER_FACT, VectorCache, earlier_store
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
@@ -41,7 +37,7 @@ from learn_torchrec.training.distributed import (
 from . import options
 from .job import Job, describe
 
-_SHOWN_SECONDS = 60.0  # for a shared file system to show what another host wrote
+_VISIBLE_SECONDS = 60.0  # for files of another host to appear on a shared file system
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--reuse",
         type=Path,
         metavar="DIR",
-        help="an earlier content store, whose vectors of unchanged texts are reused",
+        help="an earlier content store; its vectors of unchanged texts are reused",
     )
     return parser
 
@@ -68,7 +64,7 @@ def plan(args: argparse.Namespace) -> Job:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write a content store for the items of a data set; ranks share them."""
+    """Write a content store for the items of a data set; ranks share the work."""
     args = build_parser().parse_args(argv)
     job = plan(args)
     if job.is_done():
@@ -78,24 +74,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     items = open_dataset(args.data).items
     ids = store.checked_ids(items[ITEM_ID])
     with process_group(), locked_on_rank0(job.out):
-        cache = VectorCache(_unfinished(job.out, encoder), _earlier(args, encoder))
+        partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"
+        cache = VectorCache(partial, _earlier(args, encoder))
         part = rank_share(items.num_rows)
         mine = extract.text_hashes(
             items.slice(part.start, part.stop - part.start), config
         )
         hashes = np.concatenate(gather_objects(mine))
+        # Rank 0 decides: some file systems list directories late.
         rows = extract.missing_rows(hashes, cache) if is_writer() else None
-        rows = broadcast_from_rank0(
-            rows
-        )  # directories are listed late on some file systems
-        loaded = extract.encode(
-            items,
-            rows[dist.get_rank() :: dist.get_world_size()],
-            hashes,
-            config,
-            cache,
-        )
-        loaded_by_rank = gather_objects(loaded)  # and all are done
+        rows = broadcast_from_rank0(rows)
+        my_rows = rows[dist.get_rank() :: dist.get_world_size()]
+        encoder_facts = extract.encode(items, my_rows, hashes, config, cache)
+        all_encoder_facts = gather_objects(encoder_facts)  # all ranks have encoded
         with raise_on_all_ranks():
             positions = _positions(mine, cache)
         dim = max(gather_objects(cache.dim or 0))
@@ -113,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             parts = gather_objects(moments)
             if is_writer():
                 facts["encoded"] = len(rows)
-                for encoder_facts in loaded_by_rank:
+                for encoder_facts in all_encoder_facts:
                     facts.update(encoder_facts)
                 total = functools.reduce(operator.add, parts)
                 facts["text_hash"] = store.finish_content_store(working, ids, total)
@@ -122,36 +113,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _positions(hashes: UInt64Array, cache: VectorCache) -> Int64Array:
-    """Find the vectors that all ranks have made, those of other ranks on disk.
+    """Find the vectors of some texts, waiting for files that other ranks wrote.
 
     Raises:
         UserError: the files of another rank are not visible after a minute.
     """
-    end = time.monotonic() + _SHOWN_SECONDS
+    end = time.monotonic() + _VISIBLE_SECONDS
     while True:
         cache.reload()
         positions = cache.find(hashes)
-        if (positions >= 0).all() or time.monotonic() > end:
-            break
+        if (positions >= 0).all():
+            return positions
+        if time.monotonic() > end:
+            raise UserError(
+                f"{cache.directory}: files of other ranks are not visible; put --out "
+                "on a file system that all hosts share"
+            )
         time.sleep(1)
-    if (positions < 0).any():
-        raise UserError(
-            f"{cache.directory}: does not show what other ranks wrote; put --out on a "
-            "file system that all hosts share"
-        )
-    return positions
-
-
-def _unfinished(out: Path, encoder: str) -> Path:
-    """Return where a run keeps its vectors until the store is complete."""
-    return out.parent / f".{out.name}.{encoder[:12]}.partial"
 
 
 def _earlier(args: argparse.Namespace, encoder: str) -> ContentStore | None:
     """Return the store whose vectors may be reused, if there is one."""
     if args.reuse is not None:
         return earlier_store(args.reuse, encoder)
-    # The store that is about to be replaced will do, if the same encoder made it.
+    # Otherwise the store that is about to be replaced, if the same encoder made it.
     with contextlib.suppress(UserError):
         return earlier_store(args.out, encoder)
     return None

@@ -1,4 +1,4 @@
-"""Score prediction files: AUC, UAUC, WUAUC, NE and calibration by cohort."""
+"""Evaluate prediction files: AUC, UAUC, WUAUC, NE and calibration by cohort."""
 
 import argparse
 import contextlib
@@ -14,11 +14,7 @@ from learn_torchrec.artifact import MANIFEST, verify
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
-from learn_torchrec.evaluation.auc import (
-    DEFAULT_METRICS,
-    METRICS,
-    named_metrics,
-)
+from learn_torchrec.evaluation.auc import DEFAULT_METRICS, METRICS, named_metrics
 from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.evaluation.communicator import (
     Communicator,
@@ -60,20 +56,19 @@ logger = logging.getLogger(__name__)
 
 @configuration
 class EvaluationConfig:
-    """What `--set` may change here."""
+    """What `--set` may change."""
 
     cohorts: CohortConfig = field(default_factory=CohortConfig)
     convention: Convention = PAPER
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the options of this app."""
-    result = argparse.ArgumentParser(
-        prog="learn-torchrec evaluate-auc",
-        description=__doc__,
-        epilog="With two or more files, each later one is compared with the first "
-        "by a paired bootstrap over users. Exit code 1: a gate did not hold.",
-        allow_abbrev=False,
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
+    result = program.parser(
+        "evaluate-auc",
+        __doc__,
+        epilog="With two or more files, each is compared with the first by a paired "
+        "bootstrap over users. Exit code 1: a gate did not hold.",
     )
     result.add_argument(
         "--predictions",
@@ -88,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--score",
         metavar="COLUMN",
-        help=f"column of scores (default: {SCORE}; by default the tasks that an "
-        "artefact lists)",
+        help=f"column of scores (default: {SCORE}; without --label and --score, the "
+        "tasks that an artefact lists are evaluated)",
     )
     result.add_argument(
         "--metrics",
@@ -97,62 +92,56 @@ def parser() -> argparse.ArgumentParser:
         choices=tuple(METRICS),
         default=[one.name for one in DEFAULT_METRICS],
         metavar="NAME",
-        help=f"of {', '.join(METRICS)} (default: all but the last)",
+        help=f"some of {', '.join(METRICS)} (default: all but the last)",
     )
-    result.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="metrics JSON to write"
-    )
-    result.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        dest="overrides",
-        metavar="SECTION.FIELD=VALUE",
-        help="change a bound of the cohorts (cohorts.user_others_from=100) or the "
+    program.add_output_file(result, "metrics JSON to write")
+    program.add_overrides(
+        result,
+        "change a bound of the cohorts (cohorts.user_others_from=100) or the "
         "convention (convention.user_weight=clicks)",
     )
     result.add_argument(
         "--cohort-column",
         metavar="COLUMN",
-        help="a column of the predictions whose values are cohorts of their own",
+        help="a column of the predictions; each of its values is a cohort",
     )
     result.add_argument(
         "--stream",
         action="store_true",
-        help="read in batches, once a cohort, and keep 13 to 33 bytes of a row, under "
-        "torchrun on many ranks; files are not compared",
+        help="read in batches, once per cohort, in 13 to 33 bytes of memory per row, "
+        "under torchrun on many ranks; files are not compared",
     )
     result.add_argument(
         "--compare-conventions",
         action="store_true",
-        help="print what TorchRec, TorchEasyRec, RecBole, FuxiCTR and RecIS would",
+        help="print the AUCs of TorchRec, TorchEasyRec, RecBole, FuxiCTR and RecIS",
     )
     result.add_argument(
         "--gate",
         action="append",
         default=[],
         metavar="CONDITION",
-        help="of every comparison, e.g. 'uauc>=+0.002', 'auc.low>0', "
-        "'uauc.p@user_cold<0.05', of one task 'ctr.uauc>=0'; may be repeated",
+        help="condition on every comparison, e.g. 'uauc>=+0.002', 'auc.low>0', "
+        "'uauc.p@user_cold<0.05', on one task 'ctr.uauc>=0'; may be repeated",
     )
-    result.add_argument(
-        "--resamples",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="bootstrap resamples (default: %(default)s)",
-    )
-    result.add_argument(
-        "--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)"
-    )
+    for option, default, help_text in (
+        ("--resamples", 1000, "bootstrap resamples"),
+        ("--seed", 0, "of the bootstrap"),
+    ):
+        result.add_argument(
+            option,
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"{help_text} (default: %(default)s)",
+        )
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the files, print the tables, write the JSON and check the gates."""
-    args = parser().parse_args(argv)
-    _refuse_unfit(args)
+    args = build_parser().parse_args(argv)
+    _check_options(args)
     paths = parse_names(args.predictions)
     config = apply_overrides(EvaluationConfig(), args.overrides)
     metrics = named_metrics(args.metrics)
@@ -163,26 +152,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         if note := lone_part_note(path):
             logger.info(note)
     tasks = tasks_by_name({name: _tasks(path, args) for name, path in paths.items()})
-    _refuse_unknown_tasks(gates, tasks)
+    for gate in gates:
+        if gate.task and gate.task not in tasks:
+            known = ", ".join(name for name in tasks if name) or "none with a name"
+            raise UserError(
+                f"--gate {gate.text}: no task {gate.task}; there are {known}"
+            )
     tables = io.StringIO()
     with contextlib.redirect_stdout(tables):
         if args.stream:
             by_task = stream(paths, tasks, config, metrics)
         else:
-            by_task = {
-                task: evaluate(
-                    read(paths, columns, config, args.cohort_column),
-                    config,
-                    metrics,
-                    [gate for gate in gates if gate.task in ("", task)],
-                    args,
-                    heading=_heading(task, tasks),
-                )
-                for task, columns in tasks.items()
-            }
-    if program.is_first_rank():  # printed last: a pipe may break
+            by_task = {}
+            for task, columns in tasks.items():
+                files = read(paths, columns, config, args.cohort_column)
+                gates_of_task = [gate for gate in gates if gate.task in ("", task)]
+                _print_heading(task, tasks)
+                by_task[task] = evaluate(files, config, metrics, gates_of_task, args)
+    if program.is_first_rank():
         program.write_json(args.out, ranking.to_json(_body(by_task, config)))
-    print(tables.getvalue(), end="")
+    print(tables.getvalue(), end="")  # last: a pipe may break
     bodies = by_task.values()
     if not all(one["passed"] for body in bodies for one in body.get("gates", [])):
         sys.exit(1)
@@ -191,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _body(
     by_task: Mapping[str, Mapping[str, Any]], config: EvaluationConfig
 ) -> dict[str, Any]:
-    """Return the JSON: a body by task, of one task the body itself."""
+    """Return the JSON: a body per task, or the body itself of one task."""
     if len(by_task) > 1:
         return {TASKS: by_task, "settings": config}
     (body,) = by_task.values()
@@ -206,28 +195,19 @@ def _tasks(path: Path, args: argparse.Namespace) -> list[Task]:
     return [Task("", args.label or LABEL, args.score or SCORE)]
 
 
-def _heading(task: str, tasks: Mapping[str, object]) -> str:
-    return f"task {task}" if len(tasks) > 1 else ""
+def _print_heading(task: str, tasks: Mapping[str, object]) -> None:
+    if len(tasks) > 1:
+        print(f"\ntask {task}")
 
 
-def _refuse_unknown_tasks(gates: Sequence[Gate], tasks: Mapping[str, object]) -> None:
-    for gate in gates:
-        if gate.task and gate.task not in tasks:
-            known = ", ".join(name for name in tasks if name) or "none with a name"
-            raise UserError(
-                f"--gate {gate.text}: no task {gate.task}; there are {known}"
-            )
-
-
-def _refuse_unfit(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     for option, value, least in (
         ("--resamples", args.resamples, 1),
         ("--seed", args.seed, 0),
     ):
         if value < least:
             raise UserError(f"{option} {value}: use {least} or more")
-    if args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a directory; name a JSON file")
+    program.check_output_file(args.out)
     if args.gate and len(args.predictions) < 2:
         raise UserError("--gate: compares files; name two or more --predictions")
     for option, is_given in (
@@ -245,12 +225,12 @@ def stream(
     config: EvaluationConfig,
     metrics: Sequence[Metric],
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate files in batches, on all ranks of the job that torchrun describes.
+    """Evaluate files in batches, on all ranks that torchrun started.
 
     Returns:
-        By task what `evaluate` returns, without comparisons.
+        What `evaluate` returns for each task, without comparisons.
     """
-    import torch.distributed as dist  # takes seconds to load: only where it is used
+    import torch.distributed as dist  # takes seconds to load
 
     from learn_torchrec.training.distributed import process_group
 
@@ -273,7 +253,7 @@ def stream(
             }
             bodies[task] = {"ranking": found}
             if communicator.rank == 0:
-                _print_under(_heading(task, tasks))
+                _print_heading(task, tasks)
                 print(metrics_table(found, [one.name for one in metrics]))
     return bodies
 
@@ -284,7 +264,7 @@ def read(
     config: EvaluationConfig,
     cohort_column: str | None,
 ) -> dict[str, Predictions]:
-    """Return one task's predictions of the files that have it."""
+    """Return the predictions of one task from the files that have it."""
     return {
         name: read_predictions(
             paths[name], cohort_column, task, config.convention.needs_clicks
@@ -293,8 +273,10 @@ def read(
     }
 
 
-def _conventions(files: Mapping[str, Predictions]) -> dict[str, list[PeerNumbers]]:
-    """Print and return what other libraries would print."""
+def _compare_conventions(
+    files: Mapping[str, Predictions],
+) -> dict[str, list[PeerNumbers]]:
+    """Print and return the numbers of other libraries."""
     result = {
         name: compare_conventions(
             prepare_rows(each.user_ids, each.labels, each.scores, each.weights)
@@ -328,13 +310,12 @@ def evaluate(
     metrics: Sequence[Metric],
     gates: Sequence[Gate],
     args: argparse.Namespace,
-    heading: str = "",
 ) -> dict[str, Any]:
     """Print the tables of one task's named predictions and return the numbers.
 
     Raises:
-        UserError: files to compare hold different rows, or a gate names no cohort or
-            metric that there is.
+        UserError: files to compare hold different rows, or a gate names an unknown
+            cohort or metric.
     """
     baseline_name, *others = files
     for name in others:  # before anything slow
@@ -350,7 +331,6 @@ def evaluate(
         )
         for name, each in files.items()
     }
-    _print_under(heading)
     print(metrics_table(found, names))
     body: dict[str, Any] = {"ranking": found}
     if others:
@@ -369,14 +349,14 @@ def evaluate(
         print("\n" + differences_table(differences, args.resamples))
         body["ranking_difference"] = differences
     if args.compare_conventions:
-        body["conventions"] = _conventions(files)
+        body["conventions"] = _compare_conventions(files)
     return body | _gate_results(body.get("ranking_difference", {}), gates)
 
 
 def _gate_results(
     differences: Mapping[str, Differences], gates: Sequence[Gate]
 ) -> dict[str, Any]:
-    """Print and return how every gate came out for every comparison."""
+    """Print and return the result of every gate for every comparison."""
     results = [
         (pair, check_gate(gate, found))
         for pair, found in differences.items()
@@ -386,11 +366,6 @@ def _gate_results(
         return {}
     print("\n" + gates_table(results))
     return {"gates": [{"difference": pair, **one._asdict()} for pair, one in results]}
-
-
-def _print_under(heading: str) -> None:
-    if heading:
-        print(f"\n{heading}")
 
 
 if __name__ == "__main__":

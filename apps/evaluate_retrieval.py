@@ -1,7 +1,6 @@
-"""Stage 4: can the towers find what held-out users do next?"""
+"""Stage 4: evaluate the towers' retrieval on held-out users or events."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from learn_torchrec.artifact import verify
 from learn_torchrec.content.store import KIND as KIND_CONTENT
@@ -13,21 +12,13 @@ from learn_torchrec.evaluation.ranking import to_json
 from learn_torchrec.evaluation.retrieval import RetrievalMetrics
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_leak
-from learn_torchrec.towers.artifact import (
-    KIND_TOWERS,
-    check_towers_inputs,
-    load_towers,
-)
+from learn_torchrec.towers.artifact import KIND_TOWERS, check_towers_inputs, load_towers
 from learn_torchrec.towers.holdout import split_towers
-from learn_torchrec.towers.retrieval import (
-    PROTOCOLS,
-    RetrievalConfig,
-    evaluate_groups,
-)
+from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig, evaluate_groups
 from learn_torchrec.towers.scores import baseline_scores, towers_scores
 from learn_torchrec.training.distributed import process_group
 
-from . import options
+from . import options, program
 
 _GROUPS = {
     "all": "all targets",
@@ -39,7 +30,7 @@ _LEAVE_ONE_OUT = ("recformer", "hstu")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Rank the whole catalogue for the users or events held out from the towers."""
+    """Rank the whole catalogue for the users or events held out from training."""
     parser = options.parser("evaluate-retrieval", __doc__)
     options.add_data(parser)
     options.add_input(parser, "--content", "content store of the items")
@@ -47,18 +38,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--protocol",
         choices=sorted(PROTOCOLS),
-        help="published way to judge, in place of the configuration's",
+        help="published protocol, in place of the configuration's",
     )
     parser.add_argument(
         "--part",
         choices=("test", "validation"),
         default="test",
-        help="validation: to choose settings by without looking at the test",
+        help="validation: to choose settings without looking at the test",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="metrics as JSON"
-    )
+    program.add_output_file(parser, "metrics as JSON")
     args = parser.parse_args(argv)
+    program.check_output_file(args.out)
     run = options.resolve(args)
     retrieval = _retrieval(run, args.protocol)
     dataset = open_dataset(args.data)
@@ -105,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _retrieval(run: Run, protocol: str | None) -> RetrievalConfig:
-    """Return how to judge: the protocol's way, or the configuration's."""
+    """Return the settings of a published protocol, or the configuration's."""
     if protocol is None:
         return run.retrieval
     if protocol in _LEAVE_ONE_OUT and run.split.holdout != "leave_one_out":

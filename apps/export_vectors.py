@@ -1,4 +1,4 @@
-"""Stage 2, export: write user and item vectors for the ranker, ours or another."""
+"""Stage 2, export: write user and item vectors for this ranker or any other."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,11 +12,7 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.ranker.vectors import KIND
 from learn_torchrec.schema import INTERACTIONS_FILE
-from learn_torchrec.towers.artifact import (
-    KIND_TOWERS,
-    check_towers_inputs,
-    load_towers,
-)
+from learn_torchrec.towers.artifact import KIND_TOWERS, check_towers_inputs, load_towers
 from learn_torchrec.towers.export import (
     snapshot_events,
     write_item_vectors,
@@ -50,9 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    inputs = {
-        INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE),
-    }
+    inputs = {INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE)}
     artefacts = {
         "content": (args.content, content.KIND),
         "towers": (args.towers, KIND_TOWERS),
@@ -70,11 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     histories = load_histories(open_dataset(args.data), store, job.run.split)
     sequences = histories.sequences
     snapshots = snapshot_events(sequences, job.run.export, histories.times)
-    with (
-        process_group() as device,
-        locked_on_rank0(job.out),
-        RunLog(job.out) as log,
-    ):
+    with process_group() as device, locked_on_rank0(job.out), RunLog(job.out) as log:
         towers, config, towers_manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, towers_manifest, store, job.run.split)
         sequences = sequences.with_action_names(towers_manifest.facts["actions"])

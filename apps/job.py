@@ -28,9 +28,9 @@ class Job:
         kind: what the artefact holds.
         run: the whole configuration.
         config: the sections of it that the stage reads.
-        deciding: those without what decides no result, see `config.deciding`.
+        deciding: the same without operational settings, see `config.deciding`.
         inputs: fingerprints of what it is made from.
-        artefacts: of earlier stages, those among the inputs, with their kinds.
+        artefacts: the inputs that earlier stages made, with their kinds.
         out: where it goes.
         overwrite: replace an artefact made with other settings or inputs.
     """
@@ -50,22 +50,22 @@ class Job:
         return recipe_of(self.kind, self.deciding, self.inputs)
 
     def is_done(self) -> bool:
-        """Whether the artefact is there already; if not, its inputs are checked.
+        """Whether the artefact exists already; if not, its inputs are checked.
 
         Raises:
-            UserError: something else is there and `overwrite` is off, or a file of an
-                input is damaged.
+            UserError: `out` holds something else and `overwrite` is off, or a file of
+                an input is damaged.
         """
         if is_finished(self.out, self.kind, self.recipe, self.overwrite):
             return True
-        if is_first_rank():  # its error ends the others
+        if is_first_rank():  # an error here ends the other ranks too
             for directory, kind in self.artefacts:
                 verify(directory, kind)
         return False
 
     @contextlib.contextmanager
     def training(self) -> Iterator[tuple[torch.device, RunLog, Checkpoints]]:
-        """Join the job's ranks to train: device, log and checkpoints of this rank.
+        """Join the ranks of a training run; yield this rank's device, log, checkpoints.
 
         Raises:
             UserError: another run is making the artefact.
@@ -79,7 +79,7 @@ class Job:
                 yield device, log, checkpoints
 
     def manifest(self, cutoff: int | None, facts: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `artifact.write_artifact`, the directory apart."""
+        """Return the arguments of `artifact.write_artifact` but the directory."""
         return {
             "kind": self.kind,
             "config": self.config,
@@ -103,7 +103,7 @@ def describe(
     Args:
         args: with the options of `options.parser` and `options.add_output`.
         kind: what the artefact holds.
-        sections: of the configuration, those that the stage reads.
+        sections: of the configuration, that the stage reads.
         inputs: fingerprints of what it is made from.
         artefacts: directories and kinds of earlier stages' artefacts, by role.
     """

@@ -33,8 +33,8 @@ def vector_artefacts(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:
 def towers_input(args: argparse.Namespace) -> dict[str, str]:
     """Return the fingerprint of the towers behind --vectors, if it is given.
 
-    A ranker may read vectors that the same towers made from a later log. Vectors of
-    other origin are identified by themselves.
+    A ranker may read vectors that the same towers made from a later log. Vectors that
+    our towers did not make are identified by their own fingerprint.
     """
     if not args.vectors:
         return {}

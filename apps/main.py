@@ -1,7 +1,7 @@
 """The `learn-torchrec` command: one program per stage, found by name.
 
-The overview must answer at once and must work where torch does not, so an app is
-imported only when it is asked for.
+The overview must answer at once and work where torch does not, so an app is imported
+only when its command is given.
 """
 
 import difflib

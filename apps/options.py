@@ -1,4 +1,4 @@
-"""What every app shares: its configuration options."""
+"""Options that the stages share: configuration, data, inputs and output."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from learn_torchrec import config, presets
 from learn_torchrec.datasets.adapters import ADAPTERS
 
+from . import program
 from .program import run as run  # apps say options.run(main)
 from .program import write_json as write_json
 
@@ -17,20 +18,16 @@ DATA_HELP = (
 )
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """Return an app's parser with the options that choose its configuration."""
-    result = argparse.ArgumentParser(
-        prog=f"learn-torchrec {name}",
-        description=description,
-        allow_abbrev=False,
-    )
+    result = program.parser(name, description)
     group = result.add_argument_group("configuration")
     source = group.add_mutually_exclusive_group()
     source.add_argument(
         "--preset",
         default="quickstart",
         choices=sorted(presets.PRESETS),
-        help="named run to start from (default: %(default)s)",
+        help="named configuration to start from (default: %(default)s)",
     )
     source.add_argument(
         "--config",
@@ -38,15 +35,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="rerun a saved configuration (config.json beside any artefact)",
     )
-    group.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        dest="overrides",
-        metavar="SECTION.FIELD=VALUE",
-        help="change one setting; may be repeated",
-    )
+    program.add_overrides(group, "change one setting; may be repeated")
     return result
 
 

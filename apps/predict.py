@@ -1,4 +1,4 @@
-"""Stage 3, inference: score the impressions from split.test_from on, as Parquet."""
+"""Stage 3, inference: score the impressions from split.test_from on, into Parquet."""
 
 import argparse
 import contextlib
@@ -22,7 +22,7 @@ from learn_torchrec.datasets.loading.row_groups import RowSource
 from learn_torchrec.datasets.split import resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.activity import CohortActivity
-from learn_torchrec.evaluation.predictions import KIND_PREDICTIONS
+from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import (
     refuse_leak,
@@ -99,11 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_vectors_leak(vectors.manifest, source.earliest, "score")
     impressions = Impressions(source, ranker, vectors)
     activity = cohort_activity(dataset, job.run)
-    with (
-        process_group() as device,
-        locked_on_rank0(job.out),
-        RunLog(job.out) as log,
-    ):
+    with process_group() as device, locked_on_rank0(job.out), RunLog(job.out) as log:
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
         load_ranker(model, args.ranker)
         parts = impressions.parts(_PART_ROWS)
@@ -132,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _part_writer(working: Path) -> Iterator[Callable[[pa.Table], None]]:
-    """Yield what writes tables to this rank's file of the predictions."""
+    """Yield a function that appends tables to this rank's file of the predictions."""
     directory = working / PREDICTIONS_FILE
     directory.mkdir(exist_ok=True)
     path = directory / f"part-{dist.get_rank():05d}.parquet"
@@ -179,7 +175,7 @@ def _refuse_non_finite(
 
 
 def _with_activity(parts: Parts, activity: CohortActivity) -> Generator[Part]:
-    """Yield parts whose tables tell how active users and items were; without lists."""
+    """Yield parts with the activity of users and items, without list columns."""
     for part in parts:
         lists = [
             field.name
@@ -188,7 +184,7 @@ def _with_activity(parts: Parts, activity: CohortActivity) -> Generator[Part]:
         ]
         table = part.table.drop_columns(lists)
         table = _renamed(table, {USER_ACTIVITY, ITEM_ACTIVITY})
-        yield replace(part, table=activity.added_to(table))
+        yield replace(part, table=activity.add_to(table))
 
 
 def _with_scores(table: pa.Table, scores: Mapping[str, Float32Array]) -> pa.Table:
@@ -198,15 +194,15 @@ def _with_scores(table: pa.Table, scores: Mapping[str, Float32Array]) -> pa.Tabl
     return table
 
 
-def _renamed(table: pa.Table, ours: Set[str]) -> pa.Table:
-    """Put `input_` before the names of columns that predictions add themselves."""
+def _renamed(table: pa.Table, added: Set[str]) -> pa.Table:
+    """Prefix `input_` to the columns whose names the predictions add themselves."""
     return table.rename_columns(
-        [f"input_{name}" if name in ours else name for name in table.column_names]
+        [f"input_{name}" if name in added else name for name in table.column_names]
     )
 
 
 def cohort_activity(dataset: Dataset, run: Run) -> CohortActivity:
-    """Return what decides the cohorts, as the configuration counts it."""
+    """Return the activity that decides the cohorts, counted as configured."""
     return CohortActivity(
         dataset.interactions, run.split.actions, run.cohorts.window_days
     )

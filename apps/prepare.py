@@ -1,7 +1,7 @@
-"""Before the stages: a log of any size -> sequences that are memory-mapped.
+"""Before the stages: turn a log of any size into memory-mapped sequences.
 
 Cleans, cuts, caps, groups and sorts the interactions out of core, with DuckDB on this
-machine or with Spark, and reports how many rows were left out and why. The result is a
+machine or with Spark, and reports how many rows were dropped and why. The result is a
 data set too: --data prepared:DIR.
 """
 
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--memory",
         default="2GB",
         metavar="SIZE",
-        help="memory of the engine; the rest goes to disk (default: %(default)s)",
+        help="memory of the engine, which spills to disk (default: %(default)s)",
     )
     return parser
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         locked(job.out),
         write_artifact(job.out, **job.manifest(None, facts)) as working,
-        # Inside, so that the next run removes what a killed one left of both.
+        # Inside `working`, which the next run removes if this one is killed.
         tempfile.TemporaryDirectory(dir=working) as scratch,
     ):
         engine = open_engine(args.engine, Path(scratch), args.memory)
@@ -76,13 +76,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             engine.close()
     dropped = ", ".join(f"{n} {name}" for name, n in prepared.dropped.items() if n)
     logger.info(
-        "%s events of %s users; left out: %s; history and targets part at %s",
+        "%s events of %s users; dropped: %s; histories end and targets start at %s",
         *(facts["events"], facts["users"], dropped or "nothing", facts["moment"]),
     )
 
 
 def _load(engine: Engine, dataset: Dataset) -> pa.DataType:
-    """Give an engine the log and the items; return the type of the log's times."""
+    """Register the log and the items; return the type of the log's times."""
     ids = dataset.items[ITEM_ID]
     rows = pa.array(range(len(ids)), pa.int64())
     engine.register(ITEMS, pa.table({ITEM_ID: ids, "item": rows}))

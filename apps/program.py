@@ -1,5 +1,9 @@
-"""How every program starts and ends: logging, and one line for a user's mistake."""
+"""How every program starts and ends: options, logging, one line for a mistake.
 
+Imports nothing that takes long to load.
+"""
+
+import argparse
 import errno
 import json
 import logging
@@ -12,8 +16,8 @@ from pathlib import Path
 
 from learn_torchrec.errors import Stopped, UserError
 
-# What the system refuses is the user's to fix: rights, a wrong path, a full or failing
-# disk, a limit. Any other OSError, a missing file of our own say, is a bug.
+# What the system refuses is the user's to fix: permissions, a wrong path, a full or
+# failing disk, a limit. Any other OSError, such as a missing file of our own, is a bug.
 _REFUSALS = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _REFUSED = frozenset(
     {
@@ -26,26 +30,66 @@ _REFUSED = frozenset(
 OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
 
 
+def parser(
+    command: str, description: str | None, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """Return the parser of a command."""
+    return argparse.ArgumentParser(
+        prog=f"learn-torchrec {command}",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+    )
+
+
+def add_overrides(result: "argparse._ActionsContainer", help_text: str) -> None:
+    """Add the option that changes single settings."""
+    result.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="overrides",
+        metavar="SECTION.FIELD=VALUE",
+        help=help_text,
+    )
+
+
+def add_output_file(
+    result: "argparse._ActionsContainer", help_text: str, required: bool = True
+) -> None:
+    """Add the option that names a file to write, see `check_output_file`."""
+    result.add_argument(
+        "--out", type=Path, required=required, metavar="FILE", help=help_text
+    )
+
+
+def check_output_file(path: Path, kind: str = "JSON") -> None:
+    """Check that `--out` can be a file.
+
+    Raises:
+        UserError: it is a directory.
+    """
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a directory; name a {kind} file")
+
+
 def run(
     main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None
 ) -> None:
     """Run an app's main: a `UserError` becomes one line and exit code 2.
 
-    So does what the system refuses. A run that was asked to stop, and has saved what it
-    needs to resume, exits with 0. Output that nobody reads any more (`| head`) ends the
-    program as SIGPIPE would.
-
-    Args:
-        main: the app's entry point.
-        argv: its options; None for those of the command line.
+    So does an operation that the system refuses. A run that was told to stop, and has
+    saved what it needs to resume, exits with 0. When the reader of the output is gone
+    (`| head`), the program ends as by SIGPIPE.
     """
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s",
         datefmt="%H:%M:%S",
-        force=True,  # importing torchrec has set up another format
+        force=True,  # importing torchrec sets up another format
     )
     level = logging.INFO if is_first_rank() else logging.WARNING
-    for name in OWN_LOGGERS:  # others at INFO drown ours (fbgemm: a line per library)
+    for name in OWN_LOGGERS:  # not the root: other libraries at INFO would drown ours
         logging.getLogger(name).setLevel(level)
     try:
         main(argv)
@@ -53,11 +97,12 @@ def run(
     except Stopped as stopped:
         logging.getLogger(__name__).info("%s", stopped)
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not _stdout_is_broken():
             raise
         sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:
-        if not isinstance(error, UserError) and not _is_refusal(error):
+        is_refusal = isinstance(error, (UserError, *_REFUSALS))
+        if not is_refusal and getattr(error, "errno", None) not in _REFUSED:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
@@ -66,24 +111,20 @@ def run(
         sys.exit(130)
 
 
-def _is_refusal(error: OSError) -> bool:
-    return isinstance(error, _REFUSALS) or error.errno in _REFUSED
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output is the pipe that broke; if so, it leads nowhere now."""
+def _stdout_is_broken() -> bool:
+    """Whether standard output is the broken pipe; if so, point it at /dev/null."""
     descriptor = sys.stdout.fileno()
     poll = select.poll()
     poll.register(descriptor, 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return False
-    # Python flushes once more when it ends, and would complain.
+    # Python flushes once more when it exits, which would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return True
 
 
 def is_first_rank() -> bool:
-    """Whether this process is rank 0, before there is a process group."""
+    """Whether this process is rank 0; needs no process group."""
     return os.environ.get("RANK", "0") == "0"
 
 

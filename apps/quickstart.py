@@ -28,19 +28,17 @@ _LAST_LINES = 15
 
 
 STEPS = (
-    Step(name="content", command="encode-content"),
-    Step(name="towers", command="train-towers", inputs=("content",)),
-    Step(name="vectors", command="export-vectors", inputs=("content", "towers")),
-    Step(name="ranker_baseline", command="train-ranker"),
-    Step(name="ranker_learn", command="train-ranker", inputs=("vectors",)),
-    Step(name="predictions_baseline", command="predict", inputs=("ranker_baseline",)),
-    Step(
-        name="predictions_learn", command="predict", inputs=("ranker_learn", "vectors")
-    ),
+    Step("content", "encode-content"),
+    Step("towers", "train-towers", ("content",)),
+    Step("vectors", "export-vectors", ("content", "towers")),
+    Step("ranker_baseline", "train-ranker"),
+    Step("ranker_learn", "train-ranker", ("vectors",)),
+    Step("predictions_baseline", "predict", ("ranker_baseline",)),
+    Step("predictions_learn", "predict", ("ranker_learn", "vectors")),
 )
-# A language model uses all processors from one process.
+# A language model uses all cores from one process.
 _IN_THIS_PROCESS = ("encode-content",)
-# Beside this package in a checkout and where it is installed.
+# Beside this package, in a checkout as well as installed.
 _COMPONENTS = Path(__file__).parents[1] / "torchx_components" / "learn.py"
 
 
@@ -110,17 +108,18 @@ def _configuration(args: argparse.Namespace) -> list[str]:
 
 
 def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
-    """Run a stage on several ranks through torchx, showing how far it is.
+    """Run a stage on several ranks through torchx and show its progress.
 
     Raises:
-        UserError: the stage failed; holds its own error line if it gave one.
+        UserError: the stage failed; holds the stage's error line if it printed one.
+        Stopped: the stage was stopped.
     """
     logs = args.out / "logs"
     logs.mkdir(exist_ok=True)
     output = logs / f"{step.name}.log"
     progress = live_log_path(args.out / step.name)
     if not (args.out / "checkpoints" / step.name).exists():
-        progress.unlink(missing_ok=True)  # of a run that this one does not resume
+        progress.unlink(missing_ok=True)  # of an earlier run, not to be resumed
     programs = Path(sys.executable).parent  # torchx finds torchrun through PATH
     torchx = [str(programs / "torchx"), "run"]
     torchx += ["--scheduler", "local_cwd", "--wait", "--log", f"{_COMPONENTS}:stage"]
@@ -153,7 +152,7 @@ def _show(progress: Path, bar: "tqdm[None]") -> None:
     except FileNotFoundError:
         return
     for line in reversed(lines):
-        with contextlib.suppress(json.JSONDecodeError):  # the last may be half written
+        with contextlib.suppress(json.JSONDecodeError):  # the last may be incomplete
             last = json.loads(line)
             bar.total = last["total"]
             bar.n = last["step"]
@@ -196,7 +195,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 class _Seconds:
-    """Seconds that each stage took when it last ran, kept between runs."""
+    """Seconds that each stage took in its last run, kept between runs."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -204,7 +203,7 @@ class _Seconds:
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Keep how long the block takes, if it ends well."""
+        """Record how long the block takes, unless it raises."""
         start = time.monotonic()
         yield
         self.values[name] = round(time.monotonic() - start, 1)

@@ -18,12 +18,7 @@ Differences = dict[str, dict[str, PairedDifference]]
 def metrics_table(
     metrics: Mapping[str, Mapping[str, RankingMetrics]], names: Sequence[str]
 ) -> str:
-    """Return one line per file and cohort.
-
-    Args:
-        metrics: by file and cohort.
-        names: of the metrics to show.
-    """
+    """Return one line per file and cohort with some of the metrics."""
     lines = [["predictions", "cohort", "rows", "users_kept", *names]]
     for name, cohorts in metrics.items():
         for cohort, values in cohorts.items():

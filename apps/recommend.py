@@ -34,14 +34,14 @@ RANK = "rank"
 
 
 class Vectors(NamedTuple):
-    """Vectors of the users and items of a data set that have one.
+    """Vectors of a data set's users and items, those without one left out.
 
     Attributes:
         user_ids: [U].
-        users: float32 [U, D], the latest of each user.
+        users: float32 [U, D], the latest vector of each user.
         item_ids: [I].
         items: float32 [I, D].
-        actions: those that make a history; None for all.
+        actions: those that make up a history; None for all.
     """
 
     user_ids: pa.Array
@@ -51,20 +51,18 @@ class Vectors(NamedTuple):
     actions: list[str] | None
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the options of this app."""
-    result = argparse.ArgumentParser(
-        prog="learn-torchrec recommend", description=__doc__, allow_abbrev=False
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
+    result = program.parser("recommend", __doc__)
     options.add_data(result)
     options.add_input(result, "--vectors", "what export-vectors wrote")
     target = result.add_mutually_exclusive_group(required=True)
-    target.add_argument("--user", metavar="ID", help="print this user's")
-    target.add_argument(
-        "--out", type=Path, metavar="FILE", help="Parquet file of all users' to write"
+    target.add_argument("--user", metavar="ID", help="print this user's items")
+    program.add_output_file(
+        target, "write all users' items to a Parquet file", required=False
     )
     result.add_argument(
-        "--k", type=int, default=10, help="items for a user (default: %(default)s)"
+        "--k", type=int, default=10, help="items per user (default: %(default)s)"
     )
     result.add_argument(
         "--filter-history",
@@ -74,27 +72,27 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--index",
         metavar="FACTORY",
-        help="search by an approximate FAISS index, e.g. HNSW32, and print its recall "
-        "(default: exactly)",
+        help="search an approximate FAISS index, e.g. HNSW32, and print its recall "
+        "(default: exact search)",
     )
     result.add_argument(
         "--history",
         type=int,
         default=10,
         metavar="N",
-        help="latest events of the user to print (default: %(default)s)",
+        help="number of the user's latest events to print (default: %(default)s)",
     )
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one user's history and recommendations, or write those of all users."""
-    args = parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     for option in ("k", "history"):
         if getattr(args, option) < 1:
             raise UserError(f"--{option} {getattr(args, option)}: use 1 or more")
-    if args.out is not None and args.out.is_dir():
-        raise UserError(f"--out {args.out}: is a directory; name a Parquet file")
+    if args.out is not None:
+        program.check_output_file(args.out, "Parquet")
     if args.index is not None and args.filter_history:
         raise UserError("--index: does not filter histories; leave out one of the two")
     dataset = open_dataset(args.data)
@@ -119,10 +117,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_vectors(directory: Path, dataset: Dataset, user: pa.Array | None) -> Vectors:
-    """Read a vectors artefact for the items of a data set and its users, or one user.
+    """Read a vectors artefact for a data set's items and its users, or one user.
 
     Raises:
-        UserError: no such artefact, ids of another type, or nobody with a vector.
+        UserError: no such artefact, ids of another type, or no user or item with a
+            vector.
     """
     learn = LearnVectors.open(directory)
     users = dataset.interactions[USER_ID].unique() if user is None else user
@@ -136,7 +135,7 @@ def read_vectors(directory: Path, dataset: Dataset, user: pa.Array | None) -> Ve
     has = [found != MISSING for found in rows]
     if not all(mask.any() for mask in has):
         raise UserError(
-            f"{directory}: no vector of any user, or of any item, of the data set; "
+            f"{directory}: has no vector of any user, or of any item, in the data set; "
             "name vectors that were exported from it"
         )
     sides = (learn.users, learn.items)
@@ -155,7 +154,7 @@ def read_vectors(directory: Path, dataset: Dataset, user: pa.Array | None) -> Ve
 
 
 def _user_id(text: str, dataset: Dataset) -> pa.Array:
-    """Return the user, of the type of the data set's."""
+    """Return the user's id in the data set's type."""
     kind = dataset.interactions[USER_ID].type
     try:
         return pa.array([text]).cast(kind)
@@ -166,7 +165,7 @@ def _user_id(text: str, dataset: Dataset) -> pa.Array:
 def _events(
     dataset: Dataset, actions: list[str] | None, user: pa.Array | None
 ) -> pa.Table:
-    """Return the events that make histories, in time order; one user's or all."""
+    """Return the events that make up histories, in time order; one user's or all."""
     log = dataset.interactions
     if user is not None:
         log = log.filter(pc.equal(log[USER_ID], user[0]))
@@ -196,7 +195,7 @@ def _recommend(
 
 
 def _search(vectors: Vectors, k: int, index: str) -> TopItems:
-    """Return what an approximate index finds, having printed how much that is."""
+    """Return the items that an approximate index finds, and print its recall."""
     k = min(k, len(vectors.item_ids))
     found = approximate_top_items(vectors.users, vectors.items, k, index)
     print(f"{index}: recall {found.recall:.4f}, of {found.recall_users} users")
@@ -236,7 +235,7 @@ def _history_table(events: pa.Table, titles: dict[Any, str], length: int) -> str
         item = event[ITEM_ID]
         cells = [f"{time:%Y-%m-%d %H:%M}", event[ACTION], str(item)]
         lines.append([*cells, titles.get(item, "")])
-    return _left(lines)
+    return _align_titles(lines)
 
 
 def _top_table(vectors: Vectors, top: TopItems, titles: dict[Any, str]) -> str:
@@ -246,11 +245,11 @@ def _top_table(vectors: Vectors, top: TopItems, titles: dict[Any, str]) -> str:
         if row != MISSING:
             item = vectors.item_ids[int(row)].as_py()
             lines.append([str(rank), f"{score:.4f}", str(item), titles.get(item, "")])
-    return _left(lines)
+    return _align_titles(lines)
 
 
-def _left(lines: list[list[str]]) -> str:
-    """Align all but the last column, which nothing follows."""
+def _align_titles(lines: list[list[str]]) -> str:
+    """Align all columns but the last, which stays left-aligned."""
     table = align([line[:-1] for line in lines]).splitlines()
     return "\n".join(
         f"{row}  {line[-1]}".rstrip() for row, line in zip(table, lines, strict=True)

@@ -1,4 +1,4 @@
-"""Make a report of a run: one HTML page without network, and Markdown and JSON."""
+"""Make a report of a run: one self-contained HTML page, and Markdown and JSON."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,20 +11,14 @@ from learn_torchrec.evaluation.report.run import files_read, read_run
 from . import program
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the options of this app."""
-    result = argparse.ArgumentParser(
-        prog="learn-torchrec report", description=__doc__, allow_abbrev=False
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
+    result = program.parser("report", __doc__)
     result.add_argument(
         "--run", type=Path, required=True, metavar="DIR", help="what quickstart made"
     )
-    result.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="HTML file; .md and .json of the same name are written beside it",
+    program.add_output_file(
+        result, "HTML file; .md and .json of the same name are written beside it"
     )
     result.add_argument(
         "--ab", type=Path, metavar="FILE", help="JSON that evaluate-ab wrote"
@@ -34,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the run and write the three files."""
-    args = parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     if args.out.suffix not in (".html", ".htm") or args.out.is_dir():
         raise UserError(f"--out {args.out}: name an .html file")
     if not args.run.is_dir():

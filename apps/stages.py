@@ -1,8 +1,8 @@
-"""One table of the commands, and how steps of a pipeline are wired from it.
+"""The table of commands, and the steps of a pipeline that it wires.
 
 The command line, the quickstart, the benchmarks and the tests of the torchx components
-read it. A new stage is an app, its test and a line here. Needs the standard library
-alone, so that the overview of the commands answers at once.
+read it. A new stage is an app, its test and an entry here. Imports only the standard
+library, so that the overview of the commands answers at once.
 """
 
 from collections.abc import Iterable
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Stage:
     """One command.
 
     Attributes:
         command: as typed; its app is the module of that name.
         does: one line for the overview.
-        makes: kind of the artefact in `--out`; None where it makes none.
-        reads: kinds of the artefacts it can read, each by the option `--KIND`.
-        distributed: whether several ranks can share the work, under torchrun.
+        makes: kind of the artefact in `--out`; None for none.
+        reads: kinds of the artefacts it can read, each with the option `--KIND`.
+        distributed: whether ranks under torchrun can share the work.
     """
 
     command: str
@@ -35,92 +35,77 @@ class Stage:
 
 
 _TABLE = (
+    Stage("quickstart", "run every stage on MovieLens-100K and report the metrics"),
+    Stage("data", "generate a market of any size with known probabilities"),
+    Stage("doctor", "check this machine and installation, with a fix for each problem"),
     Stage(
-        command="quickstart",
-        does="run every stage on MovieLens-100K and report the metrics",
-    ),
-    Stage(
-        command="data",
-        does="generate a market of any size with known probabilities",
-    ),
-    Stage(
-        command="doctor",
-        does="check this machine and installation, with a fix for each problem",
-    ),
-    Stage(
-        command="prepare",
-        does="a log of any size -> clean, sorted, memory-mapped sequences",
+        "prepare",
+        "a log of any size -> clean, sorted, memory-mapped sequences",
         makes="prepared",
     ),
     Stage(
-        command="encode-content",
-        does="item text -> content vectors (frozen language model)",
+        "encode-content",
+        "item text -> content vectors (frozen language model)",
         makes="content",
         distributed=True,
     ),
     Stage(
-        command="train-towers",
-        does="interactions + content vectors -> user and item towers",
+        "train-towers",
+        "interactions + content vectors -> user and item towers",
         makes="towers",
         reads=("content",),
         distributed=True,
     ),
     Stage(
-        command="export-vectors",
-        does="trained towers -> user and item vectors",
+        "export-vectors",
+        "trained towers -> user and item vectors",
         makes="vectors",
         reads=("content", "towers"),
         distributed=True,
     ),
     Stage(
-        command="train-ranker",
-        does="impressions + vectors -> ranker (TorchRec DLRM with LEARN)",
+        "train-ranker",
+        "impressions + vectors -> ranker (TorchRec DLRM with LEARN)",
         makes="ranker",
         reads=("vectors", "content"),
         distributed=True,
     ),
     Stage(
-        command="predict",
-        does="trained ranker + impressions -> predictions",
+        "predict",
+        "trained ranker + impressions -> predictions",
         makes="predictions",
         reads=("ranker", "vectors", "content"),
         distributed=True,
     ),
     Stage(
-        command="evaluate-retrieval",
-        does="vectors -> hit rate, recall, NDCG and MRR at k",
+        "evaluate-retrieval",
+        "towers + content vectors -> hit rate, recall, NDCG and MRR at k",
         reads=("content", "towers"),
     ),
     Stage(
-        command="evaluate-auc",
-        does="predictions -> AUC, UAUC, WUAUC, NE and calibration",
+        "evaluate-auc",
+        "predictions -> AUC, UAUC, WUAUC, NE and calibration",
         reads=("predictions",),
         distributed=True,
     ),
     Stage(
-        command="recommend",
-        does="vectors -> a user's history and top items, or top items of all users",
+        "recommend",
+        "vectors -> a user's history and top items, or top items of all users",
         reads=("vectors",),
     ),
-    Stage(
-        command="evaluate-ab",
-        does="outcomes of an A/B test -> lifts by cohort and day",
-    ),
-    Stage(
-        command="report",
-        does="a run's directory -> one HTML page, Markdown and JSON",
-    ),
+    Stage("evaluate-ab", "outcomes of an A/B test -> lifts by cohort and day"),
+    Stage("report", "a run's directory -> one HTML page, Markdown and JSON"),
 )
 STAGES = {stage.command: stage for stage in _TABLE}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Step:
-    """A stage in a pipeline, which keeps every artefact in one folder.
+    """A stage of a pipeline that keeps all its artefacts in one folder.
 
     Attributes:
-        name: of the artefact's directory in the folder.
-        command: of the stage that makes it.
+        name: of the artefact's directory in that folder.
+        command: of the stage.
         inputs: names of the earlier steps whose artefacts it reads.
     """
 
@@ -130,7 +115,7 @@ class Step:
 
     @property
     def stage(self) -> Stage:
-        """The stage's line in the table."""
+        """The stage's entry in the table."""
         return STAGES[self.command]
 
 

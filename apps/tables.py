@@ -2,7 +2,7 @@
 
 
 def align(lines: list[list[str]]) -> str:
-    """Pad columns: the first two to the left, the others to the right."""
+    """Align columns: the first two left, the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def pad(column: int, cell: str) -> str:

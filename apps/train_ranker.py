@@ -1,4 +1,4 @@
-"""Stage 3: train the ranker; with --vectors LEARN is on, without it is DLRM."""
+"""Stage 3: train the ranker; with --vectors it uses LEARN, without it is DLRM."""
 
 import argparse
 import shutil
@@ -101,11 +101,11 @@ def training_impressions(
     times: SplitTimes,
     vectors: LearnVectors | None,
 ) -> Impressions:
-    """Return the impressions to train on, those of [towers_until, test_from).
+    """Return the impressions to train on, those in [towers_until, test_from).
 
     Raises:
-        UserError: there are none, they cannot be streamed, or the vectors' towers have
-            learned from their time.
+        UserError: there are none, they cannot be streamed, or they start before the
+            cut-off of the vectors' towers.
     """
     streams = ranker.training.stream.enabled
     if streams and dataset.parquet(IMPRESSIONS_FILE) is None:

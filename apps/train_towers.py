@@ -14,11 +14,7 @@ from learn_torchrec.datasets.loading.tables import files_fingerprint
 from learn_torchrec.errors import UserError
 from learn_torchrec.provenance import refuse_known_holdout
 from learn_torchrec.schema import INTERACTIONS_FILE
-from learn_torchrec.towers.artifact import (
-    KIND_TOWERS,
-    earlier_towers,
-    save_towers,
-)
+from learn_torchrec.towers.artifact import KIND_TOWERS, earlier_towers, save_towers
 from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.official_checkpoint import read_official_checkpoint
 from learn_torchrec.towers.training import train_towers
@@ -45,8 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--authors-checkpoint",
         type=Path,
         metavar="FILE",
-        help="start from a model of the paper's authors (.safetensors, or what "
-        "torch.save wrote of its state_dict); use --preset official-amazon",
+        help="start from the official model of the paper's authors (.safetensors, or a "
+        "state_dict that torch.save wrote); use --preset official-amazon",
     )
     add_warm_start(parser, "earlier towers")
     return parser
@@ -54,9 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    inputs = {
-        INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE),
-    }
+    inputs = {INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE)}
     if args.authors_checkpoint is not None:
         if args.warm_start is not None:
             raise UserError("--authors-checkpoint and --warm-start: give one of them")
@@ -68,7 +62,7 @@ def plan(args: argparse.Namespace) -> Job:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train on every rank of the job and write the towers."""
+    """Train on all ranks of the job and write the towers."""
     args = build_parser().parse_args(argv)
     job = plan(args)
     if job.is_done():

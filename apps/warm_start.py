@@ -1,10 +1,10 @@
-"""The options of trainings that start from an earlier run's weights."""
+"""Options of training runs that start from an earlier run's weights."""
 
 import argparse
 from pathlib import Path
 
 from learn_torchrec import config
-from learn_torchrec.artifact import read_manifest
+from learn_torchrec.artifact import MANIFEST, read_manifest
 from learn_torchrec.errors import UserError
 from learn_torchrec.provenance import refuse_leak
 from learn_torchrec.ranker.build import KIND_RANKER, MODEL_DIRECTORY
@@ -29,7 +29,7 @@ def add_map(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="NEW=OLD",
-        help="features that had another name in the earlier run; NEW= starts afresh",
+        help="features renamed since the earlier run; NEW= trains one from scratch",
     )
 
 
@@ -44,7 +44,7 @@ def map_inputs(args: argparse.Namespace) -> dict[str, str]:
     """Return what --warm-start-map adds to the inputs of a job.
 
     Raises:
-        UserError: there is nothing to start from.
+        UserError: --warm-start is missing.
     """
     if not args.warm_start_map:
         return {}
@@ -54,7 +54,7 @@ def map_inputs(args: argparse.Namespace) -> dict[str, str]:
 
 
 def refuse_newer(directory: Path, kind: str, cutoff: int | None) -> None:
-    """Refuse weights that know more than this run's may.
+    """Refuse weights that learned from events this run must not know.
 
     Raises:
         UserError: the earlier run's cut-off lies after this one's.
@@ -72,12 +72,12 @@ def earlier_ranker(args: argparse.Namespace) -> WarmStart | None:
     """Return the ranker that --warm-start names; None without the option.
 
     Raises:
-        UserError: it is none, or a renaming that is not NEW=OLD.
+        UserError: it is no ranker, or a renaming is not NEW=OLD.
     """
     if args.warm_start is None:
         return None
     manifest = read_manifest(args.warm_start, KIND_RANKER)
-    source = args.warm_start / "manifest.json"
+    source = args.warm_start / MANIFEST
     ranker = config.from_dict(RankerConfig, manifest.config["ranker"], source)
     renamed = {}
     for entry in args.warm_start_map:

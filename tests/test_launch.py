@@ -227,7 +227,7 @@ def test_component_help_explains_every_option(
     text = capsys.readouterr().out
     assert "Train the ranker." in text
     assert "processors per node" in text
-    assert "how often torchrun starts the ranks again" in text
+    assert "how often torchrun restarts the ranks" in text
 
 
 def test_environments_of_two_jobs_are_apart() -> None:

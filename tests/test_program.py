@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,31 @@ def test_results_are_written_before_tables_are_printed(tmp_path):
 
 
 # --- benchmarks -------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+START_ALL = """
+import contextlib, importlib, sys
+for name in sys.argv[1:]:
+    program = importlib.import_module(f"apps.benchmarks.{name}")
+    if hasattr(program, "main"):
+        with contextlib.suppress(SystemExit):
+            program.main(["--help"])
+"""
+
+
+def test_every_benchmark_starts_from_a_checkout():
+    files = sorted((ROOT / "apps" / "benchmarks").glob("[!_]*.py"))
+    started = subprocess.run(
+        [sys.executable, "-c", START_ALL, *(path.stem for path in files)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert started.returncode == 0, started.stderr
+    programs = [p.stem for p in files if '__name__ == "__main__"' in p.read_text()]
+    assert {"ranker", "readme", "towers"} <= set(programs)
+    for name in programs:
+        assert f"usage: python -m apps.benchmarks.{name} [-h]" in started.stdout
 
 
 def test_figures_are_written_before_they_are_printed(tmp_path, capsys):

@@ -1,6 +1,6 @@
 # ruff: noqa: UP006, UP035, UP045 - torchx turns every argument into an option, and
 # its parser knows `Optional[Dict[str, str]]` but not the newer spelling.
-r"""TorchX components: one per stage that runs on several ranks, and `stage` for any.
+r"""TorchX components: one per distributed stage, and `stage` for any.
 
     torchx run -s local_cwd torchx_components/learn.py:train_towers -j 1x2 -- \
         --data movielens:auto --out runs/towers
@@ -10,14 +10,14 @@ local scheduler runs the `torchrun` that PATH finds: activate the environment, o
 put its `bin` first on PATH. torchx refuses an option given twice: write
 `--set=a.b=1 --set=c.d=2`, not `--set a.b=1 --set c.d=2`.
 
-torchx itself gives containers (Kubernetes, AWS Batch, Docker) a /dev/shm as large
-as their memory; `mounts` is for the data and the output, which they do not see.
+torchx gives containers (Kubernetes, AWS Batch, Docker) a /dev/shm as large as their
+memory; `mounts` makes the data and the output visible in them.
 
 The options are declared once, on `_ddp`: torchx reads them from the signature. The
-functions cannot be generated from the table of stages: torchx looks for each
-`def` in the syntax tree of this file, and executes the file under another
-`__file__`, with torchx alone installed perhaps, so that it can import nothing of this
-project. A test compares the two.
+functions cannot be generated from the table of stages: torchx looks for each `def` in
+the syntax tree of this file. It executes the file under another `__file__`, perhaps
+where only torchx is installed, so the file can import nothing of this project. A test
+compares it with the table.
 """
 
 import inspect
@@ -57,16 +57,16 @@ def _ddp(  # noqa: PLR0913
         memMB: memory per node, in MB
         h: named resource, in place of cpu, gpu and memMB
         env: environment of the ranks, e.g. OMP_NUM_THREADS=4,NCCL_DEBUG=INFO
-        max_restarts: how often torchrun starts the ranks again after one failed
+        max_restarts: how often torchrun restarts the ranks after one failed
         name: name of the job, see dist.ddp
-        mounts: what containers see of the host, see dist.ddp
+        mounts: host paths visible in the containers, see dist.ddp
     """
     defaults = {
         "LOGLEVEL": "INFO",
         "OMP_NUM_THREADS": "1",  # ranks share a node's processors
         "PYTHONUNBUFFERED": "1",
-        # The local scheduler ignores max_retries: torchrun restarts the ranks, and
-        # needs a store per attempt, or new ranks read the addresses of dead ones.
+        # The local scheduler ignores max_retries, so torchrun restarts the ranks. It
+        # needs a new store each time, or new ranks read the addresses of dead ones.
         "PET_MAX_RESTARTS": str(max_restarts),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
@@ -137,5 +137,5 @@ def predict(*script_args: str, **options: Any) -> specs.AppDef:
 
 @_with_options
 def evaluate_auc(*script_args: str, **options: Any) -> specs.AppDef:
-    """Score prediction files in batches, shared out among ranks (add --stream)."""
+    """Evaluate prediction files in batches, distributed over ranks (add --stream)."""
     return _ddp("evaluate_auc", *script_args, **options)

@@ -1,15 +1,14 @@
 """Tokens a second of content extraction.
 
-`over_one_by_one`: batches by token budget over one item at a time, as the authors' code
-runs, with the same model and dtype. `gemm_share`: the time that the model's matrix
-products alone take on this machine, as a share of the whole. Both in the dtype that
-`auto` chooses here, and in float32. `over_sentence_transformers`: over the `encode` of
-that package with its own settings and the same model (MiniLM), in float32.
+- `over_one_by_one`: speed of batches by token budget, relative to one item at a time as
+  in the authors' code, with the same model and dtype.
+- `gemm_share`: share of the time that the model's matrix products alone take on this
+  machine. Both are measured in the dtype that `auto` chooses here, and in float32.
+- `over_sentence_transformers`: speed relative to that package's `encode` with its own
+  settings and the same model (MiniLM), in float32.
 """
 
-import argparse
 import importlib
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,18 +22,10 @@ from learn_torchrec.content.prompt import PromptConfig, render
 from learn_torchrec.datasets import open_dataset
 
 from ..program import run
-from .measure import (
-    add_json,
-    bare_products,
-    interleaved_medians,
-    machine,
-    publish,
-    require,
-)
+from . import measure
+from .measure import bare_products, interleaved_medians
 
 _REPEATS = 3
-
-logger = logging.getLogger(__name__)
 
 
 def sample_texts(data: str, count: int) -> list[str]:
@@ -73,7 +64,7 @@ def sentence_transformer(model: str, texts: list[str]) -> Callable[[], object]:
     return lambda: encoder.encode(texts, show_progress_bar=False)
 
 
-def measure(config: EncoderConfig, texts: list[str]) -> dict[str, Any]:
+def measure_encoder(config: EncoderConfig, texts: list[str]) -> dict[str, Any]:
     """Return the figures of one model."""
     encoder = ContentEncoder(config)
     tokens = sum(map(len, encoder.tokenizer(texts)["input_ids"]))
@@ -97,7 +88,7 @@ def measure(config: EncoderConfig, texts: list[str]) -> dict[str, Any]:
 
 
 def over_sentence_transformers(model: str, texts: list[str]) -> float:
-    """Return our speed over the other library's, on the same model in float32."""
+    """Return our speed relative to the other library's: same model, float32."""
     ours = ContentEncoder(EncoderConfig(model=model, dtype="float32", device="cpu"))
     seconds = interleaved_medians(
         {
@@ -111,10 +102,7 @@ def over_sentence_transformers(model: str, texts: list[str]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; with --json also write the results."""
-    parser = argparse.ArgumentParser(
-        prog="apps.benchmarks.content", description=__doc__
-    )
-    add_json(parser, "content.json")
+    parser = measure.parser("content", __doc__)
     parser.add_argument("--data", default="movielens:auto", metavar="ADAPTER:PATH")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--items", type=int, default=128)
@@ -122,22 +110,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--sentence-model",
         default=MINILM,
         metavar="MODEL",
-        help="that both libraries can load (default: %(default)s)",
+        help="a model that both libraries can load (default: %(default)s)",
     )
     args = parser.parse_args(argv)
-    require(sentence_transformers="sentence-transformers")
+    measure.require(sentence_transformers="sentence-transformers")
     for model in (args.model, args.sentence_model):
         find_model(model)
     texts = sample_texts(args.data, args.items)
     results: dict[str, Any] = {
-        "machine": machine(),
-        **measure(EncoderConfig(model=args.model), texts),
-        "float32": measure(EncoderConfig(model=args.model, dtype="float32"), texts),
+        "machine": measure.machine(),
+        **measure_encoder(EncoderConfig(model=args.model), texts),
+        "float32": measure_encoder(
+            EncoderConfig(model=args.model, dtype="float32"), texts
+        ),
         "over_sentence_transformers": over_sentence_transformers(
             args.sentence_model, texts
         ),
     }
-    publish(results, args.json)
+    measure.publish(results, args.json)
 
 
 if __name__ == "__main__":

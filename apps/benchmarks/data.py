@@ -1,20 +1,16 @@
 """Rows a second and memory of the preparation, and batches a second of the loader.
 
-`scale`: the whole preparation (clean, repeats, group, sort, split, counts, written as a
-sequence set) of a generated log by DuckDB, each size in a process of its own.
-`batches_over_plain_loop`: ranking batches from Parquet in the files' order, against a
-plain loop of pyarrow and torch over the same columns. Shuffled ones against the same
-loop, which does not shuffle, and against one that shuffles a buffer of row groups. All
-may use all cores, and all copy every column into tensors that can be written.
-`loader_hang_tests`: the loader's tests, with those of dying and hanging processes.
+- `scale`: the whole preparation of a generated log by DuckDB, each size in a process of
+  its own.
+- `batches_over_plain_loop`: ranking batches from Parquet in file order, relative to a
+  plain loop of pyarrow and torch over the same columns. Shuffled batches are compared
+  with that loop, which does not shuffle, and with one that shuffles a buffer of row
+  groups. All may use all cores, and all copy every column into writable tensors.
+- `loader_hang_tests`: the loader's tests, including those of dying and hanging
+  processes.
 """
 
-import argparse
-import json
 import logging
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +33,7 @@ from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 
 from ..program import run
-from .measure import add_json, interleaved_medians, machine, publish, require, run_tests
+from . import measure
 
 _ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000
 _DAYS = 300
@@ -51,7 +47,7 @@ logger = logging.getLogger(__name__)
 def write_log(directory: Path, count: int) -> int:
     """Write `count` interactions as Parquet files; return the number of items.
 
-    Fifty events a user on average, items by a long tail, in the order of time.
+    Fifty events a user on average, long-tail items, in time order.
     """
     num_items = max(1000, count // 100)
     directory.mkdir(parents=True)
@@ -74,43 +70,30 @@ def write_log(directory: Path, count: int) -> int:
     return num_items
 
 
-def prepare_once(directory: Path, num_items: int, memory: str) -> dict[str, Any]:
-    """Prepare the log in `directory`; return seconds, the peak memory and counts."""
+def prepare_once(folder: str, num_items: int, memory: str) -> dict[str, Any]:
+    """Prepare the log in a folder; return seconds, peak memory and kept events."""
     items = pa.table({"item_id": range(num_items)})
-    out = directory.parent / "prepared"
-    scratch = directory.parent / "scratch"
+    directory, scratch = Path(folder) / "log", Path(folder) / "scratch"
     scratch.mkdir()
     started = time.perf_counter()
     engine = open_engine("duckdb", scratch, memory)
     engine.register("items", items.append_column("item", items["item_id"]))
     engine.scan("log", Location.of(directory))
     prepared = prepare(engine, _CONFIG, pa.int64(), str(directory))
+    out = Path(folder) / "prepared"
     with write_artifact(out, kind=KIND, config={}, inputs={}) as working:
         facts = write_prepared(working, prepared, items)
     engine.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak_mb": peak, "events": facts["events"]}
+    seconds, peak_mb = time.perf_counter() - started, measure.peak_memory_mb()
+    return {"seconds": seconds, "peak_mb": peak_mb, "events": facts["events"]}
 
 
 def measure_scale(count: int, memory: str, scratch: Path) -> dict[str, Any]:
-    """Return a line of `scale`, from a process that does nothing else."""
+    """Return one size's entry of `scale`, measured in a process of its own."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        directory = Path(folder) / "log"
-        code = (
-            "import json, sys; from pathlib import Path; "
-            f"from {__package__} import data; "
-            "print(json.dumps(data.prepare_once(Path(sys.argv[1]), int(sys.argv[2]), "
-            "sys.argv[3])))"
-        )
-        num_items = write_log(directory, count)
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(directory), str(num_items), memory],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-    measured = json.loads(done.stdout.splitlines()[-1])
+        num_items = write_log(Path(folder) / "log", count)
+        arguments = (folder, num_items, memory)
+        measured = measure.in_fresh_process("data", "prepare_once", *arguments)
     line = {
         "rows": count,
         "rows_per_s": round(count / measured["seconds"]),
@@ -133,7 +116,7 @@ def write_impressions(path: Path, count: int) -> None:
 
 
 def as_tensors(table: pa.Table | pa.RecordBatch) -> dict[str, torch.Tensor]:
-    """Return every column as a tensor of its own, copied once."""
+    """Return every column as a tensor, copied once."""
     result = {}
     for name in table.schema.names:
         if name != ROW_NUMBER:
@@ -145,13 +128,13 @@ def as_tensors(table: pa.Table | pa.RecordBatch) -> dict[str, torch.Tensor]:
 
 
 def plain_loop(path: Path) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches as a loop without a library's help would."""
+    """Yield batches as a hand-written loop would."""
     for batch in ds.dataset(path).to_batches(batch_size=_BATCH):
         yield as_tensors(batch)
 
 
 def plain_shuffle(path: Path) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches as a loop with a shuffled buffer of some row groups would."""
+    """Yield batches as a loop that shuffles a buffer of row groups would."""
     random = np.random.default_rng(0)
     file = pq.ParquetFile(path)
     groups = random.permutation(file.num_row_groups)
@@ -170,7 +153,7 @@ def loader_in_order(path: Path) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def loader_shuffled(path: Path) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches as the ranker takes them: from windows that a thread reads."""
+    """Yield batches as the ranker does: from windows that a thread prefetches."""
     config = LoaderConfig(batch_size=_BATCH, drop_last=False)
     loader = Loader(RowGroups(path), config, transform=as_tensors)
     for (window,) in prefetch(loader.windows(epoch=0), depth=1):
@@ -180,7 +163,7 @@ def loader_shuffled(path: Path) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def compare_loaders(scratch: Path) -> dict[str, float]:
-    """Return batches a second over the plain loops': in order, and shuffled."""
+    """Return batches a second relative to the plain loops', in order and shuffled."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         path = Path(folder) / "impressions.parquet"
         write_impressions(path, _RANKING_ROWS)
@@ -193,7 +176,7 @@ def compare_loaders(scratch: Path) -> dict[str, float]:
 
             return drained
 
-        seconds = interleaved_medians(
+        seconds = measure.interleaved_medians(
             {
                 "plain": drain(lambda: plain_loop(path)),
                 "ordered": drain(lambda: loader_in_order(path)),
@@ -214,8 +197,7 @@ def compare_loaders(scratch: Path) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; with --json also write the results."""
-    parser = argparse.ArgumentParser(prog="apps.benchmarks.data", description=__doc__)
-    add_json(parser, "data.json")
+    parser = measure.parser("data", __doc__)
     parser.add_argument(
         "--rows",
         type=int,
@@ -226,15 +208,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory", default="2GB", help="DuckDB's (default: 2GB)")
     parser.add_argument("--scratch", type=Path, help="folder with room for the data")
     args = parser.parse_args(argv)
-    require(duckdb="duckdb", pytest="pytest")
+    measure.require(duckdb="duckdb", pytest="pytest")
     results = {
-        "machine": machine(),
+        "machine": measure.machine(),
         "engine_memory": args.memory,
         "scale": [measure_scale(n, args.memory, args.scratch) for n in args.rows],
         **compare_loaders(args.scratch),
-        "loader_hang_tests": run_tests("tests/datasets/test_loader.py"),
+        "loader_hang_tests": measure.run_tests("tests/datasets/test_loader.py"),
     }
-    publish(results, args.json)
+    measure.publish(results, args.json)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""Faults on purpose: `make test-faults`.
+"""Fault injection: `make test-faults`.
 
-- Every stage is killed with SIGKILL at random moments of its work, all its ranks at
-  once, and run again: the artefact must equal that of a run nobody killed, byte for
-  byte.
+- Every stage is killed with SIGKILL at random moments, all its ranks at once, and run
+  again: the artefact must equal that of an undisturbed run, byte for byte.
 - Every file of every artefact and checkpoint is damaged: see `damage`.
-- Full disk, hung and slow rank, a clock that jumps, numbers that are none, two runs in
-  one place and the like: the tests of training and artefacts, the slow ones too.
-- What an asynchronous checkpoint costs, beside a synchronous one: `save_cost`.
+- A full disk, hung and slow ranks, clock jumps, NaNs, two runs with one output and the
+  like: the tests of training and artefacts, the slow ones too.
+- The cost of an asynchronous checkpoint beside a synchronous one: see `save_cost`.
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -24,16 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from ..program import run
-from . import save_cost
+from . import measure, save_cost
 from .damage import corruptions, damaged_checkpoints
-from .measure import add_json, machine, publish, require, run_tests
-from .stages import STEPS, TriedStep, complete, content_of, make_all, start
+from .stages import STEPS, FaultStep, complete, content_of, make_all, start
 
 _TESTS = ("tests/training", "tests/test_artifact.py")
 
 
-def kill(step: TriedStep, folder: Path, out: Path, after: float) -> bool:
-    """Kill a stage and all its ranks; return whether it was still at work."""
+def kill(step: FaultStep, folder: Path, out: Path, after: float) -> bool:
+    """Kill a stage and all its ranks; return whether it was still running."""
     process = start(step.run_command(folder, out), out.with_suffix(".stderr"))
     try:
         process.wait(after)
@@ -45,21 +42,21 @@ def kill(step: TriedStep, folder: Path, out: Path, after: float) -> bool:
 
 
 def random_kills(
-    step: TriedStep, folder: Path, seconds: float, kills: int, seed: int
+    step: FaultStep, folder: Path, seconds: float, kills: int, seed: int
 ) -> dict[str, int]:
-    """Kill a stage again and again; return how often it then gave the same artefact.
+    """Kill a stage again and again; count how often it then made the same artefact.
 
-    Two of three kills hit a fresh run, the third one that was killed before.
+    Two of three kills hit a fresh run, the third a run that was killed before.
     """
-    dice = random.Random(f"{seed} {step.name}")
+    generator = random.Random(f"{seed} {step.name}")
     wanted = content_of(folder / step.name)
     done = identical = 0
     while done < kills:
         out = folder / "killed" / f"{step.name}-{done}"
         hits = 0
         for _ in range(2 if done % 3 == 2 else 1):
-            # Imports take the first part of a run, in which nothing is at stake.
-            hits += kill(step, folder, out, seconds * dice.uniform(0.45, 1.0))
+            # The first part of a run is imports: nothing is at stake there.
+            hits += kill(step, folder, out, seconds * generator.uniform(0.45, 1.0))
         if not hits:
             shutil.rmtree(out)
             continue
@@ -73,16 +70,15 @@ def random_kills(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the suite, print the counts, and write them where asked."""
-    parser = argparse.ArgumentParser(prog="apps.benchmarks.faults", description=__doc__)
+    parser = measure.parser("faults", __doc__)
     parser.add_argument("--kills", type=int, default=50, help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="stages side by side")
-    parser.add_argument("--seed", type=int, help="of the moments (default: the time)")
-    add_json(parser, "faults.json")
+    parser.add_argument("--jobs", type=int, default=2, help="stages run at a time")
+    parser.add_argument("--seed", type=int, help="of the faults (default: the time)")
     args = parser.parse_args(argv)
-    require(pytest="pytest")
+    measure.require(pytest="pytest")
     seed = int(time.time()) if args.seed is None else args.seed
-    dice = random.Random(seed)
-    results: dict[str, Any] = {"machine": machine(), "seed": seed}
+    generator = random.Random(seed)
+    results: dict[str, Any] = {"machine": measure.machine(), "seed": seed}
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         seconds = make_all(folder)
@@ -97,14 +93,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for step in STEPS
             }
         results["stages"] = {name: count.result() for name, count in counts.items()}
-        results |= corruptions(folder, dice, args.jobs)
-        results |= damaged_checkpoints(folder, dice, args.jobs)
+        results |= corruptions(folder, generator, args.jobs)
+        results |= damaged_checkpoints(folder, generator, args.jobs)
     for count in ("kills", "identical"):
         results[count] = sum(stage[count] for stage in results["stages"].values())
-    results["fault_tests"] = run_tests(*_TESTS)
-    results |= save_cost.measure()
-    # The hour of `soak` adds its figures to the same file.
-    publish(results, args.json, merge=True)
+    results["fault_tests"] = measure.run_tests(*_TESTS)
+    results |= save_cost.measure_saves()
+    # `soak` adds its figures to the same file.
+    measure.publish(results, args.json, merge=True)
     ok = results["kills"] == results["identical"]
     ok &= results["corruptions"] == results["refused_cleanly"]
     ok &= results["checkpoints"] == results["checkpoints_identical"]

@@ -1,4 +1,4 @@
-"""What every benchmark shares: side-by-side timing, the machine's rate, memory."""
+"""What every benchmark shares: options, side-by-side timing, peak memory, tests."""
 
 import argparse
 import gc
@@ -26,25 +26,33 @@ from ..program import write_json
 RESULTS = Path(__file__).with_name("results")
 
 
-def add_json(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add `--json`: a file for the figures, without a value the committed one."""
-    parser.add_argument(
+def parser(
+    name: str, description: str | None, figures: str | None = None
+) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark, a module of this package, with `--json`.
+
+    `figures` is the file in `RESULTS` for `--json` without a value, else `NAME.json`.
+    """
+    result = argparse.ArgumentParser(
+        prog=f"python -m apps.benchmarks.{name}",
+        description=description,
+        allow_abbrev=False,
+    )
+    result.add_argument(
         "--json",
         type=Path,
         nargs="?",
-        const=RESULTS / name,
+        const=RESULTS / (figures or f"{name}.json"),
         metavar="FILE",
         help="write the figures (default file: %(const)s)",
     )
+    return result
 
 
 def publish(results: Mapping[str, Any], path: Path | None, merge: bool = False) -> None:
-    """Write the figures where asked, then print them.
+    """Write figures where asked, then print them.
 
-    Args:
-        results: the figures.
-        path: of the file; None for none.
-        merge: keep what the file holds of other benchmarks.
+    With `merge` the file keeps the figures of other benchmarks.
     """
     if path:
         known = json.loads(path.read_text()) if merge and path.exists() else {}
@@ -53,13 +61,10 @@ def publish(results: Mapping[str, Any], path: Path | None, merge: bool = False) 
 
 
 def require(**wheels: str) -> None:
-    """Check that what a benchmark compares with is installed, before it starts.
-
-    Args:
-        wheels: the module, and the name by which pip knows it.
+    """Check that modules are installed; `wheels` are their names for pip.
 
     Raises:
-        UserError: names the pip command.
+        UserError: a package is missing; names the pip command.
     """
     missing = [
         wheel
@@ -78,8 +83,8 @@ def interleaved_medians(
 ) -> dict[str, float]:
     """Return the median seconds of each contender, run in turns.
 
-    Turns matter on a shared machine: what slows one round slows all contenders of
-    it alike. Each is run once before the first timed round.
+    On a shared machine, whatever slows one round slows all contenders alike. Each runs
+    once before the first timed round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
@@ -98,12 +103,9 @@ def bare_products(
 ) -> Callable[[], None]:
     """Return a function that does matrix products and nothing else.
 
-    Timed in turns with real work, it tells which share of the work's time the
-    machine needs for the products alone.
-
-    Args:
-        shapes: (m, k, n, count): `count` products [m, k] x [k, n] each.
-        dtype: of the matrices.
+    Timed in turns with real work, it tells which share of the work's time the matrix
+    products alone take on this machine. A shape (m, k, n, count) stands for `count`
+    products [m, k] x [k, n].
     """
     operands = [
         (torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), count)
@@ -118,35 +120,35 @@ def bare_products(
     return run
 
 
-def peak_memory_mb(module: str, function: str, *arguments: Any) -> float:
-    """Return how much a call raises the peak memory of a fresh process, in MB.
+def in_fresh_process(module: str, function: str, *arguments: Any) -> Any:
+    """Return the result of a call in a process of its own.
 
-    The function is called as `function(*arguments)`; it must print nothing and
-    return another function without arguments, the part that is measured.
+    `module` is one of this package; arguments and result are JSON.
     """
     code = (
-        f"import json, sys\nfrom {__package__}.measure import _measured\n"
-        f"from {module} import {function} as prepare\n"
-        f"print(_measured(prepare(*json.loads(sys.argv[1]))))"
+        f"import json, sys; from {__package__}.{module} import {function}; "
+        f"print(json.dumps({function}(*json.loads(sys.argv[1]))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
-    return float(done.stdout.split()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measured(run: Callable[[], object]) -> float:
-    before = _resident_mb()
-    run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+def peak_memory_mb() -> float:
+    """Return the peak memory of this process so far, interpreter and libraries too."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _resident_mb() -> float:
+def memory_increase_mb(run: Callable[[], object]) -> float:
+    """Return by how much a call raises the peak over the memory in use before."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    resident_mb = pages * resource.getpagesize() / 2**20
+    run()
+    return peak_memory_mb() - resident_mb
 
 
 def machine() -> dict[str, Any]:
@@ -167,17 +169,9 @@ def machine() -> dict[str, Any]:
 
 def run_tests(*paths: str) -> dict[str, int]:
     """Run tests that need no GPU, slow ones too; return how many passed and failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "not gpu",
-        "-p",
-        "no:cacheprovider",
-    ]
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, "-m", "not gpu", *paths],
+        [*pytest, "-m", "not gpu", *paths],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -1,23 +1,15 @@
 """Exact metrics and exact top-K beside scikit-learn and FAISS.
 
-`python -m apps.benchmarks.metrics --json FILE`. Measured:
-
-- AUC, UAUC and WUAUC (NE and calibration come along) of 100 million rows and 5 million
-  users, from a Parquet file to the metrics, in a process of its own;
-- the per-user AUCs of one million rows beside a `roc_auc_score` per user;
-- the top 100 of 200,000 items, 64 dims: in turns with FAISS's `IndexFlatIP` on some
-  users (both take time in proportion to them), then for all 240,000 in a process of
-  its own.
+- AUC, UAUC and WUAUC (with NE and calibration) of 100 million rows and 5 million users,
+  from a Parquet file to the metrics, in a process of its own.
+- Per-user AUCs of one million rows beside one `roc_auc_score` per user.
+- The top 100 of 200,000 items, 64 dims: in turns with FAISS's `IndexFlatIP` on some
+  users (both scale linearly with users), then for all 240,000 in a process of its own.
 """
 
-import argparse
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +26,7 @@ from learn_torchrec.evaluation.topk import top_items
 from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 
 from .. import program
-from .measure import interleaved_medians, machine, publish, require
+from . import measure
 
 _ROWS_PER_USER = 20
 _ROW_GROUP = 1 << 20
@@ -44,20 +36,19 @@ _TIMED_USERS = 4_096
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
+    """Measure and print; write JSON where asked."""
+    parser = measure.parser("metrics", __doc__)
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--users", type=int, default=240_000, help="of the top-K")
     args = parser.parse_args(argv)
-    require(faiss="faiss-cpu", sklearn="scikit-learn")
+    measure.require(faiss="faiss-cpu", sklearn="scikit-learn")
     body = {
         **measure_rows(args.rows),
         **measure_against_sklearn(),
         **measure_top_items(args.users),
-        "machine": machine(),
+        "machine": measure.machine(),
     }
-    publish(body, args.json)
+    measure.publish(body, args.json)
 
 
 def measure_rows(num_rows: int) -> dict[str, Any]:
@@ -65,8 +56,8 @@ def measure_rows(num_rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "predictions.parquet"
         _write_rows(path, num_rows)
-        alone = _alone("rows_from_file", str(path))
-    return {"rows": num_rows, **alone}
+        cost = measure.in_fresh_process("metrics", "time_file", str(path))
+    return {"rows": num_rows, **cost}
 
 
 def measure_against_sklearn() -> dict[str, Any]:
@@ -88,12 +79,12 @@ def measure_against_sklearn() -> dict[str, Any]:
         rows = prepare_rows(users, labels, scores)
         return users_that_count(count_users(rows), PAPER).values
 
-    # scikit-learn once: it takes most of a minute, and hundreds of times as long.
+    # scikit-learn runs once: it takes most of a minute.
     start = time.perf_counter()
     expected = by_sklearn()
     sklearn_seconds = time.perf_counter() - start
     difference = np.abs(expected - ours()).max()
-    seconds = interleaved_medians({"ours": ours}, repeats=5)
+    seconds = measure.interleaved_medians({"ours": ours}, repeats=5)
     return {
         "over_sklearn": sklearn_seconds / seconds["ours"],
         "max_difference": float(difference),
@@ -109,7 +100,7 @@ def measure_top_items(num_users: int) -> dict[str, Any]:
 
     index = faiss.IndexFlatIP(_DIM)
     index.add(items.numpy())
-    seconds = interleaved_medians(
+    seconds = measure.interleaved_medians(
         {
             "ours": lambda: top_items(users, items, _K),
             "faiss": lambda: index.search(users.numpy(), _K),
@@ -118,57 +109,36 @@ def measure_top_items(num_users: int) -> dict[str, Any]:
     )
     found = top_items(users, items, _K).scores
     assert np.allclose(found, index.search(users.numpy(), _K)[0], atol=1e-4)
-    alone = _alone("all_top_items", num_users)
+    cost = measure.in_fresh_process("metrics", "time_top_items", num_users)
     return {
         "topk_over_faiss": seconds["ours"] / seconds["faiss"],
         "topk_timed_users": _TIMED_USERS,
         "topk_users": num_users,
-        "topk_seconds": alone["seconds"],
-        "topk_peak_gb": alone["peak_gb"],
+        "topk_seconds": cost["seconds"],
+        "topk_peak_gb": cost["peak_gb"],
     }
 
 
-def rows_from_file(path: str) -> Callable[[], Any]:
-    """Return the work that `measure_rows` measures."""
-
-    def run() -> dict[str, Any]:
-        stream = MetricsStream()
-        stream_predictions(Path(path), stream)
-        return stream.finish()
-
-    return run
-
-
-def all_top_items(num_users: int) -> Callable[[], None]:
-    """Return the work that `measure_top_items` measures."""
-    vectors = _vectors(num_users)
-    return lambda: top_items(*vectors, _K) and None
-
-
-def _alone(function: str, argument: Any) -> dict[str, Any]:
-    """Return the seconds, peak memory and result of work done in a fresh process.
-
-    The memory is the whole process's, interpreter and libraries included.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", __spec__.name, function, json.dumps(argument)],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    body: dict[str, Any] = json.loads(done.stdout)
-    return body
-
-
-def _report(function: str, argument: str) -> None:
-    prepare: Callable[[Any], Callable[[], Any]] = globals()[function]
-    run = prepare(json.loads(argument))
+def time_file(path: str) -> dict[str, Any]:
+    """Return the time, peak memory and metrics of a prediction file."""
     start = time.perf_counter()
-    result = run()
-    seconds = time.perf_counter() - start
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    body = {"seconds": round(seconds, 2), "peak_gb": round(peak_gb, 3)}
-    print(json.dumps(body | ({"metrics": result} if result else {})))
+    stream = MetricsStream()
+    stream_predictions(Path(path), stream)
+    metrics = stream.finish()
+    return {**_cost(start), "metrics": metrics}
+
+
+def time_top_items(num_users: int) -> dict[str, Any]:
+    """Return the time and peak memory of a top-K search."""
+    vectors = _vectors(num_users)
+    start = time.perf_counter()
+    top_items(*vectors, _K)
+    return _cost(start)
+
+
+def _cost(start: float) -> dict[str, Any]:
+    seconds, peak_gb = time.perf_counter() - start, measure.peak_memory_mb() / 1024
+    return {"seconds": round(seconds, 2), "peak_gb": round(peak_gb, 3)}
 
 
 def _write_rows(path: Path, num_rows: int) -> None:
@@ -204,7 +174,4 @@ def _vectors(num_users: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and not sys.argv[1].startswith("-"):
-        _report(*sys.argv[1:])
-    else:
-        program.run(main)
+    program.run(main)

@@ -1,11 +1,11 @@
 """The ranker beside TorchRec's DLRM: the same tables, batches, optimizer, pipeline.
 
-Random data: 20 ID features of 100,000 rows x 32, 13 numbers, 2,048 rows a rank. "off"
-is our ranker without LEARN, whose losses must equal DLRM's bit for bit before anything
-is timed; "on" has LEARN's vectors and auxiliary network. From memory, batches lie
-ready; from Parquet, each pass opens the file and reads, hashes and joins while it
-trains. Every launch times its contenders in turns, launches of one and of two
-single-threaded ranks take turns too, and the ratios are medians over the rounds.
+Random data: 20 ID features of 100,000 rows x 32, 13 dense features, 2,048 rows a rank.
+"off" is our ranker without LEARN, whose losses must equal DLRM's bit for bit before
+anything is timed; "on" has LEARN's vectors and auxiliary network. From memory, batches
+are ready; from Parquet, each pass opens the file, then reads, hashes and joins while it
+trains. Contenders of one launch run in turns, as do launches of one and of two
+single-threaded ranks; ratios are medians over the rounds.
 """
 
 import argparse
@@ -61,7 +61,7 @@ Contender = Callable[[], object]
 
 
 def configuration() -> RankerConfig:
-    """Return the setting of the measurement, for this number of ranks."""
+    """Return the measured configuration for this number of ranks."""
     return RankerConfig(
         features=FeaturesConfig(
             sparse=tuple(
@@ -95,7 +95,7 @@ def write_impressions(path: Path, rows: int) -> None:
 
 
 def random_vectors() -> LearnVectors:
-    """Return a vector of each user, made before every impression, and each item."""
+    """Return one vector per user, older than every impression, and per item."""
     random = np.random.default_rng(1)
     tables = [
         VectorTable.build(
@@ -110,10 +110,10 @@ def random_vectors() -> LearnVectors:
 
 
 def write_rates(path: Path, turns: int, out: Path) -> None:
-    """Write examples/s of every contender over all ranks; every rank takes part.
+    """Write examples/s of every contender over all ranks; called on every rank.
 
     Raises:
-        AssertionError: with LEARN off the losses are not DLRM's.
+        AssertionError: with LEARN off, the losses differ from DLRM's.
     """
     with process_group() as device:
         contenders = make_contenders(path, device)
@@ -232,7 +232,7 @@ def launch(ranks: int, path: Path, turns: int) -> dict[str, float]:
 
 
 def ratios(rounds: list[dict[int, dict[str, float]]]) -> dict[str, float]:
-    """Return the medians over rounds of what is compared within a round."""
+    """Return the medians over rounds of the ratios within a round."""
 
     def median(ratio: Callable[[dict[int, dict[str, float]]], float]) -> float:
         return statistics.median(ratio(measured) for measured in rounds)
@@ -250,8 +250,7 @@ def ratios(rounds: list[dict[int, dict[str, float]]]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser = measure.parser("ranker", __doc__)
     parser.add_argument("--rounds", type=int, default=3, help="launches of each kind")
     parser.add_argument("--turns", type=int, default=1, help="turns in a launch")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

@@ -1,11 +1,11 @@
 """Baseline and LEARN on one data set: both tuned alike, then several seeds, by cohort.
 
-Both rankers draw the same number of settings from the same space and are judged on a
-validation period that lies between the towers' data and the test; LEARN's draws vary
-its own switches besides. The best settings of each, by validation UAUC, are then
-trained on everything before the test with each seed, baseline and LEARN in pairs, and
-tested once. A user's gain is averaged over the seeds, and the interval comes from
-resampling users; the spread over seeds is shown beside it.
+Both rankers draw the same number of settings from the same space, LEARN also from that
+of its own switches, and are compared on a validation period between the towers' data
+and the test. The best settings of each, by validation UAUC, are trained on everything
+before the test with each seed, baseline and LEARN in pairs, and tested once. A user's
+gain is averaged over the seeds; its interval comes from resampling users, and the
+standard deviation over seeds is shown beside it.
 """
 
 import argparse
@@ -20,18 +20,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from learn_torchrec import config as configuration
+from learn_torchrec.arrays import BoolArray, Float64Array
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.split import resolve_times
-from learn_torchrec.evaluation import rows as scored_rows
 from learn_torchrec.evaluation.auc import evaluate_auc
-from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
+from learn_torchrec.evaluation.cohorts import assign_cohorts
 from learn_torchrec.evaluation.conventions import PAPER
-from learn_torchrec.evaluation.metric import PerUser
+from learn_torchrec.evaluation.rows import prepare_rows
 from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
@@ -56,10 +55,9 @@ from .. import options
 from ..predict import cohort_activity
 from . import measure
 
-Scores = NDArray[np.float64]
 ARMS = ("baseline", "learn")
 _RESAMPLES = 2000
-# Every draw is a value of each of these; the ranges were fixed before any run.
+# A draw has one value of each; the space was fixed before any run.
 _SPACE: dict[str, tuple[Any, ...]] = {
     "optimizer.learning_rate": (3e-4, 1e-3, 3e-3),
     "optimizer.weight_decay": (0.01, 0.1),
@@ -76,19 +74,20 @@ _LEARN_SPACE: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Study:
-    """What both rankers see: all impressions, and who trains on which."""
+    """What both rankers share: the data, and masks of the impressions of each part."""
 
     run: Run
     dataset: Dataset
     vectors: LearnVectors
-    train: NDArray[np.bool_]
-    validation: NDArray[np.bool_]
-    test: NDArray[np.bool_]
+    train: BoolArray
+    validation: BoolArray
+    test: BoolArray
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the program's options."""
     parser = options.parser("ranking-study", __doc__)
+    parser.prog = "python -m apps.benchmarks.ranking_study"
     options.add_data(parser)
     options.add_input(parser, "--vectors", "LEARN's vectors")
     parser.add_argument(
@@ -133,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def prepare(args: argparse.Namespace) -> Study:
-    """Read data and vectors, and divide the impressions by time."""
+    """Read data and vectors, and split the impressions by time."""
     run = options.resolve(args)
     dataset = open_dataset(args.data)
     times = resolve_times(run.split, dataset.interactions)
@@ -141,8 +140,8 @@ def prepare(args: argparse.Namespace) -> Study:
     validation_from = resolve_times(earlier, dataset.interactions).test_from
     moments = dataset.impressions[TIMESTAMP].to_numpy()
     vectors = LearnVectors.open(args.vectors)
-    ahead = moments[moments >= times.towers_until]
-    start = int(ahead.min()) if len(ahead) else None
+    later = moments[moments >= times.towers_until]
+    start = int(later.min()) if len(later) else None
     refuse_vectors_leak(vectors.manifest, start, "train on")
     return Study(
         run=run,
@@ -157,9 +156,12 @@ def prepare(args: argparse.Namespace) -> Study:
 def tune(
     study: Study, arm: str, trials: int, device: torch.device, log: Path
 ) -> dict[str, Any]:
-    """Return the settings with the best validation UAUC, and all draws' UAUC."""
+    """Return the settings with the best validation UAUC, and the UAUC of all draws."""
     space = _SPACE if arm == "baseline" else {**_SPACE, **_LEARN_SPACE}
     random = np.random.default_rng(0)
+    users_and_labels = _columns(
+        study.dataset.impressions.filter(pa.array(study.validation))
+    )
     tried: list[dict[str, Any]] = []
     for _ in range(trials):
         settings = {
@@ -169,9 +171,9 @@ def tune(
         scores = fit_and_score(
             study, arm, ranker, study.train, study.validation, device, log
         )
-        metrics = _metrics(study, study.validation, scores)
-        tried.append({"settings": settings, "uauc": metrics["uauc"]})
-        print(f"{arm} {settings}: validation UAUC {metrics['uauc']:.4f}", flush=True)
+        uauc = evaluate_auc(*users_and_labels, scores)["uauc"]
+        tried.append({"settings": settings, "uauc": uauc})
+        print(f"{arm} {settings}: validation UAUC {uauc:.4f}", flush=True)
     best = max(tried, key=lambda trial: trial["uauc"])
     return {**best, "validation_uauc_of_all": [trial["uauc"] for trial in tried]}
 
@@ -194,20 +196,15 @@ def test_scores(
     seeds: int,
     device: torch.device,
     log: Path,
-) -> list[Scores]:
+) -> list[Float64Array]:
     """Train on all before the test with each seed; return the test's scores."""
     before = study.train | study.validation
+    rankers = (
+        with_settings(study.run.ranker, settings, seed) for seed in range(1, seeds + 1)
+    )
     return [
-        fit_and_score(
-            study,
-            arm,
-            with_settings(study.run.ranker, settings, seed),
-            before,
-            study.test,
-            device,
-            log,
-        )
-        for seed in range(1, seeds + 1)
+        fit_and_score(study, arm, ranker, before, study.test, device, log)
+        for ranker in rankers
     ]
 
 
@@ -215,13 +212,13 @@ def fit_and_score(
     study: Study,
     arm: str,
     ranker: RankerConfig,
-    learned: NDArray[np.bool_],
-    judged: NDArray[np.bool_],
+    train: BoolArray,
+    test: BoolArray,
     device: torch.device,
     log: Path,
-) -> Scores:
+) -> Float64Array:
     """Train on some rows and score others."""
-    learned_rows, judged_rows = (
+    train_rows, test_rows = (
         Impressions(
             TableRows(
                 study.dataset.impressions.filter(pa.array(rows)), None, IMPRESSIONS_FILE
@@ -229,50 +226,44 @@ def fit_and_score(
             ranker,
             None if arm == "baseline" else study.vectors,
         )
-        for rows in (learned, judged)
+        for rows in (train, test)
     )
     with RunLog(log) as run_log:
-        model, _ = train_ranker(ranker, learned_rows, device, run_log)
-    scores = score(model, judged_rows, ranker.training.batch_size, device)
+        model, _ = train_ranker(ranker, train_rows, device, run_log)
+    scores = score(model, test_rows, ranker.training.batch_size, device)
     return scores[SCORE].astype(np.float64)
 
 
-def compare(study: Study, scores: dict[str, list[Scores]]) -> dict[str, Any]:
+def compare(study: Study, scores: dict[str, list[Float64Array]]) -> dict[str, Any]:
     """Return metrics and paired differences of each cohort."""
     table = study.dataset.impressions.filter(pa.array(study.test))
-    table = cohort_activity(study.dataset, study.run).added_to(table)
-    return {
-        name: _compare_rows(study, mask, scores)
-        for name, mask in _cohorts(table, study.run.cohorts).items()
-    }
-
-
-def _cohorts(table: pa.Table, bounds: CohortConfig) -> dict[str, NDArray[np.bool_]]:
-    result = {"all": np.ones(table.num_rows, bool)}
+    table = cohort_activity(study.dataset, study.run).add_to(table)
+    masks = {"all": np.ones(table.num_rows, bool)}
     for side, column in (("user", USER_ACTIVITY), ("item", ITEM_ACTIVITY)):
-        masks = assign_cohorts(
-            table[column].to_numpy(),
-            getattr(bounds, f"{side}_long_tail_from"),
-            getattr(bounds, f"{side}_others_from"),
+        activity = table[column].to_numpy()
+        masks |= assign_cohorts(side, activity, study.run.cohorts)
+    users, labels = _columns(table)
+    return {
+        name: _compare_rows(
+            users.filter(mask),
+            labels.filter(mask),
+            {arm: [values[mask] for values in scores[arm]] for arm in ARMS},
         )
-        result |= {f"{side}_{name}": mask for name, mask in masks.items()}
-    return result
+        for name, mask in masks.items()
+    }
 
 
 def _compare_rows(
-    study: Study, mask: NDArray[np.bool_], scores: dict[str, list[Scores]]
+    users: pa.Array, labels: pa.Array, scores: dict[str, list[Float64Array]]
 ) -> dict[str, Any]:
-    rows = np.flatnonzero(study.test)[mask]
-    chosen = np.zeros(len(study.test), bool)
-    chosen[rows] = True
-    if not len(rows):
+    if not len(users):
         return {"rows": 0}
     metrics = {
-        arm: [_metrics(study, chosen, values[mask]) for values in scores[arm]]
+        arm: [evaluate_auc(users, labels, values) for values in scores[arm]]
         for arm in ARMS
     }
     result: dict[str, Any] = {
-        "rows": len(rows),
+        "rows": len(users),
         **{k: metrics["baseline"][0][k] for k in ("users", "users_kept", "positives")},
     }
     for name in ("auc", "uauc", "wuauc", "ne"):
@@ -284,27 +275,23 @@ def _compare_rows(
             "points_by_seed": [100 * float(gain) for gain in gains],
             "seed_std": 100 * float(gains.std(ddof=1)) if len(gains) > 1 else None,
         }
-    gains, impressions = _gains_by_user(study, chosen, mask, scores)
-    intervals = bootstrap(gains, impressions)
+    intervals = bootstrap(*_gains_by_user(users, labels, scores))
     for name, interval in intervals.items():
         result[name]["interval"] = interval
     return result
 
 
 def _gains_by_user(
-    study: Study,
-    chosen: NDArray[np.bool_],
-    mask: NDArray[np.bool_],
-    scores: dict[str, list[Scores]],
-) -> tuple[Scores, Scores]:
+    users: pa.Array, labels: pa.Array, scores: dict[str, list[Float64Array]]
+) -> tuple[Float64Array, Float64Array]:
     """Return each kept user's AUC gain, averaged over seeds, and impressions."""
-    users, labels = _columns(study, chosen)
-
-    def by_user(values: Scores) -> PerUser:
-        rows = scored_rows.prepare_rows(users, labels, values)
-        return users_that_count(count_users(rows), PAPER)
-
-    by_arm = {arm: [by_user(values[mask]) for values in scores[arm]] for arm in ARMS}
+    by_arm = {
+        arm: [
+            users_that_count(count_users(prepare_rows(users, labels, values)), PAPER)
+            for values in scores[arm]
+        ]
+        for arm in ARMS
+    }
     means = {
         arm: np.mean([seed.values for seed in by_arm[arm]], axis=0) for arm in ARMS
     }
@@ -312,12 +299,12 @@ def _gains_by_user(
 
 
 def bootstrap(
-    gains: Scores, impressions: Scores, seed: int = 0
+    gains: Float64Array, impressions: Float64Array
 ) -> dict[str, list[float] | None]:
     """Return the 95 % interval of the mean gain, unweighted and weighted, in points."""
     if not len(gains):
         return {"uauc": None, "wuauc": None}
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     drawn = random.integers(len(gains), size=(_RESAMPLES, len(gains)))
     weights = impressions[drawn]
     means = {
@@ -330,15 +317,8 @@ def bootstrap(
     }
 
 
-def _metrics(
-    study: Study, chosen: NDArray[np.bool_], scores: Scores
-) -> dict[str, float]:
-    return evaluate_auc(*_columns(study, chosen), scores)
-
-
-def _columns(study: Study, chosen: NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:
-    table = study.dataset.impressions.filter(pa.array(chosen))
-    return table[USER_ID].combine_chunks(), table[LABEL].combine_chunks()
+def _columns(impressions: pa.Table) -> tuple[pa.Array, pa.Array]:
+    return impressions[USER_ID].combine_chunks(), impressions[LABEL].combine_chunks()
 
 
 if __name__ == "__main__":

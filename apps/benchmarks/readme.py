@@ -1,24 +1,18 @@
-"""Writes the measured tables into the documents: `python -m apps.benchmarks.readme`."""
+"""Writes the measured tables into the README and docs/results.md."""
 
+import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from learn_torchrec.evaluation.cohorts import cohort_title
 
 from .measure import RESULTS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
-_COHORTS = {
-    "all": "all",
-    "user_cold": "user cold-start",
-    "user_long_tail": "user long-tail",
-    "user_others": "user others",
-    "item_cold": "item cold-start",
-    "item_long_tail": "item long-tail",
-    "item_others": "item others",
-}
 _RETRIEVAL = {
     "learn": "LEARN (content only)",
     "popularity": "popularity",
@@ -58,7 +52,7 @@ RETAIL_COLUMNS = {
 
 
 def render(text: str, tables: Mapping[str, str]) -> str:
-    """Return a document's text with its measured blocks made anew.
+    """Return a document's text with every measured block rendered again.
 
     Raises:
         ValueError: a block that no table is for.
@@ -79,6 +73,12 @@ def measured_tables() -> dict[str, str]:
     results = {
         path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")
     }
+    measured = {
+        **ranker_rows(results["ranker"]),
+        **data_rows(results["data"], results["content"]),
+        **metrics_rows(results["metrics"]),
+        **faults_rows(results["faults"]),
+    }
     return {
         "retrieval": retrieval_table(results["quickstart"]),
         "amazon": seeds_table(results["amazon"], AMAZON_COLUMNS),
@@ -87,50 +87,54 @@ def measured_tables() -> dict[str, str]:
         "study": study_table(
             {title: results[name] for title, name in _STUDIES.items()}
         ),
-        "measured": two_columns(
-            ranker_rows(results["ranker"])
-            | data_rows(results["data"], results["content"])
-            | metrics_rows(results["metrics"])
-            | faults_rows(results["faults"])
-        ),
+        "measured": markdown(["", ""], measured.items()),
     }
 
 
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|\n"
+
+    head = list(head)
+    rule = "|---" * len(head) + "|\n"
+    return line(head) + rule + "".join(map(line, rows))
+
+
 def retrieval_table(results: dict[str, Any]) -> str:
-    """The quickstart's retrieval metrics as Markdown."""
+    """Return the quickstart's retrieval metrics."""
     metrics = ("h@50", "r@50", "h@100", "r@100")
-    lines = ["| | " + " | ".join(metric.upper() for metric in metrics) + " |"]
-    lines.append("|---" * (len(metrics) + 1) + "|")
-    for name, title in _RETRIEVAL.items():
-        values = [f"{results['retrieval'][name][metric]:.4f}" for metric in metrics]
-        lines.append(f"| {title} | " + " | ".join(values) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [title, *(f"{results['retrieval'][name][metric]:.4f}" for metric in metrics)]
+        for name, title in _RETRIEVAL.items()
+    ]
+    return markdown(["", *map(str.upper, metrics)], rows)
 
 
 def seeds_table(results: dict[str, Any], columns: dict[str, tuple[str, str]]) -> str:
-    """Rows of a benchmark over seeds as Markdown: means, and ranges where seeds vary.
+    """Return a benchmark over seeds: means, and ranges where seeds vary.
 
     Args:
         results: what `apps.benchmarks.retrieval` wrote.
         columns: title to group of targets and metric.
     """
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, title in _SEEDS_ROWS.items():
-        if name not in results["retrieval"]:
-            continue
-        cells = []
-        for group, metric in columns.values():
-            value = results[group][name][metric]
-            if isinstance(value, dict):
-                cells.append("{mean:.3f} ({min:.3f} to {max:.3f})".format(**value))
-            else:
-                cells.append(f"{value:.3f}")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+
+    def cell(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{mean:.3f} ({min:.3f} to {max:.3f})".format(**value)
+        return f"{value:.3f}"
+
+    rows = [
+        [title, *(cell(results[group][name][key]) for group, key in columns.values())]
+        for name, title in _SEEDS_ROWS.items()
+        if name in results["retrieval"]
+    ]
+    return markdown(["", *columns], rows)
 
 
 def metrics_rows(results: dict[str, Any]) -> dict[str, str]:
-    """The evaluation engine's speed."""
+    """Return the speed of the evaluation."""
     return {
         f"AUC, UAUC and WUAUC of {results['rows']:,} rows from Parquet": (
             f"{results['seconds']:.0f} s, {results['peak_gb']:.1f} GB"
@@ -146,27 +150,26 @@ def metrics_rows(results: dict[str, Any]) -> dict[str, str]:
 
 
 def study_table(studies: dict[str, dict[str, Any]]) -> str:
-    """Baseline and LEARN over seeds, by data set and cohort, as Markdown."""
+    """Return baseline and LEARN over seeds, by data set and cohort."""
     head = ["data, cohort", "rows", "baseline AUC", "LEARN AUC"]
-    head += ["UAUC, points", "WUAUC, points"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for data, study in studies.items():
         for cohort in _STUDY_COHORTS[data]:
             row = study["cohorts"][cohort]
             if not row["rows"]:
                 continue
-            cells = [f"{data}, {_COHORTS[cohort]}", f"{row['rows']:,}"]
+            cells = [f"{data}, {cohort_title(cohort)}", f"{row['rows']:,}"]
             cells += [f"{row['auc'][arm]:.4f}" for arm in ("baseline", "learn")]
             for metric in ("uauc", "wuauc"):
                 value = row[metric]
                 numbers = value["points"], *value["interval"], value["seed_std"]
                 cells.append("{:+.2f} ({:+.2f}, {:+.2f}) ± {:.1f}".format(*numbers))
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            lines.append(cells)
+    return markdown([*head, "UAUC, points", "WUAUC, points"], lines)
 
 
 def ranker_rows(results: dict[str, Any]) -> dict[str, str]:
-    """The ranker's examples a second beside TorchRec's DLRM."""
+    """Return the ranker's examples a second relative to TorchRec's DLRM."""
     off, on, parquet, two, dlrm_two = (
         results[name]
         for name in (
@@ -187,7 +190,7 @@ def ranker_rows(results: dict[str, Any]) -> dict[str, str]:
 
 
 def data_rows(data: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
-    """The data plane and content extraction."""
+    """Return the speed of data preparation, loading and content extraction."""
     sizes, rates, peaks = (
         " / ".join(cells)
         for cells in zip(
@@ -219,7 +222,7 @@ def data_rows(data: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
 
 
 def faults_rows(results: dict[str, Any]) -> dict[str, str]:
-    """What faults on purpose do to a job."""
+    """Return the outcomes of fault injection."""
     minutes = results["soak_minutes"]
     return {
         "SIGKILLs at random moments of seven stages, ended identical": (
@@ -238,14 +241,8 @@ def faults_rows(results: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def two_columns(rows: dict[str, str]) -> str:
-    """Names and figures as Markdown."""
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
-
-
 def towers_table(results: dict[str, Any]) -> str:
-    """The towers beside the reference execution as Markdown."""
+    """Return the towers beside the reference execution."""
     peak = results["loss_memory_ratio"], results["loss_peak_mb"]
     rows = {}
     for dtype in ("float32", "bfloat16"):
@@ -270,10 +267,18 @@ def towers_table(results: dict[str, Any]) -> str:
             "{:.3f} x ({:.0f} MB)".format(*peak)
         ),
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join(["| | ours over the reference |", "|---|---|", *lines]) + "\n"
+    return markdown(["", "ours over the reference"], rows.items())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the documents."""
+    argparse.ArgumentParser(
+        prog="python -m apps.benchmarks.readme", description=__doc__
+    ).parse_args(argv)
+    tables = measured_tables()
+    for document in DOCUMENTS:
+        document.write_text(render(document.read_text(), tables))
 
 
 if __name__ == "__main__":
-    for document in DOCUMENTS:
-        document.write_text(render(document.read_text(), measured_tables()))
+    main()

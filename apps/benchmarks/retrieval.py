@@ -1,8 +1,8 @@
-"""Towers over several seeds: what they find, beside the rows they have to beat.
+"""Retrieval by the towers over several seeds, beside the baselines.
 
-For every variant and seed it runs train-towers and evaluate-retrieval (finished runs
-are reused) and writes the mean, least and greatest of every metric. Epoch and settings
-are chosen on validation; the test is evaluated once for each seed.
+Runs train-towers and evaluate-retrieval for every variant and seed (finished runs are
+reused) and writes the mean, minimum and maximum of every metric. Epoch and settings are
+chosen on validation; the test is evaluated once per seed.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import evaluate_retrieval, options, train_towers
+from . import measure
 
 GROUPS = ("retrieval", "new_targets", "tail_targets")
 INPUTS = ("content", "content+id")
@@ -20,14 +21,13 @@ INPUTS = ("content", "content+id")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, evaluate and write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = measure.parser("retrieval", __doc__, "amazon.json")
     parser.add_argument("--preset", default="amazon", help="amazon, retail, ...")
     parser.add_argument("--data", required=True, metavar="ADAPTER:PATH")
     parser.add_argument("--content", required=True, metavar="DIR", type=Path)
     parser.add_argument("--out", required=True, metavar="DIR", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--inputs", nargs="+", default=INPUTS, choices=(*INPUTS, "id"))
-    parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--set", nargs="+", default=[], dest="overrides")
     args = parser.parse_args(argv)
     body: dict[str, Any] = {"seeds": args.seeds, "preset": args.preset}
@@ -36,18 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for group in GROUPS:
             rows = body.setdefault(group, {})
             rows[inputs] = summary([each[group]["learn"] for each in runs])
-            baselines = {
-                name: metrics
-                for name, metrics in runs[0][group].items()
-                if name != "learn"
-            }
-            rows.update(baselines)
+            rows |= {k: row for k, row in runs[0][group].items() if k != "learn"}
         body.setdefault("validation", {})[inputs] = summary(
             [each["validation"] for each in runs]
         )
-    if args.json is not None:
-        options.write_json(args.json, body)
-    print(json.dumps(body["retrieval"], indent=1))
+    measure.publish(body, args.json)
 
 
 def run(args: argparse.Namespace, inputs: str, seed: int) -> dict[str, Any]:
@@ -68,13 +61,9 @@ def run(args: argparse.Namespace, inputs: str, seed: int) -> dict[str, Any]:
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return the mean, least and greatest of every metric."""
+    """Return the mean, minimum and maximum of every metric."""
     return {
-        name: {
-            "mean": statistics.fmean(values),
-            "min": min(values),
-            "max": max(values),
-        }
+        name: {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
         for name in runs[0]
         for values in [[metrics[name] for metrics in runs]]
     }

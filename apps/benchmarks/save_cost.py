@@ -1,8 +1,8 @@
-"""What a checkpoint of 1 GB costs a training: written at once, or beside it.
+"""The time that a training run loses to a 1 GB checkpoint, synchronous or not.
 
-The real ranker trains on one thread (the machine's other core is free for the second
-thread, as a rank's host has cores to spare). Lost is the time that the steps take while
-a checkpoint is made, less what as many steps take without one.
+The real ranker trains on one thread, which leaves a core for the saving thread, as on a
+rank's host. The loss is the time of the steps during which a checkpoint is made, less
+the time of as many steps without one.
 """
 
 import statistics
@@ -27,7 +27,7 @@ _TABLES, _ROWS, _BATCH = 20, 390_000, 1024
 _ROUNDS, _WARM_UP = 5, 10
 
 
-def measure() -> dict[str, Any]:
+def measure_saves() -> dict[str, Any]:
     """Return the seconds lost to either kind of save, and their ratio."""
     torch.set_num_threads(1)
     with process_group() as device, tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def measure() -> dict[str, Any]:
         bytes_saved = sum(
             value.numel() * value.element_size() for value in _tensors(state())
         )
-    # The first save of each makes the copies' memory, and warms the disk.
+    # The first save of each allocates the copies' memory and warms the disk cache.
     medians = {name: statistics.median(values[1:]) for name, values in lost.items()}
     return {
         "saved_mb": round(bytes_saved / 2**20),
@@ -87,10 +87,10 @@ def _lost(
     number: int,
     state: Callable[[], dict[str, Any]],
 ) -> float:
-    """Save once while steps go on; return the seconds beyond the steps' own.
+    """Save once while steps continue; return the seconds beyond the steps' own.
 
-    As many steps after it say what they take without a save. Means are compared: what
-    else disturbs the machine disturbs both.
+    As many steps right after the save tell their own time, so that other load on the
+    machine disturbs both alike.
     """
     began, steps = time.perf_counter(), 0
     checkpoints.after_step(number, state, dict)

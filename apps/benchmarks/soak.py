@@ -1,14 +1,12 @@
 """An hour of the ranker on a generated market at two ranks: is memory flat?
 
-The real job with LEARN's vectors, streamed from Parquet, saving checkpoints as it goes,
-started by torchrun and ended by SIGTERM, as a scheduler would. Memory is what the ranks
-occupy together, its median in the fifth of the time after the warm-up and in the last
-fifth; throughput is compared between the same spans, in steps a second and in steps a
-second of the ranks' processor time. Other work on the machine disturbs both: run it
-alone.
+The real job with LEARN's vectors, streamed from Parquet with checkpoints, started by
+torchrun and ended by SIGTERM, as by a scheduler. Memory is the ranks' resident size
+together: its median in the fifth of the time after the warm-up against the last fifth.
+Throughput is compared between the same spans, in steps per second and in steps per
+second of CPU time. Run it alone: other load on the machine disturbs both.
 """
 
-import argparse
 import signal
 import statistics
 import tempfile
@@ -23,15 +21,15 @@ import psutil
 from learn_torchrec.datasets.generated.market import MarketConfig, write_market
 
 from ..program import run
-from .measure import add_json, machine, publish
-from .stages import STEPS, TriedStep, complete, start
+from . import measure
+from .stages import STEPS, FaultStep, complete, start
 
-_SHOP = MarketConfig(users=4_000, items=1_000, days=12, impressions=600_000)
+_MARKET = MarketConfig(users=4_000, items=1_000, days=12, impressions=600_000)
 _TOWERS = ("towers.training.epochs=1", "towers.training.batch_size=256")
-_RANKER = TriedStep(
-    name="soak",
-    command="train-ranker",
-    inputs=("vectors",),
+_RANKER = FaultStep(
+    "soak",
+    "train-ranker",
+    ("vectors",),
     ranks=2,
     settings=(
         "ranker.training.batch_size=1024",
@@ -46,12 +44,12 @@ _WARM_UP, _SPAN = 0.2, 0.2  # shares of the time
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen at a moment.
+    """One observation of the running job.
 
     Attributes:
         seconds: since the start.
-        processor: seconds that the ranks have used.
-        megabytes: that they occupy.
+        processor: CPU seconds that the ranks have used.
+        megabytes: resident size of the ranks.
         step: of the newest checkpoint.
     """
 
@@ -62,9 +60,9 @@ class Sample:
 
 
 def prepare(folder: Path) -> None:
-    """Write the shop, and the vectors that its ranker reads."""
-    (folder / "shop").mkdir()
-    for _ in write_market(_SHOP, folder / "shop"):
+    """Write the market, and the vectors that its ranker reads."""
+    (folder / "market").mkdir()
+    for _ in write_market(_MARKET, folder / "market"):
         pass
     for step in STEPS:
         if step.name in ("content", "towers", "vectors"):
@@ -73,10 +71,10 @@ def prepare(folder: Path) -> None:
 
 
 def watch(minutes: float, folder: Path) -> tuple[list[Sample], int]:
-    """Train for so long, then ask to stop; return the samples and the exit code.
+    """Train for some minutes, then stop; return the samples and the exit code.
 
     Raises:
-        RuntimeError: the job ended before it was asked to.
+        RuntimeError: the job ended before it was told to.
     """
     log = folder / "soak.stderr"
     job = start(_RANKER.run_command(folder, folder / _RANKER.name), log)
@@ -118,7 +116,7 @@ def summary(samples: list[Sample], minutes: float) -> dict[str, Any]:
 
 
 def _rates(span: list[Sample]) -> tuple[float, float]:
-    """Return steps a second, and steps a second of processor time."""
+    """Return steps per second, and steps per second of CPU time."""
     first, last = span[0], span[-1]
     steps = last.step - first.step
     return (
@@ -129,16 +127,15 @@ def _rates(span: list[Sample]) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print, and add the figures to those of the fault suite where asked."""
-    parser = argparse.ArgumentParser(prog="apps.benchmarks.soak", description=__doc__)
+    parser = measure.parser("soak", __doc__, "faults.json")
     parser.add_argument("--minutes", type=float, default=60.0)
-    add_json(parser, "faults.json")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         prepare(Path(name))
         samples, status = watch(args.minutes, Path(name))
     result = summary(samples, args.minutes)
-    result |= {"soak_exit_code": status, "soak_machine": machine()}
-    publish(result, args.json, merge=True)
+    result |= {"soak_exit_code": status, "soak_machine": measure.machine()}
+    measure.publish(result, args.json, merge=True)
 
 
 if __name__ == "__main__":

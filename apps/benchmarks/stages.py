@@ -1,4 +1,4 @@
-"""The stages of a small generated.market, as commands that faults are tried on."""
+"""The stages on a small generated market, as commands for fault injection."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from learn_torchrec.datasets.generated.market import MarketConfig, write_market
 from ..stages import Step, input_options
 
 LIMIT = 900.0  # seconds of one stage
-SHOP = MarketConfig(users=400, items=200, days=12, impressions=36_000)
+MARKET = MarketConfig(users=400, items=200, days=12, impressions=36_000)
 _SETTINGS = (
     "content.encoder.layers=4",
     "content.encoder.tokens_per_batch=512",
@@ -27,18 +27,18 @@ _SETTINGS = (
     "ranker.training.epochs=2",
     "checkpoint.every_steps=7",
 )
-# Of every artefact: how it came about, not what it is. The last is the index of a saved
-# model, to which every save gives an identity of its own.
+# Files that record how an artefact was made and so differ between equal ones. The last
+# is the index of a saved model, to which every save gives a new identity.
 _RECORDS = ("config.json", "manifest.json", "log.jsonl", ".metadata")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TriedStep(Step):
-    """A step that faults are tried on.
+class FaultStep(Step):
+    """A step under fault injection.
 
     Attributes:
-        ranks: how many train or compute.
-        settings: beside those of all steps.
+        ranks: number of ranks.
+        settings: in addition to those of all steps.
         share: of the kills.
     """
 
@@ -52,43 +52,27 @@ class TriedStep(Step):
         if self.ranks > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone"]
             module = [*launcher, f"--nproc_per_node={self.ranks}", *module]
-        data = f"parquet:{folder / 'shop'}"
+        data = f"parquet:{folder / 'market'}"
         options = ["--data", data, "--out", str(out), "--set", *_SETTINGS]
         options += [*self.settings, *input_options(self, STEPS, folder)]
         return [sys.executable, *module, *options]
 
 
 STEPS = (
-    TriedStep(name="content", command="encode-content", share=0.1),
-    TriedStep(name="towers", command="train-towers", inputs=("content",), share=0.22),
-    TriedStep(
-        name="towers2",
-        command="train-towers",
-        inputs=("content",),
+    FaultStep("content", "encode-content", share=0.1),
+    FaultStep("towers", "train-towers", ("content",), share=0.22),
+    FaultStep(
+        "towers2",
+        "train-towers",
+        ("content",),
         ranks=2,
         settings=("towers.model.inputs=content+id",),
         share=0.1,
     ),
-    TriedStep(
-        name="vectors",
-        command="export-vectors",
-        inputs=("content", "towers"),
-        share=0.12,
-    ),
-    TriedStep(name="ranker", command="train-ranker", inputs=("vectors",), share=0.22),
-    TriedStep(
-        name="ranker2",
-        command="train-ranker",
-        inputs=("vectors",),
-        ranks=2,
-        share=0.12,
-    ),
-    TriedStep(
-        name="predictions",
-        command="predict",
-        inputs=("vectors", "ranker"),
-        share=0.12,
-    ),
+    FaultStep("vectors", "export-vectors", ("content", "towers"), share=0.12),
+    FaultStep("ranker", "train-ranker", ("vectors",), share=0.22),
+    FaultStep("ranker2", "train-ranker", ("vectors",), ranks=2, share=0.12),
+    FaultStep("predictions", "predict", ("vectors", "ranker"), share=0.12),
 )
 
 
@@ -104,7 +88,7 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def complete(step: TriedStep, folder: Path, out: Path) -> float:
+def complete(step: FaultStep, folder: Path, out: Path) -> float:
     """Run a stage to its end; return the seconds it took.
 
     Raises:
@@ -119,7 +103,7 @@ def complete(step: TriedStep, folder: Path, out: Path) -> float:
 
 
 def content_of(directory: Path) -> dict[str, str]:
-    """Return the checksum of every file that is what the artefact is."""
+    """Return the checksums of an artefact's files, but those in `_RECORDS`."""
     files = json.loads((directory / "manifest.json").read_text())["files"]
     return {
         name: described["sha256"]
@@ -129,8 +113,8 @@ def content_of(directory: Path) -> dict[str, str]:
 
 
 def make_all(folder: Path) -> dict[str, float]:
-    """Write the shop and every stage's artefact; return each stage's seconds."""
-    (folder / "shop").mkdir()
-    for _ in write_market(SHOP, folder / "shop"):
+    """Write the market and every stage's artefact; return each stage's seconds."""
+    (folder / "market").mkdir()
+    for _ in write_market(MARKET, folder / "market"):
         pass
     return {step.name: complete(step, folder, folder / step.name) for step in STEPS}

@@ -1,12 +1,11 @@
 """The towers beside the reference execution: the same work, timed in turns.
 
-The reference is how the authors' public code runs: `transformers`' BERT encoder,
-histories and targets padded to H and T, and float32 content vectors [B, L, C] put
-together sample by sample. It gets our weights and our batch; its loss must equal
-ours before anything is timed.
+The reference executes as the authors' public code does: `transformers`' BERT encoder,
+histories and targets padded to H and T, float32 content vectors [B, L, C] collated
+sample by sample. It gets our weights and our batch, and its loss must equal ours before
+anything is timed.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,9 +59,9 @@ class Work:
     store: ContentStore
 
 
-def make_work(directory: Path, seed: int = 0) -> Work:
-    """Draw users whose lengths are spread evenly from 1 to H and to T: half full."""
-    random = np.random.default_rng(seed)
+def make_work(directory: Path) -> Work:
+    """Draw users whose lengths are uniform from 1 to H and to T: half full."""
+    random = np.random.default_rng(0)
     vectors = random.standard_normal((CATALOGUE, CONTENT_DIM), np.float32)
     with write_artifact(directory, kind=KIND, config={}, inputs={}) as working:
         write_content_store(working, pa.array(range(CATALOGUE)), vectors)
@@ -95,7 +94,7 @@ def make_work(directory: Path, seed: int = 0) -> Work:
 
 
 class Reference(nn.Module):
-    """The padded BERT execution with the same weights as a `PreferenceEncoder`."""
+    """Padded BERT with the weights of a `PreferenceEncoder`."""
 
     def __init__(self, ours: PreferenceEncoder, dropout: float) -> None:
         super().__init__()
@@ -136,7 +135,7 @@ class Reference(nn.Module):
                 module.load_state_dict(source.state_dict())
 
     def encode(self, content: Tensor, mask: Tensor) -> Tensor:
-        """Float32 [B, L, C] and its padding mask [B, L] to unit vectors [B, L, D]."""
+        """Encode float32 [B, L, C] with mask [B, L] into unit vectors [B, L, D]."""
         length = mask.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         allowed = causal[None] & mask[:, None, :]
@@ -151,7 +150,7 @@ class Reference(nn.Module):
     ) -> Tensor:
         """Return the dense all-action loss from one matrix of all logits.
 
-        Like ours, it multiplies in `dtype` and has vectors and loss in float32.
+        As in ours, matrix products are in `dtype`, vectors and loss in float32.
         """
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             users = self.encode(batch["history"], batch["history_mask"])
@@ -174,7 +173,7 @@ class Reference(nn.Module):
 
 
 def reference_batch(work: Work) -> dict[str, Tensor]:
-    """Build the padded batch sample by sample, as a data set's items are."""
+    """Build the padded batch sample by sample, as a `Dataset` would."""
     parts = [_padded_sample(work, user) for user in range(USERS)]
     return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
@@ -208,7 +207,7 @@ def _padded_sample(work: Work, user: int) -> dict[str, Tensor]:
 
 
 def our_ids(work: Work) -> TowerBatch:
-    """Build what leaves our loader: jagged ids."""
+    """Build what our loader yields: jagged ids."""
     return collate(
         work.sequences,
         np.arange(USERS),
@@ -219,12 +218,12 @@ def our_ids(work: Work) -> TowerBatch:
 
 
 def our_batch(work: Work) -> TowerBatch:
-    """Build our whole batch: ids, and each distinct vector once, half precision."""
+    """Build our whole batch: ids, and each distinct vector once in half precision."""
     return next(attach_content([our_ids(work)], work.store))
 
 
 def paper_encoder(dropout: float) -> PreferenceEncoder:
-    """The paper's shape; without positions and input norm, as the reference has it."""
+    """Return the paper's encoder, without positions and input norm as the reference."""
     torch.manual_seed(0)
     shape = EncoderShape(max_positions=0, dropout=dropout)
     return PreferenceEncoder(torch.zeros(CONTENT_DIM), torch.ones(CONTENT_DIM), shape)
@@ -233,7 +232,7 @@ def paper_encoder(dropout: float) -> PreferenceEncoder:
 def training_steps(
     work: Work, dtype: torch.dtype
 ) -> tuple[dict[str, Callable[[], object]], float]:
-    """Return one training step of each contender, and how far their losses differ.
+    """Return one training step of each contender, and the difference of their losses.
 
     Raises:
         AssertionError: the losses differ by more than the tolerance.
@@ -278,9 +277,9 @@ def _step(
 
 
 def linear_products(work: Work) -> list[tuple[int, int, int, int]]:
-    """The matrix products that a step cannot do without: (m, k, n, count).
+    """Return the matrix products that a step needs at least: (m, k, n, count).
 
-    Each linear layer's forward [m, k] x [k, n], the gradient of its input
+    Each linear layer's forward [m, k] x [k, n], and the gradients of its input
     [m, n] x [n, k] and of its weight [n, m] x [m, k], on real tokens only.
     """
     shape = EncoderShape()
@@ -299,7 +298,7 @@ def linear_products(work: Work) -> list[tuple[int, int, int, int]]:
             layers = shape.num_layers
             result += [(rows, k, n, layers), (rows, n, k, layers), (n, rows, k, layers)]
     batch = our_batch(work)
-    # The content needs no gradient: forward, and the weight's gradient.
+    # Content needs no gradient: only the forward and the weight's gradient.
     items = len(batch.item_rows)
     result.append((items, CONTENT_DIM, shape.width, 1))
     result.append((shape.width, items, CONTENT_DIM, 1))
@@ -322,16 +321,16 @@ def measure_training(work: Work, dtype: torch.dtype, repeats: int) -> dict[str, 
 
 
 def mean_fill(work: Work) -> float:
-    """Share of the padded H + T positions that hold an event."""
+    """Return the share of the padded H + T positions that hold an event."""
     real = sum(len(sample.history) + len(sample.target) for sample in work.samples)
     return real / (USERS * (SAMPLING.history_length + SAMPLING.target_length))
 
 
 def measure_loader(work: Work, repeats: int) -> dict[str, float]:
-    """Time the data path alone, and weigh what leaves the loader.
+    """Time the data path alone, and count the bytes that leave the loader.
 
-    Ours ends with ids; the vectors are gathered in the training process, which
-    `loader_with_vectors_ratio` counts in.
+    Ours yields ids; `loader_with_vectors_ratio` includes gathering the vectors, which
+    the training process does.
     """
     seconds = measure.interleaved_medians(
         {
@@ -374,8 +373,13 @@ def loss_problem(num_users: int, naive: bool) -> Callable[[], None]:
     return run
 
 
+def loss_memory_mb(num_users: int, naive: bool) -> float:
+    """Return the memory that a loss and its gradient take."""
+    return measure.memory_increase_mb(loss_problem(num_users, naive))
+
+
 def naive_loss(anchors: Tensor, positives: Tensor, items: Tensor) -> Tensor:
-    """The loss from one matrix of all anchors and all candidates."""
+    """Return the loss from one matrix of all anchors and all candidates."""
     users, count = items.shape
     logits = anchors.flatten(0, 1) @ positives.flatten(0, 1).T / TEMPERATURE
     hit = (items[:, :, None] == items.flatten()).any(1)  # [B, B * N_t]
@@ -392,14 +396,16 @@ def naive_loss(anchors: Tensor, positives: Tensor, items: Tensor) -> Tensor:
 
 
 def measure_loss_memory() -> dict[str, float]:
-    """Peak memory at 4,096 users; the naive one's from 1,024, where it still fits.
+    """Return the peak memory of both losses at 4,096 users.
 
-    All of the naive loss's matrices are anchors x candidates, so its memory at four
-    times the users is sixteen times as much.
+    The naive loss is measured at 1,024 users, where it fits: all its matrices are
+    anchors x candidates, so four times the users take sixteen times the memory.
     """
-    module = f"{__package__}.towers"
-    ours = measure.peak_memory_mb(module, "loss_problem", 4096, False)
-    naive = 16 * measure.peak_memory_mb(module, "loss_problem", 1024, True)
+    ours, naive = (
+        measure.in_fresh_process("towers", "loss_memory_mb", *arguments)
+        for arguments in ((4096, False), (1024, True))
+    )
+    naive *= 16
     return {
         "loss_peak_mb": ours,
         "naive_loss_peak_mb": naive,
@@ -409,8 +415,7 @@ def measure_loss_memory() -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser = measure.parser("towers", __doc__)
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds")
     args = parser.parse_args(argv)
     result: dict[str, Any] = {"machine": measure.machine()}

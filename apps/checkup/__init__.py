@@ -9,8 +9,8 @@ class Check:
 
     Attributes:
         name: what was looked at, a word or two.
-        ok: whether this project runs with what was found.
-        found: the state of affairs, one line.
+        ok: whether this project can run with it.
+        found: what is there, one line.
         fix: what to do about it, one line; empty when `ok`.
     """
 

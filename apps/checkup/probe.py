@@ -1,7 +1,7 @@
-"""What torch can do here, tried for real: run as a child of the doctor.
+"""Tries torch for real, in a child process of the doctor.
 
-A library that does not fit can end the process, so this runs in one of its own
-and prints each finding, a line of JSON, as soon as it has it.
+A broken library can kill the process, so each finding is printed, as a line of JSON, as
+soon as it is known.
 """
 
 import json
@@ -45,7 +45,7 @@ def fbgemm() -> list[int]:
 
 @_step
 def torchrec() -> list[float]:
-    """Return row (4, 5, 6, 7) plus row (8, 9, 10, 11), looked up in a table."""
+    """Return row (4, 5, 6, 7) plus row (8, 9, 10, 11) of an embedding table."""
     import torch
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
@@ -63,7 +63,7 @@ def torchrec() -> list[float]:
 
 @_step
 def all_reduce() -> float:
-    """Return 3.0 after a gloo all_reduce over a group of this one process."""
+    """Return 3.0 after a gloo all_reduce in a group of one process."""
     import torch
     from torch import distributed
 
@@ -78,7 +78,7 @@ def all_reduce() -> float:
 
 
 def main() -> None:
-    """Print what every step returned or raised, a line of JSON each."""
+    """Print what each step returned or raised, as a line of JSON."""
     for name, step in STEPS.items():
         try:
             finding = {"step": name, "value": step()}

@@ -1,4 +1,4 @@
-"""Checks of torch at work, from what a child process found (see `probe`)."""
+"""Checks of torch at work, from the findings of a child process (see `probe`)."""
 
 import json
 import os
@@ -17,13 +17,11 @@ _REINSTALL = "make -B env (see the versions line above)"
 def find(command: Sequence[str] | None = None) -> Findings:
     """Run the probe and return its findings by step.
 
-    A step that the child did not live to report holds an error that says so.
-
-    Args:
-        command: what to run (default: the probe, with this interpreter).
+    A step that the child crashed or hung before reporting holds an error. Another
+    `command` may stand in for the probe.
     """
     command = command or [sys.executable, "-m", f"{__package__}.probe"]
-    # A machine that launches jobs sets these for its ranks; the probe is no rank.
+    # A launcher sets these for its ranks; the probe is none of them.
     ranks = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {k: v for k, v in os.environ.items() if k not in ranks}
     try:
@@ -85,7 +83,7 @@ def check_torchrec(findings: Findings) -> Check:
 
 
 def check_all_reduce(findings: Findings) -> Check:
-    """Check that a process group can form and talk."""
+    """Check that a process group can form and communicate."""
     return _known_answer(
         "all_reduce",
         findings,

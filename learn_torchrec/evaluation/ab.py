@@ -1,11 +1,11 @@
-"""Reading an A/B test from per-user-day outcomes: lifts, intervals, daily series.
+"""Results of an A/B test from user-day outcomes: lifts, intervals, daily series.
 
-Users are what was assigned, so users are what varies: a user's days are summed before
+Users are randomised, so users are the unit of analysis: a user's days are summed before
 anything is compared. Rates (conversions per impression, revenue per impression) are
-ratios of two such sums, whose variance the delta method gives; a bootstrap over users
-gives the same without its linearisation.
+ratios of two such sums. The delta method gives their variance; a bootstrap over users
+checks it without linearisation.
 
-N user-days, U users of an arm, C cohorts.
+N user-days, U users of both arms, R resamples.
 """
 
 import math
@@ -25,8 +25,9 @@ from learn_torchrec.evaluation.ab_outcomes import (
     REVENUE,
     Outcomes,
 )
+from learn_torchrec.evaluation.cohorts import ALL
 
-# Metric: outcome of its numerator, and of its denominator (None: users).
+# The outcomes in each metric's numerator and denominator (None: number of users).
 METRICS: dict[str, tuple[str, str | None]] = {
     "revenue_per_user": (REVENUE, None),
     "conversions_per_user": (CONVERSIONS, None),
@@ -39,13 +40,13 @@ _NORMAL_95 = 1.959963984540054
 
 @configuration
 class AbConfig:
-    """How a test is read.
+    """Design of a test, and how it is analysed.
 
     Attributes:
         control: name of the control arm in the column `arm`.
-        treatment: name of the other.
-        treatment_share: users meant for the treatment, of those in the test.
-        mismatch_p: a sample ratio less likely than this is a mismatch.
+        treatment: name of the treatment arm.
+        treatment_share: share of the test's users assigned to the treatment.
+        mismatch_p: the sample ratio is a mismatch if its p-value is below this.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -70,12 +71,12 @@ class AbConfig:
 
 
 class Lift(NamedTuple):
-    """Treatment over control, minus 1. NaN where undefined.
+    """Relative difference of a metric between the arms; NaN where undefined.
 
     Attributes:
         control: the metric in the control arm.
-        treatment: in the treatment arm.
-        lift: relative difference.
+        treatment: the metric in the treatment arm.
+        lift: treatment over control, minus 1.
         low: lower end of the delta method's 95 % interval.
         high: upper end.
         p_value: two-sided, for "no lift", by the delta method.
@@ -89,19 +90,19 @@ class Lift(NamedTuple):
     low: float
     high: float
     p_value: float
-    bootstrap_low: float
-    bootstrap_high: float
+    bootstrap_low: float = math.nan
+    bootstrap_high: float = math.nan
 
 
 class SampleRatio(NamedTuple):
-    """Whether the arms have the sizes they were meant to have.
+    """Whether the arms have the expected sizes.
 
     Attributes:
-        control_users: users seen in the control arm.
-        treatment_users: users seen in the treatment arm.
+        control_users: number of users in the control arm.
+        treatment_users: number of users in the treatment arm.
         expected_share: of the treatment.
         p_value: of a chi-square test with one degree of freedom.
-        is_mismatch: nothing else of the test can be trusted.
+        is_mismatch: no other result of the test can be trusted.
     """
 
     control_users: int
@@ -109,6 +110,11 @@ class SampleRatio(NamedTuple):
     expected_share: float
     p_value: float
     is_mismatch: bool
+
+    @property
+    def verdict(self) -> str:
+        """What to print beside the p-value."""
+        return "MISMATCH: trust no result below" if self.is_mismatch else "as expected"
 
 
 class DayLift(NamedTuple):
@@ -121,16 +127,16 @@ class DayLift(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbReading:
-    """Everything read from one test.
+class AbResult:
+    """All results of one test.
 
     Attributes:
         sample_ratio: the check to look at first.
         lifts: by cohort ("all" first) and metric.
-        shares: of the control arm's revenue, by cohort.
-        daily: by metric, one entry a day.
-        days: how many days.
-        is_simulated: the outcomes were generated, not observed.
+        shares: share of the control arm's revenue, by cohort.
+        daily: by metric, one entry per day.
+        days: number of days.
+        is_simulated: whether the outcomes were generated, not observed.
     """
 
     sample_ratio: SampleRatio
@@ -141,39 +147,42 @@ class AbReading:
     is_simulated: bool
 
 
-def read_ab(outcomes: Outcomes, config: AbConfig) -> AbReading:
-    """Read a test: sample ratio, lifts by cohort with intervals, daily series."""
-    num_users = len(outcomes.is_treatment)
-    lifts = {}
-    shares = {}
-    revenue = OUTCOMES.index(REVENUE)
-    whole = _user_sums(outcomes, np.ones(len(outcomes.users), dtype=bool))
-    in_control = ~outcomes.is_treatment
-    cohorts = {}
-    for name, (rows, members) in outcomes.cohorts.items():
-        sums = _user_sums(outcomes, rows)
-        cohorts[name] = (sums, members)
-        total = whole[in_control, revenue].sum()
-        part = sums[in_control, revenue].sum()
-        shares[name] = float(part / total) if total else math.nan
-    drawn = _bootstrap(cohorts, outcomes.is_treatment, config)
-    for name, (sums, members) in cohorts.items():
-        lifts[name] = {
-            metric: _lift(sums, members, outcomes.is_treatment, metric)._replace(
+def analyse_ab_test(outcomes: Outcomes, config: AbConfig) -> AbResult:
+    """Return sample ratio, lifts by cohort with intervals, and daily series."""
+    is_treatment = outcomes.is_treatment
+    cohorts = {
+        name: (_user_sums(outcomes, cohort.rows), cohort.members)
+        for name, cohort in outcomes.cohorts.items()
+    }
+    intervals = _bootstrap(cohorts, is_treatment, config)
+    lifts = {
+        name: {
+            metric: _lift(sums, members, is_treatment, metric)._replace(
                 bootstrap_low=low, bootstrap_high=high
             )
-            for metric, (low, high) in drawn[name].items()
+            for metric, (low, high) in intervals[name].items()
         }
-    everyone = np.ones(num_users, dtype=bool)
+        for name, (sums, members) in cohorts.items()
+    }
+    revenues = {
+        name: sums[~is_treatment, OUTCOMES.index(REVENUE)].sum()
+        for name, (sums, _) in cohorts.items()
+    }
+    total = revenues[ALL]
+    shares = {
+        name: float(revenue / total) if total else math.nan
+        for name, revenue in revenues.items()
+    }
+    _, everyone = cohorts[ALL]
     daily: dict[str, list[DayLift]] = {metric: [] for metric in METRICS}
     days = np.unique(outcomes.days)
     for day in days:
         sums = _user_sums(outcomes, outcomes.days == day)
         for metric in METRICS:
-            one = _lift(sums, everyone, outcomes.is_treatment, metric)
+            one = _lift(sums, everyone, is_treatment, metric)
             daily[metric].append(DayLift(int(day), one.lift, one.low, one.high))
-    return AbReading(
-        sample_ratio=check_sample_ratio(outcomes.is_treatment, config),
+    return AbResult(
+        sample_ratio=check_sample_ratio(is_treatment, config),
         lifts=lifts,
         shares=shares,
         daily=daily,
@@ -183,7 +192,7 @@ def read_ab(outcomes: Outcomes, config: AbConfig) -> AbReading:
 
 
 def check_sample_ratio(is_treatment: BoolArray, config: AbConfig) -> SampleRatio:
-    """Test the arms' sizes against the shares they were meant to have."""
+    """Test the arms' sizes against their expected shares."""
     total, treatment = len(is_treatment), int(is_treatment.sum())
     expected = config.treatment_share * total
     variance = expected * (1 - config.treatment_share)
@@ -198,7 +207,7 @@ def check_sample_ratio(is_treatment: BoolArray, config: AbConfig) -> SampleRatio
 
 
 def _user_sums(outcomes: Outcomes, rows: BoolArray) -> Float64Array:
-    """Return every user's outcomes summed over some rows, float64 [U, 3]."""
+    """Return each user's outcomes summed over some rows, float64 [U, 3]."""
     users, num_users = outcomes.users[rows], len(outcomes.is_treatment)
     columns = [
         np.bincount(users, values, num_users) for values in outcomes.values[rows].T
@@ -209,37 +218,28 @@ def _user_sums(outcomes: Outcomes, rows: BoolArray) -> Float64Array:
 def _lift(
     sums: Float64Array, members: BoolArray, is_treatment: BoolArray, metric: str
 ) -> Lift:
-    """Return a metric's lift with the delta method's interval; no bootstrap yet."""
-    control, treatment = (
+    """Return a metric's lift with the delta method's interval, without bootstrap."""
+    (control, control_variance), (treatment, treatment_variance) = (
         _mean_and_variance(sums[members & (is_treatment == arm)], metric)
         for arm in (False, True)
     )
-    undefined = [math.nan] * 6
-    if not control[0] > 0 or math.isnan(treatment[0]):
-        return Lift(control[0], treatment[0], *undefined)
-    ratio = treatment[0] / control[0]
-    variance = (treatment[1] + ratio**2 * control[1]) / control[0] ** 2
+    if not control > 0 or math.isnan(treatment):
+        return Lift(control, treatment, math.nan, math.nan, math.nan, math.nan)
+    ratio = treatment / control
+    variance = (treatment_variance + ratio**2 * control_variance) / control**2
     error = math.sqrt(variance)
-    p_value = math.nan
-    if error > 0:
-        p_value = math.erfc(abs(ratio - 1) / error / math.sqrt(2))
-    reach = _NORMAL_95 * error
-    lift = ratio - 1
-    return Lift(
-        control[0],
-        treatment[0],
-        lift,
-        lift - reach,
-        lift + reach,
-        p_value,
-        math.nan,
-        math.nan,
-    )
+    lift, reach = ratio - 1, _NORMAL_95 * error
+    p_value = math.erfc(abs(lift) / error / math.sqrt(2)) if error > 0 else math.nan
+    return Lift(control, treatment, lift, lift - reach, lift + reach, p_value)
 
 
 def _mean_and_variance(sums: Float64Array, metric: str) -> tuple[float, float]:
     """Return a metric of one arm and the variance of that estimate."""
-    numerator, denominator = _columns(sums, metric)
+    above, below = METRICS[metric]
+    numerator = sums[:, OUTCOMES.index(above)]
+    denominator = np.ones(len(sums))
+    if below is not None:
+        denominator = sums[:, OUTCOMES.index(below)]
     num_users, total = len(sums), float(denominator.sum())
     if num_users < 2 or not total:
         return math.nan, math.nan
@@ -248,25 +248,17 @@ def _mean_and_variance(sums: Float64Array, metric: str) -> tuple[float, float]:
     return value, float(residual.var(ddof=1)) / num_users
 
 
-def _columns(sums: Float64Array, metric: str) -> tuple[Float64Array, Float64Array]:
-    above, below = METRICS[metric]
-    numerator = sums[..., OUTCOMES.index(above)]
-    if below is None:
-        return numerator, np.ones_like(numerator)
-    return numerator, sums[..., OUTCOMES.index(below)]
-
-
 def _bootstrap(
     cohorts: Mapping[str, tuple[Float64Array, BoolArray]],
     is_treatment: BoolArray,
     config: AbConfig,
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return the interval of every lift, all from the same draws of users."""
+    """Return the intervals by cohort and metric, all from the same draws of users."""
     generator = np.random.default_rng(config.seed)
     totals = {}
     for arm in (False, True):
         in_arm = is_treatment == arm
-        # Per cohort: the three outcomes, and 1 for a user the cohort is about.
+        # Per cohort: the three outcomes, and 1 for its members.
         blocks = [
             np.column_stack([sums[in_arm], members[in_arm]])
             for sums, members in cohorts.values()
@@ -287,7 +279,7 @@ def _bootstrap(
 
 
 def _rates(totals: Float64Array, metric: str) -> Float64Array:
-    """Return a metric [R] of resampled totals [R, 4], NaN where it is undefined."""
+    """Return a metric [R] of resampled totals [R, 4], NaN where undefined."""
     above, below = METRICS[metric]
     denominator = totals[:, 3 if below is None else OUTCOMES.index(below)]
     rate = np.full(len(totals), math.nan)

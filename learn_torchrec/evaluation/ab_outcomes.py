@@ -1,4 +1,4 @@
-"""Outcomes of an A/B test: a user's day a row, read and checked.
+"""Outcomes of an A/B test: one row per user and day, read and checked.
 
 N user-days, U users of both arms.
 """
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array, name_rows
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.cohorts import ALL, MOST_COHORTS
 from learn_torchrec.evaluation.parquet import (
     ParquetParts,
     as_cohorts,
@@ -27,17 +28,15 @@ ARM, DAY = "arm", "day"
 SIMULATED = b"simulated"
 IMPRESSIONS, CONVERSIONS, REVENUE = "impressions", "conversions", "revenue"
 OUTCOMES = (IMPRESSIONS, CONVERSIONS, REVENUE)
-ALL = "all"
-_MOST_COHORTS = 50  # every user's sums of each are in memory at once
 
 
 class Cohort(NamedTuple):
-    """A part of the outcomes that is read by itself.
+    """A part of the outcomes with results of its own.
 
     Attributes:
-        rows: bool [N] that belong to it.
-        members: bool [U], the users it is about: its own users, or everyone where it is
-            a cohort of items (a user who met none of them counts, with 0).
+        rows: bool [N], its rows.
+        members: bool [U], its users. In a cohort of items these are all users: one
+            without such an item counts with 0.
     """
 
     rows: BoolArray
@@ -45,7 +44,7 @@ class Cohort(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """Checked rows of a test: a user's day, or a part of it (one item cohort's).
+    """Checked rows of a test: a user's day, or its part with one cohort of items.
 
     Attributes:
         users: int64 [N] in [0, U).
@@ -53,7 +52,7 @@ class Outcomes(NamedTuple):
         days: int64 [N].
         values: float64 [N, 3] impressions, conversions and revenue.
         cohorts: by name; "all" first.
-        is_simulated: as the file says of itself.
+        is_simulated: whether the file is marked as simulated.
     """
 
     users: Int64Array
@@ -73,37 +72,37 @@ def read_outcomes(
     """Read and check outcomes in a Parquet file, or a folder of parts.
 
     Args:
-        path: columns `user_id`, `arm`, `day` (a number, a date, also as text, or a
-            time, which counts as its UTC date), `impressions`, `conversions` and
-            `revenue` (refunds are negative); rows of other arms are left out.
-        arms: names of the control and of the treatment.
+        path: columns `user_id`, `arm`, `day` (a number, a date, a date as text, or a
+            time, of which the UTC date counts), `impressions`, `conversions` and
+            `revenue` (refunds are negative). Rows of other arms are ignored.
+        arms: names of control and treatment.
         user_cohort_columns: columns whose values are cohorts of users.
         item_cohort_columns: columns whose values are cohorts of items.
 
     Raises:
         UserError: a missing or unreadable file, a missing column, nulls, non-finite
             outcomes, negative counts, an arm without rows, a user in both arms or in
-            two cohorts of one column, a cohort column given twice, too many cohorts.
+            two cohorts of a user column, a cohort column given twice, too many cohorts.
     """
     cohort_columns = (*user_cohort_columns, *item_cohort_columns)
     for name in cohort_columns:
         if cohort_columns.count(name) > 1:
             raise UserError(f"{name}: given twice as a cohort column; give it once")
     is_of_users = {name: name in user_cohort_columns for name in cohort_columns}
-    # A cohort column may be one of the known ones, such as the day.
+    # A cohort column may be one of the known columns, such as the day.
     names = list(dict.fromkeys([USER_ID, ARM, DAY, *OUTCOMES, *cohort_columns]))
     parts = ParquetParts(path, "the outcomes of a test")
     parts.require(names, f"outcomes need {', '.join(names)}")
     table = parts.read(names)
     try:
-        outcomes = _checked(table, arms, is_of_users)
+        outcomes = _checked_outcomes(table, arms, is_of_users)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     is_simulated = parts.metadata.get(SIMULATED) == b"true"
     return outcomes._replace(is_simulated=is_simulated)
 
 
-def _checked(
+def _checked_outcomes(
     table: pa.Table, arms: tuple[str, str], is_of_users: Mapping[str, bool]
 ) -> Outcomes:
     for name in table.column_names:
@@ -111,11 +110,8 @@ def _checked(
     control, treatment = arms
     table = table.filter(pc.is_in(table[ARM].cast(pa.string()), pa.array(arms)))
     in_treatment = np.asarray(pc.equal(table[ARM].cast(pa.string()), treatment))
-    for arm, is_there in (
-        (control, (~in_treatment).any()),
-        (treatment, in_treatment.any()),
-    ):
-        if not is_there:
+    for arm, in_arm in ((control, ~in_treatment), (treatment, in_treatment)):
+        if not in_arm.any():
             raise UserError(f"{ARM}: no row of {arm!r}; name the arms with --set")
     users, distinct = encode_ids(table[USER_ID], USER_ID)
     num_users = len(distinct)
@@ -133,20 +129,19 @@ def _checked(
 
 
 def _cohorts(
-    table: pa.Table,
-    is_of_users: Mapping[str, bool],
-    users: Int64Array,
-    num_users: int,
+    table: pa.Table, is_of_users: Mapping[str, bool], users: Int64Array, num_users: int
 ) -> dict[str, Cohort]:
-    """Return the cohorts of columns that hold them, of users or of items."""
+    """Return the cohorts by name: each value of a cohort column is one."""
     everyone = np.ones(num_users, dtype=bool)
     cohorts = {ALL: Cohort(np.ones(len(users), dtype=bool), everyone)}
     for name, has_own_users in is_of_users.items():
-        codes, values = _encoded(table[name], name)
+        encoded = as_cohorts(table[name].combine_chunks(), name).dictionary_encode()
+        codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        values = encoded.dictionary.to_pylist()
         count = len(cohorts) - 1 + len(values)
-        if count > _MOST_COHORTS:
+        if count > MOST_COHORTS:
             raise UserError(
-                f"{name}: {count} cohorts in the columns asked for, {_MOST_COHORTS} at "
+                f"{name}: {count} cohorts in the cohort columns, {MOST_COHORTS} at "
                 "most; group its values first"
             )
         code_of_user = np.zeros(num_users, dtype=np.int64)
@@ -157,21 +152,14 @@ def _cohorts(
             one, other = values[codes[row]], values[code_of_user[users[row]]]
             raise UserError(
                 f"{name}: user {table[USER_ID][int(row)].as_py()!r} is in {one!r} and "
-                f"in {other!r}; a user belongs to one cohort of users, columns of "
-                "items are for --item-cohort-column"
+                f"in {other!r}; a user belongs to one cohort of users; name columns of "
+                "item cohorts with --item-cohort-column"
             )
         for value in sorted(values):
             code = values.index(value)
             members = code_of_user == code if has_own_users else everyone
             cohorts[f"{name}={value}"] = Cohort(codes == code, members)
     return cohorts
-
-
-def _encoded(column: pa.ChunkedArray, name: str) -> tuple[Int64Array, list[str]]:
-    """Return codes [N] of a column's values, and the values."""
-    encoded = as_cohorts(column.combine_chunks(), name).dictionary_encode()
-    codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes, encoded.dictionary.to_pylist()
 
 
 def _outcome(column: pa.ChunkedArray, name: str) -> Float64Array:
@@ -185,7 +173,7 @@ def _outcome(column: pa.ChunkedArray, name: str) -> Float64Array:
 
 
 def _days(column: pa.ChunkedArray) -> Int64Array:
-    """Return whole numbers as they are, and dates as days since 1970."""
+    """Return integers as they are, and dates as days since 1970, int64 [N]."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
@@ -194,7 +182,7 @@ def _days(column: pa.ChunkedArray) -> Int64Array:
             column = column.cast(pa.date32(), safe=False).cast(pa.int32())
         except pa.ArrowException:
             raise UserError(
-                f"{DAY}: text that is no date; write days as 2026-01-31"
+                f"{DAY}: text that is not a date; write days as 2026-01-31"
             ) from None
     if not pa.types.is_integer(column.type):
         raise UserError(f"{DAY}: {column.type}; an integer or a date is needed")

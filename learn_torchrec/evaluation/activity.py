@@ -1,6 +1,6 @@
-"""How active users and items were before each impression: the counts behind cohorts.
+"""Activity of users and items before each impression: the counts behind cohorts.
 
-Letters: E events, N rows.
+E events, N rows.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import Int64Array
+from learn_torchrec.arrays import Column, Int64Array
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.rows import Column
 from learn_torchrec.ids import IdIndex, as_ids
 from learn_torchrec.schema import (
     ACTION,
@@ -26,7 +25,7 @@ _SECONDS_PER_DAY = 86_400
 
 
 class ActivityLog:
-    """Events of ids by day, sorted once and then counted for any number of rows.
+    """Events by id and day, sorted once, then counted for any number of rows.
 
     Args:
         ids: [E] int64 or string.
@@ -38,24 +37,23 @@ class ActivityLog:
     """
 
     def __init__(self, ids: Column, times: Column, name: str = "id") -> None:
-        array, days = _checked(ids, times, f"{name} of the events")
+        array, days = _ids_and_days(ids, times, f"{name} of the events")
         encoded = array.dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         self._name, self._type = name, array.type
         self._known = IdIndex.build(encoded.dictionary, name)
-        # Both ends of a window are day starts, so only the order of days matters;
-        # with days replaced by their rank, (id, day) fits one int64 key.
+        # Windows start and end with a day, so only the order of days matters: with
+        # days replaced by their rank, (id, day) fits one int64 key.
         self._days, ranks = np.unique(days, return_inverse=True)
         self._keys = np.sort(codes * self._stride + ranks)
 
     def before_day(self, ids: Column, times: Column, window_days: int) -> Int64Array:
-        """Count each row's events before its day, within the window.
+        """Count each row's events in the window that ends before the row's UTC day.
 
-        An event counts when `day_start - window_days <= time < day_start`, where
-        day_start is the start of the row's UTC day: the day itself never leaks in.
+        An event counts when `day_start - window_days <= time < day_start`.
 
         Args:
-            ids: [N], the type of the events'.
+            ids: [N], of the events' type.
             times: [N] unix seconds.
             window_days: length of the window.
 
@@ -65,7 +63,7 @@ class ActivityLog:
         Raises:
             UserError: see the class; ids of another type than the events'.
         """
-        array, days = _checked(ids, times, f"{self._name} of the rows")
+        array, days = _ids_and_days(ids, times, f"{self._name} of the rows")
         if not len(self._keys) or not len(array):
             return np.zeros(len(array), np.int64)
         if array.type != self._type:
@@ -85,30 +83,30 @@ class ActivityLog:
 
 
 class CohortActivity:
-    """What decides an impression's cohorts: its user's and its item's activity.
+    """Counts the activity of each impression's user and item, which decides cohorts.
 
-    A user's activity is all their events, an item's those of some actions (the paper:
+    All events of a user count, and events of some actions of an item (the paper:
     clicks, impressions and purchases of a user; purchases of an item).
 
     Args:
         interactions: the behaviour log.
-        item_actions: that count for items.
+        item_actions: actions that count for items.
         window_days: see `CohortConfig`.
     """
 
     def __init__(
         self, interactions: pa.Table, item_actions: Sequence[str], window_days: int
     ) -> None:
-        wanted = pc.is_in(interactions[ACTION], value_set=pa.array(item_actions))
-        for_items = interactions.filter(wanted)
+        counts_for_items = pc.is_in(interactions[ACTION], pa.array(item_actions))
+        for_items = interactions.filter(counts_for_items)
         self._window_days = window_days
         self._users = ActivityLog(
             interactions[USER_ID], interactions[TIMESTAMP], USER_ID
         )
         self._items = ActivityLog(for_items[ITEM_ID], for_items[TIMESTAMP], ITEM_ID)
 
-    def added_to(self, impressions: pa.Table) -> pa.Table:
-        """Return the impressions with the counts of each row.
+    def add_to(self, impressions: pa.Table) -> pa.Table:
+        """Return the impressions with two more columns of counts.
 
         Raises:
             UserError: ids of another type than the log's.
@@ -123,14 +121,13 @@ class CohortActivity:
         return impressions
 
 
-def _checked(ids: Column, times: Column, name: str) -> tuple[pa.Array, Int64Array]:
-    """Return the ids, and the day of each."""
+def _ids_and_days(ids: Column, times: Column, name: str) -> tuple[pa.Array, Int64Array]:
+    """Return normalised ids, and the UTC day of each time."""
     array, values = as_ids(ids, name), np.asarray(times)
     if len(values) and not np.issubdtype(values.dtype, np.integer):
         raise UserError(f"times of {name}: {values.dtype}, must be unix seconds")
     if len(array) != len(values):
         raise UserError(
-            f"{name}: {len(array)} ids against {len(values)} times; pass one time per "
-            "id"
+            f"{name}: {len(array)} ids against {len(values)} times; give each id a time"
         )
     return array, values.astype(np.int64) // _SECONDS_PER_DAY

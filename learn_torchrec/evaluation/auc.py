@@ -1,7 +1,7 @@
 """Ranking metrics of a score column: AUC, UAUC, WUAUC, NE, log loss, calibration.
 
-`METRICS` is the list that everything takes: tables, gates, the paired bootstrap and
-the report. `stream.py` computes the same of rows that do not fit in memory.
+`METRICS` lists those that tables, gates, the paired bootstrap and the report know.
+`stream.py` computes the same metrics of rows that do not fit in memory.
 """
 
 from collections.abc import Sequence
@@ -9,27 +9,23 @@ from typing import TypeAlias
 
 import numpy as np
 
+from learn_torchrec.arrays import Column
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.likelihood import CALIBRATION, LOG_LOSS, NE
-from learn_torchrec.evaluation.metric import (
-    Metric,
-    PreparedRows,
-    Totals,
-    UserStatistic,
-)
+from learn_torchrec.evaluation.metric import Metric, PreparedRows, Totals, UserStatistic
 from learn_torchrec.evaluation.ndcg import UNDCG
 from learn_torchrec.evaluation.pairs import GroupPairs, count_pairs
 from learn_torchrec.evaluation.pooled_auc import AUC
 from learn_torchrec.evaluation.probability import ProbabilitySums, probability_sums
-from learn_torchrec.evaluation.rows import Column, ScoredRows, prepare_rows
+from learn_torchrec.evaluation.rows import ScoredRows, prepare_rows
 from learn_torchrec.evaluation.user_auc import UAUC, WUAUC, count_users
 
 DEFAULT_METRICS: tuple[Metric, ...] = (AUC, UAUC, WUAUC, NE, LOG_LOSS, CALIBRATION)
 METRICS: dict[str, Metric] = {one.name: one for one in (*DEFAULT_METRICS, UNDCG)}
 
-# The metrics by name, NaN where undefined, then the counts: `rows` of positive weight,
-# distinct `users` among them, `users_kept` with both classes, and `positives`.
+# Metrics by name, NaN where undefined, then counts: `rows` of positive weight, distinct
+# `users` among them, `users_kept` with both classes, and `positives`.
 RankingMetrics: TypeAlias = dict[str, float]
 
 
@@ -52,24 +48,24 @@ def evaluate_auc(
             probabilities and are NaN when any lies outside [0, 1].
         weights: [N] non-negative sample weights, by default 1. A pair counts
             weight(positive) * weight(negative). Rows of weight 0 are padding and
-            are left out of everything.
+            count nowhere.
         clicks: [N] non-negative numbers, for `user_weight="clicks"`.
         convention: which users count, by what weight, and who wins a tie.
-        metrics: which, of `METRICS` or of your own. By default:
+        metrics: some of `METRICS`, or your own. By default:
             `auc` pooled over all rows: P(a positive outranks a negative), ties 1/2;
             `uauc` mean over the kept users of the AUC within the user;
             `wuauc` the same weighted by the user's impressions (sum of weights);
-            `ne` normalised entropy: log loss over that of predicting the base rate;
+            `ne` normalised entropy: log loss relative to predicting the base rate;
             `log_loss` mean binary cross-entropy in nats;
-            `calibration` sum of scores over sum of labels, 1 is calibrated.
+            `calibration` sum of scores over sum of labels; 1 is calibrated.
 
     Returns:
         The metrics; NaN where undefined (no rows, one class, no kept user).
 
     Raises:
-        UserError: columns of different lengths, ids of another type, labels other
-            than 0 and 1, non-finite scores, negative or non-finite weights, or no
-            clicks where the convention needs them.
+        UserError: columns of different lengths, ids neither int64 nor string, labels
+            other than 0 and 1, non-finite scores, negative or non-finite weights, or
+            no clicks where the convention needs them.
 
     Example:
         >>> metrics = evaluate_auc([1, 1, 2, 2], [1, 0, 1, 0], [0.9, 0.2, 0.5, 0.5])
@@ -107,7 +103,7 @@ def totals_of(
 
 
 def user_statistics(metrics: Sequence[Metric]) -> list[UserStatistic]:
-    """Return what metrics need of users, each once; the users' pairs always."""
+    """Return the distinct user statistics that metrics need, `count_users` always."""
     needed = (one.user_statistic for one in metrics)
     return list(dict.fromkeys([count_users, *(one for one in needed if one)]))
 
@@ -117,10 +113,10 @@ def metrics_of(
     convention: Convention = PAPER,
     metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> RankingMetrics:
-    """Return the metrics that a convention makes of the sums, and the counts.
+    """Return metrics and counts from the sums, under a convention.
 
     Raises:
-        UserError: the convention weights by clicks, and there are none.
+        UserError: the convention weights by clicks, which are missing.
     """
     users = totals.users[count_users]
     kept = users.positives * users.negatives > 0

@@ -1,8 +1,8 @@
-"""Activity cohorts of users and items (paper, the A/B test's table).
+"""Activity cohorts of users and items (the paper's table of its A/B test).
 
-The paper counts a user's clicks, impressions and purchases, and an item's
-purchases, over the previous six months; it leaves an item with exactly 30
-purchases in no cohort, we count it among the others.
+The paper counts a user's clicks, impressions and purchases, and an item's purchases,
+over the previous six months. It puts an item with exactly 30 purchases in no cohort; we
+count it among the others.
 """
 
 import numpy as np
@@ -12,6 +12,8 @@ from learn_torchrec.arrays import BoolArray, Int64Array, name_rows
 from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
 
+SIDES = ("user", "item")
+MOST_COHORTS = 50  # of the columns that a user names
 ALL = "all"
 COLD = "cold"
 LONG_TAIL = "long_tail"
@@ -20,21 +22,22 @@ OTHERS = "others"
 _TITLES = {COLD: "cold-start", LONG_TAIL: "long-tail", OTHERS: "others"}
 _COHORT_TITLES = {
     f"{side}_{name}": f"{side} {title}"
-    for side in ("user", "item")
+    for side in SIDES
     for name, title in _TITLES.items()
 }
 
 
 @configuration
 class CohortConfig:
-    """Bounds of the cohorts, in events within the window; the paper's by default.
+    """Bounds of the cohorts in events within the window, by default the paper's.
 
     Attributes:
-        user_long_tail_from: fewest events of a long-tail user; fewer is cold.
+        user_long_tail_from: fewest events of a long-tail user; with fewer, a user is
+            cold.
         user_others_from: fewest events of a user among the others.
-        item_long_tail_from: fewest events of a long-tail item; fewer is cold.
-        item_others_from: fewest events of an item among the others.
-        window_days: days before the impression's UTC day whose events count.
+        item_long_tail_from: as for users.
+        item_others_from: as for users.
+        window_days: events count in so many days before the impression's UTC day.
     """
 
     user_long_tail_from: NonNegativeInt = 1
@@ -44,44 +47,50 @@ class CohortConfig:
     window_days: PositiveInt = 180
 
     def __post_init__(self) -> None:
-        for side in ("user", "item"):
-            long_tail_from = getattr(self, f"{side}_long_tail_from")
-            others_from = getattr(self, f"{side}_others_from")
+        for side in SIDES:
+            long_tail_from, others_from = self.bounds(side)
             require(
                 long_tail_from <= others_from,
                 f"{side}_others_from: {others_from} is less than "
                 f"{side}_long_tail_from, {long_tail_from}",
             )
 
+    def bounds(self, side: str) -> tuple[int, int]:
+        """Return the fewest events of the long tail and of the others, of a side."""
+        names = (f"{side}_long_tail_from", f"{side}_others_from")
+        long_tail_from, others_from = (getattr(self, name) for name in names)
+        return long_tail_from, others_from
+
 
 def assign_cohorts(
-    counts: Int64Array, long_tail_from: int, others_from: int
+    side: str, activity: Int64Array, config: CohortConfig
 ) -> dict[str, BoolArray]:
-    """Split rows by activity; every row is in exactly one cohort.
+    """Split rows by the activity of their user or item, each into one cohort.
 
     Args:
-        counts: int64 [N] events of the row's user or item.
-        long_tail_from: fewest events of the long tail.
-        others_from: fewest events of the others.
+        side: one of `SIDES`.
+        activity: int64 [N] events of the row's user or item.
+        config: the bounds.
 
     Returns:
-        Masks bool [N] named "cold", "long_tail" and "others".
+        Masks bool [N]; for users "user_cold", "user_long_tail" and "user_others".
 
     Raises:
         UserError: negative counts.
     """
-    values = np.asarray(counts)
+    values = np.asarray(activity)
+    long_tail_from, others_from = config.bounds(side)
     if (values < 0).any():
         raise UserError(
             f"activity: negative count in {name_rows(values < 0)}; counts start at 0"
         )
     return {
-        COLD: values < long_tail_from,
-        LONG_TAIL: (values >= long_tail_from) & (values < others_from),
-        OTHERS: values >= others_from,
+        f"{side}_{COLD}": values < long_tail_from,
+        f"{side}_{LONG_TAIL}": (values >= long_tail_from) & (values < others_from),
+        f"{side}_{OTHERS}": values >= others_from,
     }
 
 
 def cohort_title(name: str) -> str:
-    """Return what a reader calls a cohort: "user long-tail" for "user_long_tail"."""
+    """Return a cohort's name in tables: "user long-tail" for "user_long_tail"."""
     return _COHORT_TITLES.get(name, name)

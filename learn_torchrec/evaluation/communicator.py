@@ -1,4 +1,4 @@
-"""What the metrics ask of other ranks, and the answer where there is only one."""
+"""Collective operations of the metrics: over one process, or over several ranks."""
 
 from typing import Any, Protocol
 
@@ -9,11 +9,11 @@ Array = npt.NDArray[Any]
 
 
 class Communicator(Protocol):
-    """Several processes that hold one table's rows together.
+    """The processes that together hold the rows of one table.
 
     Attributes:
-        rank: this process's number.
-        size: how many there are.
+        rank: of this process.
+        size: number of ranks.
     """
 
     rank: int
@@ -30,7 +30,7 @@ class Communicator(Protocol):
 
 
 class LocalCommunicator:
-    """All rows are here."""
+    """A single process, which holds all rows."""
 
     rank = 0
     size = 1
@@ -48,11 +48,11 @@ class TorchCommunicator:
     """The ranks of torch.distributed's default process group.
 
     Args:
-        device: what its backend sends, a `torch.device` (NCCL: this rank's GPU).
+        device: `torch.device` whose tensors the backend sends (NCCL: this rank's GPU).
     """
 
     def __init__(self, device: Any) -> None:
-        import torch.distributed as dist  # one process alone needs no torch
+        import torch.distributed as dist  # a single process needs no torch
 
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
@@ -72,7 +72,7 @@ class TorchCommunicator:
         import torch.distributed as dist
 
         lengths = self.gather([len(part) for part in parts])
-        received = [mine[self.rank] for mine in lengths]
+        received = [sent_to[self.rank] for sent_to in lengths]
         width = parts[0].dtype.itemsize
         sent = np.concatenate(parts).view(np.uint8)
         result = torch.empty(width * sum(received), dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""The choices that a "grouped AUC" hides, each with a name.
+"""Names for the choices behind a "grouped AUC".
 
-Libraries that print one number under that name disagree on all of them, and the same
-predictions then differ by far more than rankers do.
+Libraries differ in all of them, and so print numbers for the same predictions that
+differ by far more than rankers do.
 """
 
 from typing import Literal
@@ -15,11 +15,11 @@ UserWeight = Literal["impressions", "clicks", "positives", "none"]
 
 @configuration
 class Convention:
-    """How users' AUCs become one number; by default the paper's (section 4).
+    """How users' AUCs become one number, by default as in the paper (section 4).
 
     Attributes:
-        single_class: users without a positive or without a negative: leave them out
-            (`exclude`) or count them as 0.5 (`half`).
+        single_class: users without a positive or without a negative are left out
+            (`exclude`) or count as 0.5 (`half`).
         user_weight: weight of a user in WUAUC: `impressions` (the sum of the row
             weights), `clicks` (the sum of the column `click`), `positives` or `none`.
         ties: who wins a pair of equal scores: nobody (`half`), the `positive`, the
@@ -32,7 +32,7 @@ class Convention:
 
     @property
     def needs_clicks(self) -> bool:
-        """Whether a column of clicks counts, if there is one."""
+        """Whether users are weighted by clicks."""
         return self.user_weight == "clicks"
 
 

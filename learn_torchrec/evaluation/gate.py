@@ -30,7 +30,7 @@ class Gate(NamedTuple):
 
     Attributes:
         text: as the user wrote it.
-        task: whose predictions are compared; "" for every task.
+        task: name of the task; "" for every task.
         metric: e.g. "uauc".
         part: field of `PairedDifference` that is compared with the bound.
         cohort: "all", or a cohort's name.
@@ -48,11 +48,11 @@ class Gate(NamedTuple):
 
 
 class GateResult(NamedTuple):
-    """How one condition came out.
+    """Result of one condition.
 
     Attributes:
         gate: as the user wrote it.
-        value: what was measured; NaN where the metric is undefined, which fails.
+        value: the measured value; NaN, which fails, where the metric is undefined.
         passed: whether the condition holds.
     """
 
@@ -64,9 +64,9 @@ class GateResult(NamedTuple):
 def parse_gate(text: str) -> Gate:
     """Read `[TASK.]METRIC[.low|.high|.p][@COHORT]OPERATOR NUMBER`.
 
-    `uauc>=+0.002` asks for a difference of at least 0.002, `auc.low>0` for an interval
-    above zero, `uauc@user_cold>=0` for no loss in a cohort, `ctr.uauc>=0` for no loss
-    of one of several tasks.
+    `uauc>=+0.002` requires a difference of at least 0.002, `auc.low>0` an interval
+    above zero, `uauc@user_cold>=0` no loss in a cohort, and `ctr.uauc>=0` no loss in
+    one of several tasks.
 
     Raises:
         UserError: text of another form.
@@ -78,7 +78,7 @@ def parse_gate(text: str) -> Gate:
     if found:
         with contextlib.suppress(ValueError):
             bound = float(found["bound"])
-    # "uauc.mean" is no metric of a task "uauc", but a part that there is not.
+    # "uauc.mean" names an unknown part, not a metric "mean" of a task "uauc".
     is_part_unknown = len(names) == 2 and names[0] in METRICS
     if not found or not math.isfinite(bound) or len(names) > 2 or is_part_unknown:
         raise UserError(
@@ -97,7 +97,7 @@ def parse_gate(text: str) -> Gate:
 
 
 def check_names(gate: Gate, cohorts: Iterable[str], metrics: Iterable[str]) -> str:
-    """Refuse a gate on what is not there, before anything slow; return its cohort.
+    """Return the cohort that a gate means; it and the metric must be known.
 
     Raises:
         UserError: no such cohort, by name or title, or no such metric.

@@ -25,9 +25,9 @@ class UserSums(NamedTuple):
     """Sums over every user's rows, float64 [U].
 
     Attributes:
-        log_loss: weighted binary cross-entropies; NaN where a score of the table is no
-            probability.
-        score: weighted scores; NaN alike.
+        log_loss: weighted binary cross-entropies; NaN for all users if any score lies
+            outside [0, 1].
+        score: weighted scores; NaN likewise.
         weight: weights.
         positive_weight: weights of the positives.
     """
@@ -39,7 +39,7 @@ class UserSums(NamedTuple):
 
 
 def sum_users(rows: ScoredRows, convention: Convention) -> UserSums:
-    """Return the sums that the resampled differences are made from."""
+    """Return the sums behind resampled differences."""
     weights, scores = rows.row_weights(), rows.scores.astype(np.float64)
 
     def by_user(values: Float64Array) -> Float64Array:
@@ -60,9 +60,9 @@ class ProbabilityMetric:
 
     Attributes:
         name: see `Metric`.
-        of_sums: the metric of a table's sums.
-        of_changes: its difference [R], of the changes of log loss and score and the
-            sums of weights and positive weights, each [R].
+        of_sums: computes the metric.
+        of_changes: computes its difference [R] from `UserSums` [R] that hold the
+            changes of log loss and score, and the weights of both sides.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""What a ranking metric is: the number of a table, and its difference when resampled.
+"""Ranking metrics: their value on a table, and their difference when resampled.
 
 A new metric is one file that defines a `Metric`, and one entry in `auc.METRICS`. Most
-are means over users of something that a user's own rows decide: a `UserMean` of one
-function is evaluated in memory, in a stream and by the paired bootstrap.
+are means over users of a number that a user's own rows decide: a `UserMean` works in
+memory, in a stream and in the paired bootstrap.
 
 N rows, U distinct users, K users that count, R resamples in a block.
 """
@@ -20,19 +20,19 @@ from learn_torchrec.evaluation.pairs import GroupPairs
 from learn_torchrec.evaluation.probability import ProbabilitySums
 from learn_torchrec.evaluation.rows import ScoredRows
 
-# Rows of whole users to a named tuple of arrays [U], by user; None for an absent one.
+# Maps rows of whole users to a named tuple of arrays [U] by user, or None if absent.
 UserStatistic: TypeAlias = Callable[[ScoredRows, Convention], Any]
-# How often each user was drawn, float64 [R, U], to the difference in each resample [R].
+# Maps how often each user was drawn, float64 [R, U], to the differences [R].
 Resampled: TypeAlias = Callable[[Float64Array], Float64Array]
 
 _Statistic = TypeVar("_Statistic")
 
 
 class Totals(NamedTuple):
-    """Everything that the metrics of a table are computed from.
+    """The statistics that the metrics of a table are computed from.
 
     Attributes:
-        users: what each user statistic returned for all users.
+        users: result of each user statistic on all users.
         pooled: pairs of all rows, in one group.
         probabilities: sums over all rows.
     """
@@ -43,7 +43,7 @@ class Totals(NamedTuple):
 
 
 class PreparedRows:
-    """Checked rows of one score column, and what metrics share of them.
+    """Checked rows of one score column, and the statistics that metrics share.
 
     Args:
         rows: checked.
@@ -57,7 +57,7 @@ class PreparedRows:
     def get(
         self, statistic: Callable[[ScoredRows, Convention], _Statistic]
     ) -> _Statistic:
-        """Return a statistic of the rows, computed when it is first asked for."""
+        """Return a statistic of the rows, computed on first use."""
         if statistic not in self._known:
             self._known[statistic] = statistic(self.rows, self.convention)
         found: _Statistic = self._known[statistic]
@@ -65,7 +65,7 @@ class PreparedRows:
 
 
 class Metric(Protocol):
-    """A number that rankers are judged by."""
+    """A number by which rankers are compared."""
 
     @property
     def name(self) -> str:
@@ -73,7 +73,7 @@ class Metric(Protocol):
 
     @property
     def user_statistic(self) -> UserStatistic | None:
-        """What `Totals.users` must hold for it; None where it needs no users."""
+        """The statistic that it needs in `Totals.users`; None if it needs none."""
 
     def value(self, totals: Totals, convention: Convention) -> float:
         """Return the metric of a table; NaN where undefined."""
@@ -81,18 +81,18 @@ class Metric(Protocol):
     def difference(
         self, baseline: PreparedRows, candidate: PreparedRows
     ) -> Resampled | None:
-        """Return what computes candidate minus baseline, or None without such a thing.
+        """Return a function that computes candidate minus baseline; None for none.
 
-        Both hold the same users, in the same order, under the same convention.
+        Both sides hold the same users, in the same order, under the same convention.
         """
 
 
 class PerUser(NamedTuple):
-    """A number of every user that counts.
+    """One number for each user that counts.
 
     Attributes:
-        user_index: int64 [K], ascending; users are numbered in order of their
-            first row of positive weight.
+        user_index: int64 [K], ascending; users are numbered by their first row of
+            positive weight.
         values: float64 [K].
         weights: float64 [K], of the users in a weighted mean.
     """
@@ -104,13 +104,13 @@ class PerUser(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class UserMean:
-    """The mean of a number of every user, plain or weighted.
+    """The mean over users of one number per user, plain or weighted.
 
     Attributes:
         name: see `Metric`.
-        user_statistic: what the numbers are made from.
-        per_user: makes them of that; which users count depends on the labels alone.
-        is_weighted: whether the users' weights count.
+        user_statistic: what the numbers are computed from.
+        per_user: computes them; which users count must depend on the labels alone.
+        is_weighted: whether the mean is weighted.
     """
 
     name: str
@@ -124,19 +124,15 @@ class UserMean:
         return mean_of_users(users, self.is_weighted)
 
     def difference(self, baseline: PreparedRows, candidate: PreparedRows) -> Resampled:
-        """Return the difference of the means, users weighted by how often drawn."""
+        """Return the difference of the means over resampled users."""
         before, after = (
             self.per_user(side.get(self.user_statistic), side.convention)
             for side in (baseline, candidate)
         )
-        counted, gain, weight = (
-            before.user_index,
-            after.values - before.values,
-            before.weights,
-        )
+        gain, weight = after.values - before.values, before.weights
 
         def resampled(counts: Float64Array) -> Float64Array:
-            kept = counts[:, counted]
+            kept = counts[:, before.user_index]
             if self.is_weighted:
                 return divide(kept @ (weight * gain), kept @ weight)
             return divide(kept @ gain, kept.sum(axis=1))

@@ -1,7 +1,7 @@
 """NDCG over all of a user's rows, and its mean over users: "undcg".
 
-A positive at place i (from 1) gains its weight over log2(i + 1); the sum is divided by
-that of the best order. Rows of equal scores share the mean of their places' discounts
+A positive at rank i (from 1) gains its weight over log2(i + 1); the sum is divided by
+that of the ideal order. Rows of equal scores share the mean of their ranks' discounts
 (McSherry and Najork, ECIR 2008), unless the convention gives ties to one class.
 
 N rows, U users.
@@ -29,7 +29,7 @@ class UserNdcg(NamedTuple):
 def user_ndcg(rows: ScoredRows, convention: Convention) -> UserNdcg:
     """Return every user's NDCG."""
     sizes = np.bincount(rows.users, minlength=rows.num_users)
-    # Both orders go by user, so places and discounts are the same in both.
+    # Both orders are by user first, so discounts are the same in both.
     discounts = 1 / np.log2(positions_in(sizes) + 2)
     gains = rows.row_weights() * rows.is_positive
     ideal_order = np.lexsort((-gains, rows.users))

@@ -1,7 +1,7 @@
 """How often a positive outranks a negative within its group: the count behind AUC.
 
-Without weights one sort of packed 64-bit keys answers for all groups; weights take a
-slower path. Both are exact, and a test holds them side by side.
+Without weights, one sort of packed 64-bit keys serves all groups; weights take a slower
+path. Both are exact, and a test compares them.
 
 N rows, G groups, K tie blocks (runs of equal scores within a group).
 """
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array, UInt64Array
 
-# Who wins a pair of equal scores: nobody (one half), the positive, the negative, or
-# the row that comes first, which is what a stable sort of the scores amounts to.
+# Who wins a pair of equal scores: nobody (one half), the positive, the negative, or the
+# row that comes first, as in a stable sort of the scores.
 Ties = Literal["half", "positive", "negative", "first"]
 Scores = npt.NDArray[np.floating[Any]]
 
@@ -36,7 +36,7 @@ class GroupPairs(NamedTuple):
 
 
 def break_ties(scores: Scores) -> Scores:
-    """Return other scores [N] in the same order, the first of equal ones highest."""
+    """Return distinct scores [N] in the same order, the first of equals highest."""
     order = np.argsort(-scores, kind="stable")
     ranks = np.empty(len(scores))
     ranks[order] = np.arange(len(scores), 0, -1)
@@ -58,7 +58,7 @@ def count_pairs(
         num_groups: G.
         is_positive: bool [N].
         scores: floating [N], finite.
-        weights: float64 [N], positive; None for 1. A pair counts the product.
+        weights: float64 [N], positive; None for 1. A pair counts their product.
         ties: who wins a pair of equal scores.
     """
     if ties == "first":
@@ -75,13 +75,13 @@ def _count(
     scores: Scores,
     ties: Ties,
 ) -> GroupPairs:
-    # Negatives of a tie block stand before its positives, so at first ties are won.
+    # Negatives sort before positives within a tie block, so ties count as won at first.
     keys = _keys(groups, scores)
     keys <<= np.uint64(_LABEL_BITS)
     keys |= is_positive
     keys.sort()
     label = (keys & np.uint64(1)).view(np.int64)
-    # negatives[n] and won[n] are the sums over the first n rows of all groups.
+    # negatives[n] and won[n] are sums over the first n rows, across groups.
     negatives = np.zeros(len(keys) + 1, np.int64)
     np.cumsum(1 - label, out=negatives[1:])
     won = np.zeros(len(keys) + 1, np.int64)
@@ -111,21 +111,20 @@ def _order_bits(scores: Scores) -> npt.NDArray[np.uint32]:
     """Return uint32 [N] that compare as the scores do."""
     single = scores.astype(np.float32)
     if scores.dtype != np.float32 and not np.array_equal(single, scores):
-        # More precise than float32: their ranks stand in for them.
+        # More precise than float32: ranks replace them.
         order = np.argsort(scores)
         ordered = scores[order]
         ranks = np.zeros(len(scores), np.uint32)
         ranks[order[1:]] = np.cumsum(ordered[1:] != ordered[:-1], dtype=np.uint32)
         return ranks
-    single = single + np.float32(0)  # -0.0 is no other score than 0.0
+    single = single + np.float32(0)  # -0.0 equals 0.0
     bits = single.view(np.uint32)
     return np.where(single < 0, ~bits, bits | np.uint32(1 << 31))
 
 
 def _tied_pairs(keys: UInt64Array, num_groups: int) -> Int64Array:
-    """Return how many pairs of every group [G] have equal scores; keys sorted."""
-    # Where a block's negatives end and its positives start, the key grows by the
-    # label bit alone.
+    """Count the pairs of equal scores in every group [G], from sorted keys."""
+    # Between a tie block's negatives and its positives, only the label bit changes.
     grows = keys[1:] == (keys[:-1] | np.uint64(1))
     first = np.flatnonzero(grows & (keys[:-1] != keys[1:])) + 1
     tied = np.zeros(num_groups, np.int64)
@@ -147,8 +146,7 @@ def _count_weighted(
     ties: Ties,
 ) -> GroupPairs:
     if not len(groups):
-        nothing = np.zeros(num_groups)
-        return GroupPairs(nothing, nothing, nothing)
+        return GroupPairs(*np.zeros((3, num_groups)))
     keys = _keys(groups, scores)
     order = np.argsort(keys)
     keys = keys[order]
@@ -171,11 +169,11 @@ def _count_weighted(
 
 
 def _sums_before(values: Float64Array, starts: Int64Array) -> Float64Array:
-    """Return for each value [K] the sum of those before it in its group.
+    """Return for each value [K] the sum of the values before it in its group.
 
-    A running sum over all groups, less what it was at each group's start, would lose
-    the digits of light users behind heavy ones. So groups of about one length are laid
-    out as a matrix [groups, length] and summed along its rows.
+    One running sum over all groups, minus its value at each group's start, would lose
+    the digits of light users after heavy ones. So groups of similar length form a
+    matrix [groups, length], which is summed along its rows.
 
     Args:
         values: float64 [K], group after group.

@@ -1,7 +1,7 @@
 """Parquet as pandas and Spark write it: a file, or a folder of parts read as one.
 
-Parts may lie in folders such as `day=2026-01-01`, whose names then are a column, and
-may differ in the types of a column (pandas writes integers beside nulls as floats).
+Parts may lie in folders such as `day=2026-01-01`, whose names become a column, and may
+differ in the type of a column (pandas writes integers beside nulls as floats).
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from learn_torchrec.arrays import AnyArray, Int64Array, name_rows
 from learn_torchrec.errors import UserError
 
 _HIDDEN = (".", "_")  # checksums, _SUCCESS, _metadata
-_PART = re.compile(r"part[-.]\d")  # as Spark, Dask and `predict` name them
+_PART = re.compile(r"part[-.]\d")  # names by Spark, Dask and `predict`
 
 
 class ParquetParts:
-    """All parts under one path, opened and not yet read.
+    """All parts under one path, opened but not yet read.
 
     Args:
         path: a Parquet file, or a folder of them.
-        what: it should hold, for messages: "a prediction file or its directory".
+        what: what to name instead, for messages: "a prediction file or its directory".
 
     Raises:
         UserError: no such file, or one that is not Parquet.
@@ -33,13 +33,13 @@ class ParquetParts:
 
     def __init__(self, path: Path, what: str) -> None:
         self.path, self._what = path, what
-        # A file's own path is no data, even below a folder such as day=1.
-        layout = {"partitioning": "hive", "partition_base_dir": str(path)}
+        # A single file's path is not data, even below a folder such as day=1.
+        hive = {"partitioning": "hive", "partition_base_dir": str(path)}
         with self._readable():
             if not path.exists():
                 raise FileNotFoundError
             self._dataset = ds.dataset(
-                str(path), format="parquet", **(layout if path.is_dir() else {})
+                str(path), format="parquet", **(hive if path.is_dir() else {})
             )
             self._fragments = list(self._dataset.get_fragments())
             if not self._fragments:
@@ -47,30 +47,30 @@ class ParquetParts:
 
     @property
     def names(self) -> list[str]:
-        """The columns, those of the folders' names too."""
+        """The columns, including those from folder names."""
         names: list[str] = self._dataset.schema.names
         return names
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
-        """What the file says of itself; of a folder, its first part."""
+        """Metadata of the file, or of a folder's first part."""
         return self._dataset.schema.metadata or {}
 
     def require(self, names: Sequence[str], need: str) -> None:
         """Refuse a table without some columns.
 
         Raises:
-            UserError: one is missing; names it, and what is needed.
+            UserError: a column is missing; ends with `need`.
         """
         missing = [name for name in names if name not in self.names]
         if missing:
             raise UserError(f"{self.path}: no column {', '.join(missing)}; {need}")
 
     def read(self, names: Sequence[str]) -> pa.Table:
-        """Return some columns of all parts; others may be of any type.
+        """Return some columns of all parts; other columns may have any type.
 
         Raises:
-            UserError: a part that cannot be read, or types that do not fit each other.
+            UserError: an unreadable part, or incompatible types of a column.
         """
         schema = self._schema(names)
         with self._readable():
@@ -94,14 +94,9 @@ class ParquetParts:
         rows: ds.Expression | None = None,
         filtered_by: Sequence[str] = (),
     ) -> Iterator[pa.RecordBatch]:
-        """Yield batches of a row group.
+        """Yield batches of a row group: the columns `names`, at most `batch_rows` rows.
 
-        Args:
-            group: one of `row_groups`.
-            names: columns to read.
-            batch_rows: most rows of a batch.
-            rows: only those that it chooses; None for all.
-            filtered_by: the columns that `rows` names.
+        `rows` is a filter, `filtered_by` the columns that it uses.
 
         Raises:
             UserError: see `read`.
@@ -113,7 +108,7 @@ class ParquetParts:
             )
 
     def _schema(self, names: Sequence[str]) -> pa.Schema:
-        """Return the columns with types that all parts fit."""
+        """Return the columns with types to which those of all parts can be cast."""
         fields = []
         for name in names:
             own = self._dataset.schema.field(name)
@@ -134,7 +129,7 @@ class ParquetParts:
 
     @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
-        """Turn the reader's failures into a user's mistake."""
+        """Turn failures of pyarrow into a `UserError`."""
         try:
             yield
         except FileNotFoundError:
@@ -153,7 +148,7 @@ def _one_type(fields: Sequence[pa.Field], name: str) -> pa.Field:
 
 
 def has_parquet(directory: Path) -> bool:
-    """Whether a folder holds a part, in folders of its own or not."""
+    """Whether a folder holds a part, directly or in subfolders."""
     return any(
         not any(part.startswith(_HIDDEN) for part in path.relative_to(directory).parts)
         for path in directory.rglob("*.parquet")
@@ -161,7 +156,7 @@ def has_parquet(directory: Path) -> bool:
 
 
 def lone_part_note(path: Path) -> str:
-    """Return a line to print where a path is one part of a folder of parts, else ""."""
+    """Return a warning if a path is one of several parts in a folder, else ""."""
     if not path.is_file():
         return ""
     folder = path.parent
@@ -182,7 +177,7 @@ def lone_part_note(path: Path) -> str:
 
 
 def refuse_null(column: pa.Array, name: str, first_row: int = 0) -> None:
-    """Refuse nulls, and the NaN that pandas writes for them among whole numbers.
+    """Refuse nulls.
 
     Raises:
         UserError: names the column and the rows.
@@ -194,14 +189,10 @@ def refuse_null(column: pa.Array, name: str, first_row: int = 0) -> None:
 
 
 def as_numbers(column: pa.Array, name: str) -> AnyArray:
-    """Return a column of numbers or booleans; decimals become float64.
-
-    Args:
-        column: [N], without nulls.
-        name: of the column, for messages.
+    """Return a column [N] of numbers or booleans without nulls, decimals as float64.
 
     Raises:
-        UserError: values that are no numbers.
+        UserError: values that are not numbers.
     """
     kind = column.type
     if pa.types.is_decimal(kind):
@@ -216,15 +207,10 @@ def as_numbers(column: pa.Array, name: str) -> AnyArray:
 
 
 def as_counts(column: pa.Array, name: str, first_row: int = 0) -> Int64Array:
-    """Return counts, which a left join may have made floats.
-
-    Args:
-        column: [N] whole numbers of any type.
-        name: of the column, for messages.
-        first_row: number of the first row, for messages.
+    """Return a column [N] of counts, which a left join may have turned into floats.
 
     Raises:
-        UserError: nulls or NaN, fractions, negative or other values.
+        UserError: nulls or NaN, fractions, negative numbers or other values.
     """
     refuse_null(column, name, first_row)
     values = as_numbers(column, name)
@@ -246,7 +232,7 @@ def as_cohorts(column: pa.Array, name: str) -> pa.Array:
     """Return a column's values as text, large_string [N].
 
     Raises:
-        UserError: values that are no names, such as lists.
+        UserError: values that cannot be names, such as lists.
     """
     try:
         return column.cast(pa.large_string())

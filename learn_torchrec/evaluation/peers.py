@@ -1,9 +1,9 @@
-"""What other libraries print for the same predictions, rule by rule.
+"""The AUCs that other libraries print for the same predictions.
 
-Each rule was read in the library's source; tests run TorchRec, RecBole, FuxiCTR and
-torchmetrics (TorchEasyRec's AUC) themselves beside ours. TorchEasyRec's grouped AUC
-and RecIS are not on PyPI: their rules are compared with references written from their
-source. Rounding and sums in float32 apart.
+Each rule follows the library's source. Tests compare the numbers with TorchRec,
+RecBole, FuxiCTR and torchmetrics (TorchEasyRec's AUC), and with references written from
+the source of TorchEasyRec's grouped AUC and of RecIS, which are not on PyPI. Rounding
+and float32 sums may differ.
 """
 
 import math
@@ -28,13 +28,13 @@ _EXCLUDED = "users of one class left out"
 
 
 class PeerNumbers(NamedTuple):
-    """What one library prints.
+    """The numbers of one library.
 
     Attributes:
-        library: its name, and the metric's where it has several.
+        library: its name, with the metric's if it has several.
         auc: over all rows.
         grouped_auc: over users.
-        rule: how the two are made.
+        rule: how both are computed.
     """
 
     library: str
@@ -44,15 +44,16 @@ class PeerNumbers(NamedTuple):
 
 
 def compare_conventions(rows: ScoredRows, batch_rows: int = 1024) -> list[PeerNumbers]:
-    """Return what each library prints for the rows.
+    """Return the numbers of each library for the same rows.
 
     Args:
         rows: checked rows, in the file's order. TorchRec weights rows; the other
-            libraries ignore the weights.
-        batch_rows: of RecIS, which does not merge a user's rows across batches.
+            libraries ignore weights.
+        batch_rows: rows per batch of RecIS, which does not merge a user's rows across
+            batches.
 
     Raises:
-        UserError: batches of less than two rows.
+        UserError: batches of fewer than two rows.
     """
     if batch_rows < 2:
         raise UserError(f"batch rows {batch_rows}: use 2 or more")
@@ -67,46 +68,28 @@ def compare_conventions(rows: ScoredRows, batch_rows: int = 1024) -> list[PeerNu
     binned = binned_auc(rows.is_positive, rows.scores)
     recis = recis_auc(rows.is_positive, rows.scores)
     recis_users = recis_grouped_auc(plain, batch_rows)
+    exact, at_thresholds = f"exact; {_EXCLUDED}", f"AUC at {_THRESHOLDS} thresholds"
+    impressions = f"{exact}; weighted by impressions"
     table = (
-        ("paper, UAUC", ours["auc"], ours["uauc"], f"exact; {_EXCLUDED}; mean"),
-        (
-            "paper, WUAUC",
-            ours["auc"],
-            ours["wuauc"],
-            f"exact; {_EXCLUDED}; weighted by impressions",
-        ),
+        ("paper, UAUC", ours["auc"], ours["uauc"], f"{exact}; mean"),
+        ("paper, WUAUC", ours["auc"], ours["wuauc"], impressions),
         (
             "TorchRec",
             torchrec["auc"],
             torchrec["uauc"],
-            "ties as its sort leaves them (here: in the rows' order); users of one "
-            "class count 0.5; mean",
+            "ties in the order of its sort (here: of the rows); users of one class "
+            "count 0.5; mean",
         ),
-        (
-            "TorchEasyRec",
-            binned,
-            mean,
-            f"AUC at {_THRESHOLDS} thresholds; {_EXCLUDED}; mean",
-        ),
-        (
-            "RecBole",
-            auc,
-            by_positives,
-            f"exact; {_EXCLUDED}; weighted by positives",
-        ),
-        (
-            "FuxiCTR, gAUC",
-            auc,
-            by_impressions,
-            f"exact; {_EXCLUDED}; weighted by impressions",
-        ),
-        ("FuxiCTR, avgAUC", auc, mean, f"exact; {_EXCLUDED}; mean"),
+        ("TorchEasyRec", binned, mean, f"{at_thresholds}; {_EXCLUDED}; mean"),
+        ("RecBole", auc, by_positives, f"{exact}; weighted by positives"),
+        ("FuxiCTR, gAUC", auc, by_impressions, impressions),
+        ("FuxiCTR, avgAUC", auc, mean, f"{exact}; mean"),
         (
             "RecIS",
             recis,
             recis_users,
-            f"AUC at {_THRESHOLDS} thresholds; neighbouring rows of a user in a batch "
-            f"of {batch_rows} are a user; one class left out; weighted by positives",
+            f"{at_thresholds}; a user is a run of rows within a batch of {batch_rows}; "
+            "one class left out; weighted by positives",
         ),
     )
     return [PeerNumbers(*line) for line in table]
@@ -115,7 +98,7 @@ def compare_conventions(rows: ScoredRows, batch_rows: int = 1024) -> list[PeerNu
 def binned_auc(is_positive: BoolArray, scores: Scores) -> float:
     """Return the AUC of torchmetrics at 200 thresholds from 0 to 1; NaN for one class.
 
-    Scores within one bin are tied, those below 0 and above 1 as well.
+    Scores within a bin are tied, as are those below 0 and those above 1.
     """
     thresholds = np.linspace(0, 1, _THRESHOLDS, dtype=np.float32)
     bins = np.searchsorted(thresholds, scores.astype(np.float32), side="right")
@@ -126,12 +109,12 @@ def binned_auc(is_positive: BoolArray, scores: Scores) -> float:
     totals = float(is_positive.sum()), float((~is_positive).sum())
     if not all(totals):
         return math.nan
-    # The curve starts at the highest threshold, not at (0, 0), as torchmetrics' does.
+    # As in torchmetrics, the curve starts at the highest threshold, not at (0, 0).
     return float(np.trapezoid(true / totals[0], false / totals[1]))
 
 
 def recis_auc(is_positive: BoolArray, scores: Scores) -> float:
-    """Return RecIS's AUC: 200 thresholds, a score counts above those it exceeds."""
+    """Return RecIS's AUC at 200 thresholds; a score must exceed a threshold."""
     inner = np.arange(1, _THRESHOLDS - 1, dtype=np.float32) / (_THRESHOLDS - 1)
     thresholds = np.concatenate(([-1e-7], inner, [1 + 1e-7])).astype(np.float32)
     above = np.searchsorted(thresholds, scores.astype(np.float32), side="left")
@@ -147,9 +130,9 @@ def recis_auc(is_positive: BoolArray, scores: Scores) -> float:
 
 
 def recis_grouped_auc(rows: ScoredRows, batch_rows: int) -> float:
-    """Return RecIS's grouped AUC: runs of one user's rows within a batch.
+    """Return RecIS's grouped AUC over runs of one user's rows within a batch.
 
-    It sorts equal scores in no defined order; they count one half here.
+    RecIS sorts equal scores in an undefined order; they count one half here.
     """
     starts = np.diff(rows.users, prepend=-1) != 0
     starts[::batch_rows] = True

@@ -1,4 +1,4 @@
-"""AUC over all rows: the chance that a positive outranks a negative of any user.
+"""AUC over all rows: P(a positive outranks a negative), of any users.
 
 R resamples in a block.
 """
@@ -22,7 +22,7 @@ class PooledAuc:
     user_statistic = None
 
     def value(self, totals: Totals, convention: Convention) -> float:
-        """Return the AUC; of one class NaN, or 0.5 where the convention says so."""
+        """Return the AUC; for one class NaN, or 0.5 if the convention says so."""
         pooled = totals.pooled
         pairs = float((pooled.positives * pooled.negatives).sum())
         if pairs:
@@ -31,16 +31,16 @@ class PooledAuc:
         return 0.5 if is_half else math.nan
 
     def difference(self, baseline: PreparedRows, candidate: PreparedRows) -> Resampled:
-        """Return the difference over all rows, each weighted by its user's count."""
+        """Return the difference over all rows of resampled users."""
         before, after = (side.get(_sorted_classes) for side in (baseline, candidate))
         return lambda counts: _auc(after, counts) - _auc(before, counts)
 
 
 class _SortedClasses(NamedTuple):
-    """Where each positive stands among the sorted negatives: fixed by the scores.
+    """Ranks of the positives among the sorted negatives.
 
-    Positive p wins half of its pairs with the `lower[p]` lowest negatives, and half of
-    those with the `upper[p]` lowest.
+    Positive p wins half a pair against each of the `lower[p]` lowest negatives, and
+    another half against each of the `upper[p]` lowest.
     """
 
     negative_users: Int64Array
@@ -74,7 +74,7 @@ def _sorted_classes(rows: ScoredRows, convention: Convention) -> _SortedClasses:
 
 
 def _auc(pairs: _SortedClasses, counts: Float64Array) -> Float64Array:
-    """Return the AUC [R] over all rows, users counted as `counts` [R, U] says."""
+    """Return the AUC [R] over all rows, users counted `counts` [R, U] times."""
     negative = counts[:, pairs.negative_users] * pairs.negative_weights
     positive = counts[:, pairs.positive_users] * pairs.positive_weights
     # below[:, n] is the weight of the n lowest negatives.

@@ -23,7 +23,6 @@ from learn_torchrec.evaluation.parquet import (
 )
 from learn_torchrec.evaluation.rows import check_columns
 from learn_torchrec.evaluation.stream import MetricsStream
-from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS as KIND_PREDICTIONS
 from learn_torchrec.evaluation.tasks import ONLY_TASK, Task
 from learn_torchrec.ids import as_ids, type_name
 from learn_torchrec.schema import (
@@ -43,7 +42,7 @@ _BATCH_ROWS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Columns of one prediction file, N rows. Optional columns are None if absent.
+    """Columns of one prediction file of N rows; optional columns are None if absent.
 
     Attributes:
         source: the file, for messages.
@@ -56,7 +55,7 @@ class Predictions:
         user_activity: events of the user before the row's day, int64 [N].
         item_activity: events of the item before the row's day, int64 [N].
         clicks: float64 [N].
-        cohorts: string [N], the column whose values are cohorts of their own.
+        cohorts: large_string [N], the values of the cohort column.
     """
 
     source: str
@@ -81,11 +80,11 @@ def read_predictions(
     """Read and check predictions.
 
     Args:
-        path: a Parquet file, a folder of parts, or an artefact's directory that holds
-            `predictions.parquet`.
-        cohort_column: a further column, each value of which is a cohort.
+        path: a Parquet file, a folder of parts, or the directory of an artefact of
+            predictions.
+        cohort_column: a further column; each of its values is a cohort.
         task: which columns are labels and scores.
-        needs_clicks: whether the column of clicks counts, if there is one.
+        needs_clicks: whether to read the column of clicks, if there is one.
 
     Raises:
         UserError: a missing, unreadable or empty file; a missing column, one of
@@ -106,7 +105,7 @@ def read_predictions(
 
 
 def open_predictions(path: Path) -> ParquetParts:
-    """Open the file, or the folder of parts, that an artefact's path means.
+    """Open the file or folder of parts at a path, or in the artefact at that path.
 
     Raises:
         UserError: no such file, or one that is not Parquet.
@@ -127,20 +126,15 @@ def stream_predictions(
 ) -> None:
     """Add a prediction file's rows to a stream, reading only the columns it needs.
 
-    Args:
-        path: see `read_predictions`.
-        stream: takes the rows.
-        communicator: each rank reads its share of the row groups.
-        rows: which rows to add, e.g. one of `ranking.cohort_filters`; None for all.
-        task: which columns are labels and scores.
-        needs_clicks: whether the column of clicks counts, if there is one.
+    Each rank of `communicator` reads its share of the row groups. `rows` is a filter,
+    e.g. one of `ranking.cohort_filters`; see `read_predictions` for the others.
 
     Raises:
-        UserError: see `read_predictions`; a file without rows.
+        UserError: see `read_predictions`.
     """
     communicator = communicator or LocalCommunicator()
     parts = open_predictions(path)
-    # Cohorts are chosen by activity, so it is checked where all rows are read.
+    # Cohorts are filtered by activity, so it is checked where all rows are read.
     optional = [WEIGHT, *(_ACTIVITY if rows is None else ())]
     optional += [CLICK] if needs_clicks else []
     names = _columns(parts, task, optional)
@@ -187,19 +181,19 @@ def _add(
 
 
 def _columns(parts: ParquetParts, task: Task, optional: Sequence[str]) -> list[str]:
-    """Return the required columns, and those of the optional ones that are there."""
+    """Return the required columns and the optional ones that exist."""
     required = [USER_ID, task.label, task.score]
     parts.require(required, f"predictions need {', '.join(required)}")
-    there = [name for name in optional if name in parts.names]
-    return list(dict.fromkeys([*required, *there]))
+    present = [name for name in optional if name in parts.names]
+    return list(dict.fromkeys([*required, *present]))
 
 
 def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None:
     """Refuse two files that do not hold the same rows in the same order.
 
     Raises:
-        UserError: different lengths, or a differing user, label or weight, or item or
-            timestamp where both have them; names the first such row.
+        UserError: different lengths, users, labels or weights, or different items or
+            timestamps if both files have them; names the first such row.
     """
     fix = "compare predictions of the same impressions in the same order"
     pair = f"{candidate.source} and {baseline.source}"
@@ -232,10 +226,7 @@ def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None
 
 
 def with_shared_columns(files: Sequence[Predictions]) -> list[Predictions]:
-    """Return files of the same rows, each with the columns that any of them has.
-
-    Activity and clicks are of the row, whichever file says them.
-    """
+    """Return files of the same rows, each with the activity and clicks of any."""
     known: dict[str, Any] = {
         name: next((x for one in files if (x := getattr(one, name)) is not None), None)
         for name in ("user_activity", "item_activity", "clicks")
@@ -256,8 +247,8 @@ def _from_table(
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     if cohort_column is not None and cohort_column not in columns:
         raise UserError(
-            f"{cohort_column}: no such column to take cohorts from; name one of the "
-            "predictions' own"
+            f"{cohort_column}: no such column to take cohorts from; name a column of "
+            "the predictions"
         )
 
     def numbers(name: str) -> Float64Array:
@@ -297,7 +288,7 @@ def _from_table(
 
 
 def _differs(ours: Any, theirs: Any) -> BoolArray:
-    """Return where two columns differ, bool [N]; nulls are equal to each other.
+    """Return where two columns differ, bool [N]; two nulls are equal.
 
     Raises:
         pa.ArrowException: types that cannot be compared.

@@ -1,11 +1,9 @@
-"""Log loss, NE and calibration: what scores are worth as probabilities.
+"""Log loss, NE and calibration: scores read as probabilities.
 
 N rows.
 """
 
-import functools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,10 +24,10 @@ class ProbabilitySums:
         rows: rows counted.
         positives: rows with label 1.
         weight: sum of the weights.
-        positive_weight: of the positives.
+        positive_weight: sum of the positives' weights.
         score: weighted sum of the scores.
         log_loss: weighted sum of the binary cross-entropies.
-        outside: rows whose score is no probability.
+        outside: rows whose score lies outside [0, 1].
     """
 
     rows: int = 0
@@ -48,24 +46,19 @@ class ProbabilitySums:
             }
         )
 
-    @classmethod
-    def total(cls, parts: Iterable["ProbabilitySums"]) -> "ProbabilitySums":
-        """Return the sum of several."""
-        return functools.reduce(cls.__add__, parts, cls())
-
     def mean_log_loss(self) -> float:
         """Return the log loss; NaN unless all scores are in [0, 1]."""
         return self.log_loss / self.weight if self._are_probabilities else math.nan
 
     def normalised_entropy(self) -> float:
-        """Return log loss over that of the base rate; NaN for one class too."""
+        """Return log loss relative to the base rate's; also NaN for one class."""
         base_rate = self.positive_weight / self.weight if self.rows else 0.0
         if not self._are_probabilities or not 0 < base_rate < 1:
             return math.nan
         return self.mean_log_loss() / float(binary_entropy(np.float64(base_rate)))
 
     def calibration(self) -> float:
-        """Return sum of scores over sum of labels; NaN without a positive too."""
+        """Return sum of scores over sum of labels; also NaN without positives."""
         if not self._are_probabilities or not self.positive_weight:
             return math.nan
         return self.score / self.positive_weight
@@ -107,7 +100,7 @@ def probability_sums(
 def binary_cross_entropy(
     is_positive: BoolArray, probabilities: Float64Array
 ) -> Float64Array:
-    """Return -log of the probability given to each row's label, float64 [N]."""
+    """Return -log of the probability of each row's label, float64 [N]."""
     likelihood = np.where(is_positive, probabilities, 1 - probabilities)
     np.maximum(likelihood, _PROBABILITY_FLOOR, out=likelihood)
     np.log(likelihood, out=likelihood)
@@ -115,7 +108,7 @@ def binary_cross_entropy(
 
 
 def binary_entropy(base_rate: Any) -> Any:
-    """Return the entropy in nats of a label that is 1 at this rate; 0 at 0 and 1."""
+    """Return the entropy in nats of a label with this base rate; 0 at 0 and 1."""
     is_mixed = (base_rate > 0) & (base_rate < 1)
     rate = np.where(is_mixed, base_rate, 0.5)
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))

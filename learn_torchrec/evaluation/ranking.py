@@ -16,7 +16,9 @@ from learn_torchrec.evaluation.cohorts import (
     ALL,
     COLD,
     LONG_TAIL,
+    MOST_COHORTS,
     OTHERS,
+    SIDES,
     CohortConfig,
     assign_cohorts,
 )
@@ -38,54 +40,42 @@ from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.evaluation.tasks import ONLY_TASK, Task
 from learn_torchrec.schema import ITEM_ACTIVITY, USER_ACTIVITY
 
-_MOST_COHORTS = 50
-
 
 def cohort_masks(
     predictions: Predictions, cohorts: CohortConfig | None = None
 ) -> dict[str, BoolArray]:
     """Return the rows [N] of each cohort, by name.
 
-    The names are "all", then "user_cold", "user_long_tail", "user_others" and the
-    same for items; those of an absent activity column are left out. Values of the
-    column that `read_predictions` was asked for follow, in order.
+    The names are "all", then "user_cold", "user_long_tail", "user_others" and the same
+    for items, if there are columns of activity, then the values of the predictions'
+    cohort column, sorted.
 
     Raises:
-        UserError: that column has very many values, or one that is a cohort's name.
+        UserError: the cohort column has too many values, or the name of a cohort.
     """
     cohorts = cohorts or CohortConfig()
     masks = {ALL: np.ones(len(predictions.labels), dtype=bool)}
-    for side, activity in (
-        ("user", predictions.user_activity),
-        ("item", predictions.item_activity),
-    ):
+    for side in SIDES:
+        activity = getattr(predictions, f"{side}_activity")
         if activity is not None:
-            parts = assign_cohorts(
-                activity,
-                getattr(cohorts, f"{side}_long_tail_from"),
-                getattr(cohorts, f"{side}_others_from"),
-            )
-            masks |= {f"{side}_{name}": mask for name, mask in parts.items()}
+            masks |= assign_cohorts(side, activity, cohorts)
     return masks | _own_cohorts(predictions, masks)
 
 
 def cohort_filters(
     columns: Collection[str], cohorts: CohortConfig | None = None
 ) -> dict[str, ds.Expression | None]:
-    """Return what chooses the rows of each cohort while a file is read; None: all.
+    """Return the filter of each cohort's rows in a file, None for all rows.
 
-    The names are those of `cohort_masks`.
-
-    Args:
-        columns: names of the file's columns.
-        cohorts: bounds.
+    The names are those of `cohort_masks` for a file with these columns.
     """
     cohorts = cohorts or CohortConfig()
     filters: dict[str, ds.Expression | None] = {ALL: None}
-    for side, column in (("user", USER_ACTIVITY), ("item", ITEM_ACTIVITY)):
+    for side, column in zip(SIDES, (USER_ACTIVITY, ITEM_ACTIVITY), strict=True):
         if column in columns:
-            is_warm = ds.field(column) >= getattr(cohorts, f"{side}_long_tail_from")
-            is_other = ds.field(column) >= getattr(cohorts, f"{side}_others_from")
+            long_tail_from, others_from = cohorts.bounds(side)
+            is_warm = ds.field(column) >= long_tail_from
+            is_other = ds.field(column) >= others_from
             filters[f"{side}_{COLD}"] = ~is_warm
             filters[f"{side}_{LONG_TAIL}"] = is_warm & ~is_other
             filters[f"{side}_{OTHERS}"] = is_other
@@ -100,16 +90,16 @@ def _own_cohorts(
     encoded = predictions.cohorts.dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     names = encoded.dictionary.to_pylist()
-    if len(names) > _MOST_COHORTS:
+    if len(names) > MOST_COHORTS:
         raise UserError(
-            f"{predictions.source}: {len(names)} cohorts in the column asked for, "
-            f"{_MOST_COHORTS} at most; group its values first"
+            f"{predictions.source}: {len(names)} cohorts in the cohort column, "
+            f"{MOST_COHORTS} at most; group its values first"
         )
     clash = sorted(set(names) & set(taken))
     if clash:
         raise UserError(
-            f"{predictions.source}: {clash[0]!r} in the column asked for is a cohort "
-            "already; rename it"
+            f"{predictions.source}: {clash[0]!r} in the cohort column is the name of "
+            "another cohort; rename it"
         )
     return {name: codes == names.index(name) for name in sorted(names)}
 
@@ -121,17 +111,25 @@ def metrics_by_cohort(
     metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> dict[str, RankingMetrics]:
     """Return the ranking metrics of each cohort; see `cohort_masks` for the names."""
-    columns = (predictions.labels, predictions.scores, predictions.weights)
-    clicks = predictions.clicks
     return {
         name: evaluate_auc(
-            predictions.user_ids.filter(mask),
-            *(None if column is None else column[mask] for column in columns),
-            clicks=None if clicks is None else clicks[mask],
+            **_rows(predictions, mask),
+            scores=predictions.scores[mask],
             convention=convention,
             metrics=metrics,
         )
         for name, mask in cohort_masks(predictions, cohorts).items()
+    }
+
+
+def _rows(predictions: Predictions, mask: BoolArray) -> dict[str, Any]:
+    """Return the columns of some rows, without scores, as keyword arguments."""
+    weights, clicks = predictions.weights, predictions.clicks
+    return {
+        "user_ids": predictions.user_ids.filter(mask),
+        "labels": predictions.labels[mask],
+        "weights": None if weights is None else weights[mask],
+        "clicks": None if clicks is None else clicks[mask],
     }
 
 
@@ -144,22 +142,14 @@ def stream_by_cohort(
     task: Task = ONLY_TASK,
     communicator: Communicator | None = None,
 ) -> dict[str, RankingMetrics]:
-    """As `metrics_by_cohort`, of a file read in batches, once for each cohort.
-
-    Args:
-        path: see `read_predictions`.
-        cohorts: bounds.
-        convention: see `evaluate_auc`.
-        metrics: see `evaluate_auc`.
-        task: which columns are labels and scores.
-        communicator: of the ranks that share the file's rows.
+    """As `metrics_by_cohort`, from a file read in batches, once per cohort.
 
     Raises:
         UserError: see `stream_predictions`.
     """
     result = {}
+    names = (task.label, task.score)
     for name, rows in cohort_filters(open_predictions(path).names, cohorts).items():
-        names = (task.label, task.score)
         stream = MetricsStream(
             convention, communicator=communicator, metrics=metrics, names=names
         )
@@ -181,24 +171,20 @@ def differences_by_cohort(
 ) -> dict[str, dict[str, PairedDifference]]:
     """Return candidate minus baseline by cohort and metric, see `paired_bootstrap`.
 
-    Cohorts are the baseline's; the rows of both must be the same. Adjusted p-values
-    take all cohorts and metrics as one family.
+    Both must hold the same rows; cohorts are the baseline's. Adjusted p-values treat
+    all cohorts and metrics as one family.
 
     Raises:
         UserError: different rows, see `refuse_different_rows`.
     """
     refuse_different_rows(baseline, candidate)
-    weights, clicks = baseline.weights, baseline.clicks
     differences = {
         name: paired_bootstrap(
-            baseline.user_ids.filter(mask),
-            baseline.labels[mask],
-            baseline.scores[mask],
-            candidate.scores[mask],
-            weights=None if weights is None else weights[mask],
+            **_rows(baseline, mask),
+            baseline_scores=baseline.scores[mask],
+            candidate_scores=candidate.scores[mask],
             num_resamples=num_resamples,
             seed=seed,
-            clicks=None if clicks is None else clicks[mask],
             convention=convention,
             metrics=metrics,
         )
@@ -213,7 +199,7 @@ def differences_by_cohort(
 
 
 def to_json(value: Any) -> Any:
-    """Return metrics as JSON-ready values: records to objects, NaN to null."""
+    """Return metrics as JSON-ready values: objects for records, null for NaN."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     elif isinstance(value, tuple) and hasattr(value, "_asdict"):

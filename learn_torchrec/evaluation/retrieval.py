@@ -1,33 +1,31 @@
 """Full-gallery retrieval metrics with exact ranks (paper, offline experiments).
 
-The paper prints H@K below R@K in every industrial row, which rules out the usual
-"any target hit" rate. We report H@K as the hit rate over all (user, target) pairs
-and R@K as the mean of the users' recalls; `hit_any@k` is the usual rate. With one
-target per user the three are equal.
+In the paper's industrial results H@K lies below R@K, so it is not the usual rate of
+users with any hit. We report H@K as the hit rate over all (user, target) pairs and R@K
+as the mean of the users' recalls; `hit_any@k` is the usual rate. With one target per
+user the three are equal.
 
 U users, I gallery items, D vector dim, B users in a block, P (user, target) pairs.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from learn_torchrec.arrays import AnyArray, Float64Array, Int64Array, name_rows
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.pairs import Scores
 from learn_torchrec.jagged import Jagged
 
 OUTSIDE_GALLERY = -1
-# Metric name to value: h@k, r@k, hit_any@k, n@k, mrr and the counts.
+# Metrics by name: h@k, r@k, hit_any@k, n@k, mrr and the counts.
 RetrievalMetrics: TypeAlias = dict[str, float]
-# (start, stop) users to their scores [stop - start, I].
+# Maps users (start, stop) to their scores [stop - start, I].
 ScoreBlock: TypeAlias = Callable[[int, int], Tensor]
-
-Scores: TypeAlias = npt.NDArray[np.floating[Any]]
 
 _BLOCK_ELEMENTS = 1 << 24  # scores of one block: 64 MiB in float32
 
@@ -45,12 +43,12 @@ def evaluate_retrieval(
         user_vectors: floating [U, D].
         item_vectors: floating [I, D] on the same device.
         targets: gallery rows of each user's targets.
-        history: gallery rows to take out of each user's ranking, or None.
+        history: gallery rows to exclude from each user's ranking, or None.
         ks: cut-offs.
 
     Raises:
-        UserError: non-finite vectors (names the rows), unfit shapes, and what
-            `evaluate_scores` raises.
+        UserError: non-finite vectors (names the rows) or incompatible shapes; see
+            `evaluate_scores`.
 
     Example:
         >>> metrics = evaluate_retrieval(
@@ -68,7 +66,7 @@ def evaluate_retrieval(
                 f"{name} vectors: shape {list(vectors.shape)}; users and items need "
                 "[rows, dim] with the same dim"
             )
-        _refuse_non_finite(vectors, f"{name} vectors", first_row=0)
+        refuse_non_finite(vectors, f"{name} vectors")
     users, items = _at_least_float32(user_vectors), _at_least_float32(item_vectors)
     if len(targets) != len(users):
         raise UserError(
@@ -89,21 +87,7 @@ def evaluate_scores(
     history: Jagged | None = None,
     ks: Sequence[int] = (50, 100),
 ) -> RetrievalMetrics:
-    """Rank the whole gallery by any scores, in blocks of users.
-
-    Args:
-        score_block: see `target_ranks`.
-        num_items: I.
-        targets: gallery rows of each user's targets, -1 outside the gallery.
-        history: gallery rows to take out of each user's ranking, or None.
-        ks: cut-offs.
-
-    Returns:
-        See `rank_metrics`.
-
-    Raises:
-        UserError: see `target_ranks` and `rank_metrics`.
-    """
+    """Return the `rank_metrics` of the `target_ranks` of all users."""
     ranks = target_ranks(score_block, num_items, targets, history)
     return rank_metrics(ranks, num_items, targets, ks)
 
@@ -118,11 +102,11 @@ def target_ranks(
     """Return the rank of every target of some users in the whole gallery.
 
     A target's rank is 1 + (items scored higher) + 1/2 (items tied with it), so
-    collapsed vectors earn chance rather than the top. Targets are de-duplicated
+    collapsed vectors earn chance level, not the top rank. Targets are de-duplicated
     per user; those outside the gallery have no rank.
 
-    An item in the user's history leaves the ranking. If it is also a target, the
-    target counts as a miss of infinite rank: a filtered recommender cannot find it.
+    Items of the user's history are excluded. A target among them is a miss of infinite
+    rank: a recommender that filters the history cannot find it.
 
     Args:
         score_block: maps (start, stop) to the scores [stop - start, I] of these
@@ -130,16 +114,16 @@ def target_ranks(
             `lambda start, stop: counts.expand(stop - start, -1)`.
         num_items: I.
         targets: gallery rows of each user's targets, -1 outside the gallery.
-        history: gallery rows to take out of each user's ranking, or None.
-        users: a run of users to rank for; all when None.
+        history: gallery rows to exclude from each user's ranking, or None.
+        users: a range of users; None for all.
 
     Returns:
-        float64 [P], by user and then by item. Those of neighbouring runs of users,
-        one after the other, are those of both.
+        float64 [P], by user and then by item: ranks of consecutive ranges of users can
+        be concatenated.
 
     Raises:
-        UserError: non-finite scores (names the user rows), rows that are not in
-            the gallery, or unfit shapes.
+        UserError: non-finite scores (names the user rows), rows outside the gallery, or
+            incompatible shapes.
     """
     _check_rows(targets, num_items, len(targets), "targets")
     if history is not None:
@@ -162,10 +146,7 @@ def target_ranks(
 
 
 def rank_metrics(
-    ranks: Float64Array,
-    num_items: int,
-    targets: Jagged,
-    ks: Sequence[int] = (50, 100),
+    ranks: Float64Array, num_items: int, targets: Jagged, ks: Sequence[int] = (50, 100)
 ) -> RetrievalMetrics:
     """Return the metrics of all users' `target_ranks`.
 
@@ -174,16 +155,16 @@ def rank_metrics(
     Args:
         ranks: float64 [P], of all users.
         num_items: I.
-        targets: what was ranked.
+        targets: as for `target_ranks`.
         ks: cut-offs.
 
     Returns:
         For each k: `h@k` hits over (user, target) pairs; `r@k` mean user recall;
-        `hit_any@k` share of users with a hit; `n@k` mean NDCG with binary gains,
-        ideal over min(targets, k), at most 1. `mrr` mean over users of 1 / rank of
-        the best target, full ranking. Counts: `users` evaluated, `users_skipped`,
-        `targets` in the gallery after de-duplication, `targets_outside_gallery`.
-        Metrics are NaN when no user is evaluated.
+        `hit_any@k` share of users with a hit; `n@k` mean NDCG with binary gains and
+        the ideal of min(targets, k) hits, at most 1. `mrr` mean over users of 1 / rank
+        of the best target in the full ranking. Counts: `users` evaluated,
+        `users_skipped`, `targets` in the gallery after de-duplication,
+        `targets_outside_gallery`. Metrics are NaN when no user is evaluated.
 
     Raises:
         UserError: cut-offs below 1.
@@ -191,22 +172,48 @@ def rank_metrics(
     if not ks or min(ks) < 1:
         raise UserError(f"ks {tuple(ks)}: give cut-offs of 1 or more")
     users, _ = _distinct_pairs(targets, num_items)
-    metrics = _metrics(ranks, users, len(targets), ks)
-    outside = int((targets.values == OUTSIDE_GALLERY).sum())
-    return metrics | {"targets": len(users), "targets_outside_gallery": outside}
+    num_users = len(targets)
+    num_targets = np.bincount(users, minlength=num_users)
+    evaluated = num_targets > 0
+    num_targets = num_targets[evaluated]
+    metrics: RetrievalMetrics = {}
+    for k in ks:
+        is_hit = ranks <= k
+        hits = np.bincount(users, is_hit, num_users)[evaluated]
+        gains = np.bincount(users, is_hit / np.log2(ranks + 1), num_users)[evaluated]
+        ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
+        # Mid-ranks can put more than k tied targets within the first k.
+        ndcg = np.minimum(gains / ideal[np.minimum(num_targets, k) - 1], 1.0)
+        metrics[f"h@{k}"] = _mean(is_hit)
+        metrics[f"r@{k}"] = _mean(hits / num_targets)
+        metrics[f"hit_any@{k}"] = _mean(hits > 0)
+        metrics[f"n@{k}"] = _mean(ndcg)
+    best = np.full(num_users, math.inf)
+    np.minimum.at(best, users, ranks)
+    return metrics | {
+        "mrr": _mean(1 / best[evaluated]),
+        "users": int(evaluated.sum()),
+        "users_skipped": int(num_users - evaluated.sum()),
+        "targets": len(users),
+        "targets_outside_gallery": int((targets.values == OUTSIDE_GALLERY).sum()),
+    }
 
 
 def _at_least_float32(vectors: Tensor) -> Tensor:
     return vectors if vectors.dtype == torch.float64 else vectors.float()
 
 
-def _refuse_non_finite(values: Tensor, name: str, first_row: int) -> None:
+def refuse_non_finite(values: Tensor, name: str, first_row: int = 0) -> None:
+    """Refuse NaN and infinity in a matrix.
+
+    Raises:
+        UserError: names the rows.
+    """
     is_bad = ~torch.isfinite(values).all(dim=1).cpu().numpy()
     if is_bad.any():
-        rows = np.concatenate((np.zeros(first_row, dtype=bool), is_bad))
         raise UserError(
-            f"{name}: not finite in {name_rows(rows)}; find what made the NaN or "
-            "infinity before evaluating"
+            f"{name}: not finite in {name_rows(is_bad, first_row)}; find what made the "
+            "NaN or infinity before evaluating"
         )
 
 
@@ -242,14 +249,14 @@ def _checked_scores(
         )
     if not scores.is_floating_point():
         return scores.double()  # counts: float64 holds them exactly
-    _refuse_non_finite(scores, "user scores", start)
+    refuse_non_finite(scores, "user scores", start)
     return _at_least_float32(scores)
 
 
 def _without(
     scores: Tensor, removed: tuple[Int64Array, Int64Array], start: int, stop: int
 ) -> Tensor:
-    """Return a copy in which removed items score -inf: behind every other item."""
+    """Return a copy in which removed items score -inf, below every other item."""
     pairs = slice(*np.searchsorted(removed[0], (start, stop)))
     users, items = (torch.from_numpy(part[pairs]) for part in removed)
     scores = scores.clone()
@@ -268,10 +275,10 @@ def _ranks(scores: Tensor, users: Int64Array, items: Int64Array) -> Float64Array
 def _counts(
     scores: Tensor, users: Int64Array, items: Int64Array
 ) -> tuple[Scores, Int64Array, Int64Array]:
-    """Return each pair's score, and how many of its user's are higher, and equal.
+    """Return each pair's score, and how many scores of its user are higher, and equal.
 
-    NumPy counts true values tens of times faster than a sum over booleans does in
-    PyTorch on a CPU, so a loop over pairs beats a vectorised comparison there.
+    On a CPU, NumPy counts true values tens of times faster than PyTorch sums booleans,
+    so a loop over pairs beats a vectorised comparison.
     """
     matrix = scores.numpy()
     own = matrix[users, items]
@@ -296,32 +303,6 @@ def _counts_on_device(
         higher[pairs] = (rows > score).sum(1)
         equal[pairs] = (rows == score).sum(1)
     return own.cpu().numpy(), higher.cpu().numpy(), equal.cpu().numpy()
-
-
-def _metrics(
-    ranks: Float64Array, users: Int64Array, num_users: int, ks: Sequence[int]
-) -> RetrievalMetrics:
-    num_targets = np.bincount(users, minlength=num_users)
-    evaluated = num_targets > 0
-    num_targets = num_targets[evaluated]
-    metrics: RetrievalMetrics = {}
-    for k in ks:
-        is_hit = ranks <= k
-        hits = np.bincount(users, is_hit, num_users)[evaluated]
-        gains = np.bincount(users, is_hit / np.log2(ranks + 1), num_users)[evaluated]
-        ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
-        # Mid-ranks can put more than k tied targets within the first k.
-        ndcg = np.minimum(gains / ideal[np.minimum(num_targets, k) - 1], 1.0)
-        metrics[f"h@{k}"] = _mean(is_hit)
-        metrics[f"r@{k}"] = _mean(hits / num_targets)
-        metrics[f"hit_any@{k}"] = _mean(hits > 0)
-        metrics[f"n@{k}"] = _mean(ndcg)
-    best = np.full(num_users, math.inf)
-    np.minimum.at(best, users, ranks)
-    metrics["mrr"] = _mean(1 / best[evaluated])
-    metrics["users"] = int(evaluated.sum())
-    metrics["users_skipped"] = int(num_users - evaluated.sum())
-    return metrics
 
 
 def _mean(values: AnyArray) -> float:

@@ -1,15 +1,16 @@
-"""Checked columns of a table of scores: what every ranking metric is computed from.
+"""Checked columns of a table of scores, from which every ranking metric is computed.
 
 N rows, U distinct users.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from learn_torchrec.arrays import (
     AnyArray,
     BoolArray,
+    Column,
     Float64Array,
     Int64Array,
     name_rows,
@@ -18,9 +19,6 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.pairs import Scores
 from learn_torchrec.ids import encode_ids
 from learn_torchrec.schema import CLICK, LABEL, SCORE, USER_ID, WEIGHT
-
-# A NumPy array, a pyarrow array or chunked array, or a sequence.
-Column: TypeAlias = Any
 
 
 class Columns(NamedTuple):
@@ -31,7 +29,7 @@ class Columns(NamedTuple):
         scores: float32 or float64 [N], finite.
         weights: float64 [N], positive; None for 1.
         clicks: float64 [N], or None where there is no such column.
-        kept: bool, which of the rows given these are; None for all.
+        kept: bool, the mask of these rows among the given ones; None for all.
     """
 
     is_positive: BoolArray
@@ -61,7 +59,7 @@ class ScoredRows(NamedTuple):
     clicks: Float64Array | None = None
 
     def row_weights(self) -> Float64Array:
-        """Return the weights [N], written out."""
+        """Return the weights [N], ones if there are none."""
         return np.ones(len(self.users)) if self.weights is None else self.weights
 
 
@@ -81,14 +79,7 @@ def prepare_rows(
     columns = check_columns(len(users), labels, scores, weights, clicks)
     if columns.kept is not None:
         users, distinct = encode_ids(users[columns.kept], USER_ID)
-    return ScoredRows(
-        users=users,
-        num_users=len(distinct),
-        is_positive=columns.is_positive,
-        scores=columns.scores,
-        weights=columns.weights,
-        clicks=columns.clicks,
-    )
+    return ScoredRows(users, len(distinct), *columns[:-1])
 
 
 def check_columns(
@@ -100,16 +91,10 @@ def check_columns(
     first_row: int = 0,
     names: tuple[str, str] = (LABEL, SCORE),
 ) -> Columns:
-    """Check the columns beside the ids and drop rows of weight 0.
+    """Check the columns of `auc.evaluate_auc` beside the ids; drop rows of weight 0.
 
-    Args:
-        length: N, the number of ids.
-        labels: see `auc.evaluate_auc`, as the next three.
-        scores: [N].
-        weights: [N], or None.
-        clicks: [N], or None.
-        first_row: number of the first row, for messages.
-        names: of the columns of labels and of scores, for messages.
+    `length` is N. `first_row`, the first row's number, and `names`, of the columns of
+    labels and scores, are for messages.
 
     Raises:
         UserError: see `auc.evaluate_auc`.

@@ -1,7 +1,7 @@
 """Rows distributed over shards by user, and over the ranks that own the shards.
 
-A bijective mix of the 64-bit user ids decides a row's shard, so that all rows of a
-user are in one shard, on one rank. String ids are numbered first.
+A bijective mix of the 64-bit user id decides a row's shard, so that all rows of a user
+are in one shard, on one rank. String ids are numbered first.
 
 N rows of a batch, S shards.
 """
@@ -27,20 +27,20 @@ class StreamedRows(NamedTuple):
 
     Attributes:
         keys: uint64 [N] mixed user ids.
-        scores: float32 or float64 [N].
         is_positive: bool [N].
+        scores: float32 or float64 [N].
         weights: float64 [N], or None for 1.
         clicks: float64 [N], or None.
     """
 
     keys: UInt64Array
-    scores: Scores
     is_positive: BoolArray
+    scores: Scores
     weights: Float64Array | None
     clicks: Float64Array | None
 
     def take(self, chosen: Any) -> "StreamedRows":
-        """Return the rows that an index array, a mask or a slice chooses."""
+        """Return the rows chosen by an index array, a mask or a slice."""
         return StreamedRows._make(
             None if part is None else part[chosen] for part in self
         )
@@ -54,7 +54,7 @@ class ShardedRows(NamedTuple):
 
 
 def mix_ids(ids: Int64Array) -> UInt64Array:
-    """Return other ids [N], one to one, whose high bits spread over the shards."""
+    """Map ids [N] one to one to keys whose high bits spread over the shards."""
     keys = ids.view(np.uint64) * _MIX
     keys ^= keys >> np.uint64(32)
     keys *= _MIX
@@ -62,13 +62,13 @@ def mix_ids(ids: Int64Array) -> UInt64Array:
 
 
 def prepare_shards(rows: StreamedRows) -> tuple[ShardedRows, ProbabilitySums]:
-    """Return a batch by shard, and its sums."""
+    """Return a batch's rows by shard, and their sums."""
     sums = probability_sums(rows.is_positive, rows.scores, rows.weights)
     return by_shard(rows), sums
 
 
 def by_shard(rows: StreamedRows) -> ShardedRows:
-    """Return rows ordered by shard, otherwise as they come."""
+    """Return rows ordered by shard, in their old order within a shard."""
     shards = (rows.keys >> np.uint64(64 - _SHARD_BITS)).astype(np.uint16)
     order = np.argsort(shards, kind="stable")
     counts = np.bincount(shards, minlength=NUM_SHARDS)
@@ -76,7 +76,7 @@ def by_shard(rows: StreamedRows) -> ShardedRows:
 
 
 def number_users(keys: UInt64Array) -> tuple[Int64Array, int]:
-    """Return int64 [N] in the order of the keys, and how many are distinct."""
+    """Return each key's rank among the distinct keys, int64 [N], and their number."""
     encoded = pa.array(keys).dictionary_encode()
     distinct = encoded.dictionary.to_numpy()
     ranks = np.empty(len(distinct), np.int64)
@@ -87,10 +87,8 @@ def number_users(keys: UInt64Array) -> tuple[Int64Array, int]:
 def concatenate(parts: list[StreamedRows]) -> StreamedRows:
     """Return the rows of several parts, or none."""
     if not parts:
-        no_scores = np.zeros(0, np.float32)
-        return StreamedRows(
-            np.zeros(0, np.uint64), no_scores, no_scores > 0, None, None
-        )
+        scores = np.zeros(0, np.float32)
+        return StreamedRows(np.zeros(0, np.uint64), scores > 0, scores, None, None)
     return StreamedRows._make(
         None if columns[0] is None else np.concatenate(columns)
         for columns in zip(*parts, strict=True)
@@ -98,7 +96,7 @@ def concatenate(parts: list[StreamedRows]) -> StreamedRows:
 
 
 def owners_of(rows: StreamedRows, ranks: int) -> Int64Array:
-    """Return the rank that owns each row's shard, int64 [N]."""
+    """Return the process rank that owns each row's shard, int64 [N]."""
     shards = (rows.keys >> np.uint64(64 - _SHARD_BITS)).astype(np.int64)
     owners: Int64Array = shards * ranks >> _SHARD_BITS
     return owners
@@ -107,17 +105,14 @@ def owners_of(rows: StreamedRows, ranks: int) -> Int64Array:
 def exchange(
     mine: StreamedRows, owners: Int64Array, communicator: Communicator
 ) -> StreamedRows:
-    """Send every row to its owner; return the rows this rank owns."""
-    kinds = [
-        kind
-        for kind in communicator.gather(_kinds(mine) if len(mine.keys) else None)
-        if kind is not None
-    ]
+    """Send every row to its owner; return the rows that this rank owns."""
+    own = [None if column is None else column.dtype.str for column in mine]
+    by_rank = communicator.gather(own if len(mine.keys) else None)
     order = np.argsort(owners, kind="stable")
     cuts = np.cumsum(np.bincount(owners, minlength=communicator.size))[:-1]
     received: list[Any] = []
     for number, column in enumerate(mine):
-        dtypes = {kind[number] for kind in kinds}
+        dtypes = {dtypes[number] for dtypes in by_rank if dtypes is not None}
         if not dtypes or None in dtypes:  # no rows anywhere, or no such column
             received.append(column)
             continue
@@ -127,7 +122,3 @@ def exchange(
         parts = np.split(column.astype(dtype)[order], cuts)
         received.append(np.concatenate(communicator.exchange(parts)))
     return StreamedRows._make(received)
-
-
-def _kinds(rows: StreamedRows) -> list[str | None]:
-    return [None if column is None else column.dtype.str for column in rows]

@@ -1,9 +1,9 @@
 """Paired bootstrap over users: is one score column better than another?
 
-Impressions of one user are not independent, so users are resampled, not rows.
-Both columns see the same resamples, which removes most of the variance that
-comes from which users were drawn. Where many cohorts and metrics are looked at, some
-p-value is small by chance: `adjust_p_values` corrects a family of them.
+Impressions of one user are not independent, so users are resampled, not rows. Both
+columns use the same resamples, which removes most of the variance of the draw of users.
+Among many cohorts and metrics, some p-value is small by chance: `adjust_p_values`
+corrects a family of them.
 
 U users, N rows, R resamples in a block.
 """
@@ -14,27 +14,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learn_torchrec.arrays import Float64Array
+from learn_torchrec.arrays import Column, Float64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import DEFAULT_METRICS
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.metric import Metric, PreparedRows
-from learn_torchrec.evaluation.rows import Column, prepare_rows
+from learn_torchrec.evaluation.rows import prepare_rows
 
 _BLOCK_ELEMENTS = 1 << 22  # float64 values of one [R, N] working array: 32 MiB
 _INTERVAL = (2.5, 97.5)
 
 
 class PairedDifference(NamedTuple):
-    """Candidate minus baseline. NaN where the metric is undefined.
+    """Candidate minus baseline; NaN where the metric is undefined.
 
     Attributes:
-        difference: on the rows as they are.
+        difference: on the original rows.
         low: lower end of the 95 % percentile interval.
         high: upper end.
         p_value: two-sided, for "no difference"; at least 2 / (resamples + 1).
-        p_adjusted: the p-value among all comparisons of its family (Holm); NaN until
-            `adjust_p_values` has seen the family.
+        p_adjusted: Holm's p-value among all comparisons of a family; NaN before
+            `adjust_p_values`.
     """
 
     difference: float
@@ -44,7 +44,7 @@ class PairedDifference(NamedTuple):
     p_adjusted: float = math.nan
 
 
-def paired_bootstrap(  # noqa: PLR0913  the arguments of `evaluate_auc`, and of draws
+def paired_bootstrap(  # noqa: PLR0913  the arguments of `evaluate_auc` and two more
     user_ids: Column,
     labels: Column,
     baseline_scores: Column,
@@ -59,22 +59,12 @@ def paired_bootstrap(  # noqa: PLR0913  the arguments of `evaluate_auc`, and of 
 ) -> dict[str, PairedDifference]:
     """Compare two score columns of the same rows, resampling users.
 
-    Args:
-        user_ids: [N] int64 or string.
-        labels: [N] of 0 and 1.
-        baseline_scores: [N] finite numbers.
-        candidate_scores: [N] finite numbers.
-        weights: [N] sample weights, as for `evaluate_auc`.
-        num_resamples: how many times U users are drawn with replacement.
-        seed: of the draws.
-        clicks: [N], as for `evaluate_auc`.
-        convention: of AUC, UAUC and WUAUC, as for `evaluate_auc`.
-        metrics: as for `evaluate_auc`.
+    U users are drawn `num_resamples` times with replacement, from `seed`. The other
+    arguments are those of `evaluate_auc`.
 
     Returns:
-        The difference of each metric that has one, by name.
-        Resamples in which a metric is undefined (no pair drawn) are left out of its
-        interval.
+        The difference of each metric that has one, by name. Resamples in which a
+        metric is undefined (no pair drawn) do not count in its interval.
 
     Raises:
         UserError: see `evaluate_auc`; fewer than one resample.
@@ -105,14 +95,12 @@ def paired_bootstrap(  # noqa: PLR0913  the arguments of `evaluate_auc`, and of 
     }
 
 
-def adjust_p_values(
-    family: Sequence[PairedDifference],
-) -> list[PairedDifference]:
+def adjust_p_values(family: Sequence[PairedDifference]) -> list[PairedDifference]:
     """Return the same differences with Holm's adjusted p-values.
 
-    The smallest of m p-values is multiplied by m, the next by m - 1 and so on, never
-    below the one before: a bound on the chance of even one false finding among all m.
-    Undefined differences do not count.
+    The smallest of m p-values is multiplied by m, the next by m - 1 and so on, and none
+    falls below the one before: this bounds the probability of any false positive among
+    the m. Undefined differences do not count.
     """
     defined = [i for i, one in enumerate(family) if not math.isnan(one.p_value)]
     defined.sort(key=lambda i: family[i].p_value)
@@ -146,8 +134,7 @@ def _summarise(observed: float, drawn: Float64Array) -> PairedDifference:
     if math.isnan(observed) or not len(drawn):
         return PairedDifference(math.nan, math.nan, math.nan, math.nan)
     low, high = np.percentile(drawn, _INTERVAL)
-    # One is added to both sides of the fraction: the data count as one resample,
-    # and no finite number of resamples proves p = 0.
+    # The data count as one more resample: no finite number of them proves p = 0.
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p_value = min(1.0, 2 * (tail + 1) / (len(drawn) + 1))
     return PairedDifference(observed, float(low), float(high), float(p_value))

@@ -1,13 +1,13 @@
-"""Exact metrics of rows that come in batches, on all cores and on many ranks.
+"""Exact metrics of rows that arrive in batches, on all cores and on many ranks.
 
-Users are spread over shards by a bijective mix of their 64-bit ids, so that a shard's
-rows fit a core's cache and all rows of a user are in one shard, on one rank. What is
-kept for a row is its id, score and label. The pooled AUC needs no users: positives
-and negatives are sorted by score, and counted range by range.
+Users are distributed over shards by a bijective mix of their 64-bit ids, so that a
+shard's rows fit a core's cache and all rows of a user are in one shard, on one rank. Of
+a row only id, score and label are kept. The pooled AUC needs no users: positives and
+negatives are sorted by score and counted range by range.
 
-Users come out in the order of their mixed ids, whatever the order of the rows, their
-split over batches and the number of ranks; without weights the metrics are therefore
-the same to the last bit. Weights and probabilities are summed in the rows' order.
+Users are ordered by their mixed ids, whatever the order of the rows, the batches and
+the number of ranks, so without weights the metrics are the same to the last bit.
+Weights and probabilities are summed in the order of the rows.
 
 N rows of a batch, S shards, U users.
 """
@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from learn_torchrec.arrays import Column
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import (
     DEFAULT_METRICS,
@@ -35,7 +36,7 @@ from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.metric import Metric, Totals, UserStatistic
 from learn_torchrec.evaluation.pairs import GroupPairs, Scores, count_pairs
 from learn_torchrec.evaluation.probability import ProbabilitySums
-from learn_torchrec.evaluation.rows import Column, ScoredRows, check_columns
+from learn_torchrec.evaluation.rows import ScoredRows, check_columns
 from learn_torchrec.evaluation.shards import (
     NUM_SHARDS,
     ShardedRows,
@@ -51,8 +52,8 @@ from learn_torchrec.evaluation.shards import (
 from learn_torchrec.ids import as_ids
 from learn_torchrec.schema import CLICK, LABEL, SCORE, USER_ID, WEIGHT
 
-_TASK_ROWS = 1 << 17  # rows that one core sorts at a time: some MB, within its cache
-_RANGE_ROWS = 1 << 22  # rows of one score range where whole rows must be sorted
+_TASK_ROWS = 1 << 17  # rows that one core sorts at a time: a few MB, within its cache
+_RANGE_ROWS = 1 << 22  # rows of one score range where whole rows are sorted
 _EDGE_SAMPLES = 4096
 
 
@@ -62,8 +63,7 @@ class MetricsStream:
     Args:
         convention: which users count, by what weight, and who wins a tie.
         threads: cores to use, by default all.
-        communicator: joins the processes that hold the rows together; each adds its
-            own.
+        communicator: of the processes that together hold the rows; each adds its own.
         metrics: as for `auc.evaluate_auc`.
         names: of the columns of labels and of scores, for messages.
 
@@ -87,7 +87,7 @@ class MetricsStream:
         if convention.ties == "first":
             raise UserError(
                 "ties=first: needs all rows in their order; choose another rule for "
-                "ties, or call evaluate_auc"
+                "ties, or do not stream"
             )
         self._convention, self._metrics, self._names = convention, metrics, names
         self._communicator = communicator or LocalCommunicator()
@@ -96,7 +96,7 @@ class MetricsStream:
         self._pending: deque[Future[tuple[ShardedRows, ProbabilitySums]]] = deque()
         self._parts: list[ShardedRows] = []
         self._sums = ProbabilitySums()
-        # String ids get their codes when all are known.
+        # String ids are numbered when all are known.
         self._strings: list[tuple[pa.DictionaryArray, StreamedRows]] = []
         self._first_row = 0
         self._optional: tuple[bool, bool] | None = None
@@ -111,16 +111,10 @@ class MetricsStream:
         *,
         first_row: int | None = None,
     ) -> None:
-        """Take a batch; the other arguments are those of `auc.evaluate_auc`.
+        """Take a batch of the columns of `auc.evaluate_auc`.
 
-        Args:
-            user_ids: as the next four, see there.
-            labels: [N].
-            scores: [N].
-            weights: [N], or None.
-            clicks: [N], or None.
-            first_row: number of the first row, for messages; None counts on from the
-                batch before.
+        `first_row` is the first row's number, for messages; None continues from the
+        batch before.
 
         Raises:
             UserError: see `auc.evaluate_auc`; weights or clicks in some batches only.
@@ -139,13 +133,7 @@ class MetricsStream:
         self._first_row = first + len(ids)
         if columns.kept is not None:
             ids = ids.filter(columns.kept)
-        rows = StreamedRows(
-            keys=np.zeros(0, np.uint64),
-            scores=columns.scores,
-            is_positive=columns.is_positive,
-            weights=columns.weights,
-            clicks=columns.clicks,
-        )
+        rows = StreamedRows(np.zeros(0, np.uint64), *columns[:-1])
         if pa.types.is_integer(ids.type):
             keys = mix_ids(ids.to_numpy(zero_copy_only=False))
             self._submit(rows._replace(keys=keys))
@@ -157,7 +145,7 @@ class MetricsStream:
         return metrics_of(self.totals(), self._convention, self._metrics)
 
     def totals(self) -> Totals:
-        """Return the sums behind the metrics, for several conventions at once."""
+        """Return the statistics of all rows of all ranks, on every rank."""
         self._encode_strings()
         while self._pending:
             self._collect()
@@ -165,7 +153,7 @@ class MetricsStream:
             self._move_to_owners()
             users = self._count_users()
             pooled = self._count_pooled()
-        sums = ProbabilitySums.total(self._communicator.gather(self._sums))
+        sums = sum(self._communicator.gather(self._sums), ProbabilitySums())
         return Totals(users, pooled, sums)
 
     def _submit(self, rows: StreamedRows) -> None:
@@ -179,12 +167,12 @@ class MetricsStream:
         self._sums = self._sums + sums
 
     def _encode_strings(self) -> None:
-        """Number the distinct strings of all ranks alike, and submit their rows."""
-        seen = [encoded.dictionary for encoded, _ in self._strings]
-        mine = pa.chunked_array(seen, pa.large_string()).unique()
-        everyones = self._communicator.gather(mine)
-        known = pa.chunked_array(everyones, pa.large_string()).unique()
-        known = known.take(pc.sort_indices(known))  # whatever the order of the rows
+        """Number the distinct strings of all ranks, and submit their rows."""
+        dictionaries = [encoded.dictionary for encoded, _ in self._strings]
+        mine = pa.chunked_array(dictionaries, pa.large_string()).unique()
+        of_all_ranks = self._communicator.gather(mine)
+        known = pa.chunked_array(of_all_ranks, pa.large_string()).unique()
+        known = known.take(pc.sort_indices(known))  # independent of the rows' order
         for encoded, rows in self._strings:
             codes = pc.index_in(encoded.dictionary, known).to_numpy()
             keys = mix_ids(codes[encoded.indices.to_numpy()].astype(np.int64))
@@ -199,7 +187,7 @@ class MetricsStream:
             self._parts = [by_shard(exchange(mine, owners, self._communicator))]
 
     def _count_users(self) -> dict[UserStatistic, Any]:
-        """Return what all users of all ranks come to, in the order of their keys."""
+        """Return the statistics of all users of all ranks, in the order of the keys."""
         num_rows = sum(len(part.rows.keys) for part in self._parts)
         step = max(1, NUM_SHARDS * _TASK_ROWS // max(num_rows, 1))
         firsts = range(0, NUM_SHARDS, step)
@@ -210,8 +198,8 @@ class MetricsStream:
             return [statistic(rows, self._convention) for statistic in statistics]
 
         mine = list(map(_join, zip(*self._pool.map(count, firsts), strict=True)))
-        everyones = zip(*self._communicator.gather(mine), strict=True)
-        return dict(zip(statistics, map(_join, everyones), strict=True))
+        of_all_ranks = zip(*self._communicator.gather(mine), strict=True)
+        return dict(zip(statistics, map(_join, of_all_ranks), strict=True))
 
     def _rows_of_shards(self, first: int, stop: int) -> ScoredRows:
         rows = concatenate(
@@ -221,12 +209,10 @@ class MetricsStream:
             ]
         )
         users, num_users = number_users(rows.keys)
-        return ScoredRows(
-            users, num_users, rows.is_positive, rows.scores, rows.weights, rows.clicks
-        )
+        return ScoredRows(users, num_users, *rows[1:])
 
     def _count_pooled(self) -> GroupPairs:
-        """Return the pairs of all rows of all ranks: every rank a range of scores."""
+        """Return the pairs of all rows; each rank counts a range of scores."""
         parts = [part.rows for part in self._parts]
         self._parts = []
         if self._communicator.size > 1:
@@ -241,7 +227,7 @@ class MetricsStream:
         return _stack(self._communicator.gather(_stack(counts)))
 
     def _count_ranges(self, parts: list[StreamedRows]) -> list[GroupPairs]:
-        """Sort the scores of each class, then count range by range."""
+        """Sort the scores of each class, then count in ranges of positives."""
         negatives, positives = (
             np.concatenate(
                 [np.zeros(0, np.float32)]
@@ -270,7 +256,7 @@ class MetricsStream:
         return [_pairs(won, len(positives), len(negatives))]
 
     def _count_weighted_ranges(self, parts: list[StreamedRows]) -> list[GroupPairs]:
-        """Gather the rows of one range of scores at a time, and count them."""
+        """Count the rows of one range of scores at a time."""
         num_rows = sum(len(part.scores) for part in parts)
         edges = self._edges(parts, num_rows // _RANGE_ROWS + 1, among_ranks=False)
         lows, highs = [-math.inf, *edges], [*edges, math.inf]
@@ -282,16 +268,16 @@ class MetricsStream:
                     for part in parts
                 ]
             )
-            everyone = np.zeros(len(rows.scores), np.int64)
+            one_group = np.zeros(len(rows.scores), np.int64)
             columns = (rows.is_positive, rows.scores, rows.weights)
-            return count_pairs(everyone, 1, *columns, self._convention.ties)
+            return count_pairs(one_group, 1, *columns, self._convention.ties)
 
         return list(self._pool.map(count, lows, highs))
 
     def _edges(
         self, parts: list[StreamedRows], num_ranges: int, among_ranks: bool = True
     ) -> Scores:
-        """Return scores [num_ranges - 1] that divide the rows about evenly."""
+        """Return scores [num_ranges - 1] that split the rows about evenly."""
         samples = [
             part.scores[:: len(part.scores) // _EDGE_SAMPLES + 1] for part in parts
         ]
@@ -304,7 +290,7 @@ class MetricsStream:
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    """Return a statistic of the users of several parts, one part after another."""
+    """Concatenate a user statistic of several parts."""
     return type(parts[0])._make(
         None if columns[0] is None else np.concatenate(columns)
         for columns in zip(*parts, strict=True)
@@ -316,7 +302,7 @@ def _pairs(won: float, positives: float, negatives: float) -> GroupPairs:
 
 
 def _stack(ranges: Sequence[GroupPairs]) -> GroupPairs:
-    """Return the pairs of ranges of scores, lowest first, taken together."""
+    """Merge the pairs of ranges of scores, lowest first."""
     won = positives = negatives = 0.0
     for one in ranges:
         won += float(one.won.sum()) + float(one.positives.sum()) * negatives

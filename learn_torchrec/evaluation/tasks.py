@@ -13,10 +13,10 @@ TASKS = "tasks"  # key of a manifest's facts
 
 
 class Task(NamedTuple):
-    """What a score column predicts.
+    """A score column and the label that it predicts.
 
     Attributes:
-        name: "" where nothing names it.
+        name: "" if the task has no name.
         label: column of 0 and 1.
         score: column of numbers.
     """
@@ -30,13 +30,13 @@ ONLY_TASK = Task("", LABEL, SCORE)
 
 
 def tasks_of(path: Path) -> list[Task]:
-    """Return the tasks that an artefact's manifest lists; of other files the usual one.
+    """Return the tasks in an artefact's manifest, or the default one of other files.
 
     Args:
         path: a prediction file, a folder of parts, or an artefact's directory.
 
     Raises:
-        UserError: a damaged manifest, or one that lists no tasks.
+        UserError: a damaged manifest, or one without valid tasks.
     """
     if not (path / MANIFEST).is_file():
         return [ONLY_TASK]
@@ -45,10 +45,10 @@ def tasks_of(path: Path) -> list[Task]:
 
 
 def tasks_of_facts(facts: Mapping[str, Any], source: Path) -> list[Task]:
-    """Return the tasks of a manifest's facts.
+    """Return the tasks in a manifest's facts.
 
     Raises:
-        UserError: entries that are no tasks; names `source`.
+        UserError: invalid tasks; names `source`.
     """
     try:
         tasks = [Task(**one) for one in facts.get(TASKS, [ONLY_TASK._asdict()])]
@@ -56,25 +56,22 @@ def tasks_of_facts(facts: Mapping[str, Any], source: Path) -> list[Task]:
         tasks = []
     if not tasks or len({one.name for one in tasks}) < len(tasks):
         raise UserError(
-            f"{source}: its tasks must each have a name of their own, a label and a "
-            "score; predict again"
+            f"{source}: its tasks must each have a unique name, a label and a score; "
+            "predict again"
         )
     return tasks
 
 
-def tasks_by_name(
-    files: Mapping[str, list[Task]],
-) -> dict[str, dict[str, Task]]:
-    """Return for each task its columns in the files that have it, by file.
+def tasks_by_name(files: Mapping[str, list[Task]]) -> dict[str, dict[str, Task]]:
+    """Return each task's columns by file, in the files that have it.
 
-    Files of one task each hold the same task, whatever they call it: the first file
-    names it.
+    If all files have one task, it is the same task, under the first file's name.
 
     Args:
         files: name to tasks, at least one each.
 
     Raises:
-        UserError: a file does not name its task, and another has several.
+        UserError: a file does not name its task, but another has several.
     """
     if all(len(tasks) == 1 for tasks in files.values()):
         name = next(iter(files.values()))[0].name
@@ -85,7 +82,7 @@ def tasks_by_name(
             if not task.name:
                 raise UserError(
                     f"--predictions {file}: does not name its task, and other files "
-                    "have several; choose columns with --label and --score"
+                    "have several; name columns with --label and --score"
                 )
             result.setdefault(task.name, {})[file] = task
     return result

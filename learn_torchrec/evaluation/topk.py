@@ -1,9 +1,8 @@
 """The K best items of every user, exactly and in blocks, or by an approximate index.
 
-On a CPU FAISS searches (`faiss.knn`, which copies neither side), elsewhere torch; the
+FAISS searches on a CPU (`faiss.knn`, which copies neither side), torch elsewhere; the
 scores of all users and items never exist at once. An approximate index comes with its
-recall, measured against the exact answer: a metric computed through it is off by at
-most what it misses.
+recall against the exact answer, which bounds the error of metrics computed through it.
 
 U users, I items, D vector dim.
 """
@@ -14,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learn_torchrec.arrays import Float32Array, Int64Array, name_rows
+from learn_torchrec.arrays import Float32Array, Int64Array
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.retrieval import refuse_non_finite
 from learn_torchrec.ids import UNKNOWN
 from learn_torchrec.jagged import Jagged
 
@@ -28,8 +28,8 @@ class TopItems(NamedTuple):
 
     Attributes:
         scores: float32 [U, K] dot products.
-        items: int64 [U, K] rows of the item vectors. Equal scores come in the order of
-            the rows; which of equal scores is the last to fit in is not defined.
+        items: int64 [U, K] rows of the item vectors. Equal scores are ordered by row;
+            which of several equal scores make the cut at K is undefined.
     """
 
     scores: Float32Array
@@ -37,12 +37,12 @@ class TopItems(NamedTuple):
 
 
 class ApproximateTopItems(NamedTuple):
-    """What an approximate index found, and how much of the truth that is.
+    """Result of an approximate index, and its recall.
 
     Attributes:
-        top: as the exact search returns; row -1 where the index found too few.
+        top: as from the exact search; row -1 where the index found too few.
         recall: share of the exact top K that it found, over `recall_users` users.
-        recall_users: how many users that is measured on.
+        recall_users: number of users on which the recall is measured.
     """
 
     top: TopItems
@@ -59,7 +59,7 @@ def top_items(user_vectors: Tensor, item_vectors: Tensor, k: int) -> TopItems:
         k: K, at most I.
 
     Raises:
-        UserError: unfit shapes, K out of range, or vectors that are not finite.
+        UserError: incompatible shapes, K out of range, or non-finite vectors.
     """
     _check(user_vectors, item_vectors, k)
     if user_vectors.device.type == "cpu" and _faiss() is not None:
@@ -70,25 +70,14 @@ def top_items(user_vectors: Tensor, item_vectors: Tensor, k: int) -> TopItems:
 def top_new_items(
     user_vectors: Tensor, item_vectors: Tensor, k: int, history: Jagged
 ) -> TopItems:
-    """Return every user's K items of highest dot product outside of the history.
+    """As `top_items`, without the items (rows) of each user's history.
 
-    Args:
-        user_vectors: see `top_items`.
-        item_vectors: see `top_items`.
-        k: K, at most I.
-        history: int64 rows of items of every user.
-
-    Returns:
-        The items; row UNKNOWN and score -inf behind the last where a user has fewer
-        than K new items.
-
-    Raises:
-        UserError: see `top_items`.
+    Row UNKNOWN and score -inf pad the items of a user with fewer than K new ones.
     """
     _check(user_vectors, item_vectors, k)
     num_items = len(item_vectors)
     top = _empty(len(user_vectors), k)
-    # Users of about as many events together: few candidates are found in vain.
+    # A block needs candidates for its longest history: block users by length.
     users_by_length = np.argsort(history.lengths, kind="stable")
     for start in range(0, len(users_by_length), _BLOCK_USERS):
         users = users_by_length[start : start + _BLOCK_USERS]
@@ -99,8 +88,7 @@ def top_new_items(
         )
         owners = np.arange(len(users))[:, None]
         is_known = np.isin(
-            owners * num_items + found.items,
-            known.owners() * num_items + known.values,
+            owners * num_items + found.items, known.owners() * num_items + known.values
         )
         kept = np.argsort(is_known, axis=1, kind="stable")[:, :k]
         is_known = np.take_along_axis(is_known, kept, axis=1)
@@ -116,20 +104,14 @@ def approximate_top_items(
     k: int,
     index: str = "HNSW32",
     recall_users: int = 1000,
-    seed: int = 0,
 ) -> ApproximateTopItems:
-    """Search by an approximate FAISS index and measure what it misses.
+    """As `top_items`, from an approximate FAISS index whose recall is measured.
 
-    Args:
-        user_vectors: floating [U, D].
-        item_vectors: floating [I, D].
-        k: K, at most I.
-        index: FAISS's factory string, e.g. "HNSW32" or "IVF1024,Flat".
-        recall_users: users, drawn at random, whose exact answer is computed too.
-        seed: of that draw.
+    `index` is FAISS's factory string, e.g. "HNSW32" or "IVF1024,Flat". The exact answer
+    is computed too for `recall_users` random users.
 
     Raises:
-        UserError: see `top_items`; FAISS is missing, or does not know the index.
+        UserError: see `top_items`; FAISS is missing or does not know the index.
     """
     _check(user_vectors, item_vectors, k)
     faiss = _faiss()
@@ -144,7 +126,7 @@ def approximate_top_items(
     built.train(items)
     built.add(items)
     top = TopItems(*built.search(users, k))
-    drawn = np.random.default_rng(seed).permutation(len(users))[:recall_users]
+    drawn = np.random.default_rng(0).permutation(len(users))[:recall_users]
     exact = top_items(torch.from_numpy(users[drawn]), torch.from_numpy(items), k)
     found = [
         len(np.intersect1d(*pair))
@@ -163,17 +145,13 @@ def _check(user_vectors: Tensor, item_vectors: Tensor, k: int) -> None:
     ):
         raise UserError(
             f"user vectors {shapes[0]}, item vectors {shapes[1]}: give two matrices "
-            "with one number of columns"
+            "with the same number of columns"
         )
     if not 1 <= k <= len(item_vectors):
         raise UserError(f"k {k}: choose 1 to {len(item_vectors)}, the number of items")
     for name, vectors in (("user", user_vectors), ("item", item_vectors)):
-        is_bad = ~torch.isfinite(vectors.sum(dim=1)).cpu().numpy()
-        if is_bad.any():
-            raise UserError(
-                f"{name} vectors: not finite in {name_rows(is_bad)}; find what made "
-                "the NaN or infinity before evaluating"
-            )
+        # The sum of a row with a NaN or infinity is not finite, and is small.
+        refuse_non_finite(vectors.sum(dim=1, keepdim=True), f"{name} vectors")
 
 
 def _faiss() -> Any:
@@ -219,7 +197,7 @@ def _empty(num_users: int, k: int) -> TopItems:
 def _store(
     top: TopItems, block: slice, scores: Float32Array, items: Int64Array
 ) -> None:
-    """Write a block's answer, equal scores in the order of the rows."""
+    """Store a block's result, equal scores ordered by row."""
     order = np.lexsort((items, -scores))
     top.scores[block] = np.take_along_axis(scores, order, axis=1)
     top.items[block] = np.take_along_axis(items, order, axis=1)

@@ -1,7 +1,7 @@
 """AUC within every user, and its means over users: UAUC and WUAUC.
 
-Users whose rows are all of one class are left out, the usual convention of the two
-metrics that the paper reports for its ranker; `conventions.py` names the others.
+Users whose rows are all of one class are left out, as is usual for these two metrics of
+the paper's ranker; `conventions.py` has the other conventions.
 
 U distinct users, K users that count.
 """
@@ -20,7 +20,7 @@ from learn_torchrec.schema import CLICK
 
 
 class UserPairs(NamedTuple):
-    """What every convention needs of each user, float64 [U]; see `GroupPairs`.
+    """The sums of each user that conventions need, float64 [U].
 
     Attributes:
         won: pairs in which the positive outranks the negative.
@@ -36,7 +36,7 @@ class UserPairs(NamedTuple):
 
 
 def count_users(rows: ScoredRows, convention: Convention = PAPER) -> UserPairs:
-    """Return what every user's pairs and clicks add up to."""
+    """Return every user's pairs and clicks."""
     columns = (rows.is_positive, rows.scores, rows.weights, convention.ties)
     clicks: Float64Array | None = None
     if rows.clicks is not None:
@@ -81,8 +81,8 @@ def _user_weights(users: UserPairs, convention: Convention) -> Float64Array:
         return users.positives + users.negatives
     if users.clicks is None:
         raise UserError(
-            f"{CLICK}: no such column, and user_weight=clicks needs it; add it to the "
-            "predictions or weight by impressions"
+            f"{CLICK}: no such column, but user_weight=clicks needs it; add it to the "
+            "predictions, or weight users by impressions"
         )
     return users.clicks
 

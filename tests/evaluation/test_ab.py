@@ -13,8 +13,8 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import (
     METRICS,
     AbConfig,
+    analyse_ab_test,
     check_sample_ratio,
-    read_ab,
 )
 from learn_torchrec.evaluation.ab_outcomes import read_outcomes
 from learn_torchrec.evaluation.ranking import to_json
@@ -37,14 +37,14 @@ def write(path: Path, **changes) -> Path:
     return path
 
 
-def reading(path: Path, users: tuple = (), items: tuple = (), **options):
+def result(path: Path, users: tuple = (), items: tuple = (), **options):
     """Read a test with columns of user cohorts and of item cohorts."""
     config = AbConfig(**options)
-    return read_ab(read_outcomes(path, config.arms, users, items), config)
+    return analyse_ab_test(read_outcomes(path, config.arms, users, items), config)
 
 
 def test_lifts_by_hand(tmp_path: Path) -> None:
-    read = reading(write(tmp_path / "ab.parquet"), ("level",), ("item",))
+    read = result(write(tmp_path / "ab.parquet"), ("level",), ("item",))
     lifts = read.lifts["all"]
     # revenue: control (10, 30, 0), treatment (40, 10).
     per_user = lifts["revenue_per_user"]
@@ -72,7 +72,7 @@ def test_lifts_by_hand(tmp_path: Path) -> None:
 
 def test_a_column_of_items_is_about_everyone_whatever_it_holds(tmp_path: Path) -> None:
     # No user has rows in two levels, and still user 3 counts, with 0, in level a.
-    read = reading(write(tmp_path / "ab.parquet"), items=("level",))
+    read = result(write(tmp_path / "ab.parquet"), items=("level",))
     assert read.lifts["level=a"]["revenue_per_user"].control == pytest.approx(40 / 3)
     assert read.lifts["level=a"]["revenue_per_user"].treatment == 20
 
@@ -80,10 +80,10 @@ def test_a_column_of_items_is_about_everyone_whatever_it_holds(tmp_path: Path) -
 def test_a_user_in_two_cohorts_of_users_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "ab.parquet", level=["a", "b", *TABLE["level"][2:]])
     with pytest.raises(UserError, match="level: user 1 is in 'a' and in 'b'") as told:
-        reading(path, ("level",))
+        result(path, ("level",))
     assert str(path) in str(told.value)
     assert "--item-cohort-column" in str(told.value)
-    assert set(reading(path, items=("level",)).lifts) == {"all", "level=a", "level=b"}
+    assert set(result(path, items=("level",)).lifts) == {"all", "level=a", "level=b"}
 
 
 def test_resamples_without_any_conversion_count(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_resamples_without_any_conversion_count(tmp_path: Path) -> None:
         "revenue": [5.0, 5.0, 5.0, 0.0],
     }
     pq.write_table(pa.table(columns), path)
-    lifts = reading(path, resamples=200).lifts["all"]
+    lifts = result(path, resamples=200).lifts["all"]
     for metric in ("conversions_per_user", "conversion_rate", "revenue_per_user"):
         assert (lifts[metric].bootstrap_low, lifts[metric].bootstrap_high) == (-1, 0)
 
 
 def test_cohorts_may_be_days_and_are_fifty_at_most(tmp_path: Path) -> None:
-    read = reading(write(tmp_path / "ab.parquet"), items=("day",), resamples=5)
+    read = result(write(tmp_path / "ab.parquet"), items=("day",), resamples=5)
     assert read.lifts["day=0"]["revenue_per_user"].control == pytest.approx(40 / 3)
     assert read.shares == {"all": 1, "day=0": 1, "day=1": 0}
     values = [str(number) for number in range(51)]
@@ -118,16 +118,16 @@ def test_cohorts_may_be_days_and_are_fifty_at_most(tmp_path: Path) -> None:
     path = tmp_path / "cities.parquet"
     pq.write_table(pa.table(columns), path)
     with pytest.raises(UserError, match=r"city: 51 cohorts .*, 50 at most"):
-        reading(path, ("city",))
+        result(path, ("city",))
     pq.write_table(pa.table(columns | {"city": [*values[:50], "0"]}), path)
-    assert len(reading(path, ("city",), resamples=5).lifts) == 51
+    assert len(result(path, ("city",), resamples=5).lifts) == 51
     with pytest.raises(UserError, match=r"one: 51 cohorts .*, 50 at most"):
-        reading(path, ("city",), ("one",))
+        result(path, ("city",), ("one",))
 
 
 def test_the_delta_method_agrees_with_the_bootstrap(tmp_path: Path) -> None:
     write_ab_replay(tmp_path / "ab.parquet", AbReplayConfig(users=8000))
-    read = reading(tmp_path / "ab.parquet", resamples=400)
+    read = result(tmp_path / "ab.parquet", resamples=400)
     for metric in METRICS:
         one = read.lifts["all"][metric]
         assert one.bootstrap_low == pytest.approx(
@@ -142,7 +142,7 @@ def test_planted_lifts_are_inside_the_intervals(tmp_path: Path) -> None:
     planted = (0.5, 0.3, 0.1)
     config = AbReplayConfig(users=30_000, user_lifts=planted)
     write_ab_replay(tmp_path / "ab.parquet", config)
-    read = reading(tmp_path / "ab.parquet", ("user_cohort",), resamples=50)
+    read = result(tmp_path / "ab.parquet", ("user_cohort",), resamples=50)
     assert read.is_simulated
     assert read.days == 9
     for name, lift in zip(("cold", "long_tail", "others"), planted, strict=True):
@@ -160,7 +160,7 @@ def test_both_intervals_cover_a_planted_lift(tmp_path: Path) -> None:
             users=2500, days=2, user_lifts=(0.2, 0.2, 0.2), seed=seed
         )
         write_ab_replay(tmp_path / "ab.parquet", config)
-        one = reading(tmp_path / "ab.parquet", resamples=200).lifts["all"][
+        one = result(tmp_path / "ab.parquet", resamples=200).lifts["all"][
             "conversion_rate"
         ]
         covered["delta"] += one.low < 0.2 < one.high
@@ -194,9 +194,9 @@ def test_app_simulates_says_so_and_writes(
     assert len(body["daily"]["revenue_per_user"]) == 9
     assert set(body["lifts"]) >= {"all", "user_cohort=cold", "item_cohort=long_tail"}
     users, items = ("user_cohort",), ("item_cohort",)
-    again = reading(outcomes, users, items, resamples=20)
+    again = result(outcomes, users, items, resamples=20)
     assert body["lifts"] == to_json(again.lifts)  # each column of its kind
-    # The file itself says what it is: reading it later says so again.
+    # The file itself says what it is: result it later says so again.
     evaluate_ab.main([*command, "--set", "ab.resamples=20"])
     assert capsys.readouterr().out.startswith("SIMULATED")
     with pytest.raises(UserError, match="exists; name a new file"):
@@ -208,8 +208,8 @@ def test_app_simulates_says_so_and_writes(
 
 def test_days_may_be_dates(tmp_path: Path) -> None:
     days = pa.array(TABLE["day"], pa.int32()).cast(pa.date32())
-    dated = reading(write(tmp_path / "dates.parquet", day=days))
-    numbered = reading(write(tmp_path / "numbers.parquet"))
+    dated = result(write(tmp_path / "dates.parquet", day=days))
+    numbered = result(write(tmp_path / "numbers.parquet"))
     assert str(dated.daily) == str(numbered.daily)  # undefined ones are equal too
 
 
@@ -221,7 +221,7 @@ def test_days_may_be_dates(tmp_path: Path) -> None:
             {"conversions": [-1] + [0] * 7},
             "conversions: negative or not finite in",
         ),
-        ({"day": ["soon"] * 8}, "day: text that is no date"),
+        ({"day": ["soon"] * 8}, "day: text that is not a date"),
         ({"revenue": ["a"] * 8}, "revenue: string; a number is needed"),
         ({"impressions": [None] + [1] * 7}, "impressions: null"),
         ({"user_id": [1] * 8}, "user_id: 1 is in both arms"),
@@ -232,22 +232,22 @@ def test_days_may_be_dates(tmp_path: Path) -> None:
 def test_unfit_outcomes_are_refused(tmp_path: Path, changes, message: str) -> None:
     path = write(tmp_path / "ab.parquet", **changes)
     with pytest.raises(UserError, match=message) as refused:
-        reading(path)
+        result(path)
     assert str(path) in str(refused.value)
 
 
 def test_missing_files_columns_and_unfit_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
-        reading(tmp_path / "none.parquet")
+        result(tmp_path / "none.parquet")
     path = write(tmp_path / "ab.parquet")
     with pytest.raises(UserError, match="no column city"):
-        reading(path, ("city",))
+        result(path, ("city",))
     for columns in ({"users": ("level", "level")}, {"users": ("x",), "items": ("x",)}):
         with pytest.raises(UserError, match="given twice as a cohort column"):
-            reading(path, **columns)
+            result(path, **columns)
     lists = write(tmp_path / "lists.parquet", level=[[1]] * 8)
     with pytest.raises(UserError, match=r"level: list.* values are no cohorts"):
-        reading(lists, ("level",))
+        result(lists, ("level",))
     for unfit in (
         {"treatment_share": 1.0},
         {"resamples": 0},
@@ -285,5 +285,5 @@ def test_unfit_settings_of_a_simulated_test_are_refused(unfit: dict) -> None:
 def test_a_simulated_treatment_may_end_all_conversion(tmp_path: Path) -> None:
     config = AbReplayConfig(users=500, user_lifts=(-1.0, -1.0, -1.0))
     write_ab_replay(tmp_path / "ab.parquet", config)
-    lift = reading(tmp_path / "ab.parquet", resamples=5).lifts["all"]["conversion_rate"]
+    lift = result(tmp_path / "ab.parquet", resamples=5).lifts["all"]["conversion_rate"]
     assert (lift.treatment, lift.lift) == (0, -1)

@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.apps import evaluate_auc
+from learn_torchrec.apps import evaluate_auc, evaluate_retrieval, quickstart
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import evaluate_auc as metrics_of
+from learn_torchrec.evaluation.report.render import to_json, to_markdown
+from learn_torchrec.evaluation.report.run import read_run
 from learn_torchrec.evaluation.tasks import ONLY_TASK, Task, tasks_by_name, tasks_of
 
 CTR = {"name": "ctr", "label": "click", "score": "score_ctr"}
@@ -97,6 +99,48 @@ def test_tasks_are_compared_and_gated_apart(tmp_path: Path) -> None:
     assert ended.value.code == 1
     with pytest.raises(UserError, match="no task add; there are cvr, ctr"):
         run(out, *files, "--gate=add.uauc>0")
+
+
+def test_the_quickstart_and_its_report_carry_every_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"baseline": table(), "learn": table(gain=0.5)}
+    for name, values in columns.items():
+        artefact(tmp_path / f"predictions_{name}", values, [CVR, CTR])
+    monkeypatch.setattr(quickstart, "STEPS", ())
+    retrieved = {"retrieval": {}}
+    monkeypatch.setattr(
+        evaluate_retrieval,
+        "main",
+        lambda given: Path(given[given.index("--out") + 1]).write_text(
+            json.dumps(retrieved)
+        ),
+    )
+    quickstart.main(["--out", str(tmp_path)])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics) == ["tasks", "settings", "retrieval", "seconds"]
+    (tmp_path / "ranking.json").unlink()  # so that the report reads the summary
+    report = read_run(tmp_path)
+    text, tables = to_markdown(report), to_json(report)["tables"]
+    for task in (CTR, CVR):
+        name = task["name"]
+        found = metrics["tasks"][name]
+        assert found["ranking"]["learn"]["all"] == expected(columns["learn"], task)
+        gain = found["ranking_difference"]["learn-baseline"]["all"]["uauc"]
+        assert f"## Ranking: {name}" in text
+        shown = tables[f"ranking-metrics-{name}"]
+        assert [row["predictions"] for row in shown if row["cohort"] == "all"] == [
+            *("baseline", "learn")
+        ]
+        (row,) = (
+            row
+            for row in tables[f"difference-learn-baseline-{name}"]
+            if (row["cohort"], row["metric"]) == ("all", "uauc")
+        )
+        assert row["points"] == pytest.approx(100 * gain["difference"])
+    assert {row["predictions"] for row in tables["calibration-bins"]} == {
+        f"predictions_{run}, {task}" for run in columns for task in ("ctr", "cvr")
+    }
 
 
 def test_one_task_keeps_the_keys_that_it_had(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_an_approximate_index_states_what_it_misses() -> None:
     [
         (lambda u, i: (u, i), 91, "k 91: choose 1 to 90"),
         (lambda u, i: (u, i), 0, "k 0: choose 1 to 90"),
-        (lambda u, i: (u[:, :4], i), 5, "one number of columns"),
+        (lambda u, i: (u[:, :4], i), 5, "same number of columns"),
         (
             lambda u, i: (u, i.where(i != i[3, 0], torch.inf)),
             5,

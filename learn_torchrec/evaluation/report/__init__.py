@@ -1,1 +1,1 @@
-"""The report of a run: one HTML page without network, and Markdown and JSON of it."""
+"""The report of a run: one self-contained HTML page, and Markdown and JSON."""

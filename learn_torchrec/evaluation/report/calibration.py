@@ -1,4 +1,4 @@
-"""The section on calibration, from the predictions of a run."""
+"""The section on calibration, from a run's predictions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.evaluation.predictions import Predictions, read_predictions
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Section, Table
-from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS, tasks_of_facts
+from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS, Task, tasks_of_facts
 from learn_torchrec.schema import PREDICTIONS_FILE
 
 _BINS = 10
@@ -22,19 +22,16 @@ def calibration(
     """Yield the section, if the run has predictions that are probabilities."""
     series = {}
     rows: list[list[Any]] = []
-    for stage, manifest in manifests.items():
-        path = directory / stage / PREDICTIONS_FILE
-        if manifest.get("kind") != KIND_PREDICTIONS or not path.exists():
-            continue
-        tasks = tasks_of_facts(manifest.get("facts", {}), path.with_name(MANIFEST))
+    for stage, tasks in prediction_stages(directory, manifests):
         for task in tasks:
             name = f"{stage}, {task.name}" if len(tasks) > 1 else stage
-            bins = calibration_bins(
-                read_predictions(path.parent, task=task, needs_clicks=False)
+            predictions = read_predictions(
+                directory / stage, task=task, needs_clicks=False
             )
+            bins = calibration_bins(predictions)
             if bins:
                 series[name] = ([b[0] for b in bins], [b[1] for b in bins])
-                rows += [[name, place, *b] for place, b in enumerate(bins, start=1)]
+                rows += [[name, number, *b] for number, b in enumerate(bins, start=1)]
     if not rows:
         return
     gaps = {
@@ -61,11 +58,22 @@ def calibration(
     )
 
 
+def prediction_stages(
+    directory: Path, manifests: Mapping[str, dict[str, Any]]
+) -> Iterator[tuple[str, list[Task]]]:
+    """Yield each stage of a run that holds predictions, with its tasks."""
+    for stage, manifest in manifests.items():
+        place = directory / stage
+        is_kind = manifest.get("kind") == KIND_PREDICTIONS
+        if is_kind and (place / PREDICTIONS_FILE).exists():
+            yield stage, tasks_of_facts(manifest.get("facts", {}), place / MANIFEST)
+
+
 def calibration_bins(predictions: Predictions) -> list[tuple[float, float, int]]:
     """Return (mean score, observed rate, rows) of bins of equally many rows.
 
-    Equal scores stay in one bin, and rows of weight 0 are in none. No bins at all where
-    scores are no probabilities.
+    Equal scores share a bin; rows of weight 0 are in none. Empty if any score lies
+    outside [0, 1].
     """
     scores, labels, weights = (
         predictions.scores,

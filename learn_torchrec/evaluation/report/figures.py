@@ -1,11 +1,11 @@
-"""Drawings as SVG, by matplotlib, in the colours of the page.
+"""SVG drawings by matplotlib, in the colours of the page.
 
 matplotlib writes fixed colours; here they are placeholders that become CSS variables,
-so that one drawing serves light and dark.
+so that one drawing serves the light and the dark page.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
@@ -38,18 +38,11 @@ def curves(
     labels: tuple[str, str],
     alternative: str,
 ) -> Figure:
-    """Draw lines, each a pair of x and y."""
+    """Draw lines."""
     figure, axes = _axes(labels)
     for number, (label, (x, y)) in enumerate(_printable_keys(series).items()):
         style = ("-", "--", "-.", ":")[number % 4]
-        axes.plot(
-            x,
-            y,
-            style,
-            color=_SERIES[number % 4],
-            label=label,
-            linewidth=1.6,
-        )
+        axes.plot(x, y, style, color=_SERIES[number % 4], label=label, linewidth=1.6)
     if len(series) > 1:
         _legend(axes)
     return _figure(name, title, figure, alternative)
@@ -62,7 +55,7 @@ def intervals(
     label: str,
     alternative: str,
 ) -> Figure:
-    """Draw one value with its interval a row; the first row on top."""
+    """Draw one (label, value, low, high) per row, the first row on top."""
     figure, axes = _axes((label, ""))
     places = np.arange(len(rows))[::-1]
     values, lows, highs = np.array([row[1:] for row in rows], dtype=float).T
@@ -74,6 +67,29 @@ def intervals(
     axes.set_yticks(places, [_printable(row[0]) for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     return _figure(name, title, figure, alternative)
+
+
+def percentages(
+    name: str,
+    title: str,
+    entries: Iterable[tuple[str, Mapping[str, Any]]],
+    part: str,
+    label: str,
+) -> Iterator[Figure]:
+    """Yield a drawing of fractions as percentages, unless all are undefined.
+
+    `entries` are each row's label, and its values under the keys `part`, "low" and
+    "high": None if undefined. `label` says what they are.
+    """
+    rows = [
+        (row, 100 * one[part], 100 * one["low"], 100 * one["high"])
+        for row, one in entries
+        if one[part] is not None
+    ]
+    if rows:
+        words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)
+        alternative = f"{label}, with 95 % intervals: {words}."
+        yield intervals(name, title, rows, label, alternative)
 
 
 def calibration(
@@ -97,7 +113,7 @@ def scatter(
     groups: Mapping[str, BoolArray],
     alternative: str,
 ) -> Figure:
-    """Draw points [N, 2] in groups; of very many, a random part."""
+    """Draw points [N, 2] in groups, a random sample of very many."""
     figure, axes = _axes(("", ""))
     axes.set_xticks([])
     axes.set_yticks([])
@@ -107,14 +123,7 @@ def scatter(
         x, y = points[mask & is_drawn].T
         marker, colour = _MARKERS[number % 4], _SERIES[number % 4]
         axes.scatter(
-            x,
-            y,
-            s=7,
-            marker=marker,
-            color=colour,
-            label=label,
-            alpha=0.6,
-            linewidths=0,
+            x, y, s=7, marker=marker, color=colour, label=label, alpha=0.6, linewidths=0
         )
     _legend(axes)
     return _figure(name, title, figure, alternative)
@@ -172,7 +181,7 @@ def _svg(figure: Any, name: str) -> Drawing:
     import matplotlib
     from matplotlib.text import Text
 
-    for text in figure.findobj(Text):  # those made before the style below holds
+    for text in figure.findobj(Text):  # made before the style below applies
         text.set_parse_math(False)
     stream = io.StringIO()
     with matplotlib.rc_context(_style() | {"svg.hashsalt": name}):
@@ -182,17 +191,17 @@ def _svg(figure: Any, name: str) -> Drawing:
     prefix = anchor(name)
     for element in root.iter():
         for key, value in element.attrib.items():
-            element.set(key, _of_the_page(key, value, prefix))
+            element.set(key, _page_attribute(key, value, prefix))
     for size in ("width", "height"):
         root.attrib.pop(size, None)
-    # As matplotlib's own style sheet has it, which would hold for the whole page.
+    # In place of matplotlib's style sheet, which would apply to the whole page.
     shape = {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     root.attrib.update({"aria-hidden": "true", "focusable": "false", **shape})
     return Drawing(root)
 
 
 def _keep_shapes(parent: ElementTree.Element) -> None:
-    """Remove what is neither a shape nor text, such as metadata and style sheets."""
+    """Remove everything but shapes and text, such as metadata and style sheets."""
     for child in list(parent):
         if child.tag in _SHAPES:
             _keep_shapes(child)
@@ -200,8 +209,8 @@ def _keep_shapes(parent: ElementTree.Element) -> None:
             parent.remove(child)
 
 
-def _of_the_page(key: str, value: str, prefix: str) -> str:
-    """Return an attribute with ids of this drawing alone, and colours as variables."""
+def _page_attribute(key: str, value: str, prefix: str) -> str:
+    """Return an attribute with unique ids, and colours as CSS variables."""
     if key == "id":
         return f"{prefix}-{value}"
     if key in ("href", f"{{{XLINK}}}href"):
@@ -213,7 +222,7 @@ def _of_the_page(key: str, value: str, prefix: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return text that XML may hold."""
+    """Return text that is valid in XML."""
     return "".join(one if one.isprintable() else "\ufffd" for one in text)
 
 

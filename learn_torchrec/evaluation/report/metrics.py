@@ -1,4 +1,4 @@
-"""The sections on ranking and retrieval, from the metrics that a run wrote."""
+"""The sections on ranking and retrieval, from a run's metrics."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,16 +7,11 @@ from learn_torchrec.config import from_dict
 from learn_torchrec.evaluation.cohorts import cohort_title
 from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.report import figures
-from learn_torchrec.evaluation.report.parts import (
-    Figure,
-    Section,
-    Table,
-    scaled,
-)
+from learn_torchrec.evaluation.report.parts import Section, Table, scaled
 from learn_torchrec.evaluation.tasks import TASKS
 
 _COUNTS = ("rows", "users", "users_kept", "positives")
-# Not of an order, so that a gain is no step to the right; they are in the tables.
+# Not in the drawings, where a step to the right must be a gain; only in the tables.
 _NOT_DRAWN = ("ne", "log_loss", "calibration")
 _TIES = {
     "half": "count one half",
@@ -34,7 +29,7 @@ _USER_WEIGHT = {
 # Groups of targets by their key in the metrics, as `evaluate-retrieval` writes them.
 _TARGETS = {
     "retrieval": "All targets",
-    "new_targets": "New targets: not in the user's history, which leaves the ranking",
+    "new_targets": "New targets: not in the user's history, which is filtered",
     "repeated_targets": "Repeated targets: in the user's history",
     "tail_targets": "Tail targets: items with few training events",
 }
@@ -57,7 +52,7 @@ def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
         yield Section(
             name=f"ranking{suffix}",
             title=f"Ranking: {task}" if task else "Ranking",
-            text=[_how_counted(settings.get("convention", {}))],
+            text=[_convention_text(settings.get("convention", {}))],
             tables=[
                 _ranking_table(body["ranking"], suffix),
                 *_difference_tables(differences, suffix),
@@ -67,7 +62,16 @@ def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
                 for pair, cohorts in differences.items()
                 for metric in _metric_names(cohorts["all"])
                 if metric not in _NOT_DRAWN
-                for figure in _lift_figure(pair, metric, cohorts, suffix)
+                for figure in figures.percentages(
+                    f"lift-{pair}-{metric}{suffix}",
+                    f"{metric.upper()} difference by cohort, {pair}",
+                    [
+                        (cohort_title(name), one[metric])
+                        for name, one in cohorts.items()
+                    ],
+                    "difference",
+                    f"{metric.upper()}, percentage points",
+                )
             ],
         )
 
@@ -76,8 +80,8 @@ def _metric_names(values: Mapping[str, Any]) -> list[str]:
     return [name for name in values if name not in _COUNTS]
 
 
-def _how_counted(convention: Mapping[str, Any]) -> str:
-    """Say what made the numbers; the paper's way where the metrics do not."""
+def _convention_text(convention: Mapping[str, Any]) -> str:
+    """Describe the convention of the metrics, the paper's by default."""
     chosen = from_dict(Convention, convention, "settings.convention of the metrics")
     return (
         "AUC is pooled over all rows; UAUC is the mean of the users' AUCs, WUAUC "
@@ -93,7 +97,7 @@ def _ranking_table(ranking: Mapping[str, Any], suffix: str) -> Table:
             name,
             cohort_title(cohort),
             values["rows"],
-            _share(values["rows"], cohorts["all"]["rows"]),
+            100 * values["rows"] / total if (total := cohorts["all"]["rows"]) else None,
             values["users_kept"],
             *(values[metric] for metric in names),
         ]
@@ -107,10 +111,6 @@ def _ranking_table(ranking: Mapping[str, Any], suffix: str) -> Table:
         formats=["", "", ",d", ".2f", ",d", *[".4f"] * len(names)],
         rows=rows,
     )
-
-
-def _share(part: int, whole: int) -> float | None:
-    return 100 * part / whole if whole else None
 
 
 def _difference_tables(differences: Mapping[str, Any], suffix: str) -> Iterator[Table]:
@@ -136,29 +136,6 @@ def _difference_tables(differences: Mapping[str, Any], suffix: str) -> Iterator[
             f"{len(rows)} comparisons: one in twenty has p below 0.05 by chance; "
             "Holm's p corrects for their number.",
         )
-
-
-def _lift_figure(
-    pair: str, metric: str, cohorts: Mapping[str, Any], suffix: str
-) -> Iterator[Figure]:
-    """Yield the drawing, if the metric is defined in any cohort."""
-    rows = []
-    for cohort, metrics in cohorts.items():
-        one = metrics[metric]
-        if one["difference"] is not None:
-            values = (100 * one[part] for part in ("difference", "low", "high"))
-            rows.append((cohort_title(cohort), *values))
-    if not rows:
-        return
-    words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)
-    label = f"{metric.upper()}, percentage points"
-    yield figures.intervals(
-        f"lift-{pair}-{metric}{suffix}",
-        f"{metric.upper()} difference by cohort, {pair}",
-        rows,
-        label,
-        f"{label}, with 95 % intervals: {words}.",
-    )
 
 
 def retrieval(metrics: Mapping[str, Any]) -> Iterator[Section]:

@@ -1,4 +1,4 @@
-"""What a report is made of, before it is written in any format."""
+"""The parts of a report, independent of its format."""
 
 import re
 import zlib
@@ -12,28 +12,27 @@ ElementTree.register_namespace("xlink", XLINK)
 
 
 def anchor(name: str) -> str:
-    """Return an id for the page, of a name that may hold anything a user wrote."""
+    """Return an HTML id for a name, which may hold any text of a user."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 
 def scaled(value: Any, scale: float = 1.0) -> float | None:
-    """Return a number of a JSON, e.g. in per cent; None where it is undefined."""
+    """Return a number from JSON, scaled e.g. to per cent; None if undefined."""
     return None if value is None else scale * float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Numbers in rows.
+    """A table.
 
     Attributes:
-        name: key in the JSON; `anchor` of it is the id in the page.
-        title: above it.
+        name: key in the JSON; its `anchor` is the id in the page.
+        title: shown above.
         columns: names of the columns.
-        rows: one list of cells a row, each a string or a number; None or NaN where
-            undefined.
-        formats: format of each column's numbers, e.g. "+.2f"; "" for strings.
-        note: below it.
+        rows: cells of each row: strings, or numbers with None or NaN if undefined.
+        formats: number format of each column, e.g. "+.2f"; "" for strings.
+        note: shown below.
     """
 
     name: str
@@ -44,7 +43,7 @@ class Table:
     note: str = ""
 
     def text(self, row: int, column: int) -> str:
-        """Return a cell as it is read."""
+        """Return a cell as shown."""
         value = self.rows[row][column]
         if value is None or value != value:  # not a number
             return "–"  # noqa: RUF001  a dash, not a minus
@@ -53,7 +52,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Drawing:
-    """An SVG tree: all text in it is escaped when it is written.
+    """An SVG tree, whose text is escaped when written.
 
     Attributes:
         root: the element `svg`.
@@ -62,19 +61,19 @@ class Drawing:
     root: ElementTree.Element
 
     def __html__(self) -> str:
-        """Return the markup, which Jinja takes as it is."""
+        """Return the markup, which Jinja does not escape."""
         return ElementTree.tostring(self.root, encoding="unicode")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A drawing and the words for those who do not see it.
+    """A drawing and its text alternative.
 
     Attributes:
-        name: `anchor` of it is the id in the page.
-        title: above it.
-        svg: the drawing; its colours are the page's.
-        alternative: what it shows, in words.
+        name: its `anchor` is the id in the page.
+        title: shown above.
+        svg: the drawing, in the page's colours.
+        alternative: what the drawing shows, in words.
     """
 
     name: str
@@ -85,15 +84,15 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading and what stands under it.
+    """A section.
 
     Attributes:
-        name: `anchor` of it is the id in the page.
+        name: its `anchor` is the id in the page.
         title: the heading.
         text: paragraphs of plain text.
-        tables: numbers.
+        tables: tables.
         figures: drawings.
-        code: text in its own layout, such as a configuration.
+        code: preformatted text, such as a configuration.
     """
 
     name: str
@@ -106,12 +105,12 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All of it.
+    """A whole report.
 
     Attributes:
         title: of the page.
-        subtitle: what run, when, with which versions.
-        notices: what a reader must know before any number, on every page.
+        subtitle: when the run was made, with which versions.
+        notices: warnings that stay visible above all numbers.
         sections: in order.
     """
 

@@ -1,4 +1,4 @@
-"""A report as HTML, Markdown and JSON of the same numbers."""
+"""A report as HTML, Markdown and JSON with the same numbers."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ def report_files(path: Path) -> tuple[Path, Path, Path]:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the `report_files`, each of which appears whole or not at all."""
+    """Write the `report_files`, each complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     bodies = (
         to_html(report),
@@ -35,7 +35,7 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def to_html(report: Report) -> str:
-    """Return one page that needs nothing else."""
+    """Return a self-contained page."""
     template = resources.files(__package__).joinpath(_TEMPLATE).read_text()
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -47,13 +47,13 @@ def to_html(report: Report) -> str:
 
 
 def _script_digest(template: str) -> str:
-    """Return the digest by which the page allows its own script, and no other."""
+    """Return the digest by which the page's policy allows only its own script."""
     script = template.partition("<script>")[2].partition("</script>")[0]
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def to_markdown(report: Report) -> str:
-    """Return the same text and tables; figures as their words."""
+    """Return the same text and tables, with the figures' text alternatives."""
     lines = [f"# {report.title}", "", report.subtitle, ""]
     lines += [f"> **{notice}**\n" for notice in report.notices]
     for section in report.sections:
@@ -69,7 +69,7 @@ def to_markdown(report: Report) -> str:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return the numbers by table, unrounded."""
+    """Return the tables with unrounded numbers."""
     return {
         "title": report.title,
         "subtitle": report.subtitle,
@@ -99,7 +99,7 @@ def _markdown_table(table: Table) -> list[str]:
 
 
 def _sort_key(value: Any) -> str:
-    """Return what the page sorts a cell by; undefined cells come last."""
+    """Return the key by which the page sorts a cell; "" for undefined, sorted last."""
     if _finite(value) is None:
         return ""
     return repr(float(value)) if isinstance(value, int | float) else str(value)

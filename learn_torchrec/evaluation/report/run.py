@@ -1,7 +1,7 @@
-"""Reads a run's directory, as `learn-torchrec quickstart` lays it, into a report.
+"""Reads a run's directory, as `learn-torchrec quickstart` writes it, into a report.
 
-Every part of a run is optional: what is not there has no section. Nothing is computed
-anew but what a drawing needs: bins of scores, and two dimensions of vectors.
+Every part of a run is optional: a missing one has no section. Nothing is computed but
+what drawings need: bins of scores, and two dimensions of vectors.
 """
 
 import dataclasses
@@ -12,16 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.artifact import (
-    CONFIG,
-    MANIFEST,
-    file_digest,
-    read_manifest,
-    verify,
-)
+from learn_torchrec.artifact import CONFIG, MANIFEST, file_digest, read_manifest, verify
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation.ab import AbReading
+from learn_torchrec.evaluation.ab import AbResult
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.calibration import calibration
 from learn_torchrec.evaluation.report.metrics import ranking, retrieval
@@ -36,7 +30,7 @@ _SUMMARY, _RANKING, _RETRIEVAL = "metrics.json", "ranking.json", "retrieval.json
 
 
 def files_read(directory: Path, ab_path: Path | None = None) -> list[Path]:
-    """Return the JSON files that `read_run` reads, which no report may replace."""
+    """Return the JSON files that `read_run` reads, which a report must not replace."""
     found = [directory / name for name in (_SUMMARY, _RANKING, _RETRIEVAL)]
     for manifest in directory.glob(f"*/{MANIFEST}"):
         found += [manifest, manifest.with_name(CONFIG)]
@@ -47,16 +41,16 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
     """Read a run.
 
     Args:
-        directory: holds `metrics.json`, or what it is made from, `ranking.json` and
-            `retrieval.json`, or artefacts, or all of them.
-        ab_path: JSON that `learn-torchrec evaluate-ab` wrote.
+        directory: holds `metrics.json`, or `ranking.json` and `retrieval.json`, or
+            artefacts, or all of them.
+        ab_path: JSON of `learn-torchrec evaluate-ab`.
 
     Raises:
-        UserError: nothing of a run is there, or a file is damaged: checksums of all
+        UserError: no part of a run is there, or a file is damaged: the checksums of all
             artefacts that are read are verified.
     """
     summary = _read_json(directory / _SUMMARY)
-    # A stage that ran again by itself is newer than the summary of the whole run.
+    # A stage that was run again is newer than the summary of the whole run.
     ranked = _read_json(directory / _RANKING) or summary
     retrieved = _read_json(directory / _RETRIEVAL) or summary
     manifests = {
@@ -87,16 +81,16 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
 
 
 def _verified(path: Path) -> dict[str, Any]:
-    """Return a manifest, having checked it and all that the report reads beside it.
+    """Return a manifest after checking the files that the report reads beside it.
 
     Raises:
-        UserError: a file is missing or not what was written; names it.
+        UserError: a file is missing or damaged; names it.
     """
     manifest = _read_json(path)
     kind = str(manifest.get("kind", ""))
     if kind in _KINDS_READ:
         verify(path.parent, kind)
-    else:  # large, and only its manifest and its configuration are read
+    else:  # of a large artefact, only manifest and configuration are read
         files = read_manifest(path.parent, kind).files
         config = path.with_name(CONFIG)
         expected = files.get(CONFIG, {}).get("sha256")
@@ -110,7 +104,7 @@ def _verified(path: Path) -> dict[str, Any]:
 
 def _read_ab(path: Path) -> dict[str, Any]:
     body = _read_json(path, required=True)
-    for field in dataclasses.fields(AbReading):
+    for field in dataclasses.fields(AbResult):
         if field.name not in body:
             raise UserError(
                 f"--ab {path}: no {field.name!r} in it; name a JSON that evaluate-ab "
@@ -254,7 +248,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 def _config(
     directory: Path, manifests: Mapping[str, dict[str, Any]]
 ) -> Iterator[Section]:
-    """Yield the resolved configuration of the last stage: it holds the whole run's."""
+    """Yield the last stage's resolved configuration, which is the whole run's."""
     made = sorted(manifests, key=lambda stage: str(manifests[stage].get("created", "")))
     for stage in reversed(made):
         path = directory / stage / CONFIG

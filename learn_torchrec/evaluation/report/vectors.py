@@ -14,9 +14,8 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts, cohort_title
 from learn_torchrec.evaluation.predictions import read_predictions
 from learn_torchrec.evaluation.report import figures
+from learn_torchrec.evaluation.report.calibration import prediction_stages
 from learn_torchrec.evaluation.report.parts import Section
-from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS, tasks_of_facts
-from learn_torchrec.schema import PREDICTIONS_FILE
 from learn_torchrec.vector_table import ITEMS, VectorTable
 
 _NEIGHBOURS = 10
@@ -48,10 +47,9 @@ def vectors(
             f"Item vectors {name} the towers",
             two_dimensions(vectors),
             groups,
-            f"{len(names):,} items in the two directions in which their "
-            f"{vectors.shape[1]}-dim vectors {name} the towers vary most, by "
-            "activity cohort. The cosine of two random items is "
-            f"{cosines[name]:.3f} on average.",
+            f"{len(names):,} items by activity cohort, along the first two principal "
+            f"components of their {vectors.shape[1]}-dim vectors {name} the towers. "
+            f"The mean cosine of two items is {cosines[name]:.3f}.",
         )
         for name, vectors in (("before", before), ("after", after))
     ]
@@ -59,8 +57,8 @@ def vectors(
         name="vectors",
         title="Content vectors before and after the towers",
         text=[
-            f"Of an item's {_NEIGHBOURS} nearest items by content, {kept:.1%} are "
-            "among its nearest after the towers: what behaviour moved."
+            f"Of an item's {_NEIGHBOURS} nearest neighbours by content, {kept:.1%} "
+            "are still among them after the towers, which learn from behaviour."
         ],
         figures=drawn,
     )
@@ -69,42 +67,29 @@ def vectors(
 def item_groups(
     directory: Path, manifests: Mapping[str, dict[str, Any]], items: list[Any]
 ) -> dict[str, BoolArray]:
-    """Return the items of each activity cohort at the end of the predictions."""
-    everyone = {"items": np.ones(len(items), dtype=bool)}
-    for stage, manifest in manifests.items():
-        path = directory / stage / PREDICTIONS_FILE
-        if manifest.get("kind") != KIND_PREDICTIONS or not path.exists():
+    """Return masks of the items in each activity cohort, as of the last prediction."""
+    for stage, tasks in prediction_stages(directory, manifests):
+        path = directory / stage
+        predictions = read_predictions(path, task=tasks[0], needs_clicks=False)
+        ids, activity = predictions.item_ids, predictions.item_activity
+        if ids is None or activity is None:
             continue
-        # Activity is of the row, whichever task scores it.
-        task = tasks_of_facts(manifest.get("facts", {}), path.with_name(MANIFEST))[0]
-        predictions = read_predictions(path.parent, task=task, needs_clicks=False)
-        if predictions.item_ids is None or predictions.item_activity is None:
-            continue
-        # The run's own bounds, which its metrics go by too.
-        config = manifest.get("config", {}).get("cohorts", {})
-        bounds = from_dict(CohortConfig, config, path.with_name(MANIFEST))
+        config = manifests[stage].get("config", {}).get("cohorts", {})
+        bounds = from_dict(CohortConfig, config, path / MANIFEST)
         known: dict[Any, int] = {}
-        seen = zip(
-            predictions.item_ids.to_pylist(),
-            predictions.item_activity.tolist(),
-            strict=True,
-        )
-        for item, activity in seen:
-            known[item] = max(activity, known.get(item, 0))
+        for item, count in zip(ids.to_pylist(), activity.tolist(), strict=True):
+            known[item] = max(count, known.get(item, 0))
         counts = np.array([known.get(item, -1) for item in items])
-        cohorts = assign_cohorts(
-            np.maximum(counts, 0), bounds.item_long_tail_from, bounds.item_others_from
-        )
+        cohorts = assign_cohorts("item", np.maximum(counts, 0), bounds)
         groups = {
-            cohort_title(f"item_{name}"): mask & (counts >= 0)
-            for name, mask in cohorts.items()
+            cohort_title(name): mask & (counts >= 0) for name, mask in cohorts.items()
         }
         return groups | {"not in the test": counts < 0}
-    return everyone
+    return {"items": np.ones(len(items), dtype=bool)}
 
 
 def two_dimensions(vectors: Float64Array) -> Float64Array:
-    """Return [N, 2]: the vectors along their two directions of largest variance."""
+    """Return the first two principal components of standardised vectors, [N, 2]."""
     centred = vectors - vectors.mean(axis=0)
     std = centred.std(axis=0)
     centred = centred / np.where(std > 1e-12, std, 1.0)
@@ -120,7 +105,7 @@ def mean_cosine(vectors: Float64Array) -> float:
 
 
 def neighbours_kept(before: Float64Array, after: Float64Array, k: int) -> float:
-    """Return the share of the rows' k nearest rows that are nearest in both."""
+    """Return the share of the rows' k nearest neighbours that are the same in both."""
     k = min(k, len(before) - 1)
     nearest = []
     for vectors in (before, after):
