@@ -127,7 +127,8 @@ BY_TIME = {**SPLIT, "holdout": "time"}
     ("trained", "log", "split"),
     [
         (BY_TIME, "x", BY_TIME),  # the same rule
-        (BY_TIME, "y", SPLIT),  # another log
+        (BY_TIME, "w", SPLIT),  # another log
+        (BY_TIME, "y", SPLIT),
         (SPLIT, "x", {**SPLIT, "towers_until": "40%"}),  # the cut-offs tell
     ],
 )

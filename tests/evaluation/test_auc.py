@@ -8,7 +8,7 @@ import pytest
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import auc
 from learn_torchrec.evaluation.auc import evaluate_auc
-from learn_torchrec.evaluation.conventions import PAPER
+from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.rows import prepare_rows
 from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 
@@ -62,6 +62,28 @@ def test_known_answer_by_hand() -> None:
     assert metrics["auc"] == pytest.approx(3.5 / 9)
     assert (metrics["rows"], metrics["users"], metrics["users_kept"]) == (6, 3, 2)
     assert metrics["positives"] == 3
+
+
+@pytest.mark.parametrize(
+    ("convention", "uauc", "wuauc"),
+    [
+        # a: 0.75, b: 0, and c, who has no negative.
+        (Convention(single_class="half"), 1.25 / 3, (3 * 0.75 + 0.5) / 6),
+        (Convention(user_weight="positives"), 0.375, 0.375),
+        (Convention(user_weight="none"), 0.375, 0.375),
+        (Convention(user_weight="clicks"), 0.375, (5 * 0.75 + 1 * 0.0) / 6),
+        (Convention(ties="positive"), 0.5, 3 * 1.0 / 5),
+        (Convention(ties="negative"), 0.25, 3 * 0.5 / 5),
+        (Convention(ties="first"), 0.5, 3 * 1.0 / 5),
+    ],
+)
+def test_conventions_by_hand(convention, uauc, wuauc) -> None:
+    users, labels = ["a", "a", "a", "b", "b", "c"], [1, 0, 0, 0, 1, 1]
+    scores, clicks = [0.5, 0.5, 0.1, 0.9, 0.3, 0.2], [4, 1, 0, 0, 1, 7]
+    columns = users, labels, scores
+    metrics = evaluate_auc(*columns, clicks=clicks, convention=convention)
+    assert metrics["uauc"] == pytest.approx(uauc)
+    assert metrics["wuauc"] == pytest.approx(wuauc)
 
 
 def test_probability_metrics_by_hand() -> None:

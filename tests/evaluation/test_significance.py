@@ -176,12 +176,29 @@ def test_holm_by_hand() -> None:
     assert [one.p_value for one in family][:3] == [0.01, 0.04, 0.03]
 
 
+def test_a_difference_lets_the_first_of_a_tie_win() -> None:
+    users, labels, baseline, candidate = rows(seed=3, gain=0.2)
+    baseline, candidate = np.round(baseline, 1), np.round(candidate, 1)  # many ties
+    convention = Convention(ties="first")
+    result = paired_bootstrap(
+        users, labels, baseline, candidate, num_resamples=20, convention=convention
+    )
+    before, after = (
+        evaluate_auc(users, labels, scores, convention=convention)
+        for scores in (baseline, candidate)
+    )
+    for name in ("auc", "uauc", "wuauc"):
+        difference = after[name] - before[name]
+        assert result[name].difference == pytest.approx(difference, abs=1e-12)
+
+
 def test_scores_that_are_no_probabilities_leave_those_metrics_undefined() -> None:
     users, labels, baseline, candidate = rows(seed=3, gain=0.2)
-    result = paired_bootstrap(users, labels, baseline, 2 * candidate, num_resamples=20)
-    assert math.isnan(result["ne"].difference)
-    assert math.isnan(result["calibration"].low)
-    assert math.isfinite(result["uauc"].difference)
+    for scores in (2 * candidate, candidate - 0.5):
+        result = paired_bootstrap(users, labels, baseline, scores, num_resamples=20)
+        assert math.isnan(result["ne"].difference)
+        assert math.isnan(result["calibration"].low)
+        assert math.isfinite(result["uauc"].difference)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from learn_torchrec import config as configs
 from learn_torchrec.errors import UserError
@@ -21,6 +22,7 @@ from learn_torchrec.ranker.features import (
 )
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.tasks import TaskConfig
+from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 TABLE = pa.table(
     {
@@ -269,6 +271,21 @@ def test_what_managed_collision_cannot_do_is_refused(options, message):
         ManagedCollisionFeature(column="user_id", **options)
 
 
+@pytest.mark.parametrize(("asked", "rows"), [(1, 64), (64, 64), (65, 128)])
+def test_managed_tables_have_a_multiple_of_64_rows(asked, rows):
+    feature = ManagedCollisionFeature(column="user_id", num_embeddings=asked)
+    assert feature.table(8).num_embeddings == rows
+
+
+def test_optimizers_that_cannot_reset_their_state_are_refused():
+    feature = ManagedCollisionFeature(column="user_id")
+    rowwise = TableOptimizerConfig(optimizer="rowwise_adagrad")
+    with pytest.raises(UserError, match=r"rowwise_adagrad.*'user_id'.*use adagrad"):
+        feature.check(rowwise, torch.device("cpu"))
+    feature.check(rowwise, torch.device("cuda"))
+    feature.check(TableOptimizerConfig(optimizer="adagrad"), torch.device("cpu"))
+
+
 def test_numbers_are_bucketized_by_hand():
     table = with_column("price", [-7.5, 2, 2.5, 10, 1e9])
     feature = BucketizedFeature(column="price", boundaries=(2, 10))
@@ -323,6 +340,10 @@ def test_features_are_set_by_name_or_in_full():
         ('{"column": "x", "ids": "bucketized"}', "0.boundaries: is missing"),
         (
             '{"column": "x", "ids": "bucketized", "boundaries": [2, 1]}',
+            "0.boundaries: must be ascending",
+        ),
+        (
+            '{"column": "x", "ids": "bucketized", "boundaries": [1, 1]}',
             "0.boundaries: must be ascending",
         ),
         (

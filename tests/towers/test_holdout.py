@@ -39,6 +39,19 @@ def test_new_users_are_held_out_by_arrival():
     assert len(later.train) + len(later.validation.sequences) == 200
 
 
+def test_a_share_of_the_events_is_history():
+    lengths = np.array([2, 3, 4, 5, 10, 20])
+    sequences = make_sequences([*lengths, 0, 0, *lengths])  # all arrive at time 0
+    split = SplitConfig(min_events=2, history_share=0.9, validation_users=0.5)
+    held = split_towers(sequences, split_at(1000), split)
+    known = held.validation
+    assert len(held.train) + len(known.sequences) == 2 * len(lengths)
+    history = dict(zip(known.sequences.lengths, known.history.lengths, strict=True))
+    by_hand = {2: 1, 3: 2, 4: 3, 5: 4, 10: 9, 20: 18}
+    assert history.items() <= by_hand.items()
+    assert len(history) > 1
+
+
 def test_a_moment_parts_history_from_targets():
     lengths = np.random.default_rng(0).integers(2, 12, 400)
     sequences = make_sequences(lengths)  # times 0, 10, 20, ...

@@ -17,6 +17,12 @@ def test_recency_weights_by_hand():
     assert recency_weights(1, 10, 10_000).tolist() == [1.0]
 
 
+def test_weights_that_fall_with_recency_are_refused():
+    assert SamplingConfig(alpha=10, beta=10).beta == 10  # uniform
+    with pytest.raises(ValueError, match="beta: 9 is less than alpha, 10"):
+        SamplingConfig(alpha=10, beta=9)
+
+
 def test_the_newest_is_four_times_as_likely_as_the_oldest():
     weights = recency_weights(80, 10, 10_000)
     assert weights[-1] / weights[0] == pytest.approx(4.0)
