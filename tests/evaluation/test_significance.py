@@ -194,6 +194,9 @@ def test_a_difference_lets_the_first_of_a_tie_win() -> None:
 
 def test_scores_that_are_no_probabilities_leave_those_metrics_undefined() -> None:
     users, labels, baseline, candidate = rows(seed=3, gain=0.2)
+    extreme = np.where(labels == 1, 1.0, 0.0)
+    result = paired_bootstrap(users, labels, baseline, extreme, num_resamples=20)
+    assert result["log_loss"].difference < 0
     for scores in (2 * candidate, candidate - 0.5):
         result = paired_bootstrap(users, labels, baseline, scores, num_resamples=20)
         assert math.isnan(result["ne"].difference)

@@ -56,6 +56,8 @@ def test_rows_by_hand():
     assert rows.dense.tolist() == [[1], [2], [3], [4], [5]]
     assert rows.labels["label"].tolist() == [1, 0, 0, 1, 0]
     assert rows.weights.tolist() == [1] * 5
+    weighted = encode(with_column("weight", [0, 0.5, 1, 2, 3]), FEATURES)
+    assert weighted.weights.tolist() == [0, 0.5, 1, 2, 3]
     assert rows.sparse["tags"].offsets.tolist() == [0, 1, 1, 3, 4, 7]
     assert rows.sparse["tags"].values.tolist() == hashed(list("xxyyzxz"), 20)
     assert rows.sparse["user_id"].values.tolist() == hashed([1, 2, 3, 4, 5], 50)
