@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from learn_torchrec.artifact import is_finished, locked, recipe_of, write_artifact
+from learn_torchrec.artifact import is_finished, recipe_of, write_artifact
 from learn_torchrec.config import from_dict, to_dict
 from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_market
+from learn_torchrec.locks import locked
 
 from . import options, program
 

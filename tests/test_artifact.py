@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from learn_torchrec import artifact
+from learn_torchrec import artifact, locks
 from learn_torchrec.errors import UserError
 
 MADE = {"kind": "content", "config": {"a": 1}, "inputs": {"items": "x"}}
@@ -130,7 +130,7 @@ def hold(directory: Path) -> subprocess.Popen:
     """Hold the lock from another process until its input ends."""
     code = (
         "import sys; from pathlib import Path; "
-        "from learn_torchrec.artifact import locked\n"
+        "from learn_torchrec.locks import locked\n"
         "with locked(Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
@@ -149,7 +149,7 @@ def test_a_lock_names_its_holder_and_goes_with_it(tmp_path):
     process = hold(tmp_path / "out")
     with (
         pytest.raises(UserError, match=rf"another run.*\(process {process.pid}\)"),
-        artifact.locked(tmp_path / "out"),
+        locks.locked(tmp_path / "out"),
     ):
         pass
     process.communicate("")
@@ -162,7 +162,7 @@ def test_what_a_killed_run_left_of_its_lock_holds_nothing(tmp_path):
     process.communicate()
     lock = tmp_path / ".out.lock"
     assert lock.read_text() == f"{process.pid}\n"
-    with artifact.locked(tmp_path / "out"):
+    with locks.locked(tmp_path / "out"):
         assert lock.read_text() == f"{os.getpid()}\n"
     assert not lock.exists()
 
@@ -175,7 +175,7 @@ def test_a_lock_that_is_a_link_does_not_touch_its_target(tmp_path):
         lock.symlink_to(path)
         with (
             pytest.raises(UserError, match=r"\.out\.lock: must be a plain file"),
-            artifact.locked(tmp_path / "out"),
+            locks.locked(tmp_path / "out"),
         ):
             pass
         lock.unlink()
@@ -188,7 +188,7 @@ def test_a_lock_that_is_no_file_is_refused(make_it, tmp_path):
     make_it(tmp_path / ".out.lock")
     with (
         pytest.raises(UserError, match="must be a plain file"),
-        artifact.locked(tmp_path / "out"),
+        locks.locked(tmp_path / "out"),
     ):
         pass
 
@@ -200,6 +200,6 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", missing)
     with (
         pytest.raises(UserError, match=r"cannot be locked \(No locks available\)"),
-        artifact.locked(tmp_path / "out"),
+        locks.locked(tmp_path / "out"),
     ):
         pass

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
-    *("arrays", "artifact", "config", "errors", "ids", "jagged", "matrix"),
+    *("arrays", "artifact", "config", "errors", "ids", "jagged", "locks", "matrix"),
     *("provenance", "schema", "times", "vector_table"),
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
@@ -27,6 +27,7 @@ ALLOWED = {
     "config": VOCABULARY,
     "ids": VOCABULARY,
     "jagged": VOCABULARY,
+    "locks": {"errors"},
     "matrix": VOCABULARY,
     "times": VOCABULARY,
     "vector_table": VOCABULARY,

@@ -23,8 +23,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from learn_torchrec.artifact import locked, write_artifact
+from learn_torchrec.artifact import write_artifact
 from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.locks import locked
 
 logger = logging.getLogger(__name__)
 

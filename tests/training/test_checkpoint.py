@@ -18,8 +18,8 @@ from torch.distributed.remote_device import _remote_device
 
 from learn_torchrec import artifact
 from learn_torchrec.apps import train_ranker, train_towers
-from learn_torchrec.artifact import locked
 from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.locks import locked
 from learn_torchrec.ranker.model import LearnRankerTrain
 from learn_torchrec.training import checkpoint, run_log, tensors
 from learn_torchrec.training.distributed import process_group
