@@ -104,7 +104,10 @@ def run(
         is_refusal = isinstance(error, (UserError, *_REFUSALS))
         if not is_refusal and getattr(error, "errno", None) not in _REFUSED:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        print(f"error: {text}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run it again to resume", file=sys.stderr, flush=True)

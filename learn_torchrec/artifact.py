@@ -231,6 +231,12 @@ def is_finished(
     Raises:
         UserError: the directory holds something that must not be overwritten.
     """
+    for parent in directory.absolute().parents:
+        if (parent / MANIFEST).exists():
+            raise UserError(
+                f"{directory}: lies inside the artefact {parent}, which would be "
+                "replaced as a whole; choose another --out"
+            )
     _recover(directory)
     if not directory.exists():
         return False

@@ -44,7 +44,7 @@ def configuration(cls: type[Config]) -> type[Config]:
     between fields raise a `ValueError` in `__post_init__` (see `require`). A message
     that starts with a field's name and a colon is shown under the field's full name.
     """
-    settings = ConfigDict(extra="forbid")
+    settings = ConfigDict(extra="forbid", allow_inf_nan=False)
     made = pydantic_dataclass(frozen=True, kw_only=True, config=settings)(cls)
     return typing.cast(type[Config], made)
 

@@ -37,7 +37,7 @@ def locked(directory: Path) -> Iterator[None]:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise UserError(
                     f"{directory}: another run is making it (process {holder}); wait "
-                    "for it, or choose another --out"
+                    "for it, stop it, or choose another --out"
                 ) from None
             raise UserError(
                 f"{path}: cannot be locked ({error.strerror}); choose an --out on a "

@@ -94,6 +94,13 @@ def test_a_strange_directory_is_never_replaced(tmp_path):
         artifact.is_finished(tmp_path / "out", "content", RECIPE, may_replace=True)
 
 
+def test_nothing_is_made_inside_an_artefact(tmp_path):
+    make(tmp_path / "outer")
+    for inner in ("inner", "a/b"):
+        with pytest.raises(UserError, match=r"lies inside the artefact .*outer, which"):
+            artifact.is_finished(tmp_path / "outer" / inner, "content", RECIPE)
+
+
 def test_wrong_kind_and_format_are_refused(tmp_path):
     make(tmp_path / "out")
     with pytest.raises(UserError, match="holds a content artefact, but a towers"):

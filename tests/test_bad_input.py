@@ -69,7 +69,7 @@ def test_towers(capsys, market, store, out):
     assert "no content artefact here" in line
     arguments = (*arguments, "--content", store.directory)
     line = fails(capsys, *arguments, "--set=split.actions=buy")
-    assert "no interaction has such an action; the log has: " in line
+    assert "no interaction has such an action; name some of " in line
     line = fails(capsys, *arguments, "--set=split.min_events=1000")
     assert "no train user has split.min_events=1000 events" in line
     line = fails(capsys, *arguments, "--set=towers.sampling.min_history=500")

@@ -62,6 +62,8 @@ def test_lists_of_sections_are_json():
         ),
         ("towers.training.epochs=0", "epochs=0: must be greater than 0"),
         ("towers.training.seed=-1", "seed=-1: must be greater than or equal to 0"),
+        (f"ranker.training.seed={2**63}", "must be less than 9223372036854775808"),
+        ("ranker.optimizer.learning_rate=inf", "must be a finite number"),
         ("towers.loss.temperature=0", "temperature=0: must be greater than 0"),
         ("split.actions=", "actions=: needs at least 1"),
         ("split.history_share=2", "history_share=2: must be less than 1"),

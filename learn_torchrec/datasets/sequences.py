@@ -156,7 +156,7 @@ def refuse_unknown_actions(actions: Sequence[str], present: Sequence[str]) -> No
     if not set(actions) & set(present):
         raise UserError(
             f"split.actions={','.join(actions)}: no interaction has such an action; "
-            f"the log has: {', '.join(map(str, present[:8]))}"
+            f"name some of {', '.join(map(str, present[:8]))}"
         )
 
 

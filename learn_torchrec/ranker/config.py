@@ -78,7 +78,7 @@ class RankerTrainingConfig:
     decay: Decay = "cosine"
     eviction_interval: PositiveInt = 100
     stream: StreamConfig = field(default_factory=StreamConfig)
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 @configuration

@@ -1,9 +1,9 @@
 """Settings of the towers: model, sampling, loss, optimizer and training."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from learn_torchrec.config import configuration
 from learn_torchrec.towers.model import TowersModelConfig
@@ -30,7 +30,7 @@ class TowersTrainingConfig:
     batch_size: PositiveInt = 240
     table_learning_rate: PositiveFloat = 0.05
     precision: Literal["float32", "bfloat16"] = "float32"
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 @configuration

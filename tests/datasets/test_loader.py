@@ -17,6 +17,7 @@ from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.interleave import cut_into_lanes
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, evaluation
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
+from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.errors import UserError
 
 CONFIG = LoaderConfig(batch_size=24, lanes=8, seed=3, window_rows=130)
@@ -293,3 +294,12 @@ def test_files_of_narrower_and_other_types(tmp_path: Path) -> None:
     assert len(RowGroups(directory, columns=["value"])) == 3
     with pytest.raises(UserError, match=r"column 'no' is missing; it has: value, ids"):
         RowGroups(directory, columns=["no"])
+
+
+def test_views_are_read_and_selected(tmp_path: Path) -> None:
+    times = pa.array([5, 15, 25])
+    names = pa.array(["a", "b", "c"], pa.string_view())
+    pq.write_table(pa.table({"name": names, "time": times}), tmp_path / "a.parquet")
+    rows = RowGroups(tmp_path, ["name", "time"], Interval("time", 10, 30))
+    (piece,) = rows.pieces(0)
+    assert piece["name"].to_pylist() == ["b", "c"]

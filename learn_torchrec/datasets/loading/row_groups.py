@@ -272,6 +272,8 @@ def _common_schema(
             )
         for column in fields if columns is None else columns:
             field = fields[column].with_nullable(True).remove_metadata()
+            if field.type == pa.string_view():  # which Arrow cannot filter
+                field = field.with_type(pa.large_string())
             known = common.get(column, field)
             common[column] = _wider(known, field, fragment.path, name)
     return pa.schema(list(common.values()))

@@ -69,8 +69,8 @@ class FeaturesConfig:
             "sparse: needs at least one feature without managed_collision",
         )
         for kind, listed in (("sparse", names), ("dense", self.dense)):
-            is_unique = len(set(listed)) == len(listed)
-            require(is_unique, f"{kind}: a column is listed twice; list it once")
+            twice = [name for name in set(listed) if listed.count(name) > 1]
+            require(not twice, f"{kind}: {', '.join(twice)} listed twice; list it once")
 
     @property
     def columns(self) -> tuple[str, ...]:
