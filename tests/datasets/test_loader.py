@@ -16,7 +16,11 @@ import pytest
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.interleave import cut_into_lanes
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, evaluation
-from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
+from learn_torchrec.datasets.loading.row_groups import (
+    ROW_NUMBER,
+    RowGroups,
+    open_parquet,
+)
 from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.errors import UserError
 
@@ -297,9 +301,19 @@ def test_files_of_narrower_and_other_types(tmp_path: Path) -> None:
 
 
 def test_views_are_read_and_selected(tmp_path: Path) -> None:
-    times = pa.array([5, 15, 25])
-    names = pa.array(["a", "b", "c"], pa.string_view())
-    pq.write_table(pa.table({"name": names, "time": times}), tmp_path / "a.parquet")
-    rows = RowGroups(tmp_path, ["name", "time"], Interval("time", 10, 30))
-    (piece,) = rows.pieces(0)
-    assert piece["name"].to_pylist() == ["b", "c"]
+    text, binary = pa.string_view(), pa.binary_view()
+    table = pa.table(
+        {
+            "time": [5, 15, 25],
+            "name": pa.array(["a", "b", "c"], text),
+            "code": pa.array([b"a", b"b", b"c"], binary),
+            "tags": pa.array([["a"], [], ["b", "c"]], pa.list_(text)),
+            "more": pa.array([["a"], [], ["b", "c"]], pa.large_list(text)),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    interval, last_two = Interval("time", 10, 30), table.to_pylist()[1:]
+    (piece,) = RowGroups(tmp_path, table.column_names, interval).pieces(0)
+    assert piece.drop_columns([ROW_NUMBER]).to_pylist() == last_two
+    in_memory = interval.rows_of(open_parquet(tmp_path).to_table())
+    assert in_memory.to_pylist() == last_two

@@ -272,11 +272,23 @@ def _common_schema(
             )
         for column in fields if columns is None else columns:
             field = fields[column].with_nullable(True).remove_metadata()
-            if field.type == pa.string_view():  # which Arrow cannot filter
-                field = field.with_type(pa.large_string())
+            field = field.with_type(_without_views(field.type))
             known = common.get(column, field)
             common[column] = _wider(known, field, fragment.path, name)
     return pa.schema(list(common.values()))
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """Return a type without string and binary views, which Arrow cannot select."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_without_views(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_without_views(kind.value_type))
+    return kind
 
 
 def _wider(one: pa.Field, other: pa.Field, path: str, name: str) -> pa.Field:
