@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from learn_torchrec.artifact import refuse_parent_file
 from learn_torchrec.errors import Stopped, UserError
 
 # What the system refuses is the user's to fix: permissions, a wrong path, a full or
@@ -68,8 +69,9 @@ def check_output_file(path: Path, kind: str = "JSON") -> None:
     """Check that `--out` can be a file.
 
     Raises:
-        UserError: it is a directory.
+        UserError: it is a directory, or lies below a file.
     """
+    refuse_parent_file(path)
     if path.is_dir():
         raise UserError(f"--out {path}: is a directory; name a {kind} file")
 

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     if args.out.suffix not in (".html", ".htm") or args.out.is_dir():
         raise UserError(f"--out {args.out}: name an .html file")
+    program.check_output_file(args.out, "HTML")
     if not args.run.is_dir():
         raise UserError(f"--run {args.run}: no such directory; name a run's directory")
     taken = {path.resolve() for path in files_read(args.run, args.ab)}

@@ -217,6 +217,17 @@ def reading(
         ) from None
 
 
+def refuse_parent_file(path: Path) -> None:
+    """Check that no file stands where a folder of an output's path must be.
+
+    Raises:
+        UserError: names the file.
+    """
+    for parent in path.absolute().parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"--out {path}: {parent} is a file; choose another --out")
+
+
 def is_finished(
     directory: Path, kind: str, recipe: str, may_replace: bool = False
 ) -> bool:
@@ -231,6 +242,7 @@ def is_finished(
     Raises:
         UserError: the directory holds something that must not be overwritten.
     """
+    refuse_parent_file(directory)
     for parent in directory.absolute().parents:
         if (parent / MANIFEST).exists():
             raise UserError(

@@ -94,6 +94,13 @@ def test_a_strange_directory_is_never_replaced(tmp_path):
         artifact.is_finished(tmp_path / "out", "content", RECIPE, may_replace=True)
 
 
+def test_nothing_is_made_below_a_file(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for inner in ("out", "a/b"):
+        with pytest.raises(UserError, match=r"thesis\.txt is a file; choose another"):
+            artifact.is_finished(tmp_path / "thesis.txt" / inner, "content", RECIPE)
+
+
 def test_nothing_is_made_inside_an_artefact(tmp_path):
     make(tmp_path / "outer")
     for inner in ("inner", "a/b"):

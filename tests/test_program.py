@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from learn_torchrec.apps import program
+from learn_torchrec.apps import main, program
 from learn_torchrec.apps.benchmarks import measure
 from learn_torchrec.errors import UserError
 
@@ -149,4 +149,22 @@ def test_a_benchmark_without_its_wheels_does_not_start(
     needs = wheels.replace(" ", " and ")
     assert str(caught.value) == (
         f"this benchmark needs {needs}; run {sys.executable} -m pip install {wheels}"
+    )
+
+
+@pytest.mark.parametrize("app", ["evaluate-auc", "evaluate-ab", "recommend", "report"])
+def test_a_file_below_a_file_is_refused_before_the_work(app, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    out = tmp_path / "thesis.txt" / "x.html"
+    options = {
+        "evaluate-auc": ["--predictions", "a=none"],
+        "evaluate-ab": ["--outcomes", "none"],
+        "recommend": ["--data", "movielens:auto", "--vectors", "none"],
+        "report": ["--run", "none"],
+    }
+    with pytest.raises(SystemExit) as ended:
+        main.main([app, *options[app], "--out", str(out)])
+    assert ended.value.code == 2
+    assert (
+        f"--out {out}: {tmp_path / 'thesis.txt'} is a file" in capsys.readouterr().err
     )
