@@ -20,7 +20,6 @@ from learn_torchrec.arrays import Int64Array, UInt64Array
 from learn_torchrec.content import extract, store
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.content.vector_cache import ENCODER_FACT, VectorCache, earlier_store
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 from learn_torchrec.training.distributed import (
@@ -56,11 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
+    run = options.resolve(args, sections=("content",))
     inputs = {
-        ITEMS_FILE: open_dataset(args.data).fingerprint(ITEMS_FILE),
-        "encoder": extract.encoder_fingerprint(options.resolve(args).content),
+        ITEMS_FILE: options.dataset(args).fingerprint(ITEMS_FILE),
+        "encoder": extract.encoder_fingerprint(run.content),
     }
-    return describe(args, store.KIND, ("content",), inputs)
+    return describe(args, store.KIND, ("content",), inputs, run=run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     config = job.run.content
     encoder = extract.encoder_identity(config)
-    items = open_dataset(args.data).items
+    items = options.dataset(args).items
     ids = store.checked_ids(items[ITEM_ID])
     with process_group(), locked_on_rank0(job.out):
         partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"

@@ -97,6 +97,7 @@ def describe(
     sections: tuple[str, ...],
     inputs: Mapping[str, str],
     artefacts: Mapping[str, tuple[Path, str]] | None = None,
+    run: Run | None = None,
 ) -> Job:
     """Return the job that an app's options describe.
 
@@ -106,13 +107,14 @@ def describe(
         sections: of the configuration, that the stage reads.
         inputs: fingerprints of what it is made from.
         artefacts: directories and kinds of earlier stages' artefacts, by role.
+        run: the resolved configuration, where the app already has it.
     """
     artefacts = artefacts or {}
     fingerprints = {
         role: read_manifest(*artefact).fingerprint
         for role, artefact in artefacts.items()
     }
-    run = options.resolve(args)
+    run = options.resolve(args, sections) if run is None else run
     used = {name: getattr(run, name) for name in sections}
     return Job(
         kind=kind,

@@ -1,14 +1,23 @@
 """Options that the stages share: configuration, data, inputs and output."""
 
 import argparse
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from learn_torchrec import config, presets
-from learn_torchrec.datasets.adapters import ADAPTERS
+from learn_torchrec import config, derived, presets
+from learn_torchrec.artifact import CONFIG
+from learn_torchrec.datasets.adapters import ADAPTERS, open_dataset
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.derived import Derived
 
 from . import program
 from .program import run as run  # apps say options.run(main)
 from .program import write_json as write_json
+
+DEFAULT = "default"
+
+logger = logging.getLogger(__name__)
 
 DATA_HELP = (
     "data set as ADAPTER:PATH: movielens:auto (the wheel's MovieLens-100K), "
@@ -25,9 +34,9 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     source = group.add_mutually_exclusive_group()
     source.add_argument(
         "--preset",
-        default="quickstart",
-        choices=sorted(presets.PRESETS),
-        help="named configuration to start from (default: %(default)s)",
+        choices=(DEFAULT, *sorted(presets.PRESETS)),
+        help=f"named configuration to start from; `{DEFAULT}` is derived from the data "
+        f"(default: that of the towers or ranker that the stage reads, else {DEFAULT})",
     )
     source.add_argument(
         "--config",
@@ -63,10 +72,63 @@ def add_output(result: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def resolve(args: argparse.Namespace) -> presets.Run:
-    """Return the configuration that the options choose."""
+def dataset(args: argparse.Namespace) -> Dataset:
+    """Return the data set that --data names, opened once.
+
+    Raises:
+        UserError: an unknown adapter or a missing folder.
+    """
+    if "opened" not in args:
+        args.opened = open_dataset(args.data)
+    opened: Dataset = args.opened
+    return opened
+
+
+def resolve(args: argparse.Namespace, sections: Sequence[str] = ()) -> presets.Run:
+    """Return the configuration that the options choose.
+
+    In this order: --config; --preset; that of the towers or the ranker which the stage
+    reads; one derived from the data, if it can be, at least for `sections`.
+
+    Raises:
+        UserError: an invalid setting, or data that nothing can be derived from.
+    """
     if args.config is not None:
         run = config.load(presets.Run, args.config)
-    else:
+    elif args.preset in presets.PRESETS:
         run = presets.PRESETS[args.preset]()
+    elif args.preset is None and (earlier := _saved(args, "ranker", "towers")):
+        run = earlier
+    elif "data" in args:
+        derived = derive(args, sections)
+        for choice in derived.choices:
+            if choice.setting.partition(".")[0] in sections:
+                logger.info("%s", choice)
+        return derived.run
+    else:
+        run = presets.Run()
     return config.apply_overrides(run, args.overrides)
+
+
+def is_derived(args: argparse.Namespace) -> bool:
+    """Whether the configuration is to be derived from the data."""
+    return args.config is None and args.preset in (None, DEFAULT)
+
+
+def derive(args: argparse.Namespace, sections: Sequence[str] = ()) -> Derived:
+    """Derive the configuration from the data that --data names; see `derived`.
+
+    The split is that of the vectors that the stage reads, if there are some.
+    """
+    earlier = _saved(args, "vectors") if args.preset is None else None
+    split = None if earlier is None else earlier.split
+    return derived.derive(dataset(args), args.overrides, split, sections)
+
+
+def _saved(args: argparse.Namespace, *inputs: str) -> presets.Run | None:
+    """Return the configuration beside the first of some input artefacts, if any."""
+    for name in inputs:
+        directory = getattr(args, name, None)
+        if directory is not None and (directory / CONFIG).exists():
+            return config.load(presets.Run, directory / CONFIG)
+    return None

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from learn_torchrec import config
 from learn_torchrec.arrays import Float32Array
 from learn_torchrec.artifact import Manifest, read_manifest
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.prefetch import prefetch
 from learn_torchrec.datasets.loading.row_groups import RowSource
@@ -73,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    dataset = open_dataset(args.data)
+    dataset = options.dataset(args)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
     artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
     inputs |= towers_input(args)
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = plan(args)
     if job.is_done():
         return
-    dataset = open_dataset(args.data)
+    dataset = options.dataset(args)
     manifest = read_manifest(args.ranker, KIND_RANKER)
     ranker = config.from_dict(RankerConfig, manifest.config["ranker"], args.ranker)
     vectors = open_vectors(args, dataset, job.run)

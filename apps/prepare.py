@@ -14,7 +14,6 @@ from pathlib import Path
 import pyarrow as pa
 
 from learn_torchrec.artifact import write_artifact
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.preparation.engines import Engine, open_engine
 from learn_torchrec.datasets.preparation.prepare import ITEMS, LOG, check_types, prepare
@@ -50,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make; engines differ only in the time they take."""
-    inputs = open_dataset(args.data).fingerprints(ITEMS_FILE, INTERACTIONS_FILE)
+    inputs = options.dataset(args).fingerprints(ITEMS_FILE, INTERACTIONS_FILE)
     return describe(args, KIND, ("prepare",), inputs)
 
 
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = plan(args)
     if job.is_done():
         return
-    dataset = open_dataset(args.data)
+    dataset = options.dataset(args)
     facts: dict[str, object] = {}
     with (
         locked(job.out),

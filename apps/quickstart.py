@@ -1,4 +1,4 @@
-"""Every stage on MovieLens-100K: text to vectors to towers to ranker to metrics."""
+"""Every stage on one data set: text to vectors to towers to ranker to metrics."""
 
 import argparse
 import contextlib
@@ -11,15 +11,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from learn_torchrec.artifact import MANIFEST
+from learn_torchrec import config
+from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.locks import locked
+from learn_torchrec.presets import Run
 from learn_torchrec.training.distributed import ranks_on_this_host
 from learn_torchrec.training.run_log import live_log_path
 
-from . import evaluate_auc, evaluate_retrieval, options
+from . import evaluate_auc, evaluate_retrieval, options, plan
+from .estimates import estimate
+from .plan import Plan
+from .plan_tables import choices_table, estimates_table
 from .stages import Step, input_options
 
 _POLL_SECONDS = 0.5
@@ -60,16 +67,56 @@ def build_parser() -> argparse.ArgumentParser:
         default=ranks_on_this_host(2),
         help="ranks of each distributed stage (default: %(default)s)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print the plan, and stop",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run every stage that is not done yet, then evaluate."""
-    args = build_parser().parse_args(argv)
+    """Plan every stage, run those that are not done yet, then evaluate."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser().parse_args(given)
+    run, planned = _plan(args, given)
+    if args.dry_run:
+        return
     args.out.mkdir(parents=True, exist_ok=True)
+    with locked(args.out):
+        _run(args, run, planned)
+
+
+def _plan(args: argparse.Namespace, given: Sequence[str]) -> tuple[Run, Plan]:
+    """Print what will be done, and why.
+
+    Raises:
+        UserError: what would stop a stage, all of it.
+    """
+    if options.is_derived(args):
+        derived = options.derive(args)
+        run = derived.run
+        print(choices_table(derived), flush=True)
+    else:
+        run = options.resolve(args)
+    planned = plan.check(options.dataset(args), run, args.ranks)
+    estimates = estimate(run, planned.counts, args.ranks) if planned.counts else []
+    plan.check_machine(planned, args.out, estimates)
+    if planned.problems:
+        raise UserError(plan.describe_problems(planned.problems, given))
+    print(f"\n{estimates_table(estimates)}\n")
+    for name, reason in planned.left_out.items():
+        print(f"left out: {name}: {reason}")
+    return run, planned
+
+
+def _run(args: argparse.Namespace, run: Run, planned: Plan) -> None:
+    options.write_json(args.out / CONFIG, config.to_dict(run))
+    left_out = dict(planned.left_out)
+    steps = [step for step in STEPS if not plan.is_left_out(step.command, left_out)]
     seconds = _Seconds(args.out / "logs" / "seconds.json")
-    for number, step in enumerate(STEPS, start=1):
-        title = f"[{number}/{len(STEPS) + 1}] {step.name}"
+    for number, step in enumerate(steps, start=1):
+        title = f"[{number}/{len(steps) + 1}] {step.name}"
         command = _command(step, args)
         app = importlib.import_module(f"{__package__}.{step.stage.app}")
         if app.plan(app.build_parser().parse_args(command)).is_done():
@@ -81,14 +128,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 app.main(command)
             else:
                 _launch(step, command, args)
-    print(f"[{len(STEPS) + 1}/{len(STEPS) + 1}] evaluation", flush=True)
+    print(f"[{len(steps) + 1}/{len(steps) + 1}] evaluation", flush=True)
     with seconds.measure("evaluation"):
-        _evaluate(args)
-    metrics = {
-        **_read(args.out / "ranking.json"),
-        **_read(args.out / "retrieval.json"),
-        "seconds": seconds.values,
-    }
+        metrics = _evaluate(args, run, left_out)
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    metrics |= {"left_out": left_out, "seconds": seconds.values}
     options.write_json(args.out / "metrics.json", metrics)
     print(f"\nwritten to {args.out / 'metrics.json'}")
 
@@ -96,15 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _command(step: Step, args: argparse.Namespace) -> list[str]:
     """Return the options of a step's app."""
     result = ["--data", args.data, "--out", str(args.out / step.name), "--overwrite"]
-    return result + input_options(step, STEPS, args.out) + _configuration(args)
-
-
-def _configuration(args: argparse.Namespace) -> list[str]:
-    if args.config is not None:
-        result = ["--config", str(args.config)]
-    else:
-        result = ["--preset", args.preset]
-    return result + [f"--set={override}" for override in args.overrides]
+    result += ["--config", str(args.out / CONFIG)]
+    return result + input_options(step, STEPS, args.out)
 
 
 def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
@@ -170,28 +208,34 @@ def _failure(name: str, output: Path) -> str:
     return f"stage {name} failed; the end of {output}:\n  {tail}"
 
 
-def _evaluate(args: argparse.Namespace) -> None:
+def _evaluate(
+    args: argparse.Namespace, run: Run, left_out: dict[str, str]
+) -> dict[str, Any]:
+    """Evaluate what there is; return the metrics, and add the rest to `left_out`."""
     out = args.out
-    cohorts = dataclasses.asdict(options.resolve(args).cohorts)
-    print()
-    evaluate_auc.main(
-        [
-            "--predictions",
-            f"baseline={out / 'predictions_baseline'}",
-            f"learn={out / 'predictions_learn'}",
-            "--out",
-            str(out / "ranking.json"),
-            *(f"--set=cohorts.{name}={value}" for name, value in cohorts.items()),
-        ]
-    )
-    print()
-    evaluate_retrieval.main(
-        [
-            *("--data", args.data, "--content", str(out / "content")),
-            *("--towers", str(out / "towers"), "--out", str(out / "retrieval.json")),
-            *_configuration(args),
-        ]
-    )
+    cohorts = dataclasses.asdict(run.cohorts)
+    ranking = [
+        *("--predictions", f"baseline={out / 'predictions_baseline'}"),
+        f"learn={out / 'predictions_learn'}",
+        *(f"--set=cohorts.{name}={value}" for name, value in cohorts.items()),
+    ]
+    retrieval = ["--data", args.data, "--config", str(out / CONFIG)]
+    retrieval += ["--content", str(out / "content"), "--towers", str(out / "towers")]
+    metrics: dict[str, Any] = {}
+    for name, app, command, file in (
+        (plan.RANKING, evaluate_auc, ranking, "ranking.json"),
+        (plan.RETRIEVAL, evaluate_retrieval, retrieval, "retrieval.json"),
+    ):
+        if plan.is_left_out(name, left_out):
+            (out / file).unlink(missing_ok=True)  # of an earlier run
+            continue
+        print()
+        try:
+            app.main([*command, "--out", str(out / file)])
+            metrics |= _read(out / file)
+        except UserError as error:
+            left_out[name] = str(error)
+    return metrics
 
 
 class _Seconds:

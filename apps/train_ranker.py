@@ -4,7 +4,6 @@ import argparse
 import shutil
 from collections.abc import Sequence
 
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
@@ -61,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    dataset = open_dataset(args.data)
+    dataset = options.dataset(args)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
     artefacts = vector_artefacts(args) | warm_start_artefacts(args, KIND_RANKER)
     inputs |= map_inputs(args) | towers_input(args)
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = plan(args)
     if job.is_done():
         return
-    dataset = open_dataset(args.data)
+    dataset = options.dataset(args)
     times = resolve_times(job.run.split, dataset.times)
     vectors = open_vectors(args, dataset, job.run)
     impressions = training_impressions(dataset, job.run.ranker, times, vectors)

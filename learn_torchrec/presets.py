@@ -1,4 +1,7 @@
-"""Presets: functions that return the whole configuration of a run."""
+"""Presets: functions that return the whole configuration of a run.
+
+`derived.py` has the preset `default`, which needs the data.
+"""
 
 from collections.abc import Callable
 from dataclasses import field
@@ -12,12 +15,7 @@ from learn_torchrec.content.prompt import PromptConfig
 from learn_torchrec.datasets.preparation.prepare import PrepareConfig
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.evaluation.cohorts import CohortConfig
-from learn_torchrec.ranker.config import (
-    RankerConfig,
-    RankerModelConfig,
-    RankerTrainingConfig,
-)
-from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
+from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.export import ExportConfig
@@ -27,7 +25,6 @@ from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.training.checkpoint import CheckpointConfig
 from learn_torchrec.training.optim import OptimizerConfig
-from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 
 @configuration
@@ -59,7 +56,7 @@ class Run:
     )
 
 
-def _small_encoder(dropout: float, max_positions: int = 80) -> EncoderShape:
+def small_encoder(dropout: float, max_positions: int = 80) -> EncoderShape:
     """Return two layers, which a CPU trains in minutes."""
     return EncoderShape(
         width=128,
@@ -68,44 +65,6 @@ def _small_encoder(dropout: float, max_positions: int = 80) -> EncoderShape:
         feed_forward_dim=512,
         dropout=dropout,
         max_positions=max_positions,
-    )
-
-
-def quickstart() -> Run:
-    """MovieLens-100K on two CPU ranks in minutes: small towers, the paper's loss."""
-    return Run(
-        towers=TowersConfig(
-            model=TowersModelConfig(
-                encoder=_small_encoder(dropout=0.2),
-                # On this small log the causal item tower (the paper's default)
-                # matches targets by their neighbours and does not learn to encode
-                # an item alone: validation R@50 0.19 against 0.33.
-                item_tower="self",
-            ),
-            sampling=SamplingConfig(),
-            loss=LossConfig(temperature=0.1, sampling_correction=True),
-            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.1),
-            training=TowersTrainingConfig(epochs=60, patience=20, batch_size=64),
-        ),
-        retrieval=RetrievalConfig(filter_history=True),  # a film is rated once
-        ranker=RankerConfig(
-            features=FeaturesConfig(
-                sparse=(
-                    HashedFeature(column="user_id", num_embeddings=20_000),
-                    HashedFeature(column="item_id", num_embeddings=20_000),
-                    HashedFeature(column="age_decade", num_embeddings=1_000),
-                    HashedFeature(column="gender", num_embeddings=1_000),
-                    HashedFeature(column="occupation", num_embeddings=1_000),
-                    HashedFeature(column="genres", num_embeddings=1_000),
-                    HashedFeature(column="release_year", num_embeddings=1_000),
-                ),
-                dense=("user_events", "user_log_odds", "item_events", "item_log_odds"),
-            ),
-            model=RankerModelConfig(embedding_dim=16),
-            optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01),
-            tables=TableOptimizerConfig(learning_rate=0.003),
-            training=RankerTrainingConfig(epochs=3, batch_size=512),
-        ),
     )
 
 
@@ -170,7 +129,7 @@ def amazon() -> Run:
         ),
         towers=TowersConfig(
             model=TowersModelConfig(
-                encoder=_small_encoder(dropout=0.3, max_positions=50),
+                encoder=small_encoder(dropout=0.3, max_positions=50),
                 inputs="content+id",
                 id_shrinkage=5.0,
                 item_tower="projection",
@@ -208,7 +167,7 @@ def retail() -> Run:
         ),
         towers=TowersConfig(
             model=TowersModelConfig(
-                encoder=_small_encoder(dropout=0.15),
+                encoder=small_encoder(dropout=0.15),
                 inputs="content+id",
                 id_shrinkage=5.0,
                 item_tower="projection",
@@ -223,7 +182,6 @@ def retail() -> Run:
 
 
 PRESETS: dict[str, Callable[[], Run]] = {
-    "quickstart": quickstart,
     "paper-v1": paper_v1,
     "paper-v2": paper_v2,
     "official-amazon": official_amazon,

@@ -40,6 +40,7 @@ ALLOWED = {
     "ranker": MODEL_STAGE,
     "serving": MODEL_STAGE | {"towers", "ranker"},
     "presets": MODEL_STAGE | {"content", "towers", "ranker", "serving"},
+    "derived": MODEL_STAGE | {"presets", "ranker", "towers"},
     # The package's own face: the public names.
     "__init__": MODEL_STAGE | {"content", "towers", "ranker", "serving"},
 }

@@ -29,11 +29,11 @@ def test_operational_settings_are_recorded_and_decide_nothing(tmp_path):
     )
     assert again.is_done()
     manifest = read_manifest(tmp_path / "out", "ranker")
-    assert manifest.config["ranker"] == config.to_dict(presets.quickstart().ranker)
+    assert manifest.config["ranker"] == config.to_dict(presets.Run().ranker)
     assert manifest.config["ranker"]["training"]["stream"]["workers"] == 0
     assert "towers" not in manifest.config
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert saved == config.to_dict(presets.quickstart())
+    assert saved == config.to_dict(presets.Run())
 
 
 def test_other_settings_decide(tmp_path):

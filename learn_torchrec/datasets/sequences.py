@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import BoolArray, Int16Array, Int64Array
-from learn_torchrec.content.store import ContentStore
+from learn_torchrec.arrays import BoolArray, Column, Int16Array, Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of, positions_in
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
@@ -18,6 +19,17 @@ NO_ACTION = -1  # the code of an unknown action, and of an item without an event
 
 # An optional column of interactions: times finer than seconds, int64 of any unit.
 TICK = "_tick"
+
+
+class ItemRows(Protocol):
+    """What numbers the items: a content store, or the item table itself."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the items are, for messages."""
+
+    def rows_of(self, ids: Column) -> Int64Array:
+        """Return the row of every id, int64 [n]; -1 for null and unknown ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +172,7 @@ def refuse_unknown_actions(actions: Sequence[str], present: Sequence[str]) -> No
         )
 
 
-def item_rows(interactions: pa.Table, store: ContentStore) -> Int64Array:
+def item_rows(interactions: pa.Table, store: ItemRows) -> Int64Array:
     """Return the content row of every interaction's item.
 
     Raises:

@@ -29,7 +29,6 @@ import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.arrays import Int64Array
-from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.adapters.item_texts import unescape
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.in_memory import TableRows
@@ -38,6 +37,7 @@ from learn_torchrec.datasets.loading.row_groups import RowGroups, RowSource
 from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.datasets.sequences import (
     TICK,
+    ItemRows,
     SequenceSet,
     build_sequences,
     item_rows,
@@ -117,12 +117,19 @@ class Dataset(abc.ABC):
         """
         return None
 
+    @property
+    def has_impressions(self) -> bool:
+        """Whether there are impressions to rank; does not read them."""
+        return type(self).read_impressions is not Dataset.read_impressions and all(
+            source.exists() for source in self.sources(IMPRESSIONS_FILE)
+        )
+
     def column(self, table: str, name: str) -> pa.ChunkedArray:
         """Return one checked column; an override may read it alone."""
         checked: pa.Table = getattr(self, table.removesuffix(".parquet"))
         return checked[name]
 
-    def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
+    def sequences(self, store: ItemRows, actions: Sequence[str]) -> SequenceSet:
         """Return every user's events of the wanted actions, as rows of the store.
 
         Raises:

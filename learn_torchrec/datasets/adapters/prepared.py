@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from learn_torchrec.arrays import AnyArray, Int64Array
 from learn_torchrec.artifact import Manifest, read_manifest, verify
-from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
@@ -23,7 +22,11 @@ from learn_torchrec.datasets.preparation.prepared import (
     USER_IDS_FILE,
     file_of,
 )
-from learn_torchrec.datasets.sequences import SequenceSet, refuse_unknown_actions
+from learn_torchrec.datasets.sequences import (
+    ItemRows,
+    SequenceSet,
+    refuse_unknown_actions,
+)
 from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.matrix import map_array
 from learn_torchrec.schema import ACTION, ITEM_ID, ITEMS_FILE, TIMESTAMP, USER_ID
@@ -84,7 +87,7 @@ class Prepared(Dataset):
             "ranker's stages the data set that it was prepared from"
         )
 
-    def sequences(self, store: ContentStore, actions: Sequence[str]) -> SequenceSet:
+    def sequences(self, store: ItemRows, actions: Sequence[str]) -> SequenceSet:
         """Return the users' events of the wanted actions.
 
         They stay memory-mapped if all actions are wanted and the content store has the
@@ -115,7 +118,7 @@ class Prepared(Dataset):
         source = pa.memory_map(str(self._directory / USER_IDS_FILE))
         return pa.ipc.open_file(source).read_all()[USER_ID].combine_chunks()
 
-    def _rows_in(self, store: ContentStore) -> Int64Array:
+    def _rows_in(self, store: ItemRows) -> Int64Array:
         """Return the events' items as rows of the store."""
         items = self._map("items")
         ids = self.items[ITEM_ID].combine_chunks()

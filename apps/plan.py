@@ -1,0 +1,279 @@
+"""What a pipeline would do, known before any work: problems, gaps and estimates.
+
+Every check runs the code of the stage on its real input, as far as seconds allow; a
+check that fails does not keep the others from running.
+"""
+
+import operator
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from learn_torchrec.content import backbone
+from learn_torchrec.content.prompt import render
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.histories import Catalogue
+from learn_torchrec.datasets.loading.row_groups import RowSource
+from learn_torchrec.datasets.split import SplitTimes, resolve_times
+from learn_torchrec.errors import UserError
+from learn_torchrec.presets import Run
+from learn_torchrec.ranker.encode import columns_of
+from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.tasks import label_columns
+from learn_torchrec.schema import WEIGHT
+from learn_torchrec.towers.holdout import TowersSplit, split_towers
+
+from .checkup.machine import available_memory
+from .estimates import Estimate
+
+_HEAD_ROWS = 1_000  # of each part, encoded as a trial
+_MOST_EVENTS = 50_000_000  # of a log that is split as a trial
+STREAM = "ranker.training.stream.enabled=true"
+RETRIEVAL, RANKING = "retrieval evaluation", "ranking evaluation"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What would stop a stage.
+
+    Attributes:
+        step: of the pipeline.
+        message: one line, which names what is wrong and the fix.
+        settings: `section.field=value` assignments that fix it; empty where only the
+            data can be fixed.
+    """
+
+    step: str
+    message: str
+    settings: tuple[str, ...] = ()
+
+
+@dataclass
+class Plan:
+    """The outcome of all checks.
+
+    Attributes:
+        problems: what would stop a stage.
+        left_out: by what is left out, the reason.
+        counts: rows, events, users and items by name, for the estimates.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def check(dataset: Dataset, run: Run, ranks: int) -> Plan:
+    """Check every stage's inputs and settings, in seconds."""
+    plan = Plan()
+    checks = _Checks(dataset, run, ranks, plan)
+    for step, one in checks.in_order():
+        try:
+            one()
+        except UserError as error:
+            if all(problem.message != str(error) for problem in plan.problems):
+                plan.problems.append(Problem(step, str(error)))
+    return plan
+
+
+class _Checks:
+    def __init__(self, dataset: Dataset, run: Run, ranks: int, plan: Plan) -> None:
+        self._dataset, self._run, self._ranks, self._plan = dataset, run, ranks, plan
+
+    def in_order(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Yield the checks, each with the name of its step."""
+        yield "content", self.content
+        yield "towers", self.towers
+        if not self._dataset.has_impressions:
+            self._plan.left_out["ranker"] = (
+                "the data set has no impressions; learn-torchrec data impressions "
+                "draws some from the log"
+            )
+            return
+        yield "ranker", self.training
+        yield "predictions", self.test
+
+    def content(self) -> None:
+        """Check the items, their texts and the language model."""
+        items = self._dataset.items
+        self._plan.counts["items"] = items.num_rows
+        texts = render(items.slice(0, _HEAD_ROWS), self._run.content.prompt)
+        letters = sum(map(len, texts)) / max(1, len(texts))
+        self._plan.counts["text_letters"] = int(letters * items.num_rows)
+        backbone.find_model(self._run.content.encoder.model)
+
+    def towers(self) -> None:
+        """Check the log, its split and the towers' batch."""
+        split = self._run.split
+        times = resolve_times(split, self._dataset.times)
+        catalogue = Catalogue.of(self._dataset)
+        sequences = self._dataset.sequences(catalogue, split.actions)
+        self._plan.counts |= {"events": len(sequences.items), "users": len(sequences)}
+        if len(sequences.items) > _MOST_EVENTS:
+            return
+        data = split_towers(sequences, times, split)
+        self._plan.counts["training_users"] = len(data.train)
+        self._plan.counts["training_events"] = len(data.train.items)
+        self._check_batch("towers.training.batch_size", len(data.train), "users")
+        self._check_test_users(data)
+
+    def _check_test_users(self, data: TowersSplit) -> None:
+        if len(data.test.sequences):
+            return
+        self._plan.left_out[RETRIEVAL] = (
+            f"no user who first appears after split.towers_until has "
+            f"split.min_events={self._run.split.min_events} events"
+        )
+
+    def training(self) -> None:
+        """Check the impressions that the ranker learns from."""
+        times = self._times()
+        rows = self._rows(times.towers_until, times.test_from)
+        self._plan.counts["training_rows"] = rows.num_rows
+        if not rows.num_rows:
+            raise UserError(
+                f"{rows.name}: no impression lies between split.towers_until and "
+                f"split.test_from ({times.towers_until} to {times.test_from}, unix "
+                "seconds); move them"
+            )
+        self._check_batch("ranker.training.batch_size", rows.num_rows, "rows")
+        self._encode_head(rows)
+        for name, counts in self._label_counts(rows).items():
+            if not all(counts):
+                zeros, ones = counts
+                raise UserError(
+                    f"{rows.name}: column {name!r} has {ones} ones and {zeros} zeros "
+                    "among the impressions to train on; a ranker needs both: check the "
+                    "labels, or move split.towers_until"
+                )
+
+    def test(self) -> None:
+        """Check the impressions that the ranker scores."""
+        rows = self._rows(self._times().test_from)
+        self._plan.counts["test_rows"] = rows.num_rows
+        if not rows.num_rows:
+            self._plan.left_out["predictions"] = (
+                f"{rows.name}: no impression at or after split.test_from"
+            )
+            return
+        self._encode_head(rows)
+        for name, counts in self._label_counts(rows).items():
+            if not all(counts):
+                zeros, ones = counts
+                self._plan.left_out[RANKING] = (
+                    f"the impressions at or after split.test_from have {ones} ones and "
+                    f"{zeros} zeros in column {name!r}; metrics need both"
+                )
+
+    def _label_counts(self, rows: RowSource) -> dict[str, tuple[int, int]]:
+        """Count the zeros and the ones of each label, until both are found."""
+        names = label_columns(self._run.ranker.tasks)
+        counts = {name: [0, 0] for name in names}
+        for group in range(len(rows)):
+            for piece in rows.pieces(group):
+                for name in set(names) & set(piece.column_names):
+                    ones = pc.sum(pc.cast(piece[name], pa.int64())).as_py() or 0
+                    known = len(piece) - piece[name].null_count
+                    counts[name][0] += known - ones
+                    counts[name][1] += ones
+            if all(all(pair) for pair in counts.values()):
+                break
+        return {name: (zeros, ones) for name, (zeros, ones) in counts.items()}
+
+    def _times(self) -> SplitTimes:
+        return resolve_times(self._run.split, self._dataset.times)
+
+    def _rows(self, first: int, end: int = sys.maxsize) -> RowSource:
+        ranker = self._run.ranker
+        return self._dataset.impressions_between(
+            first,
+            end,
+            columns=columns_of(ranker),
+            optional=[WEIGHT],
+            in_memory=not ranker.training.stream.enabled,
+        )
+
+    def _encode_head(self, rows: RowSource) -> None:
+        head = next(rows.pieces(0)).slice(0, _HEAD_ROWS)
+        Impressions(rows, self._run.ranker, None).encoder()(head)
+
+    def _check_batch(self, setting: str, count: int, what: str) -> None:
+        """Check that a batch has no more than there is, and divides among the ranks."""
+        batch = operator.attrgetter(setting)(self._run)
+        if batch <= count and batch % self._ranks == 0:
+            return
+        fitting = self._ranks * (min(batch, count) // self._ranks)
+        message = (
+            f"{setting}={batch}: must be a multiple of the {self._ranks} ranks and at "
+            f"most the {count} training {what}"
+        )
+        if not fitting:
+            raise UserError(f"{message}; use fewer --ranks, or more data")
+        fix = f"{setting}={fitting}"
+        self._plan.problems.append(Problem(setting.partition(".")[0], message, (fix,)))
+
+
+def is_left_out(command: str, left_out: Mapping[str, str]) -> bool:
+    """Whether a stage or an evaluation is left out, or something that it needs."""
+    needs = {
+        "train-ranker": ("ranker",),
+        "predict": ("ranker", "predictions"),
+        RANKING: ("ranker", "predictions", RANKING),
+        RETRIEVAL: (RETRIEVAL,),
+    }
+    return any(name in left_out for name in needs.get(command, ()))
+
+
+def check_machine(plan: Plan, out: Path, estimates: Sequence[Estimate]) -> None:
+    """Add the problems that memory or disk are too small, or `out` is read-only."""
+    available = available_memory()
+    for one in estimates:
+        if one.memory > available:
+            message = (
+                f"needs about {_gigabytes(one.memory)} of memory, and "
+                f"{_gigabytes(available)} are free; use a larger machine"
+            )
+            settings = (STREAM,) if one.step == "rankers" else ()
+            plan.problems.append(Problem(one.step, message, settings))
+    place = out
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        message = f"--out {out}: {place} cannot be written; choose another --out"
+        plan.problems.append(Problem("output", message))
+        return
+    free, needed = shutil.disk_usage(place).free, sum(one.disk for one in estimates)
+    if free < needed:
+        message = (
+            f"--out {out}: {_gigabytes(free)} are free and about {_gigabytes(needed)} "
+            "are needed; choose another --out"
+        )
+        plan.problems.append(Problem("output", message))
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def describe_problems(problems: Sequence[Problem], given: Sequence[str]) -> str:
+    """Return all problems, and the command that applies the fixes which are settings.
+
+    `given` are the arguments of the quickstart.
+    """
+    if len(problems) == 1 and not problems[0].settings:
+        return problems[0].message
+    lines = [f"{len(problems)} problems, nothing was started:"]
+    for number, problem in enumerate(problems, start=1):
+        lines.append(f"  {number}. {problem.step}: {problem.message}")
+    settings = [one for problem in problems for one in problem.settings]
+    if settings:
+        command = ["learn-torchrec", "quickstart", *given, "--set", *settings]
+        lines.append(f"then: {shlex.join(command)}")
+    return "\n".join(lines)

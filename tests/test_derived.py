@@ -1,0 +1,141 @@
+"""The preset `default`: what is derived from planted logs, and what may override it."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.split import resolve_times
+from learn_torchrec.derived import derive
+from learn_torchrec.errors import UserError
+
+START, DAY = 1_600_000_000, 86_400
+
+
+def write(directory, log, shown=None, items=None):
+    """Write a data set; `log` rows are (user, item, day, action), `shown` likewise."""
+    directory.mkdir(exist_ok=True)
+    users, chosen, days, actions = map(list, zip(*log, strict=True))
+    ids = sorted({*chosen, *(row[1] for row in shown or [])})
+    if items is None:
+        items = {"title": [f"thing {item}" for item in ids]}
+    pq.write_table(pa.table({"item_id": ids, **items}), directory / "items.parquet")
+    times = [START + int(day * DAY) for day in days]
+    table = {"user_id": users, "item_id": chosen, "timestamp": times, "action": actions}
+    pq.write_table(pa.table(table), directory / "interactions.parquet")
+    if shown is not None:
+        users, chosen, days, labels = map(list, zip(*shown, strict=True))
+        times = [START + int(day * DAY) for day in days]
+        table = {"user_id": users, "item_id": chosen, "timestamp": times}
+        path = directory / "impressions.parquet"
+        pq.write_table(pa.table(table | {"label": labels}), path)
+    return open_dataset(f"parquet:{directory}")
+
+
+def visits(users=200, each=20, repeats=False, seed=0):
+    """Every user has `each` events over 100 days; the last tenth of them is new."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        first = 60 if user >= users * 0.9 else 0
+        for number in range(each):
+            item = 1 if repeats and number % 2 else 10 + number * 7 % 97
+            rows.append((user, item, random.uniform(first, 100), "buy"))
+    return rows
+
+
+def settings(derived):
+    return {choice.setting: choice for choice in derived.choices}
+
+
+def test_a_shop(tmp_path):
+    log = [*visits(repeats=True), (1, 10, 5, "refund"), (1, 10, 5, "view")]
+    derived = derive(write(tmp_path, log))
+    run = derived.run
+    assert run.split.actions == ("buy", "view")  # a refund is no sign of interest
+    assert "refund" in settings(derived)["split.actions"].reason
+    assert run.towers.model.repeat
+    assert not run.retrieval.filter_history
+    assert derived.features is None
+    # 180 users are known before day 50 or so; a tenth of them validates.
+    assert run.towers.training.batch_size == 16
+    assert derive(open_dataset(f"parquet:{tmp_path}")).run == run
+
+
+def test_where_nothing_repeats_histories_are_filtered(tmp_path):
+    run = derive(write(tmp_path, visits())).run
+    assert not run.towers.model.repeat
+    assert run.retrieval.filter_history
+
+
+def test_a_log_of_negatives_alone_keeps_them(tmp_path):
+    log = [(user, item, day, "skip") for user, item, day, _ in visits()]
+    assert derive(write(tmp_path, log)).run.split.actions == ("skip",)
+
+
+@pytest.mark.parametrize(("each", "fewest"), [(3, 4), (9, 7), (60, 10)])
+def test_half_of_the_users_have_enough_events(tmp_path, each, fewest):
+    run = derive(write(tmp_path, visits(each=each))).run
+    assert abs(run.split.min_events - fewest) <= 1
+
+
+def test_holdout_without_new_users_and_without_dates(tmp_path):
+    log = [row for row in visits() if row[0] < 180]  # nobody is new
+    run = derive(write(tmp_path / "one", log)).run
+    assert (run.split.holdout, run.split.towers_until) == ("time", "80%")
+    positions = [(u, i, n / DAY - START / DAY, a) for n, (u, i, _, a) in enumerate(log)]
+    run = derive(write(tmp_path / "two", positions)).run
+    assert run.split.holdout == "leave_one_out"
+
+
+def shown_between(first, last, count=600):
+    days = np.linspace(first, last, count)
+    return [(n % 200, 10 + n % 97, day, n % 3 == 0) for n, day in enumerate(days)]
+
+
+@pytest.mark.parametrize(
+    ("first", "last"), [(0, 100), (60, 99), (95, 99), (0, 30), (20, 25)]
+)
+def test_moments_give_ranker_and_test_a_part(tmp_path, first, last):
+    """Whatever time the impressions cover, both get some, and the towers a log."""
+    dataset = write(tmp_path, visits(), shown_between(first, last))
+    run = derive(dataset).run
+    times = resolve_times(run.split, dataset.times)
+    shown = dataset.impressions["timestamp"].to_numpy()
+    between = (shown >= times.towers_until) & (shown < times.test_from)
+    assert between.mean() > 0.25
+    assert (shown >= times.test_from).mean() > 0.15
+    assert (dataset.times < times.towers_until).mean() > 0.05
+
+
+def test_what_is_set_is_respected_and_not_listed(tmp_path):
+    dataset = write(tmp_path, visits(), shown_between(0, 100))
+    overrides = ["split.min_events=15", "towers.training.batch_size=6"]
+    derived = derive(dataset, overrides)
+    assert derived.run.split.min_events == 15
+    assert derived.run.towers.training.batch_size == 6
+    assert not {"split.min_events", "towers.training.batch_size"} & set(
+        settings(derived)
+    )
+    # The number of training users follows from the set minimum.
+    fewer = settings(derived)["towers.training.epochs"].reason
+    assert fewer != settings(derive(dataset))["towers.training.epochs"].reason
+    with pytest.raises(UserError, match="unknown name"):
+        derive(dataset, ["split.mini=3"])
+
+
+def test_text_of_other_names(tmp_path):
+    log = visits()
+    ids = sorted({row[1] for row in log})
+    items = {"name": [f"n {i}" for i in ids], "stock": ids, "about": ["a"] * len(ids)}
+    run = derive(write(tmp_path, log, items=items)).run
+    assert run.content.prompt.template == "{name}. {about}."
+
+
+def test_only_the_asked_sections_read_the_log(tmp_path):
+    dataset = write(tmp_path, visits())
+    (tmp_path / "interactions.parquet").unlink()
+    assert derive(dataset, sections=("content",)).choices == ()
+    with pytest.raises(UserError):
+        derive(dataset, sections=("split",))

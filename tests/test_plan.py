@@ -1,0 +1,146 @@
+"""The plan: every problem at once before any work, gaps said, commands that fix."""
+
+import shlex
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from learn_torchrec import config, derived
+from learn_torchrec.apps import plan, quickstart
+from learn_torchrec.apps.estimates import Estimate
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.errors import UserError
+from learn_torchrec.locks import locked
+
+
+@pytest.fixture
+def arguments(market, model_dir, tmp_path):
+    out = ["--out", str(tmp_path / "run"), "--ranks", "2"]
+    model = [f"--set=content.encoder.model={model_dir}"]
+    return ["--data", f"parquet:{market}", *out, *model]
+
+
+def change(path, **columns):
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, path)
+
+
+def checked(market, *settings, ranks=2):
+    dataset = open_dataset(f"parquet:{market}")
+    run = config.apply_overrides(derived.derive(dataset).run, settings)
+    return plan.check(dataset, run, ranks)
+
+
+def test_good_data_have_no_problem(market):
+    found = checked(market)
+    assert found.problems == []
+    assert found.left_out == {}
+    assert found.counts["items"] == 40
+    assert found.counts["training_rows"] + found.counts["test_rows"] < 3000
+
+
+def test_all_problems_are_listed_with_the_command_that_fixes(arguments, capsys):
+    wrong = [
+        "towers.training.batch_size=9999",
+        "ranker.training.batch_size=129",
+        "ranker.features.dense=price",
+        "content.encoder.model=/absent/model",
+    ]
+    with pytest.raises(UserError) as caught:
+        quickstart.main([*arguments, "--set", *wrong])
+    first, *listed, command = str(caught.value).splitlines()
+    assert first == "4 problems, nothing was started:"
+    assert "content: model /absent/model" in listed[0]
+    assert "towers: towers.training.batch_size=9999: must be a multiple" in listed[1]
+    assert "ranker: ranker.training.batch_size=129" in listed[2]
+    assert "'price' is missing" in listed[3]
+    # With the fixes only the mistakes that no setting of ours mends are left.
+    words = shlex.split(command.removeprefix("then: "))
+    assert words[:2] == ["learn-torchrec", "quickstart"]
+    with pytest.raises(UserError) as caught:
+        quickstart.main(words[2:])
+    assert "2 problems" in str(caught.value)
+    assert "batch_size" not in str(caught.value)
+    assert "running" not in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_and_makes_nothing(arguments, capsys, tmp_path):
+    quickstart.main([*arguments, "--dry-run"])
+    printed = capsys.readouterr().out
+    for word in ("split", "actions=like", "batch_size=", "content", "user vectors"):
+        assert word in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_impressions_the_ranker_is_left_out(market):
+    (market / "impressions.parquet").unlink()
+    found = checked(market)
+    assert found.problems == []
+    assert "no impressions" in found.left_out["ranker"]
+    for command in ("train-ranker", "predict", plan.RANKING):
+        assert plan.is_left_out(command, found.left_out)
+    for command in ("train-towers", "export-vectors", plan.RETRIEVAL):
+        assert not plan.is_left_out(command, found.left_out)
+
+
+def test_users_seen_once_leave_out_retrieval_alone(market):
+    """Nobody who arrives after the towers' moment has events enough for a test."""
+    path = market / "interactions.parquet"
+    table = pq.read_table(path)
+    old = table.filter(pa.array(table["user_id"].to_numpy() < 45))
+    pq.write_table(old, path)
+    found = checked(market)
+    assert found.problems == []
+    assert list(found.left_out) == [plan.RETRIEVAL]
+
+
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_labels_of_one_class(market, part):
+    path = market / "impressions.parquet"
+    table = pq.read_table(path)
+    times, labels = table["timestamp"].to_numpy(), table["label"].to_numpy().copy()
+    moment = np.quantile(times, 0.8, method="lower")
+    is_part = times >= moment if part == "test" else times < moment
+    labels[is_part] = 0
+    change(path, label=labels)
+    found = checked(market)
+    if part == "training":
+        assert "has 0 ones and" in found.problems[0].message
+    else:
+        assert found.problems == []
+        assert "metrics need both" in found.left_out[plan.RANKING]
+
+
+def test_a_bad_row_is_found_before_any_work(market):
+    path = market / "interactions.parquet"
+    table = pq.read_table(path)
+    change(path, action=[None] * table.num_rows)
+    with pytest.raises(UserError, match=r"interactions.parquet.*'action'"):
+        checked(market)
+
+
+def needing(memory=0.0, disk=0.0):
+    return [Estimate("rankers", "rows", 1.0, memory, disk)]
+
+
+def test_memory_disk_and_place(tmp_path):
+    found = plan.Plan()
+    plan.check_machine(found, tmp_path / "a" / "b", needing(1e18, 1e18))
+    memory, disk = found.problems
+    assert "needs about 1000000000.0 GB of memory" in memory.message
+    assert memory.settings == ("ranker.training.stream.enabled=true",)
+    assert "are needed; choose another --out" in disk.message
+    found = plan.Plan()
+    (tmp_path / "file").write_text("")
+    plan.check_machine(found, tmp_path / "file" / "b", needing())
+    assert "cannot be written" in found.problems[0].message
+
+
+def test_a_second_run_on_the_same_place_touches_nothing(arguments, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another run"):
+        quickstart.main(arguments)
+    assert list((tmp_path / "run").iterdir()) == []
