@@ -1,5 +1,6 @@
 """Rough estimates of a pipeline's time, memory and disk, from counts and a probe."""
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Estimate:
 def estimate(run: Run, counts: Mapping[str, int], ranks: int) -> list[Estimate]:
     """Estimate the steps of the quickstart whose counts are known."""
     rate = _EFFICIENCY * products_per_second()
+    if "text_letters" not in counts:  # the items or the model are a problem
+        return []
     content = _content(run, counts, rate)
     result = [content]
     if "training_users" in counts:
@@ -57,7 +60,7 @@ def estimate(run: Run, counts: Mapping[str, int], ranks: int) -> list[Estimate]:
 def _content(run: Run, counts: Mapping[str, int], rate: float) -> Estimate:
     model = run.content.encoder.model
     tokens = counts["text_letters"] / _LETTERS_PER_TOKEN + 12 * counts["items"]
-    parameters = _PARAMETERS.get(model, 7e9)
+    parameters = _parameters(model)
     dim = _DIMS.get(model, _PAPER_DIM) * len(run.content.encoder.layers)
     vectors = 2.0 * counts["items"] * dim
     return Estimate(
@@ -67,6 +70,22 @@ def _content(run: Run, counts: Mapping[str, int], rate: float) -> Estimate:
         4 * parameters + vectors,
         vectors,
     )
+
+
+def _parameters(model: str) -> float:
+    """Return about how many weights a language model has."""
+    if model in _PARAMETERS:
+        return _PARAMETERS[model]
+    files = backbone.find_model(model)
+    if files.gguf_path is not None:
+        return 2.0 * files.gguf_path.stat().st_size  # four bits each
+    if files.is_local:
+        parts = (p for p in Path(model).expanduser().iterdir() if p.is_file())
+        return sum(part.stat().st_size for part in parts) / 2
+    size = re.search(r"(\d+(?:\.\d+)?)\s?([bm])\b", model.lower())
+    if size is None:
+        return 1e9
+    return float(size[1]) * (1e9 if size[2] == "b" else 1e6)
 
 
 def _towers(

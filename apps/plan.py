@@ -104,10 +104,10 @@ class _Checks:
         """Check the items, their texts and the language model."""
         items = self._dataset.items
         self._plan.counts["items"] = items.num_rows
+        backbone.find_model(self._run.content.encoder.model)
         texts = render(items.slice(0, _HEAD_ROWS), self._run.content.prompt)
         letters = sum(map(len, texts)) / max(1, len(texts))
         self._plan.counts["text_letters"] = int(letters * items.num_rows)
-        backbone.find_model(self._run.content.encoder.model)
 
     def towers(self) -> None:
         """Check the log, its split and the towers' batch."""

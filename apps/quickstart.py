@@ -100,7 +100,7 @@ def _plan(args: argparse.Namespace, given: Sequence[str]) -> tuple[Run, Plan]:
     else:
         run = options.resolve(args)
     planned = plan.check(options.dataset(args), run, args.ranks)
-    estimates = estimate(run, planned.counts, args.ranks) if planned.counts else []
+    estimates = estimate(run, planned.counts, args.ranks)
     plan.check_machine(planned, args.out, estimates)
     if planned.problems:
         raise UserError(plan.describe_problems(planned.problems, given))
