@@ -17,7 +17,7 @@ from learn_torchrec.ranker.config import (
     RankerModelConfig,
     RankerTrainingConfig,
 )
-from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
+from learn_torchrec.ranker.features import DenseFeature, FeaturesConfig, HashedFeature
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.export import ExportConfig
@@ -93,13 +93,18 @@ def quickstart() -> Run:
                 sparse=(
                     HashedFeature(column="user_id", num_embeddings=20_000),
                     HashedFeature(column="item_id", num_embeddings=20_000),
-                    HashedFeature(column="age_decade", num_embeddings=1_000),
+                    HashedFeature(column="age", num_embeddings=1_000),
                     HashedFeature(column="gender", num_embeddings=1_000),
                     HashedFeature(column="occupation", num_embeddings=1_000),
                     HashedFeature(column="genres", num_embeddings=1_000),
                     HashedFeature(column="release_year", num_embeddings=1_000),
                 ),
-                dense=("user_events", "user_log_odds", "item_events", "item_log_odds"),
+                dense=(
+                    DenseFeature(column="user_past_events"),
+                    DenseFeature(column="user_past_rate"),
+                    DenseFeature(column="item_past_events"),
+                    DenseFeature(column="item_past_rate"),
+                ),
             ),
             model=RankerModelConfig(embedding_dim=16),
             optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01),

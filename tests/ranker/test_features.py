@@ -43,7 +43,8 @@ FEATURES = FeaturesConfig(
 )
 
 
-def encode(table, features, *tasks):
+def encode(table, features, *tasks, nulls="refuse"):
+    features = dataclasses.replace(features, nulls=nulls)
     return Encoder(features, tasks or (TaskConfig(),), None, "file")(table)
 
 
@@ -126,7 +127,7 @@ def with_column(name, values):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (TABLE.drop_columns(["price"]), "file: feature column 'price' is missing"),
+        (TABLE.drop_columns(["price"]), "file: column 'price' is missing"),
         (with_column("price", [1, 2, None, 4, 5]), "'price' is null in row 2"),
         (
             with_column("price", list("abcde")),
@@ -236,7 +237,7 @@ def test_managed_ids_travel_apart():
         (
             with_column("price", [1.0, 2, np.nan, 4, 5]),
             BucketizedFeature(column="price", boundaries=(2.0,)),
-            "'price' is nan in row 2",
+            "'price' is null in row 2",
         ),
         (
             TABLE,
