@@ -71,7 +71,7 @@ def test_lists_of_sections_are_json():
         ("ranker.features.sparse=", "name at least one column"),
         (
             'ranker.features.sparse=[{"colum": "x"}]',
-            "unknown name 0.colum; known here: column, name, weights",
+            "entry 1: unknown name colum; known here: column, name, weights",
         ),
         (
             'ranker.features.sparse=[{"column": "age", "name": "user.age"}]',

@@ -336,22 +336,25 @@ def test_features_are_set_by_name_or_in_full():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ('{"column": "x", "ids": "index", "rows": 7}', "unknown name 0.rows; known"),
+        (
+            '{"column": "x", "ids": "index", "rows": 7}',
+            "entry 1: unknown name rows; known",
+        ),
         ('{"column": "x", "ids": "other"}', "ids: 'other' is none of hash, index,"),
         ('{"column": "x", "num_embeddings": 0}', "must be greater than 0"),
-        ('{"ids": "index"}', "0.column: is missing"),
-        ('{"column": "x", "ids": "bucketized"}', "0.boundaries: is missing"),
+        ('{"ids": "index"}', "entry 1: column: is missing"),
+        ('{"column": "x", "ids": "bucketized"}', "entry 1: boundaries: is missing"),
         (
             '{"column": "x", "ids": "bucketized", "boundaries": [2, 1]}',
-            "0.boundaries: must be ascending",
+            "entry 1: boundaries: must be ascending",
         ),
         (
             '{"column": "x", "ids": "bucketized", "boundaries": [1, 1]}',
-            "0.boundaries: must be ascending",
+            "entry 1: boundaries: must be ascending",
         ),
         (
             '{"column": "x", "ids": "managed_collision", "weights": "w"}',
-            "0.weights: managed_collision does not",
+            "entry 1: weights: managed_collision does not",
         ),
     ],
 )

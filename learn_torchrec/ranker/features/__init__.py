@@ -44,7 +44,7 @@ IdKind: TypeAlias = (
 def _as_kind(settings: Any) -> Any:
     """Return the feature that settings describe; a bare name is a hashed column."""
     settings = _named(settings)
-    if not isinstance(settings, dict):
+    if isinstance(settings, IdFeature):
         return settings
     kinds = {kind.ids: kind for kind in typing.get_args(IdKind)}
     name = settings.get("ids", HashedFeature.ids)
@@ -53,7 +53,13 @@ def _as_kind(settings: Any) -> Any:
 
 
 def _named(settings: Any) -> Any:
-    return {"column": settings} if isinstance(settings, str) else settings
+    if isinstance(settings, str):
+        return {"column": settings}
+    require(
+        isinstance(settings, dict | IdFeature | DenseFeature),
+        f"{settings!r} is neither a column's name nor a JSON object",
+    )
+    return settings
 
 
 SparseFeature: TypeAlias = Annotated[IdKind, BeforeValidator(_as_kind)]

@@ -103,7 +103,7 @@ def _events(dataset: Dataset, column: PastColumn, actions: Sequence[str]) -> Pas
     positives = None
     if column.label is None:
         table = dataset.check(file, table, kinds)
-        table = table.filter(pc.is_in(table[ACTION], pa.array(actions)))
+        table = table.filter(pc.is_in(table[ACTION], pa.array(actions, pa.string())))
     else:
         table = table.filter(pc.is_valid(table[column.label]))
         if table.num_rows:
