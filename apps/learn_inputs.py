@@ -1,4 +1,4 @@
-"""The vectors that `train-ranker` and `predict` take: the towers', or raw content."""
+"""The inputs of `train-ranker` and `predict`: tables, and vectors or raw content."""
 
 import argparse
 from pathlib import Path
@@ -10,9 +10,23 @@ from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import origin
+from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.content import content_vectors
+from learn_torchrec.ranker.features.lookups import find_columns
 from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
 from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
+
+
+def ranker_tables(dataset: Dataset, ranker: RankerConfig) -> tuple[str, ...]:
+    """Return the tables that a ranker reads; items only for features of theirs.
+
+    Raises:
+        UserError: a feature's column is in no table.
+    """
+    origins = find_columns(dataset, ranker.features, ranker.tasks)
+    items = (ITEMS_FILE,) if origins.items else ()
+    return (INTERACTIONS_FILE, IMPRESSIONS_FILE, *items)
 
 
 def vector_artefacts(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:

@@ -8,7 +8,6 @@ import operator
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +23,14 @@ from learn_torchrec.datasets.loading.row_groups import RowSource
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run
-from learn_torchrec.ranker.encode import columns_of
+from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tasks import label_columns
-from learn_torchrec.schema import WEIGHT
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
 
 from .checkup.machine import available_memory
 from .estimates import Estimate
+from .train_ranker import training_impressions
 
 _HEAD_ROWS = 1_000  # of each part, encoded as a trial
 _MOST_EVENTS = 50_000_000  # of a log that is split as a trial
@@ -86,6 +85,7 @@ def check(dataset: Dataset, run: Run, ranks: int) -> Plan:
 class _Checks:
     def __init__(self, dataset: Dataset, run: Run, ranks: int, plan: Plan) -> None:
         self._dataset, self._run, self._ranks, self._plan = dataset, run, ranks, plan
+        self._lookups: Lookups | None = None
 
     def in_order(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Yield the checks, each with the name of its step."""
@@ -134,20 +134,16 @@ class _Checks:
 
     def training(self) -> None:
         """Check the impressions that the ranker learns from."""
-        times = self._times()
-        rows = self._rows(times.towers_until, times.test_from)
+        times, actions = self._times(), self._run.split.actions
+        shown = training_impressions(
+            self._dataset, self._run.ranker, times, None, actions
+        )
+        self._lookups, rows = shown.lookups, shown.source
         self._plan.counts["training_rows"] = rows.num_rows
-        if not rows.num_rows:
-            raise UserError(
-                f"{rows.name}: no impression lies between split.towers_until and "
-                f"split.test_from ({times.towers_until} to {times.test_from}, unix "
-                "seconds); move them"
-            )
         self._check_batch("ranker.training.batch_size", rows.num_rows, "rows")
-        self._encode_head(rows)
-        for name, counts in self._label_counts(rows).items():
-            if not all(counts):
-                zeros, ones = counts
+        _encode_head(shown)
+        for name, (zeros, ones) in self._label_counts(rows).items():
+            if not zeros or not ones:
                 raise UserError(
                     f"{rows.name}: column {name!r} has {ones} ones and {zeros} zeros "
                     "among the impressions to train on; a ranker needs both: check the "
@@ -156,17 +152,16 @@ class _Checks:
 
     def test(self) -> None:
         """Check the impressions that the ranker scores."""
-        rows = self._rows(self._times().test_from)
+        rows = self._dataset.impressions_between(self._times().test_from)
         self._plan.counts["test_rows"] = rows.num_rows
         if not rows.num_rows:
             self._plan.left_out["predictions"] = (
                 f"{rows.name}: no impression at or after split.test_from"
             )
             return
-        self._encode_head(rows)
-        for name, counts in self._label_counts(rows).items():
-            if not all(counts):
-                zeros, ones = counts
+        _encode_head(Impressions(rows, self._run.ranker, None, self._lookups))
+        for name, (zeros, ones) in self._label_counts(rows).items():
+            if not zeros or not ones:
                 self._plan.left_out[RANKING] = (
                     f"the impressions at or after split.test_from have {ones} ones and "
                     f"{zeros} zeros in column {name!r}; metrics need both"
@@ -190,20 +185,6 @@ class _Checks:
     def _times(self) -> SplitTimes:
         return resolve_times(self._run.split, self._dataset.times)
 
-    def _rows(self, first: int, end: int = sys.maxsize) -> RowSource:
-        ranker = self._run.ranker
-        return self._dataset.impressions_between(
-            first,
-            end,
-            columns=columns_of(ranker),
-            optional=[WEIGHT],
-            in_memory=not ranker.training.stream.enabled,
-        )
-
-    def _encode_head(self, rows: RowSource) -> None:
-        head = next(rows.pieces(0)).slice(0, _HEAD_ROWS)
-        Impressions(rows, self._run.ranker, None).encoder()(head)
-
     def _check_batch(self, setting: str, count: int, what: str) -> None:
         """Check that a batch has no more than there is, and divides among the ranks."""
         batch = operator.attrgetter(setting)(self._run)
@@ -218,6 +199,12 @@ class _Checks:
             raise UserError(f"{message}; use fewer --ranks, or more data")
         fix = f"{setting}={fitting}"
         self._plan.problems.append(Problem(setting.partition(".")[0], message, (fix,)))
+
+
+def _encode_head(shown: Impressions) -> None:
+    """Encode some rows, as the ranker will."""
+    head = next(shown.source.pieces(0)).slice(0, _HEAD_ROWS)
+    shown.encoder()(head)
 
 
 def is_left_out(command: str, left_out: Mapping[str, str]) -> bool:

@@ -30,12 +30,11 @@ from learn_torchrec.provenance import (
 )
 from learn_torchrec.ranker.build import KIND_RANKER, build_ranker, load_ranker
 from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions, Part, Parts
 from learn_torchrec.ranker.scoring import scorer
 from learn_torchrec.ranker.tasks import describe_tasks
 from learn_torchrec.schema import (
-    IMPRESSIONS_FILE,
-    INTERACTIONS_FILE,
     ITEM_ACTIVITY,
     ITEM_ID,
     PREDICTIONS_FILE,
@@ -53,7 +52,12 @@ from learn_torchrec.training.run_log import RunLog
 
 from . import options
 from .job import Job, describe
-from .learn_inputs import open_vectors, towers_input, vector_artefacts
+from .learn_inputs import (
+    open_vectors,
+    ranker_tables,
+    towers_input,
+    vector_artefacts,
+)
 
 _PART_ROWS = 131_072  # of a rank: read, scored and written together
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -73,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = options.dataset(args)
-    inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
+    ranker = _ranker_config(args.ranker, read_manifest(args.ranker, KIND_RANKER))
+    inputs = dataset.fingerprints(*ranker_tables(dataset, ranker))
     artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
     inputs |= towers_input(args)
     return describe(args, KIND_PREDICTIONS, ("split", "cohorts"), inputs, artefacts)
@@ -87,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     dataset = options.dataset(args)
     manifest = read_manifest(args.ranker, KIND_RANKER)
-    ranker = config.from_dict(RankerConfig, manifest.config["ranker"], args.ranker)
+    ranker = _ranker_config(args.ranker, manifest)
     vectors = open_vectors(args, dataset, job.run)
     options_of = {"towers": "vectors", "content": "content"}
     refuse_other_inputs(manifest, args.ranker, job.inputs, options_of)
@@ -96,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_times(source, times.test_from, manifest)
     if vectors:
         refuse_vectors_leak(vectors.manifest, source.earliest, "score")
-    impressions = Impressions(source, ranker, vectors)
+    lookups = open_lookups(
+        dataset, ranker.features, ranker.tasks, manifest.config["split"]["actions"]
+    )
+    impressions = Impressions(source, ranker, vectors, lookups)
     activity = cohort_activity(dataset, job.run)
     with process_group() as device, locked_on_rank0(job.out), RunLog(job.out) as log:
         model = build_ranker(ranker, vectors.dim if vectors else None, device)
@@ -123,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             facts |= report.facts()
         if is_writer():
             report.log()
+
+
+def _ranker_config(directory: Path, manifest: Manifest) -> RankerConfig:
+    return config.from_dict(RankerConfig, manifest.config["ranker"], directory)
 
 
 @contextlib.contextmanager

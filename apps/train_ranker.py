@@ -11,10 +11,11 @@ from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.build import KIND_RANKER, save_ranker
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import columns_of
+from learn_torchrec.ranker.features.lookups import find_columns, open_lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
-from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, WEIGHT
+from learn_torchrec.schema import IMPRESSIONS_FILE, WEIGHT
 from learn_torchrec.training.distributed import (
     is_writer,
     raise_on_all_ranks,
@@ -24,7 +25,12 @@ from learn_torchrec.training.run_log import RUN_LOG
 
 from . import options
 from .job import Job, describe
-from .learn_inputs import open_vectors, towers_input, vector_artefacts
+from .learn_inputs import (
+    open_vectors,
+    ranker_tables,
+    towers_input,
+    vector_artefacts,
+)
 from .warm_start import (
     add_map,
     add_warm_start,
@@ -33,6 +39,8 @@ from .warm_start import (
     refuse_newer,
     warm_start_artefacts,
 )
+
+_SECTIONS = ("split", "ranker")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,10 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = options.dataset(args)
-    inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
+    run = options.resolve(args, _SECTIONS)
+    inputs = dataset.fingerprints(*ranker_tables(dataset, run.ranker))
     artefacts = vector_artefacts(args) | warm_start_artefacts(args, KIND_RANKER)
     inputs |= map_inputs(args) | towers_input(args)
-    return describe(args, KIND_RANKER, ("split", "ranker"), inputs, artefacts)
+    return describe(args, KIND_RANKER, _SECTIONS, inputs, artefacts, run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = options.dataset(args)
     times = resolve_times(job.run.split, dataset.times)
     vectors = open_vectors(args, dataset, job.run)
-    impressions = training_impressions(dataset, job.run.ranker, times, vectors)
+    impressions = training_impressions(
+        dataset, job.run.ranker, times, vectors, job.run.split.actions
+    )
     earlier = earlier_ranker(args)
     if earlier is not None:
         refuse_newer(args.warm_start, KIND_RANKER, times.test_from)
@@ -99,8 +110,11 @@ def training_impressions(
     ranker: RankerConfig,
     times: SplitTimes,
     vectors: LearnVectors | None,
+    actions: Sequence[str],
 ) -> Impressions:
     """Return the impressions to train on, those in [towers_until, test_from).
+
+    Past counts count the interactions of `actions`.
 
     Raises:
         UserError: there are none, they cannot be streamed, or they start before the
@@ -112,10 +126,11 @@ def training_impressions(
             "ranker.training.stream.enabled: only `parquet:` data can be streamed; "
             "set it to false"
         )
+    elsewhere = find_columns(dataset, ranker.features, ranker.tasks).added
     source = dataset.impressions_between(
         times.towers_until,
         times.test_from,
-        columns=columns_of(ranker),
+        columns=[name for name in columns_of(ranker) if name not in elsewhere],
         optional=[WEIGHT],
         in_memory=not streams,
     )
@@ -127,7 +142,8 @@ def training_impressions(
         )
     if vectors:
         refuse_vectors_leak(vectors.manifest, source.earliest, "train on")
-    return Impressions(source, ranker, vectors)
+    lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions)
+    return Impressions(source, ranker, vectors, lookups)
 
 
 def _print_plan(text: str) -> None:

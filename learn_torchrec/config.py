@@ -209,25 +209,43 @@ def _first_problem(kind: Any, error: ValidationError) -> str:
     unknown = (p for p in problems if p["type"] == "unexpected_keyword_argument")
     problem = next(unknown, problems[0])
     path = [str(part) for part in problem["loc"]]
-    full_name = ".".join(path)
+    entry, name = _spoken(path)
     if problem["type"] == "unexpected_keyword_argument":
         fields = _field_names(_kind_at(kind, path[:-1]))
-        return f"unknown name {full_name}; known here: {', '.join(fields)}"
+        return f"{entry}unknown name {name}; known here: {', '.join(fields)}"
+    fields = _field_names(_kind_at(kind, path))
     if problem["type"] == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
-        if message.partition(":")[0] in _field_names(_kind_at(kind, path)):
-            return ".".join([*path, message])
+        if message.partition(":")[0] in fields:
+            return entry + ".".join([*([name] if name else []), message])
+    elif problem["type"] == "dataclass_type":
+        message = f"must be a JSON object of {', '.join(fields)}"
     else:
         message = _reworded(problem["type"], problem["msg"], problem.get("ctx", {}))
-        if path and isinstance(problem["input"], str | int | float):
-            message += f", not {problem['input']!r}"
-    return f"{full_name}: {message}" if path else message
+    is_ours = problem["type"] == "value_error"
+    if path and not is_ours and isinstance(problem["input"], str | int | float):
+        message += f", not {problem['input']!r}"
+    return f"{entry}{name}: {message}" if name else f"{entry}{message}"
+
+
+def _spoken(path: Sequence[str]) -> tuple[str, str]:
+    """Return the list's entry that a path leads into, if any, and the rest by name.
+
+    >>> _spoken(["ranker", "tasks", "0", "name"])
+    ('ranker.tasks entry 1: ', 'name')
+    """
+    numbers = [place for place, part in enumerate(path) if part.isdigit()]
+    if not numbers:
+        return "", ".".join(path)
+    at = numbers[-1]
+    where = f"{'.'.join(path[:at])} entry {int(path[at]) + 1}: ".lstrip()
+    return where, ".".join(path[at + 1 :])
 
 
 def _reworded(kind: str, message: str, context: Mapping[str, Any]) -> str:
     """Return a message of pydantic in this project's words."""
-    if kind == "dataclass_type":
-        return "must be a JSON object"
+    if kind == "string_pattern_mismatch":
+        return f"must match {context['pattern']}"
     if kind in _BOUNDS:
         bound, word = _BOUNDS[kind]
         return f"needs at {word} {context[bound]}"

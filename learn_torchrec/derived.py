@@ -22,7 +22,11 @@ from learn_torchrec.datasets.histories import Catalogue
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, resolve_times
 from learn_torchrec.presets import Run, small_encoder
-from learn_torchrec.ranker.features.derive import DerivedFeatures, derive_features
+from learn_torchrec.ranker.features.derive import (
+    DerivedFeatures,
+    FeatureProfile,
+    profile_features,
+)
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
@@ -118,11 +122,16 @@ def derive(
         _towers(draft)
         _repeats(draft)
         _export(draft)
-    features = None
-    if "ranker" in wanted and dataset.has_impressions:
-        features = _ranker(draft)
+    if "ranker" not in wanted or not dataset.has_impressions:
+        run = config.apply_overrides(draft.run, overrides)
+        return Derived(run, draft.final_choices())
+    columns = _ranker(draft)
+    derived = columns.derive()
+    draft.put(FEATURES, derived.config, "by the columns, as listed")
     run = config.apply_overrides(draft.run, overrides)
-    return Derived(run, draft.final_choices(), features)
+    features = columns.complete(run.ranker.features)
+    run = _replaced(run, FEATURES.split("."), features)
+    return Derived(run, draft.final_choices(), derived)
 
 
 class _Draft:
@@ -365,8 +374,8 @@ def _export(draft: _Draft) -> None:
         draft.put("export.snapshots", "last", reason)
 
 
-def _ranker(draft: _Draft) -> DerivedFeatures:
-    """Choose features by the columns, shape and length by the number of rows."""
+def _ranker(draft: _Draft) -> FeatureProfile:
+    """Choose shape and length by the number of rows; profile the columns."""
     draft.respect("ranker")
     dataset, times = draft.dataset, draft.times()
     rows = dataset.impressions_between(times.towers_until, times.test_from).num_rows
@@ -385,10 +394,7 @@ def _ranker(draft: _Draft) -> DerivedFeatures:
         draft.put("ranker.optimizer.weight_decay", 0.01, reason)
     if rows > _STREAMED_ROWS:
         draft.put("ranker.training.stream.enabled", True, reason)
-    tasks, actions = draft.run.ranker.tasks, draft.run.split.actions
-    features = derive_features(dataset, times, tasks, actions)
-    draft.put(FEATURES, features.config, "by the columns, as listed")
-    return features
+    return profile_features(dataset, times, draft.run.ranker.tasks)
 
 
 def _replaced(value: Any, path: Sequence[str], new: Any) -> Any:

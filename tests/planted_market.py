@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from learn_torchrec.config import Share, configuration
-from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, add_counters
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE
 from learn_torchrec.datasets.generated.market import DAY, ORACLE, START, TOPICS
 
 
@@ -48,7 +48,7 @@ class PlantedConfig:
 
 
 class PlantedMarket:
-    """Tables in our schema; impressions carry `oracle` and point-in-time counters."""
+    """Tables in our schema; impressions carry `oracle`."""
 
     def __init__(self, config: PlantedConfig) -> None:
         self.config = config
@@ -113,7 +113,7 @@ class PlantedMarket:
         return log.append_column("action", pa.array(actions))
 
     def impressions(self) -> pa.Table:
-        return add_counters(self._log)
+        return self._log
 
     def _random(self, part: str) -> np.random.Generator:
         digest = hashlib.blake2b(part.encode(), digest_size=8).digest()

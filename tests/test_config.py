@@ -42,7 +42,7 @@ def test_lists_of_sections_are_json():
     run = config.apply_overrides(presets.Run(), [f"ranker.features.sparse={text}"])
     assert [(f.column, f.num_embeddings) for f in run.ranker.features.sparse] == [
         ("user_id", 7),
-        ("shop", 100_000),
+        ("shop", None),
     ]
 
 
@@ -71,11 +71,11 @@ def test_lists_of_sections_are_json():
         ("ranker.features.sparse=", "name at least one column"),
         (
             'ranker.features.sparse=[{"colum": "x"}]',
-            "unknown name 0.colum; known here: column, weights, sharding",
+            "entry 1: unknown name colum; known here: column, name, weights",
         ),
         (
-            'ranker.features.sparse=[{"column": "user.age"}]',
-            "0.column: 'user.age' has a dot, which feature names must not",
+            'ranker.features.sparse=[{"column": "age", "name": "user.age"}]',
+            "name: 'user.age' has a dot, which names of tables must not",
         ),
     ],
 )

@@ -40,7 +40,7 @@ from learn_torchrec.ranker.config import (
     StreamConfig,
 )
 from learn_torchrec.ranker.encode import columns_of
-from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
+from learn_torchrec.ranker.features import DenseFeature, FeaturesConfig, HashedFeature
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tables import embedding_bag_collection, sharding_kinds
 from learn_torchrec.ranker.vectors import LearnVectors
@@ -68,7 +68,7 @@ def configuration() -> RankerConfig:
                 HashedFeature(column=f"id_{i}", num_embeddings=TABLE_ROWS)
                 for i in range(NUM_TABLES)
             ),
-            dense=tuple(f"number_{i}" for i in range(NUM_DENSE)),
+            dense=tuple(DenseFeature(column=f"number_{i}") for i in range(NUM_DENSE)),
         ),
         training=RankerTrainingConfig(
             batch_size=ROWS_PER_RANK * dist.get_world_size(),
@@ -177,7 +177,7 @@ def torchrec_dlrm(config: RankerConfig, device: torch.device) -> Any:
     model = DLRMTrain(
         DLRM(
             embedding_bag_collection(features.sparse, shape.embedding_dim),
-            dense_in_features=len(features.dense),
+            dense_in_features=features.dense_width,
             dense_arch_layer_sizes=[*shape.dense_layers, shape.embedding_dim],
             over_arch_layer_sizes=[*shape.over_layers, 1],
             dense_device=device,

@@ -19,7 +19,7 @@ from torchrec import KeyedJaggedTensor
 from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
 from learn_torchrec.ranker.config import RankerConfig
-from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
+from learn_torchrec.ranker.features import DenseFeature, FeaturesConfig, HashedFeature
 from learn_torchrec.training.checkpoint import CheckpointConfig, Checkpoints
 from learn_torchrec.training.distributed import process_group
 
@@ -36,7 +36,7 @@ def measure_saves() -> dict[str, Any]:
                 HashedFeature(column=f"id_{n}", num_embeddings=_ROWS)
                 for n in range(_TABLES)
             ),
-            dense=("number",),
+            dense=(DenseFeature(column="number"),),
         )
         config = RankerConfig(features=features)
         model = build_ranker(config, None, device)

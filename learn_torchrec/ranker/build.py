@@ -56,7 +56,7 @@ def build_task(
         )
     ranker = LearnRanker(
         embedding_bag_collection(features.sparse, shape.embedding_dim),
-        dense_in_features=len(features.dense),
+        dense_in_features=features.dense_width,
         dense_arch_layer_sizes=[*shape.dense_layers, shape.embedding_dim],
         over_arch_layer_sizes=[*shape.over_layers, 1],
         learn=learn,

@@ -1,6 +1,7 @@
 """Encoding impressions as arrays: checked columns, table rows, vector rows."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ from learn_torchrec.datasets.loading.tables import REQUIRED, check
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.features.dense import encode_dense, encode_weights
+from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.tasks import TaskConfig, label_columns
 from learn_torchrec.ranker.vectors import LearnVectors
@@ -27,15 +29,17 @@ class Encoder:
 
     Attributes:
         features: the columns to read.
-        tasks: whose labels to read.
+        tasks: whose labels to read; none to score rows without labels.
         vectors: LEARN's, to find the rows of users and items; None with LEARN off.
         source: of the tables, for messages.
+        lookups: columns that the tables lack.
     """
 
     features: FeaturesConfig
     tasks: tuple[TaskConfig, ...]
     vectors: LearnVectors | None
     source: str
+    lookups: Lookups | None = None
 
     def __call__(self, table: pa.Table) -> RankingRows:
         """Check and encode a table; raises as `checked` and `encode`."""
@@ -55,14 +59,15 @@ class Encoder:
         A user's vector is the latest one strictly before the row's timestamp.
 
         Raises:
-            UserError: a feature column is missing, has nulls or a wrong type or value;
-                or the ids are of another type than the vectors'.
+            UserError: a feature column is missing or has a wrong type or value; or the
+                ids are of another type than the vectors', the catalogue's or the log's.
         """
-        sparse = {
-            feature.column: feature.encode(table, self.source)
-            for feature in self.features.sparse
-        }
-        managed = [f.column for f in self.features.sparse if f.is_managed]
+        if self.lookups is not None:
+            table = self.lookups.add_to(table, self.source)
+        features, nulls = self.features, self.features.nulls
+        bags = {f.name: f.encode(table, self.source, nulls) for f in features.sparse}
+        dense, dense_nulls = encode_dense(table, features.dense, self.source, nulls)
+        managed = [f.name for f in features.sparse if f.is_managed]
         user_rows = item_rows = None
         if self.vectors is not None:
             user_rows, item_rows = self.vectors.rows(
@@ -71,10 +76,15 @@ class Encoder:
                 table[TIMESTAMP].to_numpy(),
                 self.source,
             )
+        has_null = np.zeros((table.num_rows, len(bags) + len(dense_nulls)), bool)
+        sparse_nulls = (ids.has_null for ids in bags.values())
+        for place, rows in enumerate(chain(sparse_nulls, dense_nulls)):
+            if rows is not None:
+                has_null[:, place] = rows
         return RankingRows(
-            dense=encode_dense(table, self.features.dense, self.source),
-            sparse={n: ids for n, ids in sparse.items() if n not in managed},
-            managed={n: sparse[n] for n in managed},
+            dense=dense,
+            sparse={n: ids for n, ids in bags.items() if n not in managed},
+            managed={n: bags[n] for n in managed},
             labels={
                 name: table[name].to_numpy().astype(np.float32)
                 for name in label_columns(self.tasks)
@@ -82,11 +92,13 @@ class Encoder:
             weights=encode_weights(table, self.source),
             user_rows=user_rows,
             item_rows=item_rows,
+            has_null=has_null,
+            nullable=(*bags, *(feature.column for feature in features.dense)),
         )
 
 
 def columns_of(config: RankerConfig) -> tuple[str, ...]:
-    """Return the columns that a ranker needs, each once."""
+    """Return the columns that a ranker needs, lookups included, each once."""
     columns = [*_required(config.tasks), *config.features.columns]
     return tuple(dict.fromkeys(columns))
 

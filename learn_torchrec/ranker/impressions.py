@@ -26,6 +26,7 @@ from learn_torchrec.jagged import offsets_of
 from learn_torchrec.ranker.batch import RankingBatch, collate
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import Encoder
+from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.rows import RankingRows, RowsReport
 from learn_torchrec.ranker.vectors import LearnVectors
 
@@ -53,6 +54,7 @@ class Impressions:
         source: where they are read from.
         config: of the ranker.
         vectors: LEARN's, if any.
+        lookups: feature columns that the source lacks.
 
     Attributes:
         tasks: of the ranker.
@@ -62,9 +64,14 @@ class Impressions:
     """
 
     def __init__(
-        self, source: RowSource, config: RankerConfig, vectors: LearnVectors | None
+        self,
+        source: RowSource,
+        config: RankerConfig,
+        vectors: LearnVectors | None,
+        lookups: Lookups | None = None,
     ) -> None:
         self.source, self._config = source, config
+        self.lookups = lookups
         self.tasks = config.tasks
         self.vectors = None if config.model.learn == "off" else vectors
         self.report = RowsReport()
@@ -128,8 +135,13 @@ class Impressions:
 
     def encoder(self) -> Encoder:
         """Return what encodes the rows, in this process or in workers."""
-        config = self._config
-        return Encoder(config.features, self.tasks, self.vectors, self.source.name)
+        return Encoder(
+            self._config.features,
+            self.tasks,
+            self.vectors,
+            self.source.name,
+            self.lookups,
+        )
 
 
 class Parts:

@@ -39,11 +39,13 @@ class ManagedSparseArch(nn.Module):
 class LearnRanker(nn.Module):
     """A DLRM of TorchRec's own parts; without `learn`, for one task, it equals DLRM.
 
-    Several tasks share everything but the over-arch (shared bottom).
+    Several tasks share everything but the over-arch (shared bottom). Without any dense
+    input the bottom MLP gets a constant 1: a learned vector takes its output's place,
+    and the interactions with it are the ID features' own effects.
 
     Args:
         embedding_bag_collection: the ID features, all of one embedding dim.
-        dense_in_features: F, at least 1.
+        dense_in_features: F, 0 without dense features.
         dense_arch_layer_sizes: of the bottom MLP; the last is the embedding dim.
         over_arch_layer_sizes: of a task's top MLP; the last is 1.
         learn: LEARN's features; None for the baseline.
@@ -89,7 +91,10 @@ class LearnRanker(nn.Module):
             num_features += len(self.managed_arch.names)
         if learn is not None:
             dense_in_features += learn.out_features
-        self.dense_arch = DenseArch(dense_in_features, dense_arch_layer_sizes, device)
+        self.has_dense = dense_in_features > 0
+        self.dense_arch = DenseArch(
+            max(1, dense_in_features), dense_arch_layer_sizes, device
+        )
         self.inter_arch = InteractionArch(num_features)
         pairs = num_features * (num_features - 1) // 2
         archs = {
@@ -130,6 +135,8 @@ class LearnRanker(nn.Module):
             for task in self.auxiliary_tasks:
                 auxiliary_logits[task] = heads[task] if self._heads_named else heads
             dense_features = torch.cat([dense_features, features], dim=1)
+        if not self.has_dense:
+            dense_features = dense_features.new_ones(len(dense_features), 1)
         embedded_dense = self.dense_arch(dense_features)
         embedded_sparse = self.sparse_arch(sparse_features)
         if self.managed_arch is not None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from learn_torchrec.arrays import Float32Array, Int64Array
+from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
 from learn_torchrec.jagged import offsets_of
 from learn_torchrec.ranker.features.base import IdBags
 from learn_torchrec.ranker.vectors import MISSING
@@ -30,8 +30,10 @@ class RankingRows:
         dense: float32 [N, F].
         sparse: ID features whose values are table rows, in the configured order.
         managed: ID features whose values are keys that TorchRec maps to rows.
-        labels: float32 [N] of 0 and 1, by column.
+        labels: float32 [N] of 0 and 1, by column; empty where they are not needed.
         weights: float32 [N].
+        has_null: bool [N, features], whether a feature has a null there.
+        nullable: the features' names in that order.
         user_rows: int64 [N], rows of the user vectors, -1 where missing; None with
             LEARN off.
         item_rows: int64 [N], likewise.
@@ -42,6 +44,8 @@ class RankingRows:
     managed: dict[str, IdBags]
     labels: dict[str, Float32Array]
     weights: Float32Array
+    has_null: BoolArray
+    nullable: tuple[str, ...]
     user_rows: Int64Array | None = None
     item_rows: Int64Array | None = None
 
@@ -60,7 +64,7 @@ class RankingRows:
         return cls(**{n: _join([getattr(part, n) for part in parts]) for n in _FIELDS})
 
     def report(self) -> "RowsReport":
-        """Count missing vectors and dropped ids."""
+        """Count missing vectors, dropped ids and nulls."""
         missing = {
             f"{side}_vectors": int((rows == MISSING).sum())
             for side, rows in (("user", self.user_rows), ("item", self.item_rows))
@@ -71,7 +75,11 @@ class RankingRows:
             for name, ids in self.sparse.items()
             if ids.left_out is not None
         }
-        return RowsReport(rows=len(self), missing=missing, left_out=left_out)
+        counts = self.has_null.sum(axis=0).tolist()
+        nulls = {n: c for n, c in zip(self.nullable, counts, strict=True) if c}
+        return RowsReport(
+            rows=len(self), missing=missing, left_out=left_out, nulls=nulls
+        )
 
 
 _FIELDS = [field.name for field in dataclasses.fields(RankingRows)]
@@ -83,6 +91,8 @@ def _take(value: Any, rows: Int64Array) -> Any:
         return {name: _take(part, rows) for name, part in value.items()}
     if isinstance(value, IdBags):
         return value.take(rows)
+    if isinstance(value, tuple):  # names
+        return value
     return None if value is None else value[rows]
 
 
@@ -98,7 +108,9 @@ def _join(parts: Sequence[Any]) -> Any:
             weights=_join([part.weights for part in parts]),
             left_out=_join([part.left_out for part in parts]),
         )
-    return None if first is None else np.concatenate(parts)
+    if first is None or isinstance(first, tuple):
+        return first
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +121,20 @@ class RowsReport:
         rows: N.
         missing: rows without a user vector, and without an item vector.
         left_out: dropped ids by feature: its table has no row for them.
+        nulls: rows with a null by feature; features without nulls are left out.
     """
 
     rows: int = 0
     missing: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    nulls: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Self) -> "RowsReport":
         return RowsReport(
             rows=self.rows + other.rows,
             missing=_sum(self.missing, other.missing),
             left_out=_sum(self.left_out, other.left_out),
+            nulls=_sum(self.nulls, other.nulls),
         )
 
     def of_all_ranks(self) -> "RowsReport":
@@ -137,10 +152,11 @@ class RowsReport:
             "coverage": coverage,
             "missing_vectors": self.missing,
             "ids_left_out": self.left_out,
+            "nulls": self.nulls,
         }
 
     def log(self) -> None:
-        """Warn about missing vectors and dropped ids."""
+        """Warn about missing vectors, dropped ids and nulls."""
         for name, count in self.missing.items():
             if count:
                 logger.warning(
@@ -154,6 +170,12 @@ class RowsReport:
                 logger.warning(
                     "feature %r: dropped %d ids outside its table", name, count
                 )
+        for name, count in self.nulls.items():
+            logger.warning(
+                "feature %r: null in %d of %d rows; it counts as missing there "
+                "(ranker.features.nulls=refuse names the first)",
+                *(name, count, self.rows),
+            )
 
 
 def _sum(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:

@@ -33,7 +33,7 @@ def sharding_kinds(
 ) -> Mapping[str, ShardingKind]:
     """Return the sharding kind of each table by name."""
     return {
-        TABLE_PREFIX + feature.column: (
+        TABLE_PREFIX + feature.name: (
             "row_wise" if feature.is_managed else feature.sharding or config.kind
         )
         for feature in features

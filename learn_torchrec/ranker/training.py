@@ -55,7 +55,8 @@ def train_ranker(
     """
     training, per_epoch = config.training, impressions.loader.steps
     steps = training.epochs * per_epoch
-    model = build_ranker(config, _vector_dim(config, impressions), device, on_plan)
+    vector_dim = None if impressions.vectors is None else impressions.vectors.dim
+    model = build_ranker(config, vector_dim, device, on_plan)
     if earlier is not None:
         warm_start(model, config.features, earlier)
     optimizer = ranker_optimizer(model, config)
@@ -94,17 +95,6 @@ def train_ranker(
             train_epoch(pipeline, batches, schedule, on_step, watchdog=state.watchdog)
     pipeline.detach()
     return model, {"steps": steps, **_facts(config, impressions)}
-
-
-def _vector_dim(config: RankerConfig, impressions: Impressions) -> int | None:
-    if impressions.vectors is not None:
-        return impressions.vectors.dim
-    if not config.features.dense:
-        raise UserError(
-            "ranker.features.dense: DLRM without LEARN needs at least one dense "
-            "feature; name a column"
-        )
-    return None
 
 
 def _facts(config: RankerConfig, impressions: Impressions) -> dict[str, Any]:

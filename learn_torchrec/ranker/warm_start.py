@@ -121,11 +121,11 @@ def _check_names(features: FeaturesConfig, earlier: WarmStart) -> None:
             (new, features.sparse, "this run"),
             (old, earlier.features.sparse, "the earlier run"),
         ):
-            columns = [feature.column for feature in known]
-            if name and name not in columns:
+            names = [feature.name for feature in known]
+            if name and name not in names:
                 raise UserError(
                     f"--warm-start-map {new}={old}: {run} has no ID feature {name!r}; "
-                    f"it has {', '.join(columns)}"
+                    f"it has {', '.join(names)}"
                 )
 
 
@@ -137,7 +137,7 @@ def _old_name(name: str, renamed: Mapping[str, str]) -> str:
 
 def _feature_of(name: str, features: FeaturesConfig) -> IdFeature | None:
     parts = name.split(".")
-    found = (f for f in features.sparse if TABLE_PREFIX + f.column in parts)
+    found = (f for f in features.sparse if TABLE_PREFIX + f.name in parts)
     return next(found, None)
 
 
@@ -145,9 +145,9 @@ def _changed_mapping(feature: IdFeature | None, earlier: WarmStart) -> str | Non
     """Return why a table's rows now stand for other ids; None if they do not."""
     if feature is None:
         return None
-    old = earlier.renamed.get(feature.column, feature.column)
+    old = earlier.renamed.get(feature.name, feature.name)
     for other in earlier.features.sparse:
-        if other.column == old and other.row_mapping != feature.row_mapping:
+        if other.name == old and other.row_mapping != feature.row_mapping:
             before, now = other.row_mapping, feature.row_mapping
             return f"its ids were mapped to rows by {before}, now by {now}"
     return None

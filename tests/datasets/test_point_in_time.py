@@ -1,31 +1,48 @@
 import numpy as np
+import pyarrow as pa
+import pytest
 
-from learn_torchrec.datasets import point_in_time
+from learn_torchrec.datasets.point_in_time import PastEvents
+from learn_torchrec.errors import UserError
 
 
-def random_log(seed: int, count: int = 200):
-    random = np.random.default_rng(seed)
-    return (
-        random.integers(0, 8, count),
-        random.integers(0, 30, count),  # many ties
-        random.integers(0, 2, count),
+def test_counts_by_hand():
+    past = PastEvents(
+        ids=np.array([1, 1, 2, 1]),
+        times=np.array([5, 3, 4, 5]),
+        positives=np.array([True, True, True, False]),
     )
+    # Not the events of the row's own second; id 7 has none.
+    events, positives = past.before([1, 1, 1, 2, 7], np.array([3, 5, 6, 99, 99]))
+    assert events.tolist() == [0, 1, 3, 1, 0]
+    assert positives.tolist() == [0, 1, 2, 1, 0]
+    events, positives = past.all_before(np.array([3, 4, 5, 6]))
+    assert events.tolist() == [0, 1, 2, 4]
+    assert positives.tolist() == [0, 1, 2, 3]
 
 
-def test_running_counts_by_hand():
-    ids = np.array([1, 1, 2, 1, 1])
-    times = np.array([5, 3, 4, 5, 9])
-    labels = np.array([1, 1, 1, 0, 0])
-    events, positives = point_in_time.running_counts(ids, times, labels)
-    # Rows 0 and 3 have the same time: neither counts for the other.
-    assert events.tolist() == [1, 0, 0, 1, 3]
-    assert positives.tolist() == [1, 0, 0, 1, 2]
-
-
-def test_running_counts_equal_a_plain_loop():
-    ids, times, labels = random_log(1)
-    events, positives = point_in_time.running_counts(ids, times, labels)
-    for row in range(len(ids)):
-        earlier = (ids == ids[row]) & (times < times[row])
+@pytest.mark.parametrize("kind", [pa.int32(), pa.string()])
+def test_counts_equal_a_plain_loop(kind):
+    random = np.random.default_rng(1)
+    ids, times = random.integers(0, 8, 300), random.integers(0, 30, 300)  # many ties
+    labels = random.random(300) < 0.4
+    past = PastEvents(pa.array(ids).cast(kind), times, labels)
+    wanted, moments = random.integers(-2, 10, 200), random.integers(-5, 40, 200)
+    events, positives = past.before(pa.array(wanted).cast(kind), moments)
+    all_events, all_positives = past.all_before(moments)
+    for row in range(200):
+        earlier = times < moments[row]
+        assert all_events[row] == earlier.sum()
+        assert all_positives[row] == labels[earlier].sum()
+        earlier &= ids == wanted[row]
         assert events[row] == earlier.sum()
         assert positives[row] == labels[earlier].sum()
+
+
+def test_a_log_without_events_and_other_ids():
+    empty = PastEvents(pa.array([], pa.int64()), np.array([], np.int64))
+    assert [x.tolist() for x in empty.before(["a"], np.array([5]))] == [[0], [0]]
+    assert [x.tolist() for x in empty.all_before(np.array([5]))] == [[0], [0]]
+    past = PastEvents(np.array([1]), np.array([1]), name="user_id")
+    with pytest.raises(UserError, match="user_id: ids are string, but int64 in the lo"):
+        past.before(["1"], np.array([5]))

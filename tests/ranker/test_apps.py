@@ -88,14 +88,14 @@ def test_a_bad_row_is_named_as_in_the_file(run, market, capsys):
     table = pq.read_table(path)
     hours = table["hour"].to_numpy().astype(np.float64)
     last = int(np.argmax(table["timestamp"].to_numpy()))
-    hours[last] = np.nan
+    hours[last] = np.inf
     place = table.column_names.index("hour")
     pq.write_table(
         table.set_column(place, "hour", pa.array(hours)), path, row_group_size=200
     )
     with pytest.raises(SystemExit):
         run("predict", "refused", "--ranker", str(ranker))
-    assert f"'hour' is nan in row {last}" in capsys.readouterr().err
+    assert f"'hour' is inf in row {last}" in capsys.readouterr().err
     assert not (market.parent / "refused").exists()
 
 
@@ -133,6 +133,8 @@ def test_only_parquet_can_be_streamed(tmp_path, capsys):
                     str(tmp_path / "x"),
                 ),
                 "--set=ranker.training.stream.enabled=true",
+                "--set=ranker.features.sparse=user_id",
+                "--set=ranker.features.dense=",
             ]
         )
     assert "only `parquet:` data can be streamed" in capsys.readouterr().err
@@ -152,7 +154,9 @@ def test_training_takes_the_impressions_from_towers_until_to_before_test_from(
         ),
     )
     split = SplitTimes(towers_until=first, test_from=end)
-    impressions = train_ranker.training_impressions(dataset, config, split, None)
+    impressions = train_ranker.training_impressions(
+        dataset, config, split, None, ["like"]
+    )
     every = dataset.impressions["timestamp"].to_numpy()
     expected = every[(every >= first) & (every < end)]  # a row lies at either bound
     found = [
@@ -164,7 +168,7 @@ def test_training_takes_the_impressions_from_towers_until_to_before_test_from(
     assert len(impressions) == impressions.loader.steps == len(expected)
     nothing = SplitTimes(towers_until=int(times[-1]) + 1, test_from=2**40)
     with pytest.raises(UserError, match="no impression lies between split"):
-        train_ranker.training_impressions(dataset, config, nothing, None)
+        train_ranker.training_impressions(dataset, config, nothing, None, ["like"])
 
 
 def test_unknown_items_are_counted_alike_in_memory_and_streamed(market, one_rank):
@@ -196,7 +200,9 @@ def test_unknown_items_are_counted_alike_in_memory_and_streamed(market, one_rank
                 batch_size=1, stream=StreamConfig(enabled=streams)
             ),
         )
-        rows = train_ranker.training_impressions(dataset, config, split, vectors)
+        rows = train_ranker.training_impressions(
+            dataset, config, split, vectors, ["like"]
+        )
         assert len(list(rows.batches(epoch=0))) == len(items)
         assert rows.report.missing == {
             "user_vectors": 0,

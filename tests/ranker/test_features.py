@@ -43,7 +43,8 @@ FEATURES = FeaturesConfig(
 )
 
 
-def encode(table, features, *tasks):
+def encode(table, features, *tasks, nulls="refuse"):
+    features = dataclasses.replace(features, nulls=nulls)
     return Encoder(features, tasks or (TaskConfig(),), None, "file")(table)
 
 
@@ -126,7 +127,7 @@ def with_column(name, values):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (TABLE.drop_columns(["price"]), "file: feature column 'price' is missing"),
+        (TABLE.drop_columns(["price"]), "file: column 'price' is missing"),
         (with_column("price", [1, 2, None, 4, 5]), "'price' is null in row 2"),
         (
             with_column("price", list("abcde")),
@@ -236,7 +237,7 @@ def test_managed_ids_travel_apart():
         (
             with_column("price", [1.0, 2, np.nan, 4, 5]),
             BucketizedFeature(column="price", boundaries=(2.0,)),
-            "'price' is nan in row 2",
+            "'price' is null in row 2",
         ),
         (
             TABLE,
@@ -335,22 +336,25 @@ def test_features_are_set_by_name_or_in_full():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ('{"column": "x", "ids": "index", "rows": 7}', "unknown name 0.rows; known"),
+        (
+            '{"column": "x", "ids": "index", "rows": 7}',
+            "entry 1: unknown name rows; known",
+        ),
         ('{"column": "x", "ids": "other"}', "ids: 'other' is none of hash, index,"),
         ('{"column": "x", "num_embeddings": 0}', "must be greater than 0"),
-        ('{"ids": "index"}', "0.column: is missing"),
-        ('{"column": "x", "ids": "bucketized"}', "0.boundaries: is missing"),
+        ('{"ids": "index"}', "entry 1: column: is missing"),
+        ('{"column": "x", "ids": "bucketized"}', "entry 1: boundaries: is missing"),
         (
             '{"column": "x", "ids": "bucketized", "boundaries": [2, 1]}',
-            "0.boundaries: must be ascending",
+            "entry 1: boundaries: must be ascending",
         ),
         (
             '{"column": "x", "ids": "bucketized", "boundaries": [1, 1]}',
-            "0.boundaries: must be ascending",
+            "entry 1: boundaries: must be ascending",
         ),
         (
             '{"column": "x", "ids": "managed_collision", "weights": "w"}',
-            "0.weights: managed_collision does not",
+            "entry 1: weights: managed_collision does not",
         ),
     ],
 )

@@ -17,6 +17,7 @@ from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.content import content_vectors
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
+from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
@@ -29,7 +30,7 @@ FEATURES = FeaturesConfig(
         HashedFeature(column="user_id", num_embeddings=2000),
         HashedFeature(column="item_id", num_embeddings=2000),
     ),
-    dense=("user_events", "user_log_odds", "item_events", "item_log_odds"),
+    dense=("user_past_events", "user_past_rate", "item_past_events", "item_past_rate"),
 )
 
 
@@ -70,11 +71,13 @@ def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
     times = market.impressions["timestamp"].to_numpy()
     impressions = market.impressions.filter(pa.array(times >= planted.test_from))
     oracle = uauc(impressions, impressions["oracle"].to_numpy())
+    lookups = open_lookups(market, FEATURES, config.tasks, ("like",))
     reached = {}
     for name, given in (("ids", None), ("learn", vectors)):
-        rows = Impressions(train, config, given)
+        rows = Impressions(train, config, given, lookups)
         model, _ = train_ranker(config, rows, one_rank, Silent())
-        scores = score(model, Impressions(test, config, given), 1000, one_rank)
+        tested = Impressions(test, config, given, lookups)
+        scores = score(model, tested, 1000, one_rank)
         reached[name] = uauc(impressions, scores["score"])
     assert oracle > 0.75
     assert reached["learn"] > oracle - TOLERANCE, reached
@@ -92,7 +95,7 @@ def test_towers_and_ranker_recover_it_from_the_command_line(tmp_path):
         f"split.towers_until={START + 8 * DAY}",
         f"split.test_from={planted.test_from}",
         f"ranker.features.sparse={json.dumps(sparse)}",
-        f"ranker.features.dense={','.join(FEATURES.dense)}",
+        f"ranker.features.dense={','.join(f.column for f in FEATURES.dense)}",
         "ranker.optimizer.learning_rate=0.003",
         "ranker.training.epochs=20",
         "towers.model.item_tower=projection",

@@ -33,7 +33,11 @@ from learn_torchrec.datasets.adapters.item_texts import unescape
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.datasets.loading.row_groups import RowGroups, RowSource
+from learn_torchrec.datasets.loading.row_groups import (
+    RowGroups,
+    RowSource,
+    open_parquet,
+)
 from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.datasets.sequences import (
     TICK,
@@ -128,6 +132,29 @@ class Dataset(abc.ABC):
         """Return one checked column; an override may read it alone."""
         checked: pa.Table = getattr(self, table.removesuffix(".parquet"))
         return checked[name]
+
+    def columns(self, table: str, names: Sequence[str]) -> pa.Table:
+        """Return some columns of a table, unchecked; of Parquet only these are read."""
+        where, attribute = self.parquet(table), table.removesuffix(".parquet")
+        if where is None or attribute in vars(self):
+            whole: pa.Table = getattr(self, attribute)
+            return whole.select(names)
+        read = tables.read_parquet(where, names)
+        return unescape(read) if table == ITEMS_FILE else read
+
+    def schema(self, table: str) -> pa.Schema:
+        """Return a table's columns and types; of Parquet only the footers are read."""
+        where, attribute = self.parquet(table), table.removesuffix(".parquet")
+        if where is None or attribute in vars(self):
+            return getattr(self, attribute).schema
+        return open_parquet(where).schema
+
+    def num_rows(self, table: str) -> int:
+        """Return a table's rows; of Parquet only the footers are read."""
+        where, attribute = self.parquet(table), table.removesuffix(".parquet")
+        if where is None or attribute in vars(self):
+            return int(getattr(self, attribute).num_rows)
+        return int(open_parquet(where).count_rows())
 
     def sequences(self, store: ItemRows, actions: Sequence[str]) -> SequenceSet:
         """Return every user's events of the wanted actions, as rows of the store.

@@ -12,12 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.ratings import (
-    DISLIKE,
-    LIKE,
-    POSITIVE_RATING,
-    add_counters,
-)
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
 from learn_torchrec.datasets.adapters.recbole import read_atomic
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError, first_line, require_columns
@@ -66,7 +61,7 @@ class MovieLens100K(Dataset):
         suffixes = {
             ITEMS_FILE: ("item",),
             INTERACTIONS_FILE: ("inter",),
-            IMPRESSIONS_FILE: ("inter", "user", "item"),
+            IMPRESSIONS_FILE: ("inter", "user"),
         }
         return [self._atomic(suffix) for suffix in suffixes[table]]
 
@@ -107,6 +102,8 @@ class MovieLens100K(Dataset):
                 TITLE: pc.binary_join(movies["movie_title"], " "),
                 CATEGORY: pc.binary_join(movies["class"], ", "),
                 ATTRIBUTES: released,
+                "genres": movies["class"],
+                "release_year": year,
             }
         )
 
@@ -123,20 +120,11 @@ class MovieLens100K(Dataset):
         return self._ratings.drop_columns([LABEL]).append_column(ACTION, action)
 
     def read_impressions(self) -> pa.Table:
-        ratings = self._ratings
-        users = self._columns("user", _USERS)
-        movies = self._columns("item", _ITEMS)
+        ratings, users = self._ratings, self._columns("user", _USERS)
         user_row = pc.index_in(ratings[USER_ID], users[USER_ID])
-        item_row = pc.index_in(ratings[ITEM_ID], movies[ITEM_ID])
-        age = pc.divide(users["age"].take(user_row), 10)
-        table = ratings.append_column("age_decade", age.cast(pa.string()))
-        for name in ("gender", "occupation"):
-            table = table.append_column(name, users[name].take(user_row))
-        table = table.append_column("genres", movies["class"].take(item_row))
-        table = table.append_column(
-            "release_year", movies["release_year"].take(item_row)
-        )
-        return add_counters(table)
+        for name in ("age", "gender", "occupation"):
+            ratings = ratings.append_column(name, users[name].take(user_row))
+        return ratings
 
 
 def _wheel_directory() -> Path:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, add_counters
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.tables import read_parquet
 from learn_torchrec.errors import UserError, require_columns
@@ -73,4 +73,4 @@ class MovieLens1M(Dataset):
         return self._rows.drop_columns([LABEL, TITLE]).append_column(ACTION, action)
 
     def read_impressions(self) -> pa.Table:
-        return add_counters(self._rows.drop_columns([TITLE]))
+        return self._rows.drop_columns([TITLE])

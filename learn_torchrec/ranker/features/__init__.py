@@ -12,6 +12,9 @@ from pydantic import BeforeValidator, TypeAdapter
 from learn_torchrec.config import configuration, require
 from learn_torchrec.ranker.features.base import IdFeature
 from learn_torchrec.ranker.features.bucketized import BucketizedFeature
+from learn_torchrec.ranker.features.calendar import CalendarFeature
+from learn_torchrec.ranker.features.columns import Nulls
+from learn_torchrec.ranker.features.dense import DenseFeature
 from learn_torchrec.ranker.features.hashed import HashedFeature
 from learn_torchrec.ranker.features.indexed import IndexedFeature
 from learn_torchrec.ranker.features.managed_collision import ManagedCollisionFeature
@@ -19,23 +22,29 @@ from learn_torchrec.schema import ITEM_ID, USER_ID
 
 __all__ = [
     "BucketizedFeature",
+    "CalendarFeature",
+    "DenseFeature",
     "FeaturesConfig",
     "HashedFeature",
     "IdFeature",
     "IndexedFeature",
     "ManagedCollisionFeature",
+    "SparseFeature",
 ]
 
 IdKind: TypeAlias = (
-    HashedFeature | IndexedFeature | ManagedCollisionFeature | BucketizedFeature
+    HashedFeature
+    | IndexedFeature
+    | ManagedCollisionFeature
+    | BucketizedFeature
+    | CalendarFeature
 )
 
 
 def _as_kind(settings: Any) -> Any:
     """Return the feature that settings describe; a bare name is a hashed column."""
-    if isinstance(settings, str):
-        settings = {"column": settings}
-    if not isinstance(settings, dict):
+    settings = _named(settings)
+    if isinstance(settings, IdFeature):
         return settings
     kinds = {kind.ids: kind for kind in typing.get_args(IdKind)}
     name = settings.get("ids", HashedFeature.ids)
@@ -43,37 +52,61 @@ def _as_kind(settings: Any) -> Any:
     return TypeAdapter(kinds[name]).validate_python(settings)
 
 
+def _named(settings: Any) -> Any:
+    if isinstance(settings, str):
+        return {"column": settings}
+    require(
+        isinstance(settings, dict | IdFeature | DenseFeature),
+        f"{settings!r} is neither a column's name nor a JSON object",
+    )
+    return settings
+
+
 SparseFeature: TypeAlias = Annotated[IdKind, BeforeValidator(_as_kind)]
+NumberFeature: TypeAlias = Annotated[DenseFeature, BeforeValidator(_named)]
 
 
 @configuration
 class FeaturesConfig:
-    """The columns of the impressions that the ranker reads.
+    """The columns of the impressions and the catalogue that the ranker reads.
 
     Attributes:
         sparse: ID features: names of columns to hash, or settings of any kind.
-        dense: number columns.
+        dense: number columns: names, or settings.
+        nulls: "fill": a null id has no embedding (it adds 0), a null number is the
+            mean; both are counted. "refuse": a null is an error that names its row.
     """
 
     sparse: tuple[SparseFeature, ...] = (
         HashedFeature(column=USER_ID),
         HashedFeature(column=ITEM_ID),
     )
-    dense: tuple[str, ...] = ()
+    dense: tuple[NumberFeature, ...] = ()
+    nulls: Nulls = "fill"
 
     def __post_init__(self) -> None:
-        names = [feature.column for feature in self.sparse]
+        names = [feature.name for feature in self.sparse]
         require(len(names) > 0, "sparse: name at least one column")
         require(
             not all(feature.is_managed for feature in self.sparse),
             "sparse: needs at least one feature without managed_collision",
         )
-        for kind, listed in (("sparse", names), ("dense", self.dense)):
+        dense = [feature.column for feature in self.dense]
+        for kind, listed, fix in (
+            ("sparse", names, "list it once, or give one a `name`"),
+            ("dense", dense, "list it once"),
+        ):
             twice = [name for name in set(listed) if listed.count(name) > 1]
-            require(not twice, f"{kind}: {', '.join(twice)} listed twice; list it once")
+            require(not twice, f"{kind}: {', '.join(twice)} listed twice; {fix}")
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The required columns, each once."""
         sparse = [name for feature in self.sparse for name in feature.columns]
-        return tuple(dict.fromkeys([*sparse, *self.dense]))
+        dense = [feature.column for feature in self.dense]
+        return tuple(dict.fromkeys([*sparse, *dense]))
+
+    @property
+    def dense_width(self) -> int:
+        """F, the dense inputs of the model."""
+        return sum(feature.width for feature in self.dense)

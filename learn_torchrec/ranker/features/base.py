@@ -14,15 +14,16 @@ from pydantic import PositiveInt
 from torchrec import EmbeddingBagConfig
 from torchrec.modules.mc_modules import MCHManagedCollisionModule
 
-from learn_torchrec.arrays import Float32Array, Int64Array
+from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
 from learn_torchrec.config import OPERATIONAL, configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of, take_index
-from learn_torchrec.ranker.features.columns import FeatureColumn, read_column
+from learn_torchrec.ranker.features.columns import FeatureColumn, Nulls, read_column
 from learn_torchrec.training.sharding import ShardingKind
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 TABLE_PREFIX = "t_"
+DEFAULT_ROWS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,15 @@ class IdBags:
         weights: float32 [V]; None for 1.
         left_out: int64 [N], ids of each row that were dropped because the table has no
             row for them; None where the table takes any id.
+        has_null: bool [N], rows with a null, which has no id; None without nulls. Rows
+            that are taken or joined lose it: `RankingRows` keeps it.
     """
 
     values: Int64Array
     offsets: Int64Array
     weights: Float32Array | None = None
     left_out: Int64Array | None = None
+    has_null: BoolArray | None = None
 
     @property
     def lengths(self) -> Int64Array:
@@ -74,7 +78,8 @@ class IdFeature:
     to a row of its table (`rows_of`), and its requirements and limits.
 
     Attributes:
-        column: of the impressions; also the feature's name.
+        column: of the impressions or the catalogue.
+        name: of the feature and its table; by default the column, with `_` for dots.
         weights: a column of numbers in the shape of `column`, one weight per id in
             the bag's sum; None for 1.
         sharding: of its table; None for `ranker.sharding.kind`.
@@ -86,16 +91,22 @@ class IdFeature:
     may_grow: ClassVar[bool] = False  # row n keeps its id in a larger table
 
     column: str
+    name: str = ""
     weights: str | None = None
     sharding: Annotated[ShardingKind | None, OPERATIONAL] = None
     ids: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.default_name)
         require(
-            "." not in self.column,
-            f"column: {self.column!r} has a dot, which feature names must not have; "
-            "rename the column",
+            "." not in self.name,
+            f"name: {self.name!r} has a dot, which names of tables must not have",
         )
+
+    @property
+    def default_name(self) -> str:
+        """The column, with `_` for dots."""
+        return self.column.replace(".", "_")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -133,39 +144,40 @@ class IdFeature:
         """Return what maps ids to rows while training, for a managed kind."""
         raise NotImplementedError
 
-    def encode(self, table: pa.Table, source: str) -> IdBags:
-        """Return the feature of every row of a table.
+    def encode(self, table: pa.Table, source: str, nulls: Nulls = "refuse") -> IdBags:
+        """Return the feature of every row of a table; nulls have no id.
 
         Raises:
-            UserError: a column is missing, has nulls or a wrong type, or there is not
-                one weight per id; names `source`, column and row.
+            UserError: a column is missing or has a wrong type, there is not one weight
+                per id, or nulls are refused; names `source`, column and row.
         """
-        ids = read_column(table, self.column, source)
+        ids = read_column(table, self.column, source, nulls)
         rows = self.rows_of(ids)
         weights = None
         if self.weights:
-            column = read_column(table, self.weights, source)
-            _refuse_other_lengths(ids, column)
-            weights = column.numbers()
-        offsets = offsets_of(ids.lengths)
-        if not self.may_drop_ids:
-            return IdBags(values=rows, offsets=offsets, weights=weights)
-        is_known = rows >= 0
-        kept = offsets_of(is_known.astype(np.int64))[offsets]
+            weights = _weights_of(ids, read_column(table, self.weights, source, nulls))
+        offsets, left_out = offsets_of(ids.lengths), None
+        if self.may_drop_ids:
+            is_known = rows >= 0
+            rows = rows[is_known]
+            weights = None if weights is None else weights[is_known]
+            offsets = offsets_of(is_known.astype(np.int64))[offsets]
+            left_out = ids.lengths - np.diff(offsets)
         return IdBags(
-            values=rows[is_known],
-            offsets=kept,
-            weights=None if weights is None else weights[is_known],
-            left_out=ids.lengths - np.diff(kept),
+            values=rows,
+            offsets=offsets,
+            weights=weights,
+            left_out=left_out,
+            has_null=ids.has_null,
         )
 
     def table(self, embedding_dim: int) -> EmbeddingBagConfig:
         """Return the TorchRec configuration of its table."""
         return EmbeddingBagConfig(
-            name=TABLE_PREFIX + self.column,
+            name=TABLE_PREFIX + self.name,
             embedding_dim=embedding_dim,
             num_embeddings=self.table_rows,
-            feature_names=[self.column],
+            feature_names=[self.name],
         )
 
 
@@ -174,23 +186,38 @@ class SizedFeature(IdFeature):
     """An ID feature whose table has a configured number of rows.
 
     Attributes:
-        num_embeddings: rows of its table.
+        num_embeddings: rows of its table; None for what derivation chooses (see
+            `derive`), without it 100,000.
     """
 
-    num_embeddings: PositiveInt = 100_000
+    num_embeddings: PositiveInt | None = None
 
     @property
     def table_rows(self) -> int:
         """Rows of its table."""
-        return self.num_embeddings
+        return self.num_embeddings or DEFAULT_ROWS
 
 
-def _refuse_other_lengths(ids: FeatureColumn, weights: FeatureColumn) -> None:
-    if np.array_equal(ids.lengths, weights.lengths):
-        return
-    wrong = int(np.argmax(ids.lengths != weights.lengths))
-    raise UserError(
-        f"{ids.source}: column {weights.name!r} has {weights.lengths[wrong]} weights "
-        f"in row {ids.row_numbers[wrong]}, but {ids.name!r} has {ids.lengths[wrong]} "
-        "ids; write one weight per id"
-    )
+def _weights_of(ids: FeatureColumn, weights: FeatureColumn) -> Float32Array:
+    """Return the weight of every id, float32 [V].
+
+    Raises:
+        UserError: not one weight per id, or an id whose weight is null.
+    """
+    if not np.array_equal(ids.all_lengths, weights.all_lengths):
+        wrong = int(np.argmax(ids.all_lengths != weights.all_lengths))
+        raise UserError(
+            f"{ids.source}: column {weights.name!r} has {weights.all_lengths[wrong]} "
+            f"weights in row {ids.row_numbers[wrong]}, but {ids.name!r} has "
+            f"{ids.all_lengths[wrong]} ids; write one weight per id"
+        )
+    numbers: Float32Array = weights.spread(weights.numbers(), np.nan)
+    if ids.is_valid is not None:
+        numbers = numbers[ids.is_valid]
+    if np.isnan(numbers).any():
+        row = ids.row_of(np.argmax(np.isnan(numbers)))
+        raise UserError(
+            f"{ids.source}: column {weights.name!r} is null in row {row}, where "
+            f"{ids.name!r} has an id; write one weight per id"
+        )
+    return numbers

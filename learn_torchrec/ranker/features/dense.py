@@ -1,48 +1,120 @@
-"""Dense features: number columns, unchanged."""
+"""Dense features: number columns, perhaps standardized."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import FiniteFloat, PositiveFloat
 
-from learn_torchrec.arrays import Float32Array
+from learn_torchrec.arrays import BoolArray, Float32Array, Float64Array
+from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.features.columns import read_column
+from learn_torchrec.ranker.features.columns import FeatureColumn, Nulls, read_column
 from learn_torchrec.schema import WEIGHT
 
+CLIP = 10.0  # standard deviations
 
-def encode_dense(table: pa.Table, names: tuple[str, ...], source: str) -> Float32Array:
-    """Return number columns side by side, float32 [N, F].
+
+@configuration
+class DenseFeature:
+    """A number column.
+
+    Attributes:
+        column: of the impressions or the catalogue, or a past count or rate.
+        transform: "none"; "standard": (x - mean) / std, clipped at 10 standard
+            deviations; "log": the same of sign(x) log(1 + |x|). None: what derivation
+            chooses (see `derive`), without it "none".
+        mean: of the transformed column; also what replaces a null.
+        std: of the transformed column.
+        null_flag: add an input that is 1 where the column is null, else 0.
+    """
+
+    column: str
+    transform: Literal["none", "standard", "log"] | None = None
+    mean: FiniteFloat = 0.0
+    std: PositiveFloat = 1.0
+    null_flag: bool = False
+
+    @property
+    def width(self) -> int:
+        """Inputs that the model gets."""
+        return 1 + self.null_flag
+
+    def apply(self, numbers: Float64Array) -> Float64Array:
+        """Return transformed numbers [V]; any finite number gives a finite one."""
+        if self.transform in (None, "none"):
+            return numbers
+        if self.transform == "log":
+            numbers = signed_log(numbers)
+        with np.errstate(over="ignore"):  # infinity is clipped, too
+            scaled: Float64Array = (numbers - self.mean) / self.std
+        return scaled.clip(-CLIP, CLIP)
+
+
+def signed_log(numbers: Float64Array) -> Float64Array:
+    """Return sign(x) log(1 + |x|)."""
+    logs: Float64Array = np.sign(numbers) * np.log1p(np.abs(numbers))
+    return logs
+
+
+def encode_dense(
+    table: pa.Table,
+    features: Sequence[DenseFeature],
+    source: str,
+    nulls: Nulls = "refuse",
+) -> tuple[Float32Array, list[BoolArray | None]]:
+    """Return number columns side by side, and which rows were null in each.
+
+    Returns:
+        float32 [N, F] and, for each feature, bool [N], None without nulls.
 
     Raises:
-        UserError: a column is missing, not a number or not finite; names the row.
+        UserError: a column is missing, not a number, not finite or null where nulls
+            are refused; names the row.
     """
-    matrix = np.empty((table.num_rows, len(names)), np.float32)
-    for index, name in enumerate(names):
-        matrix[:, index] = _one_number_each(table, name, source)
-    return matrix
+    width = sum(feature.width for feature in features)
+    matrix = np.zeros((table.num_rows, width), np.float32)
+    at, missing = 0, []
+    for feature in features:
+        column = _one_number_each(table, feature.column, source, nulls)
+        plain = feature.transform in (None, "none")
+        numbers = column.numbers(np.float32 if plain else np.float64)
+        # After standardizing, the mean is 0.
+        fill = feature.mean if plain else 0.0
+        matrix[:, at] = column.spread(feature.apply(numbers), fill)
+        if feature.null_flag and column.has_null is not None:
+            matrix[:, at + 1] = column.has_null
+        at += feature.width
+        missing.append(column.has_null)
+    return matrix, missing
 
 
 def encode_weights(table: pa.Table, source: str) -> Float32Array:
     """Return the rows' weights, float32 [N]; 1 without a weight column.
 
     Raises:
-        UserError: as `encode_dense`; a negative weight.
+        UserError: as `encode_dense`; a negative or null weight.
     """
     if WEIGHT not in table.column_names:
         return np.ones(table.num_rows, np.float32)
-    weights = _one_number_each(table, WEIGHT, source)
+    column = _one_number_each(table, WEIGHT, source, "refuse")
+    weights: Float32Array = column.numbers()
     if (weights < 0).any():
-        row = read_column(table, WEIGHT, source).row_of(np.argmax(weights < 0))
+        row = column.row_of(np.argmax(weights < 0))
         raise UserError(
             f"{source}: column {WEIGHT!r} is negative in row {row}; make it 0 or more"
         )
     return weights
 
 
-def _one_number_each(table: pa.Table, name: str, source: str) -> Float32Array:
-    column = read_column(table, name, source)
+def _one_number_each(
+    table: pa.Table, name: str, source: str, nulls: Nulls
+) -> FeatureColumn:
+    column = read_column(table, name, source, nulls)
     if column.is_list:
         raise UserError(
             f"{source}: column {name!r} is {table[name].type}, must be a number; "
             "list it under ranker.features.sparse"
         )
-    return column.numbers()
+    return column

@@ -24,4 +24,4 @@ class HashedFeature(SizedFeature):
     def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return each id's hash modulo the table's rows, int64 [V]."""
         known = as_ids(ids.values, f"{ids.source}: column {ids.name!r}")
-        return (hash_ids(known) % np.uint64(self.num_embeddings)).astype(np.int64)
+        return (hash_ids(known) % np.uint64(self.table_rows)).astype(np.int64)

@@ -34,4 +34,4 @@ class IndexedFeature(SizedFeature):
                 "kind 'index' must be int64: cast it, or use the kind 'hash'"
             )
         rows = ids.values.cast(pa.int64()).to_numpy()
-        return np.where((rows >= 0) & (rows < self.num_embeddings), rows, -1)
+        return np.where((rows >= 0) & (rows < self.table_rows), rows, -1)

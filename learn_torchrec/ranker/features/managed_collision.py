@@ -50,7 +50,7 @@ class ManagedCollisionFeature(SizedFeature):
     @property
     def table_rows(self) -> int:
         """Rows of its table, rounded up to a multiple of 64."""
-        return -(-self.num_embeddings // _BUCKETS) * _BUCKETS
+        return -(-super().table_rows // _BUCKETS) * _BUCKETS
 
     def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return a non-negative 63-bit key of each id, int64 [V]."""
@@ -62,7 +62,7 @@ class ManagedCollisionFeature(SizedFeature):
         if device.type == "cpu" and optimizer.optimizer == "rowwise_adagrad":
             raise UserError(
                 "ranker.tables.optimizer=rowwise_adagrad: fbgemm cannot reset its "
-                f"state on the CPU when feature {self.column!r} (managed_collision) "
+                f"state on the CPU when feature {self.name!r} (managed_collision) "
                 "evicts an id; use adagrad or sgd, or train on CUDA"
             )
 

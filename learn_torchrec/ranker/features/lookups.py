@@ -1,0 +1,163 @@
+"""Features that are not in the impressions: item columns, past counts and rates.
+
+A feature's column is looked for in the impressions, then in the catalogue, then among
+the past counts and rates. What the impressions lack is added to them where rows are
+encoded, piece by piece.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.loading.tables import REQUIRED
+from learn_torchrec.datasets.point_in_time import PastEvents
+from learn_torchrec.errors import UserError
+from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
+from learn_torchrec.ranker.features import FeaturesConfig
+from learn_torchrec.ranker.features.past import PastColumn, past_columns, read_past
+from learn_torchrec.ranker.tasks import TaskConfig
+from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
+
+
+class ItemColumns:
+    """Columns of the catalogue, found by item id.
+
+    Args:
+        items: `ITEM_ID`, each id once, and other columns; in memory.
+        name: of the table, for messages.
+    """
+
+    def __init__(self, items: pa.Table, name: str) -> None:
+        self.name, self._table = name, items.drop_columns([ITEM_ID])
+        self._index = IdIndex.build(items[ITEM_ID], f"{name}: column {ITEM_ID!r}")
+
+    def add_to(self, table: pa.Table, source: str) -> pa.Table:
+        """Return a table with the columns of each row's item; null if it is unknown.
+
+        Raises:
+            UserError: item ids of another type than the catalogue's.
+        """
+        name = f"{source}: column {ITEM_ID!r}"
+        wanted = as_ids(table[ITEM_ID], name)
+        refuse_other_type(wanted, self._index.type, name, self.name)
+        rows = self._index.rows_of(wanted)
+        taken = self._table.take(pa.array(rows, mask=rows == UNKNOWN))
+        for field in taken.schema:
+            table = table.append_column(field.name, taken[field.name])
+        return table
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """What is added to impressions before they are encoded; picklable.
+
+    Attributes:
+        items: columns of the catalogue; None without any.
+        past: past counts and rates, with the events that they count.
+    """
+
+    items: ItemColumns | None = None
+    past: Sequence[tuple[PastColumn, PastEvents]] = ()
+
+    def add_to(self, table: pa.Table, source: str) -> pa.Table:
+        """Return checked impressions with the added columns.
+
+        Raises:
+            UserError: ids of another type than the catalogue's or the log's.
+        """
+        if self.items is not None:
+            table = self.items.add_to(table, source)
+        for column, events in self.past:
+            values = pa.array(column.values(table, events))
+            table = table.append_column(column.name, values)
+        return table
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where the columns of the features come from."""
+
+    impressions: tuple[str, ...]
+    items: tuple[str, ...]
+    past: tuple[PastColumn, ...]
+
+    @property
+    def added(self) -> frozenset[str]:
+        """The columns that the impressions lack."""
+        return frozenset(self.items) | {column.name for column in self.past}
+
+
+def find_columns(
+    dataset: Dataset, features: FeaturesConfig, tasks: Sequence[TaskConfig]
+) -> Origins:
+    """Return where the features' columns come from; reads no rows of `parquet:` data.
+
+    Raises:
+        UserError: a column is nowhere; names those that exist, and the closest.
+    """
+    here = dataset.schema(IMPRESSIONS_FILE).names
+    wanted = [name for name in features.columns if name not in here]
+    past, known = past_columns(tasks), ()
+    if any(name not in past for name in wanted):
+        known = dataset.schema(ITEMS_FILE).names
+    for name in wanted:
+        if name not in past and name not in known:
+            raise _unknown(dataset, name, features, [*past])
+    return Origins(
+        impressions=tuple(name for name in features.columns if name in here),
+        items=tuple(name for name in wanted if name in known),
+        past=tuple(past[name] for name in wanted if name not in known),
+    )
+
+
+def open_lookups(
+    dataset: Dataset,
+    features: FeaturesConfig,
+    tasks: Sequence[TaskConfig],
+    actions: Sequence[str],
+) -> Lookups:
+    """Read what the features need beside the impressions.
+
+    Args:
+        dataset: the data.
+        features: the columns.
+        tasks: whose labels' rates may be among them.
+        actions: of the interactions that past counts count.
+
+    Raises:
+        UserError: see `find_columns`; a bad catalogue or log.
+    """
+    origins = find_columns(dataset, features, tasks)
+    return Lookups(
+        items=open_items(dataset, origins.items),
+        past=read_past(dataset, origins.past, actions),
+    )
+
+
+def open_items(dataset: Dataset, columns: Sequence[str]) -> ItemColumns | None:
+    """Read columns of the catalogue; None without any."""
+    if not columns:
+        return None
+    items = dataset.columns(ITEMS_FILE, [ITEM_ID, *columns])
+    items = dataset.check(ITEMS_FILE, items, REQUIRED[ITEMS_FILE])
+    return ItemColumns(items, dataset.name(ITEMS_FILE))
+
+
+def _unknown(
+    dataset: Dataset, name: str, features: FeaturesConfig, past: Sequence[str]
+) -> UserError:
+    in_sparse = any(name in feature.columns for feature in features.sparse)
+    here, items = (
+        [column for column in dataset.schema(table).names if column != ITEM_ID]
+        for table in (IMPRESSIONS_FILE, ITEMS_FILE)
+    )
+    close = difflib.get_close_matches(name, [*here, *items, *past], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "name one that exists"
+    return UserError(
+        f"ranker.features.{'sparse' if in_sparse else 'dense'}: no column {name!r}; "
+        f"the impressions have {', '.join([ITEM_ID, *here])}; the catalogue has "
+        f"{', '.join(items) or 'none besides'}; computed are {', '.join(past)}; {hint}"
+    )
