@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch.distributed as dist
 
 from learn_torchrec.arrays import Int64Array, UInt64Array
 from learn_torchrec.content import extract, store
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.content.vector_cache import ENCODER_FACT, VectorCache, earlier_store
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 from learn_torchrec.training.distributed import (
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     inputs = {
-        ITEMS_FILE: open_dataset(args.data).fingerprint(ITEMS_FILE),
+        ITEMS_FILE: options.open_data(args).fingerprint(ITEMS_FILE),
         "encoder": extract.encoder_fingerprint(options.resolve(args).content),
     }
     return describe(args, store.KIND, ("content",), inputs)
@@ -71,16 +71,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     config = job.run.content
     encoder = extract.encoder_identity(config)
-    items = open_dataset(args.data).items
-    ids = store.checked_ids(items[ITEM_ID])
+    dataset = options.open_data(args)
+    items, source = dataset.items, dataset.name(ITEMS_FILE)
     with process_group(), locked_on_rank0(job.out):
         partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"
         cache = VectorCache(partial, _earlier(args, encoder))
         part = rank_share(items.num_rows)
         mine = extract.text_hashes(
-            items.slice(part.start, part.stop - part.start), config
+            items.slice(part.start, part.stop - part.start), config, source
         )
         hashes = np.concatenate(gather_objects(mine))
+        has_text = extract.have_text(hashes)
+        textless = items[ITEM_ID].filter(pa.array(~has_text))
+        dataset.tolerance.without_text(source, textless, items.num_rows)
+        items, hashes = items.filter(pa.array(has_text)), hashes[has_text]
+        ids = store.checked_ids(items[ITEM_ID])
+        mine = hashes[rank_share(len(hashes))]
         # Rank 0 decides: some file systems list directories late.
         rows = extract.missing_rows(hashes, cache) if is_writer() else None
         rows = broadcast_from_rank0(rows)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from learn_torchrec.artifact import verify
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ranking import to_json
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     program.check_output_file(args.out)
     run = options.resolve(args)
     retrieval = _retrieval(run, args.protocol)
-    dataset = open_dataset(args.data)
+    dataset = options.open_data(args)
     for directory, kind in ((args.content, KIND_CONTENT), (args.towers, KIND_TOWERS)):
         verify(directory, kind)
     store = ContentStore.open(args.content)

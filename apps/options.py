@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from learn_torchrec import config, presets
-from learn_torchrec.datasets.adapters import ADAPTERS
+from learn_torchrec.datasets.adapters import ADAPTERS, open_dataset
+from learn_torchrec.datasets.adapters.base import Dataset
 
 from . import program
 from .program import run as run  # apps say options.run(main)
@@ -39,9 +40,26 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return result
 
 
-def add_data(result: argparse.ArgumentParser) -> None:
-    """Add the option that names the data set."""
-    result.add_argument("--data", required=True, metavar="ADAPTER:PATH", help=DATA_HELP)
+def add_data(result: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add the options that name the data set, see `open_data`."""
+    result.add_argument(
+        "--data",
+        required=default is None,
+        default=default,
+        metavar="ADAPTER:PATH",
+        help=DATA_HELP,
+    )
+    result.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse rows that cannot be used (no id, an unknown item, no text, no "
+        "label); without it they are left out, counted and named",
+    )
+
+
+def open_data(args: argparse.Namespace) -> Dataset:
+    """Open the data set that the options name."""
+    return open_dataset(args.data, args.strict)
 
 
 def add_input(

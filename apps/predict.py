@@ -1,4 +1,8 @@
-"""Stage 3, inference: score the impressions from split.test_from on, into Parquet."""
+"""Stage 3, inference: score the impressions from split.test_from on, into Parquet.
+
+Impressions need no labels. With the split of the ranker's training, those from the
+moment on until which it learned are scored, however far the log has grown.
+"""
 
 import argparse
 import contextlib
@@ -15,11 +19,10 @@ import torch.distributed as dist
 from learn_torchrec import config
 from learn_torchrec.arrays import Float32Array
 from learn_torchrec.artifact import Manifest, read_manifest
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.prefetch import prefetch
 from learn_torchrec.datasets.loading.row_groups import RowSource
-from learn_torchrec.datasets.split import resolve_times
+from learn_torchrec.datasets.split import moment
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.activity import CohortActivity
 from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS
@@ -73,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    dataset = open_dataset(args.data)
+    dataset = options.open_data(args)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
     artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
     inputs |= towers_input(args)
@@ -86,15 +89,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = plan(args)
     if job.is_done():
         return
-    dataset = open_dataset(args.data)
+    dataset = options.open_data(args)
     manifest = read_manifest(args.ranker, KIND_RANKER)
     ranker = config.from_dict(RankerConfig, manifest.config["ranker"], args.ranker)
     vectors = open_vectors(args, dataset, job.run)
     options_of = {"towers": "vectors", "content": "content"}
     refuse_other_inputs(manifest, args.ranker, job.inputs, options_of)
-    times = resolve_times(job.run.split, dataset.times)
-    source = dataset.impressions_between(times.test_from)
-    _check_times(source, times.test_from, manifest)
+    first = _first_to_score(dataset, job.run, manifest)
+    source = dataset.impressions_between(first)
+    _check_times(source, first, manifest)
     if vectors:
         refuse_vectors_leak(vectors.manifest, source.earliest, "score")
     impressions = Impressions(source, ranker, vectors)
@@ -142,6 +145,17 @@ def _part_writer(working: Path) -> Iterator[Callable[[pa.Table], None]]:
             writer.write_table(table)
 
         yield write
+
+
+def _first_to_score(dataset: Dataset, run: Run, manifest: Manifest) -> int:
+    """Return split.test_from in unix seconds; that of the training if it is the same.
+
+    It may be later than all interactions: new impressions have none after them.
+    """
+    trained = manifest.config.get("split", {}).get("test_from")
+    if run.split.test_from == trained and manifest.cutoff is not None:
+        return manifest.cutoff
+    return moment("split.test_from", run.split.test_from, dataset.times)
 
 
 def _check_times(impressions: RowSource, test_from: int, manifest: Manifest) -> None:

@@ -45,12 +45,7 @@ _COMPONENTS = Path(__file__).parents[1] / "torchx_components" / "learn.py"
 def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
     parser = options.parser("quickstart", __doc__)
-    parser.add_argument(
-        "--data",
-        default="movielens:auto",
-        metavar="ADAPTER:PATH",
-        help=options.DATA_HELP,
-    )
+    options.add_data(parser, default="movielens:auto")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="where everything goes"
     )
@@ -96,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _command(step: Step, args: argparse.Namespace) -> list[str]:
     """Return the options of a step's app."""
     result = ["--data", args.data, "--out", str(args.out / step.name), "--overwrite"]
+    result += ["--strict"] if args.strict else []
     return result + input_options(step, STEPS, args.out) + _configuration(args)
 
 

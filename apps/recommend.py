@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.topk import (
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         program.check_output_file(args.out, "Parquet")
     if args.index is not None and args.filter_history:
         raise UserError("--index: does not filter histories; leave out one of the two")
-    dataset = open_dataset(args.data)
+    dataset = options.open_data(args)
     wanted = None if args.user is None else _user_id(args.user, dataset)
     vectors = read_vectors(args.vectors, dataset, wanted)
     events = _events(dataset, vectors.actions, wanted)

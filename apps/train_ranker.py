@@ -4,15 +4,16 @@ import argparse
 import shutil
 from collections.abc import Sequence
 
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.build import KIND_RANKER, save_ranker
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import columns_of
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.labels import refuse_one_class
+from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, WEIGHT
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    dataset = open_dataset(args.data)
+    dataset = options.open_data(args)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
     artefacts = vector_artefacts(args) | warm_start_artefacts(args, KIND_RANKER)
     inputs |= map_inputs(args) | towers_input(args)
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = plan(args)
     if job.is_done():
         return
-    dataset = open_dataset(args.data)
+    dataset = options.open_data(args)
     times = resolve_times(job.run.split, dataset.times)
     vectors = open_vectors(args, dataset, job.run)
     impressions = training_impressions(dataset, job.run.ranker, times, vectors)
@@ -104,8 +105,8 @@ def training_impressions(
     """Return the impressions to train on, those in [towers_until, test_from).
 
     Raises:
-        UserError: there are none, they cannot be streamed, or they start before the
-            cut-off of the vectors' towers.
+        UserError: there are none, they cannot be streamed, there is nothing to learn
+            from their labels, or they start before the cut-off of the vectors' towers.
     """
     streams = ranker.training.stream.enabled
     if streams and dataset.parquet(IMPRESSIONS_FILE) is None:
@@ -113,13 +114,17 @@ def training_impressions(
             "ranker.training.stream.enabled: only `parquet:` data can be streamed; "
             "set it to false"
         )
+    labels = label_columns(ranker.tasks)
     source = dataset.impressions_between(
         times.towers_until,
         times.test_from,
         columns=columns_of(ranker),
         optional=[WEIGHT],
         in_memory=not streams,
+        labels=labels,
     )
+    present = source.empty().schema.names
+    require_columns(present, labels, source.name, "to score rows without, use predict")
     if source.earliest is None:
         raise UserError(
             f"{source.name}: no impression lies between split.towers_until and "
@@ -128,7 +133,9 @@ def training_impressions(
         )
     if vectors:
         refuse_vectors_leak(vectors.manifest, source.earliest, "train on")
-    return Impressions(source, ranker, vectors)
+    impressions = Impressions(source, ranker, vectors)
+    refuse_one_class(impressions)
+    return impressions
 
 
 def _print_plan(text: str) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from learn_torchrec import config
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content import store as content
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.loading.tables import files_fingerprint
 from learn_torchrec.errors import UserError
@@ -50,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    inputs = {INTERACTIONS_FILE: open_dataset(args.data).fingerprint(INTERACTIONS_FILE)}
+    inputs = {INTERACTIONS_FILE: options.open_data(args).fingerprint(INTERACTIONS_FILE)}
     if args.authors_checkpoint is not None:
         if args.warm_start is not None:
             raise UserError("--authors-checkpoint and --warm-start: give one of them")
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     split = job.run.split
     store = content.ContentStore.open(args.content)
-    histories = load_histories(open_dataset(args.data), store, split)
+    histories = load_histories(options.open_data(args), store, split)
     data = split_towers(histories.sequences, histories.times, split)
     initial = None
     if args.authors_checkpoint is not None:

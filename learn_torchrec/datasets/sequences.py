@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.arrays import BoolArray, Int16Array, Int64Array
-from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of, positions_in
-from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
+from learn_torchrec.schema import ACTION, TIMESTAMP, USER_ID
 
 NO_ACTION = -1  # the code of an unknown action, and of an item without an event
 
@@ -158,20 +157,3 @@ def refuse_unknown_actions(actions: Sequence[str], present: Sequence[str]) -> No
             f"split.actions={','.join(actions)}: no interaction has such an action; "
             f"name some of {', '.join(map(str, present[:8]))}"
         )
-
-
-def item_rows(interactions: pa.Table, store: ContentStore) -> Int64Array:
-    """Return the content row of every interaction's item.
-
-    Raises:
-        UserError: an item that the content store does not hold.
-    """
-    rows = store.rows_of(interactions[ITEM_ID])
-    if len(rows) and rows.min() < 0:
-        row = int(np.argmin(rows))
-        raise UserError(
-            f"{store.directory}: has no content vector for item "
-            f"{interactions[ITEM_ID][row].as_py()!r} in row {row} of the interactions; "
-            "encode the items again"
-        )
-    return rows
