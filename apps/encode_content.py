@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     inputs = {
-        ITEMS_FILE: options.open_data(args).fingerprint(ITEMS_FILE),
+        ITEMS_FILE: options.dataset(args).fingerprint(ITEMS_FILE),
         "encoder": extract.encoder_fingerprint(options.resolve(args).content),
     }
     return describe(args, store.KIND, ("content",), inputs)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     config = job.run.content
     encoder = extract.encoder_identity(config)
-    dataset = options.open_data(args)
+    dataset = options.dataset(args)
     items, source = dataset.items, dataset.name(ITEMS_FILE)
     with process_group(), locked_on_rank0(job.out):
         partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     program.check_output_file(args.out)
     run = options.resolve(args)
     retrieval = _retrieval(run, args.protocol)
-    dataset = options.open_data(args)
+    dataset = options.dataset(args)
     for directory, kind in ((args.content, KIND_CONTENT), (args.towers, KIND_TOWERS)):
         verify(directory, kind)
     store = ContentStore.open(args.content)

@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    inputs = {INTERACTIONS_FILE: options.open_data(args).fingerprint(INTERACTIONS_FILE)}
+    inputs = {INTERACTIONS_FILE: options.dataset(args).fingerprint(INTERACTIONS_FILE)}
     artefacts = {
         "content": (args.content, content.KIND),
         "towers": (args.towers, KIND_TOWERS),
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if job.is_done():
         return
     store = content.ContentStore.open(args.content)
-    histories = load_histories(options.open_data(args), store, job.run.split)
+    histories = load_histories(options.dataset(args), store, job.run.split)
     sequences = histories.sequences
     snapshots = snapshot_events(sequences, job.run.export, histories.times)
     with process_group() as device, locked_on_rank0(job.out), RunLog(job.out) as log:

@@ -41,7 +41,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def add_data(result: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add the options that name the data set, see `open_data`."""
+    """Add the options that name the data set, see `dataset`."""
     result.add_argument(
         "--data",
         required=default is None,
@@ -57,7 +57,7 @@ def add_data(result: argparse.ArgumentParser, default: str | None = None) -> Non
     )
 
 
-def open_data(args: argparse.Namespace) -> Dataset:
+def dataset(args: argparse.Namespace) -> Dataset:
     """Open the data set that the options name."""
     return open_dataset(args.data, args.strict)
 

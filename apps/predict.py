@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    dataset = options.open_data(args)
+    dataset = options.dataset(args)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
     artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
     inputs |= towers_input(args)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = plan(args)
     if job.is_done():
         return
-    dataset = options.open_data(args)
+    dataset = options.dataset(args)
     manifest = read_manifest(args.ranker, KIND_RANKER)
     ranker = config.from_dict(RankerConfig, manifest.config["ranker"], args.ranker)
     vectors = open_vectors(args, dataset, job.run)

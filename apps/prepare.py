@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make; engines differ only in the time they take."""
-    inputs = options.open_data(args).fingerprints(ITEMS_FILE, INTERACTIONS_FILE)
+    inputs = options.dataset(args).fingerprints(ITEMS_FILE, INTERACTIONS_FILE)
     return describe(args, KIND, ("prepare",), inputs)
 
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = plan(args)
     if job.is_done():
         return
-    dataset = options.open_data(args)
+    dataset = options.dataset(args)
     facts: dict[str, object] = {}
     with (
         locked(job.out),

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         program.check_output_file(args.out, "Parquet")
     if args.index is not None and args.filter_history:
         raise UserError("--index: does not filter histories; leave out one of the two")
-    dataset = options.open_data(args)
+    dataset = options.dataset(args)
     wanted = None if args.user is None else _user_id(args.user, dataset)
     vectors = read_vectors(args.vectors, dataset, wanted)
     events = _events(dataset, vectors.actions, wanted)

@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    dataset = options.open_data(args)
+    dataset = options.dataset(args)
     inputs = dataset.fingerprints(INTERACTIONS_FILE, IMPRESSIONS_FILE)
     artefacts = vector_artefacts(args) | warm_start_artefacts(args, KIND_RANKER)
     inputs |= map_inputs(args) | towers_input(args)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = plan(args)
     if job.is_done():
         return
-    dataset = options.open_data(args)
+    dataset = options.dataset(args)
     times = resolve_times(job.run.split, dataset.times)
     vectors = open_vectors(args, dataset, job.run)
     impressions = training_impressions(dataset, job.run.ranker, times, vectors)

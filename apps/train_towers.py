@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    inputs = {INTERACTIONS_FILE: options.open_data(args).fingerprint(INTERACTIONS_FILE)}
+    inputs = {INTERACTIONS_FILE: options.dataset(args).fingerprint(INTERACTIONS_FILE)}
     if args.authors_checkpoint is not None:
         if args.warm_start is not None:
             raise UserError("--authors-checkpoint and --warm-start: give one of them")
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     split = job.run.split
     store = content.ContentStore.open(args.content)
-    histories = load_histories(options.open_data(args), store, split)
+    histories = load_histories(options.dataset(args), store, split)
     data = split_towers(histories.sequences, histories.times, split)
     initial = None
     if args.authors_checkpoint is not None:

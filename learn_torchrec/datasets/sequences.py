@@ -146,14 +146,16 @@ def build_sequences(
     )
 
 
-def refuse_unknown_actions(actions: Sequence[str], present: Sequence[str]) -> None:
-    """Check that the log has at least one of the actions.
+def refuse_unknown_actions(
+    actions: Sequence[str], present: Sequence[str], option: str = "split.actions="
+) -> None:
+    """Check that the log has at least one of the actions, which `option` names.
 
     Raises:
         UserError: none of `actions` is `present`.
     """
     if not set(actions) & set(present):
         raise UserError(
-            f"split.actions={','.join(actions)}: no interaction has such an action; "
+            f"{option}{','.join(actions)}: no interaction has such an action; "
             f"name some of {', '.join(map(str, present[:8]))}"
         )
