@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch.distributed as dist
 
 from learn_torchrec.arrays import Int64Array, UInt64Array
@@ -71,16 +72,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     config = job.run.content
     encoder = extract.encoder_identity(config)
-    items = options.dataset(args).items
-    ids = store.checked_ids(items[ITEM_ID])
+    dataset = options.dataset(args)
+    items, source = dataset.items, dataset.name(ITEMS_FILE)
     with process_group(), locked_on_rank0(job.out):
         partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"
         cache = VectorCache(partial, _earlier(args, encoder))
         part = rank_share(items.num_rows)
         mine = extract.text_hashes(
-            items.slice(part.start, part.stop - part.start), config
+            items.slice(part.start, part.stop - part.start), config, source
         )
         hashes = np.concatenate(gather_objects(mine))
+        has_text = extract.have_text(hashes)
+        textless = items[ITEM_ID].filter(pa.array(~has_text))
+        dataset.tolerance.without_text(source, textless, items.num_rows)
+        items, hashes = items.filter(pa.array(has_text)), hashes[has_text]
+        ids = store.checked_ids(items[ITEM_ID])
+        mine = hashes[rank_share(len(hashes))]
         # Rank 0 decides: some file systems list directories late.
         rows = extract.missing_rows(hashes, cache) if is_writer() else None
         rows = broadcast_from_rank0(rows)

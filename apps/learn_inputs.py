@@ -63,5 +63,5 @@ def open_vectors(
         return LearnVectors.open(args.vectors)
     if args.content:
         store = ContentStore.open(args.content)
-        return content_vectors(store, dataset.interactions, run.split.actions)
+        return content_vectors(store, dataset.sequences(store, run.split.actions))
     return None

@@ -48,9 +48,33 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return result
 
 
-def add_data(result: argparse.ArgumentParser) -> None:
-    """Add the option that names the data set."""
-    result.add_argument("--data", required=True, metavar="ADAPTER:PATH", help=DATA_HELP)
+def add_data(result: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add the options that name the data set, see `dataset`."""
+    result.add_argument(
+        "--data",
+        required=default is None,
+        default=default,
+        metavar="ADAPTER:PATH",
+        help=DATA_HELP,
+    )
+    result.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse rows that cannot be used (no id, an unknown item, no text, no "
+        "label); without it they are left out, counted and named",
+    )
+
+
+def dataset(args: argparse.Namespace) -> Dataset:
+    """Return the data set that the options name, opened once.
+
+    Raises:
+        UserError: an unknown adapter or a missing folder.
+    """
+    if "opened" not in args:
+        args.opened = open_dataset(args.data, args.strict)
+    opened: Dataset = args.opened
+    return opened
 
 
 def add_input(
@@ -70,18 +94,6 @@ def add_output(result: argparse.ArgumentParser, what: str) -> None:
         action="store_true",
         help="replace an artefact made with other settings or inputs",
     )
-
-
-def dataset(args: argparse.Namespace) -> Dataset:
-    """Return the data set that --data names, opened once.
-
-    Raises:
-        UserError: an unknown adapter or a missing folder.
-    """
-    if "opened" not in args:
-        args.opened = open_dataset(args.data)
-    opened: Dataset = args.opened
-    return opened
 
 
 def resolve(args: argparse.Namespace, sections: Sequence[str] = ()) -> presets.Run:

@@ -26,6 +26,7 @@ from learn_torchrec.presets import Run
 from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tasks import label_columns
+from learn_torchrec.schema import IMPRESSIONS_FILE
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
 
 from .checkup.machine import available_memory
@@ -80,6 +81,20 @@ def check(dataset: Dataset, run: Run, ranks: int) -> Plan:
             if all(problem.message != str(error) for problem in plan.problems):
                 plan.problems.append(Problem(step, str(error)))
     return plan
+
+
+def check_tables(dataset: Dataset) -> list[Problem]:
+    """Read every table, and return what is wrong with each."""
+    problems = []
+    names = ["items", "interactions"]
+    if dataset.has_impressions and dataset.parquet(IMPRESSIONS_FILE) is None:
+        names.append("impressions")  # Parquet may be too large to read
+    for name in names:
+        try:
+            getattr(dataset, name)
+        except UserError as error:
+            problems.append(Problem(name, str(error)))
+    return problems
 
 
 class _Checks:

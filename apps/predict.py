@@ -1,4 +1,8 @@
-"""Stage 3, inference: score the impressions from split.test_from on, into Parquet."""
+"""Stage 3, inference: score the impressions from split.test_from on, into Parquet.
+
+Impressions need no labels. With the split of the ranker's training, those from the
+moment on until which it learned are scored, however far the log has grown.
+"""
 
 import argparse
 import contextlib
@@ -18,7 +22,7 @@ from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.prefetch import prefetch
 from learn_torchrec.datasets.loading.row_groups import RowSource
-from learn_torchrec.datasets.split import resolve_times
+from learn_torchrec.datasets.split import moment
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.activity import CohortActivity
 from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS
@@ -96,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     vectors = open_vectors(args, dataset, job.run)
     options_of = {"towers": "vectors", "content": "content"}
     refuse_other_inputs(manifest, args.ranker, job.inputs, options_of)
-    times = resolve_times(job.run.split, dataset.times)
-    source = dataset.impressions_between(times.test_from)
-    _check_times(source, times.test_from, manifest)
+    first = _first_to_score(dataset, job.run, manifest)
+    source = dataset.impressions_between(first)
+    _check_times(source, first, manifest)
     if vectors:
         refuse_vectors_leak(vectors.manifest, source.earliest, "score")
     lookups = open_lookups(
@@ -153,6 +157,17 @@ def _part_writer(working: Path) -> Iterator[Callable[[pa.Table], None]]:
             writer.write_table(table)
 
         yield write
+
+
+def _first_to_score(dataset: Dataset, run: Run, manifest: Manifest) -> int:
+    """Return split.test_from in unix seconds; that of the training if it is the same.
+
+    It may be later than all interactions: new impressions have none after them.
+    """
+    trained = manifest.config.get("split", {}).get("test_from")
+    if run.split.test_from == trained and manifest.cutoff is not None:
+        return manifest.cutoff
+    return moment("split.test_from", run.split.test_from, dataset.times)
 
 
 def _check_times(impressions: RowSource, test_from: int, manifest: Manifest) -> None:

@@ -16,7 +16,14 @@ import pyarrow as pa
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.preparation.engines import Engine, open_engine
-from learn_torchrec.datasets.preparation.prepare import ITEMS, LOG, check_types, prepare
+from learn_torchrec.datasets.preparation.prepare import (
+    ITEMS,
+    LOG,
+    PreparedLog,
+    check_types,
+    prepare,
+    unknown_items,
+)
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.locks import locked
 from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TIMESTAMP
@@ -71,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             time_type = _load(engine, dataset)
             prepared = prepare(engine, job.run.prepare, time_type, args.data)
+            _tolerate(dataset, engine, prepared)
             facts.update(write_prepared(working, prepared, dataset.items))
         finally:
             engine.close()
@@ -79,6 +87,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         "%s events of %s users; dropped: %s; histories end and targets start at %s",
         *(facts["events"], facts["users"], dropped or "nothing", facts["moment"]),
     )
+
+
+def _tolerate(dataset: Dataset, engine: Engine, log: PreparedLog) -> None:
+    """Say which rows cannot be used, or refuse them, as when a log is in memory."""
+    name, dropped = dataset.name(INTERACTIONS_FILE), log.dropped
+    reasons = ("nulls", "bad_times", "unknown_items")
+    total = log.valid_rows + sum(dropped[reason] for reason in reasons)
+    for reason, what, fix in (
+        ("nulls", "have no user, item, time or action", "fill the columns"),
+        ("bad_times", "are before 1970 or after 2200", "write times in unix seconds"),
+    ):
+        rows = f"{name}: {dropped[reason]} of {total} rows {what}"
+        dataset.tolerance(dropped[reason], total, rows, fix)
+    if count := dropped["unknown_items"]:
+        ids, items = unknown_items(engine), dataset.name(ITEMS_FILE)
+        dataset.tolerance.unknown(name, items, ids, count, total)
 
 
 def _load(engine: Engine, dataset: Dataset) -> pa.DataType:

@@ -93,6 +93,8 @@ def run(
     level = logging.INFO if is_first_rank() else logging.WARNING
     for name in OWN_LOGGERS:  # not the root: other libraries at INFO would drown ours
         logging.getLogger(name).setLevel(level)
+    if not is_first_rank():  # all ranks read the same data and would say the same of it
+        logging.getLogger("learn_torchrec.datasets").setLevel(logging.ERROR)
     try:
         main(argv)
         sys.stdout.flush()

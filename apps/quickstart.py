@@ -52,12 +52,7 @@ _COMPONENTS = Path(__file__).parents[1] / "torchx_components" / "learn.py"
 def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
     parser = options.parser("quickstart", __doc__)
-    parser.add_argument(
-        "--data",
-        default="movielens:auto",
-        metavar="ADAPTER:PATH",
-        help=options.DATA_HELP,
-    )
+    options.add_data(parser, default="movielens:auto")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="where everything goes"
     )
@@ -93,6 +88,9 @@ def _plan(args: argparse.Namespace, given: Sequence[str]) -> tuple[Run, Plan]:
     Raises:
         UserError: what would stop a stage, all of it.
     """
+    problems = plan.check_tables(options.dataset(args))
+    if problems:
+        raise UserError(plan.describe_problems(problems, given))
     if options.is_derived(args):
         derived = options.derive(args)
         run = derived.run
@@ -142,6 +140,7 @@ def _command(step: Step, args: argparse.Namespace) -> list[str]:
     """Return the options of a step's app."""
     result = ["--data", args.data, "--out", str(args.out / step.name), "--overwrite"]
     result += ["--config", str(args.out / CONFIG)]
+    result += ["--strict"] if args.strict else []
     return result + input_options(step, STEPS, args.out)
 
 

@@ -36,7 +36,7 @@ class Stage:
 
 _TABLE = (
     Stage("quickstart", "run every stage on MovieLens-100K and report the metrics"),
-    Stage("data", "generate a market of any size with known probabilities"),
+    Stage("data", "a generated market, or impressions drawn from a log without any"),
     Stage("doctor", "check this machine and installation, with a fix for each problem"),
     Stage(
         "prepare",

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.build import KIND_RANKER, save_ranker
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import columns_of
 from learn_torchrec.ranker.features.lookups import find_columns, open_lookups
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.labels import refuse_one_class
+from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, WEIGHT
@@ -117,8 +119,8 @@ def training_impressions(
     Past counts count the interactions of `actions`.
 
     Raises:
-        UserError: there are none, they cannot be streamed, or they start before the
-            cut-off of the vectors' towers.
+        UserError: there are none, they cannot be streamed, there is nothing to learn
+            from their labels, or they start before the cut-off of the vectors' towers.
     """
     streams = ranker.training.stream.enabled
     if streams and dataset.parquet(IMPRESSIONS_FILE) is None:
@@ -126,6 +128,7 @@ def training_impressions(
             "ranker.training.stream.enabled: only `parquet:` data can be streamed; "
             "set it to false"
         )
+    labels = label_columns(ranker.tasks)
     elsewhere = find_columns(dataset, ranker.features, ranker.tasks).added
     source = dataset.impressions_between(
         times.towers_until,
@@ -133,7 +136,10 @@ def training_impressions(
         columns=[name for name in columns_of(ranker) if name not in elsewhere],
         optional=[WEIGHT],
         in_memory=not streams,
+        labels=labels,
     )
+    present = source.empty().schema.names
+    require_columns(present, labels, source.name, "to score rows without, use predict")
     if source.earliest is None:
         raise UserError(
             f"{source.name}: no impression lies between split.towers_until and "
@@ -143,7 +149,9 @@ def training_impressions(
     if vectors:
         refuse_vectors_leak(vectors.manifest, source.earliest, "train on")
     lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions)
-    return Impressions(source, ranker, vectors, lookups)
+    impressions = Impressions(source, ranker, vectors, lookups)
+    refuse_one_class(impressions)
+    return impressions
 
 
 def _print_plan(text: str) -> None:

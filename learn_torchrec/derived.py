@@ -19,6 +19,7 @@ from learn_torchrec import config
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.histories import Catalogue
+from learn_torchrec.datasets.loading.time_range import seconds
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, resolve_times
 from learn_torchrec.presets import Run, small_encoder
@@ -262,7 +263,10 @@ def _moments(draft: _Draft) -> None:
             reason = "times are positions, not dates: a user's last event is the test"
             draft.put("split.holdout", "leave_one_out", reason)
         return
-    shown = np.sort(dataset.column(IMPRESSIONS_FILE, TIMESTAMP).to_numpy())
+    column = dataset.columns(IMPRESSIONS_FILE, [TIMESTAMP])[TIMESTAMP]
+    shown = np.sort(seconds(column).drop_null().to_numpy())
+    if not len(shown):
+        return
     halves = np.quantile(times, [0.5, 0.8], method="lower")
     before, tested = np.searchsorted(shown, halves)
     if tested - before >= 0.2 * len(shown) and len(shown) - tested >= 0.1 * len(shown):

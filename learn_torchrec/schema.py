@@ -11,6 +11,7 @@ ACTION = "action"
 LABEL = "label"
 WEIGHT = "weight"
 CLICK = "click"
+SAMPLING_RATE = "sampling_rate"  # of drawn impressions; neither feature nor weight
 SCORE = "score"
 VECTOR = "vector"
 

@@ -15,7 +15,13 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from learn_torchrec.arrays import Float16Array, Float32Array, Int64Array, UInt64Array
+from learn_torchrec.arrays import (
+    BoolArray,
+    Float16Array,
+    Float32Array,
+    Int64Array,
+    UInt64Array,
+)
 from learn_torchrec.artifact import recipe_of
 from learn_torchrec.config import configuration, deciding
 from learn_torchrec.content import backbone
@@ -41,17 +47,25 @@ class ContentConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
 
-def text_hashes(items: pa.Table, config: ContentConfig) -> UInt64Array:
+def text_hashes(
+    items: pa.Table, config: ContentConfig, source: str = "items"
+) -> UInt64Array:
     """Return the hash of every item's text, uint64 [N, 2].
 
     Raises:
-        UserError: an item without text.
+        UserError: the items of `source` cannot be rendered, see `prompt.render`.
     """
     hashes = [np.empty((0, 2), np.uint64)]
     for start in range(0, items.num_rows, _RENDERED_ROWS):  # never all texts at once
-        texts = render(items.slice(start, _RENDERED_ROWS), config.prompt)
+        texts = render(items.slice(start, _RENDERED_ROWS), config.prompt, source)
         hashes.append(hash_texts(texts))
     return np.concatenate(hashes)
+
+
+def have_text(hashes: UInt64Array) -> BoolArray:
+    """Return whether the hashes [N, 2] are of a text that is not empty, bool [N]."""
+    is_empty: BoolArray = (hashes == hash_texts([""])).all(axis=1)
+    return ~is_empty
 
 
 def missing_rows(hashes: UInt64Array, cache: VectorCache) -> Int64Array:

@@ -72,8 +72,8 @@ class PromptConfig:
     template: str | None = None
 
 
-def render(items: pa.Table, config: PromptConfig) -> list[str]:
-    """Return one text per item, in the table's order.
+def render(items: pa.Table, config: PromptConfig, source: str = "items") -> list[str]:
+    """Return one text per item, in the table's order; "" for an item without any.
 
     Prices may be numbers; a list of strings is joined with ", "; null, blank and NaN
     values count as missing.
@@ -82,10 +82,11 @@ def render(items: pa.Table, config: PromptConfig) -> list[str]:
         items: the column `item_id` and any of `title`, `category`, `brand`,
             `price`, `keywords`, `attributes`; a template may name other columns.
         config: the prompt's settings.
+        source: of the items, for messages.
 
     Raises:
-        UserError: a column is missing or holds no text, the template has an unknown
-            placeholder, or an item has no text at all.
+        UserError: a column is missing or holds no text, or the template has an unknown
+            placeholder.
 
     Example:
         >>> items = pa.table({"item_id": [7], "title": ["Red mug"], "price": [4.5]})
@@ -94,17 +95,19 @@ def render(items: pa.Table, config: PromptConfig) -> list[str]:
 Its price is "4.5 yuan".'
     """
     if ITEM_ID not in items.column_names:
-        raise UserError(f"items: no column {ITEM_ID}; every item needs an id")
+        raise UserError(f"{source}: no column {ITEM_ID}; every item needs an id")
     if config.template is None:
         fields = [name for name in ITEM_TEXT_FIELDS if name in items.column_names]
     else:
         fields = _placeholders(config.template, items.column_names)
     if not fields:
         raise UserError(
-            "items: no text column; give at least one of " + ", ".join(ITEM_TEXT_FIELDS)
+            f"{source}: no text column; it has: {', '.join(items.column_names)}; give "
+            f"at least one of {', '.join(ITEM_TEXT_FIELDS)}, or name columns in "
+            "content.prompt.template"
         )
-    columns = {name: _column_texts(items, name) for name in fields}
-    _refuse_textless(items, columns)
+    columns = {name: _column_texts(items, name, source) for name in fields}
+    has_text = [any(values) for values in zip(*columns.values(), strict=True)]
     if PRICE in columns and config.currency and config.template is None:
         columns[PRICE] = [p and f"{p} {config.currency}" for p in columns[PRICE]]
     rows = (
@@ -113,8 +116,10 @@ Its price is "4.5 yuan".'
     )
     if config.template is None:
         wording = _WORDINGS[config.language]
-        return [_describe(row, wording) for row in rows]
-    return [config.template.format_map(row) for row in rows]
+        texts = [_describe(row, wording) for row in rows]
+    else:
+        texts = [config.template.format_map(row) for row in rows]
+    return [text if has else "" for text, has in zip(texts, has_text, strict=True)]
 
 
 def _describe(texts: dict[str, str], wording: dict[str, str]) -> str:
@@ -167,7 +172,7 @@ def _placeholders(template: str, columns: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _column_texts(items: pa.Table, name: str) -> list[str]:
+def _column_texts(items: pa.Table, name: str, source: str) -> list[str]:
     values = items[name].to_pylist()
     # A float32 price must print as it was written (4.99), not as a double.
     single = pa.types.is_float32(items.schema.field(name).type)
@@ -175,7 +180,7 @@ def _column_texts(items: pa.Table, name: str) -> list[str]:
         return [_text(np.float32(v) if single and v is not None else v) for v in values]
     except TypeError as error:
         raise UserError(
-            f"items: column {name} has {error}; give text, numbers or lists of text"
+            f"{source}: column {name} has {error}; give text, numbers or lists of text"
         ) from None
 
 
@@ -194,18 +199,3 @@ def _text(value: Any) -> str:
             return ""
         return np.format_float_positional(value, trim="-")
     raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def _refuse_textless(items: pa.Table, columns: dict[str, list[str]]) -> None:
-    textless = [
-        row
-        for row, values in enumerate(zip(*columns.values(), strict=True))
-        if not any(values)
-    ]
-    if textless:
-        first = items[ITEM_ID][textless[0]].as_py()
-        raise UserError(
-            f"items: {len(textless)} of {items.num_rows} items have no text, the "
-            f"first is {ITEM_ID} {first!r}; fill one of "
-            f"{', '.join(columns)}, or drop these items"
-        )

@@ -49,8 +49,8 @@ def load_histories(dataset: Dataset, store: ItemRows, split: SplitConfig) -> His
     """Read the interactions and sort them into sequences.
 
     Raises:
-        UserError: bad interactions, items without a content vector, or a split outside
-            the log.
+        UserError: bad interactions, most events without a content vector, or a split
+            outside the log.
     """
     times = resolve_times(split, dataset.times)
     return Histories(sequences=dataset.sequences(store, split.actions), times=times)

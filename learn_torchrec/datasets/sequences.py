@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from learn_torchrec.arrays import BoolArray, Column, Int16Array, Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of, positions_in
-from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
+from learn_torchrec.schema import ACTION, TIMESTAMP, USER_ID
 
 NO_ACTION = -1  # the code of an unknown action, and of an item without an event
 
@@ -159,31 +159,16 @@ def build_sequences(
     )
 
 
-def refuse_unknown_actions(actions: Sequence[str], present: Sequence[str]) -> None:
-    """Check that the log has at least one of the actions.
+def refuse_unknown_actions(
+    actions: Sequence[str], present: Sequence[str], option: str = "split.actions="
+) -> None:
+    """Check that the log has at least one of the actions, which `option` names.
 
     Raises:
         UserError: none of `actions` is `present`.
     """
     if not set(actions) & set(present):
         raise UserError(
-            f"split.actions={','.join(actions)}: no interaction has such an action; "
+            f"{option}{','.join(actions)}: no interaction has such an action; "
             f"name some of {', '.join(map(str, present[:8]))}"
         )
-
-
-def item_rows(interactions: pa.Table, store: ItemRows) -> Int64Array:
-    """Return the content row of every interaction's item.
-
-    Raises:
-        UserError: an item that the content store does not hold.
-    """
-    rows = store.rows_of(interactions[ITEM_ID])
-    if len(rows) and rows.min() < 0:
-        row = int(np.argmin(rows))
-        raise UserError(
-            f"{store.directory}: has no content vector for item "
-            f"{interactions[ITEM_ID][row].as_py()!r} in row {row} of the interactions; "
-            "encode the items again"
-        )
-    return rows

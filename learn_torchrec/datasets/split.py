@@ -87,8 +87,8 @@ def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes
     if config.holdout == "leave_one_out":
         end = int(times.max()) + 1
         return SplitTimes(towers_until=end, test_from=end)
-    towers_until = _moment("split.towers_until", config.towers_until, times)
-    test_from = _moment("split.test_from", config.test_from, times)
+    towers_until = moment("split.towers_until", config.towers_until, times)
+    test_from = moment("split.test_from", config.test_from, times)
     if not times.min() < towers_until <= test_from <= times.max():
         raise UserError(
             f"split.towers_until={config.towers_until} and split.test_from="
@@ -107,14 +107,24 @@ def user_draws(user_ids: pa.Array) -> Float64Array:
     return np.asarray(buckets, np.float64) / 2**32
 
 
-def _moment(option: str, text: str, times: np.ndarray) -> int:
+def moment(option: str, text: str, times: Int64Array) -> int:
+    """Return the unix seconds of a share of the log, an ISO date or unix seconds.
+
+    Args:
+        option: that has the text, for the message.
+        text: such as `80%`, `2011-09-10` or `1315612800`.
+        times: of the log, int64 [N].
+
+    Raises:
+        UserError: another text.
+    """
     try:
         if text.endswith("%"):
             return int(np.quantile(times, float(text[:-1]) / 100, method="lower"))
         if text.lstrip("-").isdigit():
             return int(text)
-        moment = datetime.datetime.fromisoformat(text)
-        return int(moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp())
+        time = datetime.datetime.fromisoformat(text)
+        return int(time.replace(tzinfo=time.tzinfo or datetime.UTC).timestamp())
     except ValueError:
         raise UserError(
             f"{option}={text}: write a share such as 80%, an ISO date such as "

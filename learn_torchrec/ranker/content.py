@@ -3,37 +3,31 @@
 import itertools
 
 import numpy as np
-import pyarrow as pa
 
 from learn_torchrec.arrays import BoolArray, Float16Array
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.store import KIND, ContentStore
-from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ids import IdIndex
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import USER_ID
 from learn_torchrec.vector_table import VectorTable
 
 
-def content_vectors(
-    store: ContentStore, interactions: pa.Table, actions: tuple[str, ...]
-) -> LearnVectors:
+def content_vectors(store: ContentStore, sequences: SequenceSet) -> LearnVectors:
     """Return the items' content, and users as the running mean of their history.
 
     The paper's "w/o Align" (v2; Baseline-v1 of v1). Nothing is learned, so no cut-off
     applies; a user vector still knows only events strictly before an impression.
-    Histories consist of the interactions with one of the `actions`.
+
+    Args:
+        store: of the items' content.
+        sequences: the users' histories, as rows of the store.
 
     Returns:
         Vectors of C dims in half precision: items on disk, users in memory, one per
         user and timestamp.
-
-    Raises:
-        UserError: an item that the store does not have, ids of another type than the
-            store's, or no interaction with one of the actions.
     """
-    rows = item_rows(interactions, store)
-    sequences = build_sequences(interactions, rows, actions)
     owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
     keys = np.stack([owners, sequences.times])
     # Look-ups return only the last of simultaneous events, which includes them all.

@@ -5,8 +5,10 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from learn_torchrec.datasets.loading.tables import REQUIRED, check
+from learn_torchrec.arrays import Float32Array
+from learn_torchrec.datasets.loading.tables import BINARY, REQUIRED, check
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.features.dense import encode_dense, encode_weights
@@ -17,7 +19,6 @@ from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     ITEM_ID,
-    LABEL,
     TIMESTAMP,
     USER_ID,
 )
@@ -33,6 +34,7 @@ class Encoder:
         vectors: LEARN's, to find the rows of users and items; None with LEARN off.
         source: of the tables, for messages.
         lookups: columns that the tables lack.
+        labelled: whether the rows must have labels; 0 stands for one that is missing.
     """
 
     features: FeaturesConfig
@@ -40,6 +42,7 @@ class Encoder:
     vectors: LearnVectors | None
     source: str
     lookups: Lookups | None = None
+    labelled: bool = True
 
     def __call__(self, table: pa.Table) -> RankingRows:
         """Check and encode a table; raises as `checked` and `encode`."""
@@ -51,7 +54,10 @@ class Encoder:
         Raises:
             UserError: a column is missing, has nulls or a wrong type or value.
         """
-        return check(table, _required(self.tasks), self.source)
+        kinds = _kinds(self.tasks)
+        if not self.labelled:
+            kinds = {n: k for n, k in kinds.items() if k != BINARY or n in table.schema}
+        return check(table, kinds, self.source)
 
     def encode(self, table: pa.Table) -> RankingRows:
         """Encode a checked table.
@@ -85,10 +91,7 @@ class Encoder:
             dense=dense,
             sparse={n: ids for n, ids in bags.items() if n not in managed},
             managed={n: bags[n] for n in managed},
-            labels={
-                name: table[name].to_numpy().astype(np.float32)
-                for name in label_columns(self.tasks)
-            },
+            labels={name: _labels(table, name) for name in label_columns(self.tasks)},
             weights=encode_weights(table, self.source),
             user_rows=user_rows,
             item_rows=item_rows,
@@ -97,14 +100,20 @@ class Encoder:
         )
 
 
+def _labels(table: pa.Table, name: str) -> Float32Array:
+    """Return a column of labels, float32 [N]; 0 where there is none."""
+    if name not in table.column_names:
+        return np.zeros(table.num_rows, np.float32)
+    return np.asarray(pc.fill_null(table[name], 0).to_numpy(), np.float32)
+
+
 def columns_of(config: RankerConfig) -> tuple[str, ...]:
-    """Return the columns that a ranker needs, lookups included, each once."""
-    columns = [*_required(config.tasks), *config.features.columns]
+    """Return the columns that a ranker learns from, lookups included, each once."""
+    columns = [*_kinds(config.tasks), *config.features.columns]
     return tuple(dict.fromkeys(columns))
 
 
-def _required(tasks: tuple[TaskConfig, ...]) -> dict[str, str]:
+def _kinds(tasks: tuple[TaskConfig, ...]) -> dict[str, str]:
     """Return the columns besides the features, and the kind of each."""
-    kinds = dict(REQUIRED[IMPRESSIONS_FILE])
-    binary = kinds.pop(LABEL)
-    return kinds | dict.fromkeys(label_columns(tasks), binary)
+    labels = dict.fromkeys(label_columns(tasks), BINARY)
+    return REQUIRED[IMPRESSIONS_FILE] | labels

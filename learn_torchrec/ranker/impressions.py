@@ -133,7 +133,7 @@ class Impressions:
         """Return this rank's share of all rows, in order; parts have up to max_rows."""
         return Parts(self, max_rows)
 
-    def encoder(self) -> Encoder:
+    def encoder(self, labelled: bool = True) -> Encoder:
         """Return what encodes the rows, in this process or in workers."""
         return Encoder(
             self._config.features,
@@ -141,6 +141,7 @@ class Impressions:
             self.vectors,
             self.source.name,
             self.lookups,
+            labelled,
         )
 
 
@@ -179,7 +180,8 @@ class Parts:
             yield part
 
     def _encoded(self) -> Generator[Part]:
-        source, encoder = self._impressions.source, self._impressions.encoder()
+        source = self._impressions.source
+        encoder = self._impressions.encoder(labelled=False)
         for table in self._loader.batches(epoch=0):
             # A rank without rows takes part with a row that another rank reports.
             used = table if table.num_rows else next(source.pieces(0)).slice(0, 1)

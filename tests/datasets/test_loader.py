@@ -292,12 +292,60 @@ def test_files_of_narrower_and_other_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"value": ["5"], "ids": [[1]]}), directory / "z.parquet")
     with pytest.raises(UserError, match=r"z\.parquet: column 'value' is string, but"):
         RowGroups(directory)
-    pq.write_table(pa.table({"value": [5]}), directory / "z.parquet")
-    with pytest.raises(UserError, match=r"z\.parquet: lacks column 'ids', unlike"):
-        RowGroups(directory)
-    assert len(RowGroups(directory, columns=["value"])) == 3
+    (directory / "z.parquet").unlink()
     with pytest.raises(UserError, match=r"column 'no' is missing; it has: value, ids"):
         RowGroups(directory, columns=["no"])
+
+
+def test_a_later_part_may_have_other_columns_and_wider_types(tmp_path: Path) -> None:
+    code = pa.array(["a", "b", "a"])
+    parts = [
+        {"id": pa.array([1, 2, 3], pa.int32()), "code": code.dictionary_encode()},
+        {"code": code.cast(pa.large_string()), "more": [0.5, None, 2], "id": [4, 5, 6]},
+        {"id": pa.array([7, 8, 9], pa.int8()), "code": code},
+    ]
+    for number, columns in enumerate(parts):
+        pq.write_table(pa.table(columns), tmp_path / f"part-{number}.parquet")
+    expected = {
+        "id": list(range(1, 10)),
+        "code": ["a", "b", "a"] * 3,
+        "more": [*[None] * 3, 0.5, None, 2, *[None] * 3],
+    }
+    rows = RowGroups(tmp_path)
+    pieces = [piece for group in range(3) for piece in rows.pieces(group)]
+    read = pa.concat_tables(pieces).drop_columns([ROW_NUMBER])
+    assert read.to_pydict() == expected
+    assert read.schema == rows.schema == open_parquet(tmp_path).schema
+    assert open_parquet(tmp_path).to_table().to_pydict() == expected
+    one = RowGroups(tmp_path, ["more", "id"])
+    assert one.schema.names == ["more", "id"]
+    assert next(one.pieces(0))["more"].to_pylist() == [None] * 3
+
+
+def test_rows_that_lack_a_value_are_left_out_and_counted(tmp_path: Path) -> None:
+    """In both ways of reading, with and without statistics."""
+    table = pa.table(
+        {
+            "time": [5, None, 15, 25, 16, 17, 99],
+            "user": ["a", "b", None, "c", "d", None, None],
+            "label": [0, 1, 1, 0, None, None, None],
+        }
+    )
+    interval = Interval("time", 10, 30, required=("user", "label"))
+    # Row 6 is outside; row 5 lacks both and counts once.
+    lacking = {"time": (1, 1), "user": (2, 2), "label": (1, 4)}
+    for statistics in (True, False):
+        path = tmp_path / f"{statistics}.parquet"
+        pq.write_table(table, path, row_group_size=2, write_statistics=statistics)
+        rows = RowGroups(path, interval=interval)
+        assert (rows.num_rows, rows.earliest, rows.lacking) == (1, 25, lacking)
+        (piece,) = rows.pieces(0)
+        assert piece.to_pylist() == [
+            {"time": 25, "user": "c", "label": 0, ROW_NUMBER: 3}
+        ]
+        here = TableRows(table, interval, "memory")
+        assert next(here.pieces(0)).equals(piece)
+        assert (here.earliest, here.lacking) == (25, lacking)
 
 
 def test_views_are_read_and_selected(tmp_path: Path) -> None:

@@ -470,9 +470,9 @@ def test_a_prepared_data_set_serves_the_towers(duckdb: Engine, tmp_path: Path) -
         for row in dataset.interactions.to_pylist()
     ]
     assert again == expected
-    with pytest.raises(UserError, match="no content vector for item"):
+    with pytest.raises(UserError, match="of items without a content vector in"):
         dataset.sequences(content(tmp_path / "less", range(5)), ["buy"])
-    with pytest.raises(UserError, match=r"no impressions; give the ranker's stages"):
+    with pytest.raises(UserError, match=r"has no impressions to rank; the stages"):
         _ = dataset.impressions
     assert json.loads((out / "manifest.json").read_text())["facts"]["dropped"]["nulls"]
 

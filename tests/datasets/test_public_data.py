@@ -49,7 +49,7 @@ def test_sequences_become_interactions_in_order(sequences):
         ("sequences.txt", "7 a\n8\n", "line 2 has no items"),
         ("sequences.txt", "7 a\n\n8 b\n", "line 2 has no items"),
         ("sequences.txt", "7 a\n7 b\n", "line 2 repeats user '7' of line 1"),
-        ("sequences.txt", "7 a zzz\n", "zzz"),
+        ("sequences.txt", "7 zzz yyy\n", "2 of 2 events .*: 'zzz', 'yyy'"),
         ("items.jsonl", '{"item_id": 1}\nnone\n', "line 2 is not a JSON object with"),
         ("items.jsonl", '{"title": "x"}\n', "line 1 is not a JSON object with item_id"),
     ],

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_torchrec.datasets.sequences import SequenceSet, build_sequences, item_rows
+from learn_torchrec.datasets.sequences import SequenceSet, build_sequences
 from learn_torchrec.datasets.split import SplitConfig, resolve_times, user_draws
 from learn_torchrec.errors import UserError
 
@@ -48,15 +48,6 @@ def test_before_copes_with_empty_users_at_the_end():
 def test_unknown_actions_and_items_are_refused():
     with pytest.raises(UserError, match=r"no interaction has such an action.*like"):
         build_sequences(LOG, np.arange(6), ["buy"])
-
-
-def test_items_without_content_are_refused(store):
-    log = pa.table({"item_id": [100, 139, 7]})
-    with pytest.raises(UserError, match="no content vector for item 7 in row 2"):
-        item_rows(log, store)
-    assert item_rows(log.slice(0, 2), store).tolist() == [0, 39]
-    with pytest.raises(UserError, match="ids are string, but int64 in"):
-        item_rows(pa.table({"item_id": ["100"]}), store)
 
 
 def test_moments():

@@ -10,7 +10,7 @@ import pytest
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.errors import UserError
+from learn_torchrec.datasets.sequences import build_sequences
 from learn_torchrec.ranker.content import content_vectors
 
 
@@ -38,8 +38,13 @@ LOG = log(
 )
 
 
+def vectors_of(store, events, *actions):
+    rows = store.rows_of(events["item_id"])
+    return content_vectors(store, build_sequences(events, rows, actions))
+
+
 def test_users_are_the_mean_of_what_came_before(small):
-    vectors = content_vectors(small, LOG, ("buy",))
+    vectors = vectors_of(small, LOG, "buy")
     queries = pa.array([7, 7, 7, 5, 5, 6])
     times = np.array([10, 20, 21, 10, 99, 99])
     rows = vectors.users.rows_as_of(queries, times)
@@ -51,7 +56,7 @@ def test_users_are_the_mean_of_what_came_before(small):
 
 
 def test_a_user_has_a_row_for_each_moment_and_items_stay_on_disk(small):
-    vectors = content_vectors(small, LOG, ("buy", "view"))
+    vectors = vectors_of(small, LOG, "buy", "view")
     assert vectors.users.index.ids.to_pylist() == [5, 7]
     assert vectors.users.offsets.tolist() == [0, 2, 5]
     assert vectors.users.times.tolist() == [10, 30, 10, 15, 20]
@@ -72,7 +77,7 @@ def test_means_are_those_of_float64(store):
             "action": ["like"] * count,
         }
     )
-    users = content_vectors(store, events, ("like",)).users
+    users = vectors_of(store, events, "like").users
     owners, items, times = (events[n].to_numpy() for n in events.column_names[:3])
     content = np.asarray(store.vectors, np.float64)[items - 100]
     ids = np.repeat(users.index.ids.to_numpy(), np.diff(users.offsets))
@@ -113,34 +118,16 @@ def content_vectors_of(market, directory, kind):
         ids = pa.array(range(100, 140)).cast(kind)
         write_content_store(out, ids, content)
     dataset = open_dataset(f"parquet:{market}")
-    vectors = content_vectors(
-        ContentStore.open(directory), dataset.interactions, ("like",)
-    )
+    store = ContentStore.open(directory)
+    vectors = content_vectors(store, dataset.sequences(store, ("like",)))
     columns = ("user_id", "item_id", "timestamp")
     return vectors.lookup(*(dataset.impressions[name] for name in columns))
 
 
 def test_a_worker_process_maps_the_content(small):
-    vectors = content_vectors(small, LOG, ("buy",))
+    vectors = vectors_of(small, LOG, "buy")
     again = pickle.loads(pickle.dumps(vectors))
     assert isinstance(again.items.vectors.shards[0].base, np.memmap)
     queries, times = pa.array([7, 5]), np.array([21, 99])
     rows = again.users.rows_as_of(queries, times)
     assert again.users.gather(rows).tolist() == [[4, 1], [8, 1]]
-
-
-@pytest.mark.parametrize(
-    ("event", "actions", "message"),
-    [
-        ((7, "d", 9, "buy"), ("buy",), "no content vector for item 'd' in row 6 of"),
-        ((7, "a", 9, "buy"), ("like",), "split.actions=like: no interaction has such"),
-    ],
-)
-def test_what_gives_no_vectors_is_refused(small, event, actions, message):
-    with pytest.raises(UserError, match=message):
-        content_vectors(small, pa.concat_tables([LOG, log(event)]), actions)
-
-
-def test_ids_of_another_type_are_refused(small):
-    with pytest.raises(UserError, match="item_id: ids are int64, but string in"):
-        content_vectors(small, log((7, 1, 9, "buy")), ("buy",))

@@ -291,12 +291,15 @@ def test_an_error_names_the_row_of_the_data(path, one_rank, name, values, messag
         list(in_memory(rows=whole).batches(epoch=0))
 
 
-def test_a_null_time_is_refused(path):
+def test_a_row_without_a_time_is_left_out(path, one_rank):
     times = pa.array([None if i == 300 else i // 2 for i in range(ROWS)])
     bad = table().set_column(2, "timestamp", times).slice(270)
     pq.write_table(bad, path / "b.parquet", row_group_size=50)
-    with pytest.raises(UserError, match=r"b\.parquet: .* nulls, the first in row 30;"):
-        opened(path)
+    streamed = opened(path)
+    assert streamed.source.lacking == {"timestamp": (1, 300)}
+    assert len(streamed) == 359
+    rows = [b.dense_features[:, 0] for b in streamed.batches(epoch=0)]
+    assert 300 not in torch.cat(rows).tolist()
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(path, one_rank):

@@ -60,7 +60,7 @@ def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
     market = open_dataset(planted.write(tmp_path / "market"))
     write_content(market, tmp_path / "content")
     store = ContentStore.open(tmp_path / "content")
-    vectors = content_vectors(store, market.interactions, ("like",))
+    vectors = content_vectors(store, market.sequences(store, ("like",)))
     config = RankerConfig(
         features=FEATURES,
         optimizer=OptimizerConfig(learning_rate=3e-3),

@@ -48,8 +48,12 @@ ADAPTERS: dict[str, Callable[[str], Dataset]] = {
 }
 
 
-def open_dataset(spec: str) -> Dataset:
+def open_dataset(spec: str, strict: bool = False) -> Dataset:
     """Open the data set `ADAPTER:PATH`; its tables are read on first use.
+
+    Args:
+        spec: adapter and folder.
+        strict: refuse rows that cannot be used, in place of leaving them out.
 
     Raises:
         UserError: an unknown adapter or a missing folder.
@@ -60,4 +64,6 @@ def open_dataset(spec: str) -> Dataset:
             f"--data {spec}: write it as ADAPTER:PATH; adapters: "
             + ", ".join(sorted(ADAPTERS))
         )
-    return ADAPTERS[adapter](path)
+    dataset = ADAPTERS[adapter](path)
+    dataset.tolerance.strict = strict
+    return dataset

@@ -10,11 +10,12 @@ that it returns, in any row order, are:
 |---|---|
 | items | `item_id`, one row for each item; any of the six text fields, and others |
 | interactions | `user_id`, `item_id`, `timestamp`, `action` (text) |
-| impressions | `user_id`, `item_id`, `timestamp`, `label` (0 or 1), perhaps `weight`, |
-| | and the feature columns that the ranker's configuration names |
+| impressions | `user_id`, `item_id`, `timestamp`, `label` (0 or 1; null or absent in |
+| | rows to score), perhaps `weight`, and feature columns |
 
 Ids are integers or strings. Times are unix seconds, or Arrow timestamps if they are
-finer. An adapter need not check its tables or clean its texts: the base does both.
+finer. An adapter need not check its tables or clean its texts: the base does both, and
+leaves out rows that cannot be used (`tolerance`).
 Mistakes in its files are `UserError`s that name the file, the line or column, and the
 fix. `adapters/jsonl.py` is a small example.
 """
@@ -22,11 +23,12 @@ fix. `adapters/jsonl.py` is a small example.
 import abc
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.adapters.item_texts import unescape
@@ -34,6 +36,7 @@ from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import (
+    ROW_NUMBER,
     RowGroups,
     RowSource,
     open_parquet,
@@ -44,15 +47,16 @@ from learn_torchrec.datasets.sequences import (
     ItemRows,
     SequenceSet,
     build_sequences,
-    item_rows,
 )
+from learn_torchrec.datasets.tolerance import Tolerance
 from learn_torchrec.errors import UserError
-from learn_torchrec.ids import refuse_duplicates, refuse_other_types
+from learn_torchrec.ids import refuse_other_types
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
+    LABEL,
     TIMESTAMP,
     USER_ID,
 )
@@ -97,17 +101,18 @@ class Dataset(abc.ABC):
         """Return the behaviour log."""
 
     def read_impressions(self) -> pa.Table:
-        """Return the ranker's rows.
-
-        Raises:
-            UserError: by default: there are none.
-        """
-        raise UserError(
-            f"{self.location}: this data set has no impressions to rank; it serves "
-            "encode-content, train-towers and evaluate-retrieval"
-        )
+        """Return the ranker's rows; an adapter that implements it may have some."""
+        raise NotImplementedError
 
     # What an adapter may override if it can do better.
+
+    @property
+    def has_impressions(self) -> bool:
+        """Whether there are impressions to rank, answered without reading a table."""
+        can_read = type(self).read_impressions is not Dataset.read_impressions
+        return can_read and all(
+            source.exists() for source in self.sources(IMPRESSIONS_FILE)
+        )
 
     def fingerprint(self, table: str) -> str:
         """Return the digest of a table's files."""
@@ -122,16 +127,9 @@ class Dataset(abc.ABC):
         return None
 
     @property
-    def has_impressions(self) -> bool:
-        """Whether there are impressions to rank; does not read them."""
-        return type(self).read_impressions is not Dataset.read_impressions and all(
-            source.exists() for source in self.sources(IMPRESSIONS_FILE)
-        )
-
-    def column(self, table: str, name: str) -> pa.ChunkedArray:
-        """Return one checked column; an override may read it alone."""
-        checked: pa.Table = getattr(self, table.removesuffix(".parquet"))
-        return checked[name]
+    def item_ids(self) -> pa.ChunkedArray:
+        """The ids of the item table; an override may read them alone."""
+        return self.items[ITEM_ID]
 
     def columns(self, table: str, names: Sequence[str]) -> pa.Table:
         """Return some columns of a table, unchecked; of Parquet only these are read."""
@@ -159,11 +157,30 @@ class Dataset(abc.ABC):
     def sequences(self, store: ItemRows, actions: Sequence[str]) -> SequenceSet:
         """Return every user's events of the wanted actions, as rows of the store.
 
+        Events of items without a content vector are left out.
+
         Raises:
-            UserError: bad interactions, or items without a content vector.
+            UserError: bad interactions, or most events have no content vector.
         """
-        rows = item_rows(self.interactions, store)
-        return build_sequences(self.interactions, rows, actions)
+        log = self.interactions
+        rows = store.rows_of(log[ITEM_ID])
+        if len(rows) and rows.min() < 0:
+            lacking = log[ITEM_ID].filter(pa.array(rows < 0))
+            name = self.name(INTERACTIONS_FILE)
+            self.tolerance.without_content(
+                name, store, lacking, len(lacking), len(rows)
+            )
+            log, rows = log.filter(pa.array(rows >= 0)), rows[rows >= 0]
+        return build_sequences(log, rows, actions)
+
+    @property
+    def times(self) -> Int64Array:
+        """Times of all interactions, unix seconds, int64 [N], in any order.
+
+        Those of events that are left out count too, so that a share of the log is the
+        same moment whichever columns a stage reads.
+        """
+        return self._log[1]
 
     # What stages use.
 
@@ -172,27 +189,47 @@ class Dataset(abc.ABC):
         return {name: self.fingerprint(name) for name in names}
 
     @functools.cached_property
-    def items(self) -> pa.Table:
-        """The items, their texts without HTML entities."""
-        return unescape(self.check(ITEMS_FILE, self.read_items()))
+    def tolerance(self) -> Tolerance:
+        """What happens to rows that cannot be used."""
+        return Tolerance()
 
     @functools.cached_property
+    def items(self) -> pa.Table:
+        """The items, one row each, their texts without HTML entities."""
+        table = self.check(ITEMS_FILE, self.read_items())
+        return unescape(self.tolerance.one_row_each(table, self.name(ITEMS_FILE)))
+
+    @property
     def interactions(self) -> pa.Table:
-        """The behaviour log, in file order.
+        """The behaviour log, in file order, without events that cannot be used.
 
         A column `TICK` holds times in full resolution if rows within a second are not
         in their order.
         """
+        return self._log[0]
+
+    @functools.cached_property
+    def _log(self) -> tuple[pa.Table, Int64Array]:
+        """The events that can be used, and the times of all."""
         read = self.read_interactions()
-        table = self.check(INTERACTIONS_FILE, read)
-        known = self.column(ITEMS_FILE, ITEM_ID)
-        tables.check_known(table[ITEM_ID], known, self.name(INTERACTIONS_FILE))
-        return _with_ticks(table, read)
+        timed = self.check(INTERACTIONS_FILE, read, (TIMESTAMP,))
+        name, needed = self.name(INTERACTIONS_FILE), tables.REQUIRED[INTERACTIONS_FILE]
+        read = self.tolerance.complete(read, needed, name)
+        table = _with_ticks(self.check(INTERACTIONS_FILE, read), read)
+        return self._of_known_items(table), timed[TIMESTAMP].to_numpy()
 
     @functools.cached_property
     def impressions(self) -> pa.Table:
-        """The ranker's rows, in file order."""
+        """The ranker's rows, in file order; their labels may be null or absent.
+
+        Raises:
+            UserError: there are none, or they are bad.
+        """
+        self._refuse_no_impressions()
         table = self.check(IMPRESSIONS_FILE, self.read_impressions())
+        if LABEL in table.column_names:
+            name = self.name(IMPRESSIONS_FILE)
+            table = tables.check(table, {LABEL: tables.BINARY}, name)
         refuse_other_types(
             table[USER_ID].type,
             self.interactions[USER_ID].type,
@@ -208,11 +245,13 @@ class Dataset(abc.ABC):
         columns: Sequence[str] | None = None,
         optional: Sequence[str] = (),
         in_memory: bool = False,
+        labels: Sequence[str] = (),
     ) -> RowSource:
         """Return the impressions of [first, end), to be read group by group.
 
         Of Parquet only the times are read at first, and the table is not checked. Items
-        need not be in the item table.
+        need not be in the item table. Rows without a user, an item, a time or a label
+        are left out.
 
         Args:
             first: unix seconds.
@@ -220,18 +259,22 @@ class Dataset(abc.ABC):
             columns: to read from Parquet; None for all.
             optional: further columns to read from Parquet if the files have them.
             in_memory: read the whole table even if it is Parquet.
-        """
-        interval = Interval(TIMESTAMP, first, end)
-        where = self.parquet(IMPRESSIONS_FILE)
-        if where is None or in_memory:
-            return TableRows(self.impressions, interval, self.name(IMPRESSIONS_FILE))
-        return RowGroups(where, columns, interval, optional)
+            labels: columns that must have a value; unlike others, most may lack one.
 
-    @property
-    def times(self) -> Int64Array:
-        """The interactions' times, unix seconds, int64 [N], in any order."""
-        times: Int64Array = self.column(INTERACTIONS_FILE, TIMESTAMP).to_numpy()
-        return times
+        Raises:
+            UserError: there are no impressions, or most cannot be used.
+        """
+        self._refuse_no_impressions()
+        needed = tuple(dict.fromkeys((USER_ID, ITEM_ID, *labels)))
+        interval = Interval(TIMESTAMP, first, end, needed)
+        where, name = self.parquet(IMPRESSIONS_FILE), self.name(IMPRESSIONS_FILE)
+        source: RowSource
+        if where is None or in_memory:
+            source = TableRows(self.impressions, interval, name)
+        else:
+            source = RowGroups(where, columns, interval, optional)
+        self.tolerance.lacking(name, source.lacking, source.num_rows, labels)
+        return source
 
     def name(self, table: str) -> str:
         """Return what messages call a table: its first file."""
@@ -239,23 +282,48 @@ class Dataset(abc.ABC):
         return str(sources[0] if sources else self.location / table)
 
     def check(
-        self, table: str, rows: pa.Table, kinds: Mapping[str, str] | None = None
+        self, table: str, rows: pa.Table, columns: Sequence[str] | None = None
     ) -> pa.Table:
-        """Return a table's rows in normal form; see `tables.check`.
+        """Return a table's rows in normal form, see `tables.check`.
+
+        Rows without a value in a checked column are left out.
 
         Args:
             table: its name.
             rows: as they were read.
-            kinds: of the columns to check; by default the required ones.
+            columns: to check; None for all required ones.
 
         Raises:
-            UserError: a column that is missing or wrong, or an item listed twice.
+            UserError: a column that is missing or wrong.
         """
-        kinds = tables.REQUIRED[table] if kinds is None else kinds
+        kinds = tables.REQUIRED[table]
+        kinds = {name: kinds[name] for name in columns or kinds}
+        rows = self.tolerance.complete(rows, kinds, self.name(table))
         checked = tables.check(rows, kinds, self.name(table))
-        if table == ITEMS_FILE:
-            refuse_duplicates(checked[ITEM_ID], f"{self.name(table)}: {ITEM_ID}")
+        if ROW_NUMBER in checked.column_names and table != IMPRESSIONS_FILE:
+            return checked.drop_columns([ROW_NUMBER])  # only features name rows later
         return checked
+
+    def _of_known_items(self, log: pa.Table) -> pa.Table:
+        """Leave out events of items that the item table lacks."""
+        ids, known, name = log[ITEM_ID], self.item_ids, self.name(INTERACTIONS_FILE)
+        where = f"{name}: column {ITEM_ID!r}"
+        refuse_other_types(ids.type, known.type, where, "the item table")
+        is_known = pc.is_in(ids, value_set=known)
+        if pc.all(is_known).as_py():
+            return log
+        unknown = ids.filter(pc.invert(is_known))
+        items = self.name(ITEMS_FILE)
+        self.tolerance.unknown(name, items, unknown, len(unknown), len(ids))
+        return log.filter(is_known)
+
+    def _refuse_no_impressions(self) -> None:
+        if not self.has_impressions:
+            raise UserError(
+                f"{self.location}: this data set has no impressions to rank; the "
+                "stages from encode-content to evaluate-retrieval need none, and "
+                "`learn-torchrec data impressions` draws some from the interactions"
+            )
 
     def only_file(self, suffix: str, fix: str) -> Location:
         """Return the folder's only file of a suffix.

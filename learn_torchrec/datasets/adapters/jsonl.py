@@ -29,9 +29,6 @@ class Jsonl(Dataset):
         return self._read(INTERACTIONS_FILE)
 
     def read_impressions(self) -> pa.Table:
-        (source,) = self.sources(IMPRESSIONS_FILE)
-        if not source.exists():
-            return super().read_impressions()
         return self._read(IMPRESSIONS_FILE)
 
     def _read(self, table: str) -> pa.Table:

@@ -46,7 +46,7 @@ class MovieLens1M(Dataset):
     @functools.cached_property
     def _rows(self) -> pa.Table:
         parts = [self._part(path) for path in self.sources(IMPRESSIONS_FILE)]
-        rows = pa.concat_tables(parts)
+        rows = pa.concat_tables(parts, promote_options="permissive")
         return rows.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
 
     def _part(self, path: Location) -> pa.Table:

@@ -6,10 +6,17 @@
 
 import pyarrow as pa
 
+from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
+from learn_torchrec.schema import (
+    IMPRESSIONS_FILE,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    TIMESTAMP,
+)
 
 
 class Parquet(Dataset):
@@ -30,9 +37,21 @@ class Parquet(Dataset):
     def parquet(self, table: str) -> Location:
         return self.location / table
 
-    def column(self, table: str, name: str) -> pa.ChunkedArray:
-        """Return one checked column, read alone unless the table is in memory."""
-        if table.removesuffix(".parquet") in vars(self):
-            return super().column(table, name)
+    @property
+    def times(self) -> Int64Array:
+        """Times of all interactions, read alone unless the table is in memory."""
+        if "_log" in vars(self):
+            return super().times
+        times: Int64Array = self._alone(INTERACTIONS_FILE, TIMESTAMP).to_numpy()
+        return times
+
+    @property
+    def item_ids(self) -> pa.ChunkedArray:
+        """The ids of the item table, read alone unless it is in memory."""
+        if "items" in vars(self):
+            return super().item_ids
+        return self._alone(ITEMS_FILE, ITEM_ID)
+
+    def _alone(self, table: str, name: str) -> pa.ChunkedArray:
         read = tables.read_parquet(self.location / table, [name])
-        return self.check(table, read, {name: tables.REQUIRED[table][name]})[name]
+        return self.check(table, read, [name])[name]

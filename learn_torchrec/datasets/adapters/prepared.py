@@ -29,7 +29,14 @@ from learn_torchrec.datasets.sequences import (
 )
 from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.matrix import map_array
-from learn_torchrec.schema import ACTION, ITEM_ID, ITEMS_FILE, TIMESTAMP, USER_ID
+from learn_torchrec.schema import (
+    ACTION,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    TIMESTAMP,
+    USER_ID,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -81,36 +88,34 @@ class Prepared(Dataset):
             }
         )
 
-    def read_impressions(self) -> pa.Table:
-        raise UserError(
-            f"{self.location}: a prepared: data set has no impressions; give the "
-            "ranker's stages the data set that it was prepared from"
-        )
-
     def sequences(self, store: ItemRows, actions: Sequence[str]) -> SequenceSet:
         """Return the users' events of the wanted actions.
 
         They stay memory-mapped if all actions are wanted and the content store has the
         item table's order; otherwise they are filtered or renumbered in memory.
 
+        Events of items without a content vector are left out.
+
         Raises:
-            UserError: a damaged file, or events without a content vector.
+            UserError: a damaged file, or most events have no content vector.
         """
         verify(self._directory, KIND)
         names = self.manifest.facts["actions"]
         refuse_unknown_actions(actions, names)
+        items, is_whole = self._rows_in(store)
         whole = SequenceSet(
             user_ids=self._user_ids,
             offsets=self._map("offsets"),
-            items=self._rows_in(store),
+            items=items,
             times=self.times,
             actions=self._map("actions"),
             action_names=tuple(names),
         )
-        if set(names) <= set(actions):
+        if is_whole and set(names) <= set(actions):
             return whole
         wanted = [number for number, name in enumerate(names) if name in actions]
-        chosen = whole.select_events(np.isin(self._map("actions"), wanted))
+        keep = np.isin(self._map("actions"), wanted) & (items >= 0)
+        chosen = whole.select_events(keep)
         return chosen.select_users(chosen.lengths > 0)
 
     @functools.cached_property
@@ -118,22 +123,23 @@ class Prepared(Dataset):
         source = pa.memory_map(str(self._directory / USER_IDS_FILE))
         return pa.ipc.open_file(source).read_all()[USER_ID].combine_chunks()
 
-    def _rows_in(self, store: ItemRows) -> Int64Array:
-        """Return the events' items as rows of the store."""
-        items = self._map("items")
+    def _rows_in(self, store: ItemRows) -> tuple[Int64Array, bool]:
+        """Return the events' items as rows of the store, and whether all have one."""
+        items, counts = self._map("items"), self._map(ITEM_EVENTS)
         ids = self.items[ITEM_ID].combine_chunks()
         rows = store.rows_of(ids)
-        lacking = np.flatnonzero((self._map(ITEM_EVENTS) > 0) & (rows < 0))
-        if lacking.size:
-            raise UserError(
-                f"{store.directory}: has no content vector for item "
-                f"{ids[int(lacking[0])].as_py()!r} ({lacking.size} such items with "
-                f"events in {self.location}); encode its items again"
-            )
+        lacking = (counts > 0) & (rows < 0)
+        self.tolerance.without_content(
+            self.name(INTERACTIONS_FILE),
+            store,
+            ids.filter(pa.array(lacking)),
+            int(counts[lacking].sum()),
+            len(items),
+        )
         if np.array_equal(rows, np.arange(len(rows))):
-            return items
+            return items, True
         logger.info("%s: mapping events to the store's rows", self.location)
-        return rows[items]
+        return rows[items], not lacking.any()
 
     def _map(self, name: str) -> AnyArray:
         path = self._directory / file_of(name)

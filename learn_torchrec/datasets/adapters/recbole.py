@@ -50,6 +50,13 @@ class RecBole(Dataset):
         fix = "name a folder with a data set in RecBole's atomic format"
         return [self.only_file(suffix, fix)]
 
+    @property
+    def has_impressions(self) -> bool:
+        """Whether the header names a label or a rating."""
+        (source,) = self.sources(IMPRESSIONS_FILE)
+        names = [name for name, _ in _header(source)]
+        return LABEL in names or _RATING in names
+
     def read_items(self) -> pa.Table:
         (source,) = self.sources(ITEMS_FILE)
         return _as_items(read_atomic(source))
@@ -68,13 +75,8 @@ class RecBole(Dataset):
         table = read_atomic(source)
         if LABEL in table.column_names:
             label = table[LABEL].cast(pa.float64())
-        elif _RATING in table.column_names:
-            label = pc.greater_equal(table[_RATING], POSITIVE_RATING)
         else:
-            raise UserError(
-                f"{source}: has no column {_RATING} or {LABEL}, so there are no "
-                "impressions to rank"
-            )
+            label = pc.greater_equal(table[_RATING], POSITIVE_RATING)
         return _events(table, source).append_column(LABEL, label.cast(pa.float32()))
 
 
@@ -97,8 +99,7 @@ def read_atomic(location: Location) -> pa.Table:
     Raises:
         UserError: no such file, or a value that is not of its header's type.
     """
-    header = next(text_lines(location), "")
-    fields = [field.strip().partition(":")[::2] for field in header.split("\t")]
+    fields = _header(location)
     kinds = {"float": pa.float64()}
     try:
         table = pv.read_csv(
@@ -122,6 +123,13 @@ def read_atomic(location: Location) -> pa.Table:
             f"{location}: is not an atomic file ({first_line(error)})"
         ) from None
     return table
+
+
+def _header(location: Location) -> list[tuple[str, str]]:
+    """Return the names and types of the fields."""
+    header = next(text_lines(location), "")
+    parts = [field.strip().partition(":") for field in header.split("\t")]
+    return [(name, kind) for name, _, kind in parts]
 
 
 def _events(table: pa.Table, source: Location) -> pa.Table:

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
-from learn_torchrec.datasets.loading.time_range import Interval, seconds
+from learn_torchrec.datasets.loading.tables import row_of
+from learn_torchrec.datasets.loading.time_range import Interval, Lacking, seconds
 
 
 class TableRows:
@@ -20,15 +21,24 @@ class TableRows:
 
     Attributes:
         earliest: the first time in the interval; None without one.
+        lacking: rows that are left out, by the column in which they lack a value.
     """
 
     def __init__(self, table: pa.Table, interval: Interval | None, name: str) -> None:
         self.name = name
-        numbers = pa.array(np.arange(table.num_rows))
-        self._table = table.append_column(ROW_NUMBER, numbers)
+        if ROW_NUMBER not in table.column_names:
+            numbers = pa.array(np.arange(table.num_rows))
+            table = table.append_column(ROW_NUMBER, numbers)
+        self._table = table
         self.earliest: int | None = None
+        self.lacking: Lacking = {}
         if interval is not None:
-            self._table = interval.rows_of(self._table)
+            keep, lacking = interval.select(table)
+            self.lacking = {
+                name: (count, row_of(table, row))
+                for name, (count, row) in lacking.items()
+            }
+            self._table = table if keep.all() else table.filter(pa.array(keep))
             times = seconds(self._table[interval.column])
             self.earliest = pc.min(times).as_py()
         self.sizes = np.array([self.num_rows] if self.num_rows else [], np.int64)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.datasets.loading.time_range import Interval
+from learn_torchrec.datasets.loading.time_range import Interval, Lacking
 from learn_torchrec.errors import UserError, first_line, require_columns
 
 # The column of row numbers in the data set, with files in sorted order.
@@ -38,6 +38,7 @@ class RowSource(Protocol):
     name: str
     sizes: Int64Array
     earliest: int | None
+    lacking: Lacking
 
     @property
     def num_rows(self) -> int:
@@ -57,7 +58,8 @@ class RowGroups:
 
     Args:
         where: path or URI.
-        columns: to read; None for all. Others are never read.
+        columns: to read; None for all. Others are never read. One that a file lacks
+            is null there.
         interval: of the selected rows; None for all.
         optional: further columns to read if the files have them.
 
@@ -66,10 +68,12 @@ class RowGroups:
         schema: of the columns, the same for all files.
         sizes: int64 [G], selected rows of every row group that has any.
         earliest: the first time in the interval; None without one.
+        lacking: rows that the interval leaves out, as they lack a value: by column, how
+            many, and the row number of the first.
 
     Raises:
-        UserError: no data, a damaged file, a missing column, a column whose type
-            differs between files, or a null time.
+        UserError: no data, a damaged file, a column that no file has, or one whose type
+            differs between files.
     """
 
     def __init__(
@@ -90,13 +94,14 @@ class RowGroups:
         all_rows = np.array([group.num_rows for _, group in groups], np.int64)
         if not all_rows.sum():
             raise UserError(f"{self.name}: has no rows; give a file with rows")
-        wanted = all_rows
+        wanted, starts = all_rows, np.cumsum(all_rows) - all_rows
         self.earliest: int | None = None
+        self.lacking: Lacking = {}
         if interval is not None:
-            wanted, self.earliest = _count(groups, interval)
+            wanted, self.earliest, self.lacking = _count(groups, starts, interval)
         kept = np.flatnonzero(wanted)
         self.sizes: Int64Array = wanted[kept]
-        self._starts = (np.cumsum(all_rows) - all_rows)[kept]
+        self._starts = starts[kept]
         # Numbers only: descriptions of row groups cannot be sent to a worker.
         self._groups = [(groups[g][0], int(groups[g][1].id)) for g in kept]
 
@@ -151,7 +156,8 @@ class RowGroups:
         self, fragment: ds.ParquetFileFragment, number: int
     ) -> Iterator[pa.Table]:
         keys = ds.get_partition_keys(fragment.partition_expression)
-        columns = [name for name in self.schema.names if name not in keys]
+        own = fragment.physical_schema.names
+        columns = [n for n in self.schema.names if n in own and n not in keys]
         remote = not isinstance(fragment.filesystem, pafs.LocalFileSystem)
         with (
             fragment.open() as source,
@@ -161,26 +167,36 @@ class RowGroups:
         ):
             for batch in file.iter_batches(_PIECE_ROWS, [number], columns):
                 table = pa.Table.from_batches([batch])
-                for key in self.schema.names:
-                    if key in keys:
-                        value = pa.repeat(keys[key], batch.num_rows)
-                        table = table.append_column(key, value)
+                for name in self.schema.names:
+                    if name not in columns:
+                        value = pa.scalar(keys.get(name), self.schema.field(name).type)
+                        constant = pa.repeat(value, batch.num_rows)
+                        table = table.append_column(name, constant)
                 table = table.select(self.schema.names)
                 yield table if table.schema == self.schema else table.cast(self.schema)
 
 
 def _count(
-    groups: list[tuple[ds.ParquetFileFragment, ds.RowGroupInfo]], interval: Interval
-) -> tuple[Int64Array, int | None]:
-    """Return the selected rows of every row group, and their earliest time."""
+    groups: list[tuple[ds.ParquetFileFragment, ds.RowGroupInfo]],
+    starts: Int64Array,
+    interval: Interval,
+) -> tuple[Int64Array, int | None, Lacking]:
+    """Return the selected rows of every row group, their earliest time, and others.
+
+    `starts` are the row numbers of the groups' first rows.
+    """
     counts, earliest = np.zeros(len(groups), np.int64), []
+    lacking: Lacking = {}
     for place, (fragment, group) in enumerate(groups):
         try:
-            counts[place], first = interval.count(fragment, int(group.id))
+            counts[place], first, found = interval.count(fragment, int(group.id))
         except (pa.ArrowException, OSError) as error:
             raise unreadable(fragment.path, error) from None
         earliest += [] if first is None else [first]
-    return counts, min(earliest, default=None)
+        for name, (count, row) in found.items():
+            before, first_row = lacking.get(name, (0, int(starts[place]) + row))
+            lacking[name] = before + count, first_row
+    return counts, min(earliest, default=None), lacking
 
 
 def open_parquet(where: str | Path | Location) -> ds.Dataset:
@@ -255,27 +271,22 @@ def unreadable(path: object, error: Exception) -> UserError:
 def _common_schema(
     fragments: list[ds.ParquetFileFragment], columns: Sequence[str] | None, name: str
 ) -> pa.Schema:
-    """Return the schema with types wide enough for all files."""
+    """Return the columns of any file, with types wide enough for all files."""
     common: dict[str, pa.Field] = {}
+    present: dict[str, None] = {}
     for fragment in fragments:
         fields = {field.name: field for field in fragment.physical_schema}
         keys = ds.get_partition_keys(fragment.partition_expression)
         fields |= {key: pa.field(key, pa.scalar(v).type) for key, v in keys.items()}
-        require_columns(fields, columns or (), fragment.path)
-        unlike = fields.keys() ^ common.keys()
-        if columns is None and common and unlike:
-            column = min(unlike)
-            raise UserError(
-                f"{fragment.path}: {'has' if column in fields else 'lacks'} column "
-                f"{column!r}, unlike {fragments[0].path}; write all files with the "
-                "same columns"
-            )
-        for column in fields if columns is None else columns:
+        present |= dict.fromkeys(fields)
+        for column in fields if columns is None else fields.keys() & {*columns}:
             field = fields[column].with_nullable(True).remove_metadata()
             field = field.with_type(_without_views(field.type))
             known = common.get(column, field)
             common[column] = _wider(known, field, fragment.path, name)
-    return pa.schema(list(common.values()))
+    names = common if columns is None else dict.fromkeys(columns)
+    require_columns(present, names, name)
+    return pa.schema([common[column] for column in names])
 
 
 def _without_views(kind: pa.DataType) -> pa.DataType:
@@ -292,13 +303,18 @@ def _without_views(kind: pa.DataType) -> pa.DataType:
 
 
 def _wider(one: pa.Field, other: pa.Field, path: str, name: str) -> pa.Field:
-    """Return a field with the wider of two types, e.g. int64 for int32 and int64."""
+    """Return a field with the wider of two types, e.g. int64 for int32 and int64.
+
+    Beside a plain type, a dictionary becomes plain.
+    """
     if one.type == other.type:
         return one
+    kinds = [one.type, other.type]
+    if sum(map(pa.types.is_dictionary, kinds)) == 1:
+        kinds = [k.value_type if pa.types.is_dictionary(k) else k for k in kinds]
+    schemas = [pa.schema([pa.field(one.name, kind)]) for kind in kinds]
     try:
-        unified = pa.unify_schemas(
-            [pa.schema([one]), pa.schema([other])], promote_options="permissive"
-        )
+        unified = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         raise UserError(
             f"{path}: column {one.name!r} is {other.type}, but {one.type} in other "

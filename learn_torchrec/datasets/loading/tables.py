@@ -18,14 +18,13 @@ from learn_torchrec.datasets.loading.row_groups import (
     unreadable,
 )
 from learn_torchrec.errors import UserError
-from learn_torchrec.ids import as_ids, is_text, refuse_other_types, type_name
+from learn_torchrec.ids import as_ids, is_text, type_name
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
-    LABEL,
     TIMESTAMP,
     USER_ID,
 )
@@ -43,12 +42,12 @@ _KINDS = {
     "string": is_text,
     "0 or 1": lambda t: pt.is_integer(t) or pt.is_floating(t) or pt.is_boolean(t),
 }
-_ID, _TIME, _TEXT, _BINARY = _KINDS
+_ID, _TIME, _TEXT, BINARY = _KINDS
 
 REQUIRED: dict[str, dict[str, str]] = {
     ITEMS_FILE: {ITEM_ID: _ID},
     INTERACTIONS_FILE: {USER_ID: _ID, ITEM_ID: _ID, TIMESTAMP: _TIME, ACTION: _TEXT},
-    IMPRESSIONS_FILE: {USER_ID: _ID, ITEM_ID: _ID, TIMESTAMP: _TIME, LABEL: _BINARY},
+    IMPRESSIONS_FILE: {USER_ID: _ID, ITEM_ID: _ID, TIMESTAMP: _TIME},
 }
 
 
@@ -79,7 +78,7 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
     """Check a table's required columns and return it with these in normal form.
 
     Ids become int64 or large_string (see `ids.as_ids`), times int64 unix seconds,
-    actions string, labels float32.
+    actions string, labels float32, which alone may be null.
 
     Args:
         table: as it was read.
@@ -105,7 +104,7 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
             raise UserError(
                 f"{where} is {type_name(column.type)}, must be {kind}; cast it"
             )
-        if column.null_count:
+        if column.null_count and kind != BINARY:
             row = row_of(table, pc.index(column.is_null(), pa.scalar(True)).as_py())
             raise UserError(
                 f"{where} has {column.null_count} nulls, the first in row {row}; drop "
@@ -130,20 +129,6 @@ def row_of(table: pa.Table, place: int | np.integer[Any]) -> int:
     return int(place)
 
 
-def check_known(ids: pa.ChunkedArray, known: pa.ChunkedArray, source: str) -> None:
-    """Check that all items of a table are in the item table."""
-    where = f"{source}: column {ITEM_ID!r}"
-    refuse_other_types(ids.type, known.type, where, "the item table")
-    unknown = pc.invert(pc.is_in(ids, value_set=known))
-    row = pc.index(unknown, pa.scalar(True)).as_py()
-    if row >= 0:
-        count = pc.sum(unknown).as_py()
-        raise UserError(
-            f"{source}: row {row} has item {ids[row].as_py()!r}, which is not in the "
-            f"item table ({count} such rows); add it there or drop the rows"
-        )
-
-
 def files_fingerprint(sources: Sequence[Path | Location]) -> str:
     """Return a digest of the content of files and folders."""
     digest = hashlib.sha256()
@@ -157,7 +142,8 @@ def files_fingerprint(sources: Sequence[Path | Location]) -> str:
 
 def _binary(column: pa.ChunkedArray, table: pa.Table, where: str) -> pa.ChunkedArray:
     values = column.cast(pa.float32(), safe=False)
-    wrong = pc.invert(pc.is_in(values, value_set=pa.array([0, 1], pa.float32())))
+    allowed = pa.array([0, 1, None], pa.float32())
+    wrong = pc.invert(pc.is_in(values, value_set=allowed))
     row = pc.index(wrong, pa.scalar(True)).as_py()
     if row >= 0:
         raise UserError(

@@ -5,6 +5,7 @@ SQL that both understand.
 """
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -204,8 +205,21 @@ class Spark:
 
     def scan(self, name: str, location: Location) -> pa.Schema:
         dataset = open_parquet(location)
-        path = location.path if location.is_local else location.name
-        frame = self._session.read.parquet(path)
+        root = location.path if location.is_local else location.name
+        alike: dict[pa.Schema, list[str]] = {}
+        for fragment in dataset.get_fragments():
+            files = alike.setdefault(fragment.physical_schema.remove_metadata(), [])
+            files.append(root + fragment.path[len(location.path) :])
+        reader = self._session.read
+        if len(alike) == 1:
+            frame = reader.parquet(root)
+        else:  # Spark reads files of one schema; a union widens types and adds columns
+            reader = reader.option("basePath", root)
+            frames = [reader.parquet(*files) for files in alike.values()]
+            frame = functools.reduce(
+                lambda one, other: one.unionByName(other, allowMissingColumns=True),
+                frames,
+            )
         for key, is_integer in _partition_keys(dataset).items():
             frame = frame.withColumn(
                 key, frame[key].cast("bigint" if is_integer else "string")

@@ -195,6 +195,15 @@ def prepare(
     )
 
 
+def unknown_items(engine: Engine) -> pa.ChunkedArray:
+    """Return the ids of the table `log` that the table `items` lacks, sorted."""
+    return engine.table(
+        f"SELECT DISTINCT l.{ITEM_ID} AS id FROM log l LEFT JOIN items i "
+        f"ON l.{ITEM_ID} = i.{ITEM_ID} "
+        f"WHERE i.item IS NULL AND l.{ITEM_ID} IS NOT NULL ORDER BY id"
+    )["id"]
+
+
 def _count_rows(engine: Engine, time: str) -> dict[str, int]:
     null = " OR ".join(
         f"l.{name} IS NULL" for name in (USER_ID, ITEM_ID, TIMESTAMP, ACTION)

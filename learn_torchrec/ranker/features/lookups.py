@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.loading.tables import REQUIRED
 from learn_torchrec.datasets.point_in_time import PastEvents
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
@@ -142,8 +141,9 @@ def open_items(dataset: Dataset, columns: Sequence[str]) -> ItemColumns | None:
     if not columns:
         return None
     items = dataset.columns(ITEMS_FILE, [ITEM_ID, *columns])
-    items = dataset.check(ITEMS_FILE, items, REQUIRED[ITEMS_FILE])
-    return ItemColumns(items, dataset.name(ITEMS_FILE))
+    name = dataset.name(ITEMS_FILE)
+    items = dataset.tolerance.one_row_each(dataset.check(ITEMS_FILE, items), name)
+    return ItemColumns(items, name)
 
 
 def _unknown(

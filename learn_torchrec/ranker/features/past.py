@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 
 from learn_torchrec.arrays import Float32Array
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.loading.tables import REQUIRED
 from learn_torchrec.datasets.point_in_time import PastEvents
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.schema import (
@@ -99,15 +98,15 @@ def _events(dataset: Dataset, column: PastColumn, actions: Sequence[str]) -> Pas
     table = dataset.columns(file, [n for n in names if n in dataset.schema(file).names])
     if marked not in table.column_names:  # impressions without labels
         table = table.slice(0, 0).append_column(marked, pa.array([], pa.int64()))
-    kinds = {name: REQUIRED[file][name] for name in names if name != column.label}
+    required = [name for name in names if name != column.label]
     positives = None
     if column.label is None:
-        table = dataset.check(file, table, kinds)
+        table = dataset.check(file, table, required)
         table = table.filter(pc.is_in(table[ACTION], pa.array(actions, pa.string())))
     else:
         table = table.filter(pc.is_valid(table[column.label]))
         if table.num_rows:
-            table = dataset.check(file, table, kinds)
+            table = dataset.check(file, table, required)
         labels = table[column.label].cast(pa.float64(), safe=False)
         positives = pc.equal(labels, 1).to_numpy()
     return PastEvents(
