@@ -131,19 +131,12 @@ def open_lookups(
         UserError: see `find_columns`; a bad catalogue or log.
     """
     origins = find_columns(dataset, features, tasks)
-    return Lookups(
-        items=open_items(dataset, origins.items),
-        past=read_past(dataset, origins.past, actions),
-    )
-
-
-def open_items(dataset: Dataset, columns: Sequence[str]) -> ItemColumns | None:
-    """Read columns of the catalogue; None without any."""
-    if not columns:
-        return None
-    items = dataset.columns(ITEMS_FILE, [ITEM_ID, *columns])
-    items = dataset.check(ITEMS_FILE, items, REQUIRED[ITEMS_FILE])
-    return ItemColumns(items, dataset.name(ITEMS_FILE))
+    items = None
+    if origins.items:
+        table = dataset.columns(ITEMS_FILE, [ITEM_ID, *origins.items])
+        table = dataset.check(ITEMS_FILE, table, REQUIRED[ITEMS_FILE])
+        items = ItemColumns(table, dataset.name(ITEMS_FILE))
+    return Lookups(items, read_past(dataset, origins.past, actions))
 
 
 def _unknown(

@@ -38,7 +38,6 @@ from learn_torchrec.schema import (
 
 # Impressions that a rate is drawn to the overall rate by.
 _PRIOR_IMPRESSIONS = 10.0
-_SIDES = (("user", USER_ID), ("item", ITEM_ID))
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,11 @@ class PastColumn:
     name: str
     id_column: str
     label: str | None = None
+
+    @property
+    def side(self) -> str:
+        """Whose events count, "user" or "item"."""
+        return self.id_column.removesuffix("_id")
 
     def values(self, table: pa.Table, events: PastEvents) -> Float32Array:
         """Return the values for checked impressions, float32 [N]."""
@@ -71,12 +75,13 @@ class PastColumn:
 
 def past_columns(tasks: Sequence[TaskConfig]) -> dict[str, PastColumn]:
     """Return the columns that can be computed, by name."""
-    found = [PastColumn(f"{side}_past_events", column) for side, column in _SIDES]
+    sides = (("user", USER_ID), ("item", ITEM_ID))
+    found = [PastColumn(f"{side}_past_events", column) for side, column in sides]
     for task in tasks:
         suffix = "" if len(tasks) == 1 else f"_{task.name}"
         found += [
             PastColumn(f"{side}_past_rate{suffix}", column, task.label)
-            for side, column in _SIDES
+            for side, column in sides
         ]
     return {column.name: column for column in found}
 
