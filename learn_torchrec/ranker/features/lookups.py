@@ -13,11 +13,15 @@ import pyarrow as pa
 
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.tables import REQUIRED
-from learn_torchrec.datasets.point_in_time import PastEvents
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.ranker.features import FeaturesConfig
-from learn_torchrec.ranker.features.past import PastColumn, past_columns, read_past
+from learn_torchrec.ranker.features.past import (
+    PastColumn,
+    PastValues,
+    past_columns,
+    read_past,
+)
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
 
@@ -56,11 +60,11 @@ class Lookups:
 
     Attributes:
         items: columns of the catalogue; None without any.
-        past: past counts and rates, with the events that they count.
+        past: past counts and rates.
     """
 
     items: ItemColumns | None = None
-    past: Sequence[tuple[PastColumn, PastEvents]] = ()
+    past: Sequence[PastValues] = ()
 
     def add_to(self, table: pa.Table, source: str) -> pa.Table:
         """Return checked impressions with the added columns.
@@ -70,9 +74,8 @@ class Lookups:
         """
         if self.items is not None:
             table = self.items.add_to(table, source)
-        for column, events in self.past:
-            values = pa.array(column.values(table, events))
-            table = table.append_column(column.name, values)
+        for past in self.past:
+            table = table.append_column(past.column.name, pa.array(past.of(table)))
         return table
 
 
