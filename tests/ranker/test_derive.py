@@ -14,6 +14,7 @@ from learn_torchrec.datasets.loading.row_groups import RowGroups
 from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.features import (
+    BucketizedFeature,
     DenseFeature,
     FeaturesConfig,
     HashedFeature,
@@ -213,6 +214,23 @@ def test_a_bare_name_gets_what_derivation_would_choose(derived):
     assert uses["label"] == ("left out", "a label")
     assert uses["store"] == ("index, 9 rows, standard", "as set")
     assert derived.with_settings(derived.config) == derived
+
+
+def test_buckets_get_quantiles_as_boundaries(derived):
+    feature = BucketizedFeature(column="price", buckets=4)
+    with pytest.raises(UserError, match="'price' .bucketized. has no boundaries; give"):
+        feature.encode(impressions(), "file")
+    mine = derived.with_settings(FeaturesConfig(sparse=("user_id", feature)))
+    cut = mine.config.sparse[1]
+    assert cut.boundaries == pytest.approx([3.65, 5, 6.35], abs=0.2)
+    assert cut.table_rows == 4
+    same = BucketizedFeature(column="same", buckets=4)
+    mine = derived.with_settings(FeaturesConfig(sparse=("user_id", same)))
+    assert mine.config.sparse[1].boundaries == (3.0,)
+    given = BucketizedFeature(column="price", boundaries=(1.0,))
+    assert derived.with_settings(FeaturesConfig(sparse=(given,))).config.sparse == (
+        given,
+    )
 
 
 def test_the_table_is_aligned(derived):

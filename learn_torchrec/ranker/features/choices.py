@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from learn_torchrec.ranker.features import FeaturesConfig, SparseFeature
+from learn_torchrec.ranker.features import (
+    BucketizedFeature,
+    FeaturesConfig,
+    SparseFeature,
+)
 from learn_torchrec.ranker.features.base import SizedFeature
 from learn_torchrec.ranker.features.columns import is_number
 from learn_torchrec.ranker.features.profile import ColumnProfile
@@ -75,6 +79,8 @@ class DerivedFeatures:
             if isinstance(feature, SizedFeature) and column is not None:
                 rows = feature.num_embeddings or column.table_rows
                 feature = replace(feature, num_embeddings=rows)
+            if isinstance(feature, BucketizedFeature) and column is not None:
+                feature = feature.with_quantiles(column.numbers())
             sparse.append(feature)
         dense = []
         for number in features.dense:
