@@ -218,7 +218,7 @@ def test_a_bare_name_gets_what_derivation_would_choose(derived):
 
 def test_buckets_get_quantiles_as_boundaries(derived):
     feature = BucketizedFeature(column="price", buckets=4)
-    with pytest.raises(UserError, match="'price' .bucketized. has no boundaries; give"):
+    with pytest.raises(UserError, match="bucketized 'price' has no boundaries; give"):
         feature.encode(impressions(), "file")
     mine = derived.with_settings(FeaturesConfig(sparse=("user_id", feature)))
     cut = mine.config.sparse[1]

@@ -61,7 +61,7 @@ class BucketizedFeature(IdFeature):
         """Return the bucket of every number, int64 [V]."""
         if not self.boundaries:
             raise UserError(
-                f"ranker.features.sparse: {self.name!r} (bucketized) has no boundaries; "
+                f"ranker.features.sparse: bucketized {self.name!r} has no boundaries; "
                 "give them, or let `quickstart` derive them from the data"
             )
         numbers = ids.numbers(np.float64)
