@@ -1,10 +1,9 @@
 """A plan on a terminal."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from learn_torchrec.derived import FEATURES, Derived
-from learn_torchrec.ranker.features.derive import FeatureChoice
 
 from .estimates import Estimate
 from .tables import align
@@ -24,15 +23,9 @@ def choices_table(derived: Derived) -> str:
         lines.append([section, " ".join(values), reason])
     parts = [align(lines, left=3)]
     if derived.features is not None:
-        parts.append(feature_table(derived.features.choices))
+        parts.append(derived.features.table())
     parts.append("--set SECTION.NAME=VALUE changes a setting.")
     return "\n\n".join(parts)
-
-
-def feature_table(choices: Iterable[FeatureChoice]) -> str:
-    """Return the features that were derived, a line for each column."""
-    lines = [[c.column, c.source, c.use, c.reason] for c in choices]
-    return align([["column", "from", "used as", "because"], *lines], left=4)
 
 
 def estimates_table(estimates: Sequence[Estimate]) -> str:

@@ -7,9 +7,9 @@ def align(lines: list[list[str]], left: int = 2) -> str:
 
     def pad(column: int, cell: str) -> str:
         width = widths[column]
-        return cell.ljust(width) if column < left else cell.rjust(width)
+        return cell.ljust(width) if column < 2 else cell.rjust(width)
 
     return "\n".join(
-        "  ".join(pad(column, cell) for column, cell in enumerate(line)).rstrip()
+        "  ".join(pad(column, cell) for column, cell in enumerate(line))
         for line in lines
     )

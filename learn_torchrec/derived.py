@@ -23,11 +23,8 @@ from learn_torchrec.datasets.loading.time_range import seconds
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, resolve_times
 from learn_torchrec.presets import Run, small_encoder
-from learn_torchrec.ranker.features.derive import (
-    DerivedFeatures,
-    FeatureProfile,
-    profile_features,
-)
+from learn_torchrec.ranker.features.choices import DerivedFeatures
+from learn_torchrec.ranker.features.derive import derive_features
 from learn_torchrec.schema import (
     ACTION,
     IMPRESSIONS_FILE,
@@ -126,13 +123,12 @@ def derive(
     if "ranker" not in wanted or not dataset.has_impressions:
         run = config.apply_overrides(draft.run, overrides)
         return Derived(run, draft.final_choices())
-    columns = _ranker(draft)
-    derived = columns.derive()
-    draft.put(FEATURES, derived.config, "by the columns, as listed")
+    features = _ranker(draft)
+    draft.put(FEATURES, features.config, "by the columns, as listed")
     run = config.apply_overrides(draft.run, overrides)
-    features = columns.complete(run.ranker.features)
-    run = _replaced(run, FEATURES.split("."), features)
-    return Derived(run, draft.final_choices(), derived)
+    features = features.with_settings(run.ranker.features)
+    run = _replaced(run, FEATURES.split("."), features.config)
+    return Derived(run, draft.final_choices(), features)
 
 
 class _Draft:
@@ -378,8 +374,8 @@ def _export(draft: _Draft) -> None:
         draft.put("export.snapshots", "last", reason)
 
 
-def _ranker(draft: _Draft) -> FeatureProfile:
-    """Choose shape and length by the number of rows; profile the columns."""
+def _ranker(draft: _Draft) -> DerivedFeatures:
+    """Choose shape and length by the number of rows, features by the columns."""
     draft.respect("ranker")
     dataset, times = draft.dataset, draft.times()
     rows = dataset.impressions_between(times.towers_until, times.test_from).num_rows
@@ -398,7 +394,8 @@ def _ranker(draft: _Draft) -> FeatureProfile:
         draft.put("ranker.optimizer.weight_decay", 0.01, reason)
     if rows > _STREAMED_ROWS:
         draft.put("ranker.training.stream.enabled", True, reason)
-    return profile_features(dataset, times, draft.run.ranker.tasks)
+    tasks, actions = draft.run.ranker.tasks, draft.run.split.actions
+    return derive_features(dataset, times, tasks, actions)
 
 
 def _replaced(value: Any, path: Sequence[str], new: Any) -> Any:

@@ -35,6 +35,7 @@ from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
@@ -218,6 +219,9 @@ def fit_and_score(
     log: Path,
 ) -> Float64Array:
     """Train on some rows and score others."""
+    lookups = open_lookups(
+        study.dataset, ranker.features, ranker.tasks, study.run.split.actions
+    )
     train_rows, test_rows = (
         Impressions(
             TableRows(
@@ -225,6 +229,7 @@ def fit_and_score(
             ),
             ranker,
             None if arm == "baseline" else study.vectors,
+            lookups,
         )
         for rows in (train, test)
     )

@@ -136,7 +136,7 @@ class LearnRanker(nn.Module):
                 auxiliary_logits[task] = heads[task] if self._heads_named else heads
             dense_features = torch.cat([dense_features, features], dim=1)
         if not self.has_dense:
-            dense_features = dense_features.new_ones(len(dense_features), 1)
+            dense_features = dense_features.new_ones(dense_features.shape[0], 1)
         embedded_dense = self.dense_arch(dense_features)
         embedded_sparse = self.sparse_arch(sparse_features)
         if self.managed_arch is not None:

@@ -99,6 +99,35 @@ def test_a_bad_row_is_named_as_in_the_file(run, market, capsys):
     assert not (market.parent / "refused").exists()
 
 
+def test_a_ranker_needs_no_dense_feature(run):
+    ranker = run("train-ranker", "ranker", "--set=ranker.features.dense=")
+    assert facts(ranker)["nulls"] == {}
+    predictions = run("predict", "predictions", "--ranker", str(ranker))
+    scores = pq.read_table(predictions / "predictions.parquet")["score"].to_numpy()
+    assert np.isfinite(scores).all()
+    assert len(np.unique(scores)) > 20
+
+
+def test_nulls_are_filled_counted_or_refused(run, market, capsys):
+    path = market / "impressions.parquet"
+    table = pq.read_table(path)
+    hours = [
+        None if n % 10 == 3 else h for n, h in enumerate(table["hour"].to_pylist())
+    ]
+    place = table.column_names.index("hour")
+    pq.write_table(table.set_column(place, "hour", pa.array(hours)), path)
+    ranker = run("train-ranker", "ranker")
+    found = facts(ranker)
+    assert found["nulls"]["hour"] == pytest.approx(found["rows"] / 10, rel=0.3)
+    predictions = run("predict", "predictions", "--ranker", str(ranker))
+    assert 0 < facts(predictions)["nulls"]["hour"] < facts(predictions)["rows"] / 5
+    with pytest.raises(SystemExit):
+        run("train-ranker", "strict", "--set=ranker.features.nulls=refuse")
+    assert "impressions.parquet: feature column 'hour' is null in row" in (
+        capsys.readouterr().err
+    )
+
+
 def test_raw_content_vectors_take_the_place_of_learns(run, store, capsys):
     content = ["--content", str(store.directory)]
     ranker = run("train-ranker", "ranker", *content)

@@ -343,7 +343,10 @@ def test_features_are_set_by_name_or_in_full():
         ('{"column": "x", "ids": "other"}', "ids: 'other' is none of hash, index,"),
         ('{"column": "x", "num_embeddings": 0}', "must be greater than 0"),
         ('{"ids": "index"}', "entry 1: column: is missing"),
-        ('{"column": "x", "ids": "bucketized"}', "entry 1: boundaries: is missing"),
+        (
+            '{"column": "x", "ids": "bucketized"}',
+            "entry 1: boundaries: missing",
+        ),
         (
             '{"column": "x", "ids": "bucketized", "boundaries": [2, 1]}',
             "entry 1: boundaries: must be ascending",

@@ -89,6 +89,22 @@ def test_with_learn_off_it_is_torchrecs_dlrm_bit_for_bit():
         assert torch.equal(one.grad, other.grad), name
 
 
+def test_without_dense_features_it_is_dlrm_on_a_constant():
+    torch.manual_seed(0)
+    ours = LearnRanker(tables(), 0, [16, 8], [16, 1])
+    torch.manual_seed(0)
+    theirs = DLRM(tables(), 1, [16, 8], [16, 1])
+    theirs.load_state_dict(ours.state_dict())
+    batch, ones = make_batch(), torch.ones(len(make_batch().weights), 1)
+    nothing = batch.dense_features[:, :0]
+    logits, _ = ours(nothing, batch.sparse_features)
+    assert torch.equal(logits["cvr"], theirs(ones, batch.sparse_features).squeeze(-1))
+    batch.dense_features = nothing
+    LearnRankerTrain(ours)(batch)[0].backward()
+    for name, parameter in ours.named_parameters():
+        assert (parameter.grad != 0).any(), name
+
+
 def test_every_parameter_learns_and_the_vectors_do_not():
     task = LearnRankerTrain(make_ranker(LearnFeatures(vector_dim=4)))
     batch = make_batch(rows=256, vectors=True)

@@ -147,12 +147,16 @@ class Dataset(abc.ABC):
             return getattr(self, attribute).schema
         return open_parquet(where).schema
 
-    def num_rows(self, table: str) -> int:
-        """Return a table's rows; of Parquet only the footers are read."""
+    def rows(self, table: str) -> RowSource:
+        """Return all rows of a table, unchecked, to be read group by group."""
         where, attribute = self.parquet(table), table.removesuffix(".parquet")
         if where is None or attribute in vars(self):
-            return int(getattr(self, attribute).num_rows)
-        return int(open_parquet(where).count_rows())
+            return TableRows(getattr(self, attribute), None, self.name(table))
+        return RowGroups(where)
+
+    def num_rows(self, table: str) -> int:
+        """Return the number of a table's rows; of Parquet the footers tell it."""
+        return self.rows(table).num_rows
 
     def sequences(self, store: ItemRows, actions: Sequence[str]) -> SequenceSet:
         """Return every user's events of the wanted actions, as rows of the store.

@@ -93,9 +93,10 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
         raise UserError(f"{source}: has no rows; give a file with rows")
     for name, kind in required.items():
         if name not in table.column_names:
+            known = (n for n in table.column_names if n != ROW_NUMBER)
             raise UserError(
                 f"{source}: column {name!r} ({kind}) is missing; "
-                f"it has: {', '.join(table.column_names)}"
+                f"it has: {', '.join(known)}"
             )
         index = table.column_names.index(name)
         column = as_arrow(table.column(name))

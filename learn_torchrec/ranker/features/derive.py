@@ -17,8 +17,8 @@ one value for each item or user, and types that are none of these.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from learn_torchrec.arrays import BoolArray, Int64Array
-from learn_torchrec.config import replace
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowSource
 from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import as_ids, is_text, type_name
@@ -37,12 +36,17 @@ from learn_torchrec.ranker.features import (
     DenseFeature,
     FeaturesConfig,
     HashedFeature,
+    IdFeature,
     SparseFeature,
 )
-from learn_torchrec.ranker.features.base import SizedFeature
 from learn_torchrec.ranker.features.calendar import Part
-from learn_torchrec.ranker.features.columns import is_list
-from learn_torchrec.ranker.features.lookups import open_items
+from learn_torchrec.ranker.features.choices import (
+    LEFT_OUT,
+    DerivedFeatures,
+    FeatureChoice,
+    uses_of,
+)
+from learn_torchrec.ranker.features.columns import is_list, is_number
 from learn_torchrec.ranker.features.past import past_columns
 from learn_torchrec.ranker.features.profile import (
     ColumnProfile,
@@ -60,8 +64,7 @@ from learn_torchrec.schema import (
     WEIGHT,
 )
 
-LEFT_OUT = "left out"
-CATALOGUE = "catalogue"
+IMPRESSIONS, CATALOGUE, LOG = "impressions", "catalogue", "log"
 _TELLING_AUC = 0.99
 _OUTCOMES = re.compile(
     r"(is|has|was|did)?_?(click|buy|bought|purchase|order|conversion|convert|cart|"
@@ -69,157 +72,94 @@ _OUTCOMES = re.compile(
     r"|label_.*|.*_label"
 )
 _DAY = 86_400
+_LEAST_DAYS = {"hour": 2, "weekday": 14}  # of training, to learn from a part of a time
 # Rows of both logs up to which past counts are derived: a few GB in each process.
 MAX_PAST_ROWS = 50_000_000
 
 
-@dataclass(frozen=True)
-class FeatureChoice:
-    """What becomes of a column.
-
-    Attributes:
-        column: of the impressions or the catalogue, or computed.
-        source: "impressions", "catalogue" or "log".
-        use: such as "hash, 4,096 rows", "log" or "left out".
-        reason: a phrase.
-    """
-
-    column: str
-    source: str
-    use: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class DerivedFeatures:
-    """The features, and why.
-
-    Attributes:
-        config: to train with.
-        choices: one for each column, in the order of the tables.
-    """
-
-    config: FeaturesConfig
-    choices: tuple[FeatureChoice, ...]
-
-
 @dataclass(frozen=True, kw_only=True)
-class FeatureProfile:
-    """What the data say of every column; see `profile_features`.
+class _Rules:
+    """The choice for every column, given what the sample says of it.
 
     Attributes:
         columns: of the impressions and the catalogue, by name.
+        ids: users and items of the sampled rows as codes, by origin of the columns.
         tasks: whose labels are no features.
         days: that the training interval spans.
         past_rows: rows of both logs.
     """
 
     columns: Mapping[str, ColumnProfile]
+    ids: Mapping[str, Mapping[str, Int64Array]]
     tasks: Sequence[TaskConfig]
     days: float
     past_rows: int
 
-    def derive(self) -> DerivedFeatures:
-        """Choose the features."""
-        sparse: list[SparseFeature] = []
-        dense: list[DenseFeature] = []
-        choices = []
+    def derive(self, actions: Sequence[str]) -> DerivedFeatures:
+        """Choose the features; past counts count events of `actions`."""
+        chosen: dict[FeatureChoice, Sequence[SparseFeature | DenseFeature]] = {}
         for column in self.columns.values():
-            features, use, reason = self._choose(column)
-            for feature in features:
-                is_dense = isinstance(feature, DenseFeature)
-                (dense if is_dense else sparse).append(feature)  # type: ignore[arg-type]
-            choices.append(FeatureChoice(column.name, column.origin, use, reason))
-        fits = self.past_rows <= MAX_PAST_ROWS
+            features, reason = self._choose(column)
+            choice = FeatureChoice(column.name, column.origin, LEFT_OUT, reason)
+            chosen[choice] = features
         for name, past in past_columns(self.tasks).items():
             if name in self.columns:
                 continue
-            what = f"labels ({past.label})" if past.label else "events"
-            side = past.id_column.removesuffix("_id")
-            reason = f"{what} of the {side} before the impression"
-            if fits:
-                dense.append(DenseFeature(column=name))
-            else:
+            what = f"labels ({past.label})" if past.label else ", ".join(actions)
+            reason = f"{what} of the {past.side} before the impression"
+            fits = self.past_rows <= MAX_PAST_ROWS
+            if not fits:
                 reason = (
-                    f"the log has {self.past_rows:,} rows, {MAX_PAST_ROWS:,} fit in "
-                    "memory; name it to compute it"
+                    f"the logs have {self.past_rows:,} rows, more than "
+                    f"{MAX_PAST_ROWS:,}; name it to compute it"
                 )
-            use = "number" if fits else LEFT_OUT
-            choices.append(FeatureChoice(name, "log", use, reason))
+            choice = FeatureChoice(name, LOG, LEFT_OUT, reason)
+            chosen[choice] = [DenseFeature(column=name)] * fits
+        every = [feature for features in chosen.values() for feature in features]
+        sparse = [feature for feature in every if isinstance(feature, IdFeature)]
         config = FeaturesConfig(
-            sparse=tuple(_with_own_names(sparse)), dense=tuple(dense)
+            sparse=tuple(_with_own_names(sparse)),
+            dense=tuple(f for f in every if isinstance(f, DenseFeature)),
         )
-        return DerivedFeatures(config, tuple(choices))
-
-    def complete(self, features: FeaturesConfig) -> FeaturesConfig:
-        """Return features with what they leave open: sizes of tables, transforms.
-
-        So a bare name (`ranker.features.sparse=user_id,item_id,store`) gets what
-        derivation would give it; what is set stays.
-        """
-        return replace(
-            features,
-            sparse=tuple(self._completed_id(feature) for feature in features.sparse),
-            dense=tuple(self._completed_number(feature) for feature in features.dense),
+        choices = (
+            replace(choice, use=", ".join(uses_of(config, choice.column)) or LEFT_OUT)
+            for choice in chosen
         )
-
-    def _completed_id(self, feature: SparseFeature) -> SparseFeature:
-        column = self.columns.get(feature.column)
-        if isinstance(feature, SizedFeature) and column is not None:
-            rows = feature.num_embeddings or column.table_rows
-            return replace(feature, num_embeddings=rows)
-        return feature
-
-    def _completed_number(self, feature: DenseFeature) -> DenseFeature:
-        column = self.columns.get(feature.column)
-        if feature.transform or column is None or not len(column.numbers()):
-            return feature
-        return column.number_feature()
+        return DerivedFeatures(config, tuple(choices), self.columns)
 
     def _choose(
         self, column: ColumnProfile
-    ) -> tuple[Sequence[SparseFeature | DenseFeature], str, str]:
-        """Return a column's features, their use and the reason."""
-        name = column.name
-        if name in (USER_ID, ITEM_ID):
-            return _hashed(column, "an id")
-        if name == TIMESTAMP:
-            return self._own_time(column)
+    ) -> tuple[Sequence[SparseFeature | DenseFeature], str]:
+        """Return a column's features, perhaps none, and the reason."""
+        if column.name in (USER_ID, ITEM_ID):
+            return [_hashed(column)], f"an id, about {column.cardinality:,} values"
+        if column.name == TIMESTAMP:
+            # Months and years of the test lie after those of training.
+            parts = _parts(column, ("hour", "weekday"))
+            kept = [f for f in parts if self.days >= _LEAST_DAYS[f.part]]
+            return kept, f"the training interval spans {self.days:.3g} days"
         reason = (
             self._forbidden(column) or _unusable(column) or self._tells_a_label(column)
         )
         if reason:
-            return (), LEFT_OUT, reason
-        kind = column.kind
+            return [], reason
+        kind, nulls = column.kind, ""
+        if column.null_share:
+            nulls = f", null in {max(column.null_share, 0.001):.1%} of the rows"
         if pt.is_timestamp(kind) or pt.is_date(kind):
-            return _split(column, ("hour", "weekday", "month", "year"))
+            every = _parts(column, ("hour", "weekday", "month", "year"))
+            return every, f"a time{nulls}"
         if is_decimal_number(kind):
-            feature = column.number_feature()
-            tail = "its tail is heavy" if feature.transform == "log" else "a number"
-            flag = f", null in {column.null_share:.1%}" if feature.null_flag else ""
-            return (
-                [feature],
-                f"{feature.transform}{', null flag' * bool(flag)}",
-                (tail + flag),
-            )
-        if self._is_key(column):
-            owner = "item" if column.is_key_of(self._codes(ITEM_ID)) else "user"
-            return (), LEFT_OUT, f"one value for each {owner}, which its id tells"
+            number = column.number_feature()
+            tail = ", its tail is heavy" if number.transform == "log" else ""
+            return [number], f"a number{tail}{nulls}"
+        for owner, ids in self.ids[column.origin].items():
+            if not is_list(kind) and column.is_key_of(ids):
+                return [], f"one value for each {owner}, as its id"
         if column.distinct > 100 and column.unique_share > 0.9:
-            return (), LEFT_OUT, "hardly a value repeats"
-        return _hashed(
-            column, f"{type_name(kind)}, about {column.cardinality:,} values"
-        )
-
-    def _own_time(
-        self, column: ColumnProfile
-    ) -> tuple[Sequence[SparseFeature], str, str]:
-        parts: list[Part] = []
-        parts += ["hour"] * (self.days >= 2)
-        parts += ["weekday"] * (self.days >= 14)
-        if not parts:
-            return (), LEFT_OUT, "the training interval is shorter than two days"
-        return _split(column, parts)
+            return [], "hardly a value repeats"
+        values = f"about {column.cardinality:,} values{nulls}"
+        return [_hashed(column)], f"{type_name(kind)}, {values}"
 
     def _forbidden(self, column: ColumnProfile) -> str | None:
         """Return why a column must not be a feature, whatever it holds."""
@@ -246,7 +186,7 @@ class FeatureProfile:
     def _labels(self, name: str) -> tuple[BoolArray, BoolArray]:
         """Return a label of the sampled rows, and where it is known."""
         column = self.columns.get(name)
-        if column is None:
+        if column is None or not is_number(column.kind):
             rows = len(self.columns[USER_ID].values)
             return np.zeros(rows, bool), np.zeros(rows, bool)
         is_one = pc.fill_null(
@@ -258,17 +198,12 @@ class FeatureProfile:
             known.to_numpy(zero_copy_only=False),
         )
 
-    def _codes(self, name: str) -> Int64Array:
-        return self.columns[name].codes
-
-    def _is_key(self, column: ColumnProfile) -> bool:
-        return not is_list(column.kind) and any(
-            column.is_key_of(self._codes(name)) for name in (ITEM_ID, USER_ID)
-        )
-
 
 def derive_features(
-    dataset: Dataset, times: SplitTimes, tasks: Sequence[TaskConfig]
+    dataset: Dataset,
+    times: SplitTimes,
+    tasks: Sequence[TaskConfig],
+    actions: Sequence[str],
 ) -> DerivedFeatures:
     """Derive the ranker's features from the data, in seconds.
 
@@ -276,17 +211,11 @@ def derive_features(
         dataset: with impressions.
         times: the split; only impressions in [towers_until, test_from) are looked at.
         tasks: whose labels are no features.
+        actions: that past counts count.
 
     Raises:
         UserError: no impressions in the interval, or a column that cannot be read.
     """
-    return profile_features(dataset, times, tasks).derive()
-
-
-def profile_features(
-    dataset: Dataset, times: SplitTimes, tasks: Sequence[TaskConfig]
-) -> FeatureProfile:
-    """Sample the training interval and profile every column; see `derive_features`."""
     source = dataset.impressions_between(times.towers_until, times.test_from)
     if source.earliest is None:
         raise UserError(
@@ -294,50 +223,45 @@ def profile_features(
             f"split.test_from ({times.towers_until} to {times.test_from}, unix "
             "seconds); move them"
         )
-    sample = sample_rows(source).drop_columns([ROW_NUMBER])
-    sampled = sample.num_rows / source.num_rows
-    columns = {
-        n: _profile(n, "impressions", sample, sampled) for n in sample.schema.names
-    }
-    names = [n for n in dataset.schema(ITEMS_FILE).names if n not in columns]
-    items = open_items(dataset, names)
-    if items is not None:
-        joined = items.add_to(sample.select([ITEM_ID]), source.name)
-        columns |= {n: _profile(n, CATALOGUE, joined, sampled) for n in names}
-    return FeatureProfile(
-        columns=columns,
+    shown = _profiles(source, IMPRESSIONS)
+    items = _profiles(dataset.rows(ITEMS_FILE), CATALOGUE)
+    rules = _Rules(
+        columns=shown | {n: c for n, c in items.items() if n not in shown},
+        ids={
+            IMPRESSIONS: {"item": shown[ITEM_ID].codes, "user": shown[USER_ID].codes},
+            CATALOGUE: {"item": items[ITEM_ID].codes},
+        },
         tasks=tasks,
         days=(times.test_from - source.earliest) / _DAY,
         past_rows=sum(map(dataset.num_rows, (INTERACTIONS_FILE, IMPRESSIONS_FILE))),
     )
+    return rules.derive(actions)
 
 
-def _profile(name: str, origin: str, table: pa.Table, sampled: float) -> ColumnProfile:
-    values = table[name].combine_chunks()
-    if pt.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    return ColumnProfile(name=name, origin=origin, values=values, sampled=sampled)
+def _profiles(source: RowSource, origin: str) -> dict[str, ColumnProfile]:
+    """Return the columns of a sample, by name."""
+    sample = sample_rows(source)
+    sampled, found = sample.num_rows / source.num_rows, {}
+    for name in sample.column_names:
+        values = sample[name].combine_chunks()
+        if pt.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if name != ROW_NUMBER:
+            found[name] = ColumnProfile(
+                name=name, origin=origin, values=values, sampled=sampled
+            )
+    return found
 
 
-def _hashed(
-    column: ColumnProfile, reason: str
-) -> tuple[Sequence[SparseFeature], str, str]:
-    feature = HashedFeature(column=column.name, num_embeddings=column.table_rows)
-    return [feature], f"hash, {column.table_rows:,} rows", reason
+def _hashed(column: ColumnProfile) -> HashedFeature:
+    return HashedFeature(column=column.name, num_embeddings=column.table_rows)
 
 
-def _split(
-    column: ColumnProfile, parts: Sequence[Part]
-) -> tuple[Sequence[SparseFeature], str, str]:
+def _parts(column: ColumnProfile, parts: Sequence[Part]) -> list[CalendarFeature]:
     """Return those parts of a time that take several values in the sample."""
-    features = [CalendarFeature(column=column.name, part=part) for part in parts]
     table = pa.table({column.name: column.values})
-    kept = [
-        f for f in features if len(np.unique(f.encode(table, "", "fill").values)) > 1
-    ]
-    if not kept:
-        return (), LEFT_OUT, "the same time in every sampled row"
-    return kept, ", ".join(feature.part for feature in kept), "a time, split"
+    features = [CalendarFeature(column=column.name, part=part) for part in parts]
+    return [f for f in features if len(set(f.encode(table, "", "fill").values)) > 1]
 
 
 def _unusable(column: ColumnProfile) -> str | None:
@@ -364,7 +288,7 @@ def _unusable(column: ColumnProfile) -> str | None:
     return None
 
 
-def _with_own_names(features: Sequence[SparseFeature]) -> Iterator[SparseFeature]:
+def _with_own_names(features: Iterable[SparseFeature]) -> Iterator[SparseFeature]:
     """Yield the features, numbered where two would have one name."""
     taken: set[str] = set()
     for feature in features:

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.point_in_time import PastEvents
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.ranker.features import FeaturesConfig
-from learn_torchrec.ranker.features.past import PastColumn, past_columns, read_past
+from learn_torchrec.ranker.features.past import (
+    PastColumn,
+    PastValues,
+    past_columns,
+    read_past,
+)
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
 
@@ -55,11 +59,11 @@ class Lookups:
 
     Attributes:
         items: columns of the catalogue; None without any.
-        past: past counts and rates, with the events that they count.
+        past: past counts and rates.
     """
 
     items: ItemColumns | None = None
-    past: Sequence[tuple[PastColumn, PastEvents]] = ()
+    past: Sequence[PastValues] = ()
 
     def add_to(self, table: pa.Table, source: str) -> pa.Table:
         """Return checked impressions with the added columns.
@@ -69,9 +73,8 @@ class Lookups:
         """
         if self.items is not None:
             table = self.items.add_to(table, source)
-        for column, events in self.past:
-            values = pa.array(column.values(table, events))
-            table = table.append_column(column.name, values)
+        for past in self.past:
+            table = table.append_column(past.column.name, pa.array(past.of(table)))
         return table
 
 
@@ -130,20 +133,13 @@ def open_lookups(
         UserError: see `find_columns`; a bad catalogue or log.
     """
     origins = find_columns(dataset, features, tasks)
-    return Lookups(
-        items=open_items(dataset, origins.items),
-        past=read_past(dataset, origins.past, actions),
-    )
-
-
-def open_items(dataset: Dataset, columns: Sequence[str]) -> ItemColumns | None:
-    """Read columns of the catalogue; None without any."""
-    if not columns:
-        return None
-    items = dataset.columns(ITEMS_FILE, [ITEM_ID, *columns])
-    name = dataset.name(ITEMS_FILE)
-    items = dataset.tolerance.one_row_each(dataset.check(ITEMS_FILE, items), name)
-    return ItemColumns(items, name)
+    items = None
+    if origins.items:
+        table = dataset.columns(ITEMS_FILE, [ITEM_ID, *origins.items])
+        name = dataset.name(ITEMS_FILE)
+        table = dataset.tolerance.one_row_each(dataset.check(ITEMS_FILE, table), name)
+        items = ItemColumns(table, name)
+    return Lookups(items, read_past(dataset, origins.past, actions))
 
 
 def _unknown(

@@ -11,8 +11,8 @@ request do not see each other's labels. Impressions without a label count for no
 With several tasks each has its rates, such as `user_past_rate_ctr`: a click and a
 purchase are different signals.
 
-A process holds 32 to 48 bytes for each event of the log, and for each impression and
-task; see `point_in_time`.
+A process holds 32 bytes for each event of these actions and, for each task, for each
+labelled impression and again for each positive one; see `point_in_time`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,12 +37,11 @@ from learn_torchrec.schema import (
 
 # Impressions that a rate is drawn to the overall rate by.
 _PRIOR_IMPRESSIONS = 10.0
-_SIDES = (("user", USER_ID), ("item", ITEM_ID))
 
 
 @dataclass(frozen=True)
 class PastColumn:
-    """A column to be computed.
+    """A column that can be computed.
 
     Attributes:
         name: of the column.
@@ -54,64 +53,106 @@ class PastColumn:
     id_column: str
     label: str | None = None
 
-    def values(self, table: pa.Table, events: PastEvents) -> Float32Array:
-        """Return the values for checked impressions, float32 [N]."""
-        times = table[TIMESTAMP].to_numpy()
-        count, positives = events.before(table[self.id_column], times)
-        if self.label is None:
+    @property
+    def side(self) -> str:
+        """Whose events count, "user" or "item"."""
+        return self.id_column.removesuffix("_id")
+
+
+@dataclass(frozen=True)
+class PastValues:
+    """What a column is computed from.
+
+    Attributes:
+        column: to compute.
+        events: that it counts; for a rate, the labelled impressions.
+        positives: those of them with label 1; None for a count.
+    """
+
+    column: PastColumn
+    events: PastEvents
+    positives: PastEvents | None
+
+    def of(self, table: pa.Table) -> Float32Array:
+        """Return the column's values for checked impressions, float32 [N]."""
+        ids, times = table[self.column.id_column], table[TIMESTAMP].to_numpy()
+        count = self.events.before(ids, times)
+        if self.positives is None:
             return np.log1p(count).astype(np.float32)
-        all_count, all_positives = events.all_before(times)
-        overall = (all_positives + 1) / (all_count + 2)
-        yes = positives + _PRIOR_IMPRESSIONS * overall
-        no = count - positives + _PRIOR_IMPRESSIONS * (1 - overall)
-        relative = np.log(yes / no) - np.log(overall / (1 - overall))
+        yes = self.positives.before(ids, times)
+        all_yes = self.positives.all_before(times)
+        overall = (all_yes + 1) / (self.events.all_before(times) + 2)
+        odds = (yes + _PRIOR_IMPRESSIONS * overall) / (
+            count - yes + _PRIOR_IMPRESSIONS * (1 - overall)
+        )
+        relative = np.log(odds) - np.log(overall / (1 - overall))
         return relative.astype(np.float32)
 
 
 def past_columns(tasks: Sequence[TaskConfig]) -> dict[str, PastColumn]:
     """Return the columns that can be computed, by name."""
-    found = [PastColumn(f"{side}_past_events", column) for side, column in _SIDES]
+    sides = (("user", USER_ID), ("item", ITEM_ID))
+    found = [PastColumn(f"{side}_past_events", column) for side, column in sides]
     for task in tasks:
         suffix = "" if len(tasks) == 1 else f"_{task.name}"
         found += [
             PastColumn(f"{side}_past_rate{suffix}", column, task.label)
-            for side, column in _SIDES
+            for side, column in sides
         ]
     return {column.name: column for column in found}
 
 
 def read_past(
     dataset: Dataset, columns: Iterable[PastColumn], actions: Sequence[str]
-) -> list[tuple[PastColumn, PastEvents]]:
+) -> list[PastValues]:
     """Read what some columns count; of both logs only the columns that are needed.
 
     Raises:
         UserError: bad interactions or impressions.
     """
-    return [(column, _events(dataset, column, actions)) for column in columns]
+    return [
+        _events(dataset, column, actions)
+        if column.label is None
+        else _labels(dataset, column, column.label)
+        for column in columns
+    ]
 
 
-def _events(dataset: Dataset, column: PastColumn, actions: Sequence[str]) -> PastEvents:
-    file = INTERACTIONS_FILE if column.label is None else IMPRESSIONS_FILE
-    marked = ACTION if column.label is None else column.label
-    names = [column.id_column, TIMESTAMP, marked]
-    table = dataset.columns(file, [n for n in names if n in dataset.schema(file).names])
-    if marked not in table.column_names:  # impressions without labels
-        table = table.slice(0, 0).append_column(marked, pa.array([], pa.int64()))
-    required = [name for name in names if name != column.label]
-    positives = None
-    if column.label is None:
-        table = dataset.check(file, table, required)
-        table = table.filter(pc.is_in(table[ACTION], pa.array(actions, pa.string())))
+def _events(dataset: Dataset, column: PastColumn, actions: Sequence[str]) -> PastValues:
+    table = _read(dataset, INTERACTIONS_FILE, [column.id_column, TIMESTAMP, ACTION])
+    wanted = pc.is_in(table[ACTION], pa.array(actions, pa.string()))
+    events = _past(dataset, INTERACTIONS_FILE, column, table.filter(wanted))
+    return PastValues(column, events, None)
+
+
+def _labels(dataset: Dataset, column: PastColumn, label: str) -> PastValues:
+    names = [column.id_column, TIMESTAMP]
+    if label in dataset.schema(IMPRESSIONS_FILE).names:
+        table = _read(dataset, IMPRESSIONS_FILE, names, label)
+        is_one = pc.equal(table[label].cast(pa.float64(), safe=False), 1)
     else:
-        table = table.filter(pc.is_valid(table[column.label]))
-        if table.num_rows:
-            table = dataset.check(file, table, required)
-        labels = table[column.label].cast(pa.float64(), safe=False)
-        positives = pc.equal(labels, 1).to_numpy()
-    return PastEvents(
-        table[column.id_column],
-        table[TIMESTAMP].to_numpy(),
-        positives,
-        f"{dataset.name(file)}: column {column.id_column!r}",
+        table = _read(dataset, IMPRESSIONS_FILE, names).slice(0, 0)
+        is_one = pa.array([], pa.bool_())
+    events, positives = (
+        _past(dataset, IMPRESSIONS_FILE, column, rows)
+        for rows in (table, table.filter(is_one))
     )
+    return PastValues(column, events, positives)
+
+
+def _read(
+    dataset: Dataset, file: str, names: Sequence[str], label: str | None = None
+) -> pa.Table:
+    """Return checked columns of a log, and the label of the rows that have one."""
+    table = dataset.columns(file, [*names, label] if label else names)
+    if label:
+        table = table.filter(pc.is_valid(table[label]))
+    return dataset.check(file, table, names) if table.num_rows else table
+
+
+def _past(
+    dataset: Dataset, file: str, column: PastColumn, table: pa.Table
+) -> PastEvents:
+    name = f"{dataset.name(file)}: column {column.id_column!r}"
+    times = table[TIMESTAMP].cast(pa.int64()).to_numpy()
+    return PastEvents(table[column.id_column], times, name)
