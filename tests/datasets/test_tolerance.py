@@ -160,6 +160,18 @@ def test_most_rows_are_not_left_out(tmp_path: Path, form: str) -> None:
         _ = open_dataset(spec.format(tmp_path)).interactions
 
 
+def test_most_users_may_be_unknown_but_not_all(tmp_path: Path) -> None:
+    """As in a log of anonymous visitors, and as in one whose column is another."""
+    write_parquet(tmp_path, "items", ITEMS)
+    events = [e if n == 6 else {**e, "user_id": None} for n, e in enumerate(EVENTS)]
+    write_parquet(tmp_path, "interactions", events)
+    assert open_dataset(f"parquet:{tmp_path}").interactions.num_rows == 1
+    nobody = at(events, 6, "user_id", None)
+    write_parquet(tmp_path, "interactions", nobody)
+    with pytest.raises(UserError, match=r"7 of 7 rows have no user_id.*; too many to"):
+        _ = open_dataset(f"parquet:{tmp_path}").interactions
+
+
 def test_half_of_the_rows_may_be_left_out_and_many_ids_are_counted(
     tmp_path: Path,
 ) -> None:
