@@ -223,6 +223,30 @@ def test_prepare_leaves_out_the_same(
         )
 
 
+def test_atomic_files_and_sequences_leave_out_the_same(tmp_path: Path) -> None:
+    header = "user_id:token\titem_id:token\ttimestamp:float"
+    lines = [header, "u\ta\t1", "\tb\t2", "u\tx\t3", "v\t\t4", "v\tb\t5", "v\ta\t6"]
+    (tmp_path / "x.inter").write_text("\n".join(lines))
+    (tmp_path / "x.item").write_text("item_id:token\tname:token_seq\na\tA\nb\tB\n\tC")
+    dataset = open_dataset(f"recbole:{tmp_path}")
+    assert dataset.interactions["timestamp"].to_pylist() == [1, 5, 6]
+    assert dataset.tolerance.sentences == [
+        f"{tmp_path}/x.inter: 1 of 6 rows have no user_id, the first is row 1",
+        f"{tmp_path}/x.inter: 1 of 6 rows have no item_id, the first is row 3",
+        f"{tmp_path}/x.item: 1 of 3 rows have no item_id, the first is row 2",
+        f"{tmp_path}/x.inter: 1 of 4 events are of items that {tmp_path}/x.item lacks: "
+        "'x'",
+    ]
+    (tmp_path / "sequences.txt").write_text("u a x b\nv b\n")
+    write_jsonl(tmp_path, "items", ITEMS)
+    dataset = open_dataset(f"sequences:{tmp_path}")
+    assert dataset.interactions["item_id"].to_pylist() == ["a", "b", "b"]
+    (sentence,) = dataset.tolerance.sentences
+    assert sentence.endswith(
+        f"1 of 4 events are of items that {tmp_path}/items.jsonl lacks: 'x'"
+    )
+
+
 def test_who_has_impressions(tmp_path: Path) -> None:
     """Answered without reading a table: the files hold no data."""
     for name in ("items.csv", "interactions.csv", "items.jsonl", "interactions.jsonl"):
