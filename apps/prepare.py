@@ -95,7 +95,7 @@ def _tolerate(dataset: Dataset, engine: Engine, log: PreparedLog) -> None:
     reasons = ("nulls", "bad_times", "unknown_items")
     total = log.valid_rows + sum(dropped[reason] for reason in reasons)
     for reason, what, fix in (
-        ("nulls", "have no user, item, time or action", "fill the columns"),
+        ("nulls", "have no user, item, time or action", ""),
         ("bad_times", "are before 1970 or after 2200", "write times in unix seconds"),
     ):
         rows = f"{name}: {dropped[reason]} of {total} rows {what}"

@@ -54,7 +54,8 @@ def test_content(capsys, market, out, tmp_path):
     items = market / "items.parquet"
     change(items, "title", 4, None)
     change(items, "category", 4, " ")
-    assert "104" in fails(capsys, *arguments)
+    line = fails(capsys, *arguments, "--strict")
+    assert "1 of 40 items have no text and get no content vector: 104; correct" in line
     drop(items, "item_id")
     assert "items.parquet: column 'item_id'" in fails(capsys, *arguments)
     line = fails(
@@ -78,7 +79,8 @@ def test_towers(capsys, market, store, out):
     assert "batch_size=5000 is more than the" in line
     interactions = market / "interactions.parquet"
     change(interactions, "user_id", 3, None)
-    assert "'user_id' has 1 nulls, the first in row 3" in fails(capsys, *arguments)
+    line = fails(capsys, *arguments, "--strict")
+    assert "1 of 3000 rows have no user_id, the first is row 3; correct" in line
     drop(interactions, "user_id")
     assert "column 'user_id' (int64 or string) is missing" in fails(capsys, *arguments)
 
@@ -88,9 +90,10 @@ def test_an_interaction_with_an_unknown_item(capsys, market, store, out):
     line = fails(
         capsys,
         *("train-towers", "--data", f"parquet:{market}"),
-        *("--content", store.directory, "--out", out),
+        *("--content", store.directory, "--out", out, "--strict"),
     )
-    assert "row 9 has item 7, which is not in the item table" in line
+    assert "1 of 3000 events are of items that" in line
+    assert "items.parquet lacks: 7; correct them" in line
 
 
 def test_ranker(capsys, market, out):

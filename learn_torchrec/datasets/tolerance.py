@@ -59,16 +59,14 @@ class Tolerance:
             self.sentences.append(what)
             logger.warning("%s; left out", what)
 
-    def lacking(
-        self, name: str, rows: Lacking, kept: int, labels: Collection[str] = ()
-    ) -> None:
+    def lacking(self, name: str, rows: Lacking, kept: int) -> None:
         """Leave out rows of the file `name` that lack a value; `kept` rows have all.
 
-        Most rows may lack one of `labels`.
+        Most rows may, as in a log with events of anonymous users, but not all.
         """
         total = kept + sum(count for count, _ in rows.values())
+        fix = "" if kept else "fill the column, or name another"
         for column, (count, row) in rows.items():
-            fix = "" if column in labels else "fill the column, or name another file"
             what = f"{count} of {total} rows have no {column}, the first is row {row}"
             self(count, total, f"{name}: {what}", fix)
 

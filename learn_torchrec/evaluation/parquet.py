@@ -72,12 +72,15 @@ class ParquetParts:
         Raises:
             UserError: an unreadable part, or incompatible types of a column.
         """
-        schema = self._schema(names)
+        dataset = self._columns(names)
         with self._readable():
-            dataset = ds.FileSystemDataset(
-                self._fragments, schema, self._dataset.format, self._dataset.filesystem
-            )
             return dataset.to_table()
+
+    def count(self, name: str, rows: ds.Expression | None = None) -> int:
+        """Return the number of rows, or of those that a filter on `name` selects."""
+        dataset = self._columns([name])
+        with self._readable():
+            return int(dataset.count_rows(filter=rows))
 
     def row_groups(self) -> list[ds.Fragment]:
         """Return the row groups of all parts, in the parts' order."""
@@ -106,6 +109,12 @@ class ParquetParts:
             yield from group.to_batches(
                 schema=schema, columns=list(names), filter=rows, batch_size=batch_rows
             )
+
+    def _columns(self, names: Sequence[str]) -> ds.Dataset:
+        schema = self._schema(names)
+        return ds.FileSystemDataset(
+            self._fragments, schema, self._dataset.format, self._dataset.filesystem
+        )
 
     def _schema(self, names: Sequence[str]) -> pa.Schema:
         """Return the columns with types to which those of all parts can be cast."""

@@ -1,5 +1,6 @@
 """Reading prediction files: every column checked before anything is computed."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from learn_torchrec.schema import (
 _ACTIVITY = (USER_ACTIVITY, ITEM_ACTIVITY)
 _BATCH_ROWS = 1 << 20
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
@@ -77,7 +80,7 @@ def read_predictions(
     task: Task = ONLY_TASK,
     needs_clicks: bool = True,
 ) -> Predictions:
-    """Read and check predictions.
+    """Read and check predictions; rows without a label are left out, with a warning.
 
     Args:
         path: a Parquet file, a folder of parts, or the directory of an artefact of
@@ -87,9 +90,10 @@ def read_predictions(
         needs_clicks: whether to read the column of clicks, if there is one.
 
     Raises:
-        UserError: a missing, unreadable or empty file; a missing column, one of
-            the wrong type or with nulls; labels other than 0 and 1; non-finite
-            scores; negative weights or activity. Names the file and the column.
+        UserError: a missing, unreadable or empty file; no labels at all; a missing
+            column, one of the wrong type or, labels apart, with nulls; labels other
+            than 0 and 1; non-finite scores; negative weights or activity. Names the
+            file and the column.
     """
     parts = open_predictions(path)
     optional = [ITEM_ID, TIMESTAMP, WEIGHT, *_ACTIVITY]
@@ -98,6 +102,9 @@ def read_predictions(
     table = parts.read(_columns(parts, task, optional))
     if not table.num_rows:
         raise UserError(f"{parts.path}: no rows; predict some impressions first")
+    if nulls := table[task.label].null_count:
+        _report_unlabelled(parts, task, nulls, table.num_rows)
+        table = table.filter(table[task.label].is_valid())
     try:
         return _from_table(table, str(parts.path), cohort_column, task, needs_clicks)
     except UserError as error:
@@ -143,6 +150,11 @@ def stream_predictions(
     sizes = [group.row_groups[0].num_rows for group in groups]
     if not sum(sizes):
         raise UserError(f"{parts.path}: no rows; predict some impressions first")
+    has_label = ds.field(task.label).is_valid()
+    if nulls := parts.count(task.label, ~has_label):
+        if (rows is None and communicator.rank == 0) or nulls == sum(sizes):
+            _report_unlabelled(parts, task, nulls, sum(sizes))
+        rows = has_label if rows is None else rows & has_label
     for number in range(communicator.rank, len(groups), communicator.size):
         first_row = sum(sizes[:number])
         batches = parts.batches(groups[number], names, _BATCH_ROWS, rows, filtered_by)
@@ -183,9 +195,31 @@ def _add(
 def _columns(parts: ParquetParts, task: Task, optional: Sequence[str]) -> list[str]:
     """Return the required columns and the optional ones that exist."""
     required = [USER_ID, task.label, task.score]
+    if task.label not in parts.names and task.score in parts.names:
+        count = parts.count(task.score)
+        _report_unlabelled(parts, task, count, count)
     parts.require(required, f"predictions need {', '.join(required)}")
     present = [name for name in optional if name in parts.names]
     return list(dict.fromkeys([*required, *present]))
+
+
+def _report_unlabelled(
+    parts: ParquetParts, task: Task, count: int, num_rows: int
+) -> None:
+    """Warn of rows without a label.
+
+    Raises:
+        UserError: no row has one.
+    """
+    what = f"{parts.path}: {count} of {num_rows} rows have no {task.label}"
+    if count < num_rows:
+        logger.warning("%s; left out", what)
+        return
+    is_there = "holds nulls alone" if task.label in parts.names else "is missing"
+    raise UserError(
+        f"{what} (the column {is_there}), and an evaluation needs labels; predict "
+        "impressions whose outcome is known, or name another column with --label"
+    )
 
 
 def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None:

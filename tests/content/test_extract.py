@@ -138,6 +138,37 @@ def run_app(market: Path, out: Path, model_dir: Path, *more: str) -> ContentStor
     return ContentStore.open(out)
 
 
+def test_an_item_without_text_gets_no_vector(
+    market: Path, model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run_app(market, tmp_path / "whole", model_dir)
+    path = market / "items.parquet"
+    items = pq.read_table(path).to_pylist()
+    for row, blank in ((3, None), (17, " \u00a0")):
+        items[row] |= {"title": blank, "category": ""}
+    pq.write_table(pa.Table.from_pylist(items), path)
+    reuse = ("--reuse", str(tmp_path / "whole"))
+    found = run_app(market, tmp_path / "found", model_dir, *reuse)
+    kept = [id_ for id_ in range(100, 140) if id_ not in (103, 117)]
+    assert found.item_ids.to_pylist() == kept
+    assert found.manifest.facts["items"] == 38
+    np.testing.assert_array_equal(
+        found.gather(found.rows_of(kept)), whole.gather(whole.rows_of(kept))
+    )
+    said = f"{path}: 2 of 40 items have no text and get no content vector: 103, 117"
+    assert caplog.messages.count(f"{said}; left out") == 1
+    with pytest.raises(UserError, match=r"2 of 40 items have no text .*--strict"):
+        run_app(market, tmp_path / "strict", model_dir, "--strict")
+    textless = [row | {"title": None, "category": ""} for row in items]
+    pq.write_table(pa.Table.from_pylist(textless), path)
+    with pytest.raises(UserError, match=r"40 of 40 items have .*; too many to"):
+        run_app(market, tmp_path / "none", model_dir)
+    pq.write_table(pa.table({"item_id": [1], "name": ["x"]}), path)
+    with pytest.raises(UserError, match=r"items\.parquet: no text column; it has"):
+        run_app(market, tmp_path / "none", model_dir)
+    assert not (tmp_path / "none").exists()
+
+
 def test_changed_and_new_items_only(
     market: Path, model_dir: Path, tmp_path: Path
 ) -> None:

@@ -80,16 +80,18 @@ def test_rates_by_hand(tmp_path: Path) -> None:
 
 
 def test_rates_are_frequencies(tmp_path: Path) -> None:
-    spec = write(tmp_path, EVENTS)
-    dataset, times = open_dataset(spec), 600
+    """Of the visit at 100, which took half of what was known."""
+    dataset, times = open_dataset(write(tmp_path, EVENTS)), 600
     found: Counter[str] = Counter()
     rates: dict[str, float] = {}
     for seed in range(times):
-        config = DrawConfig(start="130", gap=10, negatives=2, seed=seed)
+        config = DrawConfig(start="100", gap=10, negatives=1, seed=seed)
         for row in next(Drawing(dataset, config).blocks()).to_pylist():
-            found[row["item_id"]] += 1
-            rates[row["item_id"]] = row["sampling_rate"]
-    assert found.pop("b") == times
+            if row["timestamp"] == 100:
+                found[row["item_id"]] += 1
+                rates[row["item_id"]] = row["sampling_rate"]
+    assert found.pop("a") == found.pop("c") == times
+    assert set(found) == {"b", "d"}
     for item, count in found.items():
         deviation = np.sqrt(times * rates[item] * (1 - rates[item]))
         assert abs(count - times * rates[item]) < 4 * deviation, item

@@ -420,6 +420,56 @@ def test_spark_equals_duckdb_row_for_row(
         assert one == other
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "duckdb",
+        pytest.param(
+            "spark",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(
+                    without_spark() != "", reason=without_spark() or "-"
+                ),
+            ],
+        ),
+    ],
+)
+def test_a_later_part_may_have_other_columns_and_wider_types(
+    tmp_path: Path, engine: str
+) -> None:
+    path = tmp_path / "log.parquet"
+    path.mkdir()
+    whole = {
+        "user_id": [1, 2, 3, 4],
+        "item_id": ["a", "b", "a", "b"],
+        "timestamp": [5, 6, 7, 8],
+        "action": ["buy", "view", "buy", "view"],
+    }
+    table = pa.table(whole)
+    narrow = pa.table(
+        {
+            "action": table["action"].dictionary_encode(),
+            "user_id": table["user_id"].cast(pa.int32()),
+            "timestamp": table["timestamp"].cast(pa.int32()),
+            "item_id": table["item_id"],
+        }
+    )
+    pq.write_table(narrow.slice(0, 2), path / "part-0.parquet")
+    wide = table.append_column("price", pa.array([0.5] * 4))
+    pq.write_table(wide.slice(2), path / "part-1.parquet")
+    (tmp_path / "scratch").mkdir()
+    opened = open_engine(engine, tmp_path / "scratch", "500MB")
+    try:
+        schema = opened.scan("log", Location.of(path))
+        assert schema.field("user_id").type == pa.int64()
+        columns = ", ".join(whole)
+        read = opened.table(f"SELECT {columns} FROM log ORDER BY user_id")
+        assert read.to_pydict() == whole
+    finally:
+        opened.close()
+
+
 def test_engines_that_are_missing_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

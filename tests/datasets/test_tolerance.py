@@ -160,6 +160,18 @@ def test_most_rows_are_not_left_out(tmp_path: Path, form: str) -> None:
         _ = open_dataset(spec.format(tmp_path)).interactions
 
 
+def test_most_users_may_be_unknown_but_not_all(tmp_path: Path) -> None:
+    """As in a log of anonymous visitors, and as in one whose column is another."""
+    write_parquet(tmp_path, "items", ITEMS)
+    events = [e if n == 6 else {**e, "user_id": None} for n, e in enumerate(EVENTS)]
+    write_parquet(tmp_path, "interactions", events)
+    assert open_dataset(f"parquet:{tmp_path}").interactions.num_rows == 1
+    nobody = at(events, 6, "user_id", None)
+    write_parquet(tmp_path, "interactions", nobody)
+    with pytest.raises(UserError, match=r"7 of 7 rows have no user_id.*; too many to"):
+        _ = open_dataset(f"parquet:{tmp_path}").interactions
+
+
 def test_half_of_the_rows_may_be_left_out_and_many_ids_are_counted(
     tmp_path: Path,
 ) -> None:
@@ -209,6 +221,30 @@ def test_prepare_leaves_out_the_same(
             "2 of 4 events are of items without a content vector"
             in (dataset.tolerance.sentences[-1])
         )
+
+
+def test_atomic_files_and_sequences_leave_out_the_same(tmp_path: Path) -> None:
+    header = "user_id:token\titem_id:token\ttimestamp:float"
+    lines = [header, "u\ta\t1", "\tb\t2", "u\tx\t3", "v\t\t4", "v\tb\t5", "v\ta\t6"]
+    (tmp_path / "x.inter").write_text("\n".join(lines))
+    (tmp_path / "x.item").write_text("item_id:token\tname:token_seq\na\tA\nb\tB\n\tC")
+    dataset = open_dataset(f"recbole:{tmp_path}")
+    assert dataset.interactions["timestamp"].to_pylist() == [1, 5, 6]
+    assert dataset.tolerance.sentences == [
+        f"{tmp_path}/x.inter: 1 of 6 rows have no user_id, the first is row 1",
+        f"{tmp_path}/x.inter: 1 of 6 rows have no item_id, the first is row 3",
+        f"{tmp_path}/x.item: 1 of 3 rows have no item_id, the first is row 2",
+        f"{tmp_path}/x.inter: 1 of 4 events are of items that {tmp_path}/x.item lacks: "
+        "'x'",
+    ]
+    (tmp_path / "sequences.txt").write_text("u a x b\nv b\n")
+    write_jsonl(tmp_path, "items", ITEMS)
+    dataset = open_dataset(f"sequences:{tmp_path}")
+    assert dataset.interactions["item_id"].to_pylist() == ["a", "b", "b"]
+    (sentence,) = dataset.tolerance.sentences
+    assert sentence.endswith(
+        f"1 of 4 events are of items that {tmp_path}/items.jsonl lacks: 'x'"
+    )
 
 
 def test_who_has_impressions(tmp_path: Path) -> None:

@@ -122,7 +122,14 @@ NULL_LAST = [1] * 119 + [None]
         (changed(score=["a"] * 120), "score: string; a number is needed"),
         (changed(user_id=np.ones(120)), "user_id: ids are double"),
         (changed(user_id=pa.array(NULL_LAST)), "user_id: null in row 119"),
-        (changed(label=pa.array(NULL_LAST)), "label: null in row 119"),
+        (
+            changed(label=pa.nulls(120, pa.int8())),
+            r"120 of 120 rows have no label \(the column holds nulls alone\), and an",
+        ),
+        (
+            {"user_id": [1], "score": [0.5]},
+            r"1 of 1 rows have no label \(the column is missing\), and an evaluation",
+        ),
         (changed(label=np.full(120, 3)), "label: neither 0 nor 1 in rows 1, 2"),
         (changed(score=np.full(120, np.nan)), "score: not finite in rows 1, 2"),
         (changed(user_activity=np.full(120, 0.5)), "user_activity: no whole number in"),

@@ -14,7 +14,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import stream
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.evaluation.conventions import Convention
-from learn_torchrec.evaluation.predictions import stream_predictions
+from learn_torchrec.evaluation.predictions import read_predictions, stream_predictions
 from learn_torchrec.evaluation.stream import MetricsStream
 
 NAMES = ("auc", "uauc", "wuauc", "ne", "log_loss", "calibration")
@@ -210,6 +210,7 @@ def test_files_are_streamed_and_shared_by_ranks(tmp_path: Path) -> None:
         ("label", [1, 2], "label: neither 0 nor 1 in row 1"),
         ("score", [0.5, math.nan], "score: not finite in row 1"),
         ("score", [0.5, None], "score: null in row 1"),
+        ("label", pa.nulls(2, pa.int8()), "2 of 2 rows have no label .*nulls alone"),
         ("score", ["a", "b"], "score: string; a number is needed"),
         ("weight", [1, -1], "weight: negative or not finite in row 1"),
         ("user_id", [0.5, 1.5], "ids are double; use int64 or string"),
@@ -222,6 +223,29 @@ def test_unfit_files_are_refused(tmp_path: Path, column, values, message) -> Non
     with pytest.raises(UserError, match=message) as refused:
         stream_predictions(path, MetricsStream())
     assert str(path) in str(refused.value)
+
+
+def test_rows_without_a_label_are_left_out(tmp_path: Path, caplog) -> None:
+    """In memory, streamed, and by each of two ranks."""
+    users, labels, scores, _ = table(num_rows=2000)
+    has_label = np.random.default_rng(1).random(2000) < 0.7
+    expected = evaluate_auc(*(x[has_label] for x in (users, labels, scores)))
+    body = {"user_id": users, "label": pa.array(labels, mask=~has_label)}
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.table(body | {"score": scores}), path, row_group_size=300)
+
+    def read(communicator):
+        result = MetricsStream(communicator=communicator)
+        stream_predictions(path, result, communicator)
+        return result.finish()
+
+    for result in (read(None), *on_ranks(2, read)):
+        assert_close(result, expected)
+    said = f"{path}: {(~has_label).sum()} of 2000 rows have no label; left out"
+    assert caplog.messages == [said] * 2  # once by one process, once by rank 0 of two
+    found = read_predictions(path)
+    assert caplog.messages == [said] * 3
+    assert found.scores.tolist() == scores[has_label].tolist()
 
 
 def test_bad_rows_are_counted_over_all_batches() -> None:

@@ -263,10 +263,10 @@ class Dataset(abc.ABC):
             columns: to read from Parquet; None for all.
             optional: further columns to read from Parquet if the files have them.
             in_memory: read the whole table even if it is Parquet.
-            labels: columns that must have a value; unlike others, most may lack one.
+            labels: further columns that a row must have a value in.
 
         Raises:
-            UserError: there are no impressions, or most cannot be used.
+            UserError: there are no impressions, or none can be used.
         """
         self._refuse_no_impressions()
         needed = tuple(dict.fromkeys((USER_ID, ITEM_ID, *labels)))
@@ -277,7 +277,7 @@ class Dataset(abc.ABC):
             source = TableRows(self.impressions, interval, name)
         else:
             source = RowGroups(where, columns, interval, optional)
-        self.tolerance.lacking(name, source.lacking, source.num_rows, labels)
+        self.tolerance.lacking(name, source.lacking, source.num_rows)
         return source
 
     def name(self, table: str) -> str:

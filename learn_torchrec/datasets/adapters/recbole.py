@@ -1,8 +1,9 @@
 """RecBole's atomic files of any data set (`recbole:DIR`).
 
 `NAME.inter` and `NAME.item`, separated by tabs; a header field is `name:type` with the
-types token, token_seq, float and float_seq. Ids are strings. Ratings, where there are
-any, become likes and dislikes; without times, an event's time is its line number.
+types token, token_seq, float and float_seq. Ids are strings, null if empty. Ratings,
+where there are any, become likes and dislikes; without times, an event's time is its
+line number.
 """
 
 import pyarrow as pa
@@ -118,6 +119,9 @@ def read_atomic(location: Location) -> pa.Table:
                 if kind == "float_seq":
                     parts = parts.cast(pa.list_(pa.float64()))
                 table = table.set_column(number, name, parts)
+            elif name in (USER_ID, ITEM_ID) and kind == "token":
+                ids = pc.if_else(pc.equal(table[name], ""), None, table[name])
+                table = table.set_column(number, name, ids)
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{location}: is not an atomic file ({first_line(error)})"
