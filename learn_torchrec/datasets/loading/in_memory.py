@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, without_views
 from learn_torchrec.datasets.loading.time_range import Interval, seconds
 
 
@@ -25,11 +25,14 @@ class TableRows:
     def __init__(self, table: pa.Table, interval: Interval | None, name: str) -> None:
         self.name = name
         numbers = pa.array(np.arange(table.num_rows))
+        # Arrow cannot filter views.
+        plain = [f.with_type(without_views(f.type)) for f in table.schema]
+        table = table.cast(pa.schema(plain))
         self._table = table.append_column(ROW_NUMBER, numbers)
         self.earliest: int | None = None
         if interval is not None:
             self._table = interval.rows_of(self._table)
-            times = seconds(self._table[interval.column])
+            times = seconds(self._table[interval.column], name)
             self.earliest = pc.min(times).as_py()
         self.sizes = np.array([self.num_rows] if self.num_rows else [], np.int64)
 

@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.times import as_seconds, is_time, refuse_after_2200
 
 
 @dataclass(frozen=True)
 class Interval:
     """Rows whose time is in [first, end), unix seconds.
 
-    `column` holds the times: integers (unix seconds) or Arrow timestamps.
+    `column` holds the times: integers (unix seconds), Arrow timestamps or dates.
     """
 
     column: str
@@ -24,7 +25,7 @@ class Interval:
 
     def rows_of(self, table: pa.Table) -> pa.Table:
         """Return the rows of a table that are inside."""
-        times = seconds(table[self.column])
+        times = seconds(table[self.column], f"column {self.column!r}")
         bounds = pc.min_max(times).as_py()
         if len(times) and self.first <= bounds["min"] and bounds["max"] < self.end:
             return table
@@ -38,11 +39,12 @@ class Interval:
         The times are read only if the footer's statistics do not decide.
 
         Raises:
-            UserError: a time that is null or not a number.
+            UserError: a time that is null, not a number, or after the year 2200.
         """
         known = _bounds(fragment, group, self.column)
         if known is not None:
             low, high, rows = known
+            refuse_after_2200(high, f"{fragment.path}: column {self.column!r}")
             if self.first <= low and high < self.end:
                 return rows, low
             if high < self.first or self.end <= low:
@@ -67,20 +69,17 @@ class Interval:
                 f"{fragment.path}: column {self.column!r} has nulls, the first in row "
                 f"{sum(before) + row}; drop or fill those rows"
             )
-        times = seconds(column)
-        if not pt.is_integer(times.type):
+        if not is_time(column.type):
             raise UserError(
-                f"{fragment.path}: column {self.column!r} is {times.type}, must be "
-                "int64 (unix seconds); cast it"
+                f"{fragment.path}: column {self.column!r} is {column.type}, must be "
+                "int64 (unix seconds); convert it"
             )
-        return times
+        return seconds(column, f"{fragment.path}: column {self.column!r}")
 
 
-def seconds(times: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return Arrow timestamps as unix seconds, and other columns unchanged."""
-    if pt.is_timestamp(times.type):
-        return times.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-    return times
+def seconds(times: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Return times as unix seconds; `name` is their column, for messages."""
+    return pa.chunked_array([as_seconds(times, name)])
 
 
 def _bounds(

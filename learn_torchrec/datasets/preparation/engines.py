@@ -9,9 +9,10 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -147,15 +148,16 @@ class DuckDB:
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
         ticks = self.ticks(column, kind)
-        if pa.types.is_timestamp(kind):
-            # Not `epoch`: a double rounds 0.999999999 s up to the next second.
-            return f"({ticks} // {10**9 if kind.unit == 'ns' else 10**6})"
-        return ticks
+        # Not `epoch`: a double rounds 0.999999999 s up to the next second.
+        per_second = (
+            1 if pa.types.is_integer(kind) else 10 ** (9 if _is_ns(kind) else 6)
+        )
+        return f"({ticks} // {per_second})"
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
-        if pa.types.is_timestamp(kind):
-            return f"epoch_{'ns' if kind.unit == 'ns' else 'us'}({column})"
-        return f"CAST({column} AS BIGINT)"
+        if pa.types.is_integer(kind):
+            return f"CAST({column} AS BIGINT)"
+        return f"epoch_{'ns' if _is_ns(kind) else 'us'}({column})"
 
     def close(self) -> None:
         self._connection.close()
@@ -196,6 +198,8 @@ class Spark:
             .config("spark.sql.session.timeZone", "UTC")
             .config("spark.ui.showConsoleProgress", "false")
             .config("spark.sql.sources.partitionColumnTypeInference.enabled", "false")
+            .config("spark.sql.legacy.parquet.nanosAsLong", "true")
+            .config("spark.sql.caseSensitive", "true")
             .config("spark.local.dir", str(scratch))
             .getOrCreate()
         )
@@ -204,13 +208,21 @@ class Spark:
 
     def scan(self, name: str, location: Location) -> pa.Schema:
         dataset = open_parquet(location)
-        path = location.path if location.is_local else location.name
-        frame = self._session.read.parquet(path)
-        for key, is_integer in _partition_keys(dataset).items():
-            frame = frame.withColumn(
-                key, frame[key].cast("bigint" if is_integer else "string")
-            )
-        frame.createOrReplaceTempView(name)
+        base = location.path if location.is_local else location.name
+        files = [base + path[len(location.path) :] for path in dataset.files]
+        keys = _partition_keys(dataset)
+        _refuse_foreign_keys(keys, files)
+        # Without a base, folders `key=value` give no column.
+        options = {"basePath": base} if keys else {}
+        with self._one_line():
+            frame = self._session.read.options(**options).parquet(*files)
+            casts = keys | {
+                f.name: True for f in dataset.schema if f.type == pa.uint64()
+            }
+            for key, is_integer in casts.items():
+                kind = "bigint" if is_integer else "string"
+                frame = frame.withColumn(key, frame[key].cast(kind))
+            frame.createOrReplaceTempView(name)
         return dataset.schema
 
     def register(self, name: str, table: pa.Table) -> None:
@@ -241,33 +253,54 @@ class Spark:
         shutil.rmtree(path)
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
-        if pa.types.is_timestamp(kind):
-            return f"unix_timestamp({column})"
-        return f"CAST({column} AS BIGINT)"
+        if pa.types.is_integer(kind):
+            return self.ticks(column, kind)
+        return f"({self.ticks(column, kind)} div {10**9 if _is_ns(kind) else 10**6})"
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
-        # Spark knows microseconds.
-        if pa.types.is_timestamp(kind):
-            return f"unix_micros(CAST({column} AS TIMESTAMP))"
-        return f"CAST({column} AS BIGINT)"
+        # Spark reads nanoseconds as integers.
+        if pa.types.is_integer(kind) or _is_ns(kind):
+            return f"CAST({column} AS BIGINT)"
+        return f"unix_micros(CAST({column} AS TIMESTAMP))"
 
     def close(self) -> None:
         self._session.stop()
 
     def _written(self, name: str, sql: str) -> Path:
+        path = self._scratch / name
+        with self._one_line():
+            self._session.sql(sql).write.mode("overwrite").parquet(str(path))
+        return path
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
         from pyspark.errors import PySparkException
 
-        path = self._scratch / name
         try:
-            self._session.sql(sql).write.mode("overwrite").parquet(str(path))
+            yield
         except PySparkException as error:
             raise UserError(f"spark: {first_line(error)}") from error
-        return path
 
 
 def _literal(text: str | Path) -> str:
     """Return a string literal of SQL."""
     return "'" + str(text).replace("'", "''") + "'"
+
+
+def _is_ns(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) and kind.unit == "ns"
+
+
+def _refuse_foreign_keys(keys: Mapping[str, bool], files: Sequence[str]) -> None:
+    """Refuse folders whose names Spark would decode byte by byte."""
+    for file in files:
+        for folder in file.split("/"):
+            key, _, value = folder.partition("=")
+            if key in keys and "%" in value and not unquote(value).isascii():
+                raise UserError(
+                    f"{file}: Spark cannot read the folder {folder!r}; use --engine "
+                    "duckdb"
+                )
 
 
 def _partition_keys(dataset: ds.FileSystemDataset) -> dict[str, bool]:
