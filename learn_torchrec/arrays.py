@@ -17,8 +17,8 @@ Float16Array: TypeAlias = NDArray[np.float16]
 Float32Array: TypeAlias = NDArray[np.float32]
 Float64Array: TypeAlias = NDArray[np.float64]
 
-# A column in any form: a pyarrow, NumPy, pandas or torch array, a frame of one column, a
-# sequence, or a single value.
+# A column in any form: a pyarrow, NumPy, pandas or torch array, a frame of one column,
+# a sequence, or a single value.
 Column: TypeAlias = Any
 
 _ROWS_NAMED = 5

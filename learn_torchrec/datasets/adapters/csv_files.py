@@ -230,7 +230,7 @@ def _check_header(names: list[str], file: Location) -> None:
     if twice:
         raise UserError(f"{file}: has column {twice[0]!r} twice; rename one of them")
     if len(names) == 1 and (found := [c for c in ";\t|," if c in names[0]]):
-        shown = "tab" if found[0] == "\t" else found[0]
+        shown = {"\t": "tab", ",": "comma"}.get(found[0], found[0])
         raise UserError(
             f"{file}: has one column, {names[0]!r}; name what separates columns, e.g. "
             f"--data csv:DIR#delimiter={shown}"
