@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 
+from learn_torchrec.artifact import refuse_unwritable
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.datasets.generated.ab_replay import AbReplayConfig, write_ab_replay
 from learn_torchrec.errors import UserError
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(
                 f"--simulate: {args.outcomes} exists; name a new file for the outcomes"
             )
+        refuse_unwritable(args.outcomes)
         write_ab_replay(args.outcomes, config.replay)
         if not (user_columns or item_columns):
             user_columns, item_columns = ["user_cohort"], ["item_cohort"]

@@ -89,7 +89,6 @@ def build_parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--metrics",
         nargs="+",
-        choices=tuple(METRICS),
         default=[one.name for one in DEFAULT_METRICS],
         metavar="NAME",
         help=f"some of {', '.join(METRICS)} (default: all but the last)",
@@ -144,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_options(args)
     paths = parse_names(args.predictions)
     config = apply_overrides(EvaluationConfig(), args.overrides)
-    metrics = named_metrics(args.metrics)
+    metrics = named_metrics(",".join(args.metrics).replace(",", " ").split())
     gates = [parse_gate(text) for text in args.gate]
     for path in paths.values():
         if (path / MANIFEST).is_file() and program.is_first_rank():

@@ -5,6 +5,7 @@ Imports nothing that takes long to load.
 
 import argparse
 import errno
+import io
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from learn_torchrec.artifact import refuse_parent_file
+from learn_torchrec.artifact import refuse_unwritable
 from learn_torchrec.errors import Stopped, UserError
 
 # What the system refuses is the user's to fix: permissions, a wrong path, a full or
@@ -69,11 +70,13 @@ def check_output_file(path: Path, kind: str = "JSON") -> None:
     """Check that `--out` can be a file.
 
     Raises:
-        UserError: it is a directory, or lies below a file.
+        UserError: it is a directory or a device, or cannot be written.
     """
-    refuse_parent_file(path)
     if path.is_dir():
         raise UserError(f"--out {path}: is a directory; name a {kind} file")
+    refuse_unwritable(path)
+    if path.exists() and not path.is_file():  # it would be replaced
+        raise UserError(f"--out {path}: is no plain file; name a {kind} file")
 
 
 def run(
@@ -85,19 +88,10 @@ def run(
     saved what it needs to resume, exits with 0. When the reader of the output is gone
     (`| head`), the program ends as by SIGPIPE.
     """
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,  # importing torchrec sets up another format
-    )
-    level = logging.INFO if is_first_rank() else logging.WARNING
-    for name in OWN_LOGGERS:  # not the root: other libraries at INFO would drown ours
-        logging.getLogger(name).setLevel(level)
-    if not is_first_rank():  # all ranks read the same data and would say the same of it
-        logging.getLogger("learn_torchrec.datasets").setLevel(logging.ERROR)
+    _set_up_output()
     try:
         main(argv)
-        sys.stdout.flush()
+        print(end="", flush=True)  # stdout may be closed, and None
     except Stopped as stopped:
         logging.getLogger(__name__).info("%s", stopped)
     except BrokenPipeError:
@@ -116,6 +110,21 @@ def run(
     except KeyboardInterrupt:
         print("interrupted; run it again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _set_up_output() -> None:
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,  # importing torchrec sets up another format
+    )
+    level = logging.INFO if is_first_rank() else logging.WARNING
+    for name in OWN_LOGGERS:  # not the root: other libraries at INFO would drown ours
+        logging.getLogger(name).setLevel(level)
+    if not is_first_rank():  # all ranks read the same data and would say the same of it
+        logging.getLogger("learn_torchrec.datasets").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # titles in a terminal of latin-1
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _stdout_is_broken() -> bool:
@@ -139,5 +148,5 @@ def write_json(path: Path, body: object) -> None:
     """Write a JSON file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     working = path.with_name(f".{path.name}.tmp")
-    working.write_text(json.dumps(body, indent=2) + "\n")
+    working.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
     working.replace(path)

@@ -161,7 +161,7 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
     torchx = [str(programs / "torchx"), "run"]
     torchx += ["--scheduler", "local_cwd", "--wait", "--log", f"{_COMPONENTS}:stage"]
     with (
-        output.open("w") as stream,
+        output.open("w", encoding="utf-8") as stream,
         tqdm(desc=step.name, disable=None, bar_format=_BAR) as bar,
     ):
         process = subprocess.Popen(
@@ -185,7 +185,7 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
 def _show(progress: Path, bar: "tqdm[None]") -> None:
     """Move the bar to the last step that the stage logged."""
     try:
-        lines = progress.read_text().splitlines()
+        lines = progress.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return
     for line in reversed(lines):
@@ -198,7 +198,7 @@ def _show(progress: Path, bar: "tqdm[None]") -> None:
 
 
 def _failure(name: str, output: Path) -> str:
-    lines = output.read_text().splitlines()
+    lines = output.read_text(encoding="utf-8").splitlines()
     for line in lines:
         before, marker, message = line.partition("error: ")
         if marker and "Error" not in before:
@@ -254,7 +254,7 @@ class _Seconds:
 
 
 def _read(path: Path) -> dict[str, float]:
-    body: dict[str, float] = json.loads(path.read_text())
+    body: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return body
 
 

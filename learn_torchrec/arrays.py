@@ -1,5 +1,6 @@
 """Array types, one name each; conversion of columns; row numbers for messages."""
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,15 +17,15 @@ Float16Array: TypeAlias = NDArray[np.float16]
 Float32Array: TypeAlias = NDArray[np.float32]
 Float64Array: TypeAlias = NDArray[np.float64]
 
-# A column in any form: a pyarrow, NumPy, pandas or torch array, a sequence, or a single
-# value.
+# A column in any form: a pyarrow, NumPy, pandas or torch array, a frame of one column,
+# a sequence, or a single value.
 Column: TypeAlias = Any
 
 _ROWS_NAMED = 5
 
 
 def as_arrow(values: Column) -> pa.Array | pa.ChunkedArray:
-    """Return a column as Arrow data of its own type, with dictionaries decoded.
+    """Return a column as Arrow data of its own type, see `decoded`.
 
     NaN and NaT become null.
 
@@ -33,15 +34,30 @@ def as_arrow(values: Column) -> pa.Array | pa.ChunkedArray:
     """
     if hasattr(values, "cpu"):  # a torch tensor, which this module need not import
         values = values.detach().cpu().numpy()
-    if isinstance(values, np.ndarray) and values.ndim == 0:
+    shape = getattr(values, "shape", None)
+    if isinstance(values, np.ndarray) and not shape:
         values = values.reshape(1)
+    elif isinstance(values, Iterator):
+        values = list(values)
+    elif shape is not None and len(shape) == 2:  # a DataFrame of one column, or [n, 1]
+        values = np.asarray(values).reshape(shape[0])
     elif not hasattr(values, "__len__") or isinstance(values, str | bytes):
         values = [values]
     if not isinstance(values, pa.Array | pa.ChunkedArray):
         values = pa.array(values, from_pandas=True)
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    return values
+    kind = decoded(values.type)
+    return values if values.type == kind else values.cast(kind)
+
+
+def decoded(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values, without dictionary or view encoding."""
+    if pa.types.is_dictionary(kind):
+        return decoded(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    return kind
 
 
 def name_rows(is_bad: BoolArray, first_row: int = 0) -> str:

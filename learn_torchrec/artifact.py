@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,7 +78,9 @@ class Manifest:
     def write(self, directory: Path) -> None:
         """Write `manifest.json` into the artefact's directory."""
         body = asdict(self) | {"checksum": self.digest()}
-        (directory / MANIFEST).write_text(json.dumps(body, indent=2) + "\n")
+        (directory / MANIFEST).write_text(
+            json.dumps(body, indent=2) + "\n", encoding="utf-8"
+        )
 
     def digest(self) -> str:
         """Return the value for `checksum`: of the other fields, as read from JSON."""
@@ -116,7 +119,7 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
     """
     path = directory / MANIFEST
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{directory}: no {kind} artefact here ({MANIFEST} is missing); "
@@ -217,15 +220,26 @@ def reading(
         ) from None
 
 
-def refuse_parent_file(path: Path) -> None:
-    """Check that no file stands where a folder of an output's path must be.
+def refuse_unwritable(path: Path) -> None:
+    """Check that an output can be written: the place, by a try, and its name's length.
 
     Raises:
-        UserError: names the file.
+        UserError: names the place and the reason.
     """
-    for parent in path.absolute().parents:
-        if parent.exists() and not parent.is_dir():
-            raise UserError(f"--out {path}: {parent} is a file; choose another --out")
+    working = path.with_name(f".{path.name}.{'0' * 8}.tmp")
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            working.lstat()  # too long a name is refused
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            raise UserError(f"--out {path}: {folder} is a file; choose another --out")
+        # Not `os.access`, which knows the mode alone: `/proc` has one, too.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".learn-torchrec-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {path}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
 
 
 def is_finished(
@@ -240,9 +254,16 @@ def is_finished(
         may_replace: whether an artefact of another recipe may be overwritten.
 
     Raises:
-        UserError: the directory holds something that must not be overwritten.
+        UserError: the directory holds something that must not be overwritten, or
+            cannot be written.
     """
-    refuse_parent_file(directory)
+    is_there = _holds(directory, kind, recipe, may_replace)
+    if not is_there:
+        refuse_unwritable(directory)
+    return is_there
+
+
+def _holds(directory: Path, kind: str, recipe: str, may_replace: bool) -> bool:
     for parent in directory.absolute().parents:
         if (parent / MANIFEST).exists():
             raise UserError(
@@ -306,7 +327,9 @@ def write_artifact(
     try:
         yield working
         if run_config is not None:
-            (working / CONFIG).write_text(json.dumps(run_config, indent=2) + "\n")
+            (working / CONFIG).write_text(
+                json.dumps(run_config, indent=2) + "\n", encoding="utf-8"
+            )
         manifest = Manifest(
             kind=kind,
             recipe=recipe or recipe_of(kind, config, inputs),

@@ -120,7 +120,7 @@ def load(kind: type[Config], path: Path) -> Config:
         UserError: no such file, not JSON, or not a valid configuration.
     """
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; name a file") from None
     except ValueError as error:

@@ -19,7 +19,6 @@ from learn_torchrec import config
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.histories import Catalogue
-from learn_torchrec.datasets.loading.time_range import seconds
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, resolve_times
 from learn_torchrec.presets import Run, small_encoder
@@ -32,6 +31,7 @@ from learn_torchrec.schema import (
     ITEM_TEXT_FIELDS,
     TIMESTAMP,
 )
+from learn_torchrec.times import as_seconds
 from learn_torchrec.towers.config import TowersConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.model import TowersModelConfig
@@ -259,8 +259,8 @@ def _moments(draft: _Draft) -> None:
             reason = "times are positions, not dates: a user's last event is the test"
             draft.put("split.holdout", "leave_one_out", reason)
         return
-    column = dataset.columns(IMPRESSIONS_FILE, [TIMESTAMP])[TIMESTAMP]
-    shown = np.sort(seconds(column).drop_null().to_numpy())
+    column = dataset.columns(IMPRESSIONS_FILE, [TIMESTAMP])[TIMESTAMP].drop_null()
+    shown = np.sort(as_seconds(column, dataset.name(IMPRESSIONS_FILE)))
     if not len(shown):
         return
     halves = np.quantile(times, [0.5, 0.8], method="lower")

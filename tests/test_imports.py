@@ -35,7 +35,7 @@ ALLOWED = {
     "training": VOCABULARY,
     "datasets": VOCABULARY | {"content.store"},
     "content": VOCABULARY,
-    "evaluation": VOCABULARY | {"content.store"},
+    "evaluation": VOCABULARY | {"content.store", "datasets.loading"},
     "towers": MODEL_STAGE,
     "ranker": MODEL_STAGE,
     "serving": MODEL_STAGE | {"towers", "ranker"},

@@ -11,12 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array, name_rows
+from learn_torchrec.arrays import (
+    BoolArray,
+    Float64Array,
+    Int64Array,
+    as_arrow,
+    name_rows,
+)
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.cohorts import ALL, MOST_COHORTS
 from learn_torchrec.evaluation.parquet import (
     ParquetParts,
     as_cohorts,
+    as_counts,
     as_numbers,
     refuse_null,
 )
@@ -24,6 +31,7 @@ from learn_torchrec.ids import encode_ids, is_text
 from learn_torchrec.schema import USER_ID
 
 ARM, DAY = "arm", "day"
+_LAST_DAY = 99_991_231  # as YYYYMMDD; unix seconds are larger
 # Key of the file's metadata; b"true" marks generated outcomes.
 SIMULATED = b"simulated"
 IMPRESSIONS, CONVERSIONS, REVENUE = "impressions", "conversions", "revenue"
@@ -108,11 +116,15 @@ def _checked_outcomes(
     for name in table.column_names:
         refuse_null(table[name].combine_chunks(), name)
     control, treatment = arms
+    found = table[ARM].cast(pa.string()).unique().to_pylist()
     table = table.filter(pc.is_in(table[ARM].cast(pa.string()), pa.array(arms)))
     in_treatment = np.asarray(pc.equal(table[ARM].cast(pa.string()), treatment))
     for arm, in_arm in ((control, ~in_treatment), (treatment, in_treatment)):
         if not in_arm.any():
-            raise UserError(f"{ARM}: no row of {arm!r}; name the arms with --set")
+            raise UserError(
+                f"{ARM}: no row of {arm!r}, but of {', '.join(map(repr, found[:9]))}; "
+                "name the arms, e.g. --set ab.control=A ab.treatment=B"
+            )
     users, distinct = encode_ids(table[USER_ID], USER_ID)
     num_users = len(distinct)
     is_treatment = np.zeros(num_users, dtype=bool)
@@ -174,16 +186,22 @@ def _outcome(column: pa.ChunkedArray, name: str) -> Float64Array:
 
 def _days(column: pa.ChunkedArray) -> Int64Array:
     """Return integers as they are, and dates as days since 1970, int64 [N]."""
+    column = as_arrow(column)
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    if pa.types.is_date(kind) or pa.types.is_timestamp(kind) or is_text(kind):
+    if is_text(kind):
         try:
-            column = column.cast(pa.date32(), safe=False).cast(pa.int32())
+            column = column.cast(pa.timestamp("us"))
         except pa.ArrowException:
             raise UserError(
                 f"{DAY}: text that is not a date; write days as 2026-01-31"
             ) from None
-    if not pa.types.is_integer(column.type):
-        raise UserError(f"{DAY}: {column.type}; an integer or a date is needed")
-    return np.asarray(column).astype(np.int64)
+    if pa.types.is_date(kind) or pa.types.is_timestamp(column.type):
+        return np.asarray(column.cast(pa.date32(), safe=False).cast(pa.int32()), int)
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise UserError(f"{DAY}: {kind}; an integer or a date is needed")
+    days = as_counts(column.combine_chunks(), DAY)
+    if days.max() > _LAST_DAY:
+        raise UserError(
+            f"{DAY}: {days.max()} is a time; write days, e.g. unix seconds // 86400"
+        )
+    return days

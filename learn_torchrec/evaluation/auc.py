@@ -84,7 +84,7 @@ def named_metrics(names: Sequence[str]) -> tuple[Metric, ...]:
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
-        raise UserError(f"no metric {unknown[0]}; there are {', '.join(METRICS)}")
+        raise UserError(f"no metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
     return tuple(METRICS[name] for name in dict.fromkeys(names))
 
 

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from learn_torchrec.arrays import AnyArray, Int64Array, name_rows
+from learn_torchrec.arrays import AnyArray, Int64Array, decoded, name_rows
+from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.loading.row_groups import fragments_of, unreadable
 from learn_torchrec.errors import UserError
 
-_HIDDEN = (".", "_")  # checksums, _SUCCESS, _metadata
-_PART = re.compile(r"part[-.]\d")  # names by Spark, Dask and `predict`
+# Names by Spark, Dask, DuckDB, Polars and `predict`.
+_PART = re.compile(r"(part[-._]|data_)?\d")
 
 
 class ParquetParts:
@@ -32,29 +34,22 @@ class ParquetParts:
     """
 
     def __init__(self, path: Path, what: str) -> None:
-        self.path, self._what = path, what
-        # A single file's path is not data, even below a folder such as day=1.
-        hive = {"partitioning": "hive", "partition_base_dir": str(path)}
-        with self._readable():
-            if not path.exists():
-                raise FileNotFoundError
-            self._dataset = ds.dataset(
-                str(path), format="parquet", **(hive if path.is_dir() else {})
-            )
-            self._fragments = list(self._dataset.get_fragments())
-            if not self._fragments:
-                raise FileNotFoundError
+        self.path, location = path, Location.of(path)
+        if not location.files():
+            reason = "an empty folder" if path.exists() else "no such file"
+            raise UserError(f"{path}: {reason}; name {what}")
+        self._fragments = fragments_of(location)
+        self._fields = [_fields_of(part) for part in self._fragments]
 
     @property
     def names(self) -> list[str]:
-        """The columns, including those from folder names."""
-        names: list[str] = self._dataset.schema.names
-        return names
+        """The columns of any part, including those from folder names."""
+        return list(dict.fromkeys(name for part in self._fields for name in part))
 
     @property
     def metadata(self) -> dict[bytes, bytes]:
         """Metadata of the file, or of a folder's first part."""
-        return self._dataset.schema.metadata or {}
+        return self._fragments[0].physical_schema.metadata or {}
 
     def require(self, names: Sequence[str], need: str) -> None:
         """Refuse a table without some columns.
@@ -112,27 +107,22 @@ class ParquetParts:
 
     def _columns(self, names: Sequence[str]) -> ds.Dataset:
         schema = self._schema(names)
-        return ds.FileSystemDataset(
-            self._fragments, schema, self._dataset.format, self._dataset.filesystem
-        )
+        return ds.FileSystemDataset(self._fragments, schema, ds.ParquetFileFormat())
 
     def _schema(self, names: Sequence[str]) -> pa.Schema:
         """Return the columns with types to which those of all parts can be cast."""
         fields = []
         for name in names:
-            own = self._dataset.schema.field(name)
-            kinds = [
-                part.physical_schema.field(name)
-                for part in self._fragments
-                if name in part.physical_schema.names
-            ]
+            kinds: dict[pa.DataType, None] = {}
+            for columns in self._fields:
+                if name in columns:
+                    kinds[columns[name]] = None
             try:
-                fields.append(_one_type([own, *kinds], name))
+                fields.append(_one_type(name, list(kinds)))
             except (pa.ArrowInvalid, pa.ArrowTypeError):
-                types = ", ".join(dict.fromkeys(str(kind.type) for kind in kinds))
                 raise UserError(
-                    f"{self.path}: {name}: {types} in different parts; write all parts "
-                    "with one type"
+                    f"{self.path}: {name}: {', '.join(map(str, kinds))} in different "
+                    "parts; write all parts with one type"
                 ) from None
         return pa.schema(fields)
 
@@ -141,39 +131,30 @@ class ParquetParts:
         """Turn failures of pyarrow into a `UserError`."""
         try:
             yield
-        except FileNotFoundError:
-            raise UserError(f"{self.path}: no such file; name {self._what}") from None
         except (pa.ArrowException, OSError) as error:
-            first_line = str(error).splitlines()[0]
-            raise UserError(
-                f"{self.path}: not a readable Parquet file ({first_line})"
-            ) from None
+            raise unreadable(self.path, error) from None
 
 
-def _one_type(fields: Sequence[pa.Field], name: str) -> pa.Field:
-    kinds = list(dict.fromkeys(field.type for field in fields))
+def _fields_of(part: ds.ParquetFileFragment) -> dict[str, pa.DataType]:
+    """Return the type of each of a part's columns."""
+    fields = {field.name: decoded(field.type) for field in part.physical_schema}
+    keys = ds.get_partition_keys(part.partition_expression)
+    return fields | {name: pa.scalar(value).type for name, value in keys.items()}
+
+
+def _one_type(name: str, kinds: Sequence[pa.DataType]) -> pa.Field:
     schemas = [pa.schema([pa.field(name, kind)]) for kind in kinds]
     return pa.unify_schemas(schemas, promote_options="permissive").field(0)
 
 
-def has_parquet(directory: Path) -> bool:
-    """Whether a folder holds a part, directly or in subfolders."""
-    return any(
-        not any(part.startswith(_HIDDEN) for part in path.relative_to(directory).parts)
-        for path in directory.rglob("*.parquet")
-    )
-
-
 def lone_part_note(path: Path) -> str:
     """Return a warning if a path is one of several parts in a folder, else ""."""
-    if not path.is_file():
-        return ""
     folder = path.parent
-    if "=" in folder.name:
+    if "=" in path.name or "=" in folder.name:
         while "=" in folder.name:
             folder = folder.parent
         parts = list(folder.rglob("*.parquet"))
-    elif _PART.match(path.name):
+    elif path.is_file() and _PART.match(path.name):
         parts = [one for one in folder.glob("*.parquet") if _PART.match(one.name)]
     else:
         return ""

@@ -19,7 +19,6 @@ from learn_torchrec.evaluation.parquet import (
     as_cohorts,
     as_counts,
     as_numbers,
-    has_parquet,
     refuse_null,
 )
 from learn_torchrec.evaluation.rows import check_columns
@@ -118,9 +117,9 @@ def open_predictions(path: Path) -> ParquetParts:
         UserError: no such file, or one that is not Parquet.
     """
     inside = path / PREDICTIONS_FILE
-    if inside.exists() or (path.is_dir() and not has_parquet(path)):
-        path = inside
-    return ParquetParts(path, "a prediction file or its directory")
+    return ParquetParts(
+        inside if inside.exists() else path, "a prediction file or its directory"
+    )
 
 
 def stream_predictions(

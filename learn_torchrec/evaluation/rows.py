@@ -150,6 +150,9 @@ def _as_float(column: Column, name: str, length: int) -> Scores:
 
 
 def _as_numbers(column: Column, name: str, length: int) -> AnyArray:
+    if hasattr(column, "cpu"):  # a torch tensor; NumPy has no bfloat16
+        column = column.detach().cpu()
+        column = column.float() if column.element_size() == 2 else column
     values = np.asarray(column)
     if values.dtype.kind not in "biuf":
         try:

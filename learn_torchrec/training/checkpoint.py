@@ -251,7 +251,9 @@ class Checkpoints:
                     if local:
                         save_file(local, working / _local_file())
                     if is_writer():
-                        (working / _PROGRESS).write_text(json.dumps(progress))
+                        (working / _PROGRESS).write_text(
+                            json.dumps(progress), encoding="utf-8"
+                        )
                         if write is not None:
                             write(working)
         except (OSError, SafetensorError, UserError) as error:
@@ -306,7 +308,8 @@ class Checkpoints:
                 )
             logger.info("resuming after step %d", step)
             return SavedCheckpoint(
-                directory, json.loads((directory / _PROGRESS).read_text())
+                directory,
+                json.loads((directory / _PROGRESS).read_text(encoding="utf-8")),
             )
         return None
 

@@ -42,7 +42,7 @@ class RunLog:
         self._board = None
         if is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.path.open("a", buffering=1)
+            self._stream = self.path.open("a", buffering=1, encoding="utf-8")
             self._board = _tensorboard(self.path.with_suffix(""))
 
     def write(self, **values: Any) -> None:

@@ -104,7 +104,7 @@ TABLES: dict[str, tuple[str, Table, str]] = {
     "ids beyond int64": (
         "items",
         column("item_id", [2**64 - 1 - n for n in range(10)], pa.uint64()),
-        "'item_id' is uint64, must be int64 or string",
+        "'item_id': an id does not fit int64; use strings",
     ),
     "ids of two types": (
         "interactions",

@@ -329,7 +329,7 @@ TYPES = {
     ),
     "fractions as times": (
         {"timestamp": [5.5, 6.5]},
-        r"'timestamp' is double, must be int64 \(unix seconds\); cast it",
+        r"'timestamp' is double, must be int64 \(unix seconds\); convert it",
     ),
     "numbers as actions": ({"action": [1, 2]}, "'action' is int64, must be string"),
     "no action": ({"action": None}, "column 'action' is missing; it has: user_id"),

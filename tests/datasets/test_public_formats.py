@@ -293,7 +293,10 @@ def test_csv_with_a_column_map(tmp_path: Path) -> None:
     assert events(f"{dated},time_format=%d.%m.%Y") == [
         ("a", "x", 1_577_836_800, "view")
     ]
-    with pytest.raises(UserError, match="has no column 'action'; name it"):
+    with pytest.raises(
+        UserError,
+        match="no column 'action'; its columns: user_id, item_id, timestamp; name",
+    ):
         events(spec)
     with pytest.raises(UserError, match="unknown name 'usr_id'; known: items"):
         open_dataset(f"csv:{tmp_path}#usr_id=uid")

@@ -215,9 +215,9 @@ def test_other_encodings(tmp_path: Path) -> None:
         open_dataset(f"csv:{tmp_path}#encoding=klingon")
 
 
-@pytest.mark.parametrize("delimiter", ["||", '"', "§", "tabs"])
+@pytest.mark.parametrize("delimiter", ['"', "§", "tabs", "|x"])
 def test_bad_delimiters_are_refused(tmp_path: Path, delimiter: str) -> None:
-    with pytest.raises(UserError, match="must be one ASCII character") as caught:
+    with pytest.raises(UserError, match="must be ASCII signs but quotes") as caught:
         open_dataset(f"csv:{tmp_path}#delimiter={delimiter}")
     assert "\n" not in str(caught.value)
 

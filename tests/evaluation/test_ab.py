@@ -226,7 +226,7 @@ def test_days_may_be_dates(tmp_path: Path) -> None:
         ({"impressions": [None] + [1] * 7}, "impressions: null"),
         ({"user_id": [1] * 8}, "user_id: 1 is in both arms"),
         ({"arm": ["control"] * 8}, "arm: no row of 'treatment'"),
-        ({"day": [0.5] * 8}, "day: double; an integer or a date is needed"),
+        ({"day": [0.5] * 8}, "day: no whole number in rows 0, 1"),
     ],
 )
 def test_unfit_outcomes_are_refused(tmp_path: Path, changes, message: str) -> None:

@@ -122,7 +122,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
-    assert "predictions.parquet: no such file" in done.stderr
+    assert "an empty folder; name a prediction file" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not out.exists()
 

@@ -214,7 +214,7 @@ def test_rows_are_compared_whatever_the_types(tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none: no such file; name a table"):
         ParquetParts(tmp_path / "none", "a table")
-    with pytest.raises(UserError, match="no such file; name a table"):
+    with pytest.raises(UserError, match="an empty folder; name a table"):
         ParquetParts(tmp_path, "a table")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
     parts = ParquetParts(tmp_path / "t.parquet", "a table")

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import Int64Array
+from learn_torchrec.arrays import Int64Array, as_arrow
 from learn_torchrec.datasets.adapters.item_texts import unescape
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.in_memory import TableRows
@@ -349,10 +349,10 @@ def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
 
     `read` has the same rows, with times in full resolution.
     """
-    kind = read.schema.field(TIMESTAMP).type
-    if not pa.types.is_timestamp(kind) or kind.unit == "s":
+    times = as_arrow(read[TIMESTAMP])
+    if not pa.types.is_timestamp(times.type) or times.type.unit == "s":
         return table
-    ticks = read[TIMESTAMP].cast(pa.int64()).to_numpy()
+    ticks = times.cast(pa.int64()).to_numpy()
     by_second = np.argsort(table[TIMESTAMP].to_numpy(), kind="stable")
     if (np.diff(ticks[by_second]) >= 0).all():
         return table

@@ -10,9 +10,12 @@ column that holds one of ours (`user_id`, `item_id`, `timestamp`, `action`, `lab
 `weight`, `title`, ...) in all files or in one of them (`items.item_id`), or it is:
 
 - `default_action`: the action of every event in a log without an action column;
-- `time_unit`: `s`, `ms`, `us` or `ns`, of integer times;
+- `time_unit`: `s`, `ms`, `us` or `ns`, of times as numbers;
 - `time_format`: of times as text, in strptime's notation; ISO 8601 by default;
-- `delimiter`: of CSV, one character or `tab`;
+- `delimiter`: of CSV, e.g. `;`, `||`, `tab` or `comma`;
+- `escape`: of CSV, the character before a quote within quotes (Spark's backslash), e.g.
+  `backslash`;
+- `decimal`: of CSV, `comma` if numbers have one;
 - `encoding`: of CSV and JSONL, e.g. `latin-1`; UTF-8 by default.
 
 The items may be JSONL (`.jsonl`, `.json`) beside a CSV log. For how ids and texts of
@@ -21,6 +24,7 @@ CSV are read, see `csv_files`.
 
 import codecs
 import functools
+import re
 from dataclasses import dataclass, fields
 
 import pyarrow as pa
@@ -48,6 +52,7 @@ from learn_torchrec.schema import (
     USER_ID,
     WEIGHT,
 )
+from learn_torchrec.times import TICKS
 
 _FILES = {
     "items": ITEMS_FILE,
@@ -56,15 +61,14 @@ _FILES = {
 }
 _COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP, ACTION, LABEL, WEIGHT, *ITEM_TEXT_FIELDS)
 _IDS = (USER_ID, ITEM_ID)
-# Read as strings; a price may be a number.
-_TEXTS = {*_IDS, ACTION, *ITEM_TEXT_FIELDS} - {PRICE}
 # Columns that a table may lack although the map names them, as another table has them.
 _ELSEWHERE = {
     ITEMS_FILE: {*_COLUMNS} - {ITEM_ID},
     INTERACTIONS_FILE: {ACTION, LABEL, WEIGHT, *ITEM_TEXT_FIELDS},
     IMPRESSIONS_FILE: {ACTION, LABEL, WEIGHT, *ITEM_TEXT_FIELDS},
 }
-_UNITS = ("s", "ms", "us", "ns")
+# Characters that are hard to type in an option.
+_NAMES = {"tab": "\t", r"\t": "\t", "comma": ",", "space": " ", "backslash": "\\"}
 _JSON = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 
@@ -75,7 +79,9 @@ class MapOptions:
     default_action: str = ""
     time_unit: str = "s"
     time_format: str = ""
-    delimiter: str = ","
+    delimiter: str = ""
+    escape: str = ""
+    decimal: str = "."
     encoding: str = UTF_8
 
 
@@ -108,13 +114,15 @@ class ColumnMap(Dataset):
                 names = ", ".join((*_FILES, *_COLUMNS, *known))
                 raise UserError(f"--data {spec}: unknown name {name!r}; known: {names}")
         self._options = MapOptions(**options)
-        if self._options.time_unit not in _UNITS:
+        if self._options.time_unit not in TICKS:
             raise UserError(
-                f"--data {spec}: time_unit must be one of {', '.join(_UNITS)}"
+                f"--data {spec}: time_unit must be one of {', '.join(TICKS)}"
             )
         self._format = csv_files.Format(
             delimiter=_delimiter(self._options.delimiter, spec),
             encoding=_encoding(self._options.encoding, spec),
+            escape=_character("escape", self._options.escape, spec),
+            decimal=_character("decimal", self._options.decimal, spec),
         )
 
     def fingerprint(self, table: str) -> str:
@@ -124,7 +132,11 @@ class ColumnMap(Dataset):
 
     def sources(self, table: str) -> list[Location]:
         stem = table.removesuffix(".parquet")
-        return [self.location / self._files.get(stem, f"{stem}{self._suffix}")]
+        if stem in self._files:
+            return [self.location / self._files[stem]]
+        others = csv_files.SUFFIXES if self._suffix == ".csv" else ()
+        names = [self.location / f"{stem}{end}" for end in (self._suffix, *others)]
+        return [next((one for one in names if one.exists()), names[0])]
 
     def read_items(self) -> pa.Table:
         return self._read(ITEMS_FILE)
@@ -134,8 +146,9 @@ class ColumnMap(Dataset):
         if ACTION not in table.column_names:
             if not self._options.default_action:
                 raise UserError(
-                    f"{self.name(INTERACTIONS_FILE)}: has no column {ACTION!r}; name "
-                    "it (action=COLUMN) or give one to all events (default_action=buy)"
+                    f"{self.name(INTERACTIONS_FILE)}: has no column {ACTION!r}; its "
+                    f"columns: {', '.join(table.column_names)}; name it "
+                    "(action=COLUMN) or give one to all events (default_action=buy)"
                 )
             actions = pa.repeat(self._options.default_action, table.num_rows)
             table = table.append_column(ACTION, actions)
@@ -154,24 +167,30 @@ class ColumnMap(Dataset):
         elif self._suffix == ".parquet":
             table = tables.read_parquet(source)
         else:
-            names = self._names(name)
-            texts = {names.get(ours, ours) for ours in _TEXTS}
-            table = csv_files.read(source, self._format, texts)
+            table = csv_files.read(source, self._format)
         table = self._renamed(table, name)
-        if self._suffix == ".parquet":  # ids already have a type
+        if self._suffix == ".parquet":  # columns already have a type
             return table
-        for column in _IDS:
-            if column in table.column_names:
-                ids = self._ids(table[column], column in self._integer_ids)
-                place = table.column_names.index(column)
-                table = table.set_column(place, column, ids)
-        return table
+        columns = [self._typed(table, column, name) for column in table.column_names]
+        return pa.table(columns, table.column_names)
 
-    def _ids(self, ids: pa.ChunkedArray, integers: bool) -> pa.ChunkedArray:
-        if is_text(ids.type):
-            return csv_files.as_ids(ids, integers=integers)
-        # From JSONL; strings if another file has strings.
-        return ids if integers or not pt.is_integer(ids.type) else ids.cast(pa.string())
+    def _typed(self, table: pa.Table, name: str, source: str) -> pa.ChunkedArray:
+        """Return a column of CSV or JSONL with its type."""
+        values, where = table[name], f"{self.name(source)}: column {name!r}"
+        if name in _IDS:
+            integers = name in self._integer_ids
+            if is_text(values.type):
+                return csv_files.as_ids(values, integers=integers, where=where)
+            # From JSONL; strings if another file has strings.
+            is_integer = pt.is_integer(values.type)
+            return values.cast(pa.string()) if is_integer and not integers else values
+        if not is_text(values.type) or (name in ITEM_TEXT_FIELDS and name != PRICE):
+            return values
+        if name == ACTION:  # an event without one
+            return pc.if_else(pc.equal(values, ""), None, values)
+        if name == TIMESTAMP and self._options.time_format:
+            return values
+        return csv_files.typed(values, self._format.decimal)
 
     def _names(self, table: str) -> dict[str, str]:
         """Return the name in a table's file of each of our columns that is mapped."""
@@ -229,8 +248,9 @@ class ColumnMap(Dataset):
         unit = self._options.time_unit
         if pt.is_integer(times.type) and unit != "s":
             times = times.cast(pa.int64()).cast(pa.timestamp(unit))
-        elif pt.is_date(times.type):
-            times = times.cast(pa.timestamp("s"))
+        elif pt.is_floating(times.type):  # a double holds microseconds
+            micros = pc.floor(pc.multiply(times, 1e6 / TICKS[unit]))
+            times = micros.cast(pa.int64()).cast(pa.timestamp("us"))
         elif is_text(times.type):
             times = self._parsed(times, self.name(name))
         place = table.column_names.index(TIMESTAMP)
@@ -240,7 +260,7 @@ class ColumnMap(Dataset):
         try:
             if self._options.time_format:
                 return pc.strptime(times, self._options.time_format, unit="s")
-            return times.cast(pa.timestamp("ns"))
+            return csv_files.as_times(times)
         except pa.ArrowInvalid as error:
             raise UserError(
                 f"{source}: column {TIMESTAMP!r}: {first_line(error)}; give "
@@ -264,13 +284,20 @@ def parse_options(text: str, spec: str) -> dict[str, str]:
 
 
 def _delimiter(value: str, spec: str) -> str:
-    delimiter = "\t" if value == "tab" else value
-    if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
+    delimiter = _NAMES.get(value, value)
+    if not re.fullmatch(r"[\t!#-/:-@\[-`{-~ ]*", delimiter):
         raise UserError(
-            f"--data {spec}: delimiter={value} must be one ASCII character, not a "
-            "quote, or tab; rewrite files with another one"
+            f"--data {spec}: delimiter={value} must be ASCII signs but quotes, or one "
+            f"of {', '.join(_NAMES)}"
         )
     return delimiter
+
+
+def _character(option: str, value: str, spec: str) -> str:
+    character = _NAMES.get(value, value)
+    if len(character) > 1 or not character.isascii():
+        raise UserError(f"--data {spec}: {option}={value} must be one ASCII character")
+    return character
 
 
 def _encoding(value: str, spec: str) -> str:

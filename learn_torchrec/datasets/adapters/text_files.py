@@ -1,9 +1,11 @@
 """Text files as people save them: lines, JSONL and JSON.
 
-A byte order mark is dropped, Windows line ends and gzip are understood.
+A byte order mark is dropped (UTF-16 is read by its own), Windows line ends and gzip are
+understood.
 """
 
 import ast
+import codecs
 import io
 import json
 from collections.abc import Iterator
@@ -36,13 +38,21 @@ def text_lines(location: Location, encoding: str = UTF_8) -> Iterator[str]:
         UserError: no such file, a damaged file, or another encoding.
     """
     try:
-        with io.TextIOWrapper(location.open(), encoding) as stream:
+        form = encoding_of(location, encoding)
+        with io.TextIOWrapper(location.open(), form) as stream:
             for line in stream:
                 yield line.removesuffix("\n")
     except (OSError, EOFError, UnicodeError) as error:
         raise UserError(
             f"{location}: cannot be read as text ({first_line(error)})"
         ) from None
+
+
+def encoding_of(location: Location, encoding: str = UTF_8) -> str:
+    """Return a file's encoding: UTF-16 by its byte order mark, else the one given."""
+    with location.open() as stream:
+        mark = stream.read(2)
+    return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else encoding
 
 
 def read_json(location: Location) -> dict[str, Any]:
@@ -52,7 +62,7 @@ def read_json(location: Location) -> dict[str, Any]:
         UserError: no such file, not JSON, or not an object.
     """
     try:
-        body = json.loads(location.open().read().decode(UTF_8))
+        body = json.loads(location.open().read().decode(encoding_of(location)))
     except (ValueError, OSError) as error:
         raise UserError(f"{location}: not valid JSON ({first_line(error)})") from None
     if not isinstance(body, dict):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, without_views
 from learn_torchrec.datasets.loading.tables import row_of
 from learn_torchrec.datasets.loading.time_range import Interval, Lacking, seconds
 
@@ -26,6 +26,9 @@ class TableRows:
 
     def __init__(self, table: pa.Table, interval: Interval | None, name: str) -> None:
         self.name = name
+        # Arrow cannot filter views.
+        plain = [f.with_type(without_views(f.type)) for f in table.schema]
+        table = table.cast(pa.schema(plain))
         if ROW_NUMBER not in table.column_names:
             numbers = pa.array(np.arange(table.num_rows))
             table = table.append_column(ROW_NUMBER, numbers)
@@ -39,7 +42,7 @@ class TableRows:
                 for name, (count, row) in lacking.items()
             }
             self._table = table if keep.all() else table.filter(pa.array(keep))
-            times = seconds(self._table[interval.column])
+            times = seconds(self._table[interval.column], name)
             self.earliest = pc.min(times).as_py()
         self.sizes = np.array([self.num_rows] if self.num_rows else [], np.int64)
 

@@ -108,6 +108,10 @@ class Location:
         )
         return [self / path[len(self.path) :].lstrip("/") for path in kept]
 
+    def size(self) -> int:
+        """Return the file's bytes."""
+        return int(self._info().size or 0)
+
     def open(self) -> Any:
         """Return a binary stream, decompressed by suffix (`.gz`, `.bz2`).
 

@@ -9,7 +9,8 @@ Letters: G row groups.
 
 import re
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from learn_torchrec.arrays import Int64Array
+from learn_torchrec.arrays import Int64Array, decoded
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.time_range import Interval, Lacking
 from learn_torchrec.errors import UserError, first_line, require_columns
@@ -85,7 +86,7 @@ class RowGroups:
     ) -> None:
         location = Location.of(where)
         self.name, self._interval = location.name, interval
-        fragments = _fragments(location)
+        fragments = fragments_of(location)
         known = {name for f in fragments for name in f.physical_schema.names}
         if columns is not None:
             columns = [*columns, *(n for n in optional if n in known - {*columns})]
@@ -206,49 +207,65 @@ def open_parquet(where: str | Path | Location) -> ds.Dataset:
         UserError: no data, a damaged file, or files of different schemas.
     """
     location = Location.of(where)
-    fragments = _fragments(location)
+    fragments = fragments_of(location)
     schema = _common_schema(fragments, None, location.name)
     return ds.FileSystemDataset(
         fragments, schema, ds.ParquetFileFormat(), location.filesystem
     )
 
 
-def _fragments(location: Location) -> list[ds.ParquetFileFragment]:
+def fragments_of(location: Location) -> list[ds.ParquetFileFragment]:
+    """Return the files with rows, sorted by path, their footers read.
+
+    A folder's files are those with a Parquet suffix, or all if none has one (Hive).
+    Folders `key=value` give a column if the first file lacks it. Files without rows,
+    whose types writers guess, count only if there are no others.
+
+    Raises:
+        UserError: no data, or a damaged file.
+    """
     files = location.files(*SUFFIXES) if location.is_dir() else location.files()
+    files = files or location.files()
     if not files:
         exists = location.exists()
         reason = "has no .parquet files" if exists else "no such file or folder"
         raise UserError(f"{location}: {reason}; name a Parquet file or a folder")
-    partitioning = _hive([file.path[len(location.path) :] for file in files])
-    try:
-        dataset = ds.dataset(
-            [file.path for file in files],
-            filesystem=location.filesystem,
-            format="parquet",
-            partitioning=partitioning,
-            partition_base_dir=location.path,
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(files[0].name, error) from None
-    fragments = sorted(dataset.get_fragments(), key=lambda fragment: fragment.path)
-    for fragment in fragments:
+    paths = [file.path[len(location.path) :] for file in files]
+    layout, hive, fragments = ds.ParquetFileFormat(), None, []
+    for file, path in zip(files, paths, strict=True):
         try:
+            if hive is None:
+                first = layout.make_fragment(file.path, location.filesystem)
+                hive = hive_keys(paths, first.physical_schema.names)
+            fragment = layout.make_fragment(
+                file.path, location.filesystem, hive.parse(path)
+            )
             fragment.ensure_complete_metadata()
         except (pa.ArrowException, OSError) as error:
-            raise unreadable(fragment.path, error) from None
-    return fragments
+            raise unreadable(file, error) from None
+        _refuse_repeated_columns(fragment.physical_schema.names, file)
+        fragments.append(fragment)
+    return [one for one in fragments if one.count_rows()] or fragments
 
 
-def _hive(paths: Sequence[str]) -> ds.Partitioning:
+def _refuse_repeated_columns(names: Sequence[str], file: Location) -> None:
+    if repeated := [name for name, n in Counter(names).items() if n > 1]:
+        raise UserError(
+            f"{file}: has column {repeated[0]!r} twice; rename or drop one of them"
+        )
+
+
+def hive_keys(paths: Sequence[str], inside: Collection[str] = ()) -> ds.Partitioning:
     """Return the partition keys: integers if all values are written as integers.
 
-    `part=000` is text, which Arrow would infer to be 0.
+    `part=000` is text, which Arrow would infer to be 0. Keys that are `inside` the
+    files are read there.
     """
     found: dict[str, set[str]] = {}
     for path in paths:
         for folder in path.split("/")[:-1]:
             key, separator, value = map(urllib.parse.unquote, folder.partition("="))
-            if separator:
+            if separator and key not in inside:
                 found.setdefault(key, set()).add(value)
     kinds = {
         key: pa.int64() if all(map(_is_int64, values - {_NULL_KEY})) else pa.string()
@@ -281,7 +298,7 @@ def _common_schema(
         present |= dict.fromkeys(fields)
         for column in fields if columns is None else fields.keys() & {*columns}:
             field = fields[column].with_nullable(True).remove_metadata()
-            field = field.with_type(_without_views(field.type))
+            field = field.with_type(without_views(field.type))
             known = common.get(column, field)
             common[column] = _wider(known, field, fragment.path, name)
     names = common if columns is None else dict.fromkeys(columns)
@@ -289,17 +306,13 @@ def _common_schema(
     return pa.schema([common[column] for column in names])
 
 
-def _without_views(kind: pa.DataType) -> pa.DataType:
+def without_views(kind: pa.DataType) -> pa.DataType:
     """Return a type without string and binary views, which Arrow cannot select."""
-    if pa.types.is_string_view(kind):
-        return pa.large_string()
-    if pa.types.is_binary_view(kind):
-        return pa.large_binary()
     if pa.types.is_list(kind):
-        return pa.list_(_without_views(kind.value_type))
+        return pa.list_(without_views(kind.value_type))
     if pa.types.is_large_list(kind):
-        return pa.large_list(_without_views(kind.value_type))
-    return kind
+        return pa.large_list(without_views(kind.value_type))
+    return kind if pa.types.is_dictionary(kind) else decoded(kind)
 
 
 def _wider(one: pa.Field, other: pa.Field, path: str, name: str) -> pa.Field:
@@ -309,9 +322,7 @@ def _wider(one: pa.Field, other: pa.Field, path: str, name: str) -> pa.Field:
     """
     if one.type == other.type:
         return one
-    kinds = [one.type, other.type]
-    if sum(map(pa.types.is_dictionary, kinds)) == 1:
-        kinds = [k.value_type if pa.types.is_dictionary(k) else k for k in kinds]
+    kinds = [decoded(one.type), decoded(other.type)]
     schemas = [pa.schema([pa.field(one.name, kind)]) for kind in kinds]
     try:
         unified = pa.unify_schemas(schemas, promote_options="permissive")

@@ -28,19 +28,16 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     USER_ID,
 )
-from learn_torchrec.times import as_seconds
-
-
-def _fits_int64(kind: pa.DataType) -> bool:
-    return pt.is_integer(kind) and not pt.is_uint64(kind)
-
+from learn_torchrec.times import as_seconds, is_time
 
 # Kinds of columns, as error messages call them, and the types they may have.
 _KINDS = {
-    "int64 or string": lambda t: _fits_int64(t) or is_text(t),
-    "int64 (unix seconds)": lambda t: _fits_int64(t) or pt.is_timestamp(t),
+    "int64 or string": lambda t: pt.is_integer(t) or is_text(t),
+    "int64 (unix seconds)": is_time,
     "string": is_text,
-    "0 or 1": lambda t: pt.is_integer(t) or pt.is_floating(t) or pt.is_boolean(t),
+    "0 or 1": lambda t: (
+        pt.is_boolean(t) or pt.is_integer(t) or pt.is_floating(t) or pt.is_decimal(t)
+    ),
 }
 _ID, _TIME, _TEXT, BINARY = _KINDS
 
@@ -103,7 +100,7 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
         where = f"{source}: column {name!r}"
         if not _KINDS[kind](column.type):
             raise UserError(
-                f"{where} is {type_name(column.type)}, must be {kind}; cast it"
+                f"{where} is {type_name(column.type)}, must be {kind}; convert it"
             )
         if column.null_count and kind != BINARY:
             row = row_of(table, pc.index(column.is_null(), pa.scalar(True)).as_py())

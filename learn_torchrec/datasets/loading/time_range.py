@@ -13,6 +13,7 @@ import pyarrow.types as pt
 
 from learn_torchrec.arrays import BoolArray
 from learn_torchrec.errors import UserError
+from learn_torchrec.times import as_seconds, is_time, refuse_after_2200
 
 # Rows that lack a value, by column: how many, and the place of the first. A row that
 # lacks several counts for the first column alone.
@@ -23,8 +24,9 @@ Lacking: TypeAlias = dict[str, tuple[int, int]]
 class Interval:
     """Rows whose time is in [first, end), unix seconds, and that lack no value.
 
-    `column` holds the times: integers (unix seconds) or Arrow timestamps. Rows without
-    a time, and rows inside that have a null in a column of `required`, are left out.
+    `column` holds the times: integers (unix seconds), Arrow timestamps or dates. Rows
+    without a time, and rows inside that have a null in a column of `required`, are left
+    out.
     """
 
     column: str
@@ -37,12 +39,18 @@ class Interval:
         keep, _ = self.select(table)
         return table if keep.all() else table.filter(pa.array(keep))
 
-    def select(self, table: pa.Table) -> tuple[BoolArray, Lacking]:
-        """Return whether each row is inside, bool [N], and which ones lack a value."""
-        times = seconds(table[self.column])
+    def select(
+        self, table: pa.Table, name: str | None = None
+    ) -> tuple[BoolArray, Lacking]:
+        """Return whether each row is inside, bool [N], and which ones lack a value.
+
+        `name` is the column of the times, for messages.
+        """
         keep, lacking = lacking_rows(table, (self.column,))
-        keep &= _mask(pc.greater_equal(times, self.first))
-        keep &= _mask(pc.less(times, self.end))
+        times = np.full(table.num_rows, self.first - 1)
+        known = table[self.column].drop_null()
+        times[keep] = as_seconds(known, name or f"column {self.column!r}")
+        keep &= (times >= self.first) & (times < self.end)
         required = [name for name in self.required if name != self.column]
         return keep, lacking | lacking_rows(table, required, keep)[1]
 
@@ -55,25 +63,27 @@ class Interval:
         value is the rows that lack a value.
 
         Raises:
-            UserError: a time that is not a number.
+            UserError: a time that is not a number, or after the year 2200.
         """
         known = _bounds(fragment, group, self.column)
         if known is not None:
             low, high, rows = known
+            refuse_after_2200(high, f"{fragment.path}: column {self.column!r}")
             if high < self.first or self.end <= low:
                 return 0, None, {}
             is_inside = self.first <= low and high < self.end
             if is_inside and _has_no_nulls(fragment, group, self.required):
                 return rows, low, {}
         table = _read(fragment, group, dict.fromkeys((self.column, *self.required)))
-        times = seconds(table[self.column])
-        if not pt.is_integer(times.type):
+        kind = table[self.column].type
+        if not is_time(kind):
             raise UserError(
-                f"{fragment.path}: column {self.column!r} is {times.type}, must be "
-                "int64 (unix seconds); cast it"
+                f"{fragment.path}: column {self.column!r} is {kind}, must be "
+                "int64 (unix seconds); convert it"
             )
-        keep, lacking = self.select(table)
-        inside = times.filter(pa.array(keep))
+        name = f"{fragment.path}: column {self.column!r}"
+        keep, lacking = self.select(table, name)
+        inside = seconds(table[self.column].filter(pa.array(keep)), name)
         return len(inside), pc.min(inside).as_py(), lacking
 
 
@@ -136,11 +146,9 @@ def _has_no_nulls(
     return whole.issuperset(names)
 
 
-def seconds(times: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return Arrow timestamps as unix seconds, and other columns unchanged."""
-    if pt.is_timestamp(times.type):
-        return times.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-    return times
+def seconds(times: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Return times as unix seconds; `name` is their column, for messages."""
+    return pa.chunked_array([as_seconds(times, name)])
 
 
 def _bounds(

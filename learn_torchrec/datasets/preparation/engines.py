@@ -10,9 +10,10 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -148,15 +149,16 @@ class DuckDB:
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
         ticks = self.ticks(column, kind)
-        if pa.types.is_timestamp(kind):
-            # Not `epoch`: a double rounds 0.999999999 s up to the next second.
-            return f"({ticks} // {10**9 if kind.unit == 'ns' else 10**6})"
-        return ticks
+        # Not `epoch`: a double rounds 0.999999999 s up to the next second.
+        per_second = (
+            1 if pa.types.is_integer(kind) else 10 ** (9 if _is_ns(kind) else 6)
+        )
+        return f"({ticks} // {per_second})"
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
-        if pa.types.is_timestamp(kind):
-            return f"epoch_{'ns' if kind.unit == 'ns' else 'us'}({column})"
-        return f"CAST({column} AS BIGINT)"
+        if pa.types.is_integer(kind):
+            return f"CAST({column} AS BIGINT)"
+        return f"epoch_{'ns' if _is_ns(kind) else 'us'}({column})"
 
     def close(self) -> None:
         self._connection.close()
@@ -197,6 +199,8 @@ class Spark:
             .config("spark.sql.session.timeZone", "UTC")
             .config("spark.ui.showConsoleProgress", "false")
             .config("spark.sql.sources.partitionColumnTypeInference.enabled", "false")
+            .config("spark.sql.legacy.parquet.nanosAsLong", "true")
+            .config("spark.sql.caseSensitive", "true")
             .config("spark.local.dir", str(scratch))
             .getOrCreate()
         )
@@ -210,21 +214,24 @@ class Spark:
         for fragment in dataset.get_fragments():
             files = alike.setdefault(fragment.physical_schema.remove_metadata(), [])
             files.append(root + fragment.path[len(location.path) :])
-        reader = self._session.read
-        if len(alike) == 1:
-            frame = reader.parquet(root)
-        else:  # Spark reads files of one schema; a union widens types and adds columns
-            reader = reader.option("basePath", root)
+        keys = _partition_keys(dataset)
+        _refuse_foreign_keys(keys, [one for files in alike.values() for one in files])
+        # Without a base, folders `key=value` give no column.
+        reader = self._session.read.options(**({"basePath": root} if keys else {}))
+        with self._one_line():
+            # Spark reads files of one schema; a union widens types and adds columns.
             frames = [reader.parquet(*files) for files in alike.values()]
             frame = functools.reduce(
                 lambda one, other: one.unionByName(other, allowMissingColumns=True),
                 frames,
             )
-        for key, is_integer in _partition_keys(dataset).items():
-            frame = frame.withColumn(
-                key, frame[key].cast("bigint" if is_integer else "string")
-            )
-        frame.createOrReplaceTempView(name)
+            casts = keys | {
+                f.name: True for f in dataset.schema if f.type == pa.uint64()
+            }
+            for key, is_integer in casts.items():
+                kind = "bigint" if is_integer else "string"
+                frame = frame.withColumn(key, frame[key].cast(kind))
+            frame.createOrReplaceTempView(name)
         return dataset.schema
 
     def register(self, name: str, table: pa.Table) -> None:
@@ -255,33 +262,54 @@ class Spark:
         shutil.rmtree(path)
 
     def seconds(self, column: str, kind: pa.DataType) -> str:
-        if pa.types.is_timestamp(kind):
-            return f"unix_timestamp({column})"
-        return f"CAST({column} AS BIGINT)"
+        if pa.types.is_integer(kind):
+            return self.ticks(column, kind)
+        return f"({self.ticks(column, kind)} div {10**9 if _is_ns(kind) else 10**6})"
 
     def ticks(self, column: str, kind: pa.DataType) -> str:
-        # Spark knows microseconds.
-        if pa.types.is_timestamp(kind):
-            return f"unix_micros(CAST({column} AS TIMESTAMP))"
-        return f"CAST({column} AS BIGINT)"
+        # Spark reads nanoseconds as integers.
+        if pa.types.is_integer(kind) or _is_ns(kind):
+            return f"CAST({column} AS BIGINT)"
+        return f"unix_micros(CAST({column} AS TIMESTAMP))"
 
     def close(self) -> None:
         self._session.stop()
 
     def _written(self, name: str, sql: str) -> Path:
+        path = self._scratch / name
+        with self._one_line():
+            self._session.sql(sql).write.mode("overwrite").parquet(str(path))
+        return path
+
+    @contextlib.contextmanager
+    def _one_line(self) -> Iterator[None]:
         from pyspark.errors import PySparkException
 
-        path = self._scratch / name
         try:
-            self._session.sql(sql).write.mode("overwrite").parquet(str(path))
+            yield
         except PySparkException as error:
             raise UserError(f"spark: {first_line(error)}") from error
-        return path
 
 
 def _literal(text: str | Path) -> str:
     """Return a string literal of SQL."""
     return "'" + str(text).replace("'", "''") + "'"
+
+
+def _is_ns(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) and kind.unit == "ns"
+
+
+def _refuse_foreign_keys(keys: Mapping[str, bool], files: Sequence[str]) -> None:
+    """Refuse folders whose names Spark would decode byte by byte."""
+    for file in files:
+        for folder in file.split("/"):
+            key, _, value = folder.partition("=")
+            if key in keys and "%" in value and not unquote(value).isascii():
+                raise UserError(
+                    f"{file}: Spark cannot read the folder {folder!r}; use --engine "
+                    "duckdb"
+                )
 
 
 def _partition_keys(dataset: ds.FileSystemDataset) -> dict[str, bool]:

@@ -24,15 +24,16 @@ from typing import Annotated
 import pyarrow as pa
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from learn_torchrec.arrays import decoded
 from learn_torchrec.config import configuration
 from learn_torchrec.datasets.preparation.engines import Engine
 from learn_torchrec.datasets.preparation.user_stream import UserStream
 from learn_torchrec.errors import UserError, require_columns
-from learn_torchrec.ids import is_text, normal_type, refuse_other_types
+from learn_torchrec.ids import is_text, normal_type, refuse_other_types, type_name
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
+from learn_torchrec.times import YEAR_2200, is_time
 
 _DAY = 86_400
-_YEAR_2200 = 7_258_118_400
 _MOST_ACTIONS = 1 << 15  # an event's is stored as int16
 LOG, ITEMS = "log", "items"
 
@@ -126,16 +127,17 @@ def check_types(log: pa.Schema, item_ids: pa.DataType, source: str) -> None:
     require_columns(log.names, (USER_ID, ITEM_ID, TIMESTAMP, ACTION), source)
     for name in (USER_ID, ITEM_ID):
         where = f"{source}: column {name!r}"
-        ids = normal_type(_decoded(log.field(name).type), where)
+        ids = normal_type(decoded(log.field(name).type), where)
     refuse_other_types(ids, item_ids, where, "the item table")
     for name, wanted, fits in (
-        (TIMESTAMP, "int64 (unix seconds)", _is_time),
+        (TIMESTAMP, "int64 (unix seconds)", is_time),
         (ACTION, "string", is_text),
     ):
-        kind = _decoded(log.field(name).type)
+        kind = decoded(log.field(name).type)
         if not fits(kind):
             raise UserError(
-                f"{source}: column {name!r} is {kind}, must be {wanted}; cast it"
+                f"{source}: column {name!r} is {type_name(kind)}, must be {wanted}; "
+                "convert it"
             )
 
 
@@ -148,7 +150,7 @@ def prepare(
         engine: with `log` (`user_id`, `item_id`, `timestamp`, `action`) and `items`
             (`item_id` and its row number `item`).
         config: see `PrepareConfig`.
-        time_type: of the log's times: an Arrow timestamp, or integers (unix seconds).
+        time_type: of the log's times, see `times.is_time`.
         source: of the log, for messages.
 
     Raises:
@@ -175,7 +177,8 @@ def prepare(
         reasons = (f"{n} {name.replace('_', ' ')}" for name, n in dropped.items())
         raise UserError(
             f"{source}: none of its {counts['rows_read']} rows can be used "
-            f"({', '.join(reasons)}); check its columns and the item table"
+            f"({', '.join(reasons)}); check its columns and the item table, and that "
+            "times are unix seconds, not milliseconds"
         )
     moment = counts["latest"] + 1 - config.target_days * _DAY
     first = moment - config.history_days * _DAY if config.history_days else 1
@@ -208,7 +211,7 @@ def _count_rows(engine: Engine, time: str) -> dict[str, int]:
     null = " OR ".join(
         f"l.{name} IS NULL" for name in (USER_ID, ITEM_ID, TIMESTAMP, ACTION)
     )
-    implausible = f"({time} < 1 OR {time} >= {_YEAR_2200})"
+    implausible = f"({time} < 1 OR {time} >= {YEAR_2200})"
     cases = {
         "nulls": null,
         "bad_times": f"NOT ({null}) AND {implausible}",
@@ -236,7 +239,7 @@ def _events_sql(time: str, tick: str, first: int) -> str:
         f"FROM log l JOIN items i ON l.{ITEM_ID} = i.{ITEM_ID} "
         f"JOIN actions a ON l.{ACTION} = a.name "
         f"WHERE l.{USER_ID} IS NOT NULL "
-        f"AND {time} >= {first} AND {time} < {_YEAR_2200}"
+        f"AND {time} >= {first} AND {time} < {YEAR_2200}"
     )
 
 
@@ -272,11 +275,3 @@ def _keep_latest(engine: Engine, events: str, config: PrepareConfig) -> dict[str
 def _sum(engine: Engine, value: str, name: str) -> int:
     sql = f"SELECT CAST(coalesce(sum({value}), 0) AS BIGINT) AS n FROM {name}"
     return int(engine.table(sql)["n"][0].as_py())
-
-
-def _decoded(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_time(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_timestamp(kind)

@@ -30,13 +30,15 @@ def write_report(report: Report, path: Path) -> None:
     )
     for one, body in zip(report_files(path), bodies, strict=True):
         working = one.with_name(f".{one.name}.tmp")
-        working.write_text(body)
+        working.write_text(body, encoding="utf-8")
         working.replace(one)
 
 
 def to_html(report: Report) -> str:
     """Return a self-contained page."""
-    template = resources.files(__package__).joinpath(_TEMPLATE).read_text()
+    template = (
+        resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    )
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

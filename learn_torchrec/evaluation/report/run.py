@@ -117,7 +117,7 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
     if not path.exists() and not required:
         return {}
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name the file") from None
     except ValueError as error:
@@ -163,7 +163,7 @@ def _log_lines(directory: Path, stage: str) -> Iterator[dict[str, Any]]:
         directory / "logs" / f"{stage}.jsonl",
     ):
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     yield json.loads(line)
                 except ValueError:  # the last line of a run that was killed
