@@ -22,13 +22,24 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
     parser = program.parser("data", __doc__)
     market = parser.add_subparsers(dest="what", required=True).add_parser(
-        "market", help="users, items and impressions with known probabilities"
+        "market",
+        help="users, items and impressions with known probabilities",
+        formatter_class=program.HelpFormatter,
     )
     for field in dataclasses.fields(MarketConfig):
         market.add_argument(
-            f"--{field.name}", default=field.default, help="(default: %(default)s)"
+            f"--{field.name}",
+            default=field.default,
+            metavar="NUMBER",
+            help=f"{field.name} of the market",
         )
-    market.add_argument("--out", type=Path, required=True, metavar="DIR")
+    market.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory for the market",
+    )
     market.add_argument(
         "--overwrite", action="store_true", help="replace a market with other settings"
     )

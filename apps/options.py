@@ -10,11 +10,14 @@ from . import program
 from .program import run as run  # apps say options.run(main)
 from .program import write_json as write_json
 
-DATA_HELP = (
-    "data set as ADAPTER:PATH: movielens:auto (the wheel's MovieLens-100K), "
-    "parquet:DIR (items, interactions, impressions .parquet; a path or a URI such as "
-    "s3://...), prepared:DIR (what prepare wrote), csv:DIR#user_id=COLUMN,..., or "
-    f"another of {', '.join(sorted(ADAPTERS))}"
+_ADAPTERS = dict.fromkeys(sorted(ADAPTERS), "") | {
+    "csv": "csv:DIR#user_id=COLUMN,...",
+    "movielens": "movielens:auto is the wheel's MovieLens-100K",
+    "parquet": "items, interactions, impressions .parquet in a folder or s3://...",
+    "prepared": "what prepare wrote",
+}
+DATA_HELP = "data set as ADAPTER:PATH, with one of the adapters " + ", ".join(
+    f"{name} ({hint})" if hint else name for name, hint in _ADAPTERS.items()
 )
 
 
@@ -27,7 +30,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         "--preset",
         default="quickstart",
         choices=sorted(presets.PRESETS),
-        help="named configuration to start from (default: %(default)s)",
+        help="named configuration to start from",
     )
     source.add_argument(
         "--config",

@@ -12,12 +12,15 @@ import os
 import select
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from learn_torchrec.artifact import refuse_parent_file
 from learn_torchrec.errors import Stopped, UserError, record_failure
+
+from .stages import STAGES
 
 # What the system refuses is the user's to fix: permissions, a wrong path, a full or
 # failing disk, a limit. Any other OSError, such as a missing file of our own, is a bug.
@@ -34,15 +37,31 @@ _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
 
 
+class HelpFormatter(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Shows each default that says something, and examples as they are written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False
+        if silent or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def parser(
     command: str, description: str | None, epilog: str | None = None
 ) -> argparse.ArgumentParser:
-    """Return the parser of a command."""
+    """Return the parser of a command, whose help ends with an example."""
+    notes = [textwrap.fill(epilog, 80)] if epilog else []
+    if example := STAGES[command].example:
+        notes.append(f"example:\n  learn-torchrec {command} {example}")
     return argparse.ArgumentParser(
         prog=f"learn-torchrec {command}",
         description=description,
-        epilog=epilog,
+        epilog="\n\n".join(notes),
         allow_abbrev=False,
+        formatter_class=HelpFormatter,
     )
 
 

@@ -58,7 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--ranks",
         type=int,
         default=ranks_on_this_host(2),
-        help="ranks of each distributed stage (default: %(default)s)",
+        metavar="N",
+        help="ranks of each distributed stage",
     )
     return parser
 
