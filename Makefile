@@ -25,8 +25,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart doctor test test-slow test-faults soak audit test-gpu \
-        lint types check format clean clean-env
+.PHONY: help env dev quickstart doctor test test-slow test-data test-faults soak audit \
+        test-gpu lint types check format clean clean-env
 
 help: ## list the targets and the variables
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -79,6 +79,9 @@ test: dev ## the fast tests
 
 test-slow: dev ## the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-data: dev ## the tests on public data, from the folder LEARN_TEST_DATA
+	@$(BIN)/python -m pytest -m data $(ARGS)
 
 test-faults: dev ## inject faults into every stage (half an hour), into faults.json
 	@$(BIN)/python -m apps.benchmarks.faults --json $(ARGS)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from learn_torchrec.artifact import is_finished, recipe_of, write_artifact
 from learn_torchrec.config import from_dict, to_dict
@@ -22,6 +21,7 @@ from learn_torchrec.datasets.generated.drawn import DrawConfig, Drawing
 from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_market
 from learn_torchrec.datasets.sequences import TICK
 from learn_torchrec.locks import locked
+from learn_torchrec.progress import progress_bar
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     makes = parser.add_subparsers(dest="what", required=True)
     market = _subparser(makes, "market", "a generated shop of any size", _MARKET)
     for field in dataclasses.fields(MarketConfig):
-        _add_setting(market, field, "")
+        _add_setting(market, field, f"{field.name} of the market")
     impressions = _subparser(
         makes, "impressions", "impressions drawn from a log", _IMPRESSIONS
     )
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=DrawConfig.start,
         metavar="MOMENT",
         help="only visits from then on: a share of the log, an ISO date or unix "
-        "seconds (default: %(default)s, as split.towers_until)",
+        "seconds",
     )
     impressions.add_argument(
         "--actions",
@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for field in dataclasses.fields(DrawConfig):
         if field.name in _HELP:
-            _add_setting(impressions, field, f"{_HELP[field.name]} ")
+            _add_setting(impressions, field, _HELP[field.name])
     return parser
 
 
@@ -96,7 +96,11 @@ def _subparser(
     description: str,
 ) -> argparse.ArgumentParser:
     result = makes.add_parser(
-        name, help=does, description=description, allow_abbrev=False
+        name,
+        help=does,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=program.HelpFormatter,
     )
     options.add_output(result, "the data set")
     return result
@@ -105,9 +109,8 @@ def _subparser(
 def _add_setting(
     parser: argparse.ArgumentParser, field: "dataclasses.Field[object]", text: str
 ) -> None:
-    default = "%(default)s" if field.default != "" else "none"
     parser.add_argument(
-        f"--{field.name}", default=field.default, help=f"{text}(default: {default})"
+        f"--{field.name}", default=field.default, metavar="VALUE", help=text
     )
 
 
@@ -130,7 +133,7 @@ def _write_market(args: argparse.Namespace) -> None:
     with (
         locked(args.out),
         write_artifact(args.out, kind=KIND, config=settings, inputs={}) as working,
-        tqdm(total=config.impressions, desc="market", unit="row", disable=None) as bar,
+        progress_bar("market", config.impressions, unit="row") as bar,
     ):
         for done in write_market(config, working):
             bar.update(done - bar.n)

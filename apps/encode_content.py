@@ -92,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = extract.missing_rows(hashes, cache) if is_writer() else None
         rows = broadcast_from_rank0(rows)
         my_rows = rows[dist.get_rank() :: dist.get_world_size()]
-        encoder_facts = extract.encode(items, my_rows, hashes, config, cache)
+        encoder_facts = extract.encode(
+            items, my_rows, hashes, config, cache, shown=is_writer()
+        )
         all_encoder_facts = gather_objects(encoder_facts)  # all ranks have encoded
         with raise_on_all_ranks():
             positions = _positions(mine, cache)

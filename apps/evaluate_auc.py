@@ -132,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
             type=int,
             default=default,
             metavar="N",
-            help=f"{help_text} (default: %(default)s)",
+            help=help_text,
         )
     return result
 

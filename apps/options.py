@@ -19,11 +19,14 @@ DEFAULT = "default"
 
 logger = logging.getLogger(__name__)
 
-DATA_HELP = (
-    "data set as ADAPTER:PATH: movielens:auto (the wheel's MovieLens-100K), "
-    "parquet:DIR (items, interactions, impressions .parquet; a path or a URI such as "
-    "s3://...), prepared:DIR (what prepare wrote), csv:DIR#user_id=COLUMN,..., or "
-    f"another of {', '.join(sorted(ADAPTERS))}"
+_ADAPTERS = dict.fromkeys(sorted(ADAPTERS), "") | {
+    "csv": "csv:DIR#user_id=COLUMN,...",
+    "movielens": "movielens:auto is the wheel's MovieLens-100K",
+    "parquet": "items, interactions, impressions .parquet in a folder or s3://...",
+    "prepared": "what prepare wrote",
+}
+DATA_HELP = "data set as ADAPTER:PATH, with one of the adapters " + ", ".join(
+    f"{name} ({hint})" if hint else name for name, hint in _ADAPTERS.items()
 )
 
 

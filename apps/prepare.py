@@ -43,13 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--engine",
         default="duckdb",
         choices=("duckdb", "spark"),
-        help="what runs the preparation (default: %(default)s)",
+        help="what runs the preparation",
     )
     parser.add_argument(
         "--memory",
         default="2GB",
         metavar="SIZE",
-        help="memory of the engine, which spills to disk (default: %(default)s)",
+        help="memory of the engine, which spills to disk",
     )
     return parser
 

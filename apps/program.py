@@ -4,6 +4,7 @@ Imports nothing that takes long to load.
 """
 
 import argparse
+import ctypes
 import errno
 import io
 import json
@@ -12,11 +13,15 @@ import os
 import select
 import signal
 import sys
+import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from learn_torchrec.artifact import refuse_unwritable
-from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.errors import Stopped, UserError, record_failure
+
+from .stages import STAGES
 
 # What the system refuses is the user's to fix: permissions, a wrong path, a full or
 # failing disk, a limit. Any other OSError, such as a missing file of our own, is a bug.
@@ -29,18 +34,35 @@ _REFUSED = frozenset(
         *(errno.EINTR, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN),
     }
 )
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
+
+
+class HelpFormatter(
+    argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
+):
+    """Shows each default that says something, and examples as they are written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False
+        if silent or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def parser(
     command: str, description: str | None, epilog: str | None = None
 ) -> argparse.ArgumentParser:
-    """Return the parser of a command."""
+    """Return the parser of a command, whose help ends with an example."""
+    notes = [textwrap.fill(epilog, 80)] if epilog else []
+    if example := STAGES[command].example:
+        notes.append(f"example:\n  learn-torchrec {command} {example}")
     return argparse.ArgumentParser(
         prog=f"learn-torchrec {command}",
         description=description,
-        epilog=epilog,
+        epilog="\n\n".join(notes),
         allow_abbrev=False,
+        formatter_class=HelpFormatter,
     )
 
 
@@ -89,6 +111,8 @@ def run(
     (`| head`), the program ends as by SIGPIPE.
     """
     _set_up_output()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     try:
         main(argv)
         print(end="", flush=True)  # stdout may be closed, and None
@@ -98,14 +122,12 @@ def run(
         if not _stdout_is_broken():
             raise
         sys.exit(128 + signal.SIGPIPE)
-    except (UserError, OSError) as error:
-        is_refusal = isinstance(error, (UserError, *_REFUSALS))
-        if not is_refusal and getattr(error, "errno", None) not in _REFUSED:
+    except Exception as error:
+        mistake = _mistake(error)
+        record_failure(mistake or traceback.format_exc())
+        if mistake is None:
             raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            text = f"{error.filename}: {error.strerror}"
-        print(f"error: {text}", file=sys.stderr, flush=True)
+        print(mistake, file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run it again to resume", file=sys.stderr, flush=True)
@@ -125,6 +147,27 @@ def _set_up_output() -> None:
         logging.getLogger("learn_torchrec.datasets").setLevel(logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):  # titles in a terminal of latin-1
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _mistake(error: Exception) -> str | None:
+    """Return the line for a mistake or a refusal; None for a bug."""
+    if isinstance(error, OSError):
+        if not isinstance(error, _REFUSALS) and error.errno not in _REFUSED:
+            return None
+        if error.filename is not None:
+            return f"error: {error.filename}: {error.strerror}"
+    elif not isinstance(error, UserError):
+        return None
+    return f"error: {error}"
+
+
+def end_with_parent() -> None:
+    """Let the kernel send SIGTERM when the process that started this one ends.
+
+    A launcher that is killed cannot end its ranks, which would keep the output locked.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stdout_is_broken() -> bool:

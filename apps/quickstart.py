@@ -20,17 +20,17 @@ from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
+from learn_torchrec.progress import move_to, progress_bar
 from learn_torchrec.training.distributed import ranks_on_this_host
 from learn_torchrec.training.run_log import live_log_path
 
-from . import evaluate_auc, evaluate_retrieval, options, plan
+from . import evaluate_auc, evaluate_retrieval, options, plan, program
 from .estimates import estimate
 from .plan import Plan
 from .plan_tables import choices_table, estimates_table
 from .stages import Step, input_options
 
 _POLL_SECONDS = 0.5
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}]"
 _LAST_LINES = 15
 
 
@@ -60,7 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--ranks",
         type=int,
         default=ranks_on_this_host(2),
-        help="ranks of each distributed stage (default: %(default)s)",
+        metavar="N",
+        help="ranks of each distributed stage",
     )
     parser.add_argument(
         "--dry-run",
@@ -162,13 +163,14 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
     torchx += ["--scheduler", "local_cwd", "--wait", "--log", f"{_COMPONENTS}:stage"]
     with (
         output.open("w", encoding="utf-8") as stream,
-        tqdm(desc=step.name, disable=None, bar_format=_BAR) as bar,
+        progress_bar(step.name) as bar,
     ):
         process = subprocess.Popen(
             [*torchx, "-j", f"1x{args.ranks}", "--", step.command, *command],
             env={**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
             stdout=stream,
             stderr=subprocess.STDOUT,
+            preexec_fn=program.end_with_parent,
         )
         try:
             while process.poll() is None:
@@ -191,9 +193,7 @@ def _show(progress: Path, bar: "tqdm[None]") -> None:
     for line in reversed(lines):
         with contextlib.suppress(json.JSONDecodeError):  # the last may be incomplete
             last = json.loads(line)
-            bar.total = last["total"]
-            bar.n = last["step"]
-            bar.refresh()
+            move_to(bar, last["step"], last["total"])
             return
 
 

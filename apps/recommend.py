@@ -60,9 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     program.add_output_file(
         target, "write all users' items to a Parquet file", required=False
     )
-    result.add_argument(
-        "--k", type=int, default=10, help="items per user (default: %(default)s)"
-    )
+    result.add_argument("--k", type=int, default=10, metavar="N", help="items per user")
     result.add_argument(
         "--filter-history",
         action="store_true",
@@ -79,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=10,
         metavar="N",
-        help="number of the user's latest events to print (default: %(default)s)",
+        help="number of the user's latest events to print",
     )
     return result
 

@@ -20,6 +20,7 @@ class Stage:
         makes: kind of the artefact in `--out`; None for none.
         reads: kinds of the artefacts it can read, each with the option `--KIND`.
         distributed: whether ranks under torchrun can share the work.
+        example: options to start from, for the help.
     """
 
     command: str
@@ -27,6 +28,7 @@ class Stage:
     makes: str | None = None
     reads: tuple[str, ...] = ()
     distributed: bool = False
+    example: str = ""
 
     @property
     def app(self) -> str:
@@ -35,19 +37,35 @@ class Stage:
 
 
 _TABLE = (
-    Stage("quickstart", "run every stage on MovieLens-100K and report the metrics"),
-    Stage("data", "a generated market, or impressions drawn from a log without any"),
+    Stage(
+        "quickstart",
+        "run every stage on your data or on MovieLens-100K, and say what it found",
+        example="--data parquet:DIR --out runs/mine",
+    ),
+    Stage(
+        "data",
+        "a generated market, or impressions drawn from a log without any",
+        example="market --impressions 100000 --out runs/market",
+    ),
+    Stage(
+        "completion",
+        "print a script that completes commands, options and settings in a shell",
+        example="bash > ~/.local/share/bash-completion/completions/learn-torchrec",
+    ),
     Stage("doctor", "check this machine and installation, with a fix for each problem"),
     Stage(
         "prepare",
         "a log of any size -> clean, sorted, memory-mapped sequences",
         makes="prepared",
+        example="--data csv:DIR --out runs/prepared",
     ),
     Stage(
         "encode-content",
         "item text -> content vectors (frozen language model)",
         makes="content",
         distributed=True,
+        example="--data parquet:DIR "
+        "--out runs/content --set content.encoder.model=minilm",
     ),
     Stage(
         "train-towers",
@@ -55,6 +73,7 @@ _TABLE = (
         makes="towers",
         reads=("content",),
         distributed=True,
+        example="--data parquet:DIR --content runs/content --out runs/towers",
     ),
     Stage(
         "export-vectors",
@@ -62,6 +81,8 @@ _TABLE = (
         makes="vectors",
         reads=("content", "towers"),
         distributed=True,
+        example="--data parquet:DIR --content runs/content "
+        "--towers runs/towers --out runs/vectors",
     ),
     Stage(
         "train-ranker",
@@ -69,6 +90,7 @@ _TABLE = (
         makes="ranker",
         reads=("vectors", "content"),
         distributed=True,
+        example="--data parquet:DIR --vectors runs/vectors --out runs/ranker",
     ),
     Stage(
         "predict",
@@ -76,25 +98,39 @@ _TABLE = (
         makes="predictions",
         reads=("ranker", "vectors", "content"),
         distributed=True,
+        example="--data parquet:DIR --ranker runs/ranker "
+        "--vectors runs/vectors --out runs/predictions",
     ),
     Stage(
         "evaluate-retrieval",
         "towers + content vectors -> hit rate, recall, NDCG and MRR at k",
         reads=("content", "towers"),
+        example="--data parquet:DIR --content runs/content "
+        "--towers runs/towers --out retrieval.json",
     ),
     Stage(
         "evaluate-auc",
         "predictions -> AUC, UAUC, WUAUC, NE and calibration",
         reads=("predictions",),
         distributed=True,
+        example="--predictions old=FILE new=runs/predictions --out ranking.json",
     ),
     Stage(
         "recommend",
         "vectors -> a user's history and top items, or top items of all users",
         reads=("vectors",),
+        example="--data parquet:DIR --vectors runs/vectors --user 42",
     ),
-    Stage("evaluate-ab", "outcomes of an A/B test -> lifts by cohort and day"),
-    Stage("report", "a run's directory -> one HTML page, Markdown and JSON"),
+    Stage(
+        "evaluate-ab",
+        "outcomes of an A/B test -> lifts by cohort and day",
+        example="--outcomes outcomes.parquet --simulate --out ab.json",
+    ),
+    Stage(
+        "report",
+        "a run's directory -> one HTML page, Markdown and JSON",
+        example="--run runs/quickstart --out report.html",
+    ),
 )
 STAGES = {stage.command: stage for stage in _TABLE}
 

@@ -1,6 +1,10 @@
 """Errors that are no bugs: a mistake that the user can fix, or a request to stop."""
 
+import json
+import os
+import time
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -19,6 +23,17 @@ class Stopped(Exception):
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message; its type's name if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def record_failure(message: str) -> None:
+    """Tell torchrun why this rank fails: it and torchx show that as the root cause.
+
+    The format is that of `torch.distributed.elastic`'s error files.
+    """
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        body = {"message": {"message": message, "extraInfo": details}}
+        Path(file).write_text(json.dumps(body))
 
 
 def require_columns(

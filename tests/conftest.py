@@ -13,6 +13,8 @@ from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.training.distributed import process_group
 
+pytest_plugins = ["no_skips"]
+
 
 @pytest.fixture
 def one_rank() -> Iterator[torch.device]:

@@ -189,26 +189,30 @@ def test_installed_leaves_out_what_is_not() -> None:
 
 
 def test_launcher(tmp_path: Path) -> None:
-    programs = str(Path(sys.executable).parent)
-    assert installation.check_launcher(programs).ok
+    programs = Path(sys.executable).parent
+    on_path = installation.check_launcher(programs, str(programs))
+    assert on_path.ok
+    assert on_path.found.endswith(", torchrun on PATH")
 
-    missing = installation.check_launcher(str(tmp_path))
-    assert "PATH does not find it" in missing.found
-    for name in ("torchx", "torchrun"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
-    other = installation.check_launcher(f"{tmp_path}{os.pathsep}{programs}")
+    # Only torchx typed by hand needs PATH, so that is no problem.
+    elsewhere = installation.check_launcher(programs, str(tmp_path))
+    assert elsewhere.ok
+    assert f"export PATH={programs}{os.pathsep}$PATH" in elsewhere.found
+    (tmp_path / "torchrun").write_text("#!/bin/sh\n")
+    (tmp_path / "torchrun").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{programs}"
+    assert installation.check_launcher(programs, path) == elsewhere
 
-    for check in (missing, other):
-        assert not check.ok
-        assert check.fix == f"export PATH={programs}{os.pathsep}$PATH"
-    assert f"PATH finds {tmp_path / 'torchx'}" in other.found
+    missing = installation.check_launcher(tmp_path)
+    assert missing == problem(
+        "torchx", f"{tmp_path / 'torchx'} is missing", "make -B env"
+    )
 
 
 def test_launcher_without_torchx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installation, "installed", lambda names: {})
 
-    check = installation.check_launcher()
+    check = installation.check_launcher(Path(sys.executable).parent)
 
     assert not check.ok
     assert check.fix.endswith("-m pip install torchx")

@@ -14,7 +14,7 @@ LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
     *("arrays", "artifact", "config", "errors", "ids", "jagged", "locks", "matrix"),
-    *("provenance", "schema", "times", "vector_table"),
+    *("progress", "provenance", "schema", "times", "vector_table"),
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
@@ -29,6 +29,7 @@ ALLOWED = {
     "jagged": VOCABULARY,
     "locks": {"errors"},
     "matrix": VOCABULARY,
+    "progress": set(),
     "times": VOCABULARY,
     "vector_table": VOCABULARY,
     "provenance": VOCABULARY,

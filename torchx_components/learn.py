@@ -62,7 +62,6 @@ def _ddp(  # noqa: PLR0913
         mounts: host paths visible in the containers, see dist.ddp
     """
     defaults = {
-        "LOGLEVEL": "INFO",
         "OMP_NUM_THREADS": "1",  # ranks share a node's processors
         "PYTHONUNBUFFERED": "1",
         # The local scheduler ignores max_retries, so torchrun restarts the ranks. It

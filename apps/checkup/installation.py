@@ -141,23 +141,26 @@ def check_packages(versions: Mapping[str, str]) -> Check:
     return good("packages", ", ".join(f"{p} {versions[p]}" for p in PACKAGES))
 
 
-def check_launcher(path: str | None = None) -> Check:
-    """Check that torchx can start this environment's torchrun, found on PATH."""
+def check_launcher(programs: Path, path: str | None = None) -> Check:
+    """Check that this environment has torchx and torchrun.
+
+    Args:
+        programs: the folder of the environment's programs.
+        path: what PATH holds (default: the process's own).
+    """
     name = "torchx"
     version = installed([name]).get(name)
     if version is None:
         return problem(name, "not installed", f"{PIP} install torchx")
-    programs = Path(sys.executable).parent
-    # Its local scheduler runs `bash -c "torchrun ..."`: the first one on PATH.
     for program in (name, "torchrun"):
-        place = shutil.which(program, path=path)
-        if place is None or Path(place).parent.resolve() != programs.resolve():
-            where = f"PATH finds {place}" if place else "PATH does not find it"
-            return problem(
-                name,
-                f"{program} of this environment is not first on PATH ({where})",
-                f"export PATH={programs}{os.pathsep}$PATH",
-            )
+        if not (programs / program).exists():
+            return problem(name, f"{programs / program} is missing", "make -B env")
+    # The quickstart finds them there; typed by hand, `torchx` runs the first torchrun
+    # of PATH.
+    place = shutil.which("torchrun", path=path)
+    if place is None or Path(place).parent.resolve() != programs.resolve():
+        hint = f"export PATH={programs}{os.pathsep}$PATH"
+        return good(name, f"{version}; before running torchx by hand: {hint}")
     return good(name, f"{version}, torchrun on PATH")
 
 

@@ -101,6 +101,9 @@ def load(
     if files.gguf_file is not None:
         _require(files.name, "gguf", "accelerate")
         options["gguf_file"] = files.gguf_file
+        # It advises float32, which is slower where the CPU multiplies bfloat16.
+        gguf_logger = logging.getLogger("transformers.quantizers.quantizer_gguf")
+        gguf_logger.setLevel(logging.ERROR)
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(files.name, **options)

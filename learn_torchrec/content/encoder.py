@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, PositiveInt
-from tqdm import tqdm
 
 from learn_torchrec.arrays import Float32Array, Int32Array
 from learn_torchrec.config import OPERATIONAL, configuration
 from learn_torchrec.content import backbone
 from learn_torchrec.errors import UserError
+from learn_torchrec.progress import progress_bar
 
 _TOKENIZER_CHUNK = 4096
 _DTYPES = {
@@ -109,7 +109,7 @@ class ContentEncoder:
 
         Args:
             texts: one per item.
-            progress: show a bar on a terminal.
+            progress: show it on standard error.
 
         Raises:
             UserError: a text has no tokens, its vector is not finite, or a batch
@@ -118,11 +118,8 @@ class ContentEncoder:
         position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(position)
         vectors = np.empty((len(distinct), self.dim), dtype=np.float32)
-        with tqdm(
-            total=len(distinct),
-            unit="item",
-            desc="encoding",
-            disable=None if progress else True,
+        with progress_bar(
+            "encoding", len(distinct), unit="item", shown=progress
         ) as bar:
             for rows, part in self.encode_batches(distinct):
                 vectors[rows] = part

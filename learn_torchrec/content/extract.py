@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from learn_torchrec.arrays import (
     BoolArray,
@@ -29,12 +28,12 @@ from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
 from learn_torchrec.content.prompt import PromptConfig, render
 from learn_torchrec.content.store import to_half
 from learn_torchrec.content.vector_cache import VectorCache, hash_texts
+from learn_torchrec.progress import progress_bar
 from learn_torchrec.schema import ITEM_ID
 
 _RENDERED_ROWS = 65_536
 _WINDOW = 8_192  # texts that are sorted by length together
 _BLOCK_ITEMS, _BLOCK_SECONDS = 4_096, 30.0  # how much work a kill may lose
-_LOG_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +82,7 @@ def encode(
     config: ContentConfig,
     cache: VectorCache,
     make_encoder: Callable[[EncoderConfig], ContentEncoder] = ContentEncoder,
+    shown: bool = True,
 ) -> dict[str, Any]:
     """Encode items into the cache, whose `reload` then finds their vectors.
 
@@ -95,6 +95,7 @@ def encode(
         config: prompt and encoder.
         cache: receives the vectors.
         make_encoder: loads the model; not called if there is nothing to encode.
+        shown: whether to show the progress.
 
     Returns:
         Facts about the encoder; none if there was nothing to encode.
@@ -106,7 +107,7 @@ def encode(
     if not len(rows):
         return {}
     encoder = make_encoder(config.encoder)
-    with _Progress(len(rows)) as progress:
+    with progress_bar("encoding", len(rows), unit="item", shown=shown) as bar:
         for start in range(0, len(rows), _WINDOW):
             window = rows[start : start + _WINDOW]
             part = items.take(pa.array(window))
@@ -115,7 +116,7 @@ def encode(
             try:
                 for done, vectors in encoder.encode_batches(texts):
                     block.add(done, vectors)
-                    progress.advance(len(done))
+                    bar.update(len(done))
             finally:  # an interrupted run keeps what it has encoded
                 block.write()
     return {
@@ -171,36 +172,3 @@ class _PendingBlock:
             vectors = np.concatenate(self._vectors)
             self._cache.write_block(self._hashes[self._rows], vectors)
         self._rows, self._vectors, self._since = [], [], time.monotonic()
-
-
-class _Progress:
-    """A progress bar on a terminal, and a log line every half minute."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
-        self._started = self._logged = time.monotonic()
-        self._bar = tqdm(total=total, unit="item", desc="encoding", disable=None)
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-        self._log()
-
-    def advance(self, items: int) -> None:
-        self._done += items
-        self._bar.update(items)
-        if time.monotonic() - self._logged > _LOG_SECONDS:
-            self._log()
-
-    def _log(self) -> None:
-        self._logged = time.monotonic()
-        rate = self._done / max(self._logged - self._started, 1e-9)
-        logger.info(
-            "encoded %d of %d items, %.1f items/s, %.0f s left",
-            self._done,
-            self._total,
-            rate,
-            (self._total - self._done) / rate if rate else float("inf"),
-        )

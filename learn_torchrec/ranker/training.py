@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from tqdm import tqdm
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.progress import progress_bar
 from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
 from learn_torchrec.ranker.config import RankerConfig
@@ -88,8 +88,7 @@ def train_ranker(
         state.save(local=lambda: input_history(model), check=_refuse_non_finite)
 
     model.train()
-    off = None if is_writer() else True  # None: off without a terminal
-    with tqdm(total=steps, initial=state.step, desc="ranker", disable=off) as bar:
+    with progress_bar("ranker", steps, state.step, shown=is_writer()) as bar:
         for epoch, taken in state.epochs(training.epochs):
             batches = impressions.batches(epoch, start=taken)
             train_epoch(pipeline, batches, schedule, on_step, watchdog=state.watchdog)

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from tqdm import tqdm
 
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
+from learn_torchrec.progress import progress_bar
 from learn_torchrec.towers.batch import TowerBatch, attach_content
 from learn_torchrec.towers.build import DTYPES, Trainer, build_task, build_trainer
 from learn_torchrec.towers.config import TowersConfig
@@ -201,8 +201,7 @@ def _train_epoch(
 def _progress_bar(
     epochs: Iterator[tuple[int, int]], count: int
 ) -> Iterator[tuple[int, int]]:
-    is_off = None if is_writer() else True  # None: off without a terminal
-    with tqdm(total=count, desc="towers", unit="epoch", disable=is_off) as bar:
+    with progress_bar("towers", count, unit="epoch", shown=is_writer()) as bar:
         for epoch, taken in epochs:
             bar.update(epoch - bar.n)
             yield epoch, taken

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from learn_torchrec.artifact import write_artifact
-from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.errors import Stopped, UserError, record_failure
 from learn_torchrec.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -134,6 +134,7 @@ def _report_failure(error: Exception) -> None:
     sys.stderr.write(f"{rank_name()} failed:\n")
     traceback.print_exception(error)
     sys.stderr.flush()
+    record_failure("".join(traceback.format_exception(error)))
     sys.exit(1)
 
 

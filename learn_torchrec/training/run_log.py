@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from learn_torchrec.progress import move_to, progress_bar
 from learn_torchrec.training.distributed import is_writer
 
 RUN_LOG = "log.jsonl"
@@ -40,6 +41,7 @@ class RunLog:
         self._is_fresh = True
         self._stream = None
         self._board = None
+        self._bar = progress_bar(out.name, shown=is_writer())
         if is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a", buffering=1, encoding="utf-8")
@@ -74,7 +76,8 @@ class RunLog:
             self._stream.seek(position)
 
     def progress(self, done: int, total: int) -> None:
-        """Write the progress, at most once a second."""
+        """Show the progress, and write it at most once a second."""
+        move_to(self._bar, done, total)
         now = time.monotonic()
         if now - self._last_progress >= _PROGRESS_SECONDS or done == total:
             self._last_progress = now
@@ -84,6 +87,7 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._bar.close()
         if self._stream is not None:
             self._stream.close()
         if self._board is not None:

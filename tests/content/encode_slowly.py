@@ -21,7 +21,7 @@ class Slow(ContentEncoder):
 
 
 extract._BLOCK_ITEMS = 2
-extract.encode.__defaults__ = (Slow,)
+extract.encode.__defaults__ = (Slow, True)
 
 if __name__ == "__main__":
     options.run(encode_content.main, sys.argv[1:])

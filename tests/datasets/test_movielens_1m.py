@@ -1,13 +1,9 @@
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
-
-REAL = Path(__file__).parents[3] / "shared" / "data" / "movielens_1m_ranking"
 
 
 @pytest.fixture
@@ -50,11 +46,3 @@ def test_files_that_do_not_belong_together_are_refused(directory):
     pq.write_table(table.drop_columns(["title"]), directory / "test.parquet")
     with pytest.raises(UserError, match=r"test\.parquet: column 'title' is missing"):
         open_dataset(f"movielens-1m:{directory}").items  # noqa: B018
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="no movielens_1m_ranking in ../shared")
-def test_the_real_log():
-    dataset = open_dataset(f"movielens-1m:{REAL}")
-    assert dataset.items.num_rows == 3255
-    assert dataset.impressions.num_rows == 33_891 + 10_401 + 7_331
-    assert len(set(dataset.interactions["user_id"].to_pylist())) == 838

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +10,6 @@ import pytest
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -115,19 +112,3 @@ def test_sequences_behind_a_uri(sequences):
     assert remote.items.equals(local.items)
     assert remote.interactions.equals(local.interactions)
     assert remote.fingerprint("items.parquet")
-
-
-@pytest.mark.parametrize(
-    ("adapter", "folder", "users", "items", "events"),
-    [
-        ("sequences", "amazon_scientific", 8_317, 4_344, 58_492),
-        ("online-retail", "online_retail_ii", 5_852, 4_619, 766_079),
-    ],
-)
-def test_the_real_data(adapter, folder, users, items, events):
-    if not (SHARED / folder).is_dir():
-        pytest.skip(f"the data set {folder} is not beside this checkout")
-    dataset = open_dataset(f"{adapter}:{SHARED / folder}")
-    assert dataset.items.num_rows == items
-    assert dataset.interactions.num_rows == events
-    assert len(dataset.interactions["user_id"].unique()) == users

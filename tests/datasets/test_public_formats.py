@@ -12,8 +12,6 @@ import pytest
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-
 
 def write(path: Path, *rows: object, encoding: str = "utf-8") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,25 +105,6 @@ def test_recformer(tmp_path: Path) -> None:
         events(spec)
 
 
-def test_lcrec_of_real_data(tmp_path: Path) -> None:
-    source = SHARED / "amazon_scientific"
-    if not source.is_dir():
-        pytest.skip("shared/data/amazon_scientific is not beside the project")
-    lines = (source / "sequences.txt").read_text().splitlines()
-    sequences = {user: [int(i) for i in rest] for user, *rest in map(str.split, lines)}
-    catalogue = {}
-    for line in (source / "items.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        catalogue[row.pop("item_id")] = row
-    write(tmp_path / "Scientific.inter.json", sequences)
-    write(tmp_path / "Scientific.item.json", catalogue)
-    dataset = open_dataset(f"lcrec:{tmp_path}")
-    other = open_dataset(f"sequences:{source}")
-    assert dataset.interactions.num_rows == 58_492
-    assert dataset.interactions.equals(other.interactions)
-    assert dataset.items["item_id"].equals(other.items["item_id"])
-
-
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
 def test_movielens_1m_and_10m(tmp_path: Path, encoding: str) -> None:
     write(tmp_path / "ratings.dat", "1::7::5::200", "2::7::3::100")
@@ -180,9 +159,7 @@ def test_movielens_100k(tmp_path: Path) -> None:
     (film,) = items(f"movielens:{tmp_path}")
     assert (film["title"], film["category"]) == ("Café Kolya", "Comedy")
     with pytest.raises(UserError, match=r"has none of u\.data, ratings\.dat"):
-        _ = open_dataset(
-            f"movielens:{SHARED.parent if False else tmp_path.parent}"
-        ).items
+        _ = open_dataset(f"movielens:{tmp_path.parent}").items
 
 
 ATOMIC = {
@@ -317,22 +294,6 @@ def test_parquet_with_a_column_map_and_its_fingerprint(tmp_path: Path) -> None:
     one = open_dataset(spec).fingerprint("interactions.parquet")
     other = spec.replace("=buy", "=view")
     assert one != open_dataset(other).fingerprint("interactions.parquet")
-
-
-def test_real_logs_with_times() -> None:
-    source = SHARED / "amazon_industrial_office_time"
-    if not source.is_dir():
-        pytest.skip("shared/data/amazon_industrial_office_time is not there")
-    spec = (
-        f"csv:{source}#interactions=Office_Products.events.csv,"
-        "items=Office_Products.items.jsonl,category=categories,default_action=buy"
-    )
-    dataset = open_dataset(spec)
-    assert dataset.interactions.num_rows == 22_447
-    assert len(dataset.interactions["item_id"].unique()) == 3_317
-    assert dataset.interactions["timestamp"].type == pa.int64()
-    assert len(dataset.interactions["user_id"].unique()) == 3_231
-    assert {"title", "brand", "category"} <= set(dataset.items.column_names)
 
 
 def test_uris_are_accepted(market: Path) -> None:

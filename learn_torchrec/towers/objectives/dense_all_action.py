@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
+from torch.distributed._functional_collectives import all_gather_single_autograd
 from torch.utils.checkpoint import checkpoint
 
 from learn_torchrec.arrays import Int64Array
@@ -164,7 +164,7 @@ def gather_candidates(vectors: Tensor, items: Tensor, offsets: Tensor) -> Candid
     if world_size() > 1:
         first_user = dist.get_rank() * vectors.shape[0]
         group = dist.distributed_c10d._get_default_group()
-        flat = all_gather_tensor_autograd(flat.contiguous(), 0, group)
+        flat = all_gather_single_autograd(flat.contiguous(), 0, group)
         items, offsets = _all_gather(items), _all_gather(offsets)
     return Candidates(
         vectors=flat,
