@@ -19,7 +19,7 @@ from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.training.distributed import ranks_on_this_host
 from learn_torchrec.training.run_log import live_log_path
 
-from . import evaluate_auc, evaluate_retrieval, options
+from . import evaluate_auc, evaluate_retrieval, options, summary
 from .stages import Step, input_options
 
 _POLL_SECONDS = 0.5
@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 _launch(step, command, args)
     print(f"[{len(STEPS) + 1}/{len(STEPS) + 1}] evaluation", flush=True)
-    with seconds.measure("evaluation"):
+    log = args.out / "logs" / "evaluation.log"
+    with seconds.measure("evaluation"), summary.logged(log):
         _evaluate(args)
     metrics = {
         **_read(args.out / "ranking.json"),
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seconds": seconds.values,
     }
     options.write_json(args.out / "metrics.json", metrics)
-    print(f"\nwritten to {args.out / 'metrics.json'}")
+    summary.conclude(args.out, args.data)
 
 
 def _command(step: Step, args: argparse.Namespace) -> list[str]:

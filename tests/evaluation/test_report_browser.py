@@ -75,7 +75,7 @@ CONTRAST = """(chosen) => {
 
 def test_tables_sort_by_mouse_and_by_keyboard(browser, page: Path) -> None:
     tab = Opened(browser, page, 1200, "light").tab
-    table = tab.locator("table").first
+    table = tab.get_by_role("region", name="Metrics by cohort").locator("table")
     column = table.locator("th").all_inner_texts().index("auc")
     cells = table.locator(f"tbody tr td:nth-child({column + 1})")
     before = cells.all_inner_texts()
