@@ -16,9 +16,10 @@ import pyarrow as pa
 from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.evaluation.report.files import EXAMPLE, read_json
+from learn_torchrec.evaluation.report.files import EXAMPLE, read_json, read_metrics
 from learn_torchrec.evaluation.report.render import write_report
-from learn_torchrec.evaluation.report.run import read_run
+from learn_torchrec.evaluation.report.run import read_manifests, read_run
+from learn_torchrec.evaluation.report.summary import summarise
 from learn_torchrec.evaluation.report.terminal import to_text
 from learn_torchrec.ranker.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID
@@ -51,12 +52,18 @@ def conclude(run: Path, data: str) -> None:
     vectors = run / "vectors"
     if (vectors / MANIFEST).exists():
         program.write_json(run / EXAMPLE, example(vectors, open_dataset(data)))
-    made = read_run(run)
-    write_report(made, run / REPORT)
+    try:
+        made = read_run(run)
+        write_report(made, run / REPORT)
+        sections = made.summary
+        where = f"Report: {run / REPORT} (and .md, .json)."
+    except ModuleNotFoundError as error:  # drawings need an extra
+        sections = summarise(run, read_metrics(run), read_manifests(run))
+        where = f"No report: it needs {error.name}; pip install {error.name}."
     least, most = _WIDTHS
     width = max(least, min(most, shutil.get_terminal_size((most, 0)).columns))
-    print("\n" + to_text(made.summary, width))
-    print(f"\nReport: {run / REPORT} (and .md, .json). Next:")
+    print("\n" + to_text(sections, width))
+    print(f"\n{where} Next:")
     print("\n".join(next_commands(run, data)))
 
 

@@ -1,6 +1,7 @@
 """What a run's summary says of known numbers, and how it looks on a terminal."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -365,3 +366,17 @@ def test_a_run_ends_with_its_report_and_what_to_do_next(
     assert written["summary"][0].startswith("LEARN orders each user's")
     app.conclude(finished, data)  # again, over its own files
     assert capsys.readouterr().out == printed
+
+
+def test_without_the_drawing_library_there_is_a_summary_but_no_report(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    app.conclude(finished, f"parquet:{tmp_path / 'data'}")
+    printed = capsys.readouterr().out
+    assert "LEARN orders each user's impressions better" in printed
+    assert "No report: it needs matplotlib; pip install matplotlib." in printed
+    assert not (finished / "report.html").exists()
