@@ -15,9 +15,9 @@ from learn_torchrec.evaluation.ab_outcomes import read_outcomes
 from learn_torchrec.evaluation.cohorts import ALL
 from learn_torchrec.evaluation.parquet import lone_part_note
 from learn_torchrec.evaluation.ranking import to_json
+from learn_torchrec.evaluation.report.terminal import align
 
 from . import program
-from .tables import align
 
 logger = logging.getLogger(__name__)
 

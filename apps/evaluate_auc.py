@@ -45,6 +45,7 @@ from learn_torchrec.schema import LABEL, SCORE
 from . import program
 from .ranking_tables import (
     Differences,
+    all_differences_table,
     conventions_table,
     differences_table,
     gates_table,
@@ -111,6 +112,12 @@ def build_parser() -> argparse.ArgumentParser:
         "under torchrun on many ranks; files are not compared",
     )
     result.add_argument(
+        "--all",
+        action="store_true",
+        dest="is_full",
+        help="print every metric's difference, with p-values (the JSON has them)",
+    )
+    result.add_argument(
         "--compare-conventions",
         action="store_true",
         help="print the AUCs of TorchRec, TorchEasyRec, RecBole, FuxiCTR and RecIS",
@@ -160,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = io.StringIO()
     with contextlib.redirect_stdout(tables):
         if args.stream:
-            by_task = stream(paths, tasks, config, metrics)
+            by_task = stream(paths, tasks, config, metrics, args.is_full)
         else:
             by_task = {}
             for task, columns in tasks.items():
@@ -223,6 +230,7 @@ def stream(
     tasks: Mapping[str, Mapping[str, Task]],
     config: EvaluationConfig,
     metrics: Sequence[Metric],
+    is_full: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate files in batches, on all ranks that torchrun started.
 
@@ -253,7 +261,8 @@ def stream(
             bodies[task] = {"ranking": found}
             if communicator.rank == 0:
                 _print_heading(task, tasks)
-                print(metrics_table(found, [one.name for one in metrics]))
+                names = [one.name for one in metrics]
+                print(metrics_table(found, names, is_full=is_full))
     return bodies
 
 
@@ -330,7 +339,7 @@ def evaluate(
         )
         for name, each in files.items()
     }
-    print(metrics_table(found, names))
+    print(metrics_table(found, names, is_full=args.is_full))
     body: dict[str, Any] = {"ranking": found}
     if others:
         differences = {
@@ -345,15 +354,19 @@ def evaluate(
             )
             for name in others
         }
-        print("\n" + differences_table(differences, args.resamples))
+        print()
+        if args.is_full:
+            print(all_differences_table(differences, list(files), args.resamples))
+        else:
+            print(differences_table(differences, list(files)))
         body["ranking_difference"] = differences
     if args.compare_conventions:
         body["conventions"] = _compare_conventions(files)
-    return body | _gate_results(body.get("ranking_difference", {}), gates)
+    return body | _gate_results(body.get("ranking_difference", {}), gates, list(files))
 
 
 def _gate_results(
-    differences: Mapping[str, Differences], gates: Sequence[Gate]
+    differences: Mapping[str, Differences], gates: Sequence[Gate], names: Sequence[str]
 ) -> dict[str, Any]:
     """Print and return the result of every gate for every comparison."""
     results = [
@@ -363,7 +376,7 @@ def _gate_results(
     ]
     if not results:
         return {}
-    print("\n" + gates_table(results))
+    print("\n" + gates_table(results, names))
     return {"gates": [{"difference": pair, **one._asdict()} for pair, one in results]}
 
 

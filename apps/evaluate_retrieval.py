@@ -9,7 +9,10 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ranking import to_json
+from learn_torchrec.evaluation.report.retrieval_summary import distinct_targets
+from learn_torchrec.evaluation.report.terminal import align
 from learn_torchrec.evaluation.retrieval import RetrievalMetrics
+from learn_torchrec.evaluation.words import TARGETS, TARGETS_MEAN, ranked_by
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_leak
 from learn_torchrec.towers.artifact import KIND_TOWERS, check_towers_inputs, load_towers
@@ -20,12 +23,6 @@ from learn_torchrec.training.distributed import process_group
 
 from . import options, program
 
-_GROUPS = {
-    "all": "all targets",
-    "new": "new targets: not in the user's history, which leaves the ranking",
-    "repeated": "repeated targets: in the user's history",
-    "tail": "tail targets: items with at most {tail_events} training events",
-}
 _LEAVE_ONE_OUT = ("recformer", "hstu")
 
 
@@ -92,11 +89,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     options.write_json(args.out, body)
     print(f"{len(task.sequences)} {args.part} users, {len(store)} items")
-    for name, rows in groups.items():
-        if not rows["learn"]["targets"]:
-            continue
-        title = _GROUPS[name].format(tail_events=retrieval.tail_events)
-        print(f"\n{title} ({rows['learn']['targets']})\n{_table(rows, retrieval.ks)}")
+    shown, notes = distinct_targets(body)
+    for name, rows in shown.items():
+        title = f"{TARGETS[name]} ({rows['learn']['targets']:,}){TARGETS_MEAN[name]}"
+        print(f"\n{title}\n{_table(rows, retrieval.ks)}")
+    if notes:
+        print("\n" + "\n".join(notes))
 
 
 def _retrieval(run: Run, protocol: str | None) -> RetrievalConfig:
@@ -114,11 +112,10 @@ def _retrieval(run: Run, protocol: str | None) -> RetrievalConfig:
 
 def _table(rows: Mapping[str, RetrievalMetrics], ks: Sequence[int]) -> str:
     columns = [f"{metric}@{k}" for k in ks for metric in ("h", "r", "n")] + ["mrr"]
-    lines = [f"{'':14}" + "".join(f"{column:>8}" for column in columns)]
+    lines = [["ranked by", *columns]]
     for name, metrics in rows.items():
-        values = "".join(f"{metrics[column]:8.4f}" for column in columns)
-        lines.append(f"{name:14}{values}")
-    return "\n".join(lines)
+        lines.append([ranked_by(name), *(f"{metrics[one]:.4f}" for one in columns)])
+    return align(lines, left=(0,))
 
 
 if __name__ == "__main__":

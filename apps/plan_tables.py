@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Sequence
 
 from learn_torchrec.derived import FEATURES, Derived
+from learn_torchrec.evaluation.report.terminal import align
 
 from .estimates import Estimate
-from .tables import align
 
 _GIGABYTE = 1e9
 
@@ -21,7 +21,7 @@ def choices_table(derived: Derived) -> str:
     for (section, reason), choices in sections:
         values = (f"{one.setting.rpartition('.')[2]}={one.value}" for one in choices)
         lines.append([section, " ".join(values), reason])
-    parts = [align(lines, left=3)]
+    parts = [align(lines, left=(0, 1, 2))]
     if derived.features is not None:
         parts.append(derived.features.table())
     parts.append("--set SECTION.NAME=VALUE changes a setting.")

@@ -24,7 +24,7 @@ from learn_torchrec.progress import move_to, progress_bar
 from learn_torchrec.training.distributed import ranks_on_this_host
 from learn_torchrec.training.run_log import live_log_path
 
-from . import evaluate_auc, evaluate_retrieval, options, plan, program
+from . import evaluate_auc, evaluate_retrieval, options, plan, program, summary
 from .estimates import estimate
 from .plan import Plan
 from .plan_tables import choices_table, estimates_table
@@ -128,13 +128,12 @@ def _run(args: argparse.Namespace, run: Run, planned: Plan) -> None:
             else:
                 _launch(step, command, args)
     print(f"[{len(steps) + 1}/{len(steps) + 1}] evaluation", flush=True)
-    with seconds.measure("evaluation"):
+    log = args.out / "logs" / "evaluation.log"
+    with seconds.measure("evaluation"), summary.logged(log):
         metrics = _evaluate(args, run, left_out)
-    for name, reason in left_out.items():
-        print(f"left out: {name}: {reason}")
     metrics |= {"left_out": left_out, "seconds": seconds.values}
     options.write_json(args.out / "metrics.json", metrics)
-    print(f"\nwritten to {args.out / 'metrics.json'}")
+    summary.conclude(args.out, args.data)
 
 
 def _command(step: Step, args: argparse.Namespace) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.report.terminal import align
 from learn_torchrec.evaluation.topk import (
     TopItems,
     approximate_top_items,
@@ -27,7 +28,6 @@ from learn_torchrec.ranker.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import ACTION, ITEM_ID, SCORE, TIMESTAMP, TITLE, USER_ID
 
 from . import options, program
-from .tables import align
 
 RANK = "rank"
 
@@ -95,16 +95,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = options.dataset(args)
     wanted = None if args.user is None else _user_id(args.user, dataset)
     vectors = read_vectors(args.vectors, dataset, wanted)
-    events = _events(dataset, vectors.actions, wanted)
+    events = events_of(dataset, vectors.actions, wanted)
     if args.index is None:
-        top = _recommend(vectors, events, args.k, args.filter_history)
+        top = top_of(vectors, events, args.k, args.filter_history)
     else:
         top = _search(vectors, args.k, args.index)
     if args.user is None:
         _write(args.out, vectors, top)
         print(f"{len(vectors.user_ids)} users, written to {args.out}")
         return
-    titles = _titles(dataset)
+    titles = titles_of(dataset)
     shown = min(args.history, events.num_rows)
     print(f"user {args.user}: latest {shown} of {events.num_rows} events")
     print(_history_table(events, titles, args.history))
@@ -159,22 +159,25 @@ def _user_id(text: str, dataset: Dataset) -> pa.Array:
         raise UserError(f"--user {text}: users are {kind} in this data set") from None
 
 
-def _events(
+def events_of(
     dataset: Dataset, actions: list[str] | None, user: pa.Array | None
 ) -> pa.Table:
     """Return the events that make up histories, in time order; one user's or all."""
-    log = dataset.interactions
+    log = history_events(dataset.interactions, actions)
     if user is not None:
         log = log.filter(pc.equal(log[USER_ID], user[0]))
-    if actions is not None:
-        log = log.filter(pc.is_in(log[ACTION], pa.array(actions, log[ACTION].type)))
     order = np.argsort(log[TIMESTAMP].to_numpy(), kind="stable")
     return log.take(pa.array(order))
 
 
-def _recommend(
-    vectors: Vectors, events: pa.Table, k: int, is_filtered: bool
-) -> TopItems:
+def history_events(log: pa.Table, actions: list[str] | None) -> pa.Table:
+    """Return the events of some actions; None for all."""
+    if actions is None:
+        return log
+    return log.filter(pc.is_in(log[ACTION], pa.array(actions, log[ACTION].type)))
+
+
+def top_of(vectors: Vectors, events: pa.Table, k: int, is_filtered: bool) -> TopItems:
     """Return the best items of every user, at most `k`."""
     k = min(k, len(vectors.item_ids))
     if not is_filtered:
@@ -217,7 +220,8 @@ def _write(path: Path, vectors: Vectors, top: TopItems) -> None:
     working.replace(path)
 
 
-def _titles(dataset: Dataset) -> dict[Any, str]:
+def titles_of(dataset: Dataset) -> dict[Any, str]:
+    """Return the title of each item; empty without a column of titles."""
     items = dataset.items
     if TITLE not in items.column_names:
         return {}
@@ -232,7 +236,7 @@ def _history_table(events: pa.Table, titles: dict[Any, str], length: int) -> str
         item = event[ITEM_ID]
         cells = [f"{time:%Y-%m-%d %H:%M}", event[ACTION], str(item)]
         lines.append([*cells, titles.get(item, "")])
-    return _align_titles(lines)
+    return _align(lines)
 
 
 def _top_table(vectors: Vectors, top: TopItems, titles: dict[Any, str]) -> str:
@@ -242,15 +246,12 @@ def _top_table(vectors: Vectors, top: TopItems, titles: dict[Any, str]) -> str:
         if row != MISSING:
             item = vectors.item_ids[int(row)].as_py()
             lines.append([str(rank), f"{score:.4f}", str(item), titles.get(item, "")])
-    return _align_titles(lines)
+    return _align(lines)
 
 
-def _align_titles(lines: list[list[str]]) -> str:
-    """Align all columns but the last, which stays left-aligned."""
-    table = align([line[:-1] for line in lines]).splitlines()
-    return "\n".join(
-        f"{row}  {line[-1]}".rstrip() for row, line in zip(table, lines, strict=True)
-    )
+def _align(lines: list[list[str]]) -> str:
+    """Align columns, the title as the last to the left."""
+    return align(lines, left=(0, 1, len(lines[0]) - 1))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.report.files import RUN_IS, files_read
 from learn_torchrec.evaluation.report.render import report_files, write_report
-from learn_torchrec.evaluation.report.run import files_read, read_run
+from learn_torchrec.evaluation.report.run import read_run
 
 from . import program
 
@@ -15,7 +16,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
     result = program.parser("report", __doc__)
     result.add_argument(
-        "--run", type=Path, required=True, metavar="DIR", help="what quickstart made"
+        "--run",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"a run's directory: {RUN_IS.replace('`', '')}",
     )
     program.add_output_file(
         result, "HTML file; .md and .json of the same name are written beside it"
@@ -41,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--out {args.out}: would overwrite {path}, which the report is made "
                 "from; choose another name"
             )
-    write_report(read_run(args.run, args.ab), args.out)
+    made = read_run(args.run, args.ab)
+    write_report(made, args.out)
+    for text in made.left_out:
+        print(text)
     for path in report_files(args.out):
         print(f"written to {path}")
 

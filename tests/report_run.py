@@ -6,10 +6,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from vectors_artefact import write_side
 
-from learn_torchrec.artifact import Manifest, file_digest
+from learn_torchrec.artifact import Manifest, file_digest, write_artifact
+from learn_torchrec.ranker.vectors import KIND
 
 NUM_ITEMS = 40
+# Items on a line: user 1 looks up it, user 2 down it, user 3 has no vector. Item 14
+# has none either.
+ITEMS = {11: 1.0, 12: 2.0, 13: 3.0}
+USERS = {1: 1.0, 2: -1.0}
+EVENTS = [
+    (1, 13, 86_400, "like"),
+    (1, 11, 90_000, "like"),
+    (1, 14, 80_000, "skip"),
+    (2, 11, 86_400, "like"),
+    (3, 12, 86_400, "like"),
+]
 
 
 def make_predictions(directory: Path, gain: float) -> None:
@@ -63,3 +76,14 @@ def retrieval_rows(targets: int, learn: float | None = 0.25) -> dict:
         name: {"h@50": value, "r@50": value, "mrr": value, **counts}
         for name, value in (("learn", learn), ("popularity", 0.0625))
     }
+
+
+def write_shop_vectors(directory: Path) -> None:
+    split = {"split": {"actions": ["like"]}}
+    with write_artifact(directory, kind=KIND, config=split, inputs={}) as working:
+        # User 1 has an earlier vector, which points the other way.
+        users = [[-1.0, 0.0], *([x, 0.0] for x in USERS.values())]
+        moments = {"offsets": np.array([0, 2, 3]), "times": np.array([100, 200, 200])}
+        write_side(working / "users", list(USERS), users, **moments)
+        items = [[x, 0.0] for x in ITEMS.values()]
+        write_side(working / "items", list(ITEMS), items)

@@ -81,6 +81,9 @@ def test_the_whole_job_on_two_ranks(arguments, market, tmp_path, capsys):
     metrics = json.loads((out / "metrics.json").read_text())
     check_metrics(metrics)
     check_predictions(out, market)
+    for text in ("Ranking: baseline against LEARN", "Recommendations for user u-"):
+        assert text in printed
+        assert text in (out / "report.html").read_text()
     made = {step.name for step in quickstart.STEPS if "baseline" not in step.name}
     assert set(metrics["seconds"]) == made | {"evaluation"}
     for step in quickstart.STEPS:

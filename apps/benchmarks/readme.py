@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learn_torchrec.evaluation.cohorts import cohort_title
+from learn_torchrec.evaluation.words import cohort_title, ranked_by
 
 from .measure import RESULTS
 
@@ -19,9 +19,10 @@ _RETRIEVAL = {
     "content_mean": "averaged content vectors (paper's Baseline-v1)",
 }
 _SEEDS_ROWS = {
-    "popularity": "popularity",
-    "content_mean": "averaged content vectors",
-    "already_bought": "already bought, then popularity",
+    **{
+        name: ranked_by(name)
+        for name in ("popularity", "content_mean", "already_bought")
+    },
     "content": "LEARN, content",
     "content+id": "LEARN, content + ID",
 }

@@ -19,13 +19,6 @@ COLD = "cold"
 LONG_TAIL = "long_tail"
 OTHERS = "others"
 
-_TITLES = {COLD: "cold-start", LONG_TAIL: "long-tail", OTHERS: "others"}
-_COHORT_TITLES = {
-    f"{side}_{name}": f"{side} {title}"
-    for side in SIDES
-    for name, title in _TITLES.items()
-}
-
 
 @configuration
 class CohortConfig:
@@ -89,8 +82,3 @@ def assign_cohorts(
         f"{side}_{LONG_TAIL}": (values >= long_tail_from) & (values < others_from),
         f"{side}_{OTHERS}": values >= others_from,
     }
-
-
-def cohort_title(name: str) -> str:
-    """Return a cohort's name in tables: "user long-tail" for "user_long_tail"."""
-    return _COHORT_TITLES.get(name, name)

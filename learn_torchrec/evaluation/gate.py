@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import METRICS
-from learn_torchrec.evaluation.cohorts import ALL, cohort_title
+from learn_torchrec.evaluation.cohorts import ALL
 from learn_torchrec.evaluation.significance import PairedDifference
+from learn_torchrec.evaluation.words import cohort_title
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,

@@ -5,8 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from report_run import NUM_ITEMS, make_predictions, manifest, retrieval_rows
+from report_run import (
+    EVENTS,
+    NUM_ITEMS,
+    make_predictions,
+    manifest,
+    retrieval_rows,
+    write_shop_vectors,
+)
 from vectors_artefact import write_side
 
 from learn_torchrec.apps import evaluate_ab, evaluate_auc, report
@@ -60,3 +68,20 @@ def page(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["--run", str(finished_run), "--out", str(out)]
     report.main([*command, "--ab", str(folder / "ab.json")])
     return out
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> list[str]:
+    data = tmp_path / "data"
+    data.mkdir()
+    items = {
+        "item_id": [14, 13, 12, 11],
+        "title": ["lamp", "jug", None, "cup"],
+    }
+    pq.write_table(pa.table(items), data / "items.parquet")
+    names = ("user_id", "item_id", "timestamp", "action")
+    columns = zip(*EVENTS, strict=True)
+    log = dict(zip(names, map(list, columns), strict=True))
+    pq.write_table(pa.table(log), data / "interactions.parquet")
+    write_shop_vectors(tmp_path / "vectors")
+    return ["--data", f"parquet:{data}", "--vectors", str(tmp_path / "vectors")]

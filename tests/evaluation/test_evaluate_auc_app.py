@@ -46,8 +46,8 @@ def test_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert body["ranking"]["base"]["all"] == expected
     assert body["ranking"]["base"]["user_cold"]["auc"] is None
     header, first, *_ = capsys.readouterr().out.splitlines()
-    assert header.split()[:5] == ["predictions", "cohort", "rows", "users_kept", "auc"]
-    assert first.split()[:4] == ["base", "all", "200", "10/10"]
+    assert header.split()[:5] == ["predictions", "cohort", "rows", "users", "auc"]
+    assert first.split()[:4] == ["base", "all", "200", "10"]
     assert first.split()[4] == f"{expected['auc']:.4f}"
 
 
@@ -74,7 +74,29 @@ def test_later_files_are_compared_with_the_first(
     assert differences["worse-base"]["all"]["auc"]["high"] < 0
     assert differences["learn-base"]["user_cold"]["auc"]["p_value"] is None
     printed = capsys.readouterr().out
-    assert f"{100 * gain['difference']:+.2f}" in printed
+    # One line a cohort: the AUCs alone, marked where the interval excludes 0; no row is
+    # of a cold-start user.
+    table = printed.partition("LEARN minus base: points (95 % interval)\n")[2]
+    head, first, *others = table.split("\n\n")[0].splitlines()
+    assert head.split() == ["cohort", "AUC", "UAUC", "WUAUC"]
+    points, low, high = (f"{100 * gain[k]:+.2f}" for k in ("difference", "low", "high"))
+    assert first.startswith("all  ")
+    assert f"{points} ({low}, {high})*" in first
+    assert [line.split("  ")[0] for line in others] == [
+        "long-tail users",
+        "other users",
+    ]
+    assert max(map(len, printed.splitlines())) <= 100
+
+    compare_all = ["--predictions", *files, "--out", str(out), "--resamples", "100"]
+    evaluate_auc.main([*compare_all, "--all"])
+    printed = capsys.readouterr().out
+    rows = [" ".join(line.split()) for line in printed.splitlines()]
+    assert any(
+        row.startswith(f"LEARN minus base all auc {points} {low} {high} ")
+        for row in rows
+    )
+    assert "calibration" in printed
     # 24 comparisons: the least p, 2 / 101, times 24 is no evidence.
     assert "24 comparisons a pair" in printed
     assert "needs --resamples 960 to fall below 0.05" in printed
@@ -305,7 +327,7 @@ def test_two_ranks_stream_what_one_reads(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("users_kept") == 1  # rank 0 alone prints
+    assert done.stdout.count("predictions") == 1  # rank 0 alone prints
     streamed = json.loads(out.read_text())["ranking"]["a"]
     evaluate_auc.main(options)
     expected = json.loads(out.read_text())["ranking"]["a"]

@@ -2,56 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from vectors_artefact import write_side
 
 from learn_torchrec.apps import recommend
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker.vectors import KIND
-
-# Items on a line: user 1 looks up it, user 2 down it, user 3 has no vector. Item 14
-# has none either.
-ITEMS = {11: 1.0, 12: 2.0, 13: 3.0}
-USERS = {1: 1.0, 2: -1.0}
-EVENTS = [
-    (1, 13, 86_400, "like"),
-    (1, 11, 90_000, "like"),
-    (1, 14, 80_000, "skip"),
-    (2, 11, 86_400, "like"),
-    (3, 12, 86_400, "like"),
-]
-
-
-def write_shop_vectors(directory: Path) -> None:
-    split = {"split": {"actions": ["like"]}}
-    with write_artifact(directory, kind=KIND, config=split, inputs={}) as working:
-        # User 1 has an earlier vector, which points the other way.
-        users = [[-1.0, 0.0], *([x, 0.0] for x in USERS.values())]
-        moments = {"offsets": np.array([0, 2, 3]), "times": np.array([100, 200, 200])}
-        write_side(working / "users", list(USERS), users, **moments)
-        items = [[x, 0.0] for x in ITEMS.values()]
-        write_side(working / "items", list(ITEMS), items)
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> list[str]:
-    data = tmp_path / "data"
-    data.mkdir()
-    items = {
-        "item_id": [14, 13, 12, 11],
-        "title": ["lamp", "jug", None, "cup"],
-    }
-    pq.write_table(pa.table(items), data / "items.parquet")
-    names = ("user_id", "item_id", "timestamp", "action")
-    columns = zip(*EVENTS, strict=True)
-    log = dict(zip(names, map(list, columns), strict=True))
-    pq.write_table(pa.table(log), data / "interactions.parquet")
-    write_shop_vectors(tmp_path / "vectors")
-    return ["--data", f"parquet:{data}", "--vectors", str(tmp_path / "vectors")]
 
 
 def printed(shop: list[str], capsys, *arguments: str) -> list[list[str]]:

@@ -43,7 +43,7 @@ def test_every_part_of_the_run_is_there(page: Path, finished_run: Path) -> None:
     assert row["points"] == 100 * difference["difference"]
     assert row["p (Holm)"] == difference["p_adjusted"]
     hits = {
-        name: [(row["vectors"], row["h@50"], row["targets"]) for row in rows]
+        name: [(row["ranked by"], row["h@50"], row["targets"]) for row in rows]
         for name, rows in body["tables"].items()
         if name.startswith(("retrieval", "new", "repeated", "tail"))
     }
@@ -224,10 +224,12 @@ def test_tasks_have_sections_of_their_own(tmp_path: Path) -> None:
     ranked = {"tasks": {"cvr": body, "ctr": body}, "settings": {}}
     (tmp_path / "ranking.json").write_text(json.dumps(ranked))
     made = read_run(tmp_path)
-    assert [one.title for one in made.sections] == ["Ranking: cvr", "Ranking: ctr"]
+    assert [one.title for one in made.sections] == [
+        *("Ranking in detail: cvr", "Ranking in detail: ctr")
+    ]
     tables = to_json(made)["tables"]
     rows = tables["ranking-metrics-ctr"]
-    assert [row["cohort"] for row in rows] == ["all", "user cold-start"]
+    assert [row["cohort"] for row in rows] == ["all", "cold-start users"]
     assert rows[0]["undcg"] == 0.75
     assert tables["difference-learn-old-cvr"][0]["points"] == pytest.approx(10)
     drawn = [one.name for section in made.sections for one in section.figures]
@@ -260,9 +262,41 @@ def test_calibration_of_every_task(tmp_path: Path) -> None:
     assert mean == pytest.approx(rows["score_ctr"].mean())
 
 
+def test_predictions_without_labels_have_no_calibration(tmp_path: Path) -> None:
+    rows = {"user_id": [1, 2], "item_id": [1, 2], "score": [0.1, 0.9]}
+    for name, labels in (("none", {}), ("null", {"label": pa.nulls(2, pa.int64())})):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(rows | labels), tmp_path / name / "predictions.parquet")
+        manifest(tmp_path / name, "predictions", {})
+    made = read_run(tmp_path)
+    assert [section.name for section in made.sections] == ["data"]
+    assert "No section on calibration: the run lacks predictions with labels." in (
+        made.left_out
+    )
+    assert made.summary[0].text == [
+        "Not evaluated: the run's predictions were not evaluated; evaluation needs "
+        "labels."
+    ]
+
+
+def test_a_directory_that_is_no_run_is_refused_with_a_hint(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "r.html")
+    for directory, hint in (
+        (finished_run.parent, f"name {finished_run}"),
+        (finished_run / "content", "it is an artefact of one stage"),
+        (tmp_path, "name what `quickstart --out` made"),
+    ):
+        with pytest.raises(UserError) as caught:
+            report.main(["--run", str(directory), "--out", out])
+        assert str(caught.value).startswith(f"{directory}: no metrics.json, ranking")
+        assert hint in str(caught.value)
+
+
 def test_an_empty_and_a_damaged_run_are_refused(tmp_path: Path) -> None:
     out = str(tmp_path / "r.html")
-    with pytest.raises(UserError, match=r"no metrics.json and no artefacts"):
+    with pytest.raises(UserError, match=r"no metrics.json, ranking.json or retr"):
         report.main(["--run", str(tmp_path), "--out", out])
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(UserError, match=r"metrics.json: not valid JSON"):
@@ -413,7 +447,7 @@ def test_items_are_grouped_by_the_bounds_of_the_run(tmp_path: Path) -> None:
         masks = item_groups(tmp_path, made, [1, 2, 3, 4])
         return {name: [*np.flatnonzero(mask) + 1] for name, mask in masks.items()}
 
-    names = ("item cold-start", "item long-tail", "item others", "not in the test")
+    names = ("cold-start items", "long-tail items", "other items", "not in the test")
     usual = dict(zip(names, ([1], [2], [3], [4]), strict=True))
     assert groups({}) == usual  # the last activity of item 3 is 40
     wider = dict(zip(names, ([1, 2], [3], [], [4]), strict=True))

@@ -60,6 +60,21 @@ def test_it_renders(browser, page: Path, width: int, scheme: str) -> None:
         assert ratio > 7, chosen
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_opens_with_the_summary(browser, page: Path, width: int) -> None:
+    tab = Opened(browser, page, width, "light").tab
+    first = tab.locator("main section").first
+    assert first.locator("h2").inner_text() == "Ranking: baseline against LEARN"
+    lead = first.locator("p.lead")
+    assert lead.inner_text().startswith("LEARN orders each user's impressions better")
+    assert lead.bounding_box()["y"] < 700  # seen without scrolling, on a phone too
+    for chosen in ("p", "td", ".note"):
+        sizes = tab.locator(chosen).evaluate_all(
+            "all => all.map(one => parseFloat(getComputedStyle(one).fontSize))"
+        )
+        assert min(sizes) >= 14, chosen
+
+
 CONTRAST = """(chosen) => {
   const light = (text) => text.match(/[0-9.]+/g).slice(0, 3).map((part) => {
     const value = part / 255;
@@ -75,7 +90,7 @@ CONTRAST = """(chosen) => {
 
 def test_tables_sort_by_mouse_and_by_keyboard(browser, page: Path) -> None:
     tab = Opened(browser, page, 1200, "light").tab
-    table = tab.locator("table").first
+    table = tab.get_by_role("region", name="Metrics by cohort").locator("table")
     column = table.locator("th").all_inner_texts().index("auc")
     cells = table.locator(f"tbody tr td:nth-child({column + 1})")
     before = cells.all_inner_texts()

@@ -75,7 +75,7 @@ def test_each_task_is_evaluated(
         assert found["user_others"] == expected(columns, task, others)
     printed = capsys.readouterr().out
     assert printed.index("task cvr") < printed.index("task ctr")
-    assert printed.count("user cold-start") == 2
+    assert printed.count("long-tail users") == 2
 
 
 def test_tasks_are_compared_and_gated_apart(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_tasks_are_compared_and_gated_apart(tmp_path: Path) -> None:
     after = artefact(tmp_path / "after", table(gain=0.5), [CVR, CTR])
     out = tmp_path / "m.json"
     files = ("--predictions", f"before={before}", f"after={after}")
-    own = ("ctr.uauc>=+0.001", "ctr.auc.low>0", "cvr.uauc@user long-tail>=0")
+    own = ("ctr.uauc>=+0.001", "ctr.auc.low>0", "cvr.uauc@long-tail users>=0")
     gates = (*own, "auc>=0")
     body = run(out, *files, *(f"--gate={gate}" for gate in gates))
     ctr, cvr = (body["tasks"][name] for name in ("ctr", "cvr"))
@@ -127,10 +127,10 @@ def test_the_quickstart_and_its_report_carry_every_task(
         found = metrics["tasks"][name]
         assert found["ranking"]["learn"]["all"] == expected(columns["learn"], task)
         gain = found["ranking_difference"]["learn-baseline"]["all"]["uauc"]
-        assert f"## Ranking: {name}" in text
+        assert f"## Ranking in detail: {name}" in text
         shown = tables[f"ranking-metrics-{name}"]
         assert [row["predictions"] for row in shown if row["cohort"] == "all"] == [
-            *("baseline", "learn")
+            *("baseline", "LEARN")
         ]
         (row,) = (
             row

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.dataset as ds
 
 from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.evaluation.predictions import Predictions, read_predictions
@@ -61,12 +62,21 @@ def calibration(
 def prediction_stages(
     directory: Path, manifests: Mapping[str, dict[str, Any]]
 ) -> Iterator[tuple[str, list[Task]]]:
-    """Yield each stage of a run that holds predictions, with its tasks."""
+    """Yield each stage that holds predictions, with its tasks that have labels."""
     for stage, manifest in manifests.items():
         place = directory / stage
-        is_kind = manifest.get("kind") == KIND_PREDICTIONS
-        if is_kind and (place / PREDICTIONS_FILE).exists():
-            yield stage, tasks_of_facts(manifest.get("facts", {}), place / MANIFEST)
+        file = place / PREDICTIONS_FILE
+        if manifest.get("kind") == KIND_PREDICTIONS and file.exists():
+            tasks = tasks_of_facts(manifest.get("facts", {}), place / MANIFEST)
+            labelled = [task for task in tasks if _has_labels(file, task.label)]
+            if labelled:
+                yield stage, labelled
+
+
+def _has_labels(file: Path, name: str) -> bool:
+    rows = ds.dataset(file)
+    is_null = ds.field(name).is_null()
+    return name in rows.schema.names and not rows.count_rows(filter=is_null)
 
 
 def calibration_bins(predictions: Predictions) -> list[tuple[float, float, int]]:

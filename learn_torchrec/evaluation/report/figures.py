@@ -12,7 +12,14 @@ from xml.etree import ElementTree
 import numpy as np
 
 from learn_torchrec.arrays import BoolArray, Float64Array
-from learn_torchrec.evaluation.report.parts import SVG, XLINK, Drawing, Figure, anchor
+from learn_torchrec.evaluation.report.parts import (
+    SVG,
+    XLINK,
+    Drawing,
+    Figure,
+    anchor,
+    printable,
+)
 
 _SIZE = (4.2, 3.0)  # inches: the width of a phone, so that text is not scaled down
 _INK, _GRID = "#010203", "#040506"
@@ -64,7 +71,7 @@ def intervals(
         values, places, xerr=reach, fmt="o", color=_SERIES[0], capsize=3, markersize=5
     )
     axes.axvline(0, color=_INK, linewidth=0.8)
-    axes.set_yticks(places, [_printable(row[0]) for row in rows])
+    axes.set_yticks(places, [printable(row[0]) for row in rows])
     axes.set_ylim(-0.7, len(rows) - 0.3)
     return _figure(name, title, figure, alternative)
 
@@ -136,8 +143,8 @@ def _axes(labels: tuple[str, str]) -> tuple[Any, Any]:
     with matplotlib.rc_context(_style()):
         figure = Canvas(figsize=_SIZE, layout="constrained")
         axes = figure.add_subplot()
-    axes.set_xlabel(_printable(labels[0]))
-    axes.set_ylabel(_printable(labels[1]))
+    axes.set_xlabel(printable(labels[0]))
+    axes.set_ylabel(printable(labels[1]))
     return figure, axes
 
 
@@ -221,10 +228,5 @@ def _page_attribute(key: str, value: str, prefix: str) -> str:
     return value
 
 
-def _printable(text: str) -> str:
-    """Return text that is valid in XML."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in text)
-
-
 def _printable_keys(named: Mapping[str, _Value]) -> dict[str, _Value]:
-    return {_printable(name): value for name, value in named.items()}
+    return {printable(name): value for name, value in named.items()}

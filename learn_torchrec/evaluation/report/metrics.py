@@ -4,11 +4,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from learn_torchrec.config import from_dict
-from learn_torchrec.evaluation.cohorts import cohort_title
 from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Section, Table, scaled
+from learn_torchrec.evaluation.report.retrieval_summary import distinct_targets
 from learn_torchrec.evaluation.tasks import TASKS
+from learn_torchrec.evaluation.words import (
+    INTERVAL,
+    TARGETS,
+    TARGETS_MEAN,
+    USERS,
+    USERS_ARE,
+    cohort_title,
+    pair_title,
+    predictions_title,
+    ranked_by,
+)
 
 _COUNTS = ("rows", "users", "users_kept", "positives")
 # Not in the drawings, where a step to the right must be a gain; only in the tables.
@@ -26,19 +37,6 @@ _USER_WEIGHT = {
     "positives": "weights it by positives",
     "none": "weights all users alike",
 }
-# Groups of targets by their key in the metrics, as `evaluate-retrieval` writes them.
-_TARGETS = {
-    "retrieval": "All targets",
-    "new_targets": "New targets: not in the user's history, which is filtered",
-    "repeated_targets": "Repeated targets: in the user's history",
-    "tail_targets": "Tail targets: items with few training events",
-}
-_RETRIEVAL_TITLES = {
-    "learn": "LEARN",
-    "popularity": "popularity",
-    "content_mean": "averaged content vectors (Baseline-v1)",
-    "already_bought": "already bought, then popularity",
-}
 
 
 def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
@@ -51,11 +49,11 @@ def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
         differences = body.get("ranking_difference", {})
         yield Section(
             name=f"ranking{suffix}",
-            title=f"Ranking: {task}" if task else "Ranking",
+            title=f"Ranking in detail: {task}" if task else "Ranking in detail",
             text=[_convention_text(settings.get("convention", {}))],
             tables=[
                 _ranking_table(body["ranking"], suffix),
-                *_difference_tables(differences, suffix),
+                *_difference_tables(body, suffix),
             ],
             figures=[
                 figure
@@ -64,13 +62,13 @@ def ranking(metrics: Mapping[str, Any]) -> Iterator[Section]:
                 if metric not in _NOT_DRAWN
                 for figure in figures.percentages(
                     f"lift-{pair}-{metric}{suffix}",
-                    f"{metric.upper()} difference by cohort, {pair}",
+                    f"{metric.upper()} by cohort, {pair_title(pair, body['ranking'])}",
                     [
                         (cohort_title(name), one[metric])
                         for name, one in cohorts.items()
                     ],
                     "difference",
-                    f"{metric.upper()}, percentage points",
+                    f"{metric.upper()}, points",
                 )
             ],
         )
@@ -94,7 +92,7 @@ def _ranking_table(ranking: Mapping[str, Any], suffix: str) -> Table:
     names = _metric_names(next(iter(ranking.values()))["all"])
     rows = [
         [
-            name,
+            predictions_title(name),
             cohort_title(cohort),
             values["rows"],
             100 * values["rows"] / total if (total := cohorts["all"]["rows"]) else None,
@@ -103,18 +101,21 @@ def _ranking_table(ranking: Mapping[str, Any], suffix: str) -> Table:
         ]
         for name, cohorts in ranking.items()
         for cohort, values in cohorts.items()
+        if values["rows"]
     ]
     return Table(
         name=f"ranking-metrics{suffix}",
         title="Metrics by cohort",
-        columns=["predictions", "cohort", "rows", "share, %", "users kept", *names],
+        columns=["predictions", "cohort", "rows", "share, %", USERS, *names],
         formats=["", "", ",d", ".2f", ",d", *[".4f"] * len(names)],
         rows=rows,
+        note=f"{USERS_ARE}.",
     )
 
 
-def _difference_tables(differences: Mapping[str, Any], suffix: str) -> Iterator[Table]:
-    for pair, cohorts in differences.items():
+def _difference_tables(body: Mapping[str, Any], suffix: str) -> Iterator[Table]:
+    counts = next(iter(body["ranking"].values()))
+    for pair, cohorts in body.get("ranking_difference", {}).items():
         rows = [
             [
                 cohort_title(cohort),
@@ -124,15 +125,16 @@ def _difference_tables(differences: Mapping[str, Any], suffix: str) -> Iterator[
                 one.get("p_adjusted"),
             ]
             for cohort, metrics in cohorts.items()
+            if counts.get(cohort, {}).get("rows", 1)
             for metric, one in metrics.items()
         ]
         yield Table(
             name=f"difference-{pair}{suffix}",
-            title=f"Difference {pair}, percentage points",
+            title=f"{pair_title(pair, body['ranking'])}, points",
             columns=["cohort", "metric", "points", "low", "high", "p", "p (Holm)"],
             formats=["", "", "+.2f", "+.2f", "+.2f", ".3f", ".3f"],
             rows=rows,
-            note="95 % interval of a paired bootstrap over users. "
+            note=f"low, high: {INTERVAL} of a paired bootstrap over users. "
             f"{len(rows)} comparisons: one in twenty has p below 0.05 by chance; "
             "Holm's p corrects for their number.",
         )
@@ -140,35 +142,30 @@ def _difference_tables(differences: Mapping[str, Any], suffix: str) -> Iterator[
 
 def retrieval(metrics: Mapping[str, Any]) -> Iterator[Section]:
     """Yield the section on retrieval, if the run has one."""
-    tables = [
-        _retrieval_table(name, title, metrics[name])
-        for name, title in _TARGETS.items()
-        if any(values["targets"] for values in metrics.get(name, {}).values())
-    ]
-    if tables:
+    groups, notes = distinct_targets(metrics)
+    if groups:
         yield Section(
             name="retrieval",
-            title="Retrieval",
+            title="Retrieval in detail",
             text=[
                 "h: hits over (user, target) pairs; r: mean recall of the users; "
-                "hit_any: users with a hit; n: NDCG; mrr: over the full ranking."
+                "hit_any: users with a hit; n: NDCG; mrr: over the full ranking.",
+                *notes,
             ],
-            tables=tables,
+            tables=[_retrieval_table(name, rows) for name, rows in groups.items()],
         )
 
 
-def _retrieval_table(
-    name: str, title: str, by_name: Mapping[str, Mapping[str, Any]]
-) -> Table:
+def _retrieval_table(name: str, by_name: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = list(next(iter(by_name.values())))
     is_count = ["@" not in column and column != "mrr" for column in columns]
     return Table(
         name=f"{name}-metrics",
-        title=title,
-        columns=["vectors", *columns],
+        title=f"{TARGETS[name].capitalize()}{TARGETS_MEAN[name]}",
+        columns=["ranked by", *columns],
         formats=["", *(",.0f" if count else ".4f" for count in is_count)],
         rows=[
-            [_RETRIEVAL_TITLES.get(vectors, vectors), *map(values.get, columns)]
-            for vectors, values in by_name.items()
+            [ranked_by(ranker), *map(values.get, columns)]
+            for ranker, values in by_name.items()
         ],
     )

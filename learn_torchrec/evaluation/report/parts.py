@@ -1,6 +1,7 @@
 """The parts of a report, independent of its format."""
 
 import re
+import unicodedata
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,25 @@ def anchor(name: str) -> str:
     """Return an HTML id for a name, which may hold any text of a user."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
+
+
+def printable(text: str) -> str:
+    """Return a user's text as one line that neither a terminal nor XML interprets.
+
+    White space of any kind becomes spaces; invisible characters, such as those that
+    turn the direction of text, are dropped; others that are no print, such as those
+    that begin a terminal's commands, show as U+FFFD.
+    """
+    return "".join(
+        one
+        if one.isprintable()
+        else " "
+        if one.isspace()
+        else ""
+        if unicodedata.category(one) == "Cf"
+        else "\ufffd"
+        for one in text
+    )
 
 
 def scaled(value: Any, scale: float = 1.0) -> float | None:
@@ -47,7 +67,7 @@ class Table:
         value = self.rows[row][column]
         if value is None or value != value:  # not a number
             return "–"  # noqa: RUF001  a dash, not a minus
-        return format(value, self.formats[column])
+        return printable(format(value, self.formats[column]))
 
 
 @dataclass(frozen=True)
@@ -111,10 +131,14 @@ class Report:
         title: of the page.
         subtitle: when the run was made, with which versions.
         notices: warnings that stay visible above all numbers.
-        sections: in order.
+        sections: the details, in order.
+        summary: sections before all others: what was found, in plain words.
+        left_out: what the run does not hold, a sentence each.
     """
 
     title: str
     subtitle: str
     notices: list[str]
     sections: list[Section]
+    summary: list[Section] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)

@@ -58,7 +58,7 @@ def to_markdown(report: Report) -> str:
     """Return the same text and tables, with the figures' text alternatives."""
     lines = [f"# {report.title}", "", report.subtitle, ""]
     lines += [f"> **{notice}**\n" for notice in report.notices]
-    for section in report.sections:
+    for section in (*report.summary, *report.sections):
         lines += [f"## {section.title}", ""]
         lines += [f"{text}\n" for text in section.text]
         for table in section.tables:
@@ -67,21 +67,23 @@ def to_markdown(report: Report) -> str:
         for figure in section.figures:
             lines += [f"*{figure.title}*: {figure.alternative}", ""]
         lines += ["```", section.code, "```", ""] if section.code else []
+    lines += report.left_out
     return "\n".join(lines).rstrip() + "\n"
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return the tables with unrounded numbers."""
+    """Return the summary's sentences, and the tables with unrounded numbers."""
     return {
         "title": report.title,
         "subtitle": report.subtitle,
         "notices": report.notices,
+        "summary": [text for section in report.summary for text in section.text],
         "tables": {
             table.name: [
                 dict(zip(table.columns, map(_finite, row), strict=True))
                 for row in table.rows
             ]
-            for section in report.sections
+            for section in (*report.summary, *report.sections)
             for table in section.tables
         },
     }

@@ -18,23 +18,31 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import AbResult
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.calibration import calibration
+from learn_torchrec.evaluation.report.files import (
+    RANKING,
+    RETRIEVAL,
+    read_json,
+    read_metrics,
+    refuse_no_run,
+)
 from learn_torchrec.evaluation.report.metrics import ranking, retrieval
 from learn_torchrec.evaluation.report.outcomes import SIMULATED, ab_test
 from learn_torchrec.evaluation.report.parts import Figure, Report, Section, Table
+from learn_torchrec.evaluation.report.summary import summarise
 from learn_torchrec.evaluation.report.vectors import vectors
 from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS
 
 # Kinds of artefacts whose data the report reads, and so verifies.
 _KINDS_READ = (KIND_PREDICTIONS, KIND_CONTENT, "vectors")
-_SUMMARY, _RANKING, _RETRIEVAL = "metrics.json", "ranking.json", "retrieval.json"
-
-
-def files_read(directory: Path, ab_path: Path | None = None) -> list[Path]:
-    """Return the JSON files that `read_run` reads, which a report must not replace."""
-    found = [directory / name for name in (_SUMMARY, _RANKING, _RETRIEVAL)]
-    for manifest in directory.glob(f"*/{MANIFEST}"):
-        found += [manifest, manifest.with_name(CONFIG)]
-    return found if ab_path is None else [*found, ab_path]
+# What each section is made of, for the sentence on one that is missing.
+_MADE_OF = {
+    "ranking": f"{RANKING}, which evaluate-auc writes",
+    "retrieval": f"{RETRIEVAL}, which evaluate-retrieval writes",
+    "training": "the towers' and the ranker's log.jsonl",
+    "calibration": "predictions with labels",
+    "vectors": "content and vectors, in folders of these names",
+    "data": "artefacts, in folders of their own",
+}
 
 
 def read_run(directory: Path, ab_path: Path | None = None) -> Report:
@@ -49,35 +57,45 @@ def read_run(directory: Path, ab_path: Path | None = None) -> Report:
         UserError: no part of a run is there, or a file is damaged: the checksums of all
             artefacts that are read are verified.
     """
-    summary = _read_json(directory / _SUMMARY)
-    # A stage that was run again is newer than the summary of the whole run.
-    ranked = _read_json(directory / _RANKING) or summary
-    retrieved = _read_json(directory / _RETRIEVAL) or summary
-    manifests = {
-        path.parent.name: _verified(path)
-        for path in sorted(directory.glob(f"*/{MANIFEST}"))
-    }
-    if not (summary or ranked or retrieved or manifests):
-        raise UserError(
-            f"{directory}: no metrics.json and no artefacts; name a run's directory"
-        )
+    refuse_no_run(directory)
+    metrics = read_metrics(directory)
+    manifests = read_manifests(directory)
     ab = {} if ab_path is None else _read_ab(ab_path)
     sections = [
-        *ranking(ranked),
-        *retrieval(retrieved),
+        *ranking(metrics.ranking),
+        *retrieval(metrics.retrieval),
         *ab_test(ab),
         *_training(directory, manifests),
         *calibration(directory, manifests),
         *vectors(directory, manifests),
-        *_facts(manifests, summary),
+        *_facts(manifests, metrics.whole),
         *_config(directory, manifests),
     ]
+    there = {section.name.partition("-")[0] for section in sections}
     return Report(
         title=f"LEARN: {directory.resolve().name}",
         subtitle=_subtitle(manifests),
         notices=[SIMULATED] if ab.get("is_simulated") else [],
+        summary=summarise(directory, metrics, manifests),
         sections=sections,
+        left_out=[
+            f"No section on {name}: the run lacks {needed}."
+            for name, needed in _MADE_OF.items()
+            if name not in there
+        ],
     )
+
+
+def read_manifests(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifests of a run's artefacts by stage, verified.
+
+    Raises:
+        UserError: a damaged artefact.
+    """
+    return {
+        path.parent.name: _verified(path)
+        for path in sorted(directory.glob(f"*/{MANIFEST}"))
+    }
 
 
 def _verified(path: Path) -> dict[str, Any]:
@@ -86,7 +104,7 @@ def _verified(path: Path) -> dict[str, Any]:
     Raises:
         UserError: a file is missing or damaged; names it.
     """
-    manifest = _read_json(path)
+    manifest = read_json(path)
     kind = str(manifest.get("kind", ""))
     if kind in _KINDS_READ:
         verify(path.parent, kind)
@@ -103,27 +121,13 @@ def _verified(path: Path) -> dict[str, Any]:
 
 
 def _read_ab(path: Path) -> dict[str, Any]:
-    body = _read_json(path, required=True)
+    body = read_json(path, required=True)
     for field in dataclasses.fields(AbResult):
         if field.name not in body:
             raise UserError(
                 f"--ab {path}: no {field.name!r} in it; name a JSON that evaluate-ab "
                 "wrote"
             )
-    return body
-
-
-def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
-    if not path.exists() and not required:
-        return {}
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name the file") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); make it again") from None
-    if not isinstance(body, dict):
-        raise UserError(f"{path}: not a JSON object; make it again")
     return body
 
 
@@ -253,7 +257,7 @@ def _config(
     for stage in reversed(made):
         path = directory / stage / CONFIG
         if path.exists():
-            body = json.dumps(_read_json(path), indent=2)
+            body = json.dumps(read_json(path), indent=2)
             yield Section(
                 name="configuration",
                 title="Resolved configuration",

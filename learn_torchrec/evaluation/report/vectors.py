@@ -11,11 +11,12 @@ from learn_torchrec.arrays import BoolArray, Float64Array
 from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.config import from_dict
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts, cohort_title
+from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
 from learn_torchrec.evaluation.predictions import read_predictions
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.calibration import prediction_stages
 from learn_torchrec.evaluation.report.parts import Section
+from learn_torchrec.evaluation.words import cohort_title
 from learn_torchrec.vector_table import ITEMS, VectorTable
 
 _NEIGHBOURS = 10
@@ -57,8 +58,9 @@ def vectors(
         name="vectors",
         title="Content vectors before and after the towers",
         text=[
-            f"Of an item's {_NEIGHBOURS} nearest neighbours by content, {kept:.1%} "
-            "are still among them after the towers, which learn from behaviour."
+            f"Of an item's {_NEIGHBOURS} nearest neighbours by content, "
+            f"{100 * kept:.1f} % are still among them after the towers, which learn "
+            "from behaviour."
         ],
         figures=drawn,
     )
