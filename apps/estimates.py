@@ -156,15 +156,15 @@ def _weights(run: Run) -> float:
     return float(shape.num_layers * layer + dim * shape.width)
 
 
-def products_per_second(seconds: float = 0.2) -> float:
-    """Return the FLOP/s of matrix products on this machine's device."""
+def products_per_second(rounds: int = 20) -> float:
+    """Return the FLOP/s of matrix products on this machine's device, at their best."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fast = device.type == "cuda" or cpu_has_bfloat16()
+    is_half = device.type == "cuda" or cpu_has_bfloat16()
     left = torch.randn(1024, 1024, device=device)
-    left = left.bfloat16() if fast else left
-    left @ left  # the first call is slow
-    done, start = 0, time.monotonic()
-    while time.monotonic() - start < seconds:
-        (left @ left)[0, 0].item()
-        done += 1
-    return done * 2 * 1024**3 / (time.monotonic() - start)
+    left = left.bfloat16() if is_half else left
+    took = []
+    for _ in range(rounds):
+        start = time.monotonic()
+        (left @ left)[0, 0].item()  # waits for the device
+        took.append(time.monotonic() - start)
+    return float(2 * 1024**3 / min(took))
