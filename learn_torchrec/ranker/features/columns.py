@@ -76,7 +76,7 @@ class FeatureColumn:
             bad = np.argmin(is_finite)
             raise UserError(
                 f"{self.source}: column {self.name!r} is {self.values[bad]} in row "
-                f"{self.row_of(bad)}; replace it by a finite number"
+                f"{self.row_of(bad)}, no finite {np.dtype(dtype)}; replace it"
             )
         return numbers
 
