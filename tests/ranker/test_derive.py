@@ -266,6 +266,7 @@ def test_a_sample_is_spread_over_the_rows(tmp_path, wanted):
         assert len(found) == min(wanted, 3000) or 0.5 < len(found) / wanted < 2
         assert (np.diff(found) > 0).all()
         assert len(np.unique(found // 700)) >= min(len(source), wanted)
+        assert found[-1] >= 2400
         again = sample_rows(source, wanted)["x"].to_numpy()
         assert np.array_equal(found, again)
 
