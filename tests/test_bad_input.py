@@ -96,7 +96,8 @@ def test_an_interaction_with_an_unknown_item(capsys, market, store, out):
 def test_ranker(capsys, market, out):
     arguments = ("train-ranker", "--data", f"parquet:{market}", "--out", out)
     line = fails(capsys, *arguments)  # the preset's features are MovieLens's
-    assert "impressions.parquet: feature column 'age_decade' is missing" in line
+    assert "ranker.features.sparse: no column 'age'; the impressions have" in line
+    arguments += ("--set", "ranker.features.sparse=user_id", "ranker.features.dense=")
     line = fails(capsys, *arguments, "--set=split.test_from=tomorrow")
     assert "split.test_from=tomorrow: write a share such as 80%" in line
     path = market / "impressions.parquet"

@@ -13,6 +13,7 @@ from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.row_groups import RowGroups
 from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.encode import Encoder
 from learn_torchrec.ranker.features import (
     BucketizedFeature,
     DenseFeature,
@@ -22,6 +23,7 @@ from learn_torchrec.ranker.features import (
 )
 from learn_torchrec.ranker.features import derive as derive_module
 from learn_torchrec.ranker.features.derive import derive_features
+from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.features.profile import (
     ColumnProfile,
     fit_number,
@@ -171,6 +173,19 @@ def test_what_becomes_of_every_column(derived):
 def test_every_choice_has_its_reason(derived, column, reason):
     found = {choice.column: choice.reason for choice in derived.choices}
     assert reason in found[column]
+
+
+def test_what_is_derived_can_be_encoded(derived, shop):
+    dataset = open_dataset(f"parquet:{shop}")
+    lookups = open_lookups(dataset, derived.config, TASKS, ["buy"])
+    encoder = Encoder(derived.config, TASKS, None, "file", lookups)
+    rows = encoder(dataset.impressions)
+    assert rows.dense.shape == (ROWS, derived.config.dense_width)
+    assert np.isfinite(rows.dense).all()
+    assert rows.dense.std(axis=0).min() > 0
+    for feature in derived.config.sparse:
+        values = rows.sparse[feature.name].values
+        assert 0 <= values.min() < values.max() < feature.table_rows
 
 
 def test_nothing_outside_the_training_interval_is_seen(derived):
