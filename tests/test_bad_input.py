@@ -98,8 +98,8 @@ def test_an_interaction_with_an_unknown_item(capsys, market, store, out):
 
 def test_ranker(capsys, market, out):
     arguments = ("train-ranker", "--data", f"parquet:{market}", "--out", out)
-    line = fails(capsys, *arguments, "--set=ranker.features.sparse=age_decade")
-    assert "impressions.parquet: feature column 'age_decade' is missing" in line
+    line = fails(capsys, *arguments, "--set=ranker.features.sparse=age")
+    assert "ranker.features.sparse: no column 'age'; the impressions have" in line
     line = fails(capsys, *arguments, "--set=split.test_from=tomorrow")
     assert "split.test_from=tomorrow: write a share such as 80%" in line
     path = market / "impressions.parquet"

@@ -40,6 +40,7 @@ def test_a_planted_leak_is_refused(market, tmp_path, capsys):
             [
                 *("train-ranker", "--data", f"parquet:{market}"),
                 *("--vectors", str(tmp_path / "late"), "--out", str(tmp_path / "out")),
+                *("--set", "ranker.features.sparse=user_id", "ranker.features.dense="),
             ]
         )
     assert caught.value.code == 2

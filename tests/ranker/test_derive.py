@@ -13,6 +13,7 @@ from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.row_groups import RowGroups
 from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.encode import Encoder
 from learn_torchrec.ranker.features import (
     BucketizedFeature,
     DenseFeature,
@@ -22,6 +23,7 @@ from learn_torchrec.ranker.features import (
 )
 from learn_torchrec.ranker.features import derive as derive_module
 from learn_torchrec.ranker.features.derive import derive_features
+from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.features.profile import (
     ColumnProfile,
     fit_number,
@@ -173,6 +175,19 @@ def test_every_choice_has_its_reason(derived, column, reason):
     assert reason in found[column]
 
 
+def test_what_is_derived_can_be_encoded(derived, shop):
+    dataset = open_dataset(f"parquet:{shop}")
+    lookups = open_lookups(dataset, derived.config, TASKS, ["buy"])
+    encoder = Encoder(derived.config, TASKS, None, "file", lookups)
+    rows = encoder(dataset.impressions)
+    assert rows.dense.shape == (ROWS, derived.config.dense_width)
+    assert np.isfinite(rows.dense).all()
+    assert rows.dense.std(axis=0).min() > 0
+    for feature in derived.config.sparse:
+        values = rows.sparse[feature.name].values
+        assert 0 <= values.min() < values.max() < feature.table_rows
+
+
 def test_nothing_outside_the_training_interval_is_seen(derived):
     price = next(f for f in derived.config.dense if f.column == "price")
     assert price.transform == "standard"
@@ -266,6 +281,7 @@ def test_a_sample_is_spread_over_the_rows(tmp_path, wanted):
         assert len(found) == min(wanted, 3000) or 0.5 < len(found) / wanted < 2
         assert (np.diff(found) > 0).all()
         assert len(np.unique(found // 700)) >= min(len(source), wanted)
+        assert found[-1] >= 2400
         again = sample_rows(source, wanted)["x"].to_numpy()
         assert np.array_equal(found, again)
 

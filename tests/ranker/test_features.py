@@ -134,6 +134,10 @@ def with_column(name, values):
             "file: column 'price' is string, must be a number",
         ),
         (with_column("price", [1, 2, 3, np.inf, 5]), "'price' is inf in row 3"),
+        (
+            with_column("price", [1, 1e300, 3, 4, 5]),
+            "is 1e.300 in row 1, no finite flo",
+        ),
         (with_column("tags", [0.5] * 5), "file: column 'tags': ids are double"),
         (
             with_column("tags", [["x"], [None], [], [], []]),

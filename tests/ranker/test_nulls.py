@@ -130,7 +130,9 @@ def test_an_id_needs_its_weight():
 
 def test_infinity_is_refused_beside_nulls():
     table = TABLE.set_column(9, "price", pa.array([4.0, None, float("-inf"), 8.0]))
-    with pytest.raises(UserError, match="column 'price' is -inf in row 2; replace"):
+    with pytest.raises(
+        UserError, match="column 'price' is -inf in row 2, no finite float64; replace"
+    ):
         encode(dataclasses.replace(ALL, sparse=ALL.sparse[:1]), table)
 
 

@@ -85,7 +85,8 @@ class DerivedFeatures:
         dense = []
         for number in features.dense:
             column = self.columns.get(number.column)
-            if number.transform is None and column and is_number(column.kind):
+            fits = column and is_number(column.kind) and len(column.numbers())
+            if number.transform is None and column and fits:
                 number = column.number_feature()
             dense.append(number)
         return replace(features, sparse=tuple(sparse), dense=tuple(dense))

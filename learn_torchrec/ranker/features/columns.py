@@ -12,7 +12,7 @@ from learn_torchrec.arrays import AnyArray, BoolArray, Int64Array
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
 from learn_torchrec.datasets.loading.tables import row_of
 from learn_torchrec.errors import UserError, require_columns
-from learn_torchrec.ids import type_name
+from learn_torchrec.ids import as_ids, type_name
 from learn_torchrec.jagged import offsets_of
 
 # What becomes of a null: see `FeaturesConfig`.
@@ -57,6 +57,17 @@ class FeatureColumn:
         row = np.searchsorted(offsets_of(self.lengths), entry, side="right") - 1
         return int(self.row_numbers[row])
 
+    def ids(self) -> pa.Array:
+        """Return the entries in the normal form of ids [V]; booleans are 0 and 1.
+
+        Raises:
+            UserError: neither integers nor strings.
+        """
+        values = self.values
+        if pt.is_boolean(values.type):
+            values = values.cast(pa.int8())
+        return as_ids(values, f"{self.source}: column {self.name!r}")
+
     def numbers(self, dtype: Any = np.float32) -> AnyArray:
         """Return the entries as floats [V].
 
@@ -76,7 +87,7 @@ class FeatureColumn:
             bad = np.argmin(is_finite)
             raise UserError(
                 f"{self.source}: column {self.name!r} is {self.values[bad]} in row "
-                f"{self.row_of(bad)}; replace it by a finite number"
+                f"{self.row_of(bad)}, no finite {np.dtype(dtype)}; replace it"
             )
         return numbers
 

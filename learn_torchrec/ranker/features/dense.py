@@ -1,7 +1,7 @@
 """Dense features: number columns, perhaps standardized."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.features.columns import FeatureColumn, Nulls, read_column
 from learn_torchrec.schema import WEIGHT
 
+Transform: TypeAlias = Literal["none", "standard", "log"]
 CLIP = 10.0  # standard deviations
 
 
@@ -31,7 +32,7 @@ class DenseFeature:
     """
 
     column: str
-    transform: Literal["none", "standard", "log"] | None = None
+    transform: Transform | None = None
     mean: FiniteFloat = 0.0
     std: PositiveFloat = 1.0
     null_flag: bool = False

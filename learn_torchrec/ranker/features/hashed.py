@@ -6,14 +6,14 @@ import numpy as np
 
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration
-from learn_torchrec.ids import as_ids, hash_ids
+from learn_torchrec.ids import hash_ids
 from learn_torchrec.ranker.features.base import SizedFeature
 from learn_torchrec.ranker.features.columns import FeatureColumn
 
 
 @configuration
 class HashedFeature(SizedFeature):
-    """Integers or strings, hashed alike in every process and version; ids may collide.
+    """Integers, strings or booleans, hashed alike everywhere; ids may collide.
 
     Attributes:
         ids: the kind.
@@ -23,5 +23,4 @@ class HashedFeature(SizedFeature):
 
     def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return each id's hash modulo the table's rows, int64 [V]."""
-        known = as_ids(ids.values, f"{ids.source}: column {ids.name!r}")
-        return (hash_ids(known) % np.uint64(self.table_rows)).astype(np.int64)
+        return (hash_ids(ids.ids()) % np.uint64(self.table_rows)).astype(np.int64)

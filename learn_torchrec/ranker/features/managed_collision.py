@@ -12,7 +12,7 @@ from torchrec.modules.mc_modules import (
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration, require
 from learn_torchrec.errors import UserError
-from learn_torchrec.ids import as_ids, hash_ids
+from learn_torchrec.ids import hash_ids
 from learn_torchrec.ranker.features.base import SizedFeature
 from learn_torchrec.ranker.features.columns import FeatureColumn
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
@@ -54,8 +54,7 @@ class ManagedCollisionFeature(SizedFeature):
 
     def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return a non-negative 63-bit key of each id, int64 [V]."""
-        known = as_ids(ids.values, f"{ids.source}: column {ids.name!r}")
-        return (hash_ids(known) >> np.uint64(1)).astype(np.int64)
+        return (hash_ids(ids.ids()) >> np.uint64(1)).astype(np.int64)
 
     def check(self, optimizer: TableOptimizerConfig, device: torch.device) -> None:
         """Refuse an optimizer whose state the CPU cannot reset."""

@@ -8,6 +8,8 @@
 
 Only what lies strictly before an impression's second counts, so that the rows of one
 request do not see each other's labels. Impressions without a label count for nothing.
+Labels that are known much later than their impressions make rates too fresh in
+training: leave the rates out then.
 With several tasks each has its rates, such as `user_past_rate_ctr`: a click and a
 purchase are different signals.
 

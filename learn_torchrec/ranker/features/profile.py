@@ -18,11 +18,15 @@ import pyarrow.types as pt
 from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array
 from learn_torchrec.datasets.loading.row_groups import RowSource
 from learn_torchrec.ranker.features.columns import is_list
-from learn_torchrec.ranker.features.dense import DenseFeature, signed_log
+from learn_torchrec.ranker.features.dense import (
+    DenseFeature,
+    Transform,
+    signed_log,
+)
 
 SAMPLE_ROWS = 200_000
 _GROUPS = 32  # row groups that are read, spread over the interval
-_STRIDE = 8  # of a long row group, only a first part is read, every 8th row of it
+_STRIDE = 8  # of long row groups only a first part is read, every 8th row of it
 _BINS = 200  # of numbers, to compare them with labels
 _ENOUGH = 25  # positives and negatives, to judge a column by its AUC
 
@@ -39,7 +43,9 @@ def sample_rows(source: RowSource, rows: int = SAMPLE_ROWS) -> pa.Table:
     wanted = -(-rows // len(groups))
     parts = [source.empty()]
     for group in groups.tolist():
-        stride = min(_STRIDE, max(1, int(source.sizes[group]) // wanted))
+        stride = max(1, int(source.sizes[group]) // wanted)
+        if len(groups) > 1:
+            stride = min(_STRIDE, stride)
         parts += _every(source.pieces(group), stride, wanted)
     return pa.concat_tables(parts)
 
@@ -141,7 +147,7 @@ class ColumnProfile:
         transform, mean, std = fit_number(self.numbers())
         return DenseFeature(
             column=self.name,
-            transform=transform,  # type: ignore[arg-type]
+            transform=transform,
             mean=mean,
             std=std,
             null_flag=self.null_share >= 0.01,
@@ -188,7 +194,7 @@ def is_decimal_number(kind: pa.DataType) -> bool:
     return pt.is_floating(kind) or pt.is_decimal(kind)
 
 
-def fit_number(numbers: Float64Array) -> tuple[str, float, float]:
+def fit_number(numbers: Float64Array) -> tuple[Transform, float, float]:
     """Return transform, mean and standard deviation for `DenseFeature`.
 
     Extremes (0.1 % at either end) are pulled in first, so that single outliers decide
@@ -200,7 +206,7 @@ def fit_number(numbers: Float64Array) -> tuple[str, float, float]:
     low, lower, middle, upper, high = np.quantile(
         numbers, [0.001, 0.25, 0.5, 0.75, 0.999], method="nearest"
     )
-    transform = "standard"
+    transform: Transform = "standard"
     with np.errstate(over="ignore"):
         spread = (upper - lower) / 1.35  # a normal distribution's standard deviation
         is_heavy = max(high - middle, middle - low) > _HEAVY * spread > 0
