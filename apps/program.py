@@ -55,8 +55,9 @@ def parser(
 ) -> argparse.ArgumentParser:
     """Return the parser of a command, whose help ends with an example."""
     notes = [textwrap.fill(epilog, 80)] if epilog else []
-    if example := STAGES[command].example:
-        notes.append(f"example:\n  learn-torchrec {command} {example}")
+    stage = STAGES.get(command)  # None: a benchmark
+    if stage and stage.example:
+        notes.append(f"example:\n  learn-torchrec {command} {stage.example}")
     return argparse.ArgumentParser(
         prog=f"learn-torchrec {command}",
         description=description,

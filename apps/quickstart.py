@@ -154,6 +154,7 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
     logs = args.out / "logs"
     logs.mkdir(exist_ok=True)
     output = logs / f"{step.name}.log"
+    print(f"  its log: {output}", flush=True)
     progress = live_log_path(args.out / step.name)
     if not (args.out / "checkpoints" / step.name).exists():
         progress.unlink(missing_ok=True)  # of an earlier run, not to be resumed

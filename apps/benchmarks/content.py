@@ -103,14 +103,18 @@ def over_sentence_transformers(model: str, texts: list[str]) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; with --json also write the results."""
     parser = measure.parser("content", __doc__)
-    parser.add_argument("--data", default="movielens:auto", metavar="ADAPTER:PATH")
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--items", type=int, default=128)
+    parser.add_argument(
+        "--data", default="movielens:auto", metavar="ADAPTER:PATH", help="whose texts"
+    )
+    parser.add_argument("--model", default="smollm2", metavar="MODEL", help="to time")
+    parser.add_argument(
+        "--items", type=int, default=128, metavar="N", help="texts to encode"
+    )
     parser.add_argument(
         "--sentence-model",
         default=MINILM,
         metavar="MODEL",
-        help="a model that both libraries can load (default: %(default)s)",
+        help="a model that both libraries can load",
     )
     args = parser.parse_args(argv)
     measure.require(sentence_transformers="sentence-transformers")

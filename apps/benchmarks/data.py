@@ -36,6 +36,7 @@ from ..program import run
 from . import measure
 
 _ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000
+_DISK_PER_ROW = 100  # bytes: the log, what DuckDB spills, the result
 _DAYS = 300
 _BATCH, _RANKING_ROWS, _REPEATS = 4096, 2_000_000, 11
 _GROUPS = 2  # row groups in the plain loop's buffer, as many rows as a window's
@@ -203,12 +204,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=int,
         nargs="+",
         default=[1_000_000, 10_000_000, 100_000_000],
-        help="sizes of the log (default: %(default)s)",
+        metavar="N",
+        help="sizes of the log",
     )
-    parser.add_argument("--memory", default="2GB", help="DuckDB's (default: 2GB)")
-    parser.add_argument("--scratch", type=Path, help="folder with room for the data")
+    parser.add_argument("--memory", default="2GB", metavar="SIZE", help="DuckDB's")
+    parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="folder with room for the data"
+    )
     args = parser.parse_args(argv)
     measure.require(duckdb="duckdb", pytest="pytest")
+    measure.require_machine(1, max(args.rows) * _DISK_PER_ROW, args.scratch)
     results = {
         "machine": measure.machine(),
         "engine_memory": args.memory,

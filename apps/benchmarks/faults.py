@@ -71,11 +71,16 @@ def random_kills(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the suite, print the counts, and write them where asked."""
     parser = measure.parser("faults", __doc__)
-    parser.add_argument("--kills", type=int, default=50, help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="stages run at a time")
-    parser.add_argument("--seed", type=int, help="of the faults (default: the time)")
+    parser.add_argument(
+        "--kills", type=int, default=50, metavar="N", help="of all stages"
+    )
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at a time")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of the faults (default: the time)"
+    )
     args = parser.parse_args(argv)
     measure.require(pytest="pytest")
+    measure.require_machine(2)
     seed = int(time.time()) if args.seed is None else args.seed
     generator = random.Random(seed)
     results: dict[str, Any] = {"machine": measure.machine(), "seed": seed}

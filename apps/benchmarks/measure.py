@@ -8,9 +8,11 @@ import os
 import platform
 import re
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +22,9 @@ import torch
 
 from learn_torchrec.errors import UserError
 
+from ..checkup import machine as machine_checks
 from ..checkup.installation import PIP
-from ..program import write_json
+from ..program import HelpFormatter, write_json
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -37,6 +40,7 @@ def parser(
         prog=f"python -m apps.benchmarks.{name}",
         description=description,
         allow_abbrev=False,
+        formatter_class=HelpFormatter,
     )
     result.add_argument(
         "--json",
@@ -75,6 +79,29 @@ def require(**wheels: str) -> None:
         raise UserError(
             f"this benchmark needs {' and '.join(missing)}; run {PIP} install "
             f"{' '.join(missing)}"
+        )
+
+
+def require_machine(
+    processors: int = 1, disk_bytes: float = 0, folder: Path | None = None
+) -> None:
+    """Check that this machine has processors, and room in `folder` (default: TMPDIR).
+
+    Raises:
+        UserError: it has fewer or less.
+    """
+    present = machine_checks.processors()
+    if present < processors:
+        raise UserError(
+            f"this benchmark needs {processors} processors, one for each rank; this "
+            f"process may use {present}; run it on a larger machine"
+        )
+    folder = folder or Path(tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
+    if free < disk_bytes:
+        raise UserError(
+            f"this benchmark needs {disk_bytes / 1e9:.1f} GB of disk; {folder} has "
+            f"{free / 1e9:.1f} free; ask for fewer --rows or set TMPDIR"
         )
 
 

@@ -28,6 +28,7 @@ from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 from .. import program
 from . import measure
 
+_DISK_PER_ROW = 14  # bytes: an int64, an int8 and a float32, and their pages
 _ROWS_PER_USER = 20
 _ROW_GROUP = 1 << 20
 _SKLEARN_ROWS = 1_000_000
@@ -38,10 +39,15 @@ _TIMED_USERS = 4_096
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; write JSON where asked."""
     parser = measure.parser("metrics", __doc__)
-    parser.add_argument("--rows", type=int, default=100_000_000)
-    parser.add_argument("--users", type=int, default=240_000, help="of the top-K")
+    parser.add_argument(
+        "--rows", type=int, default=100_000_000, metavar="N", help="of a file"
+    )
+    parser.add_argument(
+        "--users", type=int, default=240_000, metavar="N", help="of the top-K"
+    )
     args = parser.parse_args(argv)
     measure.require(faiss="faiss-cpu", sklearn="scikit-learn")
+    measure.require_machine(1, args.rows * _DISK_PER_ROW)
     body = {
         **measure_rows(args.rows),
         **measure_against_sklearn(),

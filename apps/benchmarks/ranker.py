@@ -251,13 +251,18 @@ def ratios(rounds: list[dict[int, dict[str, float]]]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; write JSON where asked."""
     parser = measure.parser("ranker", __doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="launches of each kind")
-    parser.add_argument("--turns", type=int, default=1, help="turns in a launch")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="launches of each kind"
+    )
+    parser.add_argument(
+        "--turns", type=int, default=1, metavar="N", help="turns in a launch"
+    )
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
         write_rates(args.worker, args.turns, args.json)
         return
+    measure.require_machine(2)
     with tempfile.TemporaryDirectory() as directory:
         paths = {}
         for ranks in (1, 2):

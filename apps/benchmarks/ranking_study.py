@@ -97,8 +97,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="MOMENT",
         help="start of the validation period, as split.test_from",
     )
-    parser.add_argument("--trials", type=int, default=12, help="settings for each")
-    parser.add_argument("--seeds", type=int, default=5, help="paired runs of the test")
+    parser.add_argument(
+        "--trials", type=int, default=12, metavar="N", help="settings for each"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=5, metavar="N", help="paired runs of the test"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     return parser
 

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import evaluate_retrieval, options, train_towers
+from learn_torchrec.presets import PRESETS
+
+from .. import evaluate_retrieval, options, program, train_towers
 from . import measure
 
 GROUPS = ("retrieval", "new_targets", "tail_targets")
@@ -22,13 +24,27 @@ INPUTS = ("content", "content+id")
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, evaluate and write the figures."""
     parser = measure.parser("retrieval", __doc__, "amazon.json")
-    parser.add_argument("--preset", default="amazon", help="amazon, retail, ...")
-    parser.add_argument("--data", required=True, metavar="ADAPTER:PATH")
-    parser.add_argument("--content", required=True, metavar="DIR", type=Path)
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--inputs", nargs="+", default=INPUTS, choices=(*INPUTS, "id"))
-    parser.add_argument("--set", nargs="+", default=[], dest="overrides")
+    parser.add_argument(
+        "--preset", default="amazon", choices=sorted(PRESETS), help="of the towers"
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="ADAPTER:PATH", help=options.DATA_HELP
+    )
+    options.add_input(parser, "--content", "content store of the items")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", type=Path, help="for the towers"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="runs of each input"
+    )
+    parser.add_argument(
+        "--inputs",
+        nargs="+",
+        default=INPUTS,
+        choices=(*INPUTS, "id"),
+        help="of the towers",
+    )
+    program.add_overrides(parser, "change one setting; may be repeated")
     args = parser.parse_args(argv)
     body: dict[str, Any] = {"seeds": args.seeds, "preset": args.preset}
     for inputs in args.inputs:

@@ -128,8 +128,11 @@ def _rates(span: list[Sample]) -> tuple[float, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print, and add the figures to those of the fault suite where asked."""
     parser = measure.parser("soak", __doc__, "faults.json")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, metavar="N", help="of training"
+    )
     args = parser.parse_args(argv)
+    measure.require_machine(2)
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         prepare(Path(name))
         samples, status = watch(args.minutes, Path(name))

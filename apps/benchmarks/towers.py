@@ -416,7 +416,9 @@ def measure_loss_memory() -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print; write JSON where asked."""
     parser = measure.parser("towers", __doc__)
-    parser.add_argument("--repeats", type=int, default=3, help="timed rounds")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="timed rounds"
+    )
     args = parser.parse_args(argv)
     result: dict[str, Any] = {"machine": measure.machine()}
     result |= measure_loss_memory()

@@ -46,7 +46,7 @@ def check_disk(directory: Path) -> Check:
 def check_memory(available: int | None = None) -> Check:
     """Check the available memory in bytes, and report the number of processors."""
     available = available_memory() if available is None else available
-    found = f"{available / GIB:.1f} GiB available, {_processors()} processors"
+    found = f"{available / GIB:.1f} GiB available, {processors()} processors"
     if available < LEAST_MEMORY:
         return problem(
             "memory",
@@ -70,7 +70,8 @@ def available_memory() -> int:
     return available
 
 
-def _processors() -> int:
+def processors() -> int:
+    """Return how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
