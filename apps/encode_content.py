@@ -71,14 +71,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     config = job.run.content
     encoder = extract.encoder_identity(config)
-    items = open_dataset(args.data).items
+    dataset = open_dataset(args.data)
+    items = dataset.items
     ids = store.checked_ids(items[ITEM_ID])
     with process_group(), locked_on_rank0(job.out):
         partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"
         cache = VectorCache(partial, _earlier(args, encoder))
         part = rank_share(items.num_rows)
         mine = extract.text_hashes(
-            items.slice(part.start, part.stop - part.start), config
+            items.slice(part.start, part.stop - part.start),
+            config,
+            dataset.name(ITEMS_FILE),
         )
         hashes = np.concatenate(gather_objects(mine))
         # Rank 0 decides: some file systems list directories late.

@@ -217,6 +217,11 @@ def _first_problem(kind: Any, error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if message.partition(":")[0] in _field_names(_kind_at(kind, path)):
             return ".".join([*path, message])
+    elif problem["type"] == "dataclass_type" and path:
+        first = _field_names(_kind_at(kind, path))[0]
+        message = (
+            f'must be an object such as {{"{first}": ...}}, not {problem["input"]!r}'
+        )
     else:
         message = _reworded(problem["type"], problem["msg"], problem.get("ctx", {}))
         if path and isinstance(problem["input"], str | int | float):

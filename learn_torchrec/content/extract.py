@@ -41,15 +41,18 @@ class ContentConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
 
 
-def text_hashes(items: pa.Table, config: ContentConfig) -> UInt64Array:
-    """Return the hash of every item's text, uint64 [N, 2].
+def text_hashes(
+    items: pa.Table, config: ContentConfig, source: str = "items"
+) -> UInt64Array:
+    """Return the hash of every item's text, uint64 [N, 2]; `source` names the items.
 
     Raises:
         UserError: an item without text.
     """
     hashes = [np.empty((0, 2), np.uint64)]
     for start in range(0, items.num_rows, _RENDERED_ROWS):  # never all texts at once
-        texts = render(items.slice(start, _RENDERED_ROWS), config.prompt)
+        part = items.slice(start, _RENDERED_ROWS)
+        texts = render(part, config.prompt, source)
         hashes.append(hash_texts(texts))
     return np.concatenate(hashes)
 

@@ -5,6 +5,7 @@ the title, category and brand in one sentence, the price, the keywords and the s
 attributes, every value in double quotes. A missing field's clause is left out.
 """
 
+import datetime
 import math
 import string
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class PromptConfig:
     template: str | None = None
 
 
-def render(items: pa.Table, config: PromptConfig) -> list[str]:
+def render(items: pa.Table, config: PromptConfig, source: str = "items") -> list[str]:
     """Return one text per item, in the table's order.
 
     Prices may be numbers; a list of strings is joined with ", "; null, blank and NaN
@@ -82,6 +83,7 @@ def render(items: pa.Table, config: PromptConfig) -> list[str]:
         items: the column `item_id` and any of `title`, `category`, `brand`,
             `price`, `keywords`, `attributes`; a template may name other columns.
         config: the prompt's settings.
+        source: of the items, for messages.
 
     Raises:
         UserError: a column is missing or holds no text, the template has an unknown
@@ -94,17 +96,18 @@ def render(items: pa.Table, config: PromptConfig) -> list[str]:
 Its price is "4.5 yuan".'
     """
     if ITEM_ID not in items.column_names:
-        raise UserError(f"items: no column {ITEM_ID}; every item needs an id")
+        raise UserError(f"{source}: no column {ITEM_ID}; every item needs an id")
     if config.template is None:
         fields = [name for name in ITEM_TEXT_FIELDS if name in items.column_names]
     else:
         fields = _placeholders(config.template, items.column_names)
     if not fields:
         raise UserError(
-            "items: no text column; give at least one of " + ", ".join(ITEM_TEXT_FIELDS)
+            f"{source}: no text column; give at least one of "
+            + ", ".join(ITEM_TEXT_FIELDS)
         )
-    columns = {name: _column_texts(items, name) for name in fields}
-    _refuse_textless(items, columns)
+    columns = {name: _column_texts(items, name, source) for name in fields}
+    _refuse_textless(items, columns, source)
     if PRICE in columns and config.currency and config.template is None:
         columns[PRICE] = [p and f"{p} {config.currency}" for p in columns[PRICE]]
     rows = (
@@ -167,7 +170,7 @@ def _placeholders(template: str, columns: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _column_texts(items: pa.Table, name: str) -> list[str]:
+def _column_texts(items: pa.Table, name: str, source: str) -> list[str]:
     values = items[name].to_pylist()
     # A float32 price must print as it was written (4.99), not as a double.
     single = pa.types.is_float32(items.schema.field(name).type)
@@ -175,7 +178,7 @@ def _column_texts(items: pa.Table, name: str) -> list[str]:
         return [_text(np.float32(v) if single and v is not None else v) for v in values]
     except TypeError as error:
         raise UserError(
-            f"items: column {name} has {error}; give text, numbers or lists of text"
+            f"{source}: column {name} has {error}; give text, numbers or lists of text"
         ) from None
 
 
@@ -187,6 +190,8 @@ def _text(value: Any) -> str:
         return " ".join(value.split())
     if isinstance(value, list):
         return ", ".join(part for part in map(_text, value) if part)
+    if isinstance(value, datetime.date):  # or a time
+        return str(value)
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float | np.floating):
@@ -196,7 +201,9 @@ def _text(value: Any) -> str:
     raise TypeError(f"a value of type {type(value).__name__}")
 
 
-def _refuse_textless(items: pa.Table, columns: dict[str, list[str]]) -> None:
+def _refuse_textless(
+    items: pa.Table, columns: dict[str, list[str]], source: str
+) -> None:
     textless = [
         row
         for row, values in enumerate(zip(*columns.values(), strict=True))
@@ -205,7 +212,7 @@ def _refuse_textless(items: pa.Table, columns: dict[str, list[str]]) -> None:
     if textless:
         first = items[ITEM_ID][textless[0]].as_py()
         raise UserError(
-            f"items: {len(textless)} of {items.num_rows} items have no text, the "
+            f"{source}: {len(textless)} of {items.num_rows} items have no text, the "
             f"first is {ITEM_ID} {first!r}; fill one of "
             f"{', '.join(columns)}, or drop these items"
         )

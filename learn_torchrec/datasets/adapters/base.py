@@ -28,13 +28,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from learn_torchrec.arrays import Int64Array, as_arrow
+from learn_torchrec.arrays import Int64Array, as_arrow, decoded
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.adapters.item_texts import unescape
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.datasets.loading.row_groups import RowGroups, RowSource
+from learn_torchrec.datasets.loading.row_groups import (
+    RowGroups,
+    RowSource,
+    open_parquet,
+)
 from learn_torchrec.datasets.loading.time_range import Interval
 from learn_torchrec.datasets.sequences import (
     TICK,
@@ -43,7 +47,7 @@ from learn_torchrec.datasets.sequences import (
     item_rows,
 )
 from learn_torchrec.errors import UserError
-from learn_torchrec.ids import refuse_duplicates, refuse_other_types
+from learn_torchrec.ids import normal_type, refuse_duplicates, refuse_other_types
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
@@ -159,12 +163,7 @@ class Dataset(abc.ABC):
     def impressions(self) -> pa.Table:
         """The ranker's rows, in file order."""
         table = self.check(IMPRESSIONS_FILE, self.read_impressions())
-        refuse_other_types(
-            table[USER_ID].type,
-            self.interactions[USER_ID].type,
-            f"{self.name(IMPRESSIONS_FILE)}: column {USER_ID!r}",
-            self.name(INTERACTIONS_FILE),
-        )
+        self._refuse_other_users(table.schema, self.interactions.schema)
         return table
 
     def impressions_between(
@@ -191,7 +190,21 @@ class Dataset(abc.ABC):
         where = self.parquet(IMPRESSIONS_FILE)
         if where is None or in_memory:
             return TableRows(self.impressions, interval, self.name(IMPRESSIONS_FILE))
-        return RowGroups(where, columns, interval, optional)
+        rows = RowGroups(where, columns, interval, optional)
+        log = self.parquet(INTERACTIONS_FILE)
+        if USER_ID in rows.schema.names and log is not None and log.exists():
+            self._refuse_other_users(rows.schema, open_parquet(log).schema)
+        return rows
+
+    def _refuse_other_users(self, rows: pa.Schema, log: pa.Schema) -> None:
+        """Refuse impressions whose users cannot be joined to the log's."""
+        if USER_ID in log.names:
+            where = f"{self.name(IMPRESSIONS_FILE)}: column {USER_ID!r}"
+            ours, theirs = (
+                normal_type(decoded(one.field(USER_ID).type), where)
+                for one in (rows, log)
+            )
+            refuse_other_types(ours, theirs, where, self.name(INTERACTIONS_FILE))
 
     @property
     def times(self) -> Int64Array:
