@@ -10,7 +10,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 from . import program
 from .stages import STAGES
@@ -69,9 +69,9 @@ def _app_main(command: str) -> Callable[[Sequence[str]], None]:
     except (ImportError, OSError) as error:  # OSError: a wheel's library cannot load
         if _is_ours(error):
             raise
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{name} cannot start: {reason}; learn-torchrec doctor names the fix"
+            f"{name} cannot start: {first_line(error)}; learn-torchrec doctor names "
+            "the fix"
         ) from error
     return app.main
 

@@ -25,7 +25,15 @@ from learn_torchrec.evaluation.topk import (
 from learn_torchrec.ids import IdIndex, as_ids
 from learn_torchrec.jagged import Jagged
 from learn_torchrec.ranker.vectors import MISSING, LearnVectors
-from learn_torchrec.schema import ACTION, ITEM_ID, SCORE, TIMESTAMP, TITLE, USER_ID
+from learn_torchrec.schema import (
+    ACTION,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    SCORE,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+)
 
 from . import options, program
 
@@ -156,7 +164,10 @@ def _user_id(text: str, dataset: Dataset) -> pa.Array:
     try:
         return pa.array([text]).cast(kind)
     except pa.ArrowInvalid:
-        raise UserError(f"--user {text}: users are {kind} in this data set") from None
+        raise UserError(
+            f"--user {text}: users are {kind} in {dataset.name(INTERACTIONS_FILE)}; "
+            "give one of its ids"
+        ) from None
 
 
 def events_of(

@@ -218,8 +218,11 @@ def _first_problem(kind: Any, error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if message.partition(":")[0] in fields:
             return entry + ".".join([*([name] if name else []), message])
-    elif problem["type"] == "dataclass_type":
-        message = f"must be a JSON object of {', '.join(fields)}"
+    elif problem["type"] == "dataclass_type" and path:
+        message = (
+            f'must be an object such as {{"{fields[0]}": ...}}, not '
+            f"{problem['input']!r}"
+        )
     else:
         message = _reworded(problem["type"], problem["msg"], problem.get("ctx", {}))
     is_ours = problem["type"] == "value_error"

@@ -20,7 +20,7 @@ class Stopped(Exception):
     """The run was asked to stop early, and has saved what it needs to resume."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; its type's name if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 

@@ -34,6 +34,9 @@ USER_VECTORS_FILE = "user_vectors.parquet"
 ITEM_VECTORS_FILE = "item_vectors.parquet"
 PREDICTIONS_FILE = "predictions.parquet"
 
+# Key of a file's metadata: b"true" marks generated outcomes of an A/B test.
+SIMULATED = b"simulated"
+
 # Activity counts that predictions carry for the evaluation's cohorts: events
 # strictly before the impression's day, within the cohort window.
 USER_ACTIVITY = "user_activity"

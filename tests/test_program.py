@@ -14,6 +14,7 @@ import pytest
 
 from learn_torchrec.apps import main, program
 from learn_torchrec.apps.benchmarks import measure
+from learn_torchrec.artifact import is_finished, recipe_of, write_artifact
 from learn_torchrec.errors import UserError
 
 
@@ -198,3 +199,53 @@ def test_a_file_below_a_file_is_refused_before_the_work(app, tmp_path, capsys):
     assert (
         f"--out {out}: {tmp_path / 'thesis.txt'} is a file" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("/proc/x", "cannot be written"),
+        ("/proc/x/y.json", "cannot be written"),
+        ("/dev/null", "is no plain file"),
+        ("x" * 245, "File name too long"),
+        ("loop/x", "Too many levels of symbolic links"),
+    ],
+)
+def test_odd_places_are_refused_before_the_work(out, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(UserError, match=reason) as caught:
+        program.check_output_file(Path(out))
+    assert str(caught.value).startswith(f"--out {out}: ")
+
+
+def test_a_finished_artefact_is_reused_where_nothing_can_be_written(
+    tmp_path, monkeypatch
+):
+    with write_artifact(tmp_path / "x", kind="k", config={}, inputs={}):
+        pass
+    recipe = recipe_of("k", {}, {})
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    assert is_finished(tmp_path / "x", "k", recipe)
+    with pytest.raises(UserError, match=r"--out .*y: cannot be written \(Read-only"):
+        is_finished(tmp_path / "y", "k", recipe)
+
+
+@pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
+def test_titles_can_be_printed_in_every_locale(locale):
+    code = (
+        "from learn_torchrec.apps import program\n"
+        "program.run(lambda _: print('a cup \\u2615'), [])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", code],
+        env=os.environ | {"LC_ALL": locale, "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2615" in done.stdout or "☕".encode() in done.stdout

@@ -23,6 +23,7 @@ from learn_torchrec.content.minilm import MINILM, file_in_package, minilm_path
 from learn_torchrec.errors import UserError, first_line
 
 SMOLLM2 = "smollm2"
+_HUB_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ def load(
     from transformers import AutoModel, AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if not files.is_local and not _hub_answers(files.name):
+        options["local_files_only"] = True
     if files.gguf_file is not None:
         _require(files.name, "gguf", "accelerate")
         options["gguf_file"] = files.gguf_file
@@ -129,6 +132,20 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     model.config.use_cache = False  # nothing is generated, so no key-value cache
     return tokenizer, model.eval().requires_grad_(False).to(device)
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the model hub can be reached: the loader would retry for a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except HfHubHTTPError:  # no such model, or no access: the loader says which
+        return True
+    except Exception:  # of the HTTP client that the hub's library uses
+        return False
+    return True
 
 
 def _gguf(path: Path) -> ModelFiles:

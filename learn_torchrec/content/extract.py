@@ -49,7 +49,7 @@ class ContentConfig:
 def text_hashes(
     items: pa.Table, config: ContentConfig, source: str = "items"
 ) -> UInt64Array:
-    """Return the hash of every item's text, uint64 [N, 2].
+    """Return the hash of every item's text, uint64 [N, 2]; `source` names the items.
 
     Raises:
         UserError: the items of `source` cannot be rendered, see `prompt.render`.

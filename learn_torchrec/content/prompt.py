@@ -5,6 +5,7 @@ the title, category and brand in one sentence, the price, the keywords and the s
 attributes, every value in double quotes. A missing field's clause is left out.
 """
 
+import datetime
 import math
 import string
 from collections.abc import Sequence
@@ -192,6 +193,8 @@ def _text(value: Any) -> str:
         return " ".join(value.split())
     if isinstance(value, list):
         return ", ".join(part for part in map(_text, value) if part)
+    if isinstance(value, datetime.date):  # or a time
+        return str(value)
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float | np.floating):

@@ -28,12 +28,10 @@ from learn_torchrec.evaluation.parquet import (
     refuse_null,
 )
 from learn_torchrec.ids import encode_ids, is_text
-from learn_torchrec.schema import USER_ID
+from learn_torchrec.schema import SIMULATED, USER_ID
 
 ARM, DAY = "arm", "day"
 _LAST_DAY = 99_991_231  # as YYYYMMDD; unix seconds are larger
-# Key of the file's metadata; b"true" marks generated outcomes.
-SIMULATED = b"simulated"
 IMPRESSIONS, CONVERSIONS, REVENUE = "impressions", "conversions", "revenue"
 OUTCOMES = (IMPRESSIONS, CONVERSIONS, REVENUE)
 

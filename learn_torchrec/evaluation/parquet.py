@@ -144,7 +144,9 @@ def _fields_of(part: ds.ParquetFileFragment) -> dict[str, pa.DataType]:
 
 def _one_type(name: str, kinds: Sequence[pa.DataType]) -> pa.Field:
     schemas = [pa.schema([pa.field(name, kind)]) for kind in kinds]
-    return pa.unify_schemas(schemas, promote_options="permissive").field(0)
+    field = pa.unify_schemas(schemas, promote_options="permissive").field(0)
+    # Decimals cannot be compared with every integer.
+    return field.with_type(pa.float64()) if pa.types.is_decimal(field.type) else field
 
 
 def lone_part_note(path: Path) -> str:

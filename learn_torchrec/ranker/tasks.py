@@ -66,7 +66,9 @@ def check_tasks(tasks: Sequence[TaskConfig]) -> None:
     """
     names = [task.name for task in tasks]
     require(len(names) > 0, "tasks: configure at least one")
-    require(len(set(names)) == len(names), "tasks: two have the same name; rename one")
+    for name in names:
+        is_own = names.count(name) == 1
+        require(is_own, f"tasks: two have the name {name!r}; rename one of them")
     for index, task in enumerate(tasks):
         require(
             task.given is None or task.given in names[:index],

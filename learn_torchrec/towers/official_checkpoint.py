@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 
 _LAYER = "summary_encoder.layer."
 _RENAMED = {
@@ -43,19 +43,20 @@ def read_official_checkpoint(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else "damaged"
         raise UserError(
-            f"{path}: cannot be read as a checkpoint ({reason}); pass the model's "
-            "state dict alone"
+            f"{path}: cannot be read as a checkpoint ({first_line(error)}); pass the "
+            "model's state dict alone"
         ) from None
-    return convert_official_checkpoint(state.get("state_dict", state))
+    return convert_official_checkpoint(state.get("state_dict", state), str(path))
 
 
-def convert_official_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_official_checkpoint(
+    state: Mapping[str, Tensor], source: str = "checkpoint"
+) -> dict[str, Tensor]:
     """Convert a state dict of the authors' model to one of `PreferenceEncoder`.
 
     Names may begin with `module.`, as saved from data-parallel training. The content
-    mean is 0 and the standard deviation 1.
+    mean is 0 and the standard deviation 1. `source` is its file, for messages.
 
     Raises:
         UserError: a name that their model does not have, or one that is missing.
@@ -71,16 +72,16 @@ def convert_official_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor
         module, _, kind = name.rpartition(".")
         if module not in _HEADS:
             raise UserError(
-                f"checkpoint: {name} is not a parameter of the authors' model; "
+                f"{source}: {name} is not a parameter of the authors' model; "
                 f"expected {_LAYER}*, {', '.join(_HEADS)}"
             )
         converted[f"{_HEADS[module]}.{kind}"] = value
     for number, parameters in layers.items():
-        for name, value in _convert_layer(number, parameters).items():
+        for name, value in _convert_layer(number, parameters, source).items():
             converted[f"sequence_encoder.layers.{number}.{name}"] = value
     for head in _HEADS.values():
         if f"{head}.weight" not in converted:
-            raise UserError(f"checkpoint: has no {head}; is it one of the authors'?")
+            raise UserError(f"{source}: has no {head}; is it one of the authors'?")
     content_dim = converted["content_projection.weight"].shape[1]
     return {
         "mean": torch.zeros(content_dim),
@@ -89,7 +90,9 @@ def convert_official_checkpoint(state: Mapping[str, Tensor]) -> dict[str, Tensor
     }
 
 
-def _convert_layer(number: str, layer: dict[str, Tensor]) -> dict[str, Tensor]:
+def _convert_layer(
+    number: str, layer: dict[str, Tensor], source: str
+) -> dict[str, Tensor]:
     converted = {}
     try:
         for kind in ("weight", "bias"):
@@ -103,7 +106,7 @@ def _convert_layer(number: str, layer: dict[str, Tensor]) -> dict[str, Tensor]:
                 converted[f"{ours}.{kind}"] = layer[f"{theirs}.{kind}"]
     except KeyError as error:
         raise UserError(
-            f"checkpoint: layer {number} has no {error.args[0]}; is it one of the "
+            f"{source}: layer {number} has no {error.args[0]}; is it one of the "
             "authors'?"
         ) from None
     return converted

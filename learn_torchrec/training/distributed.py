@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from learn_torchrec.artifact import write_artifact
-from learn_torchrec.errors import Stopped, UserError, record_failure
+from learn_torchrec.errors import Stopped, UserError, first_line, record_failure
 from learn_torchrec.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -126,9 +126,9 @@ def _report_failure(error: Exception) -> None:
         return
     if _is_lost_connection(error):
         time.sleep(_PEER_LOST_SECONDS)
-        reason = str(error).strip().splitlines()[0]
         sys.stderr.write(
-            f"{rank_name()}: another rank is gone; see its own error ({reason})\n"
+            f"{rank_name()}: another rank is gone; see its own error "
+            f"({first_line(error)})\n"
         )
         sys.exit(1)
     sys.stderr.write(f"{rank_name()} failed:\n")

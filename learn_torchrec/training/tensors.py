@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import _create_read_items
 from torch.distributed.remote_device import _remote_device
 
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.training.distributed import gather_objects
 
 _INDEX_CLASSES = {
@@ -241,5 +241,5 @@ def _reason(error: BaseException) -> str:
     """Return the first rank's own error, on one line."""
     if isinstance(error, CheckpointException) and error.failures:
         rank, (failure, _) = min(error.failures.items(), key=lambda item: item[0])
-        return f"rank {rank}: {str(failure).strip().splitlines()[0]}"
+        return f"rank {rank}: {first_line(failure)}"
     return str(error).strip().splitlines()[-1]

@@ -1,5 +1,6 @@
 import math
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,6 +238,17 @@ def test_a_hub_model_out_of_reach(base: EncoderConfig) -> None:
         UserError, match="nobody/no-such-model: found neither on this machine"
     ):
         ContentEncoder(replace(base, model="nobody/no-such-model"))
+
+
+def test_a_hub_without_network_is_asked_once(
+    base: EncoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = "http://127.0.0.1:9"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", nobody)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="neither on this machine nor on the model hub"):
+        ContentEncoder(replace(base, model="nobody/no-such-model"))
+    assert time.monotonic() - start < 10  # the loader alone retries for longer
 
 
 def test_an_empty_model_directory(base: EncoderConfig, tmp_path: Path) -> None:

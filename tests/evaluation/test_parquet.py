@@ -17,7 +17,7 @@ from learn_torchrec.apps import evaluate_ab, evaluate_auc
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import evaluate_auc as metrics_of
-from learn_torchrec.evaluation.parquet import ParquetParts
+from learn_torchrec.evaluation.parquet import ParquetParts, lone_part_note
 
 READERS = pytest.mark.parametrize("reader", [[], ["--stream"]])
 
@@ -295,3 +295,79 @@ def test_one_part_of_outcomes_says_so(
     command = ["--outcomes", str(folder / "part-0.parquet"), "--out"]
     evaluate_ab.main([*command, str(tmp_path / "ab.json"), "--set", "ab.resamples=2"])
     assert "one of 2 parts, read alone" in caplog.text
+
+
+@READERS
+def test_text_keys_of_folders_stay_text(tmp_path: Path, reader: list[str]) -> None:
+    table = rows()
+    table["user_id"] = np.array(
+        [f"{user:03}" if user % 2 else f"{user}" for user in table["user_id"]]
+    )
+    table["user_id"][:9] = "7"  # beside 007
+    frame = pd.DataFrame(table)
+    frame.to_parquet(tmp_path / "pred", partition_cols=["user_id"], index=False)
+    found, wanted = (
+        evaluated(tmp_path / "pred", *reader)["all"],
+        metrics_of(table["user_id"], table["label"], table["score"]),
+    )
+    assert (found["users"], found["uauc"]) == (13, pytest.approx(wanted["uauc"]))
+
+
+@READERS
+@pytest.mark.parametrize("column", ["weight", "user_activity", "score"])
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_part_that_lacks_a_column_is_named(
+    tmp_path: Path, column: str, lacking: int, reader: list[str]
+) -> None:
+    """Read silently, the weights of the other parts would not count."""
+    frame = pd.DataFrame(rows() | {"weight": 1.0})
+    for number in range(2):
+        part = frame[number::2]
+        part = part.drop(columns=column) if number == lacking else part
+        (tmp_path / "pred").mkdir(exist_ok=True)
+        part.to_parquet(tmp_path / "pred" / f"part-{number}.parquet")
+    with pytest.raises(
+        UserError, match=rf"part-{lacking}\.parquet: no column {column}"
+    ):
+        evaluated(tmp_path / "pred", *reader)
+
+
+@READERS
+def test_parts_of_other_encodings(tmp_path: Path, reader: list[str]) -> None:
+    table = rows() | {"user_id": rows()["user_id"].astype(str)}
+    frame = pd.DataFrame(table)
+    (tmp_path / "pred").mkdir()
+    untyped = pa.table({name: pa.array([], pa.float64()) for name in table})
+    category = frame[:100].astype({"user_id": "category"})
+    view = pa.table(frame[100:].to_dict("list"))
+    view = view.set_column(0, "user_id", view["user_id"].cast(pa.string_view()))
+    activity = view["user_activity"].cast(pa.decimal128(19, 0))
+    view = view.set_column(3, "user_activity", activity)
+    for number, part in enumerate((untyped, pa.Table.from_pandas(category), view)):
+        pq.write_table(part, tmp_path / "pred" / f"part-{number}.parquet")
+    (tmp_path / "pred" / "notes.txt").write_text("by hand")
+    found = evaluated(tmp_path / "pred", *reader)
+    assert found["all"] == expected(table)
+    assert found["user_others"] == expected(table, table["user_activity"] >= 36)
+
+
+def test_metrics_may_be_separated_by_commas(tmp_path: Path) -> None:
+    pq.write_table(pa.table(rows()), tmp_path / "p.parquet")
+    found = evaluated(tmp_path / "p.parquet", "--metrics", "auc,uauc", "ne")
+    assert {"auc", "uauc", "ne"} <= set(found["all"])
+    assert "wuauc" not in found["all"]
+    with pytest.raises(UserError, match="no metric 'uacu'; choose from auc, uauc"):
+        evaluated(tmp_path / "p.parquet", "--metrics", "uacu")
+
+
+@pytest.mark.parametrize("name", ["data_0", "part_0", "00000000", "0"])
+def test_parts_of_other_writers_say_so(tmp_path: Path, name: str) -> None:
+    for path in (tmp_path / f"{name}.parquet", tmp_path / "1.parquet"):
+        pq.write_table(pa.table(rows()), path)
+    assert "one of 2 parts" in lone_part_note(tmp_path / f"{name}.parquet")
+    key = tmp_path / "pred" / "day=1"
+    for folder in (key, tmp_path / "pred" / "day=2"):
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table(rows()), folder / "x.parquet")
+    assert f"one of 2 parts, read alone; name {key.parent}" in lone_part_note(key)
+    assert lone_part_note(tmp_path / "pred") == ""

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import Int64Array, as_arrow
+from learn_torchrec.arrays import Int64Array, as_arrow, decoded
 from learn_torchrec.datasets.adapters.item_texts import unescape
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.in_memory import TableRows
@@ -50,7 +50,7 @@ from learn_torchrec.datasets.sequences import (
 )
 from learn_torchrec.datasets.tolerance import Tolerance
 from learn_torchrec.errors import UserError
-from learn_torchrec.ids import refuse_other_types
+from learn_torchrec.ids import normal_type, refuse_other_types
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
@@ -234,12 +234,7 @@ class Dataset(abc.ABC):
         if LABEL in table.column_names:
             name = self.name(IMPRESSIONS_FILE)
             table = tables.check(table, {LABEL: tables.BINARY}, name)
-        refuse_other_types(
-            table[USER_ID].type,
-            self.interactions[USER_ID].type,
-            f"{self.name(IMPRESSIONS_FILE)}: column {USER_ID!r}",
-            self.name(INTERACTIONS_FILE),
-        )
+        self._refuse_other_users(table.schema, self.interactions.schema)
         return table
 
     def impressions_between(
@@ -276,9 +271,23 @@ class Dataset(abc.ABC):
         if where is None or in_memory:
             source = TableRows(self.impressions, interval, name)
         else:
-            source = RowGroups(where, columns, interval, optional)
+            rows = RowGroups(where, columns, interval, optional)
+            log = self.parquet(INTERACTIONS_FILE)
+            if USER_ID in rows.schema.names and log is not None and log.exists():
+                self._refuse_other_users(rows.schema, open_parquet(log).schema)
+            source = rows
         self.tolerance.lacking(name, source.lacking, source.num_rows)
         return source
+
+    def _refuse_other_users(self, rows: pa.Schema, log: pa.Schema) -> None:
+        """Refuse impressions whose users cannot be joined to the log's."""
+        if USER_ID in log.names:
+            where = f"{self.name(IMPRESSIONS_FILE)}: column {USER_ID!r}"
+            ours, theirs = (
+                normal_type(decoded(one.field(USER_ID).type), where)
+                for one in (rows, log)
+            )
+            refuse_other_types(ours, theirs, where, self.name(INTERACTIONS_FILE))
 
     def name(self, table: str) -> str:
         """Return what messages call a table: its first file."""

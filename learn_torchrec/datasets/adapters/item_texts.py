@@ -86,7 +86,7 @@ def unescape(items: pa.Table) -> pa.Table:
         column = items.column(place)
         if pt.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        in_lists = pt.is_list(column.type) or pt.is_large_list(column.type)
+        in_lists = hasattr(column.type, "value_field")
         texts = pc.list_flatten(column) if in_lists else column
         if name == ITEM_ID or not is_text(texts.type) or not _has_entity(texts):
             continue
@@ -106,7 +106,9 @@ def _has_entity(texts: pa.ChunkedArray) -> bool:
 def _unescaped(text: str | None) -> str | None:
     if text is None or "&" not in text:
         return text
-    clean = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+    clean = text
+    while (less := _ENTITY.sub(lambda match: html.unescape(match[0]), clean)) != clean:
+        clean = less  # `&amp;amp;` was escaped twice
     # A text may consist of `&nbsp;` alone.
     return text if clean == text else " ".join(clean.split()) or None
 

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from learn_torchrec.config import configuration, require
+from learn_torchrec.schema import SIMULATED
 
 COHORTS = ("cold", "long_tail", "others")
 Number = TypeVar("Number")
 Amount = Annotated[FiniteFloat, Field(ge=0)]
 ByCohort = Annotated[tuple[Number, ...], Field(min_length=3, max_length=3)]
-SIMULATED = {b"simulated": b"true"}
 _ARMS = np.array(["control", "treatment"])
 
 
@@ -111,7 +111,7 @@ def write_ab_replay(path: Path, config: AbReplayConfig) -> int:
             "revenue": (conversions * price)[row, item_cohort],
         }
         tables.append(pa.table(columns))
-    table = pa.concat_tables(tables).replace_schema_metadata(SIMULATED)
+    table = pa.concat_tables(tables).replace_schema_metadata({SIMULATED: b"true"})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
     return int(table.num_rows)

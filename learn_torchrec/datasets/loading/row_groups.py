@@ -280,9 +280,8 @@ def _is_int64(text: str) -> bool:
 
 def unreadable(path: object, error: Exception) -> UserError:
     """Return the error for a file that is damaged or not Parquet."""
-    return UserError(
-        f"{path}: cannot be read as Parquet ({first_line(error)}); write it again"
-    )
+    reason = re.sub(r"^.*input source '.*?': ", "", first_line(error))  # the path again
+    return UserError(f"{path}: cannot be read as Parquet ({reason}); write it again")
 
 
 def _common_schema(
