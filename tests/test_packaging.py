@@ -20,7 +20,7 @@ def wheel(tmp_path_factory) -> Path:
     caches = shutil.ignore_patterns("__pycache__")
     for name in SOURCES:
         shutil.copytree(ROOT / name, copy / name, ignore=caches)
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     out = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
@@ -51,6 +51,8 @@ def test_the_wheel_holds_every_package_under_one_name(wheel):
         "learn_torchrec/evaluation/report/page.html.j2",
     }
     assert metadata["Name"] == "learn-torchrec"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["LICENSE"]
 
 
 def test_a_folder_named_apps_does_not_matter(wheel, tmp_path):
