@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from learn_torchrec.artifact import is_finished, recipe_of, write_artifact
-from learn_torchrec.config import from_dict, to_dict
+from learn_torchrec.config import from_dict, meanings, to_dict
 from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_market
 from learn_torchrec.locks import locked
 
@@ -25,11 +25,23 @@ def build_parser() -> argparse.ArgumentParser:
     market = parser.add_subparsers(dest="what", required=True).add_parser(
         "market", help="users, items and impressions with known probabilities"
     )
+    texts = meanings(MarketConfig)
     for field in dataclasses.fields(MarketConfig):
         market.add_argument(
-            f"--{field.name}", default=field.default, help="(default: %(default)s)"
+            f"--{field.name}",
+            default=field.default,
+            metavar="NUMBER",
+            help=f"{texts[field.name].rstrip('.')} (default: %(default)s)".replace(
+                " % ", " %% "
+            ),
         )
-    market.add_argument("--out", type=Path, required=True, metavar="DIR")
+    market.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory for the market",
+    )
     market.add_argument(
         "--overwrite", action="store_true", help="replace a market with other settings"
     )

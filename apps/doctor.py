@@ -1,5 +1,6 @@
 """Check this machine and installation, one line each, with a fix for each problem."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,14 @@ from . import program
 from .checkup import Check, installation, machine, runtime
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
+    return program.parser("doctor", __doc__)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print every check; exit with code 1 when one fails."""
-    program.parser("doctor", __doc__).parse_args(argv)
+    build_parser().parse_args(argv)
     checks = examine()
     for check in checks:
         print(check.line())

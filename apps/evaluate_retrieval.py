@@ -1,5 +1,6 @@
 """Stage 4: evaluate the towers' retrieval on held-out users or events."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 
 from learn_torchrec.artifact import verify
@@ -29,8 +30,8 @@ _GROUPS = {
 _LEAVE_ONE_OUT = ("recformer", "hstu")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Rank the whole catalogue for the users or events held out from training."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
     parser = options.parser("evaluate-retrieval", __doc__)
     options.add_data(parser)
     options.add_input(parser, "--content", "content store of the items")
@@ -47,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="validation: to choose settings without looking at the test",
     )
     program.add_output_file(parser, "metrics as JSON")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Rank the whole catalogue for the users or events held out from training."""
+    args = build_parser().parse_args(argv)
     program.check_output_file(args.out)
     run = options.resolve(args)
     retrieval = _retrieval(run, args.protocol)
