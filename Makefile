@@ -20,13 +20,14 @@ endif
 
 ENV_STAMP := $(VENV)/.installed-$(ACCELERATOR)
 DEV_STAMP := $(VENV)/.installed-dev
+NOTEBOOK  := docs/pages/from_text_to_ranker.ipynb
 
 # torchx and the quickstart start `torchrun` by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help env dev quickstart doctor test test-slow test-data test-faults soak audit \
-        test-gpu lint types check format clean clean-env
+        docs notebook test-gpu lint types check format clean clean-env
 
 help: ## list the targets and the variables
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -94,6 +95,14 @@ audit: dev ## known vulnerabilities of what is installed (asks PyPI)
 	  $(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install pip-audit; }
 	@$(VENV)/audit/bin/pip-audit --skip-editable --progress-spinner off --path \
 	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+docs: dev ## the documentation, into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+
+notebook: dev ## run the documentation's notebook again and keep its outputs
+	@folder=$$(mktemp -d) && cp $(NOTEBOOK) $$folder && \
+	  $(BIN)/jupyter execute --inplace $$folder/$(notdir $(NOTEBOOK)) && \
+	  cp $$folder/$(notdir $(NOTEBOOK)) $(NOTEBOOK)
 
 test-gpu: dev ## the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

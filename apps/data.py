@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learn_torchrec.artifact import is_finished, recipe_of, write_artifact
-from learn_torchrec.config import from_dict, to_dict
+from learn_torchrec.config import from_dict, meanings, to_dict
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.generated import drawn
 from learn_torchrec.datasets.generated.drawn import DrawConfig, Drawing
@@ -63,8 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = program.parser("data", __doc__)
     makes = parser.add_subparsers(dest="what", required=True)
     market = _subparser(makes, "market", "a generated shop of any size", _MARKET)
+    texts = meanings(MarketConfig)
     for field in dataclasses.fields(MarketConfig):
-        _add_setting(market, field, f"{field.name} of the market")
+        text = texts[field.name].rstrip(".").replace(" % ", " %% ")
+        _add_setting(market, field, text)
     impressions = _subparser(
         makes, "impressions", "impressions drawn from a log", _IMPRESSIONS
     )

@@ -6,7 +6,9 @@ configuration that a run saved.
 """
 
 import dataclasses
+import inspect
 import json
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,8 @@ class Operational:
 
 
 OPERATIONAL = Operational()
+# `name: text` and its further lines, which are indented more.
+_ATTRIBUTE = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 _BOUNDS = {"too_short": ("min_length", "least"), "too_long": ("max_length", "most")}
 
 
@@ -99,6 +103,19 @@ def _without_operational(value: Any, dumped: Any) -> Any:
         pairs = zip(value, dumped, strict=True)
         return [_without_operational(*pair) for pair in pairs]
     return dumped
+
+
+def meanings(kind: Any) -> dict[str, str]:
+    """Return what each field of a configuration means, from the docstrings."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        _, _, section = inspect.cleandoc(each.__doc__ or "").partition(
+            "\nAttributes:\n"
+        )
+        section = section.partition("\n\n")[0]
+        for name, text in _ATTRIBUTE.findall(section):
+            found[name] = " ".join(text.split())
+    return found
 
 
 def from_dict(kind: type[Config], body: Any, source: str | Path) -> Config:

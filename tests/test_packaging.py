@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+METADATA = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
 SOURCES = ("learn_torchrec", "apps", "torchx_components")
 
 
@@ -20,7 +21,7 @@ def wheel(tmp_path_factory) -> Path:
     caches = shutil.ignore_patterns("__pycache__")
     for name in SOURCES:
         shutil.copytree(ROOT / name, copy / name, ignore=caches)
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in METADATA:
         shutil.copy(ROOT / name, copy)
     out = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
@@ -51,6 +52,8 @@ def test_the_wheel_holds_every_package_under_one_name(wheel):
         "learn_torchrec/evaluation/report/page.html.j2",
     }
     assert metadata["Name"] == "learn-torchrec"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["LICENSE"]
 
 
 def test_a_folder_named_apps_does_not_matter(wheel, tmp_path):
@@ -83,3 +86,10 @@ def test_a_folder_named_apps_does_not_matter(wheel, tmp_path):
     stage = run("report", "--help")
     assert stage.returncode == 0, stage.stderr
     assert stage.stdout.startswith("usage: learn-torchrec report ")
+
+
+def test_images_are_built_from_what_installing_needs():
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    kept = {line[1:] for line in lines if line.startswith("!")}
+    assert kept == {"Makefile", "requirements", *METADATA, *SOURCES}
+    assert "*" in lines

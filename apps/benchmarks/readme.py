@@ -1,4 +1,4 @@
-"""Writes the measured tables into the README and docs/results.md."""
+"""Writes the measured tables into the README and docs/pages/results.md."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from learn_torchrec.evaluation.words import cohort_title, ranked_by
 from .measure import RESULTS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "pages" / "results.md")
 _RETRIEVAL = {
     "learn": "LEARN (content only)",
     "popularity": "popularity",
