@@ -134,7 +134,7 @@ class Tolerance:
     def one_row_each(self, items: pa.Table, name: str) -> pa.Table:
         """Return a checked item table with the first row of every item."""
         ids = items[ITEM_ID].combine_chunks()
-        codes = ids.dictionary_encode().indices.to_numpy()
+        codes = ids.dictionary_encode().indices.to_numpy()  # by first appearance
         _, firsts = np.unique(codes, return_index=True)
         repeated = np.setdiff1d(np.arange(len(ids)), firsts)
         if not len(repeated):
@@ -151,7 +151,7 @@ class Tolerance:
             f"earlier row, {changed} of them with other values: "
             f"{name_ids(ids.take(pa.array(repeated)))}",
         )
-        return items.take(pa.array(np.sort(firsts)))
+        return items.take(pa.array(firsts))
 
 
 def name_ids(ids: pa.Array | pa.ChunkedArray) -> str:

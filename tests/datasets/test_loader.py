@@ -322,6 +322,20 @@ def test_a_later_part_may_have_other_columns_and_wider_types(tmp_path: Path) -> 
     assert next(one.pieces(0))["more"].to_pylist() == [None] * 3
 
 
+def test_a_key_may_lack_a_value_and_a_part_a_column(tmp_path: Path) -> None:
+    parts = {"user=7": {"time": [1, 2], "label": [0, 1]}, "user=8": {"time": [3, 4]}}
+    parts["user=__HIVE_DEFAULT_PARTITION__"] = {"time": [5], "label": [1]}
+    for folder, columns in parts.items():
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / folder / "a.parquet")
+    interval = Interval("time", 0, 9, required=("user", "label"))
+    rows = RowGroups(tmp_path, interval=interval)
+    # In the order of the paths: 7 (rows 0 and 1), 8 without labels, no user (row 4).
+    assert rows.lacking == {"user": (1, 4), "label": (2, 2)}
+    assert [len(next(rows.pieces(g))) for g in range(len(rows))] == [2]
+    assert next(rows.pieces(0))["user"].to_pylist() == [7, 7]
+
+
 def test_rows_that_lack_a_value_are_left_out_and_counted(tmp_path: Path) -> None:
     """In both ways of reading, with and without statistics."""
     table = pa.table(
