@@ -285,11 +285,11 @@ def test_entities_in_item_texts_are_unescaped(tmp_path: Path) -> None:
 
 
 def test_what_only_looks_like_an_entity_stays(tmp_path: Path) -> None:
-    titles = ["AT&T  R&D", "x?a=1&copy=2", "&nosuch;", "&nbsp;", "50 &amp;amp;"]
+    titles = ["AT&T  R&D", "x?a=1&copy=2", "&nosuch;", "&nbsp;", "a &amp;amp; b"]
     table = pa.table({"item_id": range(5), "title": titles})
     pq.write_table(table, tmp_path / "items.parquet")
     found = open_dataset(f"parquet:{tmp_path}").items["title"].to_pylist()
-    assert found == [*titles[:3], None, "50 &amp;"]
+    assert found == [*titles[:3], None, "a & b"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

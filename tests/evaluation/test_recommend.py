@@ -73,7 +73,10 @@ def test_an_approximate_index_prints_its_recall(
     [
         (["--user=3"], "--user 3: no vector in"),
         (["--user=9"], "--user 9: no vector in"),
-        (["--user=me"], "--user me: users are int64 in this data set"),
+        (
+            ["--user=me"],
+            "--user me: users are int64 in .*interactions.parquet; give one",
+        ),
         (["--user=1", "--k=0"], "--k 0: use 1 or more"),
         (["--user=1", "--history=0"], "--history 0: use 1 or more"),
         (["--user=1", "--index=Flat", "--filter-history"], "--index: does not filter"),

@@ -169,7 +169,7 @@ def test_metrics_of_each_task(one_rank):
     ("tasks", "message"),
     [
         ([], "tasks: configure at least one"),
-        ([CVR, CVR], "tasks: two have the same name"),
+        ([CVR, CVR], "tasks: two have the name 'cvr'"),
         ([CVR_GIVEN, CTR], "cvr is given 'ctr', which is not an earlier task"),
     ],
 )

@@ -133,25 +133,25 @@ class Dataset(abc.ABC):
 
     def columns(self, table: str, names: Sequence[str]) -> pa.Table:
         """Return some columns of a table, unchecked; of Parquet only these are read."""
-        where, attribute = self.parquet(table), table.removesuffix(".parquet")
-        if where is None or attribute in vars(self):
-            whole: pa.Table = getattr(self, attribute)
-            return whole.select(names)
+        where = self.parquet(table)
+        if where is None or self._is_read(table):
+            return self._whole(table).select(names)
         read = tables.read_parquet(where, names)
         return unescape(read) if table == ITEMS_FILE else read
 
     def schema(self, table: str) -> pa.Schema:
         """Return a table's columns and types; of Parquet only the footers are read."""
-        where, attribute = self.parquet(table), table.removesuffix(".parquet")
-        if where is None or attribute in vars(self):
-            return getattr(self, attribute).schema
-        return open_parquet(where).schema
+        where = self.parquet(table)
+        if where is not None and not self._is_read(table):
+            return open_parquet(where).schema
+        schema = self._whole(table).schema
+        return pa.schema([field for field in schema if field.name != ROW_NUMBER])
 
     def rows(self, table: str) -> RowSource:
         """Return all rows of a table, unchecked, to be read group by group."""
-        where, attribute = self.parquet(table), table.removesuffix(".parquet")
-        if where is None or attribute in vars(self):
-            return TableRows(getattr(self, attribute), None, self.name(table))
+        where = self.parquet(table)
+        if where is None or self._is_read(table):
+            return TableRows(self._whole(table), None, self.name(table))
         return RowGroups(where)
 
     def num_rows(self, table: str) -> int:
@@ -288,6 +288,14 @@ class Dataset(abc.ABC):
                 for one in (rows, log)
             )
             refuse_other_types(ours, theirs, where, self.name(INTERACTIONS_FILE))
+
+    def _is_read(self, table: str) -> bool:
+        name = "_log" if table == INTERACTIONS_FILE else table.removesuffix(".parquet")
+        return name in vars(self)
+
+    def _whole(self, table: str) -> pa.Table:
+        whole: pa.Table = getattr(self, table.removesuffix(".parquet"))
+        return whole
 
     def name(self, table: str) -> str:
         """Return what messages call a table: its first file."""

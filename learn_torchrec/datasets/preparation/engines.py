@@ -23,9 +23,11 @@ from pydantic import ByteSize, TypeAdapter
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import open_parquet
 from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.ids import is_text
 
 _STREAM_ROWS = 1 << 17
 _GLOB = frozenset("*?[")
+_GLOB_SIGN = re.compile(r"([*?\[\]{}\\])")
 _SIZE = re.compile(r"[0-9.]+ ?[A-Za-z]+")
 _MIN_MEMORY = 50_000_000  # bytes
 
@@ -208,6 +210,9 @@ class Spark:
         self._scratch = scratch
 
     def scan(self, name: str, location: Location) -> pa.Schema:
+        from pyspark.sql.functions import expr
+        from pyspark.sql.types import LongType
+
         dataset = open_parquet(location)
         root = location.path if location.is_local else location.name
         alike: dict[pa.Schema, list[str]] = {}
@@ -220,17 +225,25 @@ class Spark:
         reader = self._session.read.options(**({"basePath": root} if keys else {}))
         with self._one_line():
             # Spark reads files of one schema; a union widens types and adds columns.
-            frames = [reader.parquet(*files) for files in alike.values()]
+            frames = [
+                reader.parquet(*(_GLOB_SIGN.sub(r"\\\1", file) for file in files))
+                for files in alike.values()
+            ]
             frame = functools.reduce(
                 lambda one, other: one.unionByName(other, allowMissingColumns=True),
                 frames,
             )
-            casts = keys | {
-                f.name: True for f in dataset.schema if f.type == pa.uint64()
-            }
-            for key, is_integer in casts.items():
-                kind = "bigint" if is_integer else "string"
-                frame = frame.withColumn(key, frame[key].cast(kind))
+            for field in dataset.schema:
+                column = f"`{field.name}`"
+                if field.name in keys or field.type == pa.uint64():
+                    kind = "string" if is_text(field.type) else "bigint"
+                    frame = frame.withColumn(field.name, frame[column].cast(kind))
+                elif (
+                    _is_ns(field.type)
+                    and frame.schema[field.name].dataType != LongType()
+                ):
+                    ticks = f"unix_micros(CAST({column} AS TIMESTAMP)) * 1000"  # INT96
+                    frame = frame.withColumns({field.name: expr(ticks)})
             frame.createOrReplaceTempView(name)
         return dataset.schema
 

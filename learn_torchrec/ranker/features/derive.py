@@ -59,6 +59,7 @@ from learn_torchrec.schema import (
     INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
+    SAMPLING_RATE,
     TIMESTAMP,
     USER_ID,
     WEIGHT,
@@ -165,6 +166,8 @@ class _Rules:
         """Return why a column must not be a feature, whatever it holds."""
         if column.name == WEIGHT:
             return "the weight of the row"
+        if column.name == SAMPLING_RATE:
+            return "how likely the row was drawn, which depends on the label"
         if column.name in label_columns(self.tasks):
             return "a label"
         if column.origin == CATALOGUE:
