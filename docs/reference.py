@@ -25,6 +25,7 @@ from learn_torchrec.apps.stages import STAGES, Stage
 from learn_torchrec.config import OPERATIONAL, meanings, to_dict
 from learn_torchrec.datasets.adapters import ADAPTERS, csv_files
 from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.ranker.features import derive, past
 
 NOTEBOOK = Path(__file__).parent / "pages" / "from_text_to_ranker.ipynb"
 _SETTINGS_INTRO = """# Settings
@@ -68,6 +69,7 @@ def pages() -> dict[str, str]:
         **{f"commands/{name}.md": command_page(one) for name, one in STAGES.items()},
         "settings.md": settings_page(),
         "formats.md": formats_page(),
+        "features.md": features_page(),
         "api.md": api_page(),
         "notebook.md": notebook_page(),
     }
@@ -346,6 +348,15 @@ def formats_page() -> str:
         parts.append(f"## {title.rstrip('.')}\n\n{', '.join(adapters)}\n{rest}\n")
     parts.append(f"## How CSV is read\n\n{inspect.getdoc(csv_files)}\n")
     return "\n".join(parts)
+
+
+def features_page() -> str:
+    """Return what becomes of each column, from the modules that derive features."""
+    title, _, rest = (inspect.getdoc(derive) or "").partition("\n")
+    return (
+        f"# {title.partition(':')[0]}\n\n{title}\n{rest}\n\n"
+        f"## Past counts and rates\n\n{inspect.getdoc(past)}\n"
+    )
 
 
 def _datasets(opener: Callable[[str], Dataset]) -> list[type[Dataset]]:

@@ -30,6 +30,10 @@ _STUDIES = {
     "MovieLens-1M": "ranking_movielens_1m",
     "MovieLens-100K": "ranking_movielens_100k",
 }
+_STUDY_BASELINES = {
+    "MovieLens-1M": "user and item ids",
+    "MovieLens-100K": "past counts and rates, and ids",
+}
 _STUDY_COHORTS = {
     "MovieLens-1M": (
         "all",
@@ -80,14 +84,14 @@ def measured_tables() -> dict[str, str]:
         **metrics_rows(results["metrics"]),
         **faults_rows(results["faults"]),
     }
+    studies = {title: results[name] for title, name in _STUDIES.items()}
     return {
+        "gains": gains_table(studies, results["quickstart"]),
         "retrieval": retrieval_table(results["quickstart"]),
         "amazon": seeds_table(results["amazon"], AMAZON_COLUMNS),
         "retail": seeds_table(results["retail"], RETAIL_COLUMNS),
         "towers": towers_table(results["towers"]),
-        "study": study_table(
-            {title: results[name] for title, name in _STUDIES.items()}
-        ),
+        "study": study_table(studies),
         "measured": markdown(["", ""], measured.items()),
     }
 
@@ -101,6 +105,23 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     rule = "|---" * len(head) + "|\n"
     return line(head) + rule + "".join(map(line, rows))
+
+
+def gains_table(studies: dict[str, dict[str, Any]], quickstart: dict[str, Any]) -> str:
+    """Return what LEARN changes, a line for each question."""
+    rows = []
+    for data, study in studies.items():
+        change = study["cohorts"]["all"]["wuauc"]
+        points = "WUAUC {:+.2f} points ({:+.2f}, {:+.2f})".format(
+            change["points"], *change["interval"]
+        )
+        rows.append([f"{data}, beside {_STUDY_BASELINES[data]}", points])
+    learn, popular = (
+        quickstart["retrieval"][name]["r@50"] for name in ("learn", "popularity")
+    )
+    recall = f"R@50 {learn:.3f}; popularity {popular:.3f}"
+    rows.append(["MovieLens-100K, next items of unseen users", recall])
+    return markdown(["where", "what LEARN changes"], rows)
 
 
 def retrieval_table(results: dict[str, Any]) -> str:
