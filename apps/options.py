@@ -5,11 +5,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from learn_torchrec import config, derived, presets
+from learn_torchrec import config, presets
 from learn_torchrec.artifact import CONFIG
 from learn_torchrec.datasets.adapters import ADAPTERS, open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.derived import Derived
+from learn_torchrec.derived import run as derived_run
+from learn_torchrec.derived.run import Derived
 
 from . import program
 from .program import run as run  # apps say options.run(main)
@@ -137,7 +138,7 @@ def derive(args: argparse.Namespace, sections: Sequence[str] = ()) -> Derived:
     """
     earlier = _saved(args, "vectors") if args.preset is None else None
     split = None if earlier is None else earlier.split
-    return derived.derive(dataset(args), args.overrides, split, sections)
+    return derived_run.derive(dataset(args), args.overrides, split, sections)
 
 
 def _saved(args: argparse.Namespace, *inputs: str) -> presets.Run | None:

@@ -5,7 +5,6 @@ check that fails does not keep the others from running.
 """
 
 import operator
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from learn_torchrec.artifact import refuse_unwritable
 from learn_torchrec.content import backbone
 from learn_torchrec.content.prompt import render
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -244,13 +244,12 @@ def check_machine(plan: Plan, out: Path, estimates: Sequence[Estimate]) -> None:
             )
             settings = (STREAM,) if one.step == "rankers" else ()
             plan.problems.append(Problem(one.step, message, settings))
-    place = out
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        message = f"--out {out}: {place} cannot be written; choose another --out"
-        plan.problems.append(Problem("output", message))
+    try:
+        refuse_unwritable(out)
+    except UserError as error:
+        plan.problems.append(Problem("output", str(error)))
         return
+    place = next(one for one in (out, *out.absolute().parents) if one.exists())
     free, needed = shutil.disk_usage(place).free, sum(one.disk for one in estimates)
     if free < needed:
         message = (

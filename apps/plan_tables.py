@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
-from learn_torchrec.derived import FEATURES, Derived
+from learn_torchrec.derived.run import FEATURES, Derived
 from learn_torchrec.evaluation.report.terminal import align
 
 from .estimates import Estimate

@@ -133,7 +133,7 @@ def _run(args: argparse.Namespace, run: Run, planned: Plan) -> None:
         metrics = _evaluate(args, run, left_out)
     metrics |= {"left_out": left_out, "seconds": seconds.values}
     options.write_json(args.out / "metrics.json", metrics)
-    summary.conclude(args.out, args.data)
+    summary.conclude(args.out, args.data, options.dataset(args))
 
 
 def _command(step: Step, args: argparse.Namespace) -> list[str]:

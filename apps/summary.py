@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.artifact import CONFIG, MANIFEST
-from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.evaluation.report.files import EXAMPLE, read_json, read_metrics
 from learn_torchrec.evaluation.report.render import write_report
@@ -39,19 +38,20 @@ def logged(path: Path) -> Iterator[None]:
         yield
 
 
-def conclude(run: Path, data: str) -> None:
+def conclude(run: Path, data: str, dataset: Dataset) -> None:
     """Write an example and the report into a finished run, and print its summary.
 
     Args:
         run: directory of the stages' artefacts and metrics.
         data: the run's `--data`.
+        dataset: what it names.
 
     Raises:
         UserError: a damaged artefact.
     """
     vectors = run / "vectors"
     if (vectors / MANIFEST).exists():
-        program.write_json(run / EXAMPLE, example(vectors, open_dataset(data)))
+        program.write_json(run / EXAMPLE, example(vectors, dataset))
     try:
         made = read_run(run)
         write_report(made, run / REPORT)

@@ -7,7 +7,7 @@ import pytest
 
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.split import resolve_times
-from learn_torchrec.derived import derive
+from learn_torchrec.derived.run import derive
 from learn_torchrec.errors import UserError
 
 START, DAY = 1_600_000_000, 86_400
@@ -95,7 +95,7 @@ def shown_between(first, last, count=600):
 
 
 @pytest.mark.parametrize(
-    ("first", "last"), [(0, 100), (60, 99), (95, 99), (0, 30), (20, 25)]
+    ("first", "last"), [(0, 100), (60, 99), (95, 99), (0, 30), (20, 25), (101, 120)]
 )
 def test_moments_give_ranker_and_test_a_part(tmp_path, first, last):
     """Whatever time the impressions cover, both get some, and the towers a log."""

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec import config, derived
+from learn_torchrec import config
 from learn_torchrec.apps import plan, quickstart
 from learn_torchrec.apps.estimates import Estimate
 from learn_torchrec.datasets import open_dataset
+from learn_torchrec.derived.run import derive
 from learn_torchrec.errors import UserError
 from learn_torchrec.locks import locked
 
@@ -31,7 +32,7 @@ def change(path, **columns):
 
 def checked(market, *settings, ranks=2):
     dataset = open_dataset(f"parquet:{market}")
-    run = config.apply_overrides(derived.derive(dataset).run, settings)
+    run = config.apply_overrides(derive(dataset).run, settings)
     return plan.check(dataset, run, ranks)
 
 

@@ -27,6 +27,7 @@ SMALL = [
     "towers.training.epochs=2",
     "towers.training.batch_size=16",
     "ranker.training.batch_size=128",
+    "retrieval.ks=50,100",
     "ranker.features.dense=hour",
     f"ranker.features.sparse={FEATURES}",
 ]

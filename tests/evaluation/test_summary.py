@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from learn_torchrec.apps import summary as app
+from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.files import Metrics
 from learn_torchrec.evaluation.report.parts import Report, Section, Table
@@ -346,7 +347,7 @@ def test_a_run_ends_with_its_report_and_what_to_do_next(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = f"parquet:{tmp_path / 'data'}"
-    app.conclude(finished, data)
+    app.conclude(finished, data, open_dataset(data))
     printed = capsys.readouterr().out
     assert "LEARN orders each user's impressions better" in printed
     # User 2 has one event and user 1 two: the lower of the two middle users.
@@ -364,7 +365,7 @@ def test_a_run_ends_with_its_report_and_what_to_do_next(
     assert page.index("LEARN orders") < page.index("Ranking in detail</h2>")
     written = json.loads((finished / "report.json").read_text())
     assert written["summary"][0].startswith("LEARN orders each user's")
-    app.conclude(finished, data)  # again, over its own files
+    app.conclude(finished, data, open_dataset(data))  # again, over its own files
     assert capsys.readouterr().out == printed
 
 
@@ -375,7 +376,8 @@ def test_without_the_drawing_library_there_is_a_summary_but_no_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    app.conclude(finished, f"parquet:{tmp_path / 'data'}")
+    data = f"parquet:{tmp_path / 'data'}"
+    app.conclude(finished, data, open_dataset(data))
     printed = capsys.readouterr().out
     assert "LEARN orders each user's impressions better" in printed
     assert "No report: it needs matplotlib; pip install matplotlib." in printed

@@ -66,6 +66,7 @@ from learn_torchrec.schema import (
 )
 
 IMPRESSIONS, CATALOGUE, LOG = "impressions", "catalogue", "log"
+_PANDAS_INDEX = "__index_level_"
 _TELLING_AUC = 0.99
 _OUTCOMES = re.compile(
     r"(is|has|was|did)?_?(click|buy|bought|purchase|order|conversion|convert|cart|"
@@ -170,6 +171,8 @@ class _Rules:
             return "how likely the row was drawn, which depends on the label"
         if column.name in label_columns(self.tasks):
             return "a label"
+        if column.name.startswith(_PANDAS_INDEX):
+            return "the index of a pandas frame"
         if column.origin == CATALOGUE:
             return None
         if _OUTCOMES.fullmatch(column.name.lower()):
@@ -274,6 +277,8 @@ def _unusable(column: ColumnProfile) -> str | None:
         return "null in every sampled row"
     if is_decimal_number(kind) and not len(column.numbers()):
         return "no finite number in the sampled rows"
+    if column.infinite:
+        return f"infinite in {column.infinite} of the sampled rows; replace them"
     entries = kind.value_type if is_list(kind) else kind
     if is_list(kind) and is_decimal_number(entries):
         return "a list of numbers; only lists of ids are read"

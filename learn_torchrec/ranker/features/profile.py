@@ -142,6 +142,13 @@ class ColumnProfile:
         values: Float64Array = numbers.to_numpy(zero_copy_only=False)
         return values[np.isfinite(values)]
 
+    @property
+    def infinite(self) -> int:
+        """Number of infinite values."""
+        if not pt.is_floating(self.values.type):
+            return 0
+        return pc.sum(pc.is_inf(self.values)).as_py() or 0
+
     def number_feature(self) -> DenseFeature:
         """Return the column as a dense feature, its transform fitted to the sample."""
         transform, mean, std = fit_number(self.numbers())

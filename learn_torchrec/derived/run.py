@@ -1,0 +1,205 @@
+"""The preset `default`: a run whose settings are derived from the data.
+
+Every rule here is a starting point that trains on data nobody has tuned for; each
+setting comes with its reason and can be overridden by name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.types as pt
+
+from learn_torchrec import config
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.split import SplitConfig
+from learn_torchrec.derived.draft import DROPOUT, Choice, Draft, LogCounts, replaced
+from learn_torchrec.derived.split import derive_split
+from learn_torchrec.presets import Run, small_encoder
+from learn_torchrec.ranker.features.choices import DerivedFeatures
+from learn_torchrec.ranker.features.derive import derive_features
+from learn_torchrec.schema import ITEM_ID, ITEM_TEXT_FIELDS
+from learn_torchrec.towers.encoders.architecture import EncoderShape
+
+FEATURES = "ranker.features"
+
+_SAMPLED_USERS = 100_000  # of a large log, to count repeated items
+_SMALL_LOG, _LARGE_LOG = 1_000_000, 100_000_000  # events
+_MOST_SNAPSHOTS = 5_000_000  # user vectors, one for each event
+_STREAMED_ROWS = 20_000_000  # impressions that are not held in memory
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A run derived from data.
+
+    Attributes:
+        run: all settings.
+        choices: those that were derived, in the order of the stages.
+        features: of the ranker; None for data without impressions.
+    """
+
+    run: Run
+    choices: tuple[Choice, ...]
+    features: DerivedFeatures | None = None
+
+
+def derive(
+    dataset: Dataset,
+    overrides: Sequence[str] = (),
+    split: SplitConfig | None = None,
+    sections: Sequence[str] = (),
+) -> Derived:
+    """Derive a run's settings from its data; the same on every rank and in every run.
+
+    Args:
+        dataset: with at least items.
+        overrides: `section.field=value` assignments of the user; what is derived after
+            a setting respects it.
+        split: to use instead of a derived one.
+        sections: to derive; the others keep their defaults. All by default.
+
+    Raises:
+        UserError: data that a section is derived from are missing or wrong, or an
+            override is invalid.
+    """
+    draft = Draft(dataset, overrides)
+    wanted = set(sections or ("content", "split", "towers", "ranker"))
+    if "content" in wanted:
+        _content(draft)
+    if split is not None:
+        draft.put("split", split, "that of the vectors")
+    elif wanted - {"content", "prepare", "cohorts"}:
+        derive_split(draft)
+    draft.respect("split")
+    if wanted & {"towers", "retrieval", "export"}:
+        _towers(draft)
+        _repeats(draft)
+        _cut_offs(draft)
+        _export(draft)
+    if "ranker" not in wanted or not dataset.has_impressions:
+        run = config.apply_overrides(draft.run, overrides)
+        return Derived(run, draft.final_choices())
+    features = _ranker(draft)
+    draft.put(FEATURES, features.config, "by the columns, as listed")
+    run = config.apply_overrides(draft.run, overrides)
+    features = features.with_settings(run.ranker.features)
+    run = replaced(run, FEATURES.split("."), features.config)
+    return Derived(run, draft.final_choices(), features)
+
+
+def _content(draft: Draft) -> None:
+    """Choose the text: the paper's fields, else whatever text the items have."""
+    draft.respect("content")
+    columns = draft.dataset.items.schema
+    if set(ITEM_TEXT_FIELDS) & set(columns.names) or draft.run.content.prompt.template:
+        return
+    texts = [
+        field.name
+        for field in columns
+        if field.name != ITEM_ID
+        and (pt.is_string(field.type) or pt.is_large_string(field.type))
+    ]
+    if texts:
+        template = " ".join(f"{{{name}}}." for name in texts)
+        reason = f"the items have none of {', '.join(ITEM_TEXT_FIELDS)}"
+        draft.put("content.prompt.template", template, reason)
+
+
+def _towers(draft: Draft) -> None:
+    """Choose shape and length of the training by the number of users and events."""
+    log = LogCounts.of(draft)
+    users = int((log.known >= draft.run.split.min_events).sum())
+    users = max(1, int(users * (1 - draft.run.split.validation_users)))
+    batch = _power_of_two(users / 6, 4, 1024)
+    steps = max(1, users // batch)
+    epochs = int(np.clip(20_000 // steps, 10, 60))
+    reason = f"{users:,} training users"
+    for name, value in (
+        ("batch_size", batch),
+        ("epochs", epochs),
+        ("patience", max(5, epochs // 3)),
+    ):
+        draft.put(f"towers.training.{name}", value, reason)
+    draft.put("towers.model.encoder", *_encoder(log.events))
+    draft.put("towers.model.item_tower", "self", "learns to encode an item alone")
+    draft.put("towers.loss.temperature", 0.1, "less noise than the paper's 0.05")
+    reason = "frequent items are drawn often as negatives"
+    draft.put("towers.loss.sampling_correction", True, reason)
+    if log.events < _SMALL_LOG:
+        reason = f"{log.events:,} events"
+        draft.put("towers.optimizer.learning_rate", 1e-3, reason)
+        draft.put("towers.optimizer.weight_decay", 0.1, reason)
+
+
+def _encoder(events: int) -> tuple[EncoderShape, str, str]:
+    """Return the shape for a log of so many events, the reason and a description."""
+    if events < _SMALL_LOG:
+        shape = small_encoder(DROPOUT)
+    elif events < _LARGE_LOG:
+        shape = EncoderShape(
+            width=256, num_layers=4, num_heads=8, feed_forward_dim=1024
+        )
+    else:
+        shape = EncoderShape()  # the paper's
+    shown = f"{shape.num_layers} layers of width {shape.width}"
+    return shape, f"{events:,} events", shown
+
+
+def _repeats(draft: Draft) -> None:
+    """Filter histories only where people do not come back to an item."""
+    sequences = draft.sequences
+    users = len(sequences)
+    if users > _SAMPLED_USERS:
+        step = -(-users // _SAMPLED_USERS)
+        sequences = sequences.select_users(np.arange(users) % step == 0)
+    owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    pairs = len(np.unique(np.stack([owners, sequences.items]), axis=1).T)
+    share = 1 - pairs / max(1, len(owners))
+    reason = f"{share:.1%} of the events repeat an earlier item of their user"
+    draft.put("towers.model.repeat", share >= 0.05, reason)
+    draft.put("retrieval.filter_history", share < 0.01, reason)
+
+
+def _cut_offs(draft: Draft) -> None:
+    """Choose ranks of the metrics that a small catalogue does not reach by chance."""
+    items = len(draft.dataset.item_ids)
+    if items < 1_000:
+        ks = (10, 50) if items >= 200 else (5, 10)
+        draft.put("retrieval.ks", ks, f"{items} items")
+
+
+def _export(draft: Draft) -> None:
+    events = len(draft.sequences.items)
+    if events > _MOST_SNAPSHOTS:
+        reason = f"a vector after each of {events:,} events would fill the disk"
+        draft.put("export.snapshots", "last", reason)
+
+
+def _ranker(draft: Draft) -> DerivedFeatures:
+    """Choose shape and length by the number of rows, features by the columns."""
+    draft.respect("ranker")
+    dataset, times = draft.dataset, draft.times()
+    rows = dataset.impressions_between(times.towers_until, times.test_from).num_rows
+    reason = f"{rows:,} training rows"
+    small = rows < _SMALL_LOG
+    training = {
+        "epochs": 3 if small else 1,
+        # Hundreds of steps on a small log, two thousand on a large one.
+        "batch_size": _power_of_two(max(rows / 2000, min(rows / 50, 512)), 16, 8192),
+    }
+    for name, value in training.items():
+        draft.put(f"ranker.training.{name}", value, reason)
+    if small:
+        draft.put("ranker.model.embedding_dim", 16, reason)
+        draft.put("ranker.tables.learning_rate", 0.003, reason)
+        draft.put("ranker.optimizer.weight_decay", 0.01, reason)
+    if rows > _STREAMED_ROWS:
+        draft.put("ranker.training.stream.enabled", True, reason)
+    tasks, actions = draft.run.ranker.tasks, draft.run.split.actions
+    return derive_features(dataset, times, tasks, actions)
+
+
+def _power_of_two(number: float, least: int, most: int) -> int:
+    """Return the largest power of two up to a number, within bounds."""
+    return int(np.clip(2 ** int(np.log2(max(number, 1))), least, most))
