@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.artifact import refuse_unwritable
@@ -112,6 +111,7 @@ class _Checks:
                 "draws some from the log"
             )
             return
+        yield "ranker", self.training_batch
         yield "ranker", self.training
         yield "predictions", self.test
 
@@ -147,26 +147,27 @@ class _Checks:
             f"split.min_events={self._run.split.min_events} events"
         )
 
+    def training_batch(self) -> None:
+        """Check the ranker's batch."""
+        times, labels = self._times(), label_columns(self._run.ranker.tasks)
+        rows = self._dataset.impressions_between(
+            times.towers_until, times.test_from, labels=labels
+        ).num_rows
+        if rows:
+            self._plan.counts["training_rows"] = rows
+            self._check_batch("ranker.training.batch_size", rows, "rows")
+
     def training(self) -> None:
-        """Check the impressions that the ranker learns from."""
-        times, actions = self._times(), self._run.split.actions
+        """Check the impressions that the ranker learns from, and encode some."""
+        ranker, actions = self._run.ranker, self._run.split.actions
         shown = training_impressions(
-            self._dataset, self._run.ranker, times, None, actions
+            self._dataset, ranker, self._times(), None, actions
         )
-        self._lookups, rows = shown.lookups, shown.source
-        self._plan.counts["training_rows"] = rows.num_rows
-        self._check_batch("ranker.training.batch_size", rows.num_rows, "rows")
-        _encode_head(shown)
-        for name, (zeros, ones) in self._label_counts(rows).items():
-            if not zeros or not ones:
-                raise UserError(
-                    f"{rows.name}: column {name!r} has {ones} ones and {zeros} zeros "
-                    "among the impressions to train on; a ranker needs both: check the "
-                    "labels, or move split.towers_until"
-                )
+        self._lookups = shown.lookups
+        _encode_head(shown, labelled=True)
 
     def test(self) -> None:
-        """Check the impressions that the ranker scores."""
+        """Check the impressions that the ranker scores, and encode some."""
         rows = self._dataset.impressions_between(self._times().test_from)
         self._plan.counts["test_rows"] = rows.num_rows
         if not rows.num_rows:
@@ -174,28 +175,17 @@ class _Checks:
                 f"{rows.name}: no impression at or after split.test_from"
             )
             return
-        _encode_head(Impressions(rows, self._run.ranker, None, self._lookups))
-        for name, (zeros, ones) in self._label_counts(rows).items():
-            if not zeros or not ones:
+        if self._lookups is not None:
+            shown = Impressions(rows, self._run.ranker, None, self._lookups)
+            _encode_head(shown, labelled=False)
+        for name in label_columns(self._run.ranker.tasks):
+            classes = _classes(rows, name)
+            if len(classes) < 2:
+                found = f"all {classes.pop()}" if classes else "missing"
                 self._plan.left_out[RANKING] = (
-                    f"the impressions at or after split.test_from have {ones} ones and "
-                    f"{zeros} zeros in column {name!r}; metrics need both"
+                    f"{rows.name}: in the impressions at or after split.test_from, "
+                    f"{name!r} is {found}; metrics need 0 and 1"
                 )
-
-    def _label_counts(self, rows: RowSource) -> dict[str, tuple[int, int]]:
-        """Count the zeros and the ones of each label, until both are found."""
-        names = label_columns(self._run.ranker.tasks)
-        counts = {name: [0, 0] for name in names}
-        for group in range(len(rows)):
-            for piece in rows.pieces(group):
-                for name in set(names) & set(piece.column_names):
-                    ones = pc.sum(pc.cast(piece[name], pa.int64())).as_py() or 0
-                    known = len(piece) - piece[name].null_count
-                    counts[name][0] += known - ones
-                    counts[name][1] += ones
-            if all(all(pair) for pair in counts.values()):
-                break
-        return {name: (zeros, ones) for name, (zeros, ones) in counts.items()}
 
     def _times(self) -> SplitTimes:
         return resolve_times(self._run.split, self._dataset.times)
@@ -216,10 +206,24 @@ class _Checks:
         self._plan.problems.append(Problem(setting.partition(".")[0], message, (fix,)))
 
 
-def _encode_head(shown: Impressions) -> None:
+def _encode_head(shown: Impressions, labelled: bool) -> None:
     """Encode some rows, as the ranker will."""
     head = next(shown.source.pieces(0)).slice(0, _HEAD_ROWS)
-    shown.encoder()(head)
+    shown.encoder(labelled)(head)
+
+
+def _classes(rows: RowSource, label: str) -> set[int]:
+    """Return the classes of a label, read until both are found."""
+    classes: set[int] = set()
+    for group in range(len(rows)):
+        for piece in rows.pieces(group):
+            if label in piece.column_names:
+                classes.update(
+                    map(int, pc.unique(piece[label].drop_null()).to_pylist())
+                )
+            if len(classes) > 1:
+                return classes
+    return classes
 
 
 def is_left_out(command: str, left_out: Mapping[str, str]) -> bool:

@@ -144,8 +144,9 @@ def _set_up_output() -> None:
     level = logging.INFO if is_first_rank() else logging.WARNING
     for name in OWN_LOGGERS:  # not the root: other libraries at INFO would drown ours
         logging.getLogger(name).setLevel(level)
-    if not is_first_rank():  # all ranks read the same data and would say the same of it
-        logging.getLogger("learn_torchrec.datasets").setLevel(logging.ERROR)
+    # All ranks read the same data and would say the same of it.
+    said_once = logging.NOTSET if is_first_rank() else logging.ERROR
+    logging.getLogger("learn_torchrec.datasets").setLevel(said_once)
     if isinstance(sys.stdout, io.TextIOWrapper):  # titles in a terminal of latin-1
         sys.stdout.reconfigure(errors="backslashreplace")
 

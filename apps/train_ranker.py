@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 
 from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.provenance import refuse_vectors_leak
@@ -138,7 +139,7 @@ def training_impressions(
         in_memory=not streams,
         labels=labels,
     )
-    present = source.empty().schema.names
+    present = [name for name in source.empty().schema.names if name != ROW_NUMBER]
     require_columns(present, labels, source.name, "to score rows without, use predict")
     if source.earliest is None:
         raise UserError(

@@ -89,11 +89,13 @@ def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes
         return SplitTimes(towers_until=end, test_from=end)
     towers_until = moment("split.towers_until", config.towers_until, times)
     test_from = moment("split.test_from", config.test_from, times)
-    if not times.min() < towers_until <= test_from <= times.max():
+    # Impressions may be later than the log.
+    first, end = int(times.min()), int(times.max()) + 1
+    if not first < towers_until <= test_from or towers_until > end:
         raise UserError(
             f"split.towers_until={config.towers_until} and split.test_from="
-            f"{config.test_from} must be in this order and inside the log, which runs "
-            f"from {_iso(times.min())} to {_iso(times.max())}"
+            f"{config.test_from} must be in this order, and the first inside the log, "
+            f"which runs from {_iso(first)} to {_iso(end - 1)}"
         )
     return SplitTimes(towers_until=towers_until, test_from=test_from)
 

@@ -74,7 +74,7 @@ def _moments(draft: Draft) -> None:
     towers_until = int(shown[0])
     if np.mean(times < towers_until) < 0.1:
         towers_until = int(np.quantile(shown, 0.3, method="lower"))
-    towers_until = max(towers_until, int(times.min()) + 1)
+    towers_until = int(np.clip(towers_until, times.min() + 1, times.max() + 1))
     later = shown[shown >= towers_until]
     if not len(later):
         return

@@ -163,7 +163,7 @@ def test_an_item_without_text_gets_no_vector(
     pq.write_table(pa.Table.from_pylist(textless), path)
     with pytest.raises(UserError, match=r"40 of 40 items have .*; too many to"):
         run_app(market, tmp_path / "none", model_dir)
-    pq.write_table(pa.table({"item_id": [1], "name": ["x"]}), path)
+    pq.write_table(pa.table({"item_id": [1], "stock": [7]}), path)
     with pytest.raises(UserError, match=r"items\.parquet: no text column; it has"):
         run_app(market, tmp_path / "none", model_dir)
     assert not (tmp_path / "none").exists()

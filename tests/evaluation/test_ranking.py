@@ -151,11 +151,11 @@ def test_unfit_files_are_refused_by_name(
 
 
 def test_missing_and_unreadable_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"predictions\.parquet: no such file"):
+    with pytest.raises(UserError, match="an empty folder; name a"):
         read_predictions(tmp_path)
     path = tmp_path / "text.parquet"
     path.write_text("user_id,label,score\n")
-    with pytest.raises(UserError, match=r"text\.parquet: not a readable Parquet file"):
+    with pytest.raises(UserError, match=r"text\.parquet: cannot be read as Parquet"):
         read_predictions(path)
 
 

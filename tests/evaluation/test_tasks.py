@@ -118,7 +118,7 @@ def test_the_quickstart_and_its_report_carry_every_task(
     )
     quickstart.main(["--out", str(tmp_path)])
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert list(metrics) == ["tasks", "settings", "retrieval", "seconds"]
+    assert list(metrics) == ["tasks", "settings", "retrieval", "left_out", "seconds"]
     (tmp_path / "ranking.json").unlink()  # so that the report reads the summary
     report = read_run(tmp_path)
     text, tables = to_markdown(report), to_json(report)["tables"]

@@ -197,4 +197,4 @@ def train_on(market, streams, strict=False):
     )
     times = SplitTimes(towers_until=0, test_from=2**40)
     dataset = open_dataset(f"parquet:{market}", strict)
-    return training_impressions(dataset, config, times, None)
+    return training_impressions(dataset, config, times, None, ("like",))

@@ -141,6 +141,8 @@ class Dataset(abc.ABC):
 
     def schema(self, table: str) -> pa.Schema:
         """Return a table's columns and types; of Parquet only the footers are read."""
+        if table == IMPRESSIONS_FILE:
+            self._refuse_no_impressions()
         where = self.parquet(table)
         if where is not None and not self._is_read(table):
             return open_parquet(where).schema
