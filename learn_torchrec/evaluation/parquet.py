@@ -28,13 +28,14 @@ class ParquetParts:
     Args:
         path: a Parquet file, or a folder of them.
         what: what to name instead, for messages: "a prediction file or its directory".
+        may_lack: a column that some parts may lack; it is null there.
 
     Raises:
         UserError: no such file, or one that is not Parquet.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
-        self.path, location = path, Location.of(path)
+    def __init__(self, path: Path, what: str, may_lack: str = "") -> None:
+        self.path, self._may_lack, location = path, may_lack, Location.of(path)
         if not location.files():
             reason = "an empty folder" if path.exists() else "no such file"
             raise UserError(f"{path}: {reason}; name {what}")
@@ -114,9 +115,14 @@ class ParquetParts:
         fields = []
         for name in names:
             kinds: dict[pa.DataType, None] = {}
-            for columns in self._fields:
+            for part, columns in zip(self._fragments, self._fields, strict=True):
                 if name in columns:
                     kinds[columns[name]] = None
+                elif name != self._may_lack:
+                    raise UserError(
+                        f"{part.path}: no column {name}, unlike other parts of "
+                        f"{self.path}; write all parts with the same columns"
+                    )
             try:
                 fields.append(_one_type(name, list(kinds)))
             except (pa.ArrowInvalid, pa.ArrowTypeError):

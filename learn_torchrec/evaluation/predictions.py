@@ -94,7 +94,7 @@ def read_predictions(
             than 0 and 1; non-finite scores; negative weights or activity. Names the
             file and the column.
     """
-    parts = open_predictions(path)
+    parts = open_predictions(path, task.label)
     optional = [ITEM_ID, TIMESTAMP, WEIGHT, *_ACTIVITY]
     optional += [CLICK] if needs_clicks else []
     optional += [] if cohort_column is None else [cohort_column]
@@ -110,16 +110,17 @@ def read_predictions(
         raise UserError(f"{parts.path}: {error}") from None
 
 
-def open_predictions(path: Path) -> ParquetParts:
+def open_predictions(path: Path, label: str = "") -> ParquetParts:
     """Open the file or folder of parts at a path, or in the artefact at that path.
+
+    Some parts may lack the column `label`.
 
     Raises:
         UserError: no such file, or one that is not Parquet.
     """
     inside = path / PREDICTIONS_FILE
-    return ParquetParts(
-        inside if inside.exists() else path, "a prediction file or its directory"
-    )
+    path = inside if inside.exists() else path
+    return ParquetParts(path, "a prediction file or its directory", label)
 
 
 def stream_predictions(
@@ -139,7 +140,7 @@ def stream_predictions(
         UserError: see `read_predictions`.
     """
     communicator = communicator or LocalCommunicator()
-    parts = open_predictions(path)
+    parts = open_predictions(path, task.label)
     # Cohorts are filtered by activity, so it is checked where all rows are read.
     optional = [WEIGHT, *(_ACTIVITY if rows is None else ())]
     optional += [CLICK] if needs_clicks else []
