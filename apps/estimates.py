@@ -67,7 +67,7 @@ def _content(run: Run, counts: Mapping[str, int], rate: float) -> Estimate:
     return Estimate(
         "content",
         f"{counts['items']:,} items, {tokens:,.0f} tokens",
-        15 + 2 * parameters * tokens / rate,
+        15 + parameters * tokens / rate,  # large products, near the probe's rate
         4 * parameters + vectors,
         vectors,
     )
