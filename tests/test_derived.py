@@ -58,8 +58,8 @@ def test_a_shop(tmp_path):
     assert run.towers.model.repeat
     assert not run.retrieval.filter_history
     assert derived.features is None
-    # 180 users are known before day 50 or so; a tenth of them validates.
-    assert run.towers.training.batch_size == 16
+    # 180 users are known, a tenth of them validates, a quarter of the rest: a batch.
+    assert run.towers.training.batch_size == 32
     assert derive(open_dataset(f"parquet:{tmp_path}")).run == run
 
 

@@ -111,7 +111,7 @@ def _towers(draft: Draft) -> None:
     log = LogCounts.of(draft)
     users = int((log.known >= draft.run.split.min_events).sum())
     users = max(1, int(users * (1 - draft.run.split.validation_users)))
-    batch = _power_of_two(users / 6, 4, 1024)
+    batch = _power_of_two(users / 4, 4, 1024)
     steps = max(1, users // batch)
     epochs = int(np.clip(20_000 // steps, 10, 60))
     reason = f"{users:,} training users"
