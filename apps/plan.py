@@ -9,8 +9,11 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.artifact import refuse_unwritable
@@ -21,18 +24,20 @@ from learn_torchrec.datasets.histories import Catalogue
 from learn_torchrec.datasets.loading.row_groups import RowSource
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import IdIndex
 from learn_torchrec.presets import Run
 from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tasks import label_columns
-from learn_torchrec.schema import IMPRESSIONS_FILE
+from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
 
 from .checkup.machine import available_memory
 from .estimates import Estimate
 from .train_ranker import training_impressions
 
-_HEAD_ROWS = 1_000  # of each part, encoded as a trial
+_MOST_ROWS = 200_000  # of each part of the impressions, encoded as a trial
+_MOST_TEXTS = 100_000  # that are composed as a trial
 _MOST_EVENTS = 50_000_000  # of a log that is split as a trial
 STREAM = "ranker.training.stream.enabled=true"
 RETRIEVAL, RANKING = "retrieval evaluation", "ranking evaluation"
@@ -100,6 +105,7 @@ class _Checks:
     def __init__(self, dataset: Dataset, run: Run, ranks: int, plan: Plan) -> None:
         self._dataset, self._run, self._ranks, self._plan = dataset, run, ranks, plan
         self._lookups: Lookups | None = None
+        self._catalogue: Catalogue | None = None  # of the items with a text
 
     def in_order(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Yield the checks, each with the name of its step."""
@@ -111,6 +117,13 @@ class _Checks:
                 "draws some from the log"
             )
             return
+        if self._run.split.holdout != "new_users":
+            self._plan.left_out["ranker"] = (
+                f"split.holdout={self._run.split.holdout}: the towers learn until the "
+                "end of the log, and a ranker from what is later than they know; "
+                "--set split.holdout=new_users trains both"
+            )
+            return
         yield "ranker", self.training_batch
         yield "ranker", self.training
         yield "predictions", self.test
@@ -119,16 +132,23 @@ class _Checks:
         """Check the items, their texts and the language model."""
         items = self._dataset.items
         self._plan.counts["items"] = items.num_rows
-        backbone.find_model(self._run.content.encoder.model)
-        texts = render(items.slice(0, _HEAD_ROWS), self._run.content.prompt)
+        backbone.refuse_absent(self._run.content.encoder.model)
+        name, ids = self._dataset.name(ITEMS_FILE), items[ITEM_ID]
+        texts = render(items.slice(0, _MOST_TEXTS), self._run.content.prompt, name)
         letters = sum(map(len, texts)) / max(1, len(texts))
         self._plan.counts["text_letters"] = int(letters * items.num_rows)
+        has_text = np.ones(items.num_rows, bool)
+        has_text[: len(texts)] = [text != "" for text in texts]
+        textless = ids.filter(pa.array(~has_text))
+        self._dataset.tolerance.without_text(name, textless, items.num_rows)
+        described = ids.filter(pa.array(has_text))
+        self._catalogue = Catalogue(Path(name), IdIndex.build(described, name))
 
     def towers(self) -> None:
         """Check the log, its split and the towers' batch."""
         split = self._run.split
         times = resolve_times(split, self._dataset.times)
-        catalogue = Catalogue.of(self._dataset)
+        catalogue = self._catalogue or Catalogue.of(self._dataset)
         sequences = self._dataset.sequences(catalogue, split.actions)
         self._plan.counts |= {"events": len(sequences.items), "users": len(sequences)}
         if len(sequences.items) > _MOST_EVENTS:
@@ -149,7 +169,9 @@ class _Checks:
 
     def training_batch(self) -> None:
         """Check the ranker's batch."""
-        times, labels = self._times(), label_columns(self._run.ranker.tasks)
+        times = self._times()
+        known = self._dataset.schema(IMPRESSIONS_FILE).names
+        labels = [one for one in label_columns(self._run.ranker.tasks) if one in known]
         rows = self._dataset.impressions_between(
             times.towers_until, times.test_from, labels=labels
         ).num_rows
@@ -164,7 +186,7 @@ class _Checks:
             self._dataset, ranker, self._times(), None, actions
         )
         self._lookups = shown.lookups
-        _encode_head(shown, labelled=True)
+        _encode_first(shown, labelled=True)
 
     def test(self) -> None:
         """Check the impressions that the ranker scores, and encode some."""
@@ -177,7 +199,7 @@ class _Checks:
             return
         if self._lookups is not None:
             shown = Impressions(rows, self._run.ranker, None, self._lookups)
-            _encode_head(shown, labelled=False)
+            _encode_first(shown, labelled=False)
         for name in label_columns(self._run.ranker.tasks):
             classes = _classes(rows, name)
             if len(classes) < 2:
@@ -206,10 +228,15 @@ class _Checks:
         self._plan.problems.append(Problem(setting.partition(".")[0], message, (fix,)))
 
 
-def _encode_head(shown: Impressions, labelled: bool) -> None:
-    """Encode some rows, as the ranker will."""
-    head = next(shown.source.pieces(0)).slice(0, _HEAD_ROWS)
-    shown.encoder(labelled)(head)
+def _encode_first(shown: Impressions, labelled: bool) -> None:
+    """Encode the first rows, of most data all, as the ranker will."""
+    encode, count = shown.encoder(labelled), 0
+    groups = range(len(shown.source))
+    for piece in chain.from_iterable(map(shown.source.pieces, groups)):
+        encode(piece)
+        count += piece.num_rows
+        if count >= _MOST_ROWS:
+            return
 
 
 def _classes(rows: RowSource, label: str) -> set[int]:

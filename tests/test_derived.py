@@ -6,9 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.histories import Catalogue
 from learn_torchrec.datasets.split import resolve_times
 from learn_torchrec.derived.run import derive
 from learn_torchrec.errors import UserError
+from learn_torchrec.towers.holdout import split_towers
 
 START, DAY = 1_600_000_000, 86_400
 
@@ -78,6 +80,24 @@ def test_a_log_of_negatives_alone_keeps_them(tmp_path):
 def test_half_of_the_users_have_enough_events(tmp_path, each, fewest):
     run = derive(write(tmp_path, visits(each=each))).run
     assert abs(run.split.min_events - fewest) <= 1
+
+
+@pytest.mark.parametrize("users", [4, 6, 9])
+@pytest.mark.parametrize("holdout", ["new_users", "time"])
+def test_of_few_users_some_are_held_out(tmp_path, users, holdout):
+    """A share of the hashed ids may have none; `split_towers` refuses that."""
+    log = [row for row in visits(users=users + 1) if row[0] < users]
+    if holdout == "new_users":
+        log += [(99, 10 + n, 90 + n, "buy") for n in range(9)]
+    shown = shown_between(0, 100) if holdout == "new_users" else None
+    dataset = write(tmp_path, log, shown)
+    derived = derive(dataset)
+    assert derived.run.split.holdout == holdout
+    sequences = dataset.sequences(Catalogue.of(dataset), ("buy",))
+    split_towers(
+        sequences, resolve_times(derived.run.split, dataset.times), derived.run.split
+    )
+    assert derived.run.towers.training.batch_size <= users
 
 
 def test_holdout_without_new_users_and_without_dates(tmp_path):

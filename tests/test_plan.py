@@ -124,6 +124,56 @@ def test_a_bad_row_is_found_before_any_work(market):
     assert "interactions.parquet: 3000 of 3000 rows have no action" in problem.message
 
 
+def test_most_events_are_of_items_without_a_text(market):
+    table = pq.read_table(market / "items.parquet")
+    bare = table.select(["item_id"])
+    titles = [f"thing {n}" if n < 4 else " " for n in range(table.num_rows)]
+    path = market / "items.parquet"
+    pq.write_table(bare.append_column("title", pa.array(titles)), path)
+    (problem,) = checked(market).problems
+    assert (problem.step, "without a content vector" in problem.message) == (
+        "towers",
+        True,
+    )
+    titles = [""] * table.num_rows
+    pq.write_table(bare.append_column("title", pa.array(titles)), path)
+    assert "40 of 40 items have no text" in checked(market).problems[0].message
+
+
+@pytest.mark.parametrize("row", [2_999, 1_500])  # of the test, of training
+def test_a_bad_number_deep_in_the_impressions(market, row):
+    path = market / "impressions.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(path)] * 3), path)
+    hours = pq.read_table(path)["hour"].to_pylist()
+    hours[6_000 + row] = float("inf")
+    change(path, hour=hours)
+    found = checked(market, "ranker.features.dense=hour")
+    assert ["column 'hour' is inf" in one.message for one in found.problems] == [True]
+
+
+def test_a_label_that_is_missing_is_one_problem(market):
+    path = market / "impressions.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["label"]), path)
+    (problem,) = checked(market).problems
+    assert "column 'label' is missing" in problem.message
+
+
+@pytest.mark.parametrize("holdout", ["time", "leave_one_out"])
+def test_towers_that_learn_to_the_end_leave_no_ranker(market, holdout):
+    setting = f"split.holdout={holdout}"
+    found = checked(market, setting)
+    assert found.problems == []
+    assert list(found.left_out) == ["ranker"]
+    derived = derive(open_dataset(f"parquet:{market}"), [setting])
+    assert derived.run.split.holdout == holdout
+
+
+def test_a_model_on_a_hub_out_of_reach(market, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (problem,) = checked(market, "content.encoder.model=nobody/no-model").problems
+    assert "neither on this machine nor on the model hub" in problem.message
+
+
 def needing(memory=0.0, disk=0.0):
     return [Estimate("rankers", "rows", 1.0, memory, disk)]
 

@@ -73,6 +73,23 @@ def find_model(model: str) -> ModelFiles:
     return ModelFiles(model, is_local=False)
 
 
+def refuse_absent(model: str) -> None:
+    """Check that a model is on this machine, or that the model hub can be reached.
+
+    Raises:
+        UserError: it is not.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    files = find_model(model)
+    if files.is_local or isinstance(
+        try_to_load_from_cache(files.name, "config.json"), str
+    ):
+        return
+    if not _hub_answers(files.name):
+        raise UserError(_not_found(files))
+
+
 def fingerprint(model: str) -> str:
     """Return the digest of a model's files, or its hub name if it is not on disk."""
     files = find_model(model)
@@ -170,13 +187,17 @@ def _loading_problem(
             "trust_remote_code=true"
         )
     if not files.is_local and isinstance(error, OSError):
-        return (
-            f"model {files.name}: found neither on this machine nor on the model "
-            "hub; check the name and the network, or name a local directory, a "
-            f".gguf file, {SMOLLM2} or {MINILM}"
-        )
+        return _not_found(files)
     name = files.gguf_path or files.name
     return f"model {name}: cannot be loaded ({first_line(error)})"
+
+
+def _not_found(files: ModelFiles) -> str:
+    return (
+        f"model {files.name}: found neither on this machine nor on the model hub; "
+        "check the name and the network, or name a local directory, a .gguf file, "
+        f"{SMOLLM2} or {MINILM}"
+    )
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ class Tolerance:
             total,
             f"{name}: {count} of {total} events are of items without a content vector "
             f"in {store.directory} (they have no text, or are newer): {name_ids(ids)}",
-            "encode the items again",
+            "give these items a text, and encode the items again",
         )
 
     def without_text(self, name: str, ids: pa.ChunkedArray, total: int) -> None:

@@ -36,7 +36,8 @@ class Derived:
     Attributes:
         run: all settings.
         choices: those that were derived, in the order of the stages.
-        features: of the ranker; None for data without impressions.
+        features: of the ranker; None without impressions, or without a moment that
+            separates the ranker's rows from the test.
     """
 
     run: Run
@@ -77,7 +78,8 @@ def derive(
         _repeats(draft)
         _cut_offs(draft)
         _export(draft)
-    if "ranker" not in wanted or not dataset.has_impressions:
+    is_ranked = dataset.has_impressions and draft.run.split.holdout != "leave_one_out"
+    if "ranker" not in wanted or not is_ranked:
         run = config.apply_overrides(draft.run, overrides)
         return Derived(run, draft.final_choices())
     features = _ranker(draft)
@@ -111,7 +113,7 @@ def _towers(draft: Draft) -> None:
     log = LogCounts.of(draft)
     users = int((log.known >= draft.run.split.min_events).sum())
     users = max(1, int(users * (1 - draft.run.split.validation_users)))
-    batch = _power_of_two(users / 4, 4, 1024)
+    batch = _power_of_two(users / 4, min(4, users), 1024)
     steps = max(1, users // batch)
     epochs = int(np.clip(20_000 // steps, 10, 60))
     reason = f"{users:,} training users"
@@ -186,7 +188,9 @@ def _ranker(draft: Draft) -> DerivedFeatures:
     training = {
         "epochs": 3 if small else 1,
         # Hundreds of steps on a small log, two thousand on a large one.
-        "batch_size": _power_of_two(max(rows / 2000, min(rows / 50, 512)), 16, 8192),
+        "batch_size": _power_of_two(
+            max(rows / 2000, min(rows / 50, 512)), min(16, rows), 8192
+        ),
     }
     for name, value in training.items():
         draft.put(f"ranker.training.{name}", value, reason)

@@ -1,11 +1,14 @@
 """Which actions make up a history, and which times and users test."""
 
 import datetime
+import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from learn_torchrec.datasets.split import user_draws
 from learn_torchrec.derived.draft import Draft, LogCounts
 from learn_torchrec.schema import ACTION, IMPRESSIONS_FILE, TIMESTAMP
 from learn_torchrec.times import as_seconds
@@ -20,6 +23,7 @@ NEGATIVE_ACTIONS = frozenset(
 )
 _EARLIEST_DATE = 10_000_000  # smaller times (April 1970) are positions, not seconds
 _FEW_NEW_USERS = 50  # fewer test users say little
+_FEW_USERS = 200  # of more, chance holds some out
 
 
 def derive_split(draft: Draft) -> None:
@@ -110,6 +114,36 @@ def _users(draft: Draft) -> None:
     chosen = max(fewest, min(10, median))
     reason = f"half of the users have {median} events or more"
     draft.put("split.min_events", chosen, reason)
+    draft.respect("split")
+    _held_out(draft)
+
+
+def _held_out(draft: Draft) -> None:
+    """Raise the shares of held-out users where a small log would have none of them."""
+    split, log, time = draft.run.split, draft.sequences, draft.times().towers_until
+    earlier = log.select_events(log.times < time).lengths
+    fits = earlier >= split.min_events
+    if split.holdout == "time":
+        fits = (earlier > 0) & (earlier < log.lengths)
+        fits &= log.lengths >= split.min_events
+    if split.holdout == "leave_one_out" or not 2 <= fits.sum() <= _FEW_USERS:
+        return
+    draws = user_draws(log.user_ids.filter(pa.array(fits)))
+    nearest = {"validation_users": draws.min()}
+    if split.holdout == "time":
+        nearest["test_users"] = 1 - draws.max()
+    shares = {
+        "validation_users": split.validation_users,
+        "test_users": split.test_users,
+    }
+    raised = {
+        name: math.ceil(1000 * draw + 1) / 1000
+        for name, draw in nearest.items()
+        if draw >= shares[name]
+    }
+    if sum((shares | raised).values()) < 1:
+        for name, share in raised.items():
+            draft.put(f"split.{name}", share, f"so that one of {len(draws)} users is")
 
 
 def _moment(seconds: Any) -> str:

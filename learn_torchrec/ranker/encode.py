@@ -104,7 +104,8 @@ def _labels(table: pa.Table, name: str) -> Float32Array:
     """Return a column of labels, float32 [N]; 0 where there is none."""
     if name not in table.column_names:
         return np.zeros(table.num_rows, np.float32)
-    return np.asarray(pc.fill_null(table[name], 0).to_numpy(), np.float32)
+    labels = table[name].cast(pa.float32())  # from bool or decimal, too
+    return np.asarray(pc.fill_null(labels, 0).to_numpy())
 
 
 def columns_of(config: RankerConfig) -> tuple[str, ...]:

@@ -58,6 +58,28 @@ def encode(features, table=TABLE):
     return Encoder(features, (TaskConfig(),), None, "file")(table)
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.bool_(), pa.int8(), pa.float64(), pa.decimal128(3)]
+)
+def test_a_label_of_any_number_type_may_be_null(kind):
+    labels = pa.array([1, None, 0, 1], pa.int8()).cast(kind)
+    table = TABLE.set_column(3, "label", labels)
+    encoder = Encoder(ALL, (TaskConfig(),), None, "file", labelled=False)
+    assert encoder.encode(encoder.checked(table)).labels["label"].tolist() == [
+        1,
+        0,
+        0,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("weight", [None, float("nan")])
+def test_a_weight_must_not_be_null(weight):
+    table = TABLE.append_column("weight", pa.array([1.0, 1.0, weight, 1.0]))
+    with pytest.raises(UserError, match=r"'weight' is null in row 2; fill it, with 1"):
+        encode(ALL, table)
+
+
 def test_a_null_has_no_id_and_the_mean_of_its_column():
     rows = encode(ALL)
     lengths = {name: ids.lengths.tolist() for name, ids in rows.sparse.items()}

@@ -46,6 +46,11 @@ REQUIRED: dict[str, dict[str, str]] = {
     INTERACTIONS_FILE: {USER_ID: _ID, ITEM_ID: _ID, TIMESTAMP: _TIME, ACTION: _TEXT},
     IMPRESSIONS_FILE: {USER_ID: _ID, ITEM_ID: _ID, TIMESTAMP: _TIME},
 }
+_MAP = "to a csv: or parquet: --data"
+_MISSING = {
+    name: f"; add #{name}=COLUMN {_MAP}" for name in (USER_ID, ITEM_ID, TIMESTAMP)
+}
+_MISSING[ACTION] = f"; add #action=COLUMN or #default_action=buy {_MAP}"
 
 
 def read_parquet(
@@ -93,7 +98,7 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
             known = (n for n in table.column_names if n != ROW_NUMBER)
             raise UserError(
                 f"{source}: column {name!r} ({kind}) is missing; "
-                f"it has: {', '.join(known)}"
+                f"it has: {', '.join(known)}{_MISSING.get(name, '')}"
             )
         index = table.column_names.index(name)
         column = as_arrow(table.column(name))

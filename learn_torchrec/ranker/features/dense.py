@@ -99,7 +99,13 @@ def encode_weights(table: pa.Table, source: str) -> Float32Array:
     """
     if WEIGHT not in table.column_names:
         return np.ones(table.num_rows, np.float32)
-    column = _one_number_each(table, WEIGHT, source, "refuse")
+    column = _one_number_each(table, WEIGHT, source, "fill")
+    if column.has_null is not None:
+        row = column.row_numbers[np.argmax(column.has_null)]
+        raise UserError(
+            f"{source}: column {WEIGHT!r} is null in row {row}; fill it, with 1 as "
+            "usual or with 0 to leave the row out"
+        )
     weights: Float32Array = column.numbers()
     if (weights < 0).any():
         row = column.row_of(np.argmax(weights < 0))
