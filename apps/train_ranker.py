@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
-from learn_torchrec.datasets.split import SplitTimes, resolve_times
+from learn_torchrec.datasets.split import SplitTimes, nothing_between, resolve_times
 from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.build import KIND_RANKER, save_ranker
@@ -142,11 +142,8 @@ def training_impressions(
     present = [name for name in source.empty().schema.names if name != ROW_NUMBER]
     require_columns(present, labels, source.name, "to score rows without, use predict")
     if source.earliest is None:
-        raise UserError(
-            f"{source.name}: no impression lies between split.towers_until and "
-            f"split.test_from ({times.towers_until} to {times.test_from}, unix "
-            "seconds); move them"
-        )
+        shown = dataset.impression_times
+        raise nothing_between(source.name, times, shown, dataset.times)
     if vectors:
         refuse_vectors_leak(vectors.manifest, source.earliest, "train on")
     lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions)

@@ -100,6 +100,29 @@ def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes
     return SplitTimes(towers_until=towers_until, test_from=test_from)
 
 
+def nothing_between(
+    name: str, times: SplitTimes, shown: Int64Array, log: Int64Array
+) -> UserError:
+    """Return the error that a ranker has no impression to learn from.
+
+    Args:
+        name: of the impressions.
+        times: the moments.
+        shown: times of all impressions, unix seconds, int64 [N].
+        log: times of the interactions, unix seconds, int64 [M].
+    """
+    spans = (
+        f"{_iso(one.min())} to {_iso(one.max())}" if len(one) else "no time to another"
+        for one in (shown, log)
+    )
+    return UserError(
+        f"{name}: no impression lies between split.towers_until and split.test_from "
+        f"({_iso(times.towers_until)} and {_iso(times.test_from)}); they run from "
+        f"{next(spans)}, the log from {next(spans)}; a ranker learns from impressions "
+        "that are later than a part of the log, and is tested on still later ones"
+    )
+
+
 def user_draws(user_ids: pa.Array) -> Float64Array:
     """Return a hash of each user's id in [0, 1), float64 [U]; the same in every run."""
     buckets = [
@@ -135,4 +158,5 @@ def moment(option: str, text: str, times: Int64Array) -> int:
 
 
 def _iso(seconds: int) -> str:
-    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC).isoformat()
+    """Return a moment of any year, even where milliseconds were taken for seconds."""
+    return f"{np.datetime64(int(seconds), 's')}+00:00"

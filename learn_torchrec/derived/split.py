@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 
 from learn_torchrec.datasets.split import user_draws
 from learn_torchrec.derived.draft import Draft, LogCounts
-from learn_torchrec.schema import ACTION, IMPRESSIONS_FILE, TIMESTAMP
-from learn_torchrec.times import as_seconds
+from learn_torchrec.schema import ACTION
 
 # Actions that say no, and rows of what was merely shown: no history of preferences.
 NEGATIVE_ACTIONS = frozenset(
@@ -63,8 +62,7 @@ def _moments(draft: Draft) -> None:
             reason = "times are positions, not dates: a user's last event is the test"
             draft.put("split.holdout", "leave_one_out", reason)
         return
-    column = dataset.columns(IMPRESSIONS_FILE, [TIMESTAMP])[TIMESTAMP].drop_null()
-    shown = np.sort(as_seconds(column, dataset.name(IMPRESSIONS_FILE)))
+    shown = np.sort(dataset.impression_times)
     if not len(shown):
         return
     halves = np.quantile(times, [0.5, 0.8], method="lower")

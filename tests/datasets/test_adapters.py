@@ -64,6 +64,15 @@ def test_common_types_are_understood(market):
     assert open_dataset(f"parquet:{market}").interactions.equals(plain)
 
 
+def test_dates_as_text_are_read_as_the_message_says(market):
+    plain = open_dataset(f"parquet:{market}").interactions
+    dates = np.datetime_as_string(plain["timestamp"].to_numpy().astype("M8[s]"))
+    path = market / "interactions.parquet"
+    rewrite(path, lambda table: table.set_column(2, "timestamp", pa.array(dates)))
+    mapped = open_dataset(f"parquet:{market}#timestamp=timestamp")
+    assert mapped.interactions.equals(plain)
+
+
 BROKEN = [
     (
         "interactions.parquet",
@@ -73,7 +82,8 @@ BROKEN = [
     (
         "interactions.parquet",
         with_values("timestamp", ["yesterday"] * 3000),
-        r"column 'timestamp' is string, must be int64 \(unix seconds\)",
+        r"column 'timestamp' is string, must be int64 \(unix seconds\); convert it, or "
+        "add #timestamp=timestamp to a csv: or parquet: --data: it reads dates",
     ),
     (
         "interactions.parquet",

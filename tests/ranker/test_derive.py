@@ -268,8 +268,16 @@ def test_past_counts_of_a_log_too_large_for_memory_are_left_out(shop, monkeypatc
 
 def test_an_interval_without_impressions_is_refused(shop):
     nothing = SplitTimes(towers_until=90 * DAY, test_from=99 * DAY)
-    with pytest.raises(UserError, match="no impression lies between split"):
-        derive_features(open_dataset(f"parquet:{shop}"), nothing, TASKS, ["buy"])
+    dataset = open_dataset(f"parquet:{shop}")
+    first, last = dataset.impression_times.min(), dataset.impression_times.max()
+    with pytest.raises(UserError, match="no impression lies between split") as caught:
+        derive_features(dataset, nothing, TASKS, ["buy"])
+    spans = [np.datetime64(int(one), "s") for one in (90 * DAY, 99 * DAY, first, last)]
+    message = str(caught.value)
+    assert (
+        "({}+00:00 and {}+00:00); they run from {}+00:00 to {}+00:00".format(*spans)
+        in message
+    )
 
 
 @pytest.mark.parametrize("wanted", [5, 50, 999, 3000, 5000])

@@ -60,6 +60,7 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     USER_ID,
 )
+from learn_torchrec.times import as_seconds
 
 
 class Dataset(abc.ABC):
@@ -187,6 +188,12 @@ class Dataset(abc.ABC):
         same moment whichever columns a stage reads.
         """
         return self._log[1]
+
+    @property
+    def impression_times(self) -> Int64Array:
+        """Times of all impressions that have one, unix seconds, int64 [N]."""
+        column = self.columns(IMPRESSIONS_FILE, [TIMESTAMP])[TIMESTAMP].drop_null()
+        return as_seconds(column, self.name(IMPRESSIONS_FILE))
 
     # What stages use.
 

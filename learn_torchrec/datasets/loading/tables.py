@@ -104,8 +104,10 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
         column = as_arrow(table.column(name))
         where = f"{source}: column {name!r}"
         if not _KINDS[kind](column.type):
+            is_date = kind == _TIME and is_text(column.type)
+            fix = f", or add #timestamp={name} {_MAP}: it reads dates" * is_date
             raise UserError(
-                f"{where} is {type_name(column.type)}, must be {kind}; convert it"
+                f"{where} is {type_name(column.type)}, must be {kind}; convert it{fix}"
             )
         if column.null_count and kind != BINARY:
             row = row_of(table, pc.index(column.is_null(), pa.scalar(True)).as_py())

@@ -28,7 +28,7 @@ import pyarrow.types as pt
 from learn_torchrec.arrays import BoolArray, Int64Array
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowSource
-from learn_torchrec.datasets.split import SplitTimes
+from learn_torchrec.datasets.split import SplitTimes, nothing_between
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import as_ids, is_text, type_name
 from learn_torchrec.ranker.features import (
@@ -224,11 +224,8 @@ def derive_features(
     """
     source = dataset.impressions_between(times.towers_until, times.test_from)
     if source.earliest is None:
-        raise UserError(
-            f"{source.name}: no impression lies between split.towers_until and "
-            f"split.test_from ({times.towers_until} to {times.test_from}, unix "
-            "seconds); move them"
-        )
+        shown_times = dataset.impression_times
+        raise nothing_between(source.name, times, shown_times, dataset.times)
     shown = _profiles(source, IMPRESSIONS)
     items = _profiles(dataset.rows(ITEMS_FILE), CATALOGUE)
     rules = _Rules(
