@@ -218,9 +218,9 @@ class _Checks:
         if batch <= count and batch % self._ranks == 0:
             return
         fitting = self._ranks * (min(batch, count) // self._ranks)
+        shared = f"a multiple of the {self._ranks} ranks and " * (self._ranks > 1)
         message = (
-            f"{setting}={batch}: must be a multiple of the {self._ranks} ranks and at "
-            f"most the {count} training {what}"
+            f"{setting}={batch}: must be {shared}at most the {count} training {what}"
         )
         if not fitting:
             raise UserError(f"{message}; use fewer --ranks, or more data")
