@@ -22,6 +22,7 @@ from learn_torchrec.datasets.adapters.text_files import UTF_8, encoding_of
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import hive_keys
 from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.times import ISO, from_iso
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _NUMBER = r"^[+-]?(((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf)$"
 _FLOAT_ID = r"^-?\d+\.0+$"
 _DATE = r"^\d{4}-\d\d-\d\d$"
-_TIME = r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?( ?UTC|Z|[+-]\d\d:?\d\d)?)?$"
 # How programs write a missing number, in the order of `_EMPTY`.
 _MISSING = pa.array(["", "NULL", "null", "NA", "N/A", "n/a", "NaN", "nan", r"\N"])
 _EMPTY = _MISSING.slice(0, 1)
@@ -140,23 +140,12 @@ def typed(values: pa.ChunkedArray, decimal: str = ".") -> pa.ChunkedArray:
         return numbers.cast(pa.float64())
     if _all_match(present, "^([Tt]rue|[Ff]alse|TRUE|FALSE)$"):
         return pc.equal(pc.utf8_lower(present), "true")
-    with contextlib.suppress(pa.ArrowInvalid):  # no such day, or zones here and there
+    with contextlib.suppress(pa.ArrowInvalid):  # no such day
         if _all_match(present, _DATE):
             return present.cast(pa.date32())
-        if _all_match(present, _TIME):
-            return as_times(present)
+        if _all_match(present, ISO):
+            return from_iso(present)
     return values
-
-
-def as_times(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return ISO 8601 times, with a zone or without (UTC), as timestamps.
-
-    Raises:
-        pa.ArrowInvalid: another notation, or a zone in some times only.
-    """
-    present = pc.replace_substring_regex(_present(values), " ?UTC$", "Z")
-    zoned = pc.all(pc.match_substring_regex(present, r"(Z|\d[+-]\d\d:?\d\d)$")).as_py()
-    return present.cast(pa.timestamp("ns", "UTC" if zoned else None))
 
 
 def _files(location: Location) -> Iterator[tuple[Location, dict[str, str]]]:
