@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import logging
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ _MISSING = pa.array(["", "NULL", "null", "NA", "N/A", "n/a", "NaN", "nan", r"\N"
 _EMPTY = _MISSING.slice(0, 1)
 # A text may fill a block.
 _BLOCK_BYTES = 1 << 24
+# No column has such a name: a header is missing.
+_MOMENT = re.compile(r"\d{9,}(\.\d+)?|\d{4}-\d\d-\d\d[ T]\d\d:\d\d.*")
 _ONE_CHARACTER = "\x1f"  # stands for a delimiter of several: Arrow takes one
 
 
@@ -218,6 +221,11 @@ def _check_header(names: list[str], file: Location) -> None:
     twice = [name for name in names if name and names.count(name) > 1]
     if twice:
         raise UserError(f"{file}: has column {twice[0]!r} twice; rename one of them")
+    if moments := [name for name in names if _MOMENT.fullmatch(name)]:
+        raise UserError(
+            f"{file}: the first line holds {moments[0]!r} and no names; put the names "
+            "of the columns before it, e.g. user_id,item_id,timestamp,action"
+        )
     if len(names) == 1 and (found := [c for c in ";\t|," if c in names[0]]):
         shown = {"\t": "tab", ",": "comma"}.get(found[0], found[0])
         raise UserError(
