@@ -158,6 +158,8 @@ MOMENTS = [110, 111, 121]
     [
         MOMENTS,
         np.array(MOMENTS, np.int32),
+        np.array(MOMENTS, ">i4"),
+        np.array(MOMENTS, "datetime64[s]").astype(">M8[s]"),
         torch.tensor(MOMENTS, dtype=torch.int32),
         pd.Series(MOMENTS),
         np.array(MOMENTS, "datetime64[s]"),
