@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         engine = open_engine(args.engine, Path(scratch), args.memory)
         try:
             time_type = _load(engine, dataset)
-            prepared = prepare(engine, job.run.prepare, time_type, args.data)
+            name = dataset.name(INTERACTIONS_FILE)
+            prepared = prepare(engine, job.run.prepare, time_type, name)
             _tolerate(dataset, engine, prepared)
             facts.update(write_prepared(working, prepared, dataset.items))
         finally:

@@ -34,6 +34,8 @@ def as_arrow(values: Column) -> pa.Array | pa.ChunkedArray:
     """
     if hasattr(values, "cpu"):  # a torch tensor, which this module need not import
         values = values.detach().cpu().numpy()
+    if isinstance(values, np.ndarray) and not values.dtype.isnative:  # big-endian
+        values = values.astype(values.dtype.newbyteorder("="))
     shape = getattr(values, "shape", None)
     if isinstance(values, np.ndarray) and not shape:
         values = values.reshape(1)

@@ -73,7 +73,8 @@ def normal_type(kind: pa.DataType, name: str) -> pa.DataType:
         return pa.large_string()
     if pa.types.is_integer(kind) or kind == pa.null():
         return pa.int64()
-    raise UserError(f"{name}: ids are {kind}; use int64 or string")
+    fix = ' (in pandas: .astype("Int64"))' if pa.types.is_floating(kind) else ""
+    raise UserError(f"{name}: ids are {kind}; use int64 or string{fix}")
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -30,6 +30,7 @@ def test_examples():
         INTEGERS,
         tuple(INTEGERS),
         np.array(INTEGERS, np.int32),
+        np.array(INTEGERS, ">i8"),
         np.array(INTEGERS, object),
         torch.tensor(INTEGERS),
         pd.Series(INTEGERS),

@@ -36,7 +36,8 @@ ALLOWED = {
     "training": VOCABULARY,
     "datasets": VOCABULARY | {"content.store"},
     "content": VOCABULARY,
-    "evaluation": VOCABULARY | {"content.store", "datasets.loading"},
+    "evaluation": VOCABULARY
+    | {"content.store", "datasets.adapters.csv_files", "datasets.loading"},
     "towers": MODEL_STAGE,
     "ranker": MODEL_STAGE,
     "serving": MODEL_STAGE | {"towers", "ranker"},

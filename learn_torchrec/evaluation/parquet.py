@@ -1,22 +1,31 @@
 """Parquet as pandas and Spark write it: a file, or a folder of parts read as one.
 
 Parts may lie in folders such as `day=2026-01-01`, whose names become a column, and may
-differ in the type of a column (pandas writes integers beside nulls as floats).
+differ in the type of a column (pandas writes integers beside nulls as floats). CSV is
+copied to Parquet first.
 """
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from learn_torchrec.arrays import AnyArray, Int64Array, decoded, name_rows
+from learn_torchrec.datasets.adapters import csv_files
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.datasets.loading.row_groups import fragments_of, unreadable
+from learn_torchrec.datasets.loading.row_groups import (
+    SUFFIXES,
+    fragments_of,
+    unreadable,
+)
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import is_text, type_name
 
 # Names by Spark, Dask, DuckDB, Polars and `predict`.
 _PART = re.compile(r"(part[-._]|data_)?\d")
@@ -26,7 +35,7 @@ class ParquetParts:
     """All parts under one path, opened but not yet read.
 
     Args:
-        path: a Parquet file, or a folder of them.
+        path: a Parquet or CSV file, or a folder of them.
         what: what to name instead, for messages: "a prediction file or its directory".
         may_lack: a column that some parts may lack; it is null there.
 
@@ -39,6 +48,11 @@ class ParquetParts:
         if not location.files():
             reason = "an empty folder" if path.exists() else "no such file"
             raise UserError(f"{path}: {reason}; name {what}")
+        if all(
+            file.path.endswith(csv_files.SUFFIXES) for file in _data_files(location)
+        ):
+            self._copy = tempfile.TemporaryDirectory()  # as long as this object
+            location = _as_parquet(location, Path(self._copy.name))
         self._fragments = fragments_of(location)
         self._fields = [_fields_of(part) for part in self._fragments]
 
@@ -141,6 +155,20 @@ class ParquetParts:
             raise unreadable(self.path, error) from None
 
 
+def _data_files(location: Location) -> list[Location]:
+    """Return a folder's CSV and Parquet files, or all if there are none."""
+    return location.files(*csv_files.SUFFIXES, *SUFFIXES) or location.files()
+
+
+def _as_parquet(location: Location, folder: Path) -> Location:
+    """Copy CSV to a Parquet file; a column has a type if all its values do."""
+    table = csv_files.read(location, csv_files.Format())
+    columns = [csv_files.typed(column) for column in table.columns]
+    path = folder / "copy.parquet"
+    pq.write_table(pa.table(columns, table.column_names), path)
+    return Location.of(path)
+
+
 def _fields_of(part: ds.ParquetFileFragment) -> dict[str, pa.DataType]:
     """Return the type of each of a part's columns."""
     fields = {field.name: decoded(field.type) for field in part.physical_schema}
@@ -189,9 +217,13 @@ def refuse_null(column: pa.Array, name: str, first_row: int = 0) -> None:
 def as_numbers(column: pa.Array, name: str) -> AnyArray:
     """Return a column [N] of numbers or booleans without nulls, decimals as float64.
 
+    Numbers and booleans may be written as text.
+
     Raises:
         UserError: values that are not numbers.
     """
+    if is_text(column.type):
+        column = csv_files.typed(column)
     kind = column.type
     if pa.types.is_decimal(kind):
         column = column.cast(pa.float64())
@@ -200,7 +232,7 @@ def as_numbers(column: pa.Array, name: str) -> AnyArray:
         or pa.types.is_integer(kind)
         or pa.types.is_boolean(kind)
     ):
-        raise UserError(f"{name}: {kind}; a number is needed")
+        raise UserError(f"{name}: {type_name(kind)}; a number is needed")
     return np.asarray(column.to_numpy(zero_copy_only=False))
 
 

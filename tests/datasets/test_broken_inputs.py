@@ -73,12 +73,12 @@ TABLES: dict[str, tuple[str, Table, str]] = {
     "text as time": (
         "interactions",
         column("timestamp", ["noon"] * COUNT),
-        "'timestamp' is string, must be int64",
+        "'timestamp' holds 'noon'; write times as unix seconds",
     ),
-    "fractions as time": (
+    "times of seven digits": (
         "interactions",
-        column("timestamp", np.arange(COUNT) / 2),
-        "'timestamp' is double, must be int64",
+        column("timestamp", np.arange(COUNT, dtype=np.float32)),
+        "'timestamp' is float, must be int64",
     ),
     "milliseconds": (
         "interactions",

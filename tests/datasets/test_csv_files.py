@@ -171,7 +171,11 @@ def test_times(tmp_path: Path, case: str) -> None:
 REFUSED = {
     "another delimiter": (LOG.replace(",", ";"), r"one column, .*#delimiter=;"),
     "a header alone": (LOG, "has no rows"),
-    "no header": ("u1,a,1600000000,buy\n", "its columns: u1, a, 1600000000, buy"),
+    "no header": (
+        "u1,a,1600000000,buy\n",
+        "first line holds '1600000000' and no names; put .* user_id,item_id",
+    ),
+    "no header, a day": ("u,a,2020-09-13 12:26,buy\n", "'2020-09-13 12:26' and no"),
     "a name twice": (f"{LOG.strip()},x,x\nu,a,1,buy,1,2\n", "has column 'x' twice"),
     "a value too many": (f"{LOG}u1,a,1600000000,buy,\n", "Expected 4 columns, got 5"),
     "floats as ids": (

@@ -84,6 +84,20 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
             [t * 10**9 + 999_999_999 for t in ROWS["timestamp"]], pa.timestamp("ns")
         ),
     ),
+    "fractions": lambda path: one(
+        path, timestamp=pa.array([t + 0.75 for t in ROWS["timestamp"]])
+    ),
+    "decimals": lambda path: one(
+        path, timestamp=pa.array(ROWS["timestamp"]).cast(pa.decimal128(22, 3))
+    ),
+    "texts": lambda path: one(
+        path,
+        timestamp=[
+            "2020-09-13T14:26:40.9+02:00",
+            "2020-09-13 12:26:41",
+            "2020-09-13 12:26:42.9999999 UTC",
+        ],
+    ),
     "views": lambda path: one(
         path, user_id=pa.array(ROWS["user_id"], pa.string_view())
     ),

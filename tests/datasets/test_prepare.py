@@ -327,9 +327,9 @@ TYPES = {
         {"item_id": ["6", "06"]},
         "'item_id': ids are string, but int64 in the item table; use one type",
     ),
-    "fractions as times": (
-        {"timestamp": [5.5, 6.5]},
-        r"'timestamp' is double, must be int64 \(unix seconds\); convert it",
+    "words as times": (
+        {"timestamp": ["2026-01-01", "noon"]},
+        "'timestamp' holds 'noon'; write times as unix seconds or as ISO 8601",
     ),
     "numbers as actions": ({"action": [1, 2]}, "'action' is int64, must be string"),
     "no action": ({"action": None}, "column 'action' is missing; it has: user_id"),

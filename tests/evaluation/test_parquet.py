@@ -371,3 +371,33 @@ def test_parts_of_other_writers_say_so(tmp_path: Path, name: str) -> None:
         pq.write_table(pa.table(rows()), folder / "x.parquet")
     assert f"one of 2 parts, read alone; name {key.parent}" in lone_part_note(key)
     assert lone_part_note(tmp_path / "pred") == ""
+
+
+@READERS
+@pytest.mark.parametrize("name", ["p.csv", "p.csv.gz", "p.tsv", "parts"])
+def test_predictions_as_csv(tmp_path: Path, reader: list[str], name: str) -> None:
+    table, path = rows(), tmp_path / name
+    frame = pd.DataFrame(table)
+    if name == "parts":
+        path.mkdir()
+        frame[:100].to_csv(path / "part-0.csv", index=False)
+        frame[100:].to_csv(path / "part-1.csv", index=False)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if name == "p.tsv" else ",")
+    assert evaluated(path, *reader)["all"] == expected(table)
+
+
+@READERS
+@pytest.mark.parametrize("words", [("0", "1"), ("false", "true"), ("0.0", "1.0")])
+def test_labels_as_text(
+    tmp_path: Path, reader: list[str], words: tuple[str, str]
+) -> None:
+    table = rows()
+    frame = pd.DataFrame(table)
+    frame["label"] = [words[label] for label in table["label"]]
+    frame.to_parquet(tmp_path / "p.parquet")
+    assert evaluated(tmp_path / "p.parquet", *reader)["all"] == expected(table)
+    frame["label"] = ["no", "yes"] * 150
+    frame.to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p\.parquet.* label: string; a number is"):
+        evaluated(tmp_path / "p.parquet", *reader)

@@ -158,6 +158,8 @@ MOMENTS = [110, 111, 121]
     [
         MOMENTS,
         np.array(MOMENTS, np.int32),
+        np.array(MOMENTS, ">i4"),
+        np.array(MOMENTS, "datetime64[s]").astype(">M8[s]"),
         torch.tensor(MOMENTS, dtype=torch.int32),
         pd.Series(MOMENTS),
         np.array(MOMENTS, "datetime64[s]"),
@@ -171,6 +173,9 @@ MOMENTS = [110, 111, 121]
         pa.array(MOMENTS, pa.timestamp("s")).cast(pa.timestamp("ms")),
         # Fractions are cut off: strictly before 110.9 is no more than before 110.
         pd.to_datetime([110.9, 111.9, 121.9], unit="s"),
+        np.array([110.9, 111.9, 121.9]),
+        pa.array([110, 111, 121]).cast(pa.decimal128(22, 3)),
+        ["1970-01-01T00:01:50Z", "1970-01-01 00:01:51", "1970-01-01T01:02:01+01:00"],
     ],
 )
 def test_times_as_people_hold_them(directory, times):
@@ -191,10 +196,11 @@ def test_times_as_people_hold_them(directory, times):
         ([5, None], "timestamp: null time in row 1"),
         (pd.Series([5, None]), "null time in row 1"),
         (
-            [5.0, 6.0],
-            "timestamp: times are double; use int64 unix seconds or datetimes",
+            torch.tensor([5.0, 6.0]),
+            "timestamp: times are float; use int64 unix seconds or datetimes",
         ),
-        (["2026-01-01", "2026-01-02"], "times are string"),
+        (["2026-01-01", "noon"], "timestamp holds 'noon'; write times as unix"),
+        (["2026-02-30"] * 2, "timestamp: .*2026-02-30.*; correct the time"),
         ([5, "a"], "times are of mixed or unknown type"),
         ([True, False], "times are bool"),
     ],

@@ -195,8 +195,13 @@ def test_parts_of_a_time_by_hand():
     assert CalendarFeature(column="t", part="month").encode(
         days, "file"
     ).values.tolist() == [0, 2]
-    with pytest.raises(UserError, match="column 't' is string, must be a date or time"):
-        CalendarFeature(column="t", part="hour").encode(pa.table({"t": ["x"]}), "file")
+    hour = CalendarFeature(column="t", part="hour")
+    for alike in (pa.array([3_600.5, 7_199]), ["1970-01-01 01:00", "1970-01-01"]):
+        assert hour.encode(pa.table({"t": alike}), "file").values.tolist()[0] == 1
+    with pytest.raises(UserError, match="column 't' is bool, must be a date or time"):
+        hour.encode(pa.table({"t": [True]}), "file")
+    with pytest.raises(UserError, match="column 't' holds 'x'; write times as"):
+        hour.encode(pa.table({"t": ["x"]}), "file")
 
 
 def test_one_column_gives_several_features():

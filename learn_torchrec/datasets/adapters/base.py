@@ -13,9 +13,9 @@ that it returns, in any row order, are:
 | impressions | `user_id`, `item_id`, `timestamp`, `label` (0 or 1; null or absent in |
 | | rows to score), perhaps `weight`, and feature columns |
 
-Ids are integers or strings. Times are unix seconds, or Arrow timestamps if they are
-finer. An adapter need not check its tables or clean its texts: the base does both, and
-leaves out rows that cannot be used (`tolerance`).
+Ids are integers or strings. Times are unix seconds, Arrow timestamps or ISO 8601 texts.
+An adapter need not check its tables or clean its texts: the base does both, and leaves
+out rows that cannot be used (`tolerance`).
 Mistakes in its files are `UserError`s that name the file, the line or column, and the
 fix. `adapters/jsonl.py` is a small example.
 """
@@ -60,7 +60,7 @@ from learn_torchrec.schema import (
     TIMESTAMP,
     USER_ID,
 )
-from learn_torchrec.times import as_seconds
+from learn_torchrec.times import as_seconds, as_ticks
 
 
 class Dataset(abc.ABC):
@@ -375,7 +375,7 @@ def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
 
     `read` has the same rows, with times in full resolution.
     """
-    times = as_arrow(read[TIMESTAMP])
+    times = as_ticks(as_arrow(read[TIMESTAMP]), TIMESTAMP)
     if not pa.types.is_timestamp(times.type) or times.type.unit == "s":
         return table
     ticks = times.cast(pa.int64()).to_numpy()

@@ -52,7 +52,7 @@ from learn_torchrec.schema import (
     USER_ID,
     WEIGHT,
 )
-from learn_torchrec.times import TICKS
+from learn_torchrec.times import TICKS, from_iso, from_numbers
 
 _FILES = {
     "items": ITEMS_FILE,
@@ -248,9 +248,8 @@ class ColumnMap(Dataset):
         unit = self._options.time_unit
         if pt.is_integer(times.type) and unit != "s":
             times = times.cast(pa.int64()).cast(pa.timestamp(unit))
-        elif pt.is_floating(times.type):  # a double holds microseconds
-            micros = pc.floor(pc.multiply(times, 1e6 / TICKS[unit]))
-            times = micros.cast(pa.int64()).cast(pa.timestamp("us"))
+        elif pt.is_float64(times.type) or pt.is_decimal(times.type):
+            times = from_numbers(times, unit)
         elif is_text(times.type):
             times = self._parsed(times, self.name(name))
         place = table.column_names.index(TIMESTAMP)
@@ -260,7 +259,7 @@ class ColumnMap(Dataset):
         try:
             if self._options.time_format:
                 return pc.strptime(times, self._options.time_format, unit="s")
-            return csv_files.as_times(times)
+            return from_iso(times)
         except pa.ArrowInvalid as error:
             raise UserError(
                 f"{source}: column {TIMESTAMP!r}: {first_line(error)}; give "

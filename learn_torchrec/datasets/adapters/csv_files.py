@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import logging
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from learn_torchrec.datasets.adapters.text_files import UTF_8, encoding_of
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import hive_keys
 from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.times import ISO, from_iso
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +34,13 @@ _INTEGER = r"^(0|-?[1-9][0-9]*)$"
 _NUMBER = r"^[+-]?(((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf)$"
 _FLOAT_ID = r"^-?\d+\.0+$"
 _DATE = r"^\d{4}-\d\d-\d\d$"
-_TIME = r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d+)?)?( ?UTC|Z|[+-]\d\d:?\d\d)?)?$"
 # How programs write a missing number, in the order of `_EMPTY`.
 _MISSING = pa.array(["", "NULL", "null", "NA", "N/A", "n/a", "NaN", "nan", r"\N"])
 _EMPTY = _MISSING.slice(0, 1)
 # A text may fill a block.
 _BLOCK_BYTES = 1 << 24
+# No column has such a name: a header is missing.
+_MOMENT = re.compile(r"\d{9,}(\.\d+)?|\d{4}-\d\d-\d\d[ T]\d\d:\d\d.*")
 _ONE_CHARACTER = "\x1f"  # stands for a delimiter of several: Arrow takes one
 
 
@@ -140,23 +143,12 @@ def typed(values: pa.ChunkedArray, decimal: str = ".") -> pa.ChunkedArray:
         return numbers.cast(pa.float64())
     if _all_match(present, "^([Tt]rue|[Ff]alse|TRUE|FALSE)$"):
         return pc.equal(pc.utf8_lower(present), "true")
-    with contextlib.suppress(pa.ArrowInvalid):  # no such day, or zones here and there
+    with contextlib.suppress(pa.ArrowInvalid):  # no such day
         if _all_match(present, _DATE):
             return present.cast(pa.date32())
-        if _all_match(present, _TIME):
-            return as_times(present)
+        if _all_match(present, ISO):
+            return from_iso(present)
     return values
-
-
-def as_times(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return ISO 8601 times, with a zone or without (UTC), as timestamps.
-
-    Raises:
-        pa.ArrowInvalid: another notation, or a zone in some times only.
-    """
-    present = pc.replace_substring_regex(_present(values), " ?UTC$", "Z")
-    zoned = pc.all(pc.match_substring_regex(present, r"(Z|\d[+-]\d\d:?\d\d)$")).as_py()
-    return present.cast(pa.timestamp("ns", "UTC" if zoned else None))
 
 
 def _files(location: Location) -> Iterator[tuple[Location, dict[str, str]]]:
@@ -229,6 +221,11 @@ def _check_header(names: list[str], file: Location) -> None:
     twice = [name for name in names if name and names.count(name) > 1]
     if twice:
         raise UserError(f"{file}: has column {twice[0]!r} twice; rename one of them")
+    if moments := [name for name in names if _MOMENT.fullmatch(name)]:
+        raise UserError(
+            f"{file}: the first line holds {moments[0]!r} and no names; put the names "
+            "of the columns before it, e.g. user_id,item_id,timestamp,action"
+        )
     if len(names) == 1 and (found := [c for c in ";\t|," if c in names[0]]):
         shown = {"\t": "tab", ",": "comma"}.get(found[0], found[0])
         raise UserError(

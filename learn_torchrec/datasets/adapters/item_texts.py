@@ -34,15 +34,19 @@ def table_of(rows: Iterable[Mapping[str, Any]], source: Location) -> pa.Table:
     while chunk := list(itertools.islice(rows, _CHUNK)):
         columns = {}
         for name in dict.fromkeys(name for row in chunk for name in row):
+            values = [row.get(name) for row in chunk]
             try:
-                columns[name] = pa.array([row.get(name) for row in chunk])
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise _several_types(f"{source}: column {name!r}", error) from None
+                columns[name] = pa.array(values)
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                examples = {type(v): repr(v)[:40] for v in values if v is not None}
+                found = "such as " + " and ".join(examples.values())
+                raise _several_types(f"{source}: column {name!r}", found) from None
         tables.append(pa.table(columns))
     try:
         return pa.concat_tables(tables[1:] or tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise _several_types(f"{source}: a column", error) from None
+        reason = first_line(error)
+        raise _several_types(f"{source}: a column", reason) from None
 
 
 def text_fields(row: Mapping[str, Any]) -> dict[str, str | None]:
@@ -113,6 +117,5 @@ def _unescaped(text: str | None) -> str | None:
     return text if clean == text else " ".join(clean.split()) or None
 
 
-def _several_types(column: str, error: Exception) -> UserError:
-    reason = first_line(error)
-    return UserError(f"{column} holds values of several types ({reason}); use one")
+def _several_types(column: str, found: str) -> UserError:
+    return UserError(f"{column} holds values of several types ({found}); use one")

@@ -107,6 +107,7 @@ class DuckDB:
             self._connection = duckdb.connect(str(scratch / "prepare.duckdb"))
         self._run(f"SET memory_limit = '{memory}B'")
         self._run(f"SET temp_directory = {_literal(scratch / 'spill')}")
+        self._run("SET TimeZone = 'UTC'")  # of texts without a zone
         self._run("SET preserve_insertion_order = false")
         self._run("SET enable_progress_bar = false")  # it would go to stdout
 
@@ -160,6 +161,10 @@ class DuckDB:
     def ticks(self, column: str, kind: pa.DataType) -> str:
         if pa.types.is_integer(kind):
             return f"CAST({column} AS BIGINT)"
+        if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            return _micros(column)
+        if is_text(kind):
+            return f"epoch_us(CAST({column} AS TIMESTAMPTZ))"
         return f"epoch_{'ns' if _is_ns(kind) else 'us'}({column})"
 
     def close(self) -> None:
@@ -283,6 +288,8 @@ class Spark:
         # Spark reads nanoseconds as integers.
         if pa.types.is_integer(kind) or _is_ns(kind):
             return f"CAST({column} AS BIGINT)"
+        if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            return _micros(column)
         return f"unix_micros(CAST({column} AS TIMESTAMP))"
 
     def close(self) -> None:
@@ -302,6 +309,16 @@ class Spark:
             yield
         except PySparkException as error:
             raise UserError(f"spark: {first_line(error)}") from error
+
+
+def _micros(column: str) -> str:
+    """Return the SQL for a time as a number in microseconds, 0 if it is implausible."""
+    seconds = f"CAST({column} AS DOUBLE)"  # NaN is more than any number
+    micros = f"CAST(floor({seconds} * 1000000) AS BIGINT)"
+    return (
+        f"(CASE WHEN abs({seconds}) < 9e12 THEN {micros} "
+        f"WHEN {column} IS NOT NULL THEN 0 END)"
+    )
 
 
 def _literal(text: str | Path) -> str:

@@ -31,7 +31,7 @@ from learn_torchrec.datasets.preparation.user_stream import UserStream
 from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.ids import is_text, normal_type, refuse_other_types, type_name
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
-from learn_torchrec.times import YEAR_2200, is_time
+from learn_torchrec.times import ISO, YEAR_2200, is_time, not_iso
 
 _DAY = 86_400
 _MOST_ACTIONS = 1 << 15  # an event's is stored as int16
@@ -159,6 +159,8 @@ def prepare(
     """
     time = engine.seconds(f"l.{TIMESTAMP}", time_type)
     tick = engine.ticks(f"l.{TIMESTAMP}", time_type)
+    if is_text(time_type):
+        _refuse_other_notation(engine, source)
     actions = engine.table(
         f"SELECT DISTINCT {ACTION} AS name FROM log WHERE {ACTION} IS NOT NULL "
         "ORDER BY name"
@@ -205,6 +207,17 @@ def unknown_items(engine: Engine) -> pa.ChunkedArray:
         f"ON l.{ITEM_ID} = i.{ITEM_ID} "
         f"WHERE i.item IS NULL AND l.{ITEM_ID} IS NOT NULL ORDER BY id"
     )["id"]
+
+
+def _refuse_other_notation(engine: Engine, source: str) -> None:
+    """Refuse texts that are not ISO 8601; engines would read some of them."""
+    other = engine.table(
+        f"SELECT {TIMESTAMP} AS time FROM log WHERE {TIMESTAMP} IS NOT NULL "
+        f"AND regexp_extract({TIMESTAMP}, '{ISO}', 0) = '' LIMIT 1"
+    )
+    if other.num_rows:
+        where = f"{source}: column {TIMESTAMP!r}"
+        raise not_iso(where, other["time"][0].as_py())
 
 
 def _count_rows(engine: Engine, time: str) -> dict[str, int]:

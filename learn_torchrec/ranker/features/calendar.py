@@ -13,7 +13,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.ids import type_name
 from learn_torchrec.ranker.features.base import IdFeature
 from learn_torchrec.ranker.features.columns import FeatureColumn
-from learn_torchrec.times import as_seconds
+from learn_torchrec.times import as_seconds, is_time
 
 Part = Literal["hour", "weekday", "month", "year"]
 # Table rows of a part, and its lowest value; years outside 1900 to 2099 are clipped.
@@ -57,13 +57,13 @@ class CalendarFeature(IdFeature):
     def rows_of(self, ids: FeatureColumn) -> Int64Array:
         """Return the part of every time, int64 [V]."""
         times, name = ids.values, f"{ids.source}: column {ids.name!r}"
-        if pt.is_integer(times.type):
-            times = pa.array(as_seconds(times, name))
-        elif not (pt.is_timestamp(times.type) or pt.is_date(times.type)):
+        if not is_time(times.type):
             raise UserError(
                 f"{name} is {type_name(times.type)}, must be a date or time for a "
                 "feature of the kind 'calendar'; cast it, or use the kind 'hash'"
             )
+        if not (pt.is_timestamp(times.type) or pt.is_date(times.type)):
+            times = pa.array(as_seconds(times, name))
         moments = times.cast(pa.timestamp("s"), safe=False)
         values = _FUNCTIONS[self.part](moments).to_numpy(zero_copy_only=False)
         rows = values.astype(np.int64) - _LOWEST[self.part]
