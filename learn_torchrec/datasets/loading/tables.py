@@ -62,7 +62,10 @@ def read_parquet(
     """
     location = Location.of(where)
     if not location.exists():
-        raise UserError(f"{location}: no such file; the data set needs it")
+        stem = location.file_name.removesuffix(".parquet")
+        fix = f"; say which it is: --data parquet:DIR#{stem}=FILE"
+        known = location.file_name in REQUIRED
+        raise UserError(f"{location}: no such file{fix if known else ''}")
     try:
         dataset = open_parquet(location)
         has_all = columns is not None and set(columns) <= set(dataset.schema.names)
@@ -71,7 +74,9 @@ def read_parquet(
         raise unreadable(location, error) from None
 
 
-def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table:
+def check(
+    table: pa.Table, required: Mapping[str, str], source: str, prefix: str = ""
+) -> pa.Table:
     """Check a table's required columns and return it with these in normal form.
 
     Ids become int64 or large_string (see `ids.as_ids`), times int64 unix seconds,
@@ -81,6 +86,7 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
         table: as it was read.
         required: kind by column name (see `REQUIRED`).
         source: the file, for messages.
+        prefix: of the option that names a column, such as `csv:DIR#items`.
 
     Raises:
         UserError: an empty table, or a column that is missing, of the wrong type or has
@@ -91,9 +97,10 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
     for name, kind in required.items():
         if name not in table.column_names:
             known = (n for n in table.column_names if n != ROW_NUMBER)
+            fix = f"; say which it is: --data {prefix}.{name}=COLUMN" if prefix else ""
             raise UserError(
                 f"{source}: column {name!r} ({kind}) is missing; "
-                f"it has: {', '.join(known)}"
+                f"it has: {', '.join(known)}{fix}"
             )
         index = table.column_names.index(name)
         column = as_arrow(table.column(name))
