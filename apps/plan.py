@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from learn_torchrec.artifact import refuse_unwritable
 from learn_torchrec.content import backbone
@@ -30,6 +31,7 @@ from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
+from learn_torchrec.towers.build import build_objective
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
 
 from .checkup.machine import available_memory
@@ -158,6 +160,9 @@ class _Checks:
         self._plan.counts["training_events"] = len(data.train.items)
         self._check_batch("towers.training.batch_size", len(data.train), "users")
         self._check_test_users(data)
+        towers, item_counts = self._run.towers, np.bincount(data.train.items)
+        objective = build_objective(towers, torch.from_numpy(item_counts))
+        objective.check(towers.model, data)
 
     def _check_test_users(self, data: TowersSplit) -> None:
         if len(data.test.sequences):
@@ -301,7 +306,8 @@ def describe_problems(problems: Sequence[Problem], given: Sequence[str]) -> str:
     """
     if len(problems) == 1 and not problems[0].settings:
         return problems[0].message
-    lines = [f"{len(problems)} problems, nothing was started:"]
+    found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    lines = [f"{found}, nothing was started:"]
     for number, problem in enumerate(problems, start=1):
         lines.append(f"  {number}. {problem.step}: {problem.message}")
     settings = [one for problem in problems for one in problem.settings]

@@ -44,8 +44,8 @@ class HelpFormatter(
     """Shows each default that says something, and examples as they are written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False
-        if silent or action.default == []:
+        said = "(default" in (action.help or "")
+        if said or action.default is False or action.default in (None, "", []):
             return action.help
         return super()._get_help_string(action)
 

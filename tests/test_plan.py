@@ -69,6 +69,12 @@ def test_all_problems_are_listed_with_the_command_that_fixes(arguments, capsys):
     assert "running" not in capsys.readouterr().out
 
 
+def test_an_objective_that_does_not_fit_the_log_is_one_problem(arguments):
+    wrong = ["split.min_events=3", "towers.sampling.min_history=70"]
+    with pytest.raises(UserError, match="min_history=70: a training user has only"):
+        quickstart.main([*arguments, "--dry-run", "--set", *wrong])
+
+
 def test_a_dry_run_prints_and_makes_nothing(arguments, capsys, tmp_path):
     quickstart.main([*arguments, "--dry-run"])
     printed = capsys.readouterr().out

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from learn_torchrec.towers.batch import TowerBatch
 from learn_torchrec.towers.holdout import TowersSplit
-from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.model import TowersModelConfig, TwinTower
 from learn_torchrec.towers.objectives.config import MIN_TEMPERATURE, LossConfig
 
 
@@ -21,7 +21,7 @@ class Objective(Protocol):
     `torch.fx.wrap`.
     """
 
-    def check(self, towers: TwinTower, data: TowersSplit) -> None:
+    def check(self, model: TowersModelConfig, data: TowersSplit) -> None:
         """Refuse settings that do not fit the data, with a `UserError`."""
 
     def batches(

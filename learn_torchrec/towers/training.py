@@ -143,7 +143,7 @@ def _prepare(
     counts = torch.from_numpy(np.bincount(data.train.items, minlength=len(store)))
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
     task = build_task(config, mean, std, counts, initial)
-    task.objective.check(task.towers, data)
+    task.objective.check(config.model, data)
     steps = config.training.epochs * (len(data.train) // config.training.batch_size)
     return build_trainer(task, config, steps, device, initial)
 

@@ -77,7 +77,8 @@ BROKEN = [
     (
         "interactions.parquet",
         lambda table: table.drop_columns(["timestamp"]),
-        r"column 'timestamp' \(int64 \(unix seconds\)\) is missing; it has: user_id",
+        r"column 'timestamp' \(int64 \(unix seconds\)\) is missing; it has: user_id.*; "
+        "say which it is: --data parquet:DIR#interactions.timestamp=COLUMN",
     ),
     (
         "interactions.parquet",
@@ -190,7 +191,8 @@ def test_unreadable_files_are_refused(market):
     with pytest.raises(UserError, match=r"items\.parquet: cannot be read as Parquet"):
         _ = open_dataset(f"parquet:{market}").items
     path.unlink()
-    with pytest.raises(UserError, match=r"items\.parquet: no such file"):
+    fix = "no such file; say which it is: --data parquet:DIR#items=FILE"
+    with pytest.raises(UserError, match=rf"items\.parquet: {fix}"):
         _ = open_dataset(f"parquet:{market}").items
 
 

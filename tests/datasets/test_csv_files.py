@@ -230,3 +230,20 @@ def test_folders_of_parts(tmp_path: Path) -> None:
         ("7", "a", 1_600_000_000, "buy"),
         ("u1", "a", 5, "01"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("items", "fix"),
+    [
+        ("", "no such file; say which it is: --data csv:DIR#items=FILE"),
+        ("id,title\na,A\n", "which it is: --data csv:DIR#items.item_id=COLUMN"),
+    ],
+)
+def test_a_missing_file_or_column_names_the_option_that_maps_it(
+    tmp_path: Path, items: str, fix: str
+) -> None:
+    data = shop(tmp_path, items)
+    if not items:
+        (tmp_path / "items.csv").unlink()
+    with pytest.raises(UserError, match=f"{fix}$"):
+        _ = data.items

@@ -74,10 +74,13 @@ class Dataset(abc.ABC):
 
     Attributes:
         location: the folder, on any file system.
+        map_of: the adapter's name if options can name its columns, for messages.
 
     Raises:
         UserError: no such folder.
     """
+
+    map_of = ""
 
     def __init__(self, where: str | Path) -> None:
         self.location = Location.of(where)
@@ -329,7 +332,9 @@ class Dataset(abc.ABC):
         kinds = tables.REQUIRED[table]
         kinds = {name: kinds[name] for name in columns or kinds}
         rows = self.tolerance.complete(rows, kinds, self.name(table))
-        checked = tables.check(rows, kinds, self.name(table))
+        stem = table.removesuffix(".parquet")
+        prefix = f"{self.map_of}:DIR#{stem}" if self.map_of else ""
+        checked = tables.check(rows, kinds, self.name(table), prefix)
         if ROW_NUMBER in checked.column_names and table != IMPRESSIONS_FILE:
             return checked.drop_columns([ROW_NUMBER])  # only features name rows later
         return checked

@@ -99,7 +99,7 @@ class ColumnMap(Dataset):
     def __init__(self, spec: str, suffix: str) -> None:
         where, _, text = spec.partition("#")
         super().__init__(where)
-        self._suffix = suffix
+        self._suffix, self.map_of = suffix, suffix.removeprefix(".")
         options = parse_options(text, spec)
         self._files = {n: options.pop(n) for n in _FILES if n in options}
         self._columns = {
@@ -161,7 +161,11 @@ class ColumnMap(Dataset):
         """Return a table with our column names and with ids of the common type."""
         (source,) = self.sources(name)
         if not source.exists():
-            raise UserError(f"{source}: no such file; the data set needs it")
+            stem = name.removesuffix(".parquet")
+            raise UserError(
+                f"{source}: no such file; say which it is: "
+                f"--data {self.map_of}:DIR#{stem}=FILE"
+            )
         if source.path.endswith(_JSON):
             table = table_of(read_jsonl(source, self._format.encoding), source)
         elif self._suffix == ".parquet":

@@ -22,6 +22,8 @@ from learn_torchrec.schema import (
 class Parquet(Dataset):
     """Tables that engines and the streaming loader read in place."""
 
+    map_of = "parquet"
+
     def sources(self, table: str) -> list[Location]:
         return [self.location / table]
 

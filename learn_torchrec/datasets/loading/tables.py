@@ -46,11 +46,6 @@ REQUIRED: dict[str, dict[str, str]] = {
     INTERACTIONS_FILE: {USER_ID: _ID, ITEM_ID: _ID, TIMESTAMP: _TIME, ACTION: _TEXT},
     IMPRESSIONS_FILE: {USER_ID: _ID, ITEM_ID: _ID, TIMESTAMP: _TIME},
 }
-_MAP = "to a csv: or parquet: --data"
-_MISSING = {
-    name: f"; add #{name}=COLUMN {_MAP}" for name in (USER_ID, ITEM_ID, TIMESTAMP)
-}
-_MISSING[ACTION] = f"; add #action=COLUMN or #default_action=buy {_MAP}"
 
 
 def read_parquet(
@@ -67,7 +62,10 @@ def read_parquet(
     """
     location = Location.of(where)
     if not location.exists():
-        raise UserError(f"{location}: no such file; the data set needs it")
+        stem = location.file_name.removesuffix(".parquet")
+        fix = f"; say which it is: --data parquet:DIR#{stem}=FILE"
+        known = location.file_name in REQUIRED
+        raise UserError(f"{location}: no such file{fix if known else ''}")
     try:
         dataset = open_parquet(location)
         has_all = columns is not None and set(columns) <= set(dataset.schema.names)
@@ -76,7 +74,9 @@ def read_parquet(
         raise unreadable(location, error) from None
 
 
-def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table:
+def check(
+    table: pa.Table, required: Mapping[str, str], source: str, prefix: str = ""
+) -> pa.Table:
     """Check a table's required columns and return it with these in normal form.
 
     Ids become int64 or large_string (see `ids.as_ids`), times int64 unix seconds,
@@ -86,6 +86,7 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
         table: as it was read.
         required: kind by column name (see `REQUIRED`).
         source: the file, for messages.
+        prefix: of the option that names a column, such as `csv:DIR#items`.
 
     Raises:
         UserError: an empty table, or a column that is missing, of the wrong type or has
@@ -96,18 +97,19 @@ def check(table: pa.Table, required: Mapping[str, str], source: str) -> pa.Table
     for name, kind in required.items():
         if name not in table.column_names:
             known = (n for n in table.column_names if n != ROW_NUMBER)
+            fix = f"; say which it is: --data {prefix}.{name}=COLUMN" if prefix else ""
+            if fix and name == ACTION:
+                fix += f", or {prefix.partition('#')[0]}#default_action=buy"
             raise UserError(
                 f"{source}: column {name!r} ({kind}) is missing; "
-                f"it has: {', '.join(known)}{_MISSING.get(name, '')}"
+                f"it has: {', '.join(known)}{fix}"
             )
         index = table.column_names.index(name)
         column = as_arrow(table.column(name))
         where = f"{source}: column {name!r}"
         if not _KINDS[kind](column.type):
-            is_date = kind == _TIME and is_text(column.type)
-            fix = f", or add #timestamp={name} {_MAP}: it reads dates" * is_date
             raise UserError(
-                f"{where} is {type_name(column.type)}, must be {kind}; convert it{fix}"
+                f"{where} is {type_name(column.type)}, must be {kind}; convert it"
             )
         if column.null_count and kind != BINARY:
             row = row_of(table, pc.index(column.is_null(), pa.scalar(True)).as_py())

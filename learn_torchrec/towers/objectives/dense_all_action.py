@@ -28,7 +28,7 @@ from learn_torchrec.arrays import Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.batch import TowerBatch, collate, epoch_users
 from learn_torchrec.towers.holdout import TowersSplit
-from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.model import TowersModelConfig, TwinTower
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.shared import (
     RepeatLogits,
@@ -65,7 +65,7 @@ class DenseAllAction(nn.Module):
         log_q = item_log_q(item_counts) if loss.sampling_correction else None
         self.register_buffer("item_log_q", log_q, persistent=False)
 
-    def check(self, towers: TwinTower, data: TowersSplit) -> None:
+    def check(self, model: TowersModelConfig, data: TowersSplit) -> None:
         """Refuse settings that do not fit the data.
 
         Raises:

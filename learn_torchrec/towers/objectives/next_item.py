@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.batch import TowerBatch, collate, epoch_users
 from learn_torchrec.towers.holdout import TowersSplit
-from learn_torchrec.towers.model import TwinTower, arange_like
+from learn_torchrec.towers.model import TowersModelConfig, TwinTower, arange_like
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.shared import (
     RepeatLogits,
@@ -61,13 +61,13 @@ class NextItem(nn.Module):
             adjustment = loss.logit_adjustment * item_log_q(item_counts)
         self.register_buffer("adjustment", adjustment, persistent=False)
 
-    def check(self, towers: TwinTower, data: TowersSplit) -> None:
+    def check(self, model: TowersModelConfig, data: TowersSplit) -> None:
         """Refuse towers that cannot encode a candidate alone.
 
         Raises:
             UserError: the item tower is causal.
         """
-        if towers.item_tower == "causal":
+        if model.item_tower == "causal":
             raise UserError(
                 "towers.loss.objective=next_item needs items encoded alone; set "
                 "towers.model.item_tower to self or projection"
