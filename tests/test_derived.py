@@ -149,6 +149,7 @@ def test_text_of_other_names(tmp_path):
     log = visits()
     ids = sorted({row[1] for row in log})
     items = {"name": [f"n {i}" for i in ids], "stock": ids, "about": ["a"] * len(ids)}
+    items["price"] = [1.5] * len(ids)  # says nothing of what an item is
     run = derive(write(tmp_path, log, items=items)).run
     assert run.content.prompt.template == "{name}. {about}."
 

@@ -18,7 +18,7 @@ from learn_torchrec.derived.split import derive_split
 from learn_torchrec.presets import Run, small_encoder
 from learn_torchrec.ranker.features.choices import DerivedFeatures
 from learn_torchrec.ranker.features.derive import derive_features
-from learn_torchrec.schema import ITEM_ID, ITEM_TEXT_FIELDS
+from learn_torchrec.schema import ITEM_ID, ITEM_TEXT_FIELDS, PRICE
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 
 FEATURES = "ranker.features"
@@ -95,7 +95,8 @@ def _content(draft: Draft) -> None:
     """Choose the text: the paper's fields, else whatever text the items have."""
     draft.respect("content")
     columns = draft.dataset.items.schema
-    if set(ITEM_TEXT_FIELDS) & set(columns.names) or draft.run.content.prompt.template:
+    says_what = [name for name in ITEM_TEXT_FIELDS if name != PRICE]
+    if set(says_what) & set(columns.names) or draft.run.content.prompt.template:
         return
     texts = [
         field.name
@@ -105,7 +106,7 @@ def _content(draft: Draft) -> None:
     ]
     if texts:
         template = " ".join(f"{{{name}}}." for name in texts)
-        reason = f"the items have none of {', '.join(ITEM_TEXT_FIELDS)}"
+        reason = f"the items have none of {', '.join(says_what)}"
         draft.put("content.prompt.template", template, reason)
 
 
