@@ -32,6 +32,7 @@ from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
 from learn_torchrec.towers.build import build_objective
+from learn_torchrec.towers.config import refuse_unfit_lengths
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
 
 from .checkup.machine import available_memory
@@ -161,6 +162,7 @@ class _Checks:
         self._check_batch("towers.training.batch_size", len(data.train), "users")
         self._check_test_users(data)
         towers, item_counts = self._run.towers, np.bincount(data.train.items)
+        refuse_unfit_lengths(towers)
         objective = build_objective(towers, torch.from_numpy(item_counts))
         objective.check(towers.model, data)
 
@@ -169,7 +171,8 @@ class _Checks:
             return
         self._plan.left_out[RETRIEVAL] = (
             f"no user who first appears after split.towers_until has "
-            f"split.min_events={self._run.split.min_events} events"
+            f"split.min_events={self._run.split.min_events} events; lower it, or move "
+            "split.towers_until earlier"
         )
 
     def training_batch(self) -> None:

@@ -30,7 +30,7 @@ def choices_table(derived: Derived) -> str:
 
 def estimates_table(estimates: Sequence[Estimate]) -> str:
     """Return the steps with roughly what each takes, and the sum."""
-    lines = [["step", "works on", "about", "memory", "disk"]]
+    lines = [["step", "works on", "idle machine", "memory", "disk"]]
     for one in estimates:
         lines.append([one.step, one.work, *_amounts(one.seconds, one.memory, one.disk)])
     sums = sum(one.seconds for one in estimates), sum(one.disk for one in estimates)
@@ -40,10 +40,13 @@ def estimates_table(estimates: Sequence[Estimate]) -> str:
 
 
 def _amounts(seconds: float, memory: float, disk: float) -> list[str]:
-    return [
-        _duration(seconds),
-        *(f"{size / _GIGABYTE:.1f} GB" for size in (memory, disk)),
-    ]
+    return [_duration(seconds), _size(memory), _size(disk)]
+
+
+def _size(size: float) -> str:
+    if size >= _GIGABYTE / 2:
+        return f"{size / _GIGABYTE:.1f} GB"
+    return f"{size / 1e6:,.0f} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -149,6 +149,7 @@ def test_text_of_other_names(tmp_path):
     log = visits()
     ids = sorted({row[1] for row in log})
     items = {"name": [f"n {i}" for i in ids], "stock": ids, "about": ["a"] * len(ids)}
+    items["picture"] = [f"https://shop.example/{i}.jpg" for i in ids]
     items["price"] = [1.5] * len(ids)  # says nothing of what an item is
     run = derive(write(tmp_path, log, items=items)).run
     assert run.content.prompt.template == "{name}. {about}."
@@ -157,6 +158,7 @@ def test_text_of_other_names(tmp_path):
 def test_only_the_asked_sections_read_the_log(tmp_path):
     dataset = write(tmp_path, visits())
     (tmp_path / "interactions.parquet").unlink()
-    assert derive(dataset, sections=("content",)).choices == ()
+    (choice,) = derive(dataset, sections=("content",)).choices
+    assert str(choice) == "content.prompt.template=the paper's prompt (of title)"
     with pytest.raises(UserError):
         derive(dataset, sections=("split",))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from learn_torchrec import config
@@ -94,20 +96,35 @@ def derive(
 def _content(draft: Draft) -> None:
     """Choose the text: the paper's fields, else whatever text the items have."""
     draft.respect("content")
-    columns = draft.dataset.items.schema
-    says_what = [name for name in ITEM_TEXT_FIELDS if name != PRICE]
-    if set(says_what) & set(columns.names) or draft.run.content.prompt.template:
-        return
-    texts = [
+    items = draft.dataset.items
+    fields = [name for name in ITEM_TEXT_FIELDS if name in items.column_names]
+    others = [
         field.name
-        for field in columns
-        if field.name != ITEM_ID
+        for field in items.schema
+        if field.name not in (ITEM_ID, *ITEM_TEXT_FIELDS)
         and (pt.is_string(field.type) or pt.is_large_string(field.type))
+        and not _holds_addresses(items[field.name])
     ]
-    if texts:
-        template = " ".join(f"{{{name}}}." for name in texts)
-        reason = f"the items have none of {', '.join(says_what)}"
-        draft.put("content.prompt.template", template, reason)
+    if draft.run.content.prompt.template or not fields + others:
+        return
+    if set(fields) - {PRICE} or not others:
+        reason = f"of {', '.join(fields)}"
+        if others:
+            reason += f"; a template may also name {', '.join(others)}"
+        shown = "the paper's prompt"
+        draft.put("content.prompt.template", None, reason, shown)
+        return
+    template = " ".join(f"{{{name}}}." for name in others)
+    reason = f"the items have none of {', '.join(ITEM_TEXT_FIELDS)}, but a price"
+    reason = reason if fields else reason.removesuffix(", but a price")
+    draft.put("content.prompt.template", template, reason)
+
+
+def _holds_addresses(texts: pa.ChunkedArray) -> bool:
+    """Whether a column's first texts are mostly addresses of pages or pictures."""
+    first = texts.slice(0, 100).drop_null()
+    is_address = pc.starts_with(first, "http")
+    return 2 * (pc.sum(is_address).as_py() or 0) > len(first)
 
 
 def _towers(draft: Draft) -> None:

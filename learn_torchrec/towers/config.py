@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from learn_torchrec.config import configuration
+from learn_torchrec.errors import UserError
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.sampling import SamplingConfig
@@ -42,3 +43,17 @@ class TowersConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TowersTrainingConfig = field(default_factory=TowersTrainingConfig)
+
+
+def refuse_unfit_lengths(config: TowersConfig) -> None:
+    """Check that learned positions suffice for the longest sequence.
+
+    Raises:
+        UserError: they do not.
+    """
+    longest = max(config.sampling.history_length, config.sampling.target_length)
+    if 0 < config.model.encoder.max_positions < longest:
+        raise UserError(
+            f"towers.model.encoder.max_positions={config.model.encoder.max_positions} "
+            f"is below the longest configured sequence, {longest}; raise it"
+        )

@@ -20,7 +20,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.progress import progress_bar
 from learn_torchrec.towers.batch import TowerBatch, attach_content
 from learn_torchrec.towers.build import DTYPES, Trainer, build_task, build_trainer
-from learn_torchrec.towers.config import TowersConfig
+from learn_torchrec.towers.config import TowersConfig, refuse_unfit_lengths
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_towers
@@ -149,19 +149,14 @@ def _prepare(
 
 
 def _refuse_unfit_shape(config: TowersConfig, store: ContentStore) -> None:
-    model, sampling = config.model, config.sampling
+    model = config.model
     vector_dim = model.encoder.vector_dim
     if model.item_tower == "content" and vector_dim != store.dim:
         raise UserError(
             f"towers.model.encoder.vector_dim={vector_dim}: with item_tower=content it "
             f"must equal the dim of the content vectors; set it to {store.dim}"
         )
-    longest = max(sampling.history_length, sampling.target_length)
-    if 0 < model.encoder.max_positions < longest:
-        raise UserError(
-            f"towers.model.encoder.max_positions={model.encoder.max_positions} "
-            f"is below the longest configured sequence, {longest}; raise it"
-        )
+    refuse_unfit_lengths(config)
 
 
 def _train_epoch(
