@@ -138,7 +138,8 @@ def derive(args: argparse.Namespace, sections: Sequence[str] = ()) -> Derived:
     """
     earlier = _saved(args, "vectors") if args.preset is None else None
     split = None if earlier is None else earlier.split
-    return derived_run.derive(dataset(args), args.overrides, split, sections)
+    ranks = getattr(args, "ranks", 1)
+    return derived_run.derive(dataset(args), args.overrides, split, sections, ranks)
 
 
 def _saved(args: argparse.Namespace, *inputs: str) -> presets.Run | None:

@@ -145,6 +145,13 @@ def test_what_is_set_is_respected_and_not_listed(tmp_path):
         derive(dataset, ["split.mini=3"])
 
 
+def test_batches_divide_among_the_ranks(tmp_path):
+    dataset = write(tmp_path, visits(), shown_between(0, 100))
+    run = derive(dataset, ranks=3).run
+    assert run.towers.training.batch_size == 15  # of 16
+    assert run.ranker.training.batch_size == 15  # of 16
+
+
 def test_text_of_other_names(tmp_path):
     log = visits()
     ids = sorted({row[1] for row in log})

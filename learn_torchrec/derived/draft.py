@@ -42,8 +42,10 @@ class Choice:
 class Draft:
     """A run that takes shape, setting by setting."""
 
-    def __init__(self, dataset: Dataset, overrides: Sequence[str]) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: Dataset, overrides: Sequence[str], ranks: int = 1
+    ) -> None:
+        self.dataset, self.ranks = dataset, ranks
         # The user's settings may presuppose the shape that most logs get.
         small = TowersModelConfig(encoder=small_encoder(DROPOUT))
         self.run = Run(towers=TowersConfig(model=small))

@@ -20,7 +20,7 @@ from learn_torchrec.derived.split import derive_split
 from learn_torchrec.presets import Run, small_encoder
 from learn_torchrec.ranker.features.choices import DerivedFeatures
 from learn_torchrec.ranker.features.derive import derive_features
-from learn_torchrec.schema import ITEM_ID, ITEM_TEXT_FIELDS, PRICE
+from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEM_TEXT_FIELDS, PRICE
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 
 FEATURES = "ranker.features"
@@ -52,6 +52,7 @@ def derive(
     overrides: Sequence[str] = (),
     split: SplitConfig | None = None,
     sections: Sequence[str] = (),
+    ranks: int = 1,
 ) -> Derived:
     """Derive a run's settings from its data; the same on every rank and in every run.
 
@@ -61,12 +62,13 @@ def derive(
             a setting respects it.
         split: to use instead of a derived one.
         sections: to derive; the others keep their defaults. All by default.
+        ranks: that share a batch.
 
     Raises:
         UserError: data that a section is derived from are missing or wrong, or an
             override is invalid.
     """
-    draft = Draft(dataset, overrides)
+    draft = Draft(dataset, overrides, ranks)
     wanted = set(sections or ("content", "split", "towers", "ranker"))
     if "content" in wanted:
         _content(draft)
@@ -132,7 +134,7 @@ def _towers(draft: Draft) -> None:
     log = LogCounts.of(draft)
     users = int((log.known >= draft.run.split.min_events).sum())
     users = max(1, int(users * (1 - draft.run.split.validation_users)))
-    batch = _power_of_two(users / 4, min(4, users), 1024)
+    batch = _batch(users / 4, min(4, users), 1024, draft.ranks)
     steps = max(1, users // batch)
     epochs = int(np.clip(20_000 // steps, 10, 60))
     reason = f"{users:,} training users"
@@ -207,8 +209,8 @@ def _ranker(draft: Draft) -> DerivedFeatures:
     training = {
         "epochs": 3 if small else 1,
         # Hundreds of steps on a small log, two thousand on a large one.
-        "batch_size": _power_of_two(
-            max(rows / 2000, min(rows / 50, 512)), min(16, rows), 8192
+        "batch_size": _batch(
+            max(rows / 2000, min(rows / 50, 512)), min(16, rows), 8192, draft.ranks
         ),
     }
     for name, value in training.items():
@@ -217,12 +219,16 @@ def _ranker(draft: Draft) -> DerivedFeatures:
         draft.put("ranker.model.embedding_dim", 16, reason)
         draft.put("ranker.tables.learning_rate", 0.003, reason)
         draft.put("ranker.optimizer.weight_decay", 0.01, reason)
-    if rows > _STREAMED_ROWS:
+    if rows > _STREAMED_ROWS and dataset.parquet(IMPRESSIONS_FILE) is not None:
         draft.put("ranker.training.stream.enabled", True, reason)
     tasks, actions = draft.run.ranker.tasks, draft.run.split.actions
     return derive_features(dataset, times, tasks, actions)
 
 
-def _power_of_two(number: float, least: int, most: int) -> int:
-    """Return the largest power of two up to a number, within bounds."""
-    return int(np.clip(2 ** int(np.log2(max(number, 1))), least, most))
+def _batch(number: float, least: int, most: int, ranks: int) -> int:
+    """Return the largest power of two up to a number, within bounds.
+
+    If `ranks` do not divide it, the largest number below that they divide.
+    """
+    size = int(np.clip(2 ** int(np.log2(max(number, 1))), least, most))
+    return max(size - size % ranks, ranks)

@@ -21,7 +21,7 @@ from learn_torchrec.content.store import ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.loading.location import Location
-from learn_torchrec.datasets.preparation.engines import Engine, open_engine
+from learn_torchrec.datasets.preparation.engines import Engine, Spark, open_engine
 from learn_torchrec.datasets.preparation.prepare import (
     PrepareConfig,
     PreparedLog,
@@ -606,3 +606,17 @@ def test_a_full_disk_leaves_nothing(
     assert not list(out.parent.iterdir())
     app.main(options)
     assert [path.name for path in out.parent.iterdir()] == ["prepared"]
+
+
+def test_a_failed_task_of_spark_is_one_line():
+    pytest.importorskip("pyspark")
+    failed = type("Py4JJavaError", (Exception,), {"__module__": "py4j.protocol"})
+    spark = object.__new__(Spark)
+    text = "An error occurred while calling o7.sql.\n: java.io.IOException: disk full\n"
+    with (
+        pytest.raises(UserError, match=r"^spark: java\.io\.IOException: disk full$"),
+        spark._one_line(),
+    ):
+        raise failed(text)
+    with pytest.raises(ZeroDivisionError), spark._one_line():
+        1 / 0  # noqa: B018

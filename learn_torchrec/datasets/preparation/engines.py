@@ -309,6 +309,12 @@ class Spark:
             yield
         except PySparkException as error:
             raise UserError(f"spark: {first_line(error)}") from error
+        except Exception as error:
+            if not type(error).__module__.startswith("py4j."):
+                raise
+            # A task that failed: the first line says which call, the second why.
+            reason = str(error).splitlines()[1:2] or [first_line(error)]
+            raise UserError(f"spark: {reason[0].removeprefix(': ')}") from error
 
 
 def _micros(column: str) -> str:
