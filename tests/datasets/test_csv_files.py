@@ -97,8 +97,8 @@ TYPES: dict[str, tuple[list[str], list[Any]]] = {
         ["2020-01-02", "2020-01-03", ""],
         [datetime.date(2020, 1, 2), datetime.date(2020, 1, 3), None],
     ),
-    "no days": (["2020-13-45", "x", ""], ["2020-13-45", "x", ""]),
-    "decimal commas unnamed": (['"4,99"', '"1,5"', ""], ["4,99", "1,5", ""]),
+    "no days": (["2020-13-45", "x", ""], ["2020-13-45", "x", None]),
+    "decimal commas unnamed": (['"4,99"', '"1,5"', ""], ["4,99", "1,5", None]),
 }
 
 

@@ -188,10 +188,10 @@ class ColumnMap(Dataset):
             # From JSONL; strings if another file has strings.
             is_integer = pt.is_integer(values.type)
             return values.cast(pa.string()) if is_integer and not integers else values
-        if not is_text(values.type) or (name in ITEM_TEXT_FIELDS and name != PRICE):
+        if not is_text(values.type):
             return values
-        if name == ACTION:  # an event without one
-            return pc.if_else(pc.equal(values, ""), None, values)
+        if name == ACTION or (name in ITEM_TEXT_FIELDS and name != PRICE):
+            return csv_files.empty_as_null(values)
         if name == TIMESTAMP and self._options.time_format:
             return values
         return csv_files.typed(values, self._format.decimal)

@@ -130,11 +130,11 @@ def as_ids(ids: pa.ChunkedArray, *, integers: bool, where: str) -> pa.ChunkedArr
 def typed(values: pa.ChunkedArray, decimal: str = ".") -> pa.ChunkedArray:
     """Return strings as int64, float64, bool, dates or times if all are so written.
 
-    A missing value is null then. Strings stay as they are, empty ones too.
+    A missing value is null then; of strings, only the empty one is.
     """
     present = pc.utf8_trim_whitespace(_present(values))
     if present.null_count == len(present):
-        return values
+        return empty_as_null(values)
     numbers = pc.replace_substring(present, decimal, ".")
     with contextlib.suppress(pa.ArrowInvalid):  # more digits than int64 has
         if _all_match(present, _INTEGER):
@@ -148,7 +148,12 @@ def typed(values: pa.ChunkedArray, decimal: str = ".") -> pa.ChunkedArray:
             return present.cast(pa.date32())
         if _all_match(present, ISO):
             return from_iso(present)
-    return values
+    return empty_as_null(values)
+
+
+def empty_as_null(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return texts with null, as other files write it, for an empty one."""
+    return pc.if_else(pc.equal(texts, ""), None, texts)
 
 
 def _files(location: Location) -> Iterator[tuple[Location, dict[str, str]]]:
