@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="FILE",
-        help="Parquet file or folder",
+        help="Parquet or CSV file, or a folder of them",
     )
     program.add_output_file(result, "JSON to write")
     result.add_argument(

@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="NAME=FILE_OR_DIR",
-        help="prediction Parquet file, folder of parts, or artefact of predict",
+        help="a Parquet or CSV file, a folder of parts, or the artefact of predict",
     )
     result.add_argument(
         "--label", metavar="COLUMN", help=f"column of 0 and 1 (default: {LABEL})"
