@@ -134,9 +134,11 @@ def _towers(draft: Draft) -> None:
     log = LogCounts.of(draft)
     users = int((log.known >= draft.run.split.min_events).sum())
     users = max(1, int(users * (1 - draft.run.split.validation_users)))
-    batch = _batch(users / 4, min(4, users), 1024, draft.ranks)
+    # A few thousand steps; more users in a batch are more negatives, too.
+    size = min(users / 4, max(64, users / 64))
+    batch = _batch(size, min(4, users), 1024, draft.ranks)
     steps = max(1, users // batch)
-    epochs = int(np.clip(20_000 // steps, 10, 60))
+    epochs = int(np.clip(3_000 // steps, 10, 60))
     reason = f"{users:,} training users"
     for name, value in (
         ("batch_size", batch),
