@@ -192,6 +192,19 @@ def test_unfit_counts_are_named(
         evaluated(path, *reader)
 
 
+@READERS
+def test_a_part_that_lacks_the_label_alone_counts_as_unlabelled(
+    tmp_path: Path, reader: list[str]
+) -> None:
+    table = pa.table(rows())
+    folder = tmp_path / "p"
+    folder.mkdir()
+    pq.write_table(table, folder / "part-0.parquet")
+    expected = evaluated(folder, *reader)
+    pq.write_table(table.drop_columns(["label"]), folder / "part-1.parquet")
+    assert evaluated(folder, *reader) == expected
+
+
 def test_rows_are_compared_whatever_the_types(tmp_path: Path) -> None:
     moment = datetime.datetime(2026, 1, 1)
     table = rows() | {"timestamp": [moment] * 299 + [None], "item_id": ["a"] * 300}
