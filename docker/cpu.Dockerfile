@@ -10,8 +10,7 @@ WORKDIR /opt/learn-torchrec
 COPY . .
 # PyTorch's index has the small CPU build of torch; PyPI's is the CUDA build.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN --mount=type=cache,target=/root/.cache/pip \
-    make env ACCELERATOR=cpu TORCH_INDEX=${TORCH_INDEX}
+RUN PIP_NO_CACHE_DIR=1 make env ACCELERATOR=cpu TORCH_INDEX=${TORCH_INDEX}
 
 # No entry point: torchx gives `bash -c "torchrun ..."` as the command. It lays a
 # workspace over the working directory, which holds the sources in use.

@@ -10,8 +10,7 @@ RUN apt-get update \
 
 WORKDIR /opt/learn-torchrec
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip \
-    make env ACCELERATOR=cuda
+RUN PIP_NO_CACHE_DIR=1 make env ACCELERATOR=cuda
 
 # No entry point: torchx gives `bash -c "torchrun ..."` as the command. It lays a
 # workspace over the working directory, which holds the sources in use.
