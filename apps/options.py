@@ -104,7 +104,7 @@ def resolve(args: argparse.Namespace, sections: Sequence[str] = ()) -> presets.R
     """Return the configuration that the options choose.
 
     In this order: --config; --preset; that of the towers or the ranker which the stage
-    reads; one derived from the data, if it can be, at least for `sections`.
+    reads; one whose `sections` (all by default) are derived from the data.
 
     Raises:
         UserError: an invalid setting, or data that nothing can be derived from.

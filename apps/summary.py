@@ -132,7 +132,7 @@ def next_commands(run: Path, data: str) -> Iterator[str]:
         commands.append(("another user's items", command))
     if ranker.exists():
         command = ["predict", "--data", "ADAPTER:PATH", "--vectors", vectors]
-        command += ["--ranker", ranker, "--config", ranker / CONFIG, "--out", "DIR"]
+        command += ["--ranker", ranker, "--out", "DIR"]
         commands.append(("score other impressions", command))
     if predictions.exists():
         command = ["evaluate-auc", "--predictions", "mine=FILE", f"learn={predictions}"]

@@ -141,7 +141,11 @@ def _held_out(draft: Draft) -> None:
     }
     if sum((shares | raised).values()) < 1:
         for name, share in raised.items():
-            draft.put(f"split.{name}", share, f"so that one of {len(draws)} users is")
+            draft.put(
+                f"split.{name}",
+                share,
+                f"less would hold out none of {len(draws)} users",
+            )
 
 
 def _moment(seconds: Any) -> str:

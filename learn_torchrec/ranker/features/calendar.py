@@ -60,7 +60,7 @@ class CalendarFeature(IdFeature):
         if not is_time(times.type):
             raise UserError(
                 f"{name} is {type_name(times.type)}, must be a date or time for a "
-                "feature of the kind 'calendar'; cast it, or use the kind 'hash'"
+                "feature of the kind 'calendar'; convert it, or use the kind 'hash'"
             )
         if not (pt.is_timestamp(times.type) or pt.is_date(times.type)):
             times = pa.array(as_seconds(times, name))

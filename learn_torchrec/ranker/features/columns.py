@@ -78,7 +78,7 @@ class FeatureColumn:
         if not is_number(kind):
             raise UserError(
                 f"{self.source}: column {self.name!r} is {type_name(kind)}, must be a "
-                "number; cast it, or list it under ranker.features.sparse"
+                "number; convert it, or list it under ranker.features.sparse"
             )
         values = self.values.cast(pa.from_numpy_dtype(dtype), safe=False)
         numbers: AnyArray = values.to_numpy(zero_copy_only=False)

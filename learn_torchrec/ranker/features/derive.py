@@ -27,6 +27,7 @@ import pyarrow.types as pt
 
 from learn_torchrec.arrays import BoolArray, Int64Array
 from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.generated.market import ORACLE
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowSource
 from learn_torchrec.datasets.split import SplitTimes, nothing_between
 from learn_torchrec.errors import UserError
@@ -70,7 +71,7 @@ _PANDAS_INDEX = "__index_level_"
 _TELLING_AUC = 0.99
 _OUTCOMES = re.compile(
     r"(is|has|was|did)?_?(click|buy|bought|purchase|order|conversion|convert|cart|"
-    r"add_to_cart|like|rating|rated|label|target|outcome|revenue|oracle)(s|d|ed)?"
+    r"add_to_cart|like|rating|rated|label|target|outcome|revenue)(s|d|ed)?"
     r"|label_.*|.*_label"
 )
 _DAY = 86_400
@@ -175,6 +176,8 @@ class _Rules:
             return "the index of a pandas frame"
         if column.origin == CATALOGUE:
             return None
+        if column.name == ORACLE:
+            return "the true probability that a generated market knows"
         if _OUTCOMES.fullmatch(column.name.lower()):
             return "named like an outcome, known only after the impression"
         return None

@@ -31,7 +31,7 @@ class IndexedFeature(SizedFeature):
         if not pt.is_integer(ids.values.type) or pt.is_uint64(ids.values.type):
             raise UserError(
                 f"{ids.source}: column {ids.name!r} is {ids.values.type}; ids of the "
-                "kind 'index' must be int64: cast it, or use the kind 'hash'"
+                "kind 'index' must be int64: convert it, or use the kind 'hash'"
             )
         rows = ids.values.cast(pa.int64()).to_numpy()
         return np.where((rows >= 0) & (rows < self.table_rows), rows, -1)
