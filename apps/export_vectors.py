@@ -9,6 +9,12 @@ import torch.distributed as dist
 
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets.histories import load_histories
+from learn_torchrec.ranker.learn.reduced import (
+    CONTENT,
+    Reduction,
+    write_neighbours,
+    write_reduced,
+)
 from learn_torchrec.ranker.vectors import KIND
 from learn_torchrec.schema import INTERACTIONS_FILE
 from learn_torchrec.towers.artifact import KIND_TOWERS, check_towers_inputs, load_towers
@@ -22,6 +28,7 @@ from learn_torchrec.towers.inference import encode_catalogue, history_vectors
 from learn_torchrec.training.distributed import (
     is_writer,
     locked_on_rank0,
+    on_rank0,
     process_group,
     raise_on_all_ranks,
     rank_share,
@@ -69,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sequences = sequences.with_action_names(towers_manifest.facts["actions"])
         items = np.arange(len(store))[rank_share(len(store))]
         events = snapshots[rank_share(len(snapshots))]
+        reduction = on_rank0(lambda: Reduction.fit(store, job.run.export.content_dim))
         item_vectors = encode_catalogue(towers, store, items, device)
         facts = {
             "items": len(store),
@@ -102,8 +110,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_user_vectors(
                 working, rank, sequences, events, user_vectors, dim, parquet
             )
+            write_reduced(working / CONTENT, rank, store, reduction, items)
             if is_writer():
                 write_vector_indexes(working, store.item_ids, sequences, snapshots)
+            dist.barrier()
+            if is_writer():
+                write_neighbours(
+                    working / CONTENT, store.index, job.run.export.neighbours
+                )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The inputs of `train-ranker` and `predict`: tables, and vectors or raw content."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from learn_torchrec.artifact import read_manifest
@@ -8,11 +9,11 @@ from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
-from learn_torchrec.presets import Run
 from learn_torchrec.provenance import origin
 from learn_torchrec.ranker.config import RankerConfig
-from learn_torchrec.ranker.content import content_vectors
+from learn_torchrec.ranker.content import content_vectors, reduced_content
 from learn_torchrec.ranker.features.lookups import find_columns
+from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
@@ -55,13 +56,30 @@ def towers_input(args: argparse.Namespace) -> dict[str, str]:
     return {"towers": origin(read_manifest(args.vectors, KIND_VECTORS), "towers")}
 
 
-def open_vectors(
-    args: argparse.Namespace, dataset: Dataset, run: Run
-) -> LearnVectors | None:
-    """Return what --vectors or --content names; None where neither is given."""
+def open_learn(
+    args: argparse.Namespace,
+    dataset: Dataset,
+    ranker: RankerConfig,
+    actions: Sequence[str],
+) -> LearnInputs | None:
+    """Return LEARN's inputs from --vectors or --content; None without either.
+
+    Args:
+        args: parsed options.
+        dataset: the data.
+        ranker: that reads them.
+        actions: of the events of a history.
+    """
+    vectors = content = None
     if args.vectors:
-        return LearnVectors.open(args.vectors)
-    if args.content:
+        vectors = LearnVectors.open(args.vectors)
+        content = vectors.content
+    elif args.content and ranker.learn.is_residual:
+        content = reduced_content(ContentStore.open(args.content))
+    elif args.content:
         store = ContentStore.open(args.content)
-        return content_vectors(store, dataset.sequences(store, run.split.actions))
-    return None
+        vectors = content_vectors(store, dataset.sequences(store, actions))
+    else:
+        return None
+    learn = LearnInputs(vectors, content, ranker.learn)
+    return learn.read(dataset, ranker.tasks, actions)

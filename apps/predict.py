@@ -57,7 +57,7 @@ from learn_torchrec.training.run_log import RunLog
 from . import options
 from .job import Job, describe
 from .learn_inputs import (
-    open_vectors,
+    open_learn,
     ranker_tables,
     towers_input,
     vector_artefacts,
@@ -97,21 +97,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = options.dataset(args)
     manifest = read_manifest(args.ranker, KIND_RANKER)
     ranker = _ranker_config(args.ranker, manifest)
-    vectors = open_vectors(args, dataset, job.run)
+    actions = manifest.config["split"]["actions"]
+    learn = open_learn(args, dataset, ranker, actions)
     options_of = {"towers": "vectors", "content": "content"}
     refuse_other_inputs(manifest, args.ranker, job.inputs, options_of)
     first = _first_to_score(dataset, job.run, manifest)
     source = dataset.impressions_between(first)
     _check_times(source, first, manifest)
-    if vectors:
-        refuse_vectors_leak(vectors.manifest, source.earliest, "score")
-    lookups = open_lookups(
-        dataset, ranker.features, ranker.tasks, manifest.config["split"]["actions"]
-    )
-    impressions = Impressions(source, ranker, vectors, lookups)
+    if learn and learn.vectors:
+        refuse_vectors_leak(learn.vectors.manifest, source.earliest, "score")
+    lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions)
+    impressions = Impressions(source, ranker, learn, lookups)
     activity = cohort_activity(dataset, job.run)
     with process_group() as device, locked_on_rank0(job.out), RunLog(job.out) as log:
-        model = build_ranker(ranker, vectors.dim if vectors else None, device)
+        model = build_ranker(ranker, learn.shape if learn else None, device)
         load_ranker(model, args.ranker)
         parts = impressions.parts(_PART_ROWS)
         facts: dict[str, Any] = {"tasks": describe_tasks(ranker.tasks)}

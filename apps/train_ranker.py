@@ -15,9 +15,9 @@ from learn_torchrec.ranker.encode import columns_of
 from learn_torchrec.ranker.features.lookups import find_columns, open_lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.labels import refuse_one_class
+from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.ranker.training import train_ranker
-from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, WEIGHT
 from learn_torchrec.training.distributed import (
     is_writer,
@@ -29,7 +29,7 @@ from learn_torchrec.training.run_log import RUN_LOG
 from . import options
 from .job import Job, describe
 from .learn_inputs import (
-    open_vectors,
+    open_learn,
     ranker_tables,
     towers_input,
     vector_artefacts,
@@ -87,10 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     dataset = options.dataset(args)
     times = resolve_times(job.run.split, dataset.times)
-    vectors = open_vectors(args, dataset, job.run)
-    impressions = training_impressions(
-        dataset, job.run.ranker, times, vectors, job.run.split.actions
-    )
+    actions = job.run.split.actions
+    learn = open_learn(args, dataset, job.run.ranker, actions)
+    impressions = training_impressions(dataset, job.run.ranker, times, learn, actions)
     earlier = earlier_ranker(args)
     if earlier is not None:
         refuse_newer(args.warm_start, KIND_RANKER, times.test_from)
@@ -112,7 +111,7 @@ def training_impressions(
     dataset: Dataset,
     ranker: RankerConfig,
     times: SplitTimes,
-    vectors: LearnVectors | None,
+    learn: LearnInputs | None,
     actions: Sequence[str],
 ) -> Impressions:
     """Return the impressions to train on, those in [towers_until, test_from).
@@ -144,10 +143,10 @@ def training_impressions(
     if source.earliest is None:
         shown = dataset.impression_times
         raise nothing_between(source.name, times, shown, dataset.times)
-    if vectors:
-        refuse_vectors_leak(vectors.manifest, source.earliest, "train on")
+    if learn and learn.vectors:
+        refuse_vectors_leak(learn.vectors.manifest, source.earliest, "train on")
     lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions)
-    impressions = Impressions(source, ranker, vectors, lookups)
+    impressions = Impressions(source, ranker, learn, lookups)
     refuse_one_class(impressions)
     return impressions
 

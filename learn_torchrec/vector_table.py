@@ -128,7 +128,7 @@ class VectorTable:
         found = np.flatnonzero(known != UNKNOWN)
         first, end = self.offsets[known[found]], self.offsets[known[found] + 1]
         if times is not None:
-            end = _search(self.times, first, end, np.asarray(times)[found])
+            end = first_at_or_after(self.times, first, end, np.asarray(times)[found])
         rows = np.full(len(ids), UNKNOWN)
         rows[found] = np.where(end > first, end - 1, UNKNOWN)
         return rows
@@ -171,7 +171,7 @@ def write_index(
         np.save(directory / _TIMES_FILE, times)
 
 
-def _search(
+def first_at_or_after(
     times: Int64Array, low: Int64Array, high: Int64Array, wanted: Int64Array
 ) -> Int64Array:
     """Return the index of the first time in each run times[low:high] >= `wanted`.

@@ -25,6 +25,9 @@ from learn_torchrec.ranker.config import (
 )
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.learn.config import LearnConfig
+from learn_torchrec.ranker.learn.inputs import LearnInputs
+from learn_torchrec.ranker.learn.reduced import ReducedContent
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
@@ -173,11 +176,16 @@ def ranking_rows(market: Path, config: RankerConfig) -> Impressions:
     items = VectorTable.build(
         ids=item_ids, vectors=random.normal(size=(len(item_ids), 4))
     )
-    vectors = LearnVectors(users=users, items=items, manifest=None)
-    return Impressions(TableRows(impressions, None, "impressions"), config, vectors)
+    unit = random.normal(size=(len(item_ids), 4))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    content = ReducedContent.build(items.index, unit.astype(np.float16), 3)
+    vectors = LearnVectors(users=users, items=items, manifest=None, content=content)
+    learn = LearnInputs(vectors, content, config.learn)
+    learn = learn.read(open_dataset(f"parquet:{market}"), config.tasks, ("like",))
+    return Impressions(TableRows(impressions, None, "impressions"), config, learn)
 
 
-def ranker(market: Path, device: torch.device) -> dict[str, object]:
+def ranker(market: Path, device: torch.device, learn: LearnConfig) -> dict[str, object]:
     """Losses and scores of the real training, and what the pipeline took apart."""
     sparse = tuple(
         HashedFeature(column=name, num_embeddings=64) for name in ("user_id", "item_id")
@@ -187,6 +195,7 @@ def ranker(market: Path, device: torch.device) -> dict[str, object]:
         model=RankerModelConfig(embedding_dim=8, dense_layers=(8,), over_layers=(8,)),
         # At twice the rate rounding alone, such as of rows in another order within
         # the same batches, moves scores by 2e-3.
+        learn=learn,
         optimizer=OptimizerConfig(learning_rate=5e-3),
         training=RankerTrainingConfig(epochs=3, batch_size=64),
     )
@@ -208,7 +217,8 @@ def main() -> None:
             "contrastive": loss_and_gradient(),
             "towers": towers(content, market, device),
             "next_item": next_item(content, market, device),
-            "ranker": ranker(market, device),
+            "ranker": ranker(market, device, LearnConfig(form="paper")),
+            "residual": ranker(market, device, LearnConfig()),
         }
         if dist.get_rank() == 0:
             out.write_text(json.dumps(result))

@@ -45,8 +45,9 @@ def test_several_ranks_equal_one(ranks, store, market, tmp_path):
         close("towers", name, tolerance=1e-4)
     for name in ("loss", "mrr", "weights", "table"):
         close("next_item", name, tolerance=1e-4)
-    for name in ("loss", "scores"):
-        close("ranker", name, tolerance=1e-4)
+    for stage in ("ranker", "residual"):
+        for name in ("loss", "scores"):
+            close(stage, name, tolerance=1e-4)
     for stage in ("towers", "next_item", "ranker"):
         assert one[stage]["loss"][-1] < one[stage]["loss"][0] - 0.01, stage
     assert len(one["ranker"]["scores"]) == len(several["ranker"]["scores"]) == 3000

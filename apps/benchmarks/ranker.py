@@ -2,13 +2,16 @@
 
 Random data: 20 ID features of 100,000 rows x 32, 13 dense features, 2,048 rows a rank.
 "off" is our ranker without LEARN, whose losses must equal DLRM's bit for bit before
-anything is timed; "on" has LEARN's vectors and auxiliary network. From memory, batches
-are ready; from Parquet, each pass opens the file, then reads, hashes and joins while it
-trains. Contenders of one launch run in turns, as do launches of one and of two
-single-threaded ranks; ratios are medians over the rounds.
+anything is timed; "statistics" adds LEARN's residual with target-aware statistics over
+histories of 80 items, "attention" also lets the candidate attend to them, "paper" has
+the paper's form. From memory, batches are ready; from Parquet, each pass opens the
+file, then reads, hashes and joins while it trains. Contenders of one launch run in
+turns, as do launches of one and of two single-threaded ranks; ratios are medians over
+the rounds.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -30,8 +33,10 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM, DLRMTrain
 
 from learn_torchrec.artifact import Manifest
+from learn_torchrec.config import replace
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.row_groups import RowGroups
+from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.build import build_ranker, ranker_optimizer
 from learn_torchrec.ranker.config import (
@@ -42,6 +47,10 @@ from learn_torchrec.ranker.config import (
 from learn_torchrec.ranker.encode import columns_of
 from learn_torchrec.ranker.features import DenseFeature, FeaturesConfig, HashedFeature
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.learn.config import LearnConfig
+from learn_torchrec.ranker.learn.histories import Histories
+from learn_torchrec.ranker.learn.inputs import LearnInputs
+from learn_torchrec.ranker.learn.reduced import ReducedContent
 from learn_torchrec.ranker.tables import embedding_bag_collection, sharding_kinds
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.distributed import gather_objects, is_writer, process_group
@@ -55,7 +64,13 @@ from . import measure
 ROWS_PER_RANK = 2048
 STEPS = 40
 NUM_TABLES, TABLE_ROWS, NUM_DENSE = 20, 100_000, 13
-VECTOR_DIM, IDS = 64, 10_000
+VECTOR_DIM, IDS, HISTORY = 64, 10_000, 80
+# What LEARN's part is made of, by contender.
+FORMS = {
+    "statistics": LearnConfig(history_length=HISTORY, neighbours=0),
+    "attention": LearnConfig(history_length=HISTORY, neighbours=0, attention=True),
+    "paper": LearnConfig(form="paper"),
+}
 _COMPARED_STEPS = 5
 Contender = Callable[[], object]
 
@@ -94,8 +109,8 @@ def write_impressions(path: Path, rows: int) -> None:
     pq.write_table(pa.table(columns), path, row_group_size=16_384)
 
 
-def random_vectors() -> LearnVectors:
-    """Return one vector per user, older than every impression, and per item."""
+def random_inputs(learn: LearnConfig) -> LearnInputs:
+    """Return vectors and histories, all older than every impression."""
     random = np.random.default_rng(1)
     tables = [
         VectorTable.build(
@@ -106,7 +121,29 @@ def random_vectors() -> LearnVectors:
         for times in (np.zeros(IDS, np.int64), None)
     ]
     manifest = Manifest(kind="vectors", recipe="", config={}, inputs={})
-    return LearnVectors(users=tables[0], items=tables[1], manifest=manifest)
+    users, items = tables
+    vectors = random.standard_normal((IDS, VECTOR_DIM), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    content = ReducedContent.build(items.index, vectors.astype(np.float16), 0)
+    return LearnInputs(
+        vectors=LearnVectors(
+            users=users, items=items, manifest=manifest, content=content
+        ),
+        content=content,
+        config=learn,
+        histories=Histories.build(
+            SequenceSet(
+                user_ids=pa.array(np.arange(IDS)),
+                offsets=np.arange(IDS + 1) * HISTORY,
+                items=np.concatenate(
+                    [random.permutation(IDS)[:HISTORY] for _ in range(IDS)]
+                ),
+                times=np.zeros(IDS * HISTORY, np.int64),
+                actions=np.zeros(IDS * HISTORY, np.int16),
+                action_names=("click",),
+            )
+        ),
+    )
 
 
 def write_rates(path: Path, turns: int, out: Path) -> None:
@@ -129,12 +166,15 @@ def write_rates(path: Path, turns: int, out: Path) -> None:
 
 def make_contenders(path: Path, device: torch.device) -> dict[str, Contender]:
     """Return one pass over the data for each way to train on it."""
-    config, vectors = configuration(), random_vectors()
+    config = configuration()
+    configs = {"off": config}
+    configs |= {name: replace(config, learn=learn) for name, learn in FORMS.items()}
+    given = {name: random_inputs(learn) for name, learn in FORMS.items()}
     read = pq.read_table(path, columns=[*columns_of(config)])
     table = TableRows(read, None, str(path))
     memory = {
-        learn: list(Impressions(table, config, given).batches(epoch=0))
-        for learn, given in (("off", None), ("on", vectors))
+        name: list(Impressions(table, made, given.get(name)).batches(epoch=0))
+        for name, made in configs.items()
     }
     theirs = [
         Batch(batch.dense_features, batch.sparse_features, batch.labels["label"])
@@ -143,7 +183,10 @@ def make_contenders(path: Path, device: torch.device) -> dict[str, Contender]:
     models = {
         "dlrm": torchrec_dlrm(config, device),
         "off": build_ranker(config, None, device),
-        "on": build_ranker(config, VECTOR_DIM, device),
+        **{
+            name: build_ranker(configs[name], inputs.shape, device)
+            for name, inputs in given.items()
+        },
     }
     passes = {name: pass_over(model, config, device) for name, model in models.items()}
     losses = passes["off"](iter(memory["off"][:_COMPARED_STEPS]))
@@ -151,23 +194,29 @@ def make_contenders(path: Path, device: torch.device) -> dict[str, Contender]:
     if losses != their_losses:
         raise AssertionError(f"LEARN off is not DLRM: {losses} and {their_losses}")
 
-    def stream(given: LearnVectors | None) -> Iterator[RankingBatch]:
+    def stream(name: str) -> Iterator[RankingBatch]:
         groups = RowGroups(path, columns_of(config))
-        return Impressions(groups, config, given).batches(epoch=0)
+        return Impressions(groups, configs[name], given.get(name)).batches(epoch=0)
 
-    data: dict[str, Callable[[], Iterable[Any]]] = {
-        "dlrm": lambda: theirs,
-        "off": lambda: memory["off"],
-        "on": lambda: memory["on"],
-        "off_parquet": lambda: stream(None),
-        "on_parquet": lambda: stream(vectors),
-    }
+    contenders: dict[str, Contender] = {"dlrm": lambda: passes["dlrm"](iter(theirs))}
+    for name in configs:
+        run, batches = passes[name], memory[name]
+        contenders[name] = functools.partial(_run, run, batches)
+    for name in ("off", "statistics"):
+        contenders[f"{name}_parquet"] = functools.partial(
+            _run_stream, passes[name], functools.partial(stream, name)
+        )
+    return contenders
 
-    def contender(name: str) -> Contender:
-        run = passes[name.partition("_")[0]]
-        return lambda: run(iter(data[name]()))
 
-    return {name: contender(name) for name in data}
+def _run(run: Callable[[Iterator[Any]], Any], batches: Iterable[Any]) -> None:
+    run(iter(batches))
+
+
+def _run_stream(
+    run: Callable[[Iterator[Any]], Any], stream: Callable[[], Iterator[Any]]
+) -> None:
+    run(stream())
 
 
 def torchrec_dlrm(config: RankerConfig, device: torch.device) -> Any:
@@ -231,6 +280,10 @@ def launch(ranks: int, path: Path, turns: int) -> dict[str, float]:
     return result
 
 
+def _ratio(name: str, rates: dict[int, dict[str, float]]) -> float:
+    return rates[1][name] / rates[1]["dlrm"]
+
+
 def ratios(rounds: list[dict[int, dict[str, float]]]) -> dict[str, float]:
     """Return the medians over rounds of the ratios within a round."""
 
@@ -239,10 +292,15 @@ def ratios(rounds: list[dict[int, dict[str, float]]]) -> dict[str, float]:
 
     return {
         "off_over_dlrm": median(lambda r: r[1]["off"] / r[1]["dlrm"]),
-        "on_over_dlrm": median(lambda r: r[1]["on"] / r[1]["dlrm"]),
-        "parquet_over_memory": median(lambda r: r[1]["on_parquet"] / r[1]["on"]),
+        **{
+            f"{name}_over_dlrm": median(functools.partial(_ratio, name))
+            for name in FORMS
+        },
+        "parquet_over_memory": median(
+            lambda r: r[1]["statistics_parquet"] / r[1]["statistics"]
+        ),
         "off_parquet_over_memory": median(lambda r: r[1]["off_parquet"] / r[1]["off"]),
-        "two_ranks_over_one": median(lambda r: r[2]["on"] / r[1]["on"]),
+        "two_ranks_over_one": median(lambda r: r[2]["statistics"] / r[1]["statistics"]),
         "off_two_ranks_over_one": median(lambda r: r[2]["off"] / r[1]["off"]),
         "dlrm_two_ranks_over_one": median(lambda r: r[2]["dlrm"] / r[1]["dlrm"]),
     }

@@ -37,6 +37,7 @@ from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
@@ -67,9 +68,9 @@ _SPACE: dict[str, tuple[Any, ...]] = {
     "model.embedding_dim": (8, 16, 32),
 }
 _LEARN_SPACE: dict[str, tuple[Any, ...]] = {
-    "model.learn": ("all", "vectors", "fusion"),
+    "learn.paper.inputs": ("all", "vectors", "fusion"),
     "tasks": tuple([{"auxiliary_weight": weight}] for weight in (0.1, 0.3, 1.0)),
-    "model.stop_gradient": (False, True),
+    "learn.paper.stop_gradient": (False, True),
 }
 
 
@@ -232,7 +233,7 @@ def fit_and_score(
                 study.dataset.impressions.filter(pa.array(rows)), None, IMPRESSIONS_FILE
             ),
             ranker,
-            None if arm == "baseline" else study.vectors,
+            None if arm == "baseline" else _inputs(study, ranker),
             lookups,
         )
         for rows in (train, test)
@@ -241,6 +242,11 @@ def fit_and_score(
         model, _ = train_ranker(ranker, train_rows, device, run_log)
     scores = score(model, test_rows, ranker.training.batch_size, device)
     return scores[SCORE].astype(np.float64)
+
+
+def _inputs(study: Study, ranker: RankerConfig) -> LearnInputs:
+    learn = LearnInputs(study.vectors, study.vectors.content, ranker.learn)
+    return learn.read(study.dataset, ranker.tasks, study.run.split.actions)
 
 
 def compare(study: Study, scores: dict[str, list[Float64Array]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Ranking batches: this rank's rows in the form that TorchRec's pipelines take.
 
-Dimension letters: B rows, F dense features, D vector dim.
+Dimension letters: B rows, F dense features.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,8 +12,9 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.ranker.features.base import IdBags
+from learn_torchrec.ranker.learn.batch import LearnBatch
+from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.rows import RankingRows
-from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.batch import PipelineableBatch
 
 
@@ -27,9 +28,7 @@ class RankingBatch(PipelineableBatch):
             them is.
         labels: float32 [B], by column.
         weights: float32 [B]; 0 in padding.
-        user_vectors: float16 [B, D], zeros where missing; None with LEARN off.
-        item_vectors: float16 [B, D], likewise.
-        has_vectors: bool [B, 2], whether the user and the item vector exist.
+        learn: LEARN's inputs; None with LEARN off.
         managed_features: ID features with managed collision; None without any.
     """
 
@@ -37,14 +36,12 @@ class RankingBatch(PipelineableBatch):
     sparse_features: KeyedJaggedTensor
     labels: dict[str, Tensor]
     weights: Tensor
-    user_vectors: Tensor | None = None
-    item_vectors: Tensor | None = None
-    has_vectors: Tensor | None = None
+    learn: LearnBatch | None = None
     managed_features: KeyedJaggedTensor | None = None
 
 
-def collate(rows: RankingRows, vectors: LearnVectors | None) -> RankingBatch:
-    """Return rows as a batch; the vectors of users and items are looked up here."""
+def collate(rows: RankingRows, learn: LearnInputs | None) -> RankingBatch:
+    """Return rows as a batch; LEARN's inputs are fetched here."""
     batch = RankingBatch(
         dense_features=torch.from_numpy(rows.dense),
         sparse_features=_keyed_jagged(rows.sparse),
@@ -52,17 +49,13 @@ def collate(rows: RankingRows, vectors: LearnVectors | None) -> RankingBatch:
         weights=torch.from_numpy(rows.weights),
         managed_features=_keyed_jagged(rows.managed) if rows.managed else None,
     )
-    if vectors is not None:
-        assert rows.user_rows is not None
-        assert rows.item_rows is not None
-        batch.user_vectors, batch.item_vectors, batch.has_vectors = vectors.gather(
-            rows.user_rows, rows.item_rows
-        )
+    if learn is not None and rows.learn is not None:
+        batch.learn = learn.batch(rows.learn)
     return batch
 
 
 def evaluation_batches(
-    rows: RankingRows, vectors: LearnVectors | None, padded_rows: int, batch_size: int
+    rows: RankingRows, learn: LearnInputs | None, padded_rows: int, batch_size: int
 ) -> Iterator[RankingBatch]:
     """Yield the rows in order, each exactly once, padded to `padded_rows`.
 
@@ -72,7 +65,7 @@ def evaluation_batches(
     for first in range(0, padded_rows, batch_size):
         indices = np.arange(first, min(first + batch_size, padded_rows))
         is_padding = indices >= len(rows)
-        batch = collate(rows.take(np.where(is_padding, 0, indices)), vectors)
+        batch = collate(rows.take(np.where(is_padding, 0, indices)), learn)
         batch.weights[torch.from_numpy(is_padding)] = 0.0
         yield batch
 

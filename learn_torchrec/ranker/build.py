@@ -10,6 +10,8 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork
 from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.ranker.learn.residual import LearnResidual
+from learn_torchrec.ranker.learn.shape import LearnShape
 from learn_torchrec.ranker.learn_features import LearnFeatures
 from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain
 from learn_torchrec.ranker.tables import (
@@ -29,37 +31,34 @@ from learn_torchrec.training.tensors import load_tensors, save_tensors
 
 KIND_RANKER = "ranker"
 MODEL_DIRECTORY = "model"
+_RESIDUAL = ".residual."
 
 
 def build_task(
-    config: RankerConfig, vector_dim: int | None, device: torch.device
+    config: RankerConfig, learn: LearnShape | None, device: torch.device
 ) -> LearnRankerTrain:
     """Return a fresh ranker before sharding; its tables are not initialized yet.
 
-    `vector_dim` is D with LEARN on, None for the baseline.
+    `learn` are the widths of LEARN's inputs, None for the baseline.
     """
-    torch.manual_seed(config.training.seed)
     shape, features = config.model, config.features
-    learn = None
-    if vector_dim is not None and shape.learn != "off":
-        network = None
-        if shape.learn != "vectors":
-            network = AuxiliaryNetwork(
-                vector_dim,
-                shape.fusion_hidden_dim,
-                shape.fusion_dim,
-                device=device,
-                tasks=[task.name for task in config.tasks if task.auxiliary_weight],
-            )
-        learn = LearnFeatures(
-            vector_dim, network, shape.learn, shape.stop_gradient, device=device
-        )
+    tasks = [task.name for task in config.tasks]
+    form = "off" if learn is None else config.learn.form
+    residual = paper = None
+    if learn is not None and form == "residual":
+        torch.manual_seed(config.training.seed)
+        dim = shape.embedding_dim
+        residual = LearnResidual(config.learn, learn, dim, tasks, device)
+    # From here on the same numbers are drawn as without a residual.
+    torch.manual_seed(config.training.seed)
+    if learn is not None and form == "paper":
+        paper = _paper_form(config, learn.vector_dim, device)
     ranker = LearnRanker(
         embedding_bag_collection(features.sparse, shape.embedding_dim),
         dense_in_features=features.dense_width,
         dense_arch_layer_sizes=[*shape.dense_layers, shape.embedding_dim],
         over_arch_layer_sizes=[*shape.over_layers, 1],
-        learn=learn,
+        learn=residual or paper,
         managed_collection=managed_collection(
             features.sparse,
             shape.embedding_dim,
@@ -67,14 +66,31 @@ def build_task(
             device,
         ),
         device=device,
-        tasks=[task.name for task in config.tasks],
+        tasks=tasks,
     )
     return LearnRankerTrain(ranker, config.tasks)
 
 
+def _paper_form(
+    config: RankerConfig, vector_dim: int, device: torch.device
+) -> LearnFeatures:
+    paper, network = config.learn.paper, None
+    if paper.inputs != "vectors":
+        network = AuxiliaryNetwork(
+            vector_dim,
+            paper.fusion_hidden_dim,
+            paper.fusion_dim,
+            device=device,
+            tasks=[task.name for task in config.tasks if task.auxiliary_weight],
+        )
+    return LearnFeatures(
+        vector_dim, network, paper.inputs, paper.stop_gradient, device=device
+    )
+
+
 def build_ranker(
     config: RankerConfig,
-    vector_dim: int | None,
+    learn: LearnShape | None,
     device: torch.device,
     on_plan: Callable[[str], None] | None = None,
 ) -> DistributedModelParallel:
@@ -88,7 +104,7 @@ def build_ranker(
     sparse = config.features.sparse
     for feature in sparse:
         feature.check(config.tables, device)
-    task = build_task(config, vector_dim, device)
+    task = build_task(config, learn, device)
     kinds = sharding_kinds(sparse, config.sharding)
     model = shard_tables(task, device, config.tables, kinds, on_plan)
     init_tables(model, config.training.seed)
@@ -98,14 +114,18 @@ def build_ranker(
 def ranker_optimizer(
     model: DistributedModelParallel, config: RankerConfig
 ) -> CombinedOptimizer:
-    """Return the optimizers of the tables and of all else as one.
+    """Return the optimizers of the tables, the baseline and LEARN's residual as one.
 
-    Tables are updated in the backward pass, replicated ones with everything else.
+    Tables are updated in the backward pass, replicated ones with everything else. The
+    residual's gradients are clipped apart, so that they cannot shrink the baseline's.
     """
     rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     replicated = {name: value for name, value in rest.items() if table_of(name)}
-    others = ((name, value) for name, value in rest.items() if name not in replicated)
-    parts = [model.fused_optimizer, dense_optimizer(others, config.optimizer)]
+    others = {name: value for name, value in rest.items() if name not in replicated}
+    added = {name: others.pop(name) for name in [*others] if _RESIDUAL in name}
+    parts = [model.fused_optimizer, dense_optimizer(others.items(), config.optimizer)]
+    if added:
+        parts.append(dense_optimizer(added.items(), config.optimizer))
     if replicated:
         parts.append(replicated_optimizer(replicated, config.tables))
     return CombinedOptimizer(parts)

@@ -1,12 +1,13 @@
 """Settings of the ranker: features, tasks, model and training."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from learn_torchrec.config import OPERATIONAL, configuration
 from learn_torchrec.ranker.features import FeaturesConfig
+from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.tables import ShardingConfig
 from learn_torchrec.ranker.tasks import TaskConfig, check_tasks
 from learn_torchrec.training.optim import Decay, OptimizerConfig
@@ -21,20 +22,11 @@ class RankerModelConfig:
         embedding_dim: of every ID feature; a multiple of 4.
         dense_layers: hidden sizes of the bottom MLP, before the embedding dim.
         over_layers: hidden sizes of each task's top MLP, before the logit.
-        learn: input from LEARN: "all", the "vectors" without an auxiliary network, the
-            "fusion" embedding only, or nothing ("off": the baseline).
-        fusion_hidden_dim: between the auxiliary network's two linear layers.
-        fusion_dim: of the fusion embedding.
-        stop_gradient: keep the main loss from training the fusion embedding.
     """
 
     embedding_dim: Annotated[int, Field(gt=0, multiple_of=4)] = 32
     dense_layers: tuple[PositiveInt, ...] = (128,)
     over_layers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64)
-    learn: Literal["all", "vectors", "fusion", "off"] = "all"
-    fusion_hidden_dim: PositiveInt = 128
-    fusion_dim: PositiveInt = 64
-    stop_gradient: bool = False
 
 
 @configuration
@@ -89,6 +81,7 @@ class RankerConfig:
         features: the columns it reads.
         tasks: its predictions.
         model: its shape.
+        learn: what it makes of LEARN's vectors.
         optimizer: of everything but the tables, which share its warm-up.
         tables: the tables' optimizer.
         sharding: of the tables.
@@ -98,6 +91,7 @@ class RankerConfig:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     tasks: tuple[TaskConfig, ...] = (TaskConfig(),)
     model: RankerModelConfig = field(default_factory=RankerModelConfig)
+    learn: LearnConfig = field(default_factory=LearnConfig)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
     )

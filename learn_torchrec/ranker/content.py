@@ -1,4 +1,4 @@
-"""Raw content vectors in place of LEARN's, to measure what the towers add."""
+"""Content without towers: reduced for the ranker, or raw for the paper's form."""
 
 import itertools
 
@@ -9,9 +9,27 @@ from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.store import KIND, ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ids import IdIndex
+from learn_torchrec.matrix import blocks
+from learn_torchrec.ranker.learn.reduced import ReducedContent, Reduction
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import USER_ID
 from learn_torchrec.vector_table import VectorTable
+
+
+def reduced_content(
+    store: ContentStore, dim: int = 64, neighbours: int = 50
+) -> ReducedContent:
+    """Return the items' content as a ranker without towers reads it, in memory.
+
+    Args:
+        store: of the content.
+        dim: R, of the reduced content.
+        neighbours: nearest texts that are found for each text.
+    """
+    reduction = Reduction.fit(store, dim)
+    parts = (store.vectors[part] for part in blocks(store.vectors.shape))
+    whole = np.concatenate([reduction.apply(part) for part in parts])
+    return ReducedContent.build(store.index, whole, neighbours)
 
 
 def content_vectors(store: ContentStore, sequences: SequenceSet) -> LearnVectors:

@@ -13,15 +13,10 @@ from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.features.dense import encode_dense, encode_weights
 from learn_torchrec.ranker.features.lookups import Lookups
+from learn_torchrec.ranker.learn.inputs import RowFinder
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.tasks import TaskConfig, label_columns
-from learn_torchrec.ranker.vectors import LearnVectors
-from learn_torchrec.schema import (
-    IMPRESSIONS_FILE,
-    ITEM_ID,
-    TIMESTAMP,
-    USER_ID,
-)
+from learn_torchrec.schema import IMPRESSIONS_FILE
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Encoder:
     Attributes:
         features: the columns to read.
         tasks: whose labels to read; none to score rows without labels.
-        vectors: LEARN's, to find the rows of users and items; None with LEARN off.
+        learn: finds LEARN's inputs; None with LEARN off.
         source: of the tables, for messages.
         lookups: columns that the tables lack.
         labelled: whether the rows must have labels; 0 stands for one that is missing.
@@ -39,7 +34,7 @@ class Encoder:
 
     features: FeaturesConfig
     tasks: tuple[TaskConfig, ...]
-    vectors: LearnVectors | None
+    learn: RowFinder | None
     source: str
     lookups: Lookups | None = None
     labelled: bool = True
@@ -62,7 +57,7 @@ class Encoder:
     def encode(self, table: pa.Table) -> RankingRows:
         """Encode a checked table.
 
-        A user's vector is the latest one strictly before the row's timestamp.
+        What LEARN knows of a row is from strictly before its timestamp.
 
         Raises:
             UserError: a feature column is missing or has a wrong type or value; or the
@@ -74,14 +69,6 @@ class Encoder:
         bags = {f.name: f.encode(table, self.source, nulls) for f in features.sparse}
         dense, dense_nulls = encode_dense(table, features.dense, self.source, nulls)
         managed = [f.name for f in features.sparse if f.is_managed]
-        user_rows = item_rows = None
-        if self.vectors is not None:
-            user_rows, item_rows = self.vectors.rows(
-                table[USER_ID],
-                table[ITEM_ID],
-                table[TIMESTAMP].to_numpy(),
-                self.source,
-            )
         has_null = np.zeros((table.num_rows, len(bags) + len(dense_nulls)), bool)
         sparse_nulls = (ids.has_null for ids in bags.values())
         for place, rows in enumerate(chain(sparse_nulls, dense_nulls)):
@@ -93,8 +80,7 @@ class Encoder:
             managed={n: bags[n] for n in managed},
             labels={name: _labels(table, name) for name in label_columns(self.tasks)},
             weights=encode_weights(table, self.source),
-            user_rows=user_rows,
-            item_rows=item_rows,
+            learn=None if self.learn is None else self.learn(table, self.source),
             has_null=has_null,
             nullable=(*bags, *(feature.column for feature in features.dense)),
         )

@@ -27,8 +27,8 @@ from learn_torchrec.ranker.batch import RankingBatch, collate
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import Encoder
 from learn_torchrec.ranker.features.lookups import Lookups
+from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.rows import RankingRows, RowsReport
-from learn_torchrec.ranker.vectors import LearnVectors
 
 _BATCHES_AHEAD = 4
 
@@ -53,12 +53,12 @@ class Impressions:
     Args:
         source: where they are read from.
         config: of the ranker.
-        vectors: LEARN's, if any.
+        learn: LEARN's inputs, if any.
         lookups: feature columns that the source lacks.
 
     Attributes:
         tasks: of the ranker.
-        vectors: None with LEARN off.
+        learn: None with LEARN off.
         report: of this rank's rows: those of the first epoch read in training, else
             those of all parts.
     """
@@ -67,13 +67,13 @@ class Impressions:
         self,
         source: RowSource,
         config: RankerConfig,
-        vectors: LearnVectors | None,
+        learn: LearnInputs | None,
         lookups: Lookups | None = None,
     ) -> None:
         self.source, self._config = source, config
         self.lookups = lookups
         self.tasks = config.tasks
-        self.vectors = None if config.model.learn == "off" else vectors
+        self.learn = None if config.learn.form == "off" else learn
         self.report = RowsReport()
         self._counted_epoch: int | None = None
 
@@ -127,7 +127,7 @@ class Impressions:
                 taken = rows.take(_rows_of(windows, step))
                 if epoch == self._counted_epoch:
                     self.report += taken.report()
-                yield collate(taken, self.vectors)
+                yield collate(taken, self.learn)
 
     def parts(self, max_rows: int) -> "Parts":
         """Return this rank's share of all rows, in order; parts have up to max_rows."""
@@ -135,10 +135,11 @@ class Impressions:
 
     def encoder(self, labelled: bool = True) -> Encoder:
         """Return what encodes the rows, in this process or in workers."""
+        in_memory = isinstance(self.source, TableRows)
         return Encoder(
             self._config.features,
             self.tasks,
-            self.vectors,
+            None if self.learn is None else self.learn.finder(in_memory),
             self.source.name,
             self.lookups,
             labelled,

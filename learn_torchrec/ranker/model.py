@@ -1,6 +1,6 @@
-"""The ranker: TorchRec's DLRM, with LEARN's features among the dense ones.
+"""The ranker: TorchRec's DLRM, and LEARN's part of its logit.
 
-Dimension letters: B rows, F dense features, D vector dim, S ID features.
+Dimension letters: B rows, F dense features, S ID features.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +14,8 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 
 from learn_torchrec.ranker.auxiliary import weighted_bce
 from learn_torchrec.ranker.batch import RankingBatch
+from learn_torchrec.ranker.learn.batch import LearnBatch
+from learn_torchrec.ranker.learn.residual import LearnResidual
 from learn_torchrec.ranker.learn_features import LearnFeatures
 from learn_torchrec.ranker.tasks import TaskConfig, joint_logits
 
@@ -36,8 +38,22 @@ class ManagedSparseArch(nn.Module):
         return together.reshape(-1, len(self.names), self.embedding_dim)
 
 
+class RankerLogits(NamedTuple):
+    """The logits of a batch, [B] by task.
+
+    Attributes:
+        logits: of the ranker.
+        auxiliary: of the auxiliary network; empty without one.
+        baseline: before LEARN adds its part, where the baseline has a loss of its own.
+    """
+
+    logits: dict[str, Tensor]
+    auxiliary: dict[str, Tensor]
+    baseline: dict[str, Tensor] | None = None
+
+
 class LearnRanker(nn.Module):
-    """A DLRM of TorchRec's own parts; without `learn`, for one task, it equals DLRM.
+    """A DLRM of TorchRec's own parts; without LEARN, for one task, it equals DLRM.
 
     Several tasks share everything but the over-arch (shared bottom). Without any dense
     input the bottom MLP gets a constant 1: a learned vector takes its output's place,
@@ -48,7 +64,8 @@ class LearnRanker(nn.Module):
         dense_in_features: F, 0 without dense features.
         dense_arch_layer_sizes: of the bottom MLP; the last is the embedding dim.
         over_arch_layer_sizes: of a task's top MLP; the last is 1.
-        learn: LEARN's features; None for the baseline.
+        learn: LEARN's part: a residual, which is added to the logit and zero at first,
+            or dense features, the paper's form; None for the baseline.
         managed_collection: further ID features, of the same embedding dim.
         device: of the dense parameters.
         tasks: names; each has an over-arch.
@@ -63,7 +80,7 @@ class LearnRanker(nn.Module):
         dense_in_features: int,
         dense_arch_layer_sizes: list[int],
         over_arch_layer_sizes: list[int],
-        learn: LearnFeatures | None = None,
+        learn: LearnFeatures | LearnResidual | None = None,
         managed_collection: ManagedCollisionEmbeddingBagCollection | None = None,
         device: torch.device | None = None,
         tasks: Sequence[str] = ("cvr",),
@@ -78,19 +95,25 @@ class LearnRanker(nn.Module):
                 f"embedding dims {sorted(dims)} and the dense arch's last layer "
                 f"{embedding_dim} must be equal"
             )
-        self.learn, self.tasks = learn, tuple(tasks)
+        self.tasks = tuple(tasks)
+        self.learn: LearnFeatures | None = None
+        self.residual: LearnResidual | None = None
+        self.alone = False
         self.auxiliary_tasks: tuple[str, ...] = ()  # those with an auxiliary head
-        if learn is not None and learn.auxiliary is not None:
-            self._heads_named = learn.auxiliary.tasks is not None
-            self.auxiliary_tasks = tuple(learn.auxiliary.tasks or self.tasks[:1])
+        if isinstance(learn, LearnResidual):
+            self.residual, self.alone = learn, learn.alone
+        elif learn is not None:
+            self.learn = learn
+            dense_in_features += learn.out_features
+            if learn.auxiliary is not None:
+                self._heads_named = learn.auxiliary.tasks is not None
+                self.auxiliary_tasks = tuple(learn.auxiliary.tasks or self.tasks[:1])
         self.sparse_arch = SparseArch(embedding_bag_collection)
         num_features = len(self.sparse_arch.sparse_feature_names)
         self.managed_arch: ManagedSparseArch | None = None
         if managed_collection is not None:
             self.managed_arch = ManagedSparseArch(managed_collection)
             num_features += len(self.managed_arch.names)
-        if learn is not None:
-            dense_in_features += learn.out_features
         self.has_dense = dense_in_features > 0
         self.dense_arch = DenseArch(
             max(1, dense_in_features), dense_arch_layer_sizes, device
@@ -111,27 +134,23 @@ class LearnRanker(nn.Module):
         self,
         dense_features: Tensor,
         sparse_features: KeyedJaggedTensor,
-        user_vectors: Tensor | None = None,
-        item_vectors: Tensor | None = None,
-        has_vectors: Tensor | None = None,
+        learn: LearnBatch | None = None,
         managed_features: KeyedJaggedTensor | None = None,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    ) -> RankerLogits:
         """Score rows.
 
         Args:
             dense_features: float [B, F].
             sparse_features: KJT over B rows.
-            user_vectors: float [B, D], required by `learn`.
-            item_vectors: float [B, D], required by `learn`.
-            has_vectors: float [B, 2], see `LearnFeatures`.
+            learn: LEARN's inputs, required with LEARN on.
             managed_features: KJT over B rows, required by `managed_collection`.
-
-        Returns:
-            Logits [B] by task, and the auxiliary network's by task.
         """
         auxiliary_logits: dict[str, Tensor] = {}
         if self.learn is not None:
-            features, heads = self.learn(user_vectors, item_vectors, has_vectors)
+            assert learn is not None
+            features, heads = self.learn(
+                learn.user_vectors, learn.item_vectors, learn.has_vectors
+            )
             for task in self.auxiliary_tasks:
                 auxiliary_logits[task] = heads[task] if self._heads_named else heads
             dense_features = torch.cat([dense_features, features], dim=1)
@@ -146,7 +165,15 @@ class LearnRanker(nn.Module):
         logits = {
             task: arch(interactions).squeeze(-1) for task, arch in self._over_archs()
         }
-        return logits, auxiliary_logits
+        if self.residual is None:
+            return RankerLogits(logits, auxiliary_logits)
+        added = self.residual(learn, embedded_dense)
+        kept = {task: value.detach() for task, value in logits.items()}
+        total = {
+            task: (kept if self.alone else logits)[task] + added[task]
+            for task in self.tasks
+        }
+        return RankerLogits(total, auxiliary_logits, logits if self.alone else None)
 
     def _over_archs(self) -> Iterable[tuple[str, nn.Module]]:
         if isinstance(self.over_arch, nn.ModuleDict):
@@ -191,21 +218,20 @@ class LearnRankerTrain(nn.Module):
         A task's loss is the weighted mean binary cross-entropy of `tasks.joint_logits`
         against its label.
         """
-        logits, auxiliary_logits = self.ranker(
+        logits, auxiliary_logits, baseline = self.ranker(
             batch.dense_features,
             batch.sparse_features,
-            batch.user_vectors,
-            batch.item_vectors,
-            batch.has_vectors,
+            batch.learn,
             batch.managed_features,
         )
-        joint = joint_logits(self.tasks, logits)
         loss = torch.zeros((), device=batch.weights.device)
         auxiliary = torch.zeros_like(loss)
-        for task in self.tasks:
-            labels = batch.labels[task.label]
-            main = weighted_bce(joint[task.name], labels, batch.weights)
-            loss = loss + task.weight * main
+        for part in (logits, baseline) if self.ranker.alone else (logits,):
+            joint = joint_logits(self.tasks, part)
+            for task in self.tasks:
+                labels = batch.labels[task.label]
+                main = weighted_bce(joint[task.name], labels, batch.weights)
+                loss = loss + task.weight * main
         for task in self.tasks:
             if task.name in self.ranker.auxiliary_tasks:
                 labels = batch.labels[task.auxiliary_label or task.label]

@@ -16,6 +16,7 @@ import numpy as np
 from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
 from learn_torchrec.jagged import offsets_of
 from learn_torchrec.ranker.features.base import IdBags
+from learn_torchrec.ranker.learn.batch import LearnRows
 from learn_torchrec.ranker.vectors import MISSING
 from learn_torchrec.training.distributed import gather_objects
 
@@ -34,9 +35,7 @@ class RankingRows:
         weights: float32 [N].
         has_null: bool [N, features], whether a feature has a null there.
         nullable: the features' names in that order.
-        user_rows: int64 [N], rows of the user vectors, -1 where missing; None with
-            LEARN off.
-        item_rows: int64 [N], likewise.
+        learn: where LEARN's inputs are; None with LEARN off.
     """
 
     dense: Float32Array
@@ -46,8 +45,7 @@ class RankingRows:
     weights: Float32Array
     has_null: BoolArray
     nullable: tuple[str, ...]
-    user_rows: Int64Array | None = None
-    item_rows: Int64Array | None = None
+    learn: LearnRows | None = None
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -65,11 +63,14 @@ class RankingRows:
 
     def report(self) -> "RowsReport":
         """Count missing vectors, dropped ids and nulls."""
-        missing = {
-            f"{side}_vectors": int((rows == MISSING).sum())
-            for side, rows in (("user", self.user_rows), ("item", self.item_rows))
-            if rows is not None
-        }
+        missing: dict[str, int] = {}
+        if self.learn is not None:
+            found = ("user", self.learn.user_rows), ("item", self.learn.item_rows)
+            missing = {
+                f"{side}_vectors": int((rows == MISSING).sum())
+                for side, rows in found
+                if rows is not None
+            }
         left_out = {
             name: int(ids.left_out.sum())
             for name, ids in self.sparse.items()
@@ -89,7 +90,7 @@ def _take(value: Any, rows: Int64Array) -> Any:
     """Take rows of an array, of bags, or of a dictionary of either."""
     if isinstance(value, dict):
         return {name: _take(part, rows) for name, part in value.items()}
-    if isinstance(value, IdBags):
+    if isinstance(value, IdBags | LearnRows):
         return value.take(rows)
     if isinstance(value, tuple):  # names
         return value
@@ -108,6 +109,8 @@ def _join(parts: Sequence[Any]) -> Any:
             weights=_join([part.weights for part in parts]),
             left_out=_join([part.left_out for part in parts]),
         )
+    if isinstance(first, LearnRows):
+        return LearnRows.concatenate(parts)
     if first is None or isinstance(first, tuple):
         return first
     return np.concatenate(parts)

@@ -40,7 +40,7 @@ def scorer(
     @torch.no_grad()
     def score_rows(rows: RankingRows, padded_rows: int) -> dict[str, Float32Array]:
         pipeline.reset()
-        batches = evaluation_batches(rows, impressions.vectors, padded_rows, batch_size)
+        batches = evaluation_batches(rows, impressions.learn, padded_rows, batch_size)
         parts: list[dict[str, Float32Array]] = []
         while True:
             try:

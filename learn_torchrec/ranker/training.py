@@ -55,8 +55,8 @@ def train_ranker(
     """
     training, per_epoch = config.training, impressions.loader.steps
     steps = training.epochs * per_epoch
-    vector_dim = None if impressions.vectors is None else impressions.vectors.dim
-    model = build_ranker(config, vector_dim, device, on_plan)
+    shape = None if impressions.learn is None else impressions.learn.shape
+    model = build_ranker(config, shape, device, on_plan)
     if earlier is not None:
         warm_start(model, config.features, earlier)
     optimizer = ranker_optimizer(model, config)

@@ -14,6 +14,7 @@ from learn_torchrec.arrays import Column, Int64Array
 from learn_torchrec.artifact import Manifest, read_manifest, reading
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, as_ids, refuse_other_type
+from learn_torchrec.ranker.learn.reduced import CONTENT, ReducedContent
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID
 from learn_torchrec.times import as_seconds
 from learn_torchrec.vector_table import ITEMS, USERS, VectorTable
@@ -30,11 +31,14 @@ class LearnVectors:
         users: a vector for each timestamp at which a user's history grew.
         items: a vector per item.
         manifest: of the artefact.
+        content: the items' reduced content, in the rows of `items`; None in artefacts
+            that other programs made.
     """
 
     users: VectorTable
     items: VectorTable
     manifest: Manifest
+    content: ReducedContent | None = None
 
     @classmethod
     def open(cls, directory: Path) -> "LearnVectors":
@@ -44,12 +48,19 @@ class LearnVectors:
             UserError: no such artefact, or a damaged one.
         """
         manifest = read_manifest(directory, KIND)
-        names = [n for n in manifest.files if n.startswith((f"{USERS}/", f"{ITEMS}/"))]
+        tables = (f"{USERS}/", f"{ITEMS}/", f"{CONTENT}/")
+        names = [name for name in manifest.files if name.startswith(tables)]
+        has_content = any(name.startswith(f"{CONTENT}/") for name in names)
         with reading(directory, manifest, names, "export the vectors again"):
+            items = VectorTable.open(directory / ITEMS)
+            content = None
+            if has_content:
+                content = ReducedContent.open(directory / CONTENT, items.index)
             return cls(
                 users=VectorTable.open(directory / USERS),
-                items=VectorTable.open(directory / ITEMS),
+                items=items,
                 manifest=manifest,
+                content=content,
             )
 
     @property
@@ -98,14 +109,10 @@ class LearnVectors:
         Raises:
             UserError: ids of another type than the vectors', or null ids.
         """
-
-        def find(column: str, ids: Column, table: VectorTable) -> Int64Array:
-            name = f"{source}: column {column!r}"
-            wanted = as_ids(ids, name)
-            refuse_other_type(wanted, table.index.type, name, "the vectors")
-            return table.rows_as_of(wanted, times)
-
-        return find(USER_ID, user_ids, self.users), find(ITEM_ID, item_ids, self.items)
+        return (
+            rows_as_of(self.users, user_ids, USER_ID, times, source),
+            rows_as_of(self.items, item_ids, ITEM_ID, times, source),
+        )
 
     def gather(
         self, user_rows: Int64Array, item_rows: Int64Array
@@ -125,3 +132,23 @@ class LearnVectors:
             torch.from_numpy(self.items.gather(item_rows)),
             torch.from_numpy(rows != MISSING),
         )
+
+
+def rows_as_of(
+    table: VectorTable,
+    ids: Column,
+    column: str,
+    times: Int64Array | None,
+    source: str,
+) -> Int64Array:
+    """Find the rows of one side of the vectors; see `LearnVectors.rows`.
+
+    `column` is the ids', for messages.
+
+    Raises:
+        UserError: ids of another type than the vectors', or null ids.
+    """
+    name = f"{source}: column {column!r}"
+    wanted = as_ids(ids, name)
+    refuse_other_type(wanted, table.index.type, name, "the vectors")
+    return table.rows_as_of(wanted, times)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from learn_torchrec.arrays import Int64Array
@@ -39,10 +40,15 @@ class ExportConfig:
             the last event before split.towers_until (for training the ranker) and
             after the last before split.test_from (for testing it).
         parquet: also write Parquet, for other rankers.
+        content_dim: of the items' content as the ranker reads it: the first principal
+            components of the standardized content.
+        neighbours: nearest texts that are found for each text.
     """
 
     snapshots: Literal["event", "last"] = "event"
     parquet: bool = True
+    content_dim: PositiveInt = 64
+    neighbours: NonNegativeInt = 50
 
 
 def write_item_vectors(

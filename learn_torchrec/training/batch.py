@@ -11,7 +11,8 @@ from torchrec.streamable import Pipelineable
 class PipelineableBatch(Pipelineable):
     """Moves every field; subclasses are plain dataclasses.
 
-    Fields are tensors, `KeyedJaggedTensor`s, dictionaries of them, or None.
+    Fields are tensors, `KeyedJaggedTensor`s, other such batches, dictionaries of them,
+    numbers, or None.
     """
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
@@ -30,7 +31,7 @@ class PipelineableBatch(Pipelineable):
         def moved(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: moved(part) for name, part in value.items()}
-            return None if value is None else function(value)
+            return value if value is None or isinstance(value, int) else function(value)
 
         fields = dataclasses.fields(self)
         return type(self)(**{f.name: moved(getattr(self, f.name)) for f in fields})

@@ -19,6 +19,9 @@ from learn_torchrec.ranker.features import (
     ManagedCollisionFeature,
 )
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.learn.config import LearnConfig, PaperConfig
+from learn_torchrec.ranker.learn.inputs import LearnInputs
+from learn_torchrec.ranker.learn.shape import LearnShape
 from learn_torchrec.ranker.tables import ShardingConfig
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.ranker.vectors import LearnVectors
@@ -29,6 +32,7 @@ from learn_torchrec.vector_table import VectorTable
 
 EMBEDDING_DIM = 8
 ROWS, BATCH, DIM = 643, 64, 4  # rows do not divide evenly among ranks
+SHAPE = LearnShape(vector_dim=DIM)
 KINDS = typing.get_args(ShardingKind)
 # Every kind with the default optimizer; the other optimizers and decays once.
 CASES = dict.fromkeys(KINDS, ("rowwise_adagrad", "cosine")) | {
@@ -90,8 +94,9 @@ def config(case: str, managed: bool = False) -> RankerConfig:
             embedding_dim=EMBEDDING_DIM,
             dense_layers=(8,),
             over_layers=(8,),
-            fusion_hidden_dim=8,
-            fusion_dim=4,
+        ),
+        learn=LearnConfig(
+            form="paper", paper=PaperConfig(fusion_hidden_dim=8, fusion_dim=4)
         ),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup=0.3),
         tables=TableOptimizerConfig(optimizer=optimizer, learning_rate=0.1),
@@ -114,4 +119,4 @@ def impressions(settings: RankerConfig) -> Impressions:
     )
     vectors = LearnVectors(users=users, items=items, manifest=None)
     source = TableRows(table(), None, "impressions")
-    return Impressions(source, settings, vectors)
+    return Impressions(source, settings, LearnInputs(vectors, None, settings.learn))

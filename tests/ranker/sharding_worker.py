@@ -66,7 +66,7 @@ def managed(directory: Path, device: torch.device) -> dict[str, object]:
     result["pipelined"] = list(Watched.seen)  # scoring again adds to it
     save_ranker(model, directory)
     dist.barrier()
-    again = build.build_ranker(config, problem.DIM, device)
+    again = build.build_ranker(config, problem.SHAPE, device)
     load_ranker(again, directory)
     result["restored_scores"] = all_scores(again, problem.impressions(config), device)
     result["of_fewer_ranks"] = "not refused"
@@ -82,7 +82,7 @@ def refusal(device: torch.device) -> str:
     try:
         config = problem.config("row_wise")
         build.shard_tables(
-            build.build_task(config, problem.DIM, device),
+            build.build_task(config, problem.SHAPE, device),
             device,
             config.tables,
             {"t_user_id": "nonsense"},

@@ -19,6 +19,7 @@ from learn_torchrec.ranker.config import (
     StreamConfig,
 )
 from learn_torchrec.ranker.features import FeaturesConfig
+from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.vector_table import VectorTable
 
@@ -130,10 +131,12 @@ def test_nulls_are_filled_counted_or_refused(run, market, capsys):
 
 def test_raw_content_vectors_take_the_place_of_learns(run, store, capsys):
     content = ["--content", str(store.directory)]
-    ranker = run("train-ranker", "ranker", *content)
-    missing = facts(ranker)["missing_vectors"]
+    paper = ["--set", "ranker.learn.form=paper"]
+    missing = facts(run("train-ranker", "paper", *content, *paper))["missing_vectors"]
     assert missing["item_vectors"] == 0
     assert missing["user_vectors"] < 200
+    ranker = run("train-ranker", "ranker", *content)
+    assert facts(ranker)["missing_vectors"] == {"item_vectors": 0}
     predictions = run("predict", "predictions", "--ranker", str(ranker), *content)
     scored = pq.read_table(predictions / "predictions.parquet")
     assert np.isfinite(scored["score"].to_numpy()).all()
@@ -230,7 +233,7 @@ def test_unknown_items_are_counted_alike_in_memory_and_streamed(market, one_rank
             ),
         )
         rows = train_ranker.training_impressions(
-            dataset, config, split, vectors, ["like"]
+            dataset, config, split, LearnInputs(vectors), ["like"]
         )
         assert len(list(rows.batches(epoch=0))) == len(items)
         assert rows.report.missing == {

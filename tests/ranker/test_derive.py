@@ -125,7 +125,7 @@ def test_what_becomes_of_every_column(derived):
             f"{side}_past_rate_ctr",
             f"{side}_past_rate_cvr",
         )
-    }
+    } | {"user_item_past_events": "number"}
     assert uses == {
         **{("impressions", name): use for name, use in {
             "user_id": "hash, 4,096 rows", "item_id": hashed,

@@ -74,7 +74,7 @@ def test_a_batch_is_cut_out_of_the_rows():
     assert [t.tolist() for t in tags] == [
         hashed(pa.array(e, pa.string()), 20) for e in expected
     ]
-    assert batch.user_vectors is None
+    assert batch.learn is None
 
 
 def test_taken_and_joined_rows_keep_everything_together():

@@ -24,6 +24,8 @@ from learn_torchrec.ranker.config import (
 from learn_torchrec.ranker.encode import columns_of
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature, IndexedFeature
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.learn.config import LearnConfig
+from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.vector_table import VectorTable
@@ -91,6 +93,8 @@ def assert_equal(one, other):
             assert all(ours[name].equal(theirs[name]) for name in ours)
         elif ours is None:
             assert theirs is None
+        elif dataclasses.is_dataclass(ours):
+            assert_equal(ours, theirs)
         else:
             assert ours.equal(theirs), field.name
 
@@ -105,7 +109,8 @@ def vectors():
         )
         for times in (np.full(25, 60), None)
     )
-    return LearnVectors(users=users, items=items, manifest=None)
+    made = LearnVectors(users=users, items=items, manifest=None)
+    return LearnInputs(made)
 
 
 def configured(lanes=4, workers=0, batch_size=BATCH, window=64, tasks=None):
@@ -210,12 +215,12 @@ def test_a_batch_is_what_its_rows_encode_to(path, one_rank):
 
 def test_a_ranker_with_learn_off_looks_nothing_up(one_rank):
     config = configured()
-    model = dataclasses.replace(config.model, learn="off")
-    config = dataclasses.replace(config, model=model)
+    learn = LearnConfig(form="off")
+    config = dataclasses.replace(config, learn=learn)
     rows = Impressions(TableRows(table(), None, "memory"), config, vectors())
     batch = next(rows.batches(epoch=0))
-    assert batch.user_vectors is None
-    assert rows.vectors is None
+    assert batch.learn is None
+    assert rows.learn is None
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(2, 0), (8, 0), (16, 0), (2, 2)])
@@ -225,7 +230,7 @@ def test_ranks_report_each_row_once(path, ranks, workers, monkeypatch):
         as_rank(monkeypatch, rank, ranks)
         streamed = opened(path, vectors(), workers=workers)
         batches = list(streamed.batches(epoch=0))
-        lacking = sum(int((b.has_vectors[:, 0] == 0).sum()) for b in batches)
+        lacking = sum(int((b.learn.has_vectors[:, 0] == 0).sum()) for b in batches)
         assert streamed.report.missing["user_vectors"] == lacking
         reports.append(streamed.report)
     assert sum(report.rows for report in reports) == 360 // BATCH * BATCH

@@ -7,6 +7,7 @@ from torchrec.models.dlrm import DLRM, DLRMTrain
 
 from learn_torchrec import AuxiliaryNetwork, LearnFeatures, LearnRanker
 from learn_torchrec.ranker.batch import RankingBatch
+from learn_torchrec.ranker.learn.batch import LearnBatch
 from learn_torchrec.ranker.model import LearnRankerTrain
 from learn_torchrec.ranker.tasks import TaskConfig
 
@@ -56,9 +57,11 @@ def make_batch(rows=32, vectors=False):
         weights=torch.ones(rows),
     )
     if vectors:
-        batch.user_vectors = torch.randn(rows, 4, generator=random)
-        batch.item_vectors = torch.randn(rows, 4, generator=random)
-        batch.has_vectors = torch.ones(rows, 2)
+        batch.learn = LearnBatch(
+            user_vectors=torch.randn(rows, 4, generator=random),
+            item_vectors=torch.randn(rows, 4, generator=random),
+            has_vectors=torch.ones(rows, 2),
+        )
     return batch
 
 
@@ -66,7 +69,7 @@ def test_with_learn_off_it_is_torchrecs_dlrm_bit_for_bit():
     ours, theirs = make_ranker(), make_ranker(kind=DLRM)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     batch = make_batch()
-    logits, auxiliary = ours(batch.dense_features, batch.sparse_features)
+    logits, auxiliary, _ = ours(batch.dense_features, batch.sparse_features)
     expected = theirs(batch.dense_features, batch.sparse_features).squeeze(-1)
     assert auxiliary == {}
     assert torch.equal(logits["cvr"], expected)
@@ -97,7 +100,7 @@ def test_without_dense_features_it_is_dlrm_on_a_constant():
     theirs.load_state_dict(ours.state_dict())
     batch, ones = make_batch(), torch.ones(len(make_batch().weights), 1)
     nothing = batch.dense_features[:, :0]
-    logits, _ = ours(nothing, batch.sparse_features)
+    logits, _, _ = ours(nothing, batch.sparse_features)
     assert torch.equal(logits["cvr"], theirs(ones, batch.sparse_features).squeeze(-1))
     batch.dense_features = nothing
     LearnRankerTrain(ours)(batch)[0].backward()
@@ -112,7 +115,7 @@ def test_every_parameter_learns_and_the_vectors_do_not():
     for name, parameter in task.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.grad != 0).any(), name
-    assert not batch.user_vectors.requires_grad
+    assert not batch.learn.user_vectors.requires_grad
 
 
 def test_the_loss_is_main_plus_weighted_auxiliary():
@@ -120,12 +123,8 @@ def test_the_loss_is_main_plus_weighted_auxiliary():
     labels = batch.labels["label"]
     batch.weights = torch.rand(len(labels))
     ranker = make_ranker(LearnFeatures(vector_dim=4))
-    logits, auxiliary = ranker(
-        batch.dense_features,
-        batch.sparse_features,
-        batch.user_vectors,
-        batch.item_vectors,
-        batch.has_vectors,
+    logits, auxiliary, _ = ranker(
+        batch.dense_features, batch.sparse_features, batch.learn
     )
 
     def bce(values):

@@ -19,6 +19,8 @@ from learn_torchrec.ranker.content import content_vectors
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.learn.config import LearnConfig
+from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.optim import OptimizerConfig
@@ -61,8 +63,10 @@ def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
     write_content(market, tmp_path / "content")
     store = ContentStore.open(tmp_path / "content")
     vectors = content_vectors(store, market.sequences(store, ("like",)))
+    learn = LearnConfig(form="paper")
     config = RankerConfig(
         features=FEATURES,
+        learn=learn,
         optimizer=OptimizerConfig(learning_rate=3e-3),
         training=RankerTrainingConfig(epochs=3, batch_size=512),
     )
@@ -73,7 +77,7 @@ def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
     oracle = uauc(impressions, impressions["oracle"].to_numpy())
     lookups = open_lookups(market, FEATURES, config.tasks, ("like",))
     reached = {}
-    for name, given in (("ids", None), ("learn", vectors)):
+    for name, given in (("ids", None), ("learn", LearnInputs(vectors, None, learn))):
         rows = Impressions(train, config, given, lookups)
         model, _ = train_ranker(config, rows, one_rank, Silent())
         tested = Impressions(test, config, given, lookups)

@@ -71,7 +71,7 @@ def unsharded(case: str) -> tuple[list[float], list[float]]:
     """Losses and scores of plain modules and plain optimizers, step by step."""
     config = problem.config(case)
     impressions = problem.impressions(config)
-    task = build_task(config, problem.DIM, torch.device("cpu"))
+    task = build_task(config, problem.SHAPE, torch.device("cpu"))
     task.ranker.sparse_arch.to_empty(device="cpu")
     init_tables(task, config.training.seed)
     tables = {n: p for n, p in task.named_parameters() if table_of(n)}
@@ -98,7 +98,7 @@ def unsharded(case: str) -> tuple[list[float], list[float]]:
     rows = impressions.encoder()(problem.table())
     with torch.no_grad():
         rows = rows.take(np.arange(len(rows)))
-        _, output = task(collate(rows, impressions.vectors))
+        _, output = task(collate(rows, impressions.learn))
     return losses, torch.sigmoid(output.logits["cvr"]).tolist()
 
 
@@ -115,7 +115,7 @@ def taken_rows(config) -> list[int]:
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_kind_equals_the_unsharded_model(ranks, tmp_path, one_rank):
     managed = problem.config("row_wise/sgd", managed=True)
-    fresh = build_ranker(managed, problem.DIM, one_rank)
+    fresh = build_ranker(managed, problem.SHAPE, one_rank)
     save_ranker(fresh, tmp_path / "out.one")
     results = launch(ranks, tmp_path / "out.json")
     for case in problem.CASES:
@@ -181,7 +181,7 @@ def test_what_fbgemm_lacks_on_the_cpu_is_refused(tables, managed, message, one_r
         config, tables=dataclasses.replace(config.tables, **tables)
     )
     with pytest.raises(UserError, match=message):
-        build_ranker(config, problem.DIM, one_rank)
+        build_ranker(config, problem.SHAPE, one_rank)
 
 
 @pytest.mark.gpu
@@ -199,7 +199,7 @@ def test_on_cuda_it_is_the_same(case, one_rank):
 
 def test_the_plan_is_printed(one_rank):
     plans = []
-    build_ranker(problem.config("row_wise"), problem.DIM, one_rank, plans.append)
+    build_ranker(problem.config("row_wise"), problem.SHAPE, one_rank, plans.append)
     assert plans[0].splitlines()[2] == (
         "t_user_id: 32 x 8, row_wise, fused: rank 0 rows 0-32 columns 0-8"
     )

@@ -81,7 +81,7 @@ def test_the_loss_of_two_tasks_by_hand(cvr):
     )
     if cvr.given:
         bought = click * bought
-    _, auxiliary = network(batch.user_vectors, batch.item_vectors)
+    _, auxiliary = network(batch.learn.user_vectors, batch.learn.item_vectors)
 
     def bce(p, labels):
         losses = -(labels * p.log() + (1 - labels) * (1 - p).log())
@@ -109,7 +109,7 @@ def test_gradients_reach_both_over_archs_and_what_they_share(cvr):
     batch.labels["click"] = torch.zeros(256)
     for over_arch, depends in (("ctr", True), ("cvr", False)):
         ctr_only.zero_grad()
-        logits, _ = ctr_only.ranker(batch.dense_features, batch.sparse_features)
+        logits, _, _ = ctr_only.ranker(batch.dense_features, batch.sparse_features)
         logits["ctr"].sum().backward()
         grads = [
             p.grad

@@ -17,6 +17,7 @@ from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.features.past import (
     PastColumn,
+    PastPairs,
     PastValues,
     past_columns,
     read_past,
@@ -63,7 +64,7 @@ class Lookups:
     """
 
     items: ItemColumns | None = None
-    past: Sequence[PastValues] = ()
+    past: Sequence[PastValues | PastPairs] = ()
 
     def add_to(self, table: pa.Table, source: str) -> pa.Table:
         """Return checked impressions with the added columns.
@@ -105,6 +106,7 @@ def find_columns(
     past, known = past_columns(tasks), ()
     if any(name not in past for name in wanted):
         known = dataset.schema(ITEMS_FILE).names
+        past = past_columns(tasks, known)
     for name in wanted:
         if name not in past and name not in known:
             raise _unknown(dataset, name, features, [*past])

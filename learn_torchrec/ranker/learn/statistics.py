@@ -1,0 +1,113 @@
+"""The candidate meets the history: statistics of their similarities.
+
+A user's mean vector has lost what the candidate needs to know: whether *something* in
+the history is like it, how often and how long ago. Nothing is learned here, so new
+items and users get the same statistics as others.
+
+Letters: B rows, L the longest history, V history items, S spaces.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learn_torchrec.ranker.learn.batch import HistoryBatch
+from learn_torchrec.ranker.learn.config import StatisticsConfig
+
+_LEAST = -2.0  # below every cosine
+
+
+class TargetStatistics(nn.Module):
+    """Statistics of a candidate's cosines with the items of its user's history.
+
+    For each space, over the whole history and without the candidate itself: the highest
+    cosine, the mean of the highest few, sums of kernels over the events, with and
+    without recency, and numbers of events above thresholds (logarithms of 1 + sum), and
+    the age of the most similar item (log of 1 + days). Zeros for an empty history.
+    Beside them: log of 1 + the events of the history, and of those with the candidate.
+
+    Args:
+        config: see `StatisticsConfig`.
+
+    Attributes:
+        out_features: width of the output.
+    """
+
+    def __init__(self, config: StatisticsConfig) -> None:
+        super().__init__()
+        self.config = config
+        each = 3 + 2 * len(config.temperatures) + len(config.thresholds)
+        self.out_features = 2 * each * len(config.spaces) + 2
+
+    def forward(self, history: HistoryBatch) -> Tensor:
+        """Return the statistics, float32 [B, out_features]."""
+        items = history.padded(history.items, 0)  # [B, L]
+        counts = history.padded(history.counts, 0.0)
+        ages = history.padded(history.ages, 0.0)
+        is_item = counts > 0
+        is_self = is_item & (items == history.candidates.unsqueeze(1))
+        own = (counts * is_self).sum(1)
+        parts = [torch.log1p(counts.sum(1)), torch.log1p(own)]
+        for space in self.config.spaces:
+            vectors = history.vectors[space]
+            cosines = similarities(vectors, items, history.candidates)
+            for seen in (is_item, is_item & ~is_self):
+                parts += self._of(cosines, seen, counts, ages)
+        return torch.stack(parts, dim=1)
+
+    def _of(
+        self, cosines: Tensor, seen: Tensor, counts: Tensor, ages: Tensor
+    ) -> list[Tensor]:
+        """Return the statistics [B] of one space over the items that are `seen`."""
+        config = self.config
+        any_seen = seen.any(1)
+        cosines = cosines.masked_fill(~seen, _LEAST)
+        counts = counts * seen
+        top = cosines.topk(min(config.top, cosines.shape[1]), dim=1)
+        present = top.values > _LEAST
+        mean = (top.values * present).sum(1) / present.sum(1).clamp(min=1)
+        best = top.values[:, 0]
+        # Twins are equally similar: the latest counts.
+        age = ages.masked_fill(cosines < best.unsqueeze(1), math.inf).amin(1)
+        found = [
+            best * any_seen,
+            mean,
+            torch.log1p(age.masked_fill(~any_seen, 0.0)),
+        ]
+        recent = counts * torch.exp(-ages / config.recency_days)
+        for temperature in config.temperatures:
+            kernel = torch.exp((cosines - 1) / temperature)
+            found += [torch.log1p((kernel * w).sum(1)) for w in (counts, recent)]
+        found += [
+            torch.log1p((counts * (cosines > threshold)).sum(1))
+            for threshold in config.thresholds
+        ]
+        return found
+
+
+def similarities(vectors: Tensor, items: Tensor, candidates: Tensor) -> Tensor:
+    """Return the cosines of candidates and history items, float32 [B, L].
+
+    Args:
+        vectors: float16 [M, D] of unit length.
+        items: int64 [B, L], rows of `vectors`.
+        candidates: int64 [B], rows of `vectors`.
+    """
+    met = vectors.index_select(0, items.flatten()).unflatten(0, items.shape)
+    wanted = vectors.index_select(0, candidates).unsqueeze(2)
+    return torch.bmm(met, wanted).squeeze(2).float()
+
+
+def mean_of_history(history: HistoryBatch) -> Tensor:
+    """Return the mean content of each history over its events, unit length, [B, R]."""
+    offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(history.lengths)
+    means = F.embedding_bag(
+        history.items,
+        history.vectors["content"].float(),
+        offsets[:-1],
+        mode="sum",
+        per_sample_weights=history.counts,
+    )
+    return F.normalize(means, dim=1).half()
