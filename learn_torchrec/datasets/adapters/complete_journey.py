@@ -12,7 +12,7 @@ All have the time of the visit's first purchase: nothing of the visit is known b
 `display_location` and `mailer_location` are places in the store and in the mailer, 0
 for none; `revenue` is what was paid, and no feature.
 
-Data: 84.51°, packaged under the MIT licence; not part of this project.
+Data: dunnhumby (84.51°), for research and education, packaged under the MIT licence.
 """
 
 import importlib.util
