@@ -69,7 +69,10 @@ def write(folder, **tables):
         "products": PRODUCTS,
         "transactions": LINES,
         "promotions": PROMOTIONS,
-        "demographics": [(7, "65+", "35-49K", None, "Married", "2", "2 Adults", "0")],
+        "demographics": [
+            (9, "19-24", "35-49K", "Renter", "Married", "2", "2 Adults", "0"),
+            (7, "65+", "35-49K", None, "Married", "2", "2 Adults", "0"),
+        ],
     }
     for name, lines in (rows | tables).items():
         columns = map(pa.array, zip(*lines, strict=True))
@@ -97,8 +100,8 @@ def test_impressions_are_what_a_visited_store_promoted_in_the_week(tmp_path):
         (8, 1, 3000, 20, 1, 1.0, "2", "0"),
     ]
     assert rows["sampling_rate"].to_pylist() == [1] * 5  # all that are free are drawn
-    assert rows["age"].to_pylist() == ["65+"] * 3 + [None] * 2
-    assert rows["home_ownership"].null_count == 5
+    assert rows["age"].to_pylist() == ["65+"] * 3 + ["unknown"] * 2
+    assert rows["home_ownership"].to_pylist() == ["unknown"] * 5
 
 
 def test_sampling_rate_is_the_chance_of_a_row_had_it_not_been_bought(

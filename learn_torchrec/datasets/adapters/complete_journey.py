@@ -86,7 +86,12 @@ class CompleteJourney(Dataset):
         names = {
             ITEMS_FILE: ("products", "transactions", "promotions"),
             INTERACTIONS_FILE: ("transactions", "products"),
-            IMPRESSIONS_FILE: tuple(_COLUMNS),
+            IMPRESSIONS_FILE: (
+                "promotions",
+                "transactions",
+                "products",
+                "demographics",
+            ),
         }
         return [self._file(name) for name in names[table]]
 
@@ -132,7 +137,8 @@ class CompleteJourney(Dataset):
         households = self._read("demographics")
         place = pc.index_in(rows[USER_ID], value_set=households[_HOUSEHOLD])
         for name in _HOUSEHOLDS:
-            rows = rows.append_column(name, households[name].take(place))
+            known = pc.fill_null(households[name].take(place), "unknown")
+            rows = rows.append_column(name, known)
         return rows
 
     def _file(self, name: str) -> Location:
