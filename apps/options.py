@@ -21,6 +21,7 @@ DEFAULT = "default"
 logger = logging.getLogger(__name__)
 
 _ADAPTERS = dict.fromkeys(sorted(ADAPTERS), "") | {
+    "completejourney": "completejourney:auto is the wheel's grocer",
     "csv": "csv:DIR#user_id=COLUMN,...",
     "movielens": "movielens:auto is the wheel's MovieLens-100K",
     "parquet": "items, interactions, impressions .parquet in a folder or s3://...",

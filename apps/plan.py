@@ -33,6 +33,7 @@ from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
 from learn_torchrec.towers.build import build_objective
 from learn_torchrec.towers.config import refuse_unfit_lengths
+from learn_torchrec.towers.export import snapshot_events
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
 
 from .checkup.machine import available_memory
@@ -138,8 +139,9 @@ class _Checks:
         backbone.refuse_absent(self._run.content.encoder.model)
         name, ids = self._dataset.name(ITEMS_FILE), items[ITEM_ID]
         texts = render(items.slice(0, _MOST_TEXTS), self._run.content.prompt, name)
-        letters = sum(map(len, texts)) / max(1, len(texts))
-        self._plan.counts["text_letters"] = int(letters * items.num_rows)
+        scale, distinct = items.num_rows / max(1, len(texts)), set(texts)
+        self._plan.counts["texts"] = int(scale * len(distinct))
+        self._plan.counts["text_letters"] = int(scale * sum(map(len, distinct)))
         has_text = np.ones(items.num_rows, bool)
         has_text[: len(texts)] = [text != "" for text in texts]
         textless = ids.filter(pa.array(~has_text))
@@ -153,10 +155,12 @@ class _Checks:
         times = resolve_times(split, self._dataset.times)
         catalogue = self._catalogue or Catalogue.of(self._dataset)
         sequences = self._dataset.sequences(catalogue, split.actions)
-        self._plan.counts |= {"events": len(sequences.items), "users": len(sequences)}
+        self._plan.counts["events"] = len(sequences.items)
         if len(sequences.items) > _MOST_EVENTS:
             return
         data = split_towers(sequences, times, split)
+        snapshots = snapshot_events(sequences, self._run.export, times)
+        self._plan.counts["snapshots"] = len(snapshots)
         self._plan.counts["training_users"] = len(data.train)
         self._plan.counts["training_events"] = len(data.train.items)
         self._check_batch("towers.training.batch_size", len(data.train), "users")

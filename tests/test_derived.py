@@ -129,6 +129,13 @@ def test_moments_give_ranker_and_test_a_part(tmp_path, first, last):
     assert (dataset.times < times.towers_until).mean() > 0.05
 
 
+@pytest.mark.parametrize(("first", "last"), [(60, 99), (90, 119)])
+def test_towers_learn_until_the_first_of_late_impressions(tmp_path, first, last):
+    dataset = write(tmp_path, visits(), shown_between(first, last))
+    times = resolve_times(derive(dataset).run.split, dataset.times)
+    assert times.towers_until == dataset.impression_times.min()
+
+
 def test_what_is_set_is_respected_and_not_listed(tmp_path):
     dataset = write(tmp_path, visits(), shown_between(0, 100))
     overrides = ["split.min_events=15", "towers.training.batch_size=6"]

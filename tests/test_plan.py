@@ -44,6 +44,21 @@ def test_good_data_have_no_problem(market):
     assert found.counts["training_rows"] + found.counts["test_rows"] < 3000
 
 
+def test_work_is_counted_once(market):
+    """One text for items that share it, one vector for a user's events of a second."""
+    items = pq.read_table(market / "items.parquet").num_rows
+    change(market / "items.parquet", title=["Soap"] * items)
+    log = pq.read_table(market / "interactions.parquet").to_pydict()
+    days = [time // 86_400 * 86_400 for time in log["timestamp"]]
+    change(market / "interactions.parquet", timestamp=days, action=["buy"] * len(days))
+
+    found = checked(market, "content.prompt.template={title}")
+
+    assert (found.counts["items"], found.counts["texts"]) == (items, 1)
+    assert found.counts["text_letters"] == len("Soap")
+    assert found.counts["snapshots"] == len(set(zip(log["user_id"], days, strict=True)))
+
+
 def test_all_problems_are_listed_with_the_command_that_fixes(arguments, capsys):
     wrong = [
         "towers.training.batch_size=9999",

@@ -67,12 +67,14 @@ def _moments(draft: Draft) -> None:
         return
     halves = np.quantile(times, [0.5, 0.8], method="lower")
     before, tested = np.searchsorted(shown, halves)
-    if tested - before >= 0.2 * len(shown) and len(shown) - tested >= 0.1 * len(shown):
+    count = len(shown)
+    is_spread = tested - before >= 0.2 * count and count - tested >= 0.1 * count
+    if before and is_spread:
         reason = "half of the log for the towers, 30 % for the ranker, 20 % for tests"
         draft.put("split.towers_until", "50%", reason)
         draft.put("split.test_from", "80%", reason)
         return
-    # Impressions cover another time than the log: all of them, if the log is older.
+    # Impressions cover another time than the log: all of them, if much of it is older.
     towers_until = int(shown[0])
     if np.mean(times < towers_until) < 0.1:
         towers_until = int(np.quantile(shown, 0.3, method="lower"))

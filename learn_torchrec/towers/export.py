@@ -36,9 +36,10 @@ class ExportConfig:
     """Which vectors are exported, and how.
 
     Attributes:
-        snapshots: `event` exports a user vector after every event; `last` only after
-            the last event before split.towers_until (for training the ranker) and
-            after the last before split.test_from (for testing it).
+        snapshots: `event` exports a user vector after every event, of those of one
+            second after the last; `last` only after the last event before
+            split.towers_until (for training the ranker) and after the last before
+            split.test_from (for testing it).
         parquet: also write Parquet, for other rankers.
         content_dim: of the items' content as the ranker reads it: the first principal
             components of the standardized content.
@@ -188,9 +189,11 @@ def snapshot_events(
     sequences: SequenceSet, config: ExportConfig, times: SplitTimes
 ) -> Int64Array:
     """Return the events after which a user vector is exported, ascending int64 [n]."""
-    if config.snapshots == "event":
-        return np.arange(len(sequences.items))
     users = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    if config.snapshots == "event":
+        # Looked up strictly before a second, only the last vector of one is found.
+        is_later = (np.diff(users) != 0) | (np.diff(sequences.times) != 0)
+        return np.flatnonzero(np.append(is_later, len(users) > 0))
     chosen = []
     for time in (times.towers_until, times.test_from):
         earlier = np.flatnonzero(sequences.times < time)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -191,6 +193,9 @@ def test_snapshots():
     times = SplitTimes(towers_until=5, test_from=15)
     every = snapshot_events(sequences, ExportConfig(snapshots="event"), times)
     assert every.tolist() == [0, 1, 2, 3, 4, 5]
+    busy = replace(sequences, times=np.array([0, 0, 20, 0, 10, 10]))
+    every = snapshot_events(busy, ExportConfig(snapshots="event"), times)
+    assert every.tolist() == [1, 2, 3, 4, 5]  # two users' last events are of one second
     # The last events before 5 are 0, 3, 5; the last before 15 are 1, 4, 5.
     last = snapshot_events(sequences, ExportConfig(snapshots="last"), times)
     assert last.tolist() == [0, 1, 3, 4, 5]

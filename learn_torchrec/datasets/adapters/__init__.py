@@ -6,6 +6,7 @@ from pathlib import Path
 from learn_torchrec.datasets.adapters.amazon import Amazon
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.adapters.column_map import ColumnMap
+from learn_torchrec.datasets.adapters.complete_journey import CompleteJourney
 from learn_torchrec.datasets.adapters.jsonl import Jsonl
 from learn_torchrec.datasets.adapters.market import MarketDataset
 from learn_torchrec.datasets.adapters.movielens import MovieLens
@@ -33,6 +34,7 @@ def _parquet(path: str) -> Dataset:
 
 ADAPTERS: dict[str, Callable[[str], Dataset]] = {
     "amazon": Amazon,
+    "completejourney": CompleteJourney,
     "csv": lambda path: ColumnMap(path, ".csv"),
     "jsonl": Jsonl,
     "lcrec": LcRec,
