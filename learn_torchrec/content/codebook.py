@@ -1,9 +1,9 @@
 """A codebook: what turns content vectors into codes, by residual k-means.
 
-The first code of a vector is the nearest of K centroids, the next one the nearest to
-what that leaves over, and so on.
+Content is brought to its principal components. The first code of an item is the nearest
+of K centroids, the next one the nearest to what that leaves over, and so on.
 
-Letters: N items, C content dim, L levels, K codes of a level, n rows.
+Letters: N items, C content dim, D components, L levels, K codes of a level, n rows.
 """
 
 import logging
@@ -47,6 +47,9 @@ class CodesConfig:
         iterations: of k-means, on each level.
         standardize: divide every dimension by its standard deviation in the content
             store that the codebook is fitted to.
+        components: principal components of that content which are clustered. In more
+            dimensions all items are about equally far apart, and most of them get the
+            same code on the deeper levels.
         seed: of the drawn items and the first centroids.
     """
 
@@ -55,6 +58,7 @@ class CodesConfig:
     fit_items: PositiveInt | None = None
     iterations: PositiveInt = 25
     standardize: bool = True
+    components: PositiveInt = 64
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     def __post_init__(self) -> None:
@@ -74,15 +78,17 @@ class CodesConfig:
 
 @dataclass(frozen=True)
 class Codebook:
-    """Centroids of standardized content.
+    """Centroids of reduced content.
 
     Attributes:
-        centroids: float32 [L, K, C].
-        standardization: float64 [2, C], what is subtracted and what then divides.
+        centroids: float32 [L, K, D].
+        mean: float64 [C], of the content.
+        projection: float64 [C, D], from centred content to its components.
     """
 
     centroids: Float32Array
-    standardization: Float64Array
+    mean: Float64Array
+    projection: Float64Array
 
     def encode(
         self, vectors: AnyArray | ShardedMatrix
@@ -98,37 +104,41 @@ class Codebook:
             Codes int16 [N, L]; float64 [L + 1], the sum over all items of the squared
             length that is left after 0, 1, ... L codes.
         """
-        levels, size, dim = self.centroids.shape
+        levels, size, _ = self.centroids.shape
         codes = np.empty((len(vectors), levels), np.int16)
         left = np.zeros(levels + 1)
-        mean, scale = self.standardization
-        for block in blocks((len(vectors), max(size, dim))):
-            residual = (vectors[block] - mean) / scale
-            left[0] += np.square(residual).sum()
+        for block in blocks((len(vectors), max(size, len(self.mean)))):
+            rest = (vectors[block] - self.mean) @ self.projection
+            squares = np.square(rest).sum(axis=1, keepdims=True)
+            left[0] += squares.sum()
             for level, centroids in enumerate(self.centroids):
-                found = nearest(residual, centroids)
-                residual -= centroids[found]
+                found = nearest(rest, centroids, squares)
+                rest -= centroids[found]
                 codes[block, level] = found
-                left[level + 1] += np.square(residual).sum()
+                left[level + 1] += np.square(rest).sum()
         return codes, left
 
 
-def nearest(points: Float64Array, centroids: Float32Array) -> Int64Array:
+def nearest(
+    points: Float64Array, centroids: Float32Array, squares: Float64Array
+) -> Int64Array:
     """Return the index of the nearest centroid to each point, int64 [n].
 
     A tie goes to the first, also where rounding would break it: how a matrix product
     rounds depends on the number of its rows, but a point's code must not.
 
     Args:
-        points: float64 [n, C].
-        centroids: float32 [K, C].
+        points: float64 [n, D], what earlier codes leave over of vectors.
+        centroids: float32 [K, D].
+        squares: float64 [n, 1], squared lengths of those vectors, whose rounding
+            `points` still have.
     """
     centroids = centroids.astype(np.float64)
-    squares = np.square(centroids).sum(axis=1)
+    own = np.square(centroids).sum(axis=1)
     distances = points @ (-2 * centroids.T)
-    distances += squares  # without the points' own squares, the same for all
-    scale = np.square(points).sum(axis=1, keepdims=True) + squares.max()
-    bound = distances.min(axis=1, keepdims=True) + _ROUNDING * scale
+    distances += own  # without the points' own squares, the same for all
+    rounding = _ROUNDING * (squares + own.max())
+    bound = distances.min(axis=1, keepdims=True) + rounding
     first: Int64Array = (distances <= bound).argmax(axis=1)
     return first
 
@@ -149,19 +159,34 @@ def fit_codebook(store: ContentStore, config: CodesConfig) -> Codebook:
     random = np.random.default_rng(config.seed)
     rows = np.sort(random.choice(len(store), count, replace=False))
     scale = store.std if config.standardize else np.ones(store.dim)
-    points = store.gather(rows).astype(np.float32)
-    points -= store.mean
-    points /= scale
-    centroids = []
+    content = store.gather(rows).astype(np.float32)
+    content -= store.mean
+    content /= scale
+    components = _components(content, config.components)
+    rest = (content @ components).astype(np.float64)
+    squares, centroids = np.square(rest).sum(axis=1, keepdims=True), []
     for level in range(config.levels):
-        centroids.append(_k_means(points, size, config))
+        centroids.append(_k_means(rest.astype(np.float32), size, config))
         logger.info(
-            "level %d of %d fitted to %d items", level + 1, config.levels, count
+            "level %d of %d: fitted to %d items", level + 1, config.levels, count
         )
-        for block in blocks((count, max(size, store.dim))):
-            found = nearest(points[block].astype(np.float64), centroids[-1])
-            points[block] -= centroids[-1][found]
-    return Codebook(np.stack(centroids), np.stack([store.mean, scale]))
+        for block in blocks((count, size)):
+            found = nearest(rest[block], centroids[-1], squares[block])
+            rest[block] -= centroids[-1][found]
+    return Codebook(np.stack(centroids), store.mean, components / scale[:, None])
+
+
+def _components(content: Float32Array, count: int) -> Float64Array:
+    """Return the principal components of centred content [n, C], float64 [C, D]."""
+    products = np.zeros((content.shape[1], content.shape[1]))
+    for block in blocks(content.shape):
+        rows = content[block].astype(np.float64)
+        products += rows.T @ rows
+    variances, vectors = np.linalg.eigh(products)  # ascending
+    kept = variances[::-1][:count].sum() / max(variances.sum(), 1e-300)
+    count = min(count, len(variances))
+    logger.info("%d components have %.1f %% of the variance", count, 100 * kept)
+    return np.ascontiguousarray(vectors[:, ::-1][:, :count])
 
 
 def _k_means(points: Float32Array, size: int, config: CodesConfig) -> Float32Array:

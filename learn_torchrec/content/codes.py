@@ -4,9 +4,9 @@ As in QARM (arXiv 2411.11739), items get codes by residual k-means (see `codeboo
 centroids are fitted once, without labels: an item that is added later gets its codes
 from the same codebook, and no other item's codes move.
 
-An artefact of the kind "codes" holds `codebook.npy`, `standardization.npy`, the ids and
-their index (see `ids.IdIndex`) and `codes.npy`. Its manifest's facts say how many items
-share their codes.
+An artefact of the kind "codes" holds `codebook.npy`, `mean.npy` and `projection.npy`
+(see `Codebook`), the ids and their index (see `IdIndex`), and `codes.npy`. Its
+manifest's facts say how many items share their codes.
 
 Letters: N items, L levels, K codes of a level, n rows.
 """
@@ -30,7 +30,7 @@ from learn_torchrec.schema import ITEM_ID
 
 KIND = "codes"
 CODEBOOK_FILE, CODES_FILE = "codebook.npy", "codes.npy"
-_STANDARDIZATION_FILE = "standardization.npy"
+_MEAN_FILE, _PROJECTION_FILE = "mean.npy", "projection.npy"
 _AGAIN = "encode the codes again"
 
 
@@ -129,7 +129,7 @@ def open_codebook(directory: Path) -> Codebook:
         UserError: no codes, or damaged ones.
     """
     manifest = read_manifest(directory, KIND)
-    names = (CODEBOOK_FILE, _STANDARDIZATION_FILE)
+    names = (CODEBOOK_FILE, _MEAN_FILE, _PROJECTION_FILE)
     with reading(directory, manifest, names, _AGAIN):
         return Codebook(*(np.load(directory / name) for name in names))
 
@@ -149,7 +149,8 @@ def write_codes(
 ) -> None:
     """Write an artefact's files; `codes` are int16 [N, L] in the order of the index."""
     np.save(working_dir / CODEBOOK_FILE, codebook.centroids)
-    np.save(working_dir / _STANDARDIZATION_FILE, codebook.standardization)
+    np.save(working_dir / _MEAN_FILE, codebook.mean)
+    np.save(working_dir / _PROJECTION_FILE, codebook.projection)
     np.save(working_dir / CODES_FILE, codes)
     index.write(working_dir)
 

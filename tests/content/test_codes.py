@@ -16,6 +16,7 @@ from learn_torchrec.content.codebook import CodesConfig, fit_codebook, nearest
 from learn_torchrec.content.codes import ContentCodes, describe_codes, joined
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import IdIndex
 
 # 4 corners far apart, in each of them 3 places: two levels describe a vector.
 CORNERS = np.array([[0, 0, 0], [90, 0, 0], [0, 90, 0], [0, 0, 90]], np.float32)
@@ -67,17 +68,23 @@ def test_codes_of_separable_clusters_are_the_clusters(clusters, tmp_path):
 
 
 @pytest.mark.parametrize("standardize", [True, False])
-def test_codes_equal_a_naive_loop(store, standardize, monkeypatch):
-    config = CodesConfig(levels=3, codes_per_level=5, standardize=standardize)
-    book = fit_codebook(store, config)
+@pytest.mark.parametrize("components", [5, 64])
+def test_codes_equal_a_naive_loop(store, standardize, components, monkeypatch):
+    config = CodesConfig(
+        codes_per_level=5, standardize=standardize, components=components
+    )
     monkeypatch.setattr("learn_torchrec.matrix._BLOCK_BYTES", 8 * 12 * 7)
+    book = fit_codebook(store, config)
     found, left = book.encode(store.vectors)
     vectors = np.asarray(store.vectors).astype(np.float64)
-    mean = vectors.mean(axis=0)
     std = vectors.std(axis=0) if standardize else np.ones(12)
+    centred = (vectors - vectors.mean(axis=0)) / std
+    kept = np.linalg.svd(centred)[2][:components]
+    directions = book.projection * std[:, None]
+    np.testing.assert_allclose(directions @ directions.T, kept.T @ kept, atol=1e-6)
     expected_left = np.zeros(4)
     for item in range(40):
-        rest = (vectors[item] - mean) / std
+        rest = centred[item] @ directions
         expected_left[0] += rest @ rest
         for level in range(3):
             squares = [np.square(rest - c).sum() for c in book.centroids[level]]
@@ -85,14 +92,15 @@ def test_codes_equal_a_naive_loop(store, standardize, monkeypatch):
             rest = rest - book.centroids[level][np.argmin(squares)]
             expected_left[level + 1] += rest @ rest
     np.testing.assert_allclose(left, expected_left, rtol=1e-9)
+    if components == 64:
+        assert left[0] == pytest.approx(np.square(centred).sum())
 
 
-def test_centroids_are_those_of_faiss_on_what_is_left(store):
-    """A level's centroids are the means of what its items have left."""
+def test_centroids_are_means_of_what_earlier_levels_leave_over(store):
     config = CodesConfig(levels=2, codes_per_level=3, iterations=100)
     book = fit_codebook(store, config)
     found, _ = book.encode(store.vectors)
-    rest = (np.asarray(store.vectors) - store.mean) / store.std
+    rest = (np.asarray(store.vectors) - book.mean) @ book.projection
     for level in range(2):
         for code in range(3):
             own = rest[found[:, level] == code]
@@ -100,6 +108,21 @@ def test_centroids_are_those_of_faiss_on_what_is_left(store):
                 book.centroids[level, code], own.mean(axis=0), atol=1e-5
             )
         rest = rest - book.centroids[level][found[:, level]]
+
+
+def test_fewer_components_keep_more_items_apart(tmp_path):
+    """In 400 dims of noise most items are nearest to the centroid of many."""
+    random = np.random.default_rng(5)
+    topics = random.normal(size=(1500, 12)) @ random.normal(size=(12, 400))
+    lengths = random.lognormal(sigma=0.5, size=(1500, 1))
+    vectors = lengths * (topics + 6 * random.normal(size=(1500, 400)))
+    content = write(tmp_path / "content", vectors).directory
+    distinct = {}
+    for components in (400, 16):
+        setting = f"--set=codes.components={components}"
+        found = run(tmp_path / str(components), content, setting)
+        distinct[components] = found.manifest.facts["distinct"]
+    assert distinct[16] > 1.5 * distinct[400]
 
 
 def test_collisions_by_hand():
@@ -126,7 +149,13 @@ def test_collisions_by_hand():
 def test_a_tie_goes_to_the_first_code_whatever_rounding_says():
     centroids = np.array([[1.0, 0.1], [0.1, 1.0], [1.0, 0.1]], np.float32)
     middle = np.array([[0.3, 0.3 + 1e-14], [0.3, 0.3], [2.0, 0.0], [0.0, 2.0]])
-    assert nearest(middle, centroids).tolist() == [0, 0, 0, 1]
+    squares = np.square(middle).sum(axis=1, keepdims=True)
+    assert nearest(middle, centroids, squares).tolist() == [0, 0, 0, 1]
+    # Nothing but rounding is left of vectors of length 1.
+    rest = np.array([[1e-9, -1e-9], [-1e-9, 1e-9]])
+    centroids = rest.astype(np.float32)
+    assert nearest(rest, centroids, np.ones((2, 1))).tolist() == [0, 0]
+    assert nearest(rest, centroids, np.square(rest).sum(1, keepdims=True))[1] == 1
 
 
 def test_equal_content_has_equal_codes_beside_any_other_items(tmp_path):
@@ -136,7 +165,7 @@ def test_equal_content_has_equal_codes_beside_any_other_items(tmp_path):
     first = run(tmp_path / "a", write(tmp_path / "one", vectors).directory)
     assert (first.codes[200:] == first.codes[:100]).all()
     again = run(tmp_path / "b", tmp_path / "one")
-    files = ("codebook.npy", "codes.npy", "standardization.npy")
+    files = ("codebook.npy", "codes.npy", "mean.npy", "projection.npy")
     for name in files:
         stored = ((tmp_path / out / name).read_bytes() for out in "ab")
         assert len(set(stored)) == 1, name
@@ -174,6 +203,16 @@ def test_items_that_are_added_move_no_others(tmp_path, capsys):
     july = ContentCodes.open(tmp_path / "july")
     assert (july.codes == before.codes).all()
     assert codes.codebook_fingerprint(tmp_path / "july") == books[0]
+
+
+def test_changes_are_counted_by_item(tmp_path, store):
+    before = run(tmp_path / "codes", store.directory)
+    rows = np.array(before.codes)
+    rows[[3, 5], [0, 2]] += 1  # one code of an item is enough
+    assert before.changes(before.index, rows) == {"new": 0, "changed": 2}
+    grown = IdIndex.build(pa.array([*range(100, 140), 7]), "items")
+    rows = np.concatenate([rows, rows[:1]])
+    assert before.changes(grown, rows) == {"new": 1, "changed": 2}
 
 
 @pytest.mark.parametrize(
