@@ -46,7 +46,8 @@ def describe_codes(codes: Int16Array, left: Float64Array, size: int) -> dict[str
 
     Args:
         codes: int16 [N, L].
-        left: float64 [L + 1], see `Codebook.encode`.
+        left: float64 [L + 1], see `Codebook.encode`; the variance explained is that of
+            the content's components.
         size: K.
     """
     items, levels = codes.shape
