@@ -1,10 +1,12 @@
-"""The inputs of `train-ranker` and `predict`: tables, and vectors or raw content."""
+"""The inputs of `train-ranker` and `predict`: tables, vectors or raw content, codes."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from learn_torchrec.artifact import read_manifest
+from learn_torchrec.content.codes import KIND as KIND_CODES
+from learn_torchrec.content.codes import ContentCodes, codebook_fingerprint
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -12,20 +14,25 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.provenance import origin
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.content import content_vectors, reduced_content
+from learn_torchrec.ranker.features.codes import CodeColumns
 from learn_torchrec.ranker.features.lookups import find_columns
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
 
+from . import options
 
-def ranker_tables(dataset: Dataset, ranker: RankerConfig) -> tuple[str, ...]:
+
+def ranker_tables(
+    dataset: Dataset, ranker: RankerConfig, codes: CodeColumns | None
+) -> tuple[str, ...]:
     """Return the tables that a ranker reads; items only for features of theirs.
 
     Raises:
         UserError: a feature's column is in no table.
     """
-    origins = find_columns(dataset, ranker.features, ranker.tasks)
+    origins = find_columns(dataset, ranker.features, ranker.tasks, codes)
     items = (ITEMS_FILE,) if origins.items else ()
     return (INTERACTIONS_FILE, IMPRESSIONS_FILE, *items)
 
@@ -54,6 +61,31 @@ def towers_input(args: argparse.Namespace) -> dict[str, str]:
     if not args.vectors:
         return {}
     return {"towers": origin(read_manifest(args.vectors, KIND_VECTORS), "towers")}
+
+
+def add_codes(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names codes of content vectors."""
+    options.add_input(
+        parser, "--codes", "codes of the items' content: ID features", required=False
+    )
+
+
+def codes_artefact(args: argparse.Namespace) -> dict[str, tuple[Path, str]]:
+    """Return what --codes names, by role."""
+    return {"codes": (args.codes, KIND_CODES)} if args.codes else {}
+
+
+def codebook_input(args: argparse.Namespace) -> dict[str, str]:
+    """Return the fingerprint of the codebook behind --codes, if it is given.
+
+    A ranker may read codes of more items, if they are of the same codebook.
+    """
+    return {"codebook": codebook_fingerprint(args.codes)} if args.codes else {}
+
+
+def open_codes(args: argparse.Namespace) -> CodeColumns | None:
+    """Return the columns of --codes; None where it is not given."""
+    return CodeColumns(ContentCodes.open(args.codes)) if args.codes else None
 
 
 def open_learn(

@@ -41,7 +41,8 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         "--preset",
         choices=(DEFAULT, *sorted(presets.PRESETS)),
         help=f"named configuration to start from; `{DEFAULT}` is derived from the data "
-        f"(default: that of the towers or ranker that the stage reads, else {DEFAULT})",
+        "(default: that of the towers, ranker or codebook that the stage reads, else "
+        f"{DEFAULT})",
     )
     source.add_argument(
         "--config",
@@ -104,8 +105,9 @@ def add_output(result: argparse.ArgumentParser, what: str) -> None:
 def resolve(args: argparse.Namespace, sections: Sequence[str] = ()) -> presets.Run:
     """Return the configuration that the options choose.
 
-    In this order: --config; --preset; that of the towers or the ranker which the stage
-    reads; one whose `sections` (all by default) are derived from the data.
+    In this order: --config; --preset; that of the towers, the ranker or the codebook
+    which the stage reads; one whose `sections` (all by default) are derived from the
+    data.
 
     Raises:
         UserError: an invalid setting, or data that nothing can be derived from.
@@ -114,7 +116,9 @@ def resolve(args: argparse.Namespace, sections: Sequence[str] = ()) -> presets.R
         run = config.load(presets.Run, args.config)
     elif args.preset in presets.PRESETS:
         run = presets.PRESETS[args.preset]()
-    elif args.preset is None and (earlier := _saved(args, "ranker", "towers")):
+    elif args.preset is None and (
+        earlier := _saved(args, "ranker", "towers", "codebook")
+    ):
         run = earlier
     elif "data" in args:
         derived = derive(args, sections)

@@ -57,6 +57,10 @@ from learn_torchrec.training.run_log import RunLog
 from . import options
 from .job import Job, describe
 from .learn_inputs import (
+    add_codes,
+    codebook_input,
+    codes_artefact,
+    open_codes,
     open_learn,
     ranker_tables,
     towers_input,
@@ -74,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_input(parser, "--ranker", "trained ranker")
     options.add_input(parser, "--vectors", "LEARN's vectors", required=False)
     options.add_input(parser, "--content", "raw content vectors", required=False)
+    add_codes(parser)
     options.add_output(parser, "the predictions")
     return parser
 
@@ -82,9 +87,10 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = options.dataset(args)
     ranker = _ranker_config(args.ranker, read_manifest(args.ranker, KIND_RANKER))
-    inputs = dataset.fingerprints(*ranker_tables(dataset, ranker))
+    inputs = dataset.fingerprints(*ranker_tables(dataset, ranker, open_codes(args)))
     artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
-    inputs |= towers_input(args)
+    artefacts |= codes_artefact(args)
+    inputs |= towers_input(args) | codebook_input(args)
     return describe(args, KIND_PREDICTIONS, ("split", "cohorts"), inputs, artefacts)
 
 
@@ -99,14 +105,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     ranker = _ranker_config(args.ranker, manifest)
     actions = manifest.config["split"]["actions"]
     learn = open_learn(args, dataset, ranker, actions)
-    options_of = {"towers": "vectors", "content": "content"}
+    options_of = {"towers": "vectors", "content": "content", "codebook": "codes"}
     refuse_other_inputs(manifest, args.ranker, job.inputs, options_of)
     first = _first_to_score(dataset, job.run, manifest)
     source = dataset.impressions_between(first)
     _check_times(source, first, manifest)
     if learn and learn.vectors:
         refuse_vectors_leak(learn.vectors.manifest, source.earliest, "score")
-    lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions)
+    lookups = open_lookups(
+        dataset, ranker.features, ranker.tasks, actions, open_codes(args)
+    )
     impressions = Impressions(source, ranker, learn, lookups)
     activity = cohort_activity(dataset, job.run)
     with process_group() as device, locked_on_rank0(job.out), RunLog(job.out) as log:

@@ -68,6 +68,14 @@ _TABLE = (
         "--out runs/content --set content.encoder.model=minilm",
     ),
     Stage(
+        "encode-codes",
+        "content vectors -> codes, which a ranker reads as ID features",
+        makes="codes",
+        reads=("content",),
+        distributed=False,  # the clustering sees a sample, an item takes microseconds
+        example="--content runs/content --out runs/codes",
+    ),
+    Stage(
         "train-towers",
         "interactions + content vectors -> user and item towers",
         makes="towers",
@@ -88,7 +96,7 @@ _TABLE = (
         "train-ranker",
         "impressions + vectors -> ranker (TorchRec DLRM with LEARN)",
         makes="ranker",
-        reads=("vectors", "content"),
+        reads=("vectors", "content", "codes"),
         distributed=True,
         example="--data parquet:DIR --vectors runs/vectors --out runs/ranker",
     ),
@@ -96,7 +104,7 @@ _TABLE = (
         "predict",
         "trained ranker + impressions -> predictions",
         makes="predictions",
-        reads=("ranker", "vectors", "content"),
+        reads=("ranker", "vectors", "content", "codes"),
         distributed=True,
         example="--data parquet:DIR --ranker runs/ranker "
         "--vectors runs/vectors --out runs/predictions",

@@ -1,17 +1,21 @@
 """Stage 3: train the ranker; with --vectors it uses LEARN, without it is DLRM."""
 
 import argparse
+import logging
 import shutil
 from collections.abc import Sequence
 
+from learn_torchrec.config import replace
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
 from learn_torchrec.datasets.split import SplitTimes, nothing_between, resolve_times
 from learn_torchrec.errors import UserError, require_columns
+from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.build import KIND_RANKER, save_ranker
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import columns_of
+from learn_torchrec.ranker.features.codes import CodeColumns
 from learn_torchrec.ranker.features.lookups import find_columns, open_lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.labels import refuse_one_class
@@ -29,6 +33,10 @@ from learn_torchrec.training.run_log import RUN_LOG
 from . import options
 from .job import Job, describe
 from .learn_inputs import (
+    add_codes,
+    codebook_input,
+    codes_artefact,
+    open_codes,
     open_learn,
     ranker_tables,
     towers_input,
@@ -40,10 +48,13 @@ from .warm_start import (
     earlier_ranker,
     map_inputs,
     refuse_newer,
+    refuse_other_codebook,
     warm_start_artefacts,
 )
 
 _SECTIONS = ("split", "ranker")
+
+logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "raw content vectors instead of the towers' (ablation)",
         required=False,
     )
+    add_codes(parser)
     add_warm_start(parser, "an earlier ranker")
     add_map(parser)
     options.add_output(parser, "the trained ranker")
@@ -73,9 +85,12 @@ def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = options.dataset(args)
     run = options.resolve(args, _SECTIONS)
-    inputs = dataset.fingerprints(*ranker_tables(dataset, run.ranker))
-    artefacts = vector_artefacts(args) | warm_start_artefacts(args, KIND_RANKER)
-    inputs |= map_inputs(args) | towers_input(args)
+    codes = open_codes(args)
+    run = _with_codes(run, codes)
+    inputs = dataset.fingerprints(*ranker_tables(dataset, run.ranker, codes))
+    artefacts = vector_artefacts(args) | codes_artefact(args)
+    artefacts |= warm_start_artefacts(args, KIND_RANKER)
+    inputs |= map_inputs(args) | towers_input(args) | codebook_input(args)
     return describe(args, KIND_RANKER, _SECTIONS, inputs, artefacts, run)
 
 
@@ -89,10 +104,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     times = resolve_times(job.run.split, dataset.times)
     actions = job.run.split.actions
     learn = open_learn(args, dataset, job.run.ranker, actions)
-    impressions = training_impressions(dataset, job.run.ranker, times, learn, actions)
+    impressions = training_impressions(
+        dataset, job.run.ranker, times, learn, actions, open_codes(args)
+    )
     earlier = earlier_ranker(args)
     if earlier is not None:
         refuse_newer(args.warm_start, KIND_RANKER, times.test_from)
+        refuse_other_codebook(args.warm_start, job.inputs)
     on_plan = _print_plan if args.print_sharding_plan else None
     with job.training() as (device, log, checkpoints):
         model, facts = train_ranker(
@@ -113,6 +131,7 @@ def training_impressions(
     times: SplitTimes,
     learn: LearnInputs | None,
     actions: Sequence[str],
+    codes: CodeColumns | None = None,
 ) -> Impressions:
     """Return the impressions to train on, those in [towers_until, test_from).
 
@@ -129,7 +148,7 @@ def training_impressions(
             "set it to false"
         )
     labels = label_columns(ranker.tasks)
-    elsewhere = find_columns(dataset, ranker.features, ranker.tasks).added
+    elsewhere = find_columns(dataset, ranker.features, ranker.tasks, codes).added
     source = dataset.impressions_between(
         times.towers_until,
         times.test_from,
@@ -145,10 +164,20 @@ def training_impressions(
         raise nothing_between(source.name, times, shown, dataset.times)
     if learn and learn.vectors:
         refuse_vectors_leak(learn.vectors.manifest, source.earliest, "train on")
-    lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions)
+    lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions, codes)
     impressions = Impressions(source, ranker, learn, lookups)
     refuse_one_class(impressions)
     return impressions
+
+
+def _with_codes(run: Run, codes: CodeColumns | None) -> Run:
+    """Return the run with the codes among the ranker's features."""
+    if codes is None:
+        return run
+    features = codes.add_features(run.ranker.features)
+    shown = (f"{f.column} ({f.table_rows:,} rows)" for f in codes.among(features))
+    logger.info("ranker.features.sparse: of --codes %s", ", ".join(shown))
+    return replace(run, ranker=replace(run.ranker, features=features))
 
 
 def _print_plan(text: str) -> None:

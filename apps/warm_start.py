@@ -1,6 +1,7 @@
 """Options of training runs that start from an earlier run's weights."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from learn_torchrec import config
@@ -66,6 +67,22 @@ def refuse_newer(directory: Path, kind: str, cutoff: int | None) -> None:
         "the events that this run must not know",
         "start from an older one",
     )
+
+
+def refuse_other_codebook(directory: Path, inputs: Mapping[str, str]) -> None:
+    """Refuse tables of codes that another codebook gives another meaning.
+
+    Raises:
+        UserError: the earlier ranker and this one read codes of different codebooks.
+    """
+    codebooks = (read_manifest(directory, KIND_RANKER).inputs, inputs)
+    earlier, now = (each.get("codebook") for each in codebooks)
+    if earlier and now and earlier != now:
+        raise UserError(
+            f"--warm-start {directory}: was trained with codes of another codebook "
+            "than --codes; run encode-codes with --codebook and the codes of its "
+            "training"
+        )
 
 
 def earlier_ranker(args: argparse.Namespace) -> WarmStart | None:

@@ -8,6 +8,7 @@ from dataclasses import field
 from typing import Annotated
 
 from learn_torchrec.config import OPERATIONAL, configuration, replace
+from learn_torchrec.content.codebook import CodesConfig
 from learn_torchrec.content.encoder import EncoderConfig
 from learn_torchrec.content.extract import ContentConfig
 from learn_torchrec.content.minilm import MINILM
@@ -34,6 +35,7 @@ class Run:
     Attributes:
         prepare: from a log to sequences.
         content: from item texts to content vectors.
+        codes: from content vectors to codes, which the ranker can read as features.
         split: training and holdout, by user and time.
         towers: from content vectors and histories to user and item vectors.
         export: which vectors the ranker gets.
@@ -45,6 +47,7 @@ class Run:
 
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     content: ContentConfig = field(default_factory=ContentConfig)
+    codes: CodesConfig = field(default_factory=CodesConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -50,7 +50,7 @@ def test_lists_of_sections_are_json():
     ("override", "message"),
     [
         ("towers", "write it as section.field=value"),
-        ("tower.loss=1", "unknown name 'tower'; known here: prepare, content, split"),
+        ("tower.loss=1", "unknown name 'tower'; known here: prepare, content, codes"),
         ("towers.loss.tau=1", "unknown name 'tau'; known here: objective"),
         ("towers.loss=1", "loss is a section; set one of: objective"),
         ("towers.loss.temperature.x=1", "temperature has no fields"),

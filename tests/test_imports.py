@@ -39,7 +39,7 @@ ALLOWED = {
     "evaluation": VOCABULARY
     | {"content.store", "datasets.adapters.csv_files", "datasets.loading"},
     "towers": MODEL_STAGE,
-    "ranker": MODEL_STAGE,
+    "ranker": MODEL_STAGE | {"content.codes"},
     "serving": MODEL_STAGE | {"towers", "ranker"},
     "presets": MODEL_STAGE | {"content", "towers", "ranker", "serving"},
     "derived": MODEL_STAGE | {"presets", "ranker", "towers"},

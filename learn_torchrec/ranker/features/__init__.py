@@ -70,6 +70,8 @@ NumberFeature: TypeAlias = Annotated[DenseFeature, BeforeValidator(_named)]
 class FeaturesConfig:
     """The columns of the impressions and the catalogue that the ranker reads.
 
+    Codes of content (`content_code_1`, ...) and past counts and rates are columns, too.
+
     Attributes:
         sparse: ID features: names of columns to hash, or settings of any kind.
         dense: number columns: names, or settings.

@@ -1,13 +1,13 @@
-"""Features that are not in the impressions: item columns, past counts and rates.
+"""Features that are not in the impressions: item columns, codes, past counts and rates.
 
-A feature's column is looked for in the impressions, then in the catalogue, then among
-the past counts and rates. What the impressions lack is added to them where rows are
-encoded, piece by piece.
+A feature's column is looked for in the impressions, then among the codes of content
+vectors, then in the catalogue, then among the past counts and rates. What the
+impressions lack is added to them where rows are encoded, piece by piece.
 """
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -15,6 +15,7 @@ from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.ranker.features import FeaturesConfig
+from learn_torchrec.ranker.features.codes import CodeColumns, is_code_column
 from learn_torchrec.ranker.features.past import (
     PastColumn,
     PastPairs,
@@ -61,19 +62,23 @@ class Lookups:
     Attributes:
         items: columns of the catalogue; None without any.
         past: past counts and rates.
+        codes: of content vectors; None without any.
     """
 
     items: ItemColumns | None = None
     past: Sequence[PastValues | PastPairs] = ()
+    codes: CodeColumns | None = None
 
     def add_to(self, table: pa.Table, source: str) -> pa.Table:
         """Return checked impressions with the added columns.
 
         Raises:
-            UserError: ids of another type than the catalogue's or the log's.
+            UserError: ids of another type than the catalogue's, the codes' or the
+                log's.
         """
-        if self.items is not None:
-            table = self.items.add_to(table, source)
+        for part in (self.items, self.codes):
+            if part is not None:
+                table = part.add_to(table, source)
         for past in self.past:
             table = table.append_column(past.column.name, pa.array(past.of(table)))
         return table
@@ -86,15 +91,20 @@ class Origins:
     impressions: tuple[str, ...]
     items: tuple[str, ...]
     past: tuple[PastColumn, ...]
+    codes: tuple[str, ...] = ()
 
     @property
     def added(self) -> frozenset[str]:
         """The columns that the impressions lack."""
-        return frozenset(self.items) | {column.name for column in self.past}
+        past = (column.name for column in self.past)
+        return frozenset([*self.items, *self.codes, *past])
 
 
 def find_columns(
-    dataset: Dataset, features: FeaturesConfig, tasks: Sequence[TaskConfig]
+    dataset: Dataset,
+    features: FeaturesConfig,
+    tasks: Sequence[TaskConfig],
+    codes: CodeColumns | None = None,
 ) -> Origins:
     """Return where the features' columns come from; reads no rows of `parquet:` data.
 
@@ -102,18 +112,21 @@ def find_columns(
         UserError: a column is nowhere; names those that exist, and the closest.
     """
     here = dataset.schema(IMPRESSIONS_FILE).names
-    wanted = [name for name in features.columns if name not in here]
+    absent = [name for name in features.columns if name not in here]
+    coded = tuple(name for name in absent if codes is not None and name in codes)
+    wanted = [name for name in absent if name not in coded]
     past, known = past_columns(tasks), ()
     if any(name not in past for name in wanted):
         known = dataset.schema(ITEMS_FILE).names
         past = past_columns(tasks, known)
     for name in wanted:
         if name not in past and name not in known:
-            raise _unknown(dataset, name, features, [*past])
+            raise _unknown(dataset, name, features, [*past], codes)
     return Origins(
         impressions=tuple(name for name in features.columns if name in here),
         items=tuple(name for name in wanted if name in known),
         past=tuple(past[name] for name in wanted if name not in known),
+        codes=coded,
     )
 
 
@@ -122,6 +135,7 @@ def open_lookups(
     features: FeaturesConfig,
     tasks: Sequence[TaskConfig],
     actions: Sequence[str],
+    codes: CodeColumns | None = None,
 ) -> Lookups:
     """Read what the features need beside the impressions.
 
@@ -130,22 +144,29 @@ def open_lookups(
         features: the columns.
         tasks: whose labels' rates may be among them.
         actions: of the interactions that past counts count.
+        codes: of content vectors, if any.
 
     Raises:
         UserError: see `find_columns`; a bad catalogue or log.
     """
-    origins = find_columns(dataset, features, tasks)
+    origins = find_columns(dataset, features, tasks, codes)
+    if codes is not None:
+        codes = replace(codes, names=origins.codes) if origins.codes else None
     items = None
     if origins.items:
         table = dataset.columns(ITEMS_FILE, [ITEM_ID, *origins.items])
         name = dataset.name(ITEMS_FILE)
         table = dataset.tolerance.one_row_each(dataset.check(ITEMS_FILE, table), name)
         items = ItemColumns(table, name)
-    return Lookups(items, read_past(dataset, origins.past, actions))
+    return Lookups(items, read_past(dataset, origins.past, actions), codes)
 
 
 def _unknown(
-    dataset: Dataset, name: str, features: FeaturesConfig, past: Sequence[str]
+    dataset: Dataset,
+    name: str,
+    features: FeaturesConfig,
+    past: Sequence[str],
+    codes: CodeColumns | None,
 ) -> UserError:
     in_sparse = any(name in feature.columns for feature in features.sparse)
     here, items = (
@@ -154,6 +175,10 @@ def _unknown(
     )
     close = difflib.get_close_matches(name, [*here, *items, *past], n=1)
     hint = f"did you mean {close[0]!r}?" if close else "name one that exists"
+    if is_code_column(name):
+        hint = "codes of content are read with --codes DIR, see encode-codes"
+        if codes is not None:
+            hint = f"--codes has {', '.join(codes.levels)}, which can be joined"
     return UserError(
         f"ranker.features.{'sparse' if in_sparse else 'dense'}: no column {name!r}; "
         f"the impressions have {', '.join([ITEM_ID, *here])}; the catalogue has "
