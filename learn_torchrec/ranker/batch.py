@@ -31,6 +31,7 @@ class RankingBatch(PipelineableBatch):
         item_vectors: float16 [B, D], likewise.
         has_vectors: bool [B, 2], whether the user and the item vector exist.
         managed_features: ID features with managed collision; None without any.
+        sequence_features: ID features whose tables attention reads; None without any.
     """
 
     dense_features: Tensor
@@ -41,6 +42,7 @@ class RankingBatch(PipelineableBatch):
     item_vectors: Tensor | None = None
     has_vectors: Tensor | None = None
     managed_features: KeyedJaggedTensor | None = None
+    sequence_features: KeyedJaggedTensor | None = None
 
 
 def collate(rows: RankingRows, vectors: LearnVectors | None) -> RankingBatch:
@@ -51,6 +53,7 @@ def collate(rows: RankingRows, vectors: LearnVectors | None) -> RankingBatch:
         labels={name: torch.from_numpy(part) for name, part in rows.labels.items()},
         weights=torch.from_numpy(rows.weights),
         managed_features=_keyed_jagged(rows.managed) if rows.managed else None,
+        sequence_features=_keyed_jagged(rows.sequences) if rows.sequences else None,
     )
     if vectors is not None:
         assert rows.user_rows is not None

@@ -18,7 +18,14 @@ class RankerModelConfig:
     """Shape of the ranker.
 
     Attributes:
-        embedding_dim: of every ID feature; a multiple of 4.
+        embedding_dim: of ID features in the interaction; a multiple of 4. Their tables
+            have it too, unless a feature has its own.
+        interaction: "dlrm": dot products of all pairs of features, or "dcn": DCN-v2's
+            cross network.
+        dcn_layers: of the cross network.
+        dcn_rank: of its low-rank matrices.
+        attention_hidden_dim: of the MLP that weights an id for features with
+            `pooling` "attention".
         dense_layers: hidden sizes of the bottom MLP, before the embedding dim.
         over_layers: hidden sizes of each task's top MLP, before the logit.
         learn: input from LEARN: "all", the "vectors" without an auxiliary network, the
@@ -29,6 +36,10 @@ class RankerModelConfig:
     """
 
     embedding_dim: Annotated[int, Field(gt=0, multiple_of=4)] = 32
+    interaction: Literal["dlrm", "dcn"] = "dlrm"
+    dcn_layers: PositiveInt = 3
+    dcn_rank: PositiveInt = 64
+    attention_hidden_dim: PositiveInt = 32
     dense_layers: tuple[PositiveInt, ...] = (128,)
     over_layers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64)
     learn: Literal["all", "vectors", "fusion", "off"] = "all"

@@ -73,7 +73,6 @@ class Encoder:
         features, nulls = self.features, self.features.nulls
         bags = {f.name: f.encode(table, self.source, nulls) for f in features.sparse}
         dense, dense_nulls = encode_dense(table, features.dense, self.source, nulls)
-        managed = [f.name for f in features.sparse if f.is_managed]
         user_rows = item_rows = None
         if self.vectors is not None:
             user_rows, item_rows = self.vectors.rows(
@@ -89,8 +88,9 @@ class Encoder:
                 has_null[:, place] = rows
         return RankingRows(
             dense=dense,
-            sparse={n: ids for n, ids in bags.items() if n not in managed},
-            managed={n: bags[n] for n in managed},
+            sparse={f.name: bags[f.name] for f in features.pooled},
+            managed={f.name: bags[f.name] for f in features.managed},
+            sequences={f.name: bags[f.name] for f in features.sequences},
             labels={name: _labels(table, name) for name in label_columns(self.tasks)},
             weights=encode_weights(table, self.source),
             user_rows=user_rows,

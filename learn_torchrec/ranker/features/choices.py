@@ -76,7 +76,8 @@ class DerivedFeatures:
         sparse: list[SparseFeature] = []
         for feature in features.sparse:
             column = self.columns.get(feature.column)
-            if isinstance(feature, SizedFeature) and column is not None:
+            has_table = feature.table is None
+            if isinstance(feature, SizedFeature) and column is not None and has_table:
                 rows = feature.num_embeddings or column.table_rows
                 feature = replace(feature, num_embeddings=rows)
             if isinstance(feature, BucketizedFeature) and column is not None:
