@@ -41,7 +41,7 @@ class TargetAttention(nn.Module):
         if query_dim != key_dim:
             self.query = nn.Linear(query_dim, key_dim, device=device)
         self.hidden = nn.Linear(4 * key_dim, hidden_dim, device=device)
-        self.activation = nn.PReLU(device=device)
+        self.activation = nn.ReLU()
         self.score = nn.Linear(hidden_dim, 1, device=device)
 
     def forward(self, query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
@@ -59,10 +59,12 @@ class TargetAttention(nn.Module):
         queries = spread(query, keys, lengths)
         # The linear layer of all four, without storing them and once per query.
         of_key, of_query, of_difference, of_product = self.hidden.weight.chunk(4, dim=1)
-        per_query = query @ (of_query - of_difference).T + self.hidden.bias
-        per_key = keys @ (of_key + of_difference).T + (keys * queries) @ of_product.T
-        hidden = self.activation(per_key + spread(per_query, keys, lengths))
-        return segment_sum(self.score(hidden) * keys, lengths)
+        hidden = query @ (of_query - of_difference).T + self.hidden.bias
+        hidden = spread(hidden, keys, lengths)
+        hidden = torch.addmm(hidden, keys, (of_key + of_difference).T)
+        hidden = torch.addmm(hidden, keys * queries, of_product.T)
+        weights = self.score(self.activation(hidden))
+        return segment_sum(weights * keys, lengths)
 
 
 def spread(rows: Tensor, values: Tensor, lengths: Tensor) -> Tensor:

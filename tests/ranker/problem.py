@@ -4,9 +4,12 @@ import typing
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torchrec import EmbeddingBagCollection, EmbeddingCollection
 
 from learn_torchrec.config import replace
 from learn_torchrec.datasets.loading.in_memory import TableRows
+from learn_torchrec.ranker.build import build_task
 from learn_torchrec.ranker.config import (
     RankerConfig,
     RankerModelConfig,
@@ -20,11 +23,12 @@ from learn_torchrec.ranker.features import (
     ManagedCollisionFeature,
 )
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.model import LearnRankerTrain
 from learn_torchrec.ranker.tables import ShardingConfig
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.optim import OptimizerConfig
-from learn_torchrec.training.sharding import ShardingKind
+from learn_torchrec.training.sharding import ShardingKind, init_tables
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 from learn_torchrec.vector_table import VectorTable
 
@@ -175,3 +179,13 @@ def impressions(settings: RankerConfig) -> Impressions:
     vectors = LearnVectors(users=users, items=items, manifest=None)
     source = TableRows(table(), None, "impressions")
     return Impressions(source, settings, vectors)
+
+
+def unsharded(settings: RankerConfig) -> LearnRankerTrain:
+    """Return a ranker of plain modules; its tables start like the sharded ones."""
+    task = build_task(settings, DIM, torch.device("cpu"))
+    for module in task.modules():
+        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
+            module.to_empty(device="cpu")
+    init_tables(task, settings.training.seed)
+    return task

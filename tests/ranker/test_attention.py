@@ -31,12 +31,11 @@ def naive(attention, queries, keys):
 def test_by_hand():
     attention = TargetAttention(query_dim=1, key_dim=1, hidden_dim=2)
     with torch.no_grad():
-        # relu-like of key + 2 query + 3 (key - query) + 4 key * query, and its negative
+        # relu of key + 2 query + 3 (key - query) + 4 key * query, and its negative
         attention.hidden.weight.copy_(
             torch.tensor([[1.0, 2.0, 3.0, 4.0], [-1.0, -2.0, -3.0, -4.0]])
         )
         attention.hidden.bias.copy_(torch.tensor([0.5, 0.0]))
-        attention.activation.weight.fill_(0.0)
         attention.score.weight.copy_(torch.tensor([[2.0, 1.0]]))
         attention.score.bias.fill_(-1.0)
     query, keys = torch.tensor([[1.0], [5.0]]), torch.tensor([[1.0], [-1.0]])

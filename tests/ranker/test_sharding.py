@@ -13,7 +13,6 @@ import pytest
 import torch
 from problem import Recorder
 from torch import nn
-from torchrec import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer
 
 from learn_torchrec.errors import UserError
@@ -21,7 +20,6 @@ from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.batch import collate
 from learn_torchrec.ranker.build import (
     build_ranker,
-    build_task,
     load_ranker,
     save_ranker,
 )
@@ -29,7 +27,7 @@ from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.optim import dense_optimizer, warmup_decay
-from learn_torchrec.training.sharding import init_tables, table_of
+from learn_torchrec.training.sharding import table_of
 from learn_torchrec.training.table_optimizer import replicated_optimizer
 
 WORKER = Path(__file__).with_name("sharding_worker.py")
@@ -72,11 +70,7 @@ def column_parts(
 def unsharded(case: str, config: RankerConfig) -> tuple[list[float], list[float]]:
     """Losses and scores of plain modules and plain optimizers, step by step."""
     impressions = problem.impressions(config)
-    task = build_task(config, problem.DIM, torch.device("cpu"))
-    for module in task.modules():
-        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
-            module.to_empty(device="cpu")
-    init_tables(task, config.training.seed)
+    task = problem.unsharded(config)
     tables = {n: p for n, p in task.named_parameters() if table_of(n)}
     others = [(n, p) for n, p in task.named_parameters() if not table_of(n)]
     parts = column_parts(tables, problem.column_width(case))

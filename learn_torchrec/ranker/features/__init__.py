@@ -102,6 +102,12 @@ class FeaturesConfig:
             "sparse: TorchRec needs one embedding_dim for all tables that attention "
             f"reads, not {', '.join(map(str, dims))}",
         )
+        weighted = [feature.name for feature in self.sequences if feature.weights]
+        require(
+            not weighted,
+            f"sparse: {', '.join(weighted)} has weights, but shares a table with "
+            "attention, which takes none; give it a table of its own",
+        )
         dense = [feature.column for feature in self.dense]
         for kind, listed, fix in (
             ("sparse", names, "list it once, or give one a `name`"),

@@ -76,8 +76,9 @@ class DerivedFeatures:
         sparse: list[SparseFeature] = []
         for feature in features.sparse:
             column = self.columns.get(feature.column)
-            has_table = feature.table is None
-            if isinstance(feature, SizedFeature) and column is not None and has_table:
+            if feature.table is not None:
+                column = None  # it gets what its table's owner gets
+            if isinstance(feature, SizedFeature) and column is not None:
                 rows = feature.num_embeddings or column.table_rows
                 feature = replace(feature, num_embeddings=rows)
             if isinstance(feature, BucketizedFeature) and column is not None:

@@ -7,7 +7,8 @@ from learn_torchrec.config import replace, require
 from learn_torchrec.ranker.features.base import IdFeature
 
 # What the feature that owns a table sets for all that share it.
-_OWNERS = ("num_embeddings", "embedding_dim", "sharding")
+_OWNERS = ("num_embeddings", "boundaries", "embedding_dim", "sharding")
+_UNSET = (None, ())
 
 
 def with_shared_tables(features: Sequence[Any]) -> tuple[Any, ...]:
@@ -54,7 +55,7 @@ def _with_owner(feature: IdFeature, by_name: Mapping[str, IdFeature]) -> IdFeatu
     for name in _OWNERS:
         own, shared = getattr(feature, name, None), getattr(owner, name, None)
         require(
-            own in (None, shared),
+            own in (*_UNSET, shared),
             f"{both}, but sets {name}={own}, not {shared}; set it there alone",
         )
         if hasattr(feature, name):
