@@ -123,9 +123,13 @@ def _vectors(run: Run, counts: Mapping[str, int], rate: float) -> Estimate:
 
 def _ranker(run: Run, counts: Mapping[str, int], ranks: int) -> Estimate:
     ranker, rows = run.ranker, counts["training_rows"]
+    dim = ranker.model.embedding_dim
     steps = max(1, rows // ranker.training.batch_size) * ranker.training.epochs
-    table_rows = sum(feature.table_rows for feature in ranker.features.sparse)
-    tables = table_rows * (4.0 * ranker.model.embedding_dim + 4)
+    tables = sum(
+        feature.table_rows * (4.0 * (feature.embedding_dim or dim) + 4)
+        for feature in ranker.features.sparse
+        if feature.table is None
+    )
     columns = len(ranker.features.sparse) + len(ranker.features.dense) + 4
     held = 0 if ranker.training.stream.enabled else 24.0 * rows * columns * ranks
     seconds = LAUNCH_SECONDS + _STEP_SECONDS * steps

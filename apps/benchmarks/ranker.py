@@ -225,14 +225,14 @@ def torchrec_dlrm(config: RankerConfig, device: torch.device) -> Any:
     shape, features = config.model, config.features
     model = DLRMTrain(
         DLRM(
-            embedding_bag_collection(features.sparse, shape.embedding_dim),
+            embedding_bag_collection(features.pooled, shape.embedding_dim),
             dense_in_features=features.dense_width,
             dense_arch_layer_sizes=[*shape.dense_layers, shape.embedding_dim],
             over_arch_layer_sizes=[*shape.over_layers, 1],
             dense_device=device,
         )
     )
-    kinds = sharding_kinds(features.sparse, config.sharding)
+    kinds = sharding_kinds(features, config.sharding)
     sharded = shard_tables(model, device, config.tables, kinds)
     init_tables(sharded, config.training.seed)
     return sharded

@@ -30,6 +30,7 @@ class RankingBatch(PipelineableBatch):
         weights: float32 [B]; 0 in padding.
         learn: LEARN's inputs; None with LEARN off.
         managed_features: ID features with managed collision; None without any.
+        sequence_features: ID features whose tables attention reads; None without any.
     """
 
     dense_features: Tensor
@@ -38,6 +39,7 @@ class RankingBatch(PipelineableBatch):
     weights: Tensor
     learn: LearnBatch | None = None
     managed_features: KeyedJaggedTensor | None = None
+    sequence_features: KeyedJaggedTensor | None = None
 
 
 def collate(rows: RankingRows, learn: LearnInputs | None) -> RankingBatch:
@@ -48,6 +50,7 @@ def collate(rows: RankingRows, learn: LearnInputs | None) -> RankingBatch:
         labels={name: torch.from_numpy(part) for name, part in rows.labels.items()},
         weights=torch.from_numpy(rows.weights),
         managed_features=_keyed_jagged(rows.managed) if rows.managed else None,
+        sequence_features=_keyed_jagged(rows.sequences) if rows.sequences else None,
     )
     if learn is not None and rows.learn is not None:
         batch.learn = learn.batch(rows.learn)

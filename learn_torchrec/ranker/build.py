@@ -14,8 +14,10 @@ from learn_torchrec.ranker.learn.residual import LearnResidual
 from learn_torchrec.ranker.learn.shape import LearnShape
 from learn_torchrec.ranker.learn_features import LearnFeatures
 from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain
+from learn_torchrec.ranker.sparse import SparseArch
 from learn_torchrec.ranker.tables import (
     embedding_bag_collection,
+    embedding_collection,
     managed_collection,
     sharding_kinds,
 )
@@ -54,19 +56,14 @@ def build_task(
     if learn is not None and form == "paper":
         paper = _paper_form(config, learn.vector_dim, device)
     ranker = LearnRanker(
-        embedding_bag_collection(features.sparse, shape.embedding_dim),
+        _sparse_arch(config, device),
         dense_in_features=features.dense_width,
         dense_arch_layer_sizes=[*shape.dense_layers, shape.embedding_dim],
         over_arch_layer_sizes=[*shape.over_layers, 1],
         learn=residual or paper,
-        managed_collection=managed_collection(
-            features.sparse,
-            shape.embedding_dim,
-            config.training.eviction_interval,
-            device,
-        ),
         device=device,
         tasks=tasks,
+        dcn=(shape.dcn_layers, shape.dcn_rank) if shape.interaction == "dcn" else None,
     )
     return LearnRankerTrain(ranker, config.tasks)
 
@@ -88,6 +85,21 @@ def _paper_form(
     )
 
 
+def _sparse_arch(config: RankerConfig, device: torch.device) -> SparseArch:
+    features, shape = config.features, config.model
+    dim, interval = shape.embedding_dim, config.training.eviction_interval
+    return SparseArch(
+        embedding_bag_collection(features.pooled, dim),
+        dim,
+        managed_collection(features.managed, dim, interval, device),
+        embedding_collection(features.sequences, dim),
+        means=[f.name for f in features.sparse if f.pooling == "mean"],
+        queries={f.name: f.query for f in features.sparse if f.query is not None},
+        attention_hidden_dim=shape.attention_hidden_dim,
+        device=device,
+    )
+
+
 def build_ranker(
     config: RankerConfig,
     learn: LearnShape | None,
@@ -101,11 +113,10 @@ def build_ranker(
     Raises:
         UserError: tables, or their optimizer, that the backend cannot run.
     """
-    sparse = config.features.sparse
-    for feature in sparse:
+    for feature in config.features.sparse:
         feature.check(config.tables, device)
     task = build_task(config, learn, device)
-    kinds = sharding_kinds(sparse, config.sharding)
+    kinds = sharding_kinds(config.features, config.sharding)
     model = shard_tables(task, device, config.tables, kinds, on_plan)
     init_tables(model, config.training.seed)
     return model

@@ -1,7 +1,7 @@
 """Settings of the ranker: features, tasks, model and training."""
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -19,12 +19,23 @@ class RankerModelConfig:
     """Shape of the ranker.
 
     Attributes:
-        embedding_dim: of every ID feature; a multiple of 4.
+        embedding_dim: of ID features in the interaction; a multiple of 4. Their tables
+            have it too, unless a feature has its own.
+        interaction: "dlrm": dot products of all pairs of features, or "dcn": DCN-v2's
+            cross network.
+        dcn_layers: of the cross network.
+        dcn_rank: of its low-rank matrices.
+        attention_hidden_dim: of the MLP that weights an id for features with
+            `pooling` "attention".
         dense_layers: hidden sizes of the bottom MLP, before the embedding dim.
         over_layers: hidden sizes of each task's top MLP, before the logit.
     """
 
     embedding_dim: Annotated[int, Field(gt=0, multiple_of=4)] = 32
+    interaction: Literal["dlrm", "dcn"] = "dlrm"
+    dcn_layers: PositiveInt = 3
+    dcn_rank: PositiveInt = 64
+    attention_hidden_dim: PositiveInt = 32
     dense_layers: tuple[PositiveInt, ...] = (128,)
     over_layers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64)
 

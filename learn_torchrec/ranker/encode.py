@@ -68,7 +68,6 @@ class Encoder:
         features, nulls = self.features, self.features.nulls
         bags = {f.name: f.encode(table, self.source, nulls) for f in features.sparse}
         dense, dense_nulls = encode_dense(table, features.dense, self.source, nulls)
-        managed = [f.name for f in features.sparse if f.is_managed]
         has_null = np.zeros((table.num_rows, len(bags) + len(dense_nulls)), bool)
         sparse_nulls = (ids.has_null for ids in bags.values())
         for place, rows in enumerate(chain(sparse_nulls, dense_nulls)):
@@ -76,8 +75,9 @@ class Encoder:
                 has_null[:, place] = rows
         return RankingRows(
             dense=dense,
-            sparse={n: ids for n, ids in bags.items() if n not in managed},
-            managed={n: bags[n] for n in managed},
+            sparse={f.name: bags[f.name] for f in features.pooled},
+            managed={f.name: bags[f.name] for f in features.managed},
+            sequences={f.name: bags[f.name] for f in features.sequences},
             labels={name: _labels(table, name) for name in label_columns(self.tasks)},
             weights=encode_weights(table, self.source),
             learn=None if self.learn is None else self.learn(table, self.source),

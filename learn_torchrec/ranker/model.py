@@ -1,4 +1,4 @@
-"""The ranker: TorchRec's DLRM, and LEARN's part of its logit.
+"""The ranker: TorchRec's DLRM or DLRM_DCN, and LEARN's part of its logit.
 
 Dimension letters: B rows, F dense features, S ID features.
 """
@@ -9,33 +9,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
-from torchrec.models.dlrm import DenseArch, InteractionArch, OverArch, SparseArch
-from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.models.dlrm import (
+    DenseArch,
+    InteractionArch,
+    InteractionDCNArch,
+    OverArch,
+)
+from torchrec.modules.crossnet import LowRankCrossNet
 
 from learn_torchrec.ranker.auxiliary import weighted_bce
 from learn_torchrec.ranker.batch import RankingBatch
 from learn_torchrec.ranker.learn.batch import LearnBatch
 from learn_torchrec.ranker.learn.residual import LearnResidual
 from learn_torchrec.ranker.learn_features import LearnFeatures
+from learn_torchrec.ranker.sparse import SparseArch
 from learn_torchrec.ranker.tasks import TaskConfig, joint_logits
-
-
-class ManagedSparseArch(nn.Module):
-    """TorchRec's `SparseArch` for managed-collision tables of one embedding dim."""
-
-    def __init__(self, collection: ManagedCollisionEmbeddingBagCollection) -> None:
-        super().__init__()
-        self.collection = collection
-        configs = collection._embedding_module.embedding_bag_configs()
-        self.names = [name for config in configs for name in config.feature_names]
-        self.embedding_dim: int = configs[0].embedding_dim
-
-    def forward(self, features: KeyedJaggedTensor) -> Tensor:
-        """Return the embeddings [B, S, embedding_dim] of `features` over B rows."""
-        embedded, _ = self.collection(features)
-        by_name = embedded.to_dict()
-        together = torch.cat([by_name[name] for name in self.names], dim=1)
-        return together.reshape(-1, len(self.names), self.embedding_dim)
 
 
 class RankerLogits(NamedTuple):
@@ -55,20 +43,24 @@ class RankerLogits(NamedTuple):
 class LearnRanker(nn.Module):
     """A DLRM of TorchRec's own parts; without LEARN, for one task, it equals DLRM.
 
+    With `dcn` it equals DLRM_DCN: a cross network (DCN-v2) takes the place of DLRM's
+    dot products.
+
     Several tasks share everything but the over-arch (shared bottom). Without any dense
     input the bottom MLP gets a constant 1: a learned vector takes its output's place,
     and the interactions with it are the ID features' own effects.
 
     Args:
-        embedding_bag_collection: the ID features, all of one embedding dim.
+        embedding_bag_collection: the ID features, all of one embedding dim; or a
+            `SparseArch` for those that need more.
         dense_in_features: F, 0 without dense features.
         dense_arch_layer_sizes: of the bottom MLP; the last is the embedding dim.
         over_arch_layer_sizes: of a task's top MLP; the last is 1.
         learn: LEARN's part: a residual, which is added to the logit and zero at first,
             or dense features, the paper's form; None for the baseline.
-        managed_collection: further ID features, of the same embedding dim.
         device: of the dense parameters.
         tasks: names; each has an over-arch.
+        dcn: layers and rank of the cross network; None for dot products.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -76,25 +68,18 @@ class LearnRanker(nn.Module):
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: EmbeddingBagCollection | SparseArch,
         dense_in_features: int,
         dense_arch_layer_sizes: list[int],
         over_arch_layer_sizes: list[int],
         learn: LearnFeatures | LearnResidual | None = None,
-        managed_collection: ManagedCollisionEmbeddingBagCollection | None = None,
         device: torch.device | None = None,
         tasks: Sequence[str] = ("cvr",),
+        dcn: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         embedding_dim = dense_arch_layer_sizes[-1]
-        dims = {
-            c.embedding_dim for c in embedding_bag_collection.embedding_bag_configs()
-        }
-        if dims != {embedding_dim}:
-            raise ValueError(
-                f"embedding dims {sorted(dims)} and the dense arch's last layer "
-                f"{embedding_dim} must be equal"
-            )
+        self.sparse_arch = _sparse_arch(embedding_bag_collection, embedding_dim)
         self.tasks = tuple(tasks)
         self.learn: LearnFeatures | None = None
         self.residual: LearnResidual | None = None
@@ -108,22 +93,15 @@ class LearnRanker(nn.Module):
             if learn.auxiliary is not None:
                 self._heads_named = learn.auxiliary.tasks is not None
                 self.auxiliary_tasks = tuple(learn.auxiliary.tasks or self.tasks[:1])
-        self.sparse_arch = SparseArch(embedding_bag_collection)
-        num_features = len(self.sparse_arch.sparse_feature_names)
-        self.managed_arch: ManagedSparseArch | None = None
-        if managed_collection is not None:
-            self.managed_arch = ManagedSparseArch(managed_collection)
-            num_features += len(self.managed_arch.names)
         self.has_dense = dense_in_features > 0
         self.dense_arch = DenseArch(
             max(1, dense_in_features), dense_arch_layer_sizes, device
         )
-        self.inter_arch = InteractionArch(num_features)
-        pairs = num_features * (num_features - 1) // 2
+        num_features = len(self.sparse_arch.names)
+        self.inter_arch, interactions = _interaction(num_features, embedding_dim, dcn)
+        self.inter_arch.to(device)
         archs = {
-            task: OverArch(
-                embedding_dim + pairs + num_features, over_arch_layer_sizes, device
-            )
+            task: OverArch(interactions, over_arch_layer_sizes, device)
             for task in self.tasks
         }
         # With one task, parameters have DLRM's names.
@@ -136,6 +114,7 @@ class LearnRanker(nn.Module):
         sparse_features: KeyedJaggedTensor,
         learn: LearnBatch | None = None,
         managed_features: KeyedJaggedTensor | None = None,
+        sequence_features: KeyedJaggedTensor | None = None,
     ) -> RankerLogits:
         """Score rows.
 
@@ -143,7 +122,8 @@ class LearnRanker(nn.Module):
             dense_features: float [B, F].
             sparse_features: KJT over B rows.
             learn: LEARN's inputs, required with LEARN on.
-            managed_features: KJT over B rows, required by `managed_collection`.
+            managed_features: KJT over B rows, see `SparseArch`.
+            sequence_features: KJT over B rows, likewise.
         """
         auxiliary_logits: dict[str, Tensor] = {}
         if self.learn is not None:
@@ -157,10 +137,9 @@ class LearnRanker(nn.Module):
         if not self.has_dense:
             dense_features = dense_features.new_ones(dense_features.shape[0], 1)
         embedded_dense = self.dense_arch(dense_features)
-        embedded_sparse = self.sparse_arch(sparse_features)
-        if self.managed_arch is not None:
-            managed = self.managed_arch(managed_features)
-            embedded_sparse = torch.cat([embedded_sparse, managed], dim=1)
+        embedded_sparse = self.sparse_arch(
+            sparse_features, managed_features, sequence_features
+        )
         interactions = self.inter_arch(embedded_dense, embedded_sparse)
         logits = {
             task: arch(interactions).squeeze(-1) for task, arch in self._over_archs()
@@ -179,6 +158,31 @@ class LearnRanker(nn.Module):
         if isinstance(self.over_arch, nn.ModuleDict):
             return self.over_arch.items()
         return [(self.tasks[0], self.over_arch)]
+
+
+def _sparse_arch(
+    tables: EmbeddingBagCollection | SparseArch, embedding_dim: int
+) -> SparseArch:
+    if isinstance(tables, SparseArch):
+        return tables
+    dims = {config.embedding_dim for config in tables.embedding_bag_configs()}
+    if dims != {embedding_dim}:
+        raise ValueError(
+            f"embedding dims {sorted(dims)} and the dense arch's last layer "
+            f"{embedding_dim} must be equal"
+        )
+    return SparseArch(tables, embedding_dim)
+
+
+def _interaction(
+    num_features: int, dim: int, dcn: tuple[int, int] | None
+) -> tuple[nn.Module, int]:
+    """Return the interaction arch of S features, and the width of its output."""
+    if dcn is None:
+        pairs = num_features * (num_features + 1) // 2
+        return InteractionArch(num_features), dim + pairs
+    width = (num_features + 1) * dim
+    return InteractionDCNArch(num_features, LowRankCrossNet(width, *dcn)), width
 
 
 class RankerOutput(NamedTuple):
@@ -223,6 +227,7 @@ class LearnRankerTrain(nn.Module):
             batch.sparse_features,
             batch.learn,
             batch.managed_features,
+            batch.sequence_features,
         )
         loss = torch.zeros((), device=batch.weights.device)
         auxiliary = torch.zeros_like(loss)

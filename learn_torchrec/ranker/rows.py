@@ -31,6 +31,7 @@ class RankingRows:
         dense: float32 [N, F].
         sparse: ID features whose values are table rows, in the configured order.
         managed: ID features whose values are keys that TorchRec maps to rows.
+        sequences: ID features whose tables attention reads; values are table rows.
         labels: float32 [N] of 0 and 1, by column; empty where they are not needed.
         weights: float32 [N].
         has_null: bool [N, features], whether a feature has a null there.
@@ -41,6 +42,7 @@ class RankingRows:
     dense: Float32Array
     sparse: dict[str, IdBags]
     managed: dict[str, IdBags]
+    sequences: dict[str, IdBags]
     labels: dict[str, Float32Array]
     weights: Float32Array
     has_null: BoolArray
@@ -73,7 +75,7 @@ class RankingRows:
             }
         left_out = {
             name: int(ids.left_out.sum())
-            for name, ids in self.sparse.items()
+            for name, ids in (self.sparse | self.sequences).items()
             if ids.left_out is not None
         }
         counts = self.has_null.sum(axis=0).tolist()

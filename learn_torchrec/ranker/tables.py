@@ -4,13 +4,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torchrec import EmbeddingBagCollection
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+)
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 
 from learn_torchrec.config import configuration
-from learn_torchrec.ranker.features import IdFeature
-from learn_torchrec.ranker.features.base import TABLE_PREFIX
+from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.features import FeaturesConfig, IdFeature
 from learn_torchrec.training.sharding import ShardingKind
 
 
@@ -29,31 +34,51 @@ class ShardingConfig:
 
 
 def sharding_kinds(
-    features: Iterable[IdFeature], config: ShardingConfig
+    features: FeaturesConfig, config: ShardingConfig
 ) -> Mapping[str, ShardingKind]:
-    """Return the sharding kind of each table by name."""
-    return {
-        TABLE_PREFIX + feature.name: (
-            "row_wise" if feature.is_managed else feature.sharding or config.kind
-        )
-        for feature in features
+    """Return the sharding kind of each table by name.
+
+    Raises:
+        UserError: a table that attention reads would be replicated.
+    """
+    kinds: dict[str, ShardingKind] = {
+        table: "row_wise" if first.is_managed else first.sharding or config.kind
+        for table, (first, *_) in _by_table(features.sparse).items()
     }
+    for feature in features.sequences:
+        if kinds[feature.table_name] == "data_parallel":
+            raise UserError(
+                "ranker.sharding.kind=data_parallel: TorchRec cannot replicate the "
+                f"table of feature {feature.name!r}, which attention reads; set the "
+                "sharding of the feature that owns it to auto, table_wise or row_wise"
+            )
+    return kinds
 
 
 def embedding_bag_collection(
     features: Iterable[IdFeature], embedding_dim: int
 ) -> EmbeddingBagCollection:
-    """Return the tables of ID features, `t_<feature>` each, with sum pooling.
+    """Return the tables of pooled features, `t_<feature>` each, with sum pooling.
 
     They are on "meta" until `training.sharding` places and initializes them. If one
     feature has weights, the whole collection is weighted.
     """
-    features = [feature for feature in features if not feature.is_managed]
+    features = list(features)
     return EmbeddingBagCollection(
         device=torch.device("meta"),  # no rank holds a full table: see init_tables
         is_weighted=any(feature.weights for feature in features),
-        tables=[feature.table(embedding_dim) for feature in features],
+        tables=_tables(EmbeddingBagConfig, features, embedding_dim),
     )
+
+
+def embedding_collection(
+    features: Iterable[IdFeature], embedding_dim: int
+) -> EmbeddingCollection | None:
+    """Return the tables that attention reads, on "meta"; None without any."""
+    tables = _tables(EmbeddingConfig, features, embedding_dim)
+    if not tables:
+        return None
+    return EmbeddingCollection(device=torch.device("meta"), tables=tables)
 
 
 def managed_collection(
@@ -63,15 +88,35 @@ def managed_collection(
     device: torch.device,
 ) -> ManagedCollisionEmbeddingBagCollection | None:
     """Return the managed-collision tables; None without such features."""
-    features = [feature for feature in features if feature.is_managed]
-    if not features:
+    features = list(features)
+    tables = _tables(EmbeddingBagConfig, features, embedding_dim)
+    if not tables:
         return None
-    tables = [feature.table(embedding_dim) for feature in features]
     modules: dict[str, Any] = {
-        table.name: feature.collision_module(eviction_interval, device)
-        for table, feature in zip(tables, features, strict=True)
+        table: first.collision_module(eviction_interval, device)
+        for table, (first, *_) in _by_table(features).items()
     }
     return ManagedCollisionEmbeddingBagCollection(
         EmbeddingBagCollection(device=torch.device("meta"), tables=tables),
         ManagedCollisionCollection(modules, tables),
     )
+
+
+def _tables(kind: Any, features: Iterable[IdFeature], embedding_dim: int) -> list[Any]:
+    """Return TorchRec's configurations of the features' tables."""
+    return [
+        kind(
+            name=table,
+            embedding_dim=shared[0].embedding_dim or embedding_dim,
+            num_embeddings=shared[0].table_rows,
+            feature_names=[feature.name for feature in shared],
+        )
+        for table, shared in _by_table(features).items()
+    ]
+
+
+def _by_table(features: Iterable[IdFeature]) -> dict[str, list[IdFeature]]:
+    found: dict[str, list[IdFeature]] = {}
+    for feature in features:
+        found.setdefault(feature.table_name, []).append(feature)
+    return found

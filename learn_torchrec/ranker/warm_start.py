@@ -5,9 +5,10 @@ logged, with the reason.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,9 @@ from torch import nn
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.features import FeaturesConfig, IdFeature
 from learn_torchrec.ranker.features.base import TABLE_PREFIX
+from learn_torchrec.ranker.sparse import FEATURE_PREFIX
 from learn_torchrec.training.distributed import is_writer
+from learn_torchrec.training.sharding import table_of
 from learn_torchrec.training.tensors import load_common_rows, read_index
 
 logger = logging.getLogger(__name__)
@@ -81,10 +84,11 @@ def warm_start(
     """
     _check_names(features, earlier)
     stored = read_index(earlier.directory).state_dict_metadata
-    state = model.state_dict()
-    loaded, wanted = LoadReport(), {}
+    state, names = model.state_dict(), _Names(features, earlier, stored)
+    loaded = LoadReport()
+    wanted: dict[str, list[Any]] = {}  # a table that was shared may start several
     for name, value in state.items():
-        old_name = f"model.{_old_name(name, earlier.renamed)}"
+        old_name = names.old(name)
         size, now = getattr(stored.get(old_name), "size", None), value.size()
         feature = _feature_of(name, features)
         may_grow = feature is not None and feature.may_grow
@@ -95,7 +99,7 @@ def warm_start(
         elif reason := _changed_mapping(feature, earlier):
             loaded.new[name] = reason
         else:
-            wanted[old_name] = value
+            wanted.setdefault(old_name, []).append(value)
             if size == now:
                 loaded.matched.append(name)
             else:
@@ -108,7 +112,9 @@ def warm_start(
     loaded.left_out = sorted(
         name for name in stored if name not in wanted and name.startswith("model.")
     )
-    load_common_rows(wanted, earlier.directory)
+    for nth in range(max(map(len, wanted.values()))):
+        part = {name: values[nth] for name, values in wanted.items() if values[nth:]}
+        load_common_rows(part, earlier.directory)
     model.load_state_dict(state)
     if is_writer():
         loaded.log()
@@ -129,16 +135,34 @@ def _check_names(features: FeaturesConfig, earlier: WarmStart) -> None:
                 )
 
 
-def _old_name(name: str, renamed: Mapping[str, str]) -> str:
-    tables = {TABLE_PREFIX + new: TABLE_PREFIX + old for new, old in renamed.items()}
-    parts = [tables.get(part, renamed.get(part, part)) for part in name.split(".")]
-    return ".".join(parts)
+class _Names:
+    """Names of weights in the earlier run."""
+
+    def __init__(
+        self, features: FeaturesConfig, earlier: WarmStart, stored: Iterable[str]
+    ) -> None:
+        # Attention reads its tables from another collection, under other names.
+        self._tables = {table_of(name): name for name in stored if table_of(name)}
+        before = {feature.name: feature for feature in earlier.features.sparse}
+        self._parts: dict[str, str] = {}
+        for feature in features.sparse:
+            old = earlier.renamed.get(feature.name, feature.name)
+            table = before[old].table_name if old in before else TABLE_PREFIX + old
+            self._parts[FEATURE_PREFIX + feature.name] = FEATURE_PREFIX + old
+            if feature.table is None:
+                self._parts[feature.table_name] = table
+
+    def old(self, name: str) -> str:
+        """Return the earlier run's name of a weight, which it may not have."""
+        parts = [self._parts.get(part, part) for part in name.split(".")]
+        old = ".".join(["model", *parts])
+        return self._tables.get(table_of(old), old)
 
 
 def _feature_of(name: str, features: FeaturesConfig) -> IdFeature | None:
-    parts = name.split(".")
-    found = (f for f in features.sparse if TABLE_PREFIX + f.name in parts)
-    return next(found, None)
+    """Return the feature that owns the table of a weight; None for other weights."""
+    parts, owners = name.split("."), (f for f in features.sparse if f.table is None)
+    return next((feature for feature in owners if feature.table_name in parts), None)
 
 
 def _changed_mapping(feature: IdFeature | None, earlier: WarmStart) -> str | None:

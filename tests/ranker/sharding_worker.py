@@ -41,7 +41,7 @@ def run(config, device: torch.device):
     sharded = [m for m in model.modules() if isinstance(m, ShardedModule)]
     tops = {type(m).__name__ for m in sharded} - {"ShardedManagedCollisionCollection"}
     if "ShardedManagedCollisionEmbeddingBagCollection" not in tops:
-        assert len(sharded) == 1
+        assert len(sharded) == len(tops)
     result = {
         "loss": [line["loss"] for line in log.lines],
         "auxiliary_loss": [line["auxiliary_loss"] for line in log.lines],
@@ -97,6 +97,10 @@ def main() -> None:
     training.TrainPipelineSparseDist = scoring.TrainPipelineSparseDist = Watched
     with process_group() as device:
         result = {case: run(problem.config(case), device)[0] for case in problem.CASES}
+        result["architecture"] = {
+            case: run(problem.architecture(case), device)[0]
+            for case in problem.ARCHITECTURE_CASES
+        }
         result["managed"] = managed(out.with_suffix(".model"), device)
         messages = gather_objects(refusal(device))
         result["refusals"] = messages

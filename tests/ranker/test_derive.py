@@ -248,6 +248,14 @@ def test_buckets_get_quantiles_as_boundaries(derived):
     )
 
 
+def test_a_shared_table_is_as_large_as_its_owners(derived):
+    shared = {"column": "store", "table": "user_id"}
+    mine = derived.with_settings(FeaturesConfig(sparse=("user_id", shared)))
+    assert [feature.table_rows for feature in mine.config.sparse] == [4096, 4096]
+    alone = derived.with_settings(FeaturesConfig(sparse=("user_id", "store")))
+    assert alone.config.sparse[1].table_rows != 4096
+
+
 def test_the_table_is_aligned(derived):
     lines = derived.table().splitlines()
     assert lines[0].split() == ["column", "from", "used", "as", "because"]

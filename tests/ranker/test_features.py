@@ -281,7 +281,7 @@ def test_what_managed_collision_cannot_do_is_refused(options, message):
 @pytest.mark.parametrize(("asked", "rows"), [(1, 64), (64, 64), (65, 128)])
 def test_managed_tables_have_a_multiple_of_64_rows(asked, rows):
     feature = ManagedCollisionFeature(column="user_id", num_embeddings=asked)
-    assert feature.table(8).num_embeddings == rows
+    assert feature.table_rows == rows
 
 
 def test_optimizers_that_cannot_reset_their_state_are_refused():
@@ -298,7 +298,7 @@ def test_numbers_are_bucketized_by_hand():
     feature = BucketizedFeature(column="price", boundaries=(2, 10))
     bags = feature.encode(table, "file")
     assert bags.values.tolist() == [0, 1, 1, 2, 2]  # a boundary opens its bucket
-    assert feature.table(8).num_embeddings == 3
+    assert feature.table_rows == 3
     lists = with_column("prices", [[1, 3], [], [30], [2], [9, 10]])
     many = BucketizedFeature(column="prices", boundaries=(2, 10))
     assert many.encode(lists, "file").values.tolist() == [0, 1, 2, 1, 1, 2]

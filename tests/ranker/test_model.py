@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
-from torchrec.models.dlrm import DLRM, DLRMTrain
+from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRMTrain
 
 from learn_torchrec import AuxiliaryNetwork, LearnFeatures, LearnRanker
 from learn_torchrec.ranker.batch import RankingBatch
@@ -90,6 +90,25 @@ def test_with_learn_off_it_is_torchrecs_dlrm_bit_for_bit():
         ours.named_parameters(), theirs.parameters(), strict=True
     ):
         assert torch.equal(one.grad, other.grad), name
+
+
+def test_dcn_is_torchrecs_dlrm_dcn_bit_for_bit():
+    sizes = [16, 8], [16, 1]
+    ours = LearnRanker(tables(), 3, *sizes, dcn=(2, 4))
+    theirs = DLRM_DCN(tables(), 3, *sizes, dcn_num_layers=2, dcn_low_rank_dim=4)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    batch = make_batch()
+    inputs = batch.dense_features, batch.sparse_features
+    logits, expected = ours(*inputs)[0]["cvr"], theirs(*inputs).squeeze(-1)
+    assert torch.equal(logits, expected)
+    logits.sum().backward()
+    expected.sum().backward()
+    for (name, one), other in zip(
+        ours.named_parameters(), theirs.parameters(), strict=True
+    ):
+        assert torch.equal(one.grad, other.grad), name
+        assert (one.grad != 0).any(), name
 
 
 def test_without_dense_features_it_is_dlrm_on_a_constant():

@@ -209,7 +209,7 @@ def test_one_column_gives_several_features():
         CalendarFeature(column="timestamp", part=part) for part in ("hour", "weekday")
     )
     assert [hour.name, weekday.name] == ["timestamp_hour", "timestamp_weekday"]
-    assert hour.table(4).name == "t_timestamp_hour"
+    assert hour.table_name == "t_timestamp_hour"
     assert HashedFeature(column="user.age").name == "user_age"
     with pytest.raises(
         ValueError, match="sparse: store listed twice; list it once, or"

@@ -20,14 +20,14 @@ from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.batch import collate
 from learn_torchrec.ranker.build import (
     build_ranker,
-    build_task,
     load_ranker,
     save_ranker,
 )
+from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.optim import dense_optimizer, warmup_decay
-from learn_torchrec.training.sharding import init_tables, table_of
+from learn_torchrec.training.sharding import table_of
 from learn_torchrec.training.table_optimizer import replicated_optimizer
 
 WORKER = Path(__file__).with_name("sharding_worker.py")
@@ -67,13 +67,10 @@ def column_parts(
     return parts
 
 
-def unsharded(case: str) -> tuple[list[float], list[float]]:
+def unsharded(case: str, config: RankerConfig) -> tuple[list[float], list[float]]:
     """Losses and scores of plain modules and plain optimizers, step by step."""
-    config = problem.config(case)
     impressions = problem.impressions(config)
-    task = build_task(config, problem.SHAPE, torch.device("cpu"))
-    task.ranker.sparse_arch.to_empty(device="cpu")
-    init_tables(task, config.training.seed)
+    task = problem.unsharded(config)
     tables = {n: p for n, p in task.named_parameters() if table_of(n)}
     others = [(n, p) for n, p in task.named_parameters() if not table_of(n)]
     parts = column_parts(tables, problem.column_width(case))
@@ -118,13 +115,14 @@ def test_every_kind_equals_the_unsharded_model(ranks, tmp_path, one_rank):
     fresh = build_ranker(managed, problem.SHAPE, one_rank)
     save_ranker(fresh, tmp_path / "out.one")
     results = launch(ranks, tmp_path / "out.json")
+    for case in problem.ARCHITECTURE_CASES:
+        result = results["architecture"][case]
+        check_equal(result, case, problem.architecture(case))
+        names = ["ShardedEmbeddingBagCollection", "ShardedEmbeddingCollection"]
+        assert result["pipelined"] == [names] * 2, case
     for case in problem.CASES:
-        losses, scores = unsharded(case)
         result = results[case]
-        np.testing.assert_allclose(result["loss"], losses, rtol=1e-4, err_msg=case)
-        np.testing.assert_allclose(
-            result["scores"], scores, rtol=1e-4, atol=1e-5, err_msg=case
-        )
+        check_equal(result, case, problem.config(case))
         assert result["pipelined"] == [["ShardedEmbeddingBagCollection"]] * 2, case
         if case == "auto":
             continue
@@ -154,6 +152,14 @@ def test_every_kind_equals_the_unsharded_model(ranks, tmp_path, one_rank):
     assert len(set(results["refusals"])) == 1
     assert "found no plan" in results["refusals"][0]
     assert "t_user_id nonsense" in results["refusals"][0]
+
+
+def check_equal(result: dict, case: str, config: RankerConfig) -> None:
+    losses, scores = unsharded(case, config)
+    np.testing.assert_allclose(result["loss"], losses, rtol=1e-4, err_msg=case)
+    np.testing.assert_allclose(
+        result["scores"], scores, rtol=1e-4, atol=1e-5, err_msg=case
+    )
 
 
 def check_managed(result: dict) -> None:
@@ -188,8 +194,8 @@ def test_what_fbgemm_lacks_on_the_cpu_is_refused(tables, managed, message, one_r
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("case", ["auto", "data_parallel", "row_wise/sgd"])
 def test_on_cuda_it_is_the_same(case, one_rank):
-    losses, scores = unsharded(case)
     config = problem.config(case)
+    losses, scores = unsharded(case, config)
     rows, log = problem.impressions(config), Recorder()
     model, _ = train_ranker(config, rows, one_rank, log)
     found = score(model, rows, 50, one_rank)["score"]

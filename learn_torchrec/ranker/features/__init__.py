@@ -18,6 +18,7 @@ from learn_torchrec.ranker.features.dense import DenseFeature
 from learn_torchrec.ranker.features.hashed import HashedFeature
 from learn_torchrec.ranker.features.indexed import IndexedFeature
 from learn_torchrec.ranker.features.managed_collision import ManagedCollisionFeature
+from learn_torchrec.ranker.features.shared_tables import with_shared_tables
 from learn_torchrec.schema import ITEM_ID, USER_ID
 
 __all__ = [
@@ -77,6 +78,8 @@ class FeaturesConfig:
         dense: number columns: names, or settings.
         nulls: "fill": a null id has no embedding (it adds 0), a null number is the
             mean; both are counted. "refuse": a null is an error that names its row.
+
+    Features that share a table have its settings after construction.
     """
 
     sparse: tuple[SparseFeature, ...] = (
@@ -89,9 +92,23 @@ class FeaturesConfig:
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.sparse]
         require(len(names) > 0, "sparse: name at least one column")
+        object.__setattr__(self, "sparse", with_shared_tables(self.sparse))
         require(
-            not all(feature.is_managed for feature in self.sparse),
-            "sparse: needs at least one feature without managed_collision",
+            len(self.pooled) > 0,
+            "sparse: needs at least one feature without managed_collision whose table "
+            "no attention reads",
+        )
+        dims = {feature.embedding_dim for feature in self.sequences}
+        require(
+            len(dims) < 2,
+            "sparse: TorchRec needs one embedding_dim for all tables that attention "
+            f"reads, not {', '.join(map(str, dims))}",
+        )
+        weighted = [feature.name for feature in self.sequences if feature.weights]
+        require(
+            not weighted,
+            f"sparse: {', '.join(weighted)} has weights, but shares a table with "
+            "attention, which takes none; give it a table of its own",
         )
         dense = [feature.column for feature in self.dense]
         for kind, listed, fix in (
@@ -100,6 +117,23 @@ class FeaturesConfig:
         ):
             twice = [name for name in set(listed) if listed.count(name) > 1]
             require(not twice, f"{kind}: {', '.join(twice)} listed twice; {fix}")
+
+    @property
+    def sequences(self) -> tuple[IdFeature, ...]:
+        """The features whose tables attention reads, in unpooled form."""
+        read = {f.table_name for f in self.sparse if f.pooling == "attention"}
+        return tuple(f for f in self.sparse if f.table_name in read)
+
+    @property
+    def managed(self) -> tuple[IdFeature, ...]:
+        """The features whose ids TorchRec maps to rows while it trains."""
+        return tuple(feature for feature in self.sparse if feature.is_managed)
+
+    @property
+    def pooled(self) -> tuple[IdFeature, ...]:
+        """All other ID features."""
+        others = (*self.sequences, *self.managed)
+        return tuple(feature for feature in self.sparse if feature not in others)
 
     @property
     def columns(self) -> tuple[str, ...]:

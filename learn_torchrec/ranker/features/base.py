@@ -3,21 +3,22 @@
 Letters: N rows, V ids of all rows together.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from pydantic import PositiveInt
-from torchrec import EmbeddingBagConfig
+from pydantic import Field, PositiveInt
 from torchrec.modules.mc_modules import MCHManagedCollisionModule
 
 from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
 from learn_torchrec.config import OPERATIONAL, configuration, require
 from learn_torchrec.errors import UserError
-from learn_torchrec.jagged import offsets_of, take_index
+from learn_torchrec.jagged import offsets_of, positions_in, take_index
 from learn_torchrec.ranker.features.columns import FeatureColumn, Nulls, read_column
 from learn_torchrec.training.sharding import ShardingKind
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
@@ -28,7 +29,7 @@ DEFAULT_ROWS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class IdBags:
-    """One ID feature of many rows: a bag of table rows each, for sum pooling.
+    """One ID feature of many rows: a bag of table rows each.
 
     Attributes:
         values: int64 [V], table rows, or keys that TorchRec maps to rows.
@@ -69,6 +70,15 @@ class IdBags:
             left_out=None if self.left_out is None else self.left_out[rows],
         )
 
+    def filter(self, keep: BoolArray) -> "IdBags":
+        """Return all bags with only the ids where `keep` [V] is true."""
+        return dataclasses.replace(
+            self,
+            values=self.values[keep],
+            offsets=offsets_of(keep.astype(np.int64))[self.offsets],
+            weights=None if self.weights is None else self.weights[keep],
+        )
+
 
 @configuration
 class IdFeature:
@@ -82,6 +92,17 @@ class IdFeature:
         name: of the feature and its table; by default the column, with `_` for dots.
         weights: a column of numbers in the shape of `column`, one weight per id in
             the bag's sum; None for 1.
+        pooling: of the embeddings of a row's ids: their "sum", their "mean", or
+            target "attention" (DIN): each id's weight depends on it and the `query`.
+        query: the feature that attention compares the ids with, such as the
+            candidate's `item_id`; it shares its table with this feature.
+        table: the feature whose table this one shares; None for a table of its own.
+            Both must map ids to rows alike; the table's size, dim and sharding are
+            set there.
+        embedding_dim: of its table, a multiple of 4; None for
+            `ranker.model.embedding_dim`. A linear layer projects other dims to that.
+        padding: an id that stands for none, such as 0; it is dropped.
+        max_length: of a row's list, whose last ids are kept; None for all.
         sharding: of its table; None for `ranker.sharding.kind`.
         ids: the kind's name; a constant of every kind.
     """
@@ -93,6 +114,12 @@ class IdFeature:
     column: str
     name: str = ""
     weights: str | None = None
+    pooling: Literal["sum", "mean", "attention"] = "sum"
+    query: str | None = None
+    table: str | None = None
+    embedding_dim: Annotated[int, Field(gt=0, multiple_of=4)] | None = None
+    padding: int | str | None = None
+    max_length: PositiveInt | None = None
     sharding: Annotated[ShardingKind | None, OPERATIONAL] = None
     ids: str
 
@@ -102,11 +129,25 @@ class IdFeature:
             "." not in self.name,
             f"name: {self.name!r} has a dot, which names of tables must not have",
         )
+        require(
+            (self.pooling == "attention") == (self.query is not None),
+            f"query: attention needs one, other poolings have none (column "
+            f"{self.column!r})",
+        )
+        require(
+            self.weights is None or self.pooling == "sum",
+            f"weights: are of a sum, not of {self.pooling} (column {self.column!r})",
+        )
 
     @property
     def default_name(self) -> str:
         """The column, with `_` for dots."""
         return self.column.replace(".", "_")
+
+    @property
+    def table_name(self) -> str:
+        """The name of its table, or of the one that it shares."""
+        return TABLE_PREFIX + (self.table or self.name)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -156,29 +197,22 @@ class IdFeature:
         weights = None
         if self.weights:
             weights = _weights_of(ids, read_column(table, self.weights, source, nulls))
-        offsets, left_out = offsets_of(ids.lengths), None
-        if self.may_drop_ids:
-            is_known = rows >= 0
-            rows = rows[is_known]
-            weights = None if weights is None else weights[is_known]
-            offsets = offsets_of(is_known.astype(np.int64))[offsets]
-            left_out = ids.lengths - np.diff(offsets)
-        return IdBags(
+        bags = IdBags(
             values=rows,
-            offsets=offsets,
+            offsets=offsets_of(ids.lengths),
             weights=weights,
-            left_out=left_out,
             has_null=ids.has_null,
         )
-
-    def table(self, embedding_dim: int) -> EmbeddingBagConfig:
-        """Return the TorchRec configuration of its table."""
-        return EmbeddingBagConfig(
-            name=TABLE_PREFIX + self.name,
-            embedding_dim=embedding_dim,
-            num_embeddings=self.table_rows,
-            feature_names=[self.name],
-        )
+        if self.padding is not None:
+            bags = bags.filter(_is_not(ids, self.padding))
+        if self.max_length is not None:
+            left = np.repeat(bags.lengths, bags.lengths) - positions_in(bags.lengths)
+            bags = bags.filter(left <= self.max_length)
+        if self.may_drop_ids:
+            known = bags.filter(bags.values >= 0)
+            left_out = bags.lengths - known.lengths
+            bags = dataclasses.replace(known, left_out=left_out)
+        return bags
 
 
 @configuration
@@ -196,6 +230,24 @@ class SizedFeature(IdFeature):
     def table_rows(self) -> int:
         """Rows of its table."""
         return self.num_embeddings or DEFAULT_ROWS
+
+
+def _is_not(ids: FeatureColumn, padding: int | str) -> BoolArray:
+    """Return which ids are not padding, bool [V].
+
+    Raises:
+        UserError: padding of another type than the ids.
+    """
+    kind = ids.values.type
+    try:
+        differs = pc.not_equal(ids.values, pa.scalar(padding).cast(kind))
+    except pa.ArrowException:
+        raise UserError(
+            f"{ids.source}: column {ids.name!r} is {kind}, which padding={padding!r} "
+            "is not; name an id of that type, or null"
+        ) from None
+    found: BoolArray = differs.to_numpy(zero_copy_only=False)
+    return found
 
 
 def _weights_of(ids: FeatureColumn, weights: FeatureColumn) -> Float32Array:

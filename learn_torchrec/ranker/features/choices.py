@@ -76,6 +76,8 @@ class DerivedFeatures:
         sparse: list[SparseFeature] = []
         for feature in features.sparse:
             column = self.columns.get(feature.column)
+            if feature.table is not None:
+                column = None  # it gets what its table's owner gets
             if isinstance(feature, SizedFeature) and column is not None:
                 rows = feature.num_embeddings or column.table_rows
                 feature = replace(feature, num_embeddings=rows)

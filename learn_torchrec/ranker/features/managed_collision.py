@@ -42,6 +42,11 @@ class ManagedCollisionFeature(SizedFeature):
             f"(column {self.column!r}); remove them or use another kind",
         )
         require(
+            self.pooling != "attention",
+            "pooling: managed_collision does not support attention "
+            f"(column {self.column!r}); pool by sum or mean, or use another kind",
+        )
+        require(
             self.sharding in (None, "auto", "row_wise"),
             f"sharding: TorchRec shards managed_collision tables row_wise only, not "
             f"{self.sharding} (column {self.column!r})",
