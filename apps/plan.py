@@ -37,7 +37,7 @@ from learn_torchrec.towers.holdout import TowersSplit, split_towers
 
 from .checkup.machine import available_memory
 from .estimates import Estimate
-from .train_ranker import training_impressions
+from .train_ranker import hold_out, training_impressions
 
 _MOST_ROWS = 200_000  # of each part of the impressions, encoded as a trial
 _MOST_TEXTS = 100_000  # that are composed as a trial
@@ -194,6 +194,7 @@ class _Checks:
             self._dataset, ranker, self._times(), None, actions
         )
         self._lookups = shown.lookups
+        hold_out(self._dataset, ranker, self._times(), shown)
         _encode_first(shown, labelled=True)
 
     def test(self) -> None:

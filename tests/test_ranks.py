@@ -45,8 +45,11 @@ def test_several_ranks_equal_one(ranks, store, market, tmp_path):
         close("towers", name, tolerance=1e-4)
     for name in ("loss", "mrr", "weights", "table"):
         close("next_item", name, tolerance=1e-4)
-    for name in ("loss", "scores"):
+    for name in ("loss", "scores", "ne"):
         close("ranker", name, tolerance=1e-4)
+    for name in ("auc", "uauc"):  # close scores may change places
+        close("ranker", name, tolerance=2e-3)
+    assert several["ranker"]["step"] == one["ranker"]["step"] == [25, 50, 75, 100, 117]
     for stage in ("towers", "next_item", "ranker"):
         assert one[stage]["loss"][-1] < one[stage]["loss"][0] - 0.01, stage
     assert len(one["ranker"]["scores"]) == len(several["ranker"]["scores"]) == 3000

@@ -47,6 +47,15 @@ MANAGED = [
 ]
 
 
+VALIDATED = [
+    "ranker.training.epochs=4",
+    "ranker.optimizer.learning_rate=0.03",  # soon too far
+    "ranker.validation.share=0.2",
+    "ranker.validation.every_steps=4",
+    "ranker.validation.metric=ne",
+]
+
+
 @pytest.fixture
 def options(market):
     return ["--data", f"parquet:{market}", *SETTINGS]
@@ -101,6 +110,30 @@ def test_ranker_resumed_equals_uninterrupted(options, tmp_path, monkeypatch, ext
     resumed_equals_uninterrupted(
         train_ranker.main, [*options, *extra], tmp_path, monkeypatch, (4, 9)
     )
+
+
+@pytest.mark.parametrize(
+    ("refit", "cuts"),
+    [
+        # At steps 4, 10 and 17 of 16 + 10, then twice in the second training.
+        ("refit=true", (4, 7, 8, 4, 4)),
+        # After step 8, whose weights are the best.
+        ("refit=false", (5, 7, 5)),
+    ],
+)
+def test_validation_resumed_equals_uninterrupted(
+    options, tmp_path, monkeypatch, refit, cuts
+):
+    options = [*options, *VALIDATED, f"ranker.validation.{refit}"]
+    resumed_equals_uninterrupted(
+        train_ranker.main, options, tmp_path, monkeypatch, cuts
+    )
+    found, expected = (
+        json.loads((tmp_path / name / "manifest.json").read_text())["facts"]
+        for name in ("cut", "whole")
+    )
+    assert found["validation"] == expected["validation"]
+    assert found["steps"] == expected["steps"]
 
 
 @pytest.mark.gpu
