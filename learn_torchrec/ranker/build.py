@@ -1,6 +1,6 @@
 """Building, saving and loading a ranker; its optimizers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -32,11 +32,15 @@ MODEL_DIRECTORY = "model"
 
 
 def build_task(
-    config: RankerConfig, vector_dim: int | None, device: torch.device
+    config: RankerConfig,
+    vector_dim: int | None,
+    device: torch.device,
+    offsets: Mapping[str, float] | None = None,
 ) -> LearnRankerTrain:
     """Return a fresh ranker before sharding; its tables are not initialized yet.
 
-    `vector_dim` is D with LEARN on, None for the baseline.
+    `vector_dim` is D with LEARN on, None for the baseline; `offsets` are those of
+    `LearnRankerTrain`.
     """
     torch.manual_seed(config.training.seed)
     shape, features = config.model, config.features
@@ -69,7 +73,7 @@ def build_task(
         device=device,
         tasks=[task.name for task in config.tasks],
     )
-    return LearnRankerTrain(ranker, config.tasks)
+    return LearnRankerTrain(ranker, config.tasks, offsets)
 
 
 def build_ranker(
@@ -77,6 +81,7 @@ def build_ranker(
     vector_dim: int | None,
     device: torch.device,
     on_plan: Callable[[str], None] | None = None,
+    offsets: Mapping[str, float] | None = None,
 ) -> DistributedModelParallel:
     """Return a fresh ranker, sharded over the ranks.
 
@@ -88,7 +93,7 @@ def build_ranker(
     sparse = config.features.sparse
     for feature in sparse:
         feature.check(config.tables, device)
-    task = build_task(config, vector_dim, device)
+    task = build_task(config, vector_dim, device, offsets)
     kinds = sharding_kinds(sparse, config.sharding)
     model = shard_tables(task, device, config.tables, kinds, on_plan)
     init_tables(model, config.training.seed)

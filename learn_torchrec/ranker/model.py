@@ -3,7 +3,7 @@
 Dimension letters: B rows, F dense features, D vector dim, S ID features.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -176,14 +176,19 @@ class LearnRankerTrain(nn.Module):
     """The training task: all main and auxiliary losses in one backward pass.
 
     TorchRec's fused table optimizers step in every backward pass, so two passes would
-    update the tables twice. `tasks` are the ranker's, in its order.
+    update the tables twice. `tasks` are the ranker's, in its order. `offsets` by task
+    are added to the logit in the loss, see `sampling`.
     """
 
     def __init__(
-        self, ranker: LearnRanker, tasks: Sequence[TaskConfig] = (TaskConfig(),)
+        self,
+        ranker: LearnRanker,
+        tasks: Sequence[TaskConfig] = (TaskConfig(),),
+        offsets: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.ranker, self.tasks = ranker, tuple(tasks)
+        self.offsets = dict(offsets or {})
 
     def forward(self, batch: RankingBatch) -> tuple[Tensor, RankerOutput]:
         """Return the loss and the detached output.
@@ -199,7 +204,7 @@ class LearnRankerTrain(nn.Module):
             batch.has_vectors,
             batch.managed_features,
         )
-        joint = joint_logits(self.tasks, logits)
+        joint = joint_logits(self.tasks, logits, self.offsets)
         loss = torch.zeros((), device=batch.weights.device)
         auxiliary = torch.zeros_like(loss)
         for task in self.tasks:

@@ -21,9 +21,11 @@ from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.managed_history import input_history, restore_input_history
 from learn_torchrec.ranker.metrics import TrainingMetrics
 from learn_torchrec.ranker.model import RankerOutput
+from learn_torchrec.ranker.sampling import logit_offsets
 from learn_torchrec.ranker.tasks import describe_tasks
 from learn_torchrec.ranker.validation import HeldOut, Validation
 from learn_torchrec.ranker.warm_start import WarmStart, warm_start
+from learn_torchrec.schema import SAMPLING_RATE, WEIGHT
 from learn_torchrec.training.checkpoint import Checkpoints, SavedCheckpoint
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import train_epoch
@@ -62,6 +64,7 @@ def train_ranker(
             that the backend cannot run, or a non-finite loss.
         ValueError: no checkpoints to keep the best weights in.
     """
+    _log_columns(impressions)
     job = _Job(config, device, log, on_plan, checkpoints, earlier)
     saved = checkpoints.latest() if checkpoints else None
     if held_out is None:
@@ -136,7 +139,10 @@ class _Training:
         if passes is not None:
             self._last = max(1, round(passes * self._per_epoch))
         vector_dim = None if impressions.vectors is None else impressions.vectors.dim
-        self._model = build_ranker(config, vector_dim, job.device, job.on_plan)
+        self._offsets = logit_offsets(impressions)
+        self._model = build_ranker(
+            config, vector_dim, job.device, job.on_plan, self._offsets
+        )
         if job.earlier is not None:
             warm_start(self._model, config.features, job.earlier)
         self._optimizer = ranker_optimizer(self._model, config)
@@ -158,7 +164,9 @@ class _Training:
         if validation is not None and passes is not None:
             self._state.earlier_steps = validation.last_step
         per_rank = max(1, training.batch_size // dist.get_world_size())
-        self._metrics = TrainingMetrics(config.tasks, per_rank, job.device)
+        self._metrics = TrainingMetrics(
+            config.tasks, per_rank, job.device, self._offsets
+        )
 
     def run(
         self, saved: SavedCheckpoint | None
@@ -187,6 +195,8 @@ class _Training:
                     )
         self._pipeline.detach()
         facts = {"steps": state.step, **_facts(self._job.config, self._impressions)}
+        if self._offsets:
+            facts["logit_offsets"] = self._offsets
         if self._validation is not None:
             facts["validation"] = self._validation.facts()
         return self._model, facts
@@ -257,6 +267,19 @@ def _facts(config: RankerConfig, impressions: Impressions) -> dict[str, Any]:
         report.log()
     logger.info("trained on %d of %d rows an epoch", report.rows, len(impressions))
     return {"tasks": describe_tasks(config.tasks), **report.facts()}
+
+
+def _log_columns(impressions: Impressions) -> None:
+    """Say what the columns do that are no features."""
+    present = impressions.source.empty().schema.names
+    if WEIGHT in present:
+        logger.info("column %r weights the rows in training and in the metrics", WEIGHT)
+    if SAMPLING_RATE in present:
+        logger.info(
+            "column %r: scores will be probabilities among all rows, not only those "
+            "kept; it weights nothing in training",
+            SAMPLING_RATE,
+        )
 
 
 def _refuse_non_finite(loss: float, step: int) -> None:
