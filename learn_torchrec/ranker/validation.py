@@ -25,10 +25,11 @@ from learn_torchrec.evaluation.pooled_auc import AUC
 from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.evaluation.user_auc import UAUC
 from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.ranker.features.dense import encode_rates
 from learn_torchrec.ranker.impressions import Impressions, Part
 from learn_torchrec.ranker.scoring import scorer
 from learn_torchrec.ranker.tasks import describe_tasks
-from learn_torchrec.schema import USER_ID, WEIGHT
+from learn_torchrec.schema import SAMPLING_RATE, USER_ID, WEIGHT
 from learn_torchrec.training.distributed import (
     broadcast_from_rank0,
     is_writer,
@@ -178,12 +179,16 @@ class Validation:
         table, rows = part.table, slice(part.table.num_rows)
         if not table.num_rows:
             return
+        rates = None
+        if SAMPLING_RATE in table.column_names:
+            rates = encode_rates(table, self._rows.source.name)
         for task in self._tasks:
             streams[task["name"]].add(
                 table[USER_ID],
                 part.rows.labels[task["label"]][rows],
                 scores[task["score"]][rows],
                 part.rows.weights[rows] if WEIGHT in table.column_names else None,
+                sampling_rates=rates,
             )
 
     def _value(self, found: Mapping[str, RankingMetrics]) -> float:

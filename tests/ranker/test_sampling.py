@@ -29,6 +29,7 @@ from learn_torchrec.ranker.sampling import logit_offsets
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.ranker.training import train_ranker
+from learn_torchrec.ranker.validation import Validation
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.sharding import init_tables
 
@@ -155,8 +156,13 @@ def test_scores_are_those_among_all_rows(one_rank):
         scores = score(model, impressions(everything), 1000, one_rank)["score"]
         users = everything["user_id"].combine_chunks()
         found[name] = evaluate_auc(users, labels, scores), facts
+        if name == "offset":  # the sampled rows stand for all
+            rows = Validation(CONFIG, impressions(table), one_rank)
+            validated = rows.evaluate(model, 1)
     (metrics, facts), (without, _) = found["offset"], found["none"]
     assert metrics["calibration"] == pytest.approx(1, abs=0.02)
+    for one in ("calibration", "ne"):
+        assert validated[one] == pytest.approx(metrics[one], abs=0.02)
     assert without["calibration"] > 3  # what it would have been
     assert metrics["auc"] == pytest.approx(without["auc"], abs=1e-3)
     assert facts["logit_offsets"] == {"cvr": pytest.approx(math.log(5))}
