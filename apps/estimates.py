@@ -124,16 +124,20 @@ def _vectors(run: Run, counts: Mapping[str, int], rate: float) -> Estimate:
 
 def _ranker(run: Run, counts: Mapping[str, int], ranks: int) -> Estimate:
     ranker, rows = run.ranker, counts["training_rows"]
-    steps = max(1, rows // ranker.training.batch_size) * ranker.training.epochs
+    # With validation one training stops somewhere, and another takes as many passes.
+    validates = ranker.validation.share > 0
+    trainings = 2 if validates and ranker.validation.refit else 1
+    passes = ranker.training.epochs * trainings
+    steps = max(1, rows // ranker.training.batch_size) * passes
     table_rows = sum(feature.table_rows for feature in ranker.features.sparse)
     tables = table_rows * (4.0 * ranker.model.embedding_dim + 4)
     columns = len(ranker.features.sparse) + len(ranker.features.dense) + 4
     held = 0 if ranker.training.stream.enabled else 24.0 * rows * columns * ranks
     seconds = LAUNCH_SECONDS + _STEP_SECONDS * steps
-    seconds += rows * ranker.training.epochs / 40_000
+    seconds += rows * passes / 40_000
     return Estimate(
         "rankers",
-        f"{rows:,} rows, {steps:,} steps, without and with LEARN",
+        f"{rows:,} rows, {'up to ' * validates}{steps:,} steps, without and with LEARN",
         2 * seconds,
         held + 3 * tables,
         2 * tables,
