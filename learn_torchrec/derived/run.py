@@ -237,6 +237,8 @@ def _length(draft: Draft, rows: int, reason: str) -> None:
     if rows >= _VALIDATED_ROWS and _can_validate(draft):
         why = f"{reason}: the latest say when to stop, then all are learned from"
         draft.put("ranker.validation.share", _VALIDATION, why)
+        why = "steadier than UAUC, to which users with few rows add noise"
+        draft.put("ranker.validation.metric", "auc", why)
         draft.respect("ranker")
     validates = draft.run.ranker.validation.share > 0
     draft.put(
