@@ -185,7 +185,8 @@ class _Checks:
         ).num_rows
         if rows:
             self._plan.counts["training_rows"] = rows
-            self._check_batch("ranker.training.batch_size", rows, "rows")
+            left = int(rows * (1 - self._run.ranker.validation.share))
+            self._check_batch("ranker.training.batch_size", left, "rows")
 
     def training(self) -> None:
         """Check the impressions that the ranker learns from, and encode some."""

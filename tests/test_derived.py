@@ -156,13 +156,13 @@ def test_batches_divide_among_the_ranks(tmp_path):
 @pytest.mark.parametrize(
     ("count", "change", "overrides", "expected"),
     [
-        (5000, None, (), (0.1, 10)),
-        (5000, None, ("ranker.validation.share=0",), (0.0, 3)),
-        (5000, None, ("ranker.validation.share=0.3",), (0.3, 10)),
-        (5000, None, ("ranker.training.epochs=7",), (0.1, 7)),
-        (5000, "latest", (), (0.0, 3)),  # have one label alone
-        (5000, "earlier", (), (0.0, 3)),
-        (600, None, (), (0.0, 3)),
+        (40_000, None, (), (0.1, 10)),
+        (40_000, None, ("ranker.validation.share=0",), (0.0, 3)),
+        (40_000, None, ("ranker.validation.share=0.3",), (0.3, 10)),
+        (40_000, None, ("ranker.training.epochs=7",), (0.1, 7)),
+        (40_000, "latest", (), (0.0, 3)),  # have one label alone
+        (40_000, "earlier", (), (0.0, 3)),
+        (5000, None, (), (0.0, 3)),
     ],
 )
 def test_the_latest_rows_of_a_small_log_say_how_long_a_ranker_trains(

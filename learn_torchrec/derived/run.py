@@ -30,8 +30,8 @@ FEATURES = "ranker.features"
 _SAMPLED_USERS = 100_000  # of a large log, to count repeated items
 _SMALL_LOG, _LARGE_LOG = 1_000_000, 100_000_000  # events
 _MOST_SNAPSHOTS = 5_000_000  # user vectors, one for each event
-_VALIDATED_ROWS = 1_000  # training rows of which a part can say how long to train
-_VALIDATION = 0.1  # of them
+_VALIDATED_ROWS = 10_000  # training rows of which a tenth tells passes apart
+_VALIDATION = 0.1  # share of the training rows
 _STREAMED_ROWS = 20_000_000  # impressions that are not held in memory
 
 

@@ -114,6 +114,18 @@ def test_of_parquet_only_a_few_columns_are_read(one_rank, tmp_path, monkeypatch)
     assert found == pytest.approx(logit_offsets(held)["cvr"], rel=1e-12)
 
 
+def test_it_is_said_once_what_weights_and_rates_do(one_rank, caplog):
+    caplog.set_level("INFO", logger="learn_torchrec")
+    labels, ones = np.arange(600) % 2, np.ones(600)
+    for columns in ({"weight": ones}, {"sampling_rate": ones}, {}):
+        rows = impressions(rows_of(labels, **columns))
+        train_ranker(CONFIG, rows, one_rank, Recorder())
+    said = [line for line in caplog.messages if line.startswith("column ")]
+    assert said[0] == "column 'weight' weights the rows in training and in the metrics"
+    assert "'sampling_rate': scores will be probabilities among all rows" in said[1]
+    assert len(said) == 2
+
+
 def test_with_the_offset_the_loss_is_that_of_a_shifted_bias():
     """Loss and gradients are equal, and so the order that is learned."""
     config = problem.config("auto")

@@ -15,6 +15,7 @@ from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.split import SplitTimes, validation_from
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import evaluate_auc
+from learn_torchrec.ranker.build import build_ranker
 from learn_torchrec.ranker.config import (
     RankerConfig,
     RankerModelConfig,
@@ -28,6 +29,7 @@ from learn_torchrec.ranker.features import (
 )
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.scoring import score
+from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.ranker.training import best_passes, train_ranker
 from learn_torchrec.ranker.validation import HeldOut, Validation
 from learn_torchrec.training.checkpoint import CheckpointConfig, Checkpoints
@@ -184,6 +186,29 @@ def test_evaluating_changes_no_weight(ids, one_rank):
         config, held_out(config).earlier, one_rank, Recorder(), checkpoints=none
     )
     assert_equal(some.weights, none.weights)
+
+
+def test_of_several_tasks_the_mean_decides(one_rank):
+    tasks = (TaskConfig(name="ctr", label="click"), TaskConfig(given="ctr"))
+    config = dataclasses.replace(with_validation(metric="auc"), tasks=tasks)
+    clicks = np.maximum(table()["label"].to_numpy(), np.arange(ROWS) % 2)
+    rows = table().append_column("click", pa.array(clicks))
+    latest = held_out(config, rows).latest
+    model = build_ranker(config, None, one_rank)
+    validation = Validation(config, latest, one_rank)
+    found = validation.evaluate(model, 1)
+    scores = score(model, latest, 100, one_rank)
+    last = rows.slice(CUT)
+    for task, label, name in (
+        ("ctr", "click", "score_ctr"),
+        ("cvr", "label", "score_cvr_and_ctr"),
+    ):
+        users, labels = last["user_id"].combine_chunks(), last[label].to_numpy()
+        expected = evaluate_auc(users, labels, scores[name])
+        for one in ("auc", "uauc", "ne"):
+            assert found[f"{one}_{task}"] == pytest.approx(expected[one])
+    mean = (found["auc_ctr"] + found["auc_cvr"]) / 2
+    assert validation.best["value"] == pytest.approx(mean)
 
 
 def test_the_best_is_the_first_of_equals_and_patience_counts_from_it(one_rank):
