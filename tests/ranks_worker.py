@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -27,6 +28,7 @@ from learn_torchrec.ranker.config import (
 )
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.sampling import logit_offsets
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import best_passes, train_ranker
 from learn_torchrec.ranker.validation import HeldOut
@@ -166,6 +168,8 @@ def watched() -> tuple[type, list[TrainPipelineSparseDist]]:
 def ranking_rows(market: Path, config: RankerConfig) -> list[Impressions]:
     """All rows; the first 2,501; the other 499, which do not divide among ranks."""
     impressions = open_dataset(f"parquet:{market}").impressions
+    rates = pa.array(np.linspace(0.1, 1, impressions.num_rows))
+    impressions = impressions.append_column("sampling_rate", rates)
     random = np.random.default_rng(0)
     user_ids = impressions["user_id"].combine_chunks().unique().slice(5)
     users = VectorTable.build(
@@ -205,6 +209,7 @@ def ranker(market: Path, device: torch.device) -> dict[str, object]:
         "loss": [line["loss"] for line in log.lines],
         "scores": [x for part in scores for x in part],
         "pipelined": pipelines[0].pipelined,
+        "offset": logit_offsets(rows)["cvr"],
         **validated(config, HeldOut(earlier, latest), device),
     }
 

@@ -49,6 +49,7 @@ def test_several_ranks_equal_one(ranks, store, market, tmp_path):
         close("ranker", name, tolerance=1e-4)
     for name in ("auc", "uauc"):  # close scores may change places
         close("ranker", name, tolerance=2e-3)
+    assert several["ranker"]["offset"] == one["ranker"]["offset"] > 0.5
     assert several["ranker"]["step"] == one["ranker"]["step"] == [25, 50, 75, 100, 117]
     for stage in ("towers", "next_item", "ranker"):
         assert one[stage]["loss"][-1] < one[stage]["loss"][0] - 0.01, stage
