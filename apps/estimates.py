@@ -124,7 +124,11 @@ def _vectors(run: Run, counts: Mapping[str, int], rate: float) -> Estimate:
 def _ranker(run: Run, counts: Mapping[str, int], ranks: int) -> Estimate:
     ranker, rows = run.ranker, counts["training_rows"]
     dim = ranker.model.embedding_dim
-    steps = max(1, rows // ranker.training.batch_size) * ranker.training.epochs
+    # With validation one training stops somewhere, and another takes as many passes.
+    validates = ranker.validation.share > 0
+    trainings = 2 if validates and ranker.validation.refit else 1
+    passes = ranker.training.epochs * trainings
+    steps = max(1, rows // ranker.training.batch_size) * passes
     tables = sum(
         feature.table_rows * (4.0 * (feature.embedding_dim or dim) + 4)
         for feature in ranker.features.sparse
@@ -133,10 +137,10 @@ def _ranker(run: Run, counts: Mapping[str, int], ranks: int) -> Estimate:
     columns = len(ranker.features.sparse) + len(ranker.features.dense) + 4
     held = 0 if ranker.training.stream.enabled else 24.0 * rows * columns * ranks
     seconds = LAUNCH_SECONDS + _STEP_SECONDS * steps
-    seconds += rows * ranker.training.epochs / 40_000
+    seconds += rows * passes / 40_000
     return Estimate(
         "rankers",
-        f"{rows:,} rows, {steps:,} steps, without and with LEARN",
+        f"{rows:,} rows, {'up to ' * validates}{steps:,} steps, without and with LEARN",
         2 * seconds,
         held + 3 * tables,
         2 * tables,

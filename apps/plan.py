@@ -38,7 +38,7 @@ from learn_torchrec.towers.holdout import TowersSplit, split_towers
 
 from .checkup.machine import available_memory
 from .estimates import Estimate
-from .train_ranker import training_impressions
+from .train_ranker import hold_out, training_impressions
 
 _MOST_ROWS = 200_000  # of each part of the impressions, encoded as a trial
 _MOST_TEXTS = 100_000  # that are composed as a trial
@@ -189,7 +189,8 @@ class _Checks:
         ).num_rows
         if rows:
             self._plan.counts["training_rows"] = rows
-            self._check_batch("ranker.training.batch_size", rows, "rows")
+            left = int(rows * (1 - self._run.ranker.validation.share))
+            self._check_batch("ranker.training.batch_size", left, "rows")
 
     def training(self) -> None:
         """Check the impressions that the ranker learns from, and encode some."""
@@ -198,6 +199,7 @@ class _Checks:
             self._dataset, ranker, self._times(), None, actions
         )
         self._lookups = shown.lookups
+        hold_out(self._dataset, ranker, self._times(), shown)
         _encode_first(shown, labelled=True)
 
     def test(self) -> None:

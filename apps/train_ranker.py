@@ -7,8 +7,13 @@ from collections.abc import Sequence
 
 from learn_torchrec.config import replace
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
-from learn_torchrec.datasets.split import SplitTimes, nothing_between, resolve_times
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowSource
+from learn_torchrec.datasets.split import (
+    SplitTimes,
+    nothing_between,
+    resolve_times,
+    validation_from,
+)
 from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
@@ -22,7 +27,8 @@ from learn_torchrec.ranker.labels import refuse_one_class
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.ranker.training import train_ranker
-from learn_torchrec.schema import IMPRESSIONS_FILE, WEIGHT
+from learn_torchrec.ranker.validation import HeldOut
+from learn_torchrec.schema import IMPRESSIONS_FILE, SAMPLING_RATE, WEIGHT
 from learn_torchrec.training.distributed import (
     is_writer,
     raise_on_all_ranks,
@@ -104,9 +110,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     times = resolve_times(job.run.split, dataset.times)
     actions = job.run.split.actions
     learn = open_learn(args, dataset, job.run.ranker, actions)
-    impressions = training_impressions(
-        dataset, job.run.ranker, times, learn, actions, open_codes(args)
-    )
+    codes = open_codes(args)
+    ranker = job.run.ranker
+    impressions = training_impressions(dataset, ranker, times, learn, actions, codes)
+    held_out = hold_out(dataset, ranker, times, impressions, codes)
     earlier = earlier_ranker(args)
     if earlier is not None:
         refuse_newer(args.warm_start, KIND_RANKER, times.test_from)
@@ -114,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     on_plan = _print_plan if args.print_sharding_plan else None
     with job.training() as (device, log, checkpoints):
         model, facts = train_ranker(
-            job.run.ranker, impressions, device, log, on_plan, checkpoints, earlier
+            *(job.run.ranker, impressions, device, log),
+            *(on_plan, checkpoints, earlier, held_out),
         )
         manifest = job.manifest(times.test_from, facts)
         with write_artifact_on_all_ranks(job.out, **manifest) as working:
@@ -141,22 +149,13 @@ def training_impressions(
         UserError: there are none, they cannot be streamed, there is nothing to learn
             from their labels, or they start before the cut-off of the vectors' towers.
     """
-    streams = ranker.training.stream.enabled
-    if streams and dataset.parquet(IMPRESSIONS_FILE) is None:
+    if ranker.training.stream.enabled and dataset.parquet(IMPRESSIONS_FILE) is None:
         raise UserError(
             "ranker.training.stream.enabled: only `parquet:` data can be streamed; "
             "set it to false"
         )
     labels = label_columns(ranker.tasks)
-    elsewhere = find_columns(dataset, ranker.features, ranker.tasks, codes).added
-    source = dataset.impressions_between(
-        times.towers_until,
-        times.test_from,
-        columns=[name for name in columns_of(ranker) if name not in elsewhere],
-        optional=[WEIGHT],
-        in_memory=not streams,
-        labels=labels,
-    )
+    source = _rows(dataset, ranker, times, codes)
     present = [name for name in source.empty().schema.names if name != ROW_NUMBER]
     require_columns(present, labels, source.name, "to score rows without, use predict")
     if source.earliest is None:
@@ -178,6 +177,63 @@ def _with_codes(run: Run, codes: CodeColumns | None) -> Run:
     shown = (f"{f.column} ({f.table_rows:,} rows)" for f in codes.among(features))
     logger.info("ranker.features.sparse: of --codes %s", ", ".join(shown))
     return replace(run, ranker=replace(run.ranker, features=features))
+
+
+def hold_out(
+    dataset: Dataset,
+    ranker: RankerConfig,
+    times: SplitTimes,
+    impressions: Impressions,
+    codes: CodeColumns | None = None,
+) -> HeldOut | None:
+    """Cut the impressions to train on as `ranker.validation` asks; None for no cut.
+
+    Raises:
+        UserError: one side would have no row, or the validation rows only one class.
+    """
+    if not ranker.validation.share:
+        return None
+    cut = validation_from(dataset.impression_times, times, ranker.validation.share)
+    sides = (
+        SplitTimes(towers_until=times.towers_until, test_from=cut),
+        SplitTimes(towers_until=cut, test_from=times.test_from),
+    )
+    earlier, latest = (
+        Impressions(
+            _rows(dataset, ranker, side, codes),
+            ranker,
+            impressions.learn,
+            impressions.lookups,
+        )
+        for side in sides
+    )
+    if not len(earlier) or not len(latest):
+        raise UserError(
+            f"ranker.validation.share={ranker.validation.share:g}: leaves "
+            f"{len(earlier)} of {len(impressions)} rows to train on and {len(latest)} "
+            "to validate on; choose another share, or 0 for no validation"
+        )
+    refuse_one_class(earlier)
+    refuse_one_class(latest, "validate on")
+    return HeldOut(earlier, latest)
+
+
+def _rows(
+    dataset: Dataset,
+    ranker: RankerConfig,
+    times: SplitTimes,
+    codes: CodeColumns | None,
+) -> RowSource:
+    """Return the impressions in [towers_until, test_from) with the columns to read."""
+    elsewhere = find_columns(dataset, ranker.features, ranker.tasks, codes).added
+    return dataset.impressions_between(
+        times.towers_until,
+        times.test_from,
+        columns=[name for name in columns_of(ranker) if name not in elsewhere],
+        optional=[WEIGHT, SAMPLING_RATE],
+        in_memory=not ranker.training.stream.enabled,
+        labels=label_columns(ranker.tasks),
+    )
 
 
 def _print_plan(text: str) -> None:

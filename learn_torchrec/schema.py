@@ -11,7 +11,7 @@ ACTION = "action"
 LABEL = "label"
 WEIGHT = "weight"
 CLICK = "click"
-SAMPLING_RATE = "sampling_rate"  # of drawn impressions; neither feature nor weight
+SAMPLING_RATE = "sampling_rate"  # chance that a negative was kept; no feature
 SCORE = "score"
 VECTOR = "vector"
 

@@ -5,9 +5,11 @@ usage: ranks_worker.py CONTENT_DIRECTORY MARKET_DIRECTORY OUT_FILE
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -22,14 +24,17 @@ from learn_torchrec.ranker.config import (
     RankerConfig,
     RankerModelConfig,
     RankerTrainingConfig,
+    ValidationConfig,
 )
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.reduced import ReducedContent
+from learn_torchrec.ranker.sampling import logit_offsets
 from learn_torchrec.ranker.scoring import score
-from learn_torchrec.ranker.training import train_ranker
+from learn_torchrec.ranker.training import best_passes, train_ranker
+from learn_torchrec.ranker.validation import HeldOut
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.towers import build as towers_build
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
@@ -163,8 +168,11 @@ def watched() -> tuple[type, list[TrainPipelineSparseDist]]:
     return Watched, pipelines
 
 
-def ranking_rows(market: Path, config: RankerConfig) -> Impressions:
+def ranking_rows(market: Path, config: RankerConfig) -> list[Impressions]:
+    """All rows; the first 2,501; the other 499, which do not divide among ranks."""
     impressions = open_dataset(f"parquet:{market}").impressions
+    rates = pa.array(np.linspace(0.1, 1, impressions.num_rows))
+    impressions = impressions.append_column("sampling_rate", rates)
     random = np.random.default_rng(0)
     user_ids = impressions["user_id"].combine_chunks().unique().slice(5)
     users = VectorTable.build(
@@ -182,7 +190,10 @@ def ranking_rows(market: Path, config: RankerConfig) -> Impressions:
     vectors = LearnVectors(users=users, items=items, manifest=None, content=content)
     learn = LearnInputs(vectors, content, config.learn)
     learn = learn.read(open_dataset(f"parquet:{market}"), config.tasks, ("like",))
-    return Impressions(TableRows(impressions, None, "impressions"), config, learn)
+    return [
+        Impressions(TableRows(rows, None, "impressions"), config, learn)
+        for rows in (impressions, impressions.slice(0, 2501), impressions.slice(2501))
+    ]
 
 
 def ranker(market: Path, device: torch.device, learn: LearnConfig) -> dict[str, object]:
@@ -200,13 +211,28 @@ def ranker(market: Path, device: torch.device, learn: LearnConfig) -> dict[str, 
         training=RankerTrainingConfig(epochs=3, batch_size=64),
     )
     ranker_training.TrainPipelineSparseDist, pipelines = watched()
-    rows, log = ranking_rows(market, config), Recorder()
+    (rows, earlier, latest), log = ranking_rows(market, config), Recorder()
     model, _ = train_ranker(config, rows, device, log)
     scores = gather_objects(score(model, rows, 100, device)["score"].tolist())
     return {
         "loss": [line["loss"] for line in log.lines],
         "scores": [x for part in scores for x in part],
         "pipelined": pipelines[0].pipelined,
+        "offset": logit_offsets(rows)["cvr"],
+        **validated(config, HeldOut(earlier, latest), device),
+    }
+
+
+def validated(
+    config: RankerConfig, rows: HeldOut, device: torch.device
+) -> dict[str, object]:
+    """What held-out rows, that do not divide among the ranks, say of a training."""
+    validation = ValidationConfig(every_steps=25, patience=100)
+    config = replace(config, validation=validation)
+    _, facts = best_passes(config, rows, device, Recorder())
+    return {
+        name: [one[name] for one in facts["evaluations"]]
+        for name in ("uauc", "auc", "ne", "step")
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.histories import Catalogue
 from learn_torchrec.datasets.split import resolve_times
+from learn_torchrec.derived import run
 from learn_torchrec.derived.run import derive
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.holdout import split_towers
@@ -157,6 +158,51 @@ def test_batches_divide_among_the_ranks(tmp_path):
     run = derive(dataset, ranks=3).run
     assert run.towers.training.batch_size == 15  # of 16
     assert run.ranker.training.batch_size == 15  # of 16
+
+
+@pytest.mark.parametrize(
+    ("count", "change", "overrides", "expected"),
+    [
+        (40_000, None, (), (0.1, 10)),
+        (40_000, None, ("ranker.validation.share=0",), (0.0, 3)),
+        (40_000, None, ("ranker.validation.share=0.3",), (0.3, 10)),
+        (40_000, None, ("ranker.training.epochs=7",), (0.1, 7)),
+        (40_000, "latest", (), (0.0, 3)),  # have one label alone
+        (40_000, "earlier", (), (0.0, 3)),
+        (5000, None, (), (0.0, 3)),
+    ],
+)
+def test_the_latest_rows_of_a_small_log_say_how_long_a_ranker_trains(
+    count, change, overrides, expected, tmp_path
+):
+    shown = shown_between(0, 100, count)
+    if change is not None:  # the ranker's rows are those of days 50 to 80
+        shown = [
+            (*row[:3], row[3] if (row[2] > 77) != (change == "latest") else True)
+            for row in shown
+        ]
+    dataset = write(tmp_path, visits(), shown)
+    moments = (
+        f"split.towers_until={START + 50 * DAY}",
+        f"split.test_from={START + 80 * DAY}",
+    )
+    derived = derive(dataset, [*moments, *overrides])
+    found = derived.run.ranker
+    assert (found.validation.share, found.training.epochs) == expected
+    chosen = settings(derived)
+    if expected == (0.1, 10):
+        assert (
+            "training rows: the latest say when to stop"
+            in chosen["ranker.validation.share"].reason
+        )
+        assert chosen["ranker.training.epochs"].reason.startswith("at most")
+
+
+def test_a_large_log_is_learned_from_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_SMALL_LOG", 1000)
+    dataset = write(tmp_path, visits(), shown_between(0, 100, 5000))
+    ranker = derive(dataset).run.ranker
+    assert (ranker.validation.share, ranker.training.epochs) == (0.0, 1)
 
 
 def test_text_of_other_names(tmp_path):

@@ -100,6 +100,22 @@ def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes
     return SplitTimes(towers_until=towers_until, test_from=test_from)
 
 
+def validation_from(shown: Int64Array, times: SplitTimes, share: float) -> int:
+    """Return the moment from which the latest share of a ranker's rows validates.
+
+    Rows of one second stay together, so that the share may be a little larger.
+
+    Args:
+        shown: times of all impressions, unix seconds, int64 [N].
+        times: the ranker's are those in [towers_until, test_from).
+        share: of them, above 0 and below 1.
+    """
+    inside = shown[(shown >= times.towers_until) & (shown < times.test_from)]
+    if not len(inside):
+        return times.test_from
+    return int(np.quantile(inside, 1 - share, method="higher"))
+
+
 def nothing_between(
     name: str, times: SplitTimes, shown: Int64Array, log: Int64Array
 ) -> UserError:

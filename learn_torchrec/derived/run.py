@@ -6,6 +6,7 @@ setting comes with its reason and can be overridden by name.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,13 @@ import pyarrow.types as pt
 
 from learn_torchrec import config
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.split import SplitConfig
+from learn_torchrec.datasets.split import SplitConfig, validation_from
 from learn_torchrec.derived.draft import DROPOUT, Choice, Draft, LogCounts, replaced
 from learn_torchrec.derived.split import derive_split
 from learn_torchrec.presets import Run, small_encoder
 from learn_torchrec.ranker.features.choices import DerivedFeatures
 from learn_torchrec.ranker.features.derive import derive_features
+from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEM_TEXT_FIELDS, PRICE
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 
@@ -28,6 +30,8 @@ FEATURES = "ranker.features"
 _SAMPLED_USERS = 100_000  # of a large log, to count repeated items
 _SMALL_LOG, _LARGE_LOG = 1_000_000, 100_000_000  # events
 _MOST_SNAPSHOTS = 5_000_000  # user vectors, one for each event
+_VALIDATED_ROWS = 10_000  # training rows of which a tenth tells passes apart
+_VALIDATION = 0.1  # share of the training rows
 _STREAMED_ROWS = 20_000_000  # impressions that are not held in memory
 
 
@@ -207,17 +211,12 @@ def _ranker(draft: Draft) -> DerivedFeatures:
     dataset, times = draft.dataset, draft.times()
     rows = dataset.impressions_between(times.towers_until, times.test_from).num_rows
     reason = f"{rows:,} training rows"
-    small = rows < _SMALL_LOG
-    training = {
-        "epochs": 3 if small else 1,
-        # Hundreds of steps on a small log, two thousand on a large one.
-        "batch_size": _batch(
-            max(rows / 2000, min(rows / 50, 512)), min(16, rows), 8192, draft.ranks
-        ),
-    }
-    for name, value in training.items():
-        draft.put(f"ranker.training.{name}", value, reason)
-    if small:
+    _length(draft, rows, reason)
+    # Hundreds of steps an epoch of a small log, two thousand of a large one.
+    size = max(rows / 2000, min(rows / 50, 512))
+    batch = _batch(size, min(16, rows), 8192, draft.ranks)
+    draft.put("ranker.training.batch_size", batch, reason)
+    if rows < _SMALL_LOG:
         draft.put("ranker.model.embedding_dim", 16, reason)
         draft.put("ranker.tables.learning_rate", 0.003, reason)
         draft.put("ranker.optimizer.weight_decay", 0.01, reason)
@@ -225,6 +224,43 @@ def _ranker(draft: Draft) -> DerivedFeatures:
         draft.put("ranker.training.stream.enabled", True, reason)
     tasks, actions = draft.run.ranker.tasks, draft.run.split.actions
     return derive_features(dataset, times, tasks, actions)
+
+
+def _length(draft: Draft, rows: int, reason: str) -> None:
+    """Let the latest rows of a small log say how long to train; a large one is enough.
+
+    A ranker of a large log learns from each row once.
+    """
+    if rows >= _SMALL_LOG:
+        draft.put("ranker.training.epochs", 1, reason)
+        return
+    if rows >= _VALIDATED_ROWS and _can_validate(draft):
+        why = f"{reason}: the latest say when to stop, then all are learned from"
+        draft.put("ranker.validation.share", _VALIDATION, why)
+        why = "steadier than UAUC, to which users with few rows add noise"
+        draft.put("ranker.validation.metric", "auc", why)
+        draft.respect("ranker")
+    validates = draft.run.ranker.validation.share > 0
+    draft.put(
+        "ranker.training.epochs",
+        10 if validates else 3,
+        "at most; validation stops it earlier" if validates else reason,
+    )
+
+
+def _can_validate(draft: Draft) -> bool:
+    """Whether both labels are among the latest training rows and among the others."""
+    dataset, times = draft.dataset, draft.times()
+    cut = validation_from(dataset.impression_times, times, _VALIDATION)
+    known = dataset.schema(IMPRESSIONS_FILE).names
+    labels = [one for one in label_columns(draft.run.ranker.tasks) if one in known]
+    for first, end in ((times.towers_until, cut), (cut, times.test_from)):
+        rows = dataset.impressions_between(first, end, labels=labels)
+        pieces = chain.from_iterable(map(rows.pieces, range(len(rows))))
+        table = pa.concat_tables([rows.empty(), *pieces])
+        if any(len(table[name].unique()) < 2 for name in labels):
+            return False
+    return True
 
 
 def _batch(number: float, least: int, most: int, ranks: int) -> int:

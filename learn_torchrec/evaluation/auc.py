@@ -36,6 +36,7 @@ def evaluate_auc(
     weights: Column | None = None,
     *,
     clicks: Column | None = None,
+    sampling_rates: Column | None = None,
     convention: Convention = PAPER,
     metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> RankingMetrics:
@@ -50,6 +51,9 @@ def evaluate_auc(
             weight(positive) * weight(negative). Rows of weight 0 are padding and
             count nowhere.
         clicks: [N] non-negative numbers, for `user_weight="clicks"`.
+        sampling_rates: [N] in (0, 1], by default 1: the chance with which a row with
+            label 0 was kept. It counts 1 / rate in log loss, NE and calibration, which
+            are then those among all rows; in the AUCs it counts once.
         convention: which users count, by what weight, and who wins a tie.
         metrics: some of `METRICS`, or your own. By default:
             `auc` pooled over all rows: P(a positive outranks a negative), ties 1/2;
@@ -64,15 +68,15 @@ def evaluate_auc(
 
     Raises:
         UserError: columns of different lengths, ids neither int64 nor string, labels
-            other than 0 and 1, non-finite scores, negative or non-finite weights, or
-            no clicks where the convention needs them.
+            other than 0 and 1, non-finite scores, negative or non-finite weights,
+            rates outside (0, 1], or no clicks where the convention needs them.
 
     Example:
         >>> metrics = evaluate_auc([1, 1, 2, 2], [1, 0, 1, 0], [0.9, 0.2, 0.5, 0.5])
         >>> metrics["uauc"]
         0.75
     """
-    rows = prepare_rows(user_ids, labels, scores, weights, clicks)
+    rows = prepare_rows(user_ids, labels, scores, weights, clicks, sampling_rates)
     return metrics_of(totals_of(rows, convention, metrics), convention, metrics)
 
 
@@ -135,4 +139,5 @@ def _pooled_pairs(rows: ScoredRows, convention: Convention) -> GroupPairs:
 
 
 def _probability_sums(rows: ScoredRows, convention: Convention) -> ProbabilitySums:
-    return probability_sums(rows.is_positive, rows.scores, rows.weights)
+    weights = rows.probability_weights()
+    return probability_sums(rows.is_positive, rows.scores, weights)

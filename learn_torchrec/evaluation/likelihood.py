@@ -40,7 +40,8 @@ class UserSums(NamedTuple):
 
 def sum_users(rows: ScoredRows, convention: Convention) -> UserSums:
     """Return the sums behind resampled differences."""
-    weights, scores = rows.row_weights(), rows.scores.astype(np.float64)
+    scores, weights = rows.scores.astype(np.float64), rows.probability_weights()
+    weights = np.ones(len(scores)) if weights is None else weights
 
     def by_user(values: Float64Array) -> Float64Array:
         return np.bincount(rows.users, values, rows.num_users).astype(np.float64)

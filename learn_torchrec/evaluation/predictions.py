@@ -30,6 +30,7 @@ from learn_torchrec.schema import (
     ITEM_ACTIVITY,
     ITEM_ID,
     PREDICTIONS_FILE,
+    SAMPLING_RATE,
     TIMESTAMP,
     USER_ACTIVITY,
     USER_ID,
@@ -57,6 +58,7 @@ class Predictions:
         user_activity: events of the user before the row's day, int64 [N].
         item_activity: events of the item before the row's day, int64 [N].
         clicks: float64 [N].
+        sampling_rates: float64 [N].
         cohorts: large_string [N], the values of the cohort column.
     """
 
@@ -70,6 +72,7 @@ class Predictions:
     user_activity: Int64Array | None = None
     item_activity: Int64Array | None = None
     clicks: Float64Array | None = None
+    sampling_rates: Float64Array | None = None
     cohorts: pa.Array | None = None
 
 
@@ -95,7 +98,7 @@ def read_predictions(
             file and the column.
     """
     parts = open_predictions(path, task.label)
-    optional = [ITEM_ID, TIMESTAMP, WEIGHT, *_ACTIVITY]
+    optional = [ITEM_ID, TIMESTAMP, WEIGHT, SAMPLING_RATE, *_ACTIVITY]
     optional += [CLICK] if needs_clicks else []
     optional += [] if cohort_column is None else [cohort_column]
     table = parts.read(_columns(parts, task, optional))
@@ -142,7 +145,7 @@ def stream_predictions(
     communicator = communicator or LocalCommunicator()
     parts = open_predictions(path, task.label)
     # Cohorts are filtered by activity, so it is checked where all rows are read.
-    optional = [WEIGHT, *(_ACTIVITY if rows is None else ())]
+    optional = [WEIGHT, SAMPLING_RATE, *(_ACTIVITY if rows is None else ())]
     optional += [CLICK] if needs_clicks else []
     names = _columns(parts, task, optional)
     filtered_by = [name for name in _ACTIVITY if name in parts.names]
@@ -174,6 +177,7 @@ def _add(
     needs_clicks: bool,
     first_row: int,
 ) -> None:
+    rates = _rates(columns.pop(SAMPLING_RATE, None))
     for name, column in columns.items():
         refuse_null(column, name, first_row)
         if name in _ACTIVITY:
@@ -188,8 +192,18 @@ def _add(
         numbers(task.score),
         numbers(WEIGHT),
         numbers(CLICK) if needs_clicks else None,
+        sampling_rates=rates,
         first_row=first_row,
     )
+
+
+def _rates(column: pa.Array | None) -> Float64Array | None:
+    """Return the sampling rates, float64 [N]; 1 where null."""
+    if column is None:
+        return None
+    if column.null_count:
+        column = pc.fill_null(column, 1)
+    return as_numbers(column, SAMPLING_RATE).astype(np.float64)
 
 
 def _columns(parts: ParquetParts, task: Task, optional: Sequence[str]) -> list[str]:
@@ -260,10 +274,10 @@ def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None
 
 
 def with_shared_columns(files: Sequence[Predictions]) -> list[Predictions]:
-    """Return files of the same rows, each with the activity and clicks of any."""
+    """Return files of the same rows, each with the optional columns of any."""
     known: dict[str, Any] = {
         name: next((x for one in files if (x := getattr(one, name)) is not None), None)
-        for name in ("user_activity", "item_activity", "clicks")
+        for name in ("user_activity", "item_activity", "clicks", "sampling_rates")
     }
     return [
         replace(one, **{n: x for n, x in known.items() if getattr(one, n) is None})
@@ -305,6 +319,7 @@ def _from_table(
         user_activity=counts(USER_ACTIVITY),
         item_activity=counts(ITEM_ACTIVITY),
         clicks=numbers(CLICK) if has_clicks else None,
+        sampling_rates=_rates(columns.get(SAMPLING_RATE)),
     )
     check_columns(
         table.num_rows,
@@ -313,6 +328,7 @@ def _from_table(
         predictions.weights,
         predictions.clicks,
         names=(task.label, task.score),
+        sampling_rates=predictions.sampling_rates,
     )
     if cohort_column is None:
         return predictions

@@ -125,11 +125,13 @@ def metrics_by_cohort(
 def _rows(predictions: Predictions, mask: BoolArray) -> dict[str, Any]:
     """Return the columns of some rows, without scores, as keyword arguments."""
     weights, clicks = predictions.weights, predictions.clicks
+    rates = predictions.sampling_rates
     return {
         "user_ids": predictions.user_ids.filter(mask),
         "labels": predictions.labels[mask],
         "weights": None if weights is None else weights[mask],
         "clicks": None if clicks is None else clicks[mask],
+        "sampling_rates": None if rates is None else rates[mask],
     }
 
 

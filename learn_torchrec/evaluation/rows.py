@@ -18,7 +18,7 @@ from learn_torchrec.arrays import (
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.pairs import Scores
 from learn_torchrec.ids import encode_ids
-from learn_torchrec.schema import CLICK, LABEL, SCORE, USER_ID, WEIGHT
+from learn_torchrec.schema import CLICK, LABEL, SAMPLING_RATE, SCORE, USER_ID, WEIGHT
 
 
 class Columns(NamedTuple):
@@ -29,6 +29,8 @@ class Columns(NamedTuple):
         scores: float32 or float64 [N], finite.
         weights: float64 [N], positive; None for 1.
         clicks: float64 [N], or None where there is no such column.
+        population_weights: float64 [N], weights among all rows, of which these are a
+            sample; None for `weights`.
         kept: bool, the mask of these rows among the given ones; None for all.
     """
 
@@ -36,6 +38,7 @@ class Columns(NamedTuple):
     scores: Scores
     weights: Float64Array | None
     clicks: Float64Array | None
+    population_weights: Float64Array | None
     kept: BoolArray | None
 
 
@@ -49,6 +52,8 @@ class ScoredRows(NamedTuple):
         scores: float32 or float64 [N], finite.
         weights: float64 [N], positive; None for 1.
         clicks: float64 [N], or None.
+        population_weights: float64 [N], for log loss, NE and calibration; None for
+            `weights`.
     """
 
     users: Int64Array
@@ -57,10 +62,16 @@ class ScoredRows(NamedTuple):
     scores: Scores
     weights: Float64Array | None
     clicks: Float64Array | None = None
+    population_weights: Float64Array | None = None
 
     def row_weights(self) -> Float64Array:
         """Return the weights [N], ones if there are none."""
         return np.ones(len(self.users)) if self.weights is None else self.weights
+
+    def probability_weights(self) -> Float64Array | None:
+        """Return the weights for log loss, NE and calibration [N]; None for ones."""
+        sampled = self.population_weights
+        return self.weights if sampled is None else sampled
 
 
 def prepare_rows(
@@ -69,6 +80,7 @@ def prepare_rows(
     scores: Column,
     weights: Column | None = None,
     clicks: Column | None = None,
+    sampling_rates: Column | None = None,
 ) -> ScoredRows:
     """Check the columns and drop rows of weight 0; arguments of `auc.evaluate_auc`.
 
@@ -76,7 +88,9 @@ def prepare_rows(
         UserError: see `auc.evaluate_auc`.
     """
     users, distinct = encode_ids(user_ids, USER_ID)
-    columns = check_columns(len(users), labels, scores, weights, clicks)
+    columns = check_columns(
+        len(users), labels, scores, weights, clicks, sampling_rates=sampling_rates
+    )
     if columns.kept is not None:
         users, distinct = encode_ids(users[columns.kept], USER_ID)
     return ScoredRows(users, len(distinct), *columns[:-1])
@@ -90,6 +104,7 @@ def check_columns(
     clicks: Column | None = None,
     first_row: int = 0,
     names: tuple[str, str] = (LABEL, SCORE),
+    sampling_rates: Column | None = None,
 ) -> Columns:
     """Check the columns of `auc.evaluate_auc` beside the ids; drop rows of weight 0.
 
@@ -137,10 +152,34 @@ def check_columns(
             f"{CLICK}: negative or not a number",
             "clicks must be 0 or more",
         )
-    columns = (label_values == 1, score_values, weight_values, click_values)
+    sampled: Float64Array | None = None
+    if sampling_rates is not None:
+        rates = _as_float(sampling_rates, SAMPLING_RATE, length).astype(np.float64)
+        refuse(
+            is_used & ~((rates > 0) & (rates <= 1)),
+            f"{SAMPLING_RATE}: not above 0 and at most 1",
+            "write the chance that the row was kept",
+        )
+        sampled = population_weights(label_values == 1, weight_values, rates)
+    columns = (label_values == 1, score_values, weight_values, click_values, sampled)
     if kept is None:
         return Columns._make([*columns, None])
     return Columns._make([*(c if c is None else c[kept] for c in columns), kept])
+
+
+def population_weights(
+    is_positive: BoolArray, weights: Float64Array | None, rates: Float64Array
+) -> Float64Array:
+    """Return weights [N] by which a kept negative stands for those that were not.
+
+    Args:
+        is_positive: bool [N]; positives keep their weight.
+        weights: [N]; None for 1.
+        rates: [N], the chance that a negative was kept.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):  # in rows of weight 0
+        stands_for = np.where(is_positive, 1.0, 1 / rates)
+        return stands_for if weights is None else weights * stands_for
 
 
 def _as_float(column: Column, name: str, length: int) -> Scores:

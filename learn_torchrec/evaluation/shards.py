@@ -31,6 +31,7 @@ class StreamedRows(NamedTuple):
         scores: float32 or float64 [N].
         weights: float64 [N], or None for 1.
         clicks: float64 [N], or None.
+        population_weights: float64 [N], or None; see `rows.Columns`.
     """
 
     keys: UInt64Array
@@ -38,6 +39,7 @@ class StreamedRows(NamedTuple):
     scores: Scores
     weights: Float64Array | None
     clicks: Float64Array | None
+    population_weights: Float64Array | None = None
 
     def take(self, chosen: Any) -> "StreamedRows":
         """Return the rows chosen by an index array, a mask or a slice."""
@@ -63,8 +65,10 @@ def mix_ids(ids: Int64Array) -> UInt64Array:
 
 def prepare_shards(rows: StreamedRows) -> tuple[ShardedRows, ProbabilitySums]:
     """Return a batch's rows by shard, and their sums."""
-    sums = probability_sums(rows.is_positive, rows.scores, rows.weights)
-    return by_shard(rows), sums
+    sampled = rows.population_weights
+    weights = rows.weights if sampled is None else sampled
+    sums = probability_sums(rows.is_positive, rows.scores, weights)
+    return by_shard(rows._replace(population_weights=None)), sums
 
 
 def by_shard(rows: StreamedRows) -> ShardedRows:

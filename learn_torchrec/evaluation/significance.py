@@ -54,6 +54,7 @@ def paired_bootstrap(  # noqa: PLR0913  the arguments of `evaluate_auc` and two 
     seed: int = 0,
     *,
     clicks: Column | None = None,
+    sampling_rates: Column | None = None,
     convention: Convention = PAPER,
     metrics: Sequence[Metric] = DEFAULT_METRICS,
 ) -> dict[str, PairedDifference]:
@@ -73,7 +74,8 @@ def paired_bootstrap(  # noqa: PLR0913  the arguments of `evaluate_auc` and two 
         raise UserError(f"num_resamples {num_resamples}: use 1 or more")
     baseline, candidate = (
         PreparedRows(
-            prepare_rows(user_ids, labels, scores, weights, clicks), convention
+            prepare_rows(user_ids, labels, scores, weights, clicks, sampling_rates),
+            convention,
         )
         for scores in (baseline_scores, candidate_scores)
     )

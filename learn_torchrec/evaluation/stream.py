@@ -109,6 +109,7 @@ class MetricsStream:
         weights: Column | None = None,
         clicks: Column | None = None,
         *,
+        sampling_rates: Column | None = None,
         first_row: int | None = None,
     ) -> None:
         """Take a batch of the columns of `auc.evaluate_auc`.
@@ -128,7 +129,8 @@ class MetricsStream:
         ids = as_ids(user_ids, USER_ID)
         first = self._first_row if first_row is None else first_row
         columns = check_columns(
-            len(ids), labels, scores, weights, clicks, first, self._names
+            *(len(ids), labels, scores, weights, clicks, first, self._names),
+            sampling_rates=sampling_rates,
         )
         self._first_row = first + len(ids)
         if columns.kept is not None:

@@ -1,6 +1,6 @@
 """Building, saving and loading a ranker; its optimizers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -37,11 +37,15 @@ _RESIDUAL = ".residual."
 
 
 def build_task(
-    config: RankerConfig, learn: LearnShape | None, device: torch.device
+    config: RankerConfig,
+    learn: LearnShape | None,
+    device: torch.device,
+    offsets: Mapping[str, float] | None = None,
 ) -> LearnRankerTrain:
     """Return a fresh ranker before sharding; its tables are not initialized yet.
 
-    `learn` are the widths of LEARN's inputs, None for the baseline.
+    `learn` are the widths of LEARN's inputs, None for the baseline; `offsets` are
+    those of `LearnRankerTrain`.
     """
     shape, features = config.model, config.features
     tasks = [task.name for task in config.tasks]
@@ -65,7 +69,7 @@ def build_task(
         tasks=tasks,
         dcn=(shape.dcn_layers, shape.dcn_rank) if shape.interaction == "dcn" else None,
     )
-    return LearnRankerTrain(ranker, config.tasks)
+    return LearnRankerTrain(ranker, config.tasks, offsets)
 
 
 def _paper_form(
@@ -105,6 +109,7 @@ def build_ranker(
     learn: LearnShape | None,
     device: torch.device,
     on_plan: Callable[[str], None] | None = None,
+    offsets: Mapping[str, float] | None = None,
 ) -> DistributedModelParallel:
     """Return a fresh ranker, sharded over the ranks.
 
@@ -115,7 +120,7 @@ def build_ranker(
     """
     for feature in config.features.sparse:
         feature.check(config.tables, device)
-    task = build_task(config, learn, device)
+    task = build_task(config, learn, device, offsets)
     kinds = sharding_kinds(config.features, config.sharding)
     model = shard_tables(task, device, config.tables, kinds, on_plan)
     init_tables(model, config.training.seed)

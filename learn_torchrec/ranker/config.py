@@ -67,7 +67,8 @@ class RankerTrainingConfig:
     """Length, batch size and order of the ranker's training.
 
     Attributes:
-        epochs: passes over the training rows.
+        epochs: passes over the training rows; with validation, at most. Warm-up and
+            decay of the learning rates span all of them, wherever training stops.
         batch_size: rows in a global batch, over all ranks.
         decay: of all learning rates after warm-up, the tables' included.
         eviction_interval: steps between evictions of rare ids from
@@ -85,6 +86,29 @@ class RankerTrainingConfig:
 
 
 @configuration
+class ValidationConfig:
+    """A validation period, the end of the training rows, and early stopping.
+
+    Attributes:
+        share: of the training rows, the latest by time; they validate instead of being
+            trained on. 0 trains for all epochs without validation.
+        every_steps: steps between two evaluations; 0 evaluates after every epoch.
+        patience: evaluations without improvement before training stops.
+        metric: selects the best evaluation: "uauc" ("auc" where no user has both
+            labels), "auc" or "ne". Of several tasks, their mean.
+        refit: train anew on all training rows, those of the validation too, for as many
+            passes as were best; otherwise the best weights of the first training are
+            kept, which has never learned from the latest rows.
+    """
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    every_steps: NonNegativeInt = 0
+    patience: PositiveInt = 2
+    metric: Literal["uauc", "auc", "ne"] = "uauc"
+    refit: bool = True
+
+
+@configuration
 class RankerConfig:
     """All settings that decide the ranker, given impressions and vectors.
 
@@ -97,6 +121,7 @@ class RankerConfig:
         tables: the tables' optimizer.
         sharding: of the tables.
         training: length, batch size and order.
+        validation: held-out rows that decide the length.
     """
 
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
@@ -111,6 +136,7 @@ class RankerConfig:
         default_factory=ShardingConfig
     )
     training: RankerTrainingConfig = field(default_factory=RankerTrainingConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)

@@ -106,7 +106,7 @@ class Impressions:
             transform=self.encoder(),
         )
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[RankingBatch]:
+    def batches(self, epoch: int, start: int = 0) -> Generator[RankingBatch]:
         """Yield this rank's share of every global batch of one pass, shuffled.
 
         The order depends only on (seed, epoch), not on the number of ranks and workers.

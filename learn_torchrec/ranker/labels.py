@@ -8,10 +8,11 @@ from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tasks import label_columns
 
 
-def refuse_one_class(impressions: Impressions) -> None:
+def refuse_one_class(impressions: Impressions, use: str = "learn from") -> None:
     """Refuse labels that are all 0 or all 1 among the rows with a weight above 0.
 
-    Rows are read only until every label column has shown both classes.
+    Rows are read only until every label column has shown both classes. `use` says what
+    the rows are for.
 
     Raises:
         UserError: names the column, or that no row has a weight.
@@ -31,12 +32,12 @@ def refuse_one_class(impressions: Impressions) -> None:
                 return
     if not rows:
         raise UserError(
-            f"{source.name}: all {len(impressions)} rows to learn from have weight 0; "
+            f"{source.name}: all {len(impressions)} rows to {use} have weight 0; "
             "give some a weight above 0, or drop the column"
         )
     name, classes = next(one for one in found.items() if len(one[1]) < 2)
     raise UserError(
         f"{source.name}: column {name!r} is {classes.pop():g} in all {rows} rows to "
-        "learn from, so there is nothing to learn; a ranker needs impressions with "
-        "label 0 and with label 1"
+        f"{use}, so there is nothing to {use.split()[0]}; a ranker needs impressions "
+        "with label 0 and with label 1"
     )

@@ -1,7 +1,7 @@
 """Normalized entropy and calibration while training, by `torchrec.metrics`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -21,13 +21,18 @@ class TrainingMetrics:
 
     In the first epoch a row is scored before the model learns from it. Predictions are
     the probabilities of the labels: for a conditional task, the joint probability.
-    `batch_size` is that of a rank.
+    `batch_size` is that of a rank. With the `offsets` of sampled negatives they are
+    those among the rows, as in the loss.
     """
 
     def __init__(
-        self, tasks: Sequence[TaskConfig], batch_size: int, device: torch.device
+        self,
+        tasks: Sequence[TaskConfig],
+        batch_size: int,
+        device: torch.device,
+        offsets: Mapping[str, float] | None = None,
     ) -> None:
-        self._tasks = tasks
+        self._tasks, self._offsets = tasks, offsets
         world_size = dist.get_world_size()
         self._metrics: dict[str, RecMetric] = {
             name: kind(
@@ -43,7 +48,7 @@ class TrainingMetrics:
 
     def add(self, output: RankerOutput) -> None:
         """Add one step's detached output."""
-        joint = joint_logits(self._tasks, output.logits)
+        joint = joint_logits(self._tasks, output.logits, self._offsets)
         predictions = {name: logits.sigmoid() for name, logits in joint.items()}
         labels = {task.name: output.labels[task.label] for task in self._tasks}
         weights = dict.fromkeys(labels, output.weights)

@@ -3,7 +3,7 @@
 Dimension letters: B rows, F dense features, S ID features.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -207,14 +207,19 @@ class LearnRankerTrain(nn.Module):
     """The training task: all main and auxiliary losses in one backward pass.
 
     TorchRec's fused table optimizers step in every backward pass, so two passes would
-    update the tables twice. `tasks` are the ranker's, in its order.
+    update the tables twice. `tasks` are the ranker's, in its order. `offsets` by task
+    are added to the logit in the loss, see `sampling`.
     """
 
     def __init__(
-        self, ranker: LearnRanker, tasks: Sequence[TaskConfig] = (TaskConfig(),)
+        self,
+        ranker: LearnRanker,
+        tasks: Sequence[TaskConfig] = (TaskConfig(),),
+        offsets: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.ranker, self.tasks = ranker, tuple(tasks)
+        self.offsets = dict(offsets or {})
 
     def forward(self, batch: RankingBatch) -> tuple[Tensor, RankerOutput]:
         """Return the loss and the detached output.
@@ -232,7 +237,7 @@ class LearnRankerTrain(nn.Module):
         loss = torch.zeros((), device=batch.weights.device)
         auxiliary = torch.zeros_like(loss)
         for part in (logits, baseline) if self.ranker.alone else (logits,):
-            joint = joint_logits(self.tasks, part)
+            joint = joint_logits(self.tasks, part, self.offsets)
             for task in self.tasks:
                 labels = batch.labels[task.label]
                 main = weighted_bce(joint[task.name], labels, batch.weights)

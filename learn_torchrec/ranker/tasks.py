@@ -82,7 +82,9 @@ def label_columns(tasks: Sequence[TaskConfig]) -> tuple[str, ...]:
 
 
 def joint_logits(
-    tasks: Sequence[TaskConfig], logits: Mapping[str, Tensor]
+    tasks: Sequence[TaskConfig],
+    logits: Mapping[str, Tensor],
+    offsets: Mapping[str, float] | None = None,
 ) -> dict[str, Tensor]:
     """Return, by task, the logits of the event that its label marks.
 
@@ -90,7 +92,7 @@ def joint_logits(
     the task it is given, else its own. With logits a and b, the odds of the product are
     1 / (exp(-a) + exp(-b) + exp(-a - b)).
 
-    `logits` are float [B] by task.
+    `logits` are float [B] by task. `offsets` by task, if any, are added in the end.
     """
     joint: dict[str, Tensor] = {}
     for task in tasks:
@@ -100,6 +102,8 @@ def joint_logits(
             parts = torch.stack([-own, -other, -own - other])
             own = -torch.logsumexp(parts, dim=0)
         joint[task.name] = own
+    for name, offset in (offsets or {}).items():
+        joint[name] = joint[name] + offset
     return joint
 
 

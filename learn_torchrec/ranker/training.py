@@ -1,8 +1,10 @@
 """Stage 3, training: impressions, ID tables and LEARN's vectors to a ranker."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +21,12 @@ from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.managed_history import input_history, restore_input_history
 from learn_torchrec.ranker.metrics import TrainingMetrics
 from learn_torchrec.ranker.model import RankerOutput
+from learn_torchrec.ranker.sampling import logit_offsets
 from learn_torchrec.ranker.tasks import describe_tasks
+from learn_torchrec.ranker.validation import HeldOut, Validation
 from learn_torchrec.ranker.warm_start import WarmStart, warm_start
-from learn_torchrec.training.checkpoint import Checkpoints
+from learn_torchrec.schema import SAMPLING_RATE, WEIGHT
+from learn_torchrec.training.checkpoint import Checkpoints, SavedCheckpoint
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.optim import warmup_decay
@@ -39,8 +44,13 @@ def train_ranker(
     on_plan: Callable[[str], None] | None = None,
     checkpoints: Checkpoints | None = None,
     earlier: WarmStart | None = None,
+    held_out: HeldOut | None = None,
 ) -> tuple[DistributedModelParallel, dict[str, Any]]:
     """Train on all ranks.
+
+    With held-out rows a first training, on the earlier ones, stops when the latest say
+    so. Then either a second one on all impressions takes as many passes
+    (`ranker.validation.refit`), or the best weights are loaded from their checkpoint.
 
     A resumed training gives the same weights and losses as an uninterrupted one; but NE
     and calibration in the log, which have a window, restart, and the facts count only
@@ -52,48 +62,202 @@ def train_ranker(
     Raises:
         UserError: settings that do not fit the rows or the number of ranks, a plan
             that the backend cannot run, or a non-finite loss.
+        ValueError: no checkpoints to keep the best weights in.
     """
-    training, per_epoch = config.training, impressions.loader.steps
-    steps = training.epochs * per_epoch
-    shape = None if impressions.learn is None else impressions.learn.shape
-    model = build_ranker(config, shape, device, on_plan)
-    if earlier is not None:
-        warm_start(model, config.features, earlier)
-    optimizer = ranker_optimizer(model, config)
-    schedule = warmup_decay(optimizer, steps, config.optimizer.warmup, training.decay)
-    pipeline: TrainPipelineSparseDist[RankingBatch, Any] = TrainPipelineSparseDist(
-        model, optimizer, device
-    )
-    state = TrainState(
-        model,
-        optimizer,
-        schedule,
-        steps_per_epoch=per_epoch,
-        log=log,
-        checkpoints=checkpoints,
-        means=("loss", "auxiliary_loss"),
-    )
-    saved = state.resume(device)
+    _log_columns(impressions)
+    job = _Job(config, device, log, on_plan, checkpoints, earlier)
+    saved = checkpoints.latest() if checkpoints else None
+    if held_out is None:
+        return _Training(job, impressions).run(saved)
+    if not config.validation.refit and checkpoints is None:
+        raise ValueError("validation.refit=false needs checkpoints")
+    validation = Validation(config, held_out.latest, device)
     if saved is not None:
-        restore_input_history(model, saved.local())
-    per_rank = max(1, training.batch_size // dist.get_world_size())
-    metrics = TrainingMetrics(config.tasks, per_rank, device)
+        validation.evaluations = saved.progress["evaluations"]
+        if checkpoints and validation.evaluations and not config.validation.refit:
+            checkpoints.pinned = validation.best_step
+    # A checkpoint of the second training means that the first is over.
+    if saved is None or not saved.progress["earlier_steps"]:
+        first = _Training(job, held_out.earlier, validation)
+        model, facts = first.run(saved)
+        if not config.validation.refit:
+            return model, facts | first.load_best()
+        del model, first
+        saved = None
+    passes = validation.best_step / held_out.earlier.loader.steps
+    logger.info("training anew on all rows, for %.3g passes", passes)
+    return _Training(job, impressions, validation, passes).run(saved)
 
-    def on_step(output: RankerOutput) -> None:
-        bar.update()
+
+def best_passes(
+    config: RankerConfig, held_out: HeldOut, device: torch.device, log: RunLog
+) -> tuple[float, dict[str, Any]]:
+    """Return after how many passes over the earlier rows the latest are ranked best.
+
+    `config.validation` says how evaluations are compared, and `Validation.facts` what
+    the second value is. No weights are kept. Every rank takes part.
+    """
+    validation = Validation(config, held_out.latest, device)
+    _Training(_Job(config, device, log), held_out.earlier, validation).run(None)
+    return validation.best_step / held_out.earlier.loader.steps, validation.facts()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The arguments of `train_ranker` that its trainings share."""
+
+    config: RankerConfig
+    device: torch.device
+    log: RunLog
+    on_plan: Callable[[str], None] | None = None
+    checkpoints: Checkpoints | None = None
+    earlier: WarmStart | None = None
+
+
+class _Training:
+    """One training of a fresh model.
+
+    Args:
+        job: what it shares with others.
+        impressions: to learn from.
+        validation: decides when it stops or, with `passes`, has done so before.
+        passes: over the impressions; None for all epochs.
+    """
+
+    def __init__(
+        self,
+        job: _Job,
+        impressions: Impressions,
+        validation: Validation | None = None,
+        passes: float | None = None,
+    ) -> None:
+        self._job, self._impressions, self._validation = job, impressions, validation
+        self._stopping = validation if passes is None else None
+        config, training = job.config, job.config.training
+        self._per_epoch = impressions.loader.steps
+        steps = self._last = training.epochs * self._per_epoch
+        if passes is not None:
+            self._last = max(1, round(passes * self._per_epoch))
+        learn = None if impressions.learn is None else impressions.learn.shape
+        self._offsets = logit_offsets(impressions)
+        self._model = build_ranker(
+            config, learn, job.device, job.on_plan, self._offsets
+        )
+        if job.earlier is not None:
+            warm_start(self._model, config.features, job.earlier)
+        self._optimizer = ranker_optimizer(self._model, config)
+        self._schedule = warmup_decay(
+            self._optimizer, steps, config.optimizer.warmup, training.decay
+        )
+        self._pipeline: TrainPipelineSparseDist[RankingBatch, Any] = (
+            TrainPipelineSparseDist(self._model, self._optimizer, job.device)
+        )
+        self._state = TrainState(
+            self._model,
+            self._optimizer,
+            self._schedule,
+            steps_per_epoch=self._per_epoch,
+            log=job.log,
+            checkpoints=job.checkpoints,
+            means=("loss", "auxiliary_loss"),
+        )
+        if validation is not None and passes is not None:
+            self._state.earlier_steps = validation.last_step
+        per_rank = max(1, training.batch_size // dist.get_world_size())
+        self._metrics = TrainingMetrics(
+            config.tasks, per_rank, job.device, self._offsets
+        )
+
+    def run(
+        self, saved: SavedCheckpoint | None
+    ) -> tuple[DistributedModelParallel, dict[str, Any]]:
+        """Train from the beginning, or on from a checkpoint of this training."""
+        state = self._state
+        if saved is not None:
+            state.resume_from(saved, self._job.device)
+            restore_input_history(self._model, saved.local())
+        self._model.train()
+        with progress_bar("ranker", self._last, state.step, shown=is_writer()) as bar:
+
+            def on_step(output: RankerOutput) -> bool:
+                bar.update()
+                self._after_step(output)
+                return self._is_done()
+
+            for epoch, taken in state.epochs(self._job.config.training.epochs):
+                if self._is_done():
+                    break
+                batches = self._impressions.batches(epoch, start=taken)
+                with contextlib.closing(batches):
+                    train_epoch(
+                        *(self._pipeline, batches, self._schedule, on_step),
+                        watchdog=state.watchdog,
+                    )
+        self._pipeline.detach()
+        facts = {"steps": state.step, **_facts(self._job.config, self._impressions)}
+        if self._offsets:
+            facts["logit_offsets"] = self._offsets
+        if self._validation is not None:
+            facts["validation"] = self._validation.facts()
+        return self._model, facts
+
+    def load_best(self) -> dict[str, Any]:
+        """Load the weights of the best evaluation; return the facts that change."""
+        checkpoints, stopping = self._job.checkpoints, self._stopping
+        assert checkpoints is not None
+        assert stopping is not None
+        best = checkpoints.at(stopping.best_step)
+        best.restore(self._model, self._optimizer)
+        return {"steps": stopping.best_step}
+
+    def _is_done(self) -> bool:
+        is_over = self._stopping is not None and self._stopping.is_over
+        return is_over or self._state.step >= self._last
+
+    def _after_step(self, output: RankerOutput) -> None:
+        state, stopping = self._state, self._stopping
         state.advance(loss=output.loss, auxiliary_loss=output.auxiliary_loss)
-        metrics.add(output)
-        if state.step % max(1, steps // 50) == 0 or state.step == steps:
-            _write_line(log, state, metrics, steps)
-        state.save(local=lambda: input_history(model), check=_refuse_non_finite)
+        self._metrics.add(output)
+        if state.step % max(1, self._last // 50) == 0 or state.step == self._last:
+            self._write_line()
+        is_best = False
+        if stopping and stopping.is_due(state.step, self._per_epoch, self._last):
+            is_best = self._evaluate(stopping)
+        known = self._validation
+        state.save(
+            local=lambda: input_history(self._model),
+            check=_refuse_non_finite,
+            extra={"evaluations": list(known.evaluations)} if known else None,
+            pin=is_best and not self._job.config.validation.refit,
+        )
 
-    model.train()
-    with progress_bar("ranker", steps, state.step, shown=is_writer()) as bar:
-        for epoch, taken in state.epochs(training.epochs):
-            batches = impressions.batches(epoch, start=taken)
-            train_epoch(pipeline, batches, schedule, on_step, watchdog=state.watchdog)
-    pipeline.detach()
-    return model, {"steps": steps, **_facts(config, impressions)}
+    def _evaluate(self, validation: Validation) -> bool:
+        """Evaluate in the middle of training; return whether it is the best so far."""
+        # The pipeline keeps the batches in flight and takes the model over again.
+        self._pipeline.detach()
+        watchdog = self._state.watchdog
+        with watchdog.paused() if watchdog else contextlib.nullcontext():
+            metrics = validation.evaluate(self._model, self._state.step)
+        self._log({f"validation_{name}": value for name, value in metrics.items()})
+        logger.info(
+            "step %d: validation %s%s",
+            self._state.step,
+            ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
+            ", the best" if validation.has_improved else "",
+        )
+        return validation.has_improved
+
+    def _write_line(self) -> None:
+        """Log the means since the last line and the metrics; every rank takes part."""
+        state = self._state
+        means = {name: mean.result() for name, mean in state.means.items()}
+        _refuse_non_finite(means["loss"], state.step)
+        self._log({**means, **self._metrics.result()})
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        before = self._state.earlier_steps
+        step, total = before + self._state.step, before + self._last
+        self._job.log.write(step=step, total=total, **values)
 
 
 def _facts(config: RankerConfig, impressions: Impressions) -> dict[str, Any]:
@@ -105,13 +269,17 @@ def _facts(config: RankerConfig, impressions: Impressions) -> dict[str, Any]:
     return {"tasks": describe_tasks(config.tasks), **report.facts()}
 
 
-def _write_line(
-    log: RunLog, state: TrainState, metrics: TrainingMetrics, steps: int
-) -> None:
-    """Log the means since the last line and the metrics; every rank takes part."""
-    means = {name: mean.result() for name, mean in state.means.items()}
-    _refuse_non_finite(means["loss"], state.step)
-    log.write(step=state.step, total=steps, **means, **metrics.result())
+def _log_columns(impressions: Impressions) -> None:
+    """Say what the columns do that are no features."""
+    present = impressions.source.empty().schema.names
+    if WEIGHT in present:
+        logger.info("column %r weights the rows in training and in the metrics", WEIGHT)
+    if SAMPLING_RATE in present:
+        logger.info(
+            "column %r: scores will be probabilities among all rows, not only those "
+            "kept; it weights nothing in training",
+            SAMPLING_RATE,
+        )
 
 
 def _refuse_non_finite(loss: float, step: int) -> None:

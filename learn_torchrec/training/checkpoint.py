@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
-from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of
+from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of, verify
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.training.distributed import (
@@ -119,6 +119,7 @@ class Checkpoints:
     Attributes:
         directory: where they are.
         watchdog: of the training steps; paused while a checkpoint is written.
+        pinned: a step whose checkpoint is kept; None for none.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Checkpoints:
         settings: CheckpointConfig,
         overwrite: bool = False,
     ) -> None:
+        self.pinned: int | None = None
         self.directory = out.parent / "checkpoints" / out.name
         self._settings, self._overwrite = settings, overwrite
         self._recipe: dict[str, Any] = {"config": made_from, "inputs": {}}
@@ -156,6 +158,7 @@ class Checkpoints:
         state: Callable[[], dict[str, Any]],
         progress: Callable[[], dict[str, Any]],
         write: Callable[[Path], None] | None = None,
+        pin: bool = False,
     ) -> None:
         """Save if it is time to; every rank calls it after each training step.
 
@@ -168,28 +171,43 @@ class Checkpoints:
                 belong to this rank alone, see `SavedCheckpoint.local`.
             progress: returns the JSON content, the same on every rank; a collective.
             write: adds files; called on rank 0, possibly later in a second thread.
+            pin: save this step now, and keep it until another one is pinned.
 
         Raises:
             Stopped: SIGTERM arrived, and the step is saved.
-            UserError: SIGTERM arrived, and the step could not be saved.
+            UserError: the step could not be saved, and is pinned or SIGTERM arrived.
         """
         must_stop = self._should_stop()
         every = self._settings.every_steps
-        if not must_stop and not (every and step % every == 0):
+        if not (must_stop or pin or (every and step % every == 0)):
             return
         with self.watchdog.paused():
             self._finish_pending()
-            if not must_stop and self._settings.asynchronous:
+            if pin:
+                self.pinned = step
+            if not (must_stop or pin) and self._settings.asynchronous:
                 copy = self._copies.of(state())
                 self._pending = self._thread.submit(
                     self._save, step, copy, progress(), write
                 )
                 return
             problem = self._save(step, state(), progress(), write)
-        if must_stop and problem:
+        if problem and (must_stop or pin):
             raise UserError(problem)
         if must_stop:
             raise Stopped(f"stopped at step {step}; run it again to resume")
+
+    def at(self, step: int) -> SavedCheckpoint:
+        """Return the checkpoint of a pinned step, without its progress.
+
+        Every rank takes part.
+
+        Raises:
+            UserError: it is damaged or gone.
+        """
+        self._finish_pending()
+        on_rank0(lambda: verify(self._at(step), KIND_CHECKPOINT))
+        return SavedCheckpoint(self._at(step), {})
 
     def is_saving(self) -> bool:
         """Whether a checkpoint is being written in the background."""
@@ -268,7 +286,8 @@ class Checkpoints:
             # Later steps belong to a run that was rolled back, and do not count.
             known = [each for each in self._steps() if each <= step]
             for old in known[: -self._settings.keep]:
-                shutil.rmtree(self._at(old), ignore_errors=True)
+                if old != self.pinned:
+                    shutil.rmtree(self._at(old), ignore_errors=True)
         return None
 
     def _at(self, step: int) -> Path:

@@ -18,14 +18,15 @@ def train_epoch(
     pipeline: TrainPipeline[Batch, Any],
     batches: Iterator[Batch],
     schedule: LRScheduler,
-    on_step: Callable[[Any], None],
+    on_step: Callable[[Any], bool | None],
     before_step: Callable[[], None] | None = None,
     watchdog: Watchdog | None = None,
 ) -> int:
     """Train until `batches` ends; return the number of steps.
 
     Every rank must yield the same number of batches. `before_step` is called before
-    every step, `on_step` after it with the model's detached output.
+    every step, `on_step` after it with the model's detached output; training ends early
+    if it returns true, on every rank.
     """
     steps = 0
     pipeline.reset()
@@ -38,9 +39,10 @@ def train_epoch(
             except StopIteration:
                 return steps
             schedule.step()
-            on_step(output)
-            watching.beat()
             steps += 1
+            if on_step(output):
+                return steps
+            watching.beat()
 
 
 class RunningMean:

@@ -97,6 +97,8 @@ class TrainState:
 
     Attributes:
         step: steps taken since the beginning.
+        earlier_steps: those of an earlier training with the same log and checkpoints,
+            which are numbered on; 0 unless set.
         means: running means by name.
     """
 
@@ -112,7 +114,7 @@ class TrainState:
         means: tuple[str, ...] = ("loss",),
         early_stopping: EarlyStopping | None = None,
     ) -> None:
-        self.step = 0
+        self.step = self.earlier_steps = 0
         self.means = {name: RunningMean() for name in means}
         self.schedule = schedule
         self._model, self._optimizer = model, optimizer
@@ -133,18 +135,26 @@ class TrainState:
     def resume(self, device: torch.device) -> SavedCheckpoint | None:
         """Restore everything from the newest checkpoint; every rank takes part.
 
-        Args:
-            device: of the running means.
+        The arguments and errors are those of `resume_from`.
 
         Returns:
             The checkpoint, if there is one; its `local` is left to the caller.
+        """
+        saved = self._checkpoints.latest() if self._checkpoints else None
+        if saved is not None:
+            self.resume_from(saved, device)
+        return saved
+
+    def resume_from(self, saved: SavedCheckpoint, device: torch.device) -> None:
+        """Restore everything from a checkpoint; every rank takes part.
+
+        Args:
+            saved: the checkpoint; its `local` is left to the caller.
+            device: of the running means.
 
         Raises:
             UserError: it is of other settings, or does not fit the model.
         """
-        saved = self._checkpoints.latest() if self._checkpoints else None
-        if saved is None:
-            return None
         saved.restore(self._model, self._optimizer)
         progress = saved.progress
         self.step = progress["step"]
@@ -154,7 +164,6 @@ class TrainState:
         if self._early_stopping is not None:
             self._early_stopping.restore(progress["early_stopping"], saved.directory)
         self._log.resume(progress["log_position"])
-        return saved
 
     def epochs(self, count: int) -> Iterator[tuple[int, int]]:
         """Yield the epochs to train, from 0, with the steps of each already taken."""
@@ -176,6 +185,8 @@ class TrainState:
         self,
         local: Callable[[], dict[str, Tensor]] | None = None,
         check: Callable[[float, int], object] | None = None,
+        extra: Mapping[str, Any] | None = None,
+        pin: bool = False,
     ) -> None:
         """Save if the checkpoints' settings ask for it; every rank takes part.
 
@@ -183,10 +194,12 @@ class TrainState:
             local: returns this rank's own tensors, for `SavedCheckpoint.local`.
             check: called before saving with the sum of all means over all ranks and
                 the step; raises to keep the last good checkpoint.
+            extra: further entries of `SavedCheckpoint.progress`, JSON-able.
+            pin: see `Checkpoints.after_step`.
 
         Raises:
             Stopped: SIGTERM arrived, and the step is saved.
-            UserError: SIGTERM arrived, and the step could not be saved.
+            UserError: the step could not be saved, and is pinned or SIGTERM arrived.
         """
         if self._checkpoints is None:
             return
@@ -208,8 +221,11 @@ class TrainState:
                 "means": means,
                 "log_position": self._log.position(),
                 "early_stopping": stopping and stopping.state(),
+                "earlier_steps": self.earlier_steps,
+                **(extra or {}),
             }
 
         stopping = self._early_stopping
         write = None if stopping is None else stopping.writer()
-        self._checkpoints.after_step(self.step, tensors, progress, write)
+        number = self.earlier_steps + self.step
+        self._checkpoints.after_step(number, tensors, progress, write, pin)

@@ -95,6 +95,32 @@ def test_probability_metrics_by_hand() -> None:
     assert metrics["calibration"] == pytest.approx(1.25)
 
 
+@pytest.mark.parametrize("weights", [None, np.array([2.0, 1.0, 0.5, 3.0, 0.0])])
+def test_a_sampled_negative_counts_for_those_left_out(weights) -> None:
+    """In what reads probabilities; in the AUCs it counts once."""
+    users, labels = np.array([1, 1, 2, 2, 2]), np.array([1, 0, 0, 1, 0])
+    scores = np.array([0.5, 0.2, 0.1, 0.4, 0.3])
+    rates = np.array([0.1, 0.5, 0.25, 1.0, 0.0 if weights is not None else 1.0])
+    found = evaluate_auc(users, labels, scores, weights, sampling_rates=rates)
+    repeats = np.array([1, 2, 4, 1, 1])
+    of_all = evaluate_auc(
+        *(x.repeat(repeats) for x in (users, labels, scores)),
+        weights=None if weights is None else weights.repeat(repeats),
+    )
+    plain = evaluate_auc(users, labels, scores, weights)
+    for name in ("ne", "log_loss", "calibration"):
+        assert found[name] == pytest.approx(of_all[name])
+        assert found[name] != pytest.approx(plain[name])
+    for name in ("auc", "uauc", "wuauc", "rows", "users_kept"):
+        assert found[name] == plain[name]
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.2, math.nan])
+def test_a_rate_that_is_no_chance_is_refused(rate) -> None:
+    with pytest.raises(UserError, match=r"sampling_rate: not above 0 .* row 1"):
+        evaluate_auc([1, 1], [0, 1], [0.5, 0.5], sampling_rates=[0.5, rate])
+
+
 def test_saturated_probabilities_stay_finite() -> None:
     metrics = evaluate_auc([1, 1], [0, 1], np.array([1.0, 0.0], dtype=np.float32))
     assert metrics["log_loss"] == pytest.approx(12 * math.log(10), rel=1e-3)

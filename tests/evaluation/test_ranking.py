@@ -14,6 +14,7 @@ from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.evaluation.predictions import (
     read_predictions,
     refuse_different_rows,
+    with_shared_columns,
 )
 
 COHORTS = {
@@ -58,6 +59,31 @@ def test_cohorts_are_the_rows_they_name(tmp_path: Path) -> None:
     assert metrics["all"]["rows"] == 108
     assert metrics["item_cold"]["rows"] == 0
     assert math.isnan(metrics["item_cold"]["auc"])
+
+
+@pytest.mark.parametrize("ids", ["numbers", "texts"])
+def test_rates_of_a_file_count_in_memory_streamed_and_compared(tmp_path, ids) -> None:
+    table = columns()
+    if ids == "texts":
+        table["user_id"] = table["user_id"].astype(str)
+    table["label"] = (table["score"] > 0.5).astype(np.int8)
+    rates = np.random.default_rng(1).uniform(0.1, 1, 120)
+    given = pa.array(rates, mask=np.arange(120) % 7 == 0)  # null: kept for certain
+    path = write(tmp_path / "one.parquet", {**table, "sampling_rate": given})
+    expected = evaluate_auc(
+        *(table[name] for name in ("user_id", "label", "score", "weight")),
+        sampling_rates=np.where(np.arange(120) % 7 == 0, 1.0, rates),
+    )
+    one = read_predictions(path)
+    assert ranking.metrics_by_cohort(one)["all"] == expected
+    assert ranking.stream_by_cohort(path)["all"] == pytest.approx(expected)
+    table["score"] = table["score"] ** 2
+    lacking = write(tmp_path / "other.parquet", table)  # the rates of either count
+    both = with_shared_columns([one, read_predictions(lacking)])
+    after = ranking.metrics_by_cohort(both[1])["all"]
+    found = ranking.differences_by_cohort(*both, num_resamples=10)["all"]
+    for name in ("ne", "log_loss", "calibration"):
+        assert found[name].difference == pytest.approx(after[name] - expected[name])
 
 
 def test_cohort_bounds_are_a_setting(tmp_path: Path) -> None:

@@ -482,6 +482,11 @@ def test_calibration_bins_by_hand() -> None:
         (pytest.approx(0.1), pytest.approx(0.2), 30),
         (pytest.approx(0.6), pytest.approx(0.9), 10),
     ]
+    rates = np.where(np.arange(40) < 30, 0.5, 1.0)  # 24 of the negatives stand for 48
+    sampled = calibration_bins(
+        Predictions(scores=scores, sampling_rates=rates, **columns)
+    )
+    assert sampled == [(pytest.approx(0.1), pytest.approx(6 / 54), 30), bins[1]]
     assert calibration_bins(Predictions(scores=scores + 1, **columns)) == []
     for padding in (-1.0, np.nan):
         padded = Predictions(

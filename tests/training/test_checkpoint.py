@@ -47,6 +47,15 @@ MANAGED = [
 ]
 
 
+VALIDATED = [
+    "ranker.training.epochs=4",
+    "ranker.optimizer.learning_rate=0.03",  # soon too far
+    "ranker.validation.share=0.2",
+    "ranker.validation.every_steps=4",
+    "ranker.validation.metric=ne",
+]
+
+
 @pytest.fixture
 def options(market):
     return ["--data", f"parquet:{market}", *SETTINGS]
@@ -101,6 +110,33 @@ def test_ranker_resumed_equals_uninterrupted(options, tmp_path, monkeypatch, ext
     resumed_equals_uninterrupted(
         train_ranker.main, [*options, *extra], tmp_path, monkeypatch, (4, 9)
     )
+
+
+@pytest.mark.parametrize(
+    ("refit", "cuts", "resumed"),
+    [
+        # At steps 4, 10, 17, 19 and 22 of 16 + 10.
+        ("refit=true", (4, 7, 8, 4, 4), (3, 9, 15, 18, 21)),
+        # After step 8, whose weights are the best.
+        ("refit=false", (5, 7, 5), (4, 9, 12)),
+    ],
+)
+def test_validation_resumed_equals_uninterrupted(
+    options, tmp_path, monkeypatch, caplog, refit, cuts, resumed
+):
+    caplog.set_level("INFO", logger="learn_torchrec")
+    options = [*options, *VALIDATED, f"ranker.validation.{refit}"]
+    resumed_equals_uninterrupted(
+        train_ranker.main, options, tmp_path, monkeypatch, cuts
+    )
+    said = [line for line in caplog.messages if line.startswith("resuming after")]
+    assert said == [f"resuming after step {step}" for step in resumed]
+    found, expected = (
+        json.loads((tmp_path / name / "manifest.json").read_text())["facts"]
+        for name in ("cut", "whole")
+    )
+    assert found["validation"] == expected["validation"]
+    assert found["steps"] == expected["steps"]
 
 
 @pytest.mark.gpu

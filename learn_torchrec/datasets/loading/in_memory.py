@@ -1,6 +1,7 @@
 """A table in memory as a row source, like a Parquet data set."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,12 @@ class TableRows:
     def empty(self) -> pa.Table:
         """Return a table like those of `pieces`, without rows."""
         return self._table.schema.empty_table()
+
+    def only(self, columns: Sequence[str]) -> "TableRows":
+        """Return the same rows with some of their columns."""
+        narrow = copy.copy(self)
+        narrow._table = self._table.select([*columns, ROW_NUMBER])
+        return narrow
 
     def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
         """Yield the selected rows after the first `skip`, with `ROW_NUMBER`."""

@@ -3,14 +3,14 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 _ITEM, _ERROR, _END = "item", "error", "end"
 
 
-def prefetch(items: Generator[Item], depth: int) -> Iterator[Item]:
+def prefetch(items: Generator[Item], depth: int) -> Generator[Item]:
     """Yield `items`, with up to `depth` prefetched by a thread.
 
     Errors are raised here. The thread and `items` end with this iterator, whether it is

@@ -7,6 +7,7 @@ interval of time the times of row groups whose statistics do not decide.
 Letters: G row groups.
 """
 
+import copy
 import re
 import urllib.parse
 from collections import Counter
@@ -49,6 +50,12 @@ class RowSource(Protocol):
 
     def empty(self) -> pa.Table:
         """Return a table like those of `pieces`, without rows."""
+
+    def only(self, columns: Sequence[str]) -> "RowSource":
+        """Return the same rows with some of their columns.
+
+        Those by which the rows are selected must be among them.
+        """
 
     def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
         """Yield the selected rows of a group in order, with `ROW_NUMBER`."""
@@ -117,6 +124,12 @@ class RowGroups:
     def empty(self) -> pa.Table:
         """Return a table like those of `pieces`, without rows."""
         return self.schema.append(pa.field(ROW_NUMBER, pa.int64())).empty_table()
+
+    def only(self, columns: Sequence[str]) -> "RowGroups":
+        """Return the same rows with some of their columns; others are not read."""
+        narrow = copy.copy(self)
+        narrow.schema = pa.schema([self.schema.field(name) for name in columns])
+        return narrow
 
     def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
         """Yield the selected rows of a row group in order, with `ROW_NUMBER`.

@@ -11,6 +11,7 @@ from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.evaluation.predictions import Predictions, read_predictions
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Section, Table
+from learn_torchrec.evaluation.rows import population_weights
 from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS, Task, tasks_of_facts
 from learn_torchrec.schema import PREDICTIONS_FILE
 
@@ -92,6 +93,9 @@ def calibration_bins(predictions: Predictions) -> list[tuple[float, float, int]]
     )
     if weights is None:
         weights = np.ones(len(scores))
+    if predictions.sampling_rates is not None:
+        sampled = (labels == 1, weights, predictions.sampling_rates)
+        weights = population_weights(*sampled)
     # Padding may hold anything.
     scores, labels, weights = (x[weights > 0] for x in (scores, labels, weights))
     if not len(scores) or scores.min() < 0 or scores.max() > 1:

@@ -153,7 +153,7 @@ def _training(
         recalls = {
             key: _series(lines, key)
             for key in dict.fromkeys(key for line in lines for key in line)
-            if key.startswith("r@") or key in ("auc", "uauc", "validation_loss")
+            if key.startswith(("r@", "validation_auc", "validation_uauc"))
         }
         if recalls:
             drawn.append(_curve(stage, "validation", recalls))

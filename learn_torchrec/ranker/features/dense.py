@@ -11,7 +11,7 @@ from learn_torchrec.arrays import BoolArray, Float32Array, Float64Array
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.features.columns import FeatureColumn, Nulls, read_column
-from learn_torchrec.schema import WEIGHT
+from learn_torchrec.schema import SAMPLING_RATE, WEIGHT
 
 Transform: TypeAlias = Literal["none", "standard", "log"]
 CLIP = 10.0  # standard deviations
@@ -113,6 +113,25 @@ def encode_weights(table: pa.Table, source: str) -> Float32Array:
             f"{source}: column {WEIGHT!r} is negative in row {row}; make it 0 or more"
         )
     return weights
+
+
+def encode_rates(table: pa.Table, source: str) -> Float64Array:
+    """Return the rows' sampling rates, float64 [N]; 1 where null.
+
+    Raises:
+        UserError: as `encode_dense`; a rate that is not in (0, 1].
+    """
+    column = _one_number_each(table, SAMPLING_RATE, source, "fill")
+    rates: Float64Array = column.numbers(np.float64)
+    is_bad = (rates <= 0) | (rates > 1)
+    if is_bad.any():
+        bad = np.argmax(is_bad)
+        raise UserError(
+            f"{source}: column {SAMPLING_RATE!r} is {rates[bad]:g} in row "
+            f"{column.row_of(bad)}; write the chance that the row was kept, above 0 "
+            "and at most 1"
+        )
+    return np.asarray(column.spread(rates, 1.0))
 
 
 def _one_number_each(
