@@ -245,6 +245,7 @@ def main() -> None:
             "next_item": next_item(content, market, device),
             "ranker": ranker(market, device, LearnConfig(form="paper")),
             "residual": ranker(market, device, LearnConfig()),
+            "attention": ranker(market, device, LearnConfig(attention="content+id")),
         }
         if dist.get_rank() == 0:
             out.write_text(json.dumps(result))

@@ -45,7 +45,7 @@ def test_several_ranks_equal_one(ranks, store, market, tmp_path):
         close("towers", name, tolerance=1e-4)
     for name in ("loss", "mrr", "weights", "table"):
         close("next_item", name, tolerance=1e-4)
-    for stage in ("ranker", "residual"):
+    for stage in ("ranker", "residual", "attention"):
         for name in ("loss", "scores", "ne"):
             close(stage, name, tolerance=1e-4)
         for name in ("auc", "uauc"):  # close scores may change places
@@ -57,4 +57,6 @@ def test_several_ranks_equal_one(ranks, store, market, tmp_path):
     assert len(one["ranker"]["scores"]) == len(several["ranker"]["scores"]) == 3000
     for result in (one, several):
         assert result["ranker"]["pipelined"] == ["ShardedEmbeddingBagCollection"]
+        names = ["ShardedEmbeddingBagCollection", "ShardedEmbeddingCollection"]
+        assert result["attention"]["pipelined"] == names
         assert result["next_item"]["pipelined"] == ["ShardedEmbeddingCollection"]

@@ -68,7 +68,9 @@ VECTOR_DIM, IDS, HISTORY = 64, 10_000, 80
 # What LEARN's part is made of, by contender.
 FORMS = {
     "statistics": LearnConfig(history_length=HISTORY, neighbours=0),
-    "attention": LearnConfig(history_length=HISTORY, neighbours=0, attention=True),
+    "attention": LearnConfig(
+        history_length=HISTORY, neighbours=0, attention="content+id"
+    ),
     "paper": LearnConfig(form="paper"),
 }
 _COMPARED_STEPS = 5

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torchrec import EmbeddingCollection, EmbeddingConfig
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -34,6 +35,7 @@ from learn_torchrec.training.tensors import load_tensors, save_tensors
 KIND_RANKER = "ranker"
 MODEL_DIRECTORY = "model"
 _RESIDUAL = ".residual."
+_HISTORY_TABLE = "learn_items"
 
 
 def build_task(
@@ -69,7 +71,25 @@ def build_task(
         tasks=tasks,
         dcn=(shape.dcn_layers, shape.dcn_rank) if shape.interaction == "dcn" else None,
     )
+    ranker.history_ids = _history_ids(config, learn)
     return LearnRankerTrain(ranker, config.tasks, offsets)
+
+
+def _history_ids(
+    config: RankerConfig, learn: LearnShape | None
+) -> EmbeddingCollection | None:
+    """Return the table of candidates and histories, on "meta", if attention has one."""
+    if learn is None or not config.learn.is_residual or not learn.content_dim:
+        return None
+    if config.learn.attention != "content+id":
+        return None
+    table = EmbeddingConfig(
+        name=_HISTORY_TABLE,
+        embedding_dim=config.learn.projected_dim,
+        num_embeddings=learn.items,
+        feature_names=["candidate", "history"],
+    )
+    return EmbeddingCollection(device=torch.device("meta"), tables=[table])
 
 
 def _paper_form(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingCollection, KeyedJaggedTensor
 from torchrec.models.dlrm import (
     DenseArch,
     InteractionArch,
@@ -62,6 +62,9 @@ class LearnRanker(nn.Module):
         tasks: names; each has an over-arch.
         dcn: layers and rank of the cross network; None for dot products.
 
+    Attributes:
+        history_ids: the table of a residual whose attention reads ids, else None.
+
     Raises:
         ValueError: sizes that do not fit each other.
     """
@@ -83,6 +86,7 @@ class LearnRanker(nn.Module):
         self.tasks = tuple(tasks)
         self.learn: LearnFeatures | None = None
         self.residual: LearnResidual | None = None
+        self.history_ids: EmbeddingCollection | None = None
         self.alone = False
         self.auxiliary_tasks: tuple[str, ...] = ()  # those with an auxiliary head
         if isinstance(learn, LearnResidual):
@@ -146,7 +150,11 @@ class LearnRanker(nn.Module):
         }
         if self.residual is None:
             return RankerLogits(logits, auxiliary_logits)
-        added = self.residual(learn, embedded_dense)
+        ids = None
+        if self.history_ids is not None:
+            assert learn is not None
+            ids = self.history_ids(learn.item_ids)
+        added = self.residual(learn, embedded_dense, ids)
         kept = {task: value.detach() for task, value in logits.items()}
         total = {
             task: (kept if self.alone else logits)[task] + added[task]

@@ -1,9 +1,10 @@
 """Stage 3, training: impressions, ID tables and LEARN's vectors to a ranker."""
 
 import contextlib
+import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,10 +190,11 @@ class _Training:
                     break
                 batches = self._impressions.batches(epoch, start=taken)
                 with contextlib.closing(batches):
-                    train_epoch(
-                        *(self._pipeline, batches, self._schedule, on_step),
-                        watchdog=state.watchdog,
-                    )
+                    for part in self._until_due(batches):
+                        train_epoch(
+                            *(self._pipeline, part, self._schedule, on_step),
+                            watchdog=state.watchdog,
+                        )
         self._pipeline.detach()
         facts = {"steps": state.step, **_facts(self._job.config, self._impressions)}
         if self._offsets:
@@ -200,6 +202,23 @@ class _Training:
         if self._validation is not None:
             facts["validation"] = self._validation.facts()
         return self._model, facts
+
+    def _until_due(self, batches: Iterator[RankingBatch]) -> Iterator[Any]:
+        """Yield the batches up to each evaluation.
+
+        The pipeline is empty then: TorchRec's loses what is in flight of an
+        `EmbeddingCollection` when another pipeline takes the model over.
+        """
+        if self._stopping is None:
+            yield batches
+            return
+        for first in batches:
+            if self._is_done():
+                return
+            due = self._stopping.steps_until_due(
+                self._state.step, self._per_epoch, self._last
+            )
+            yield itertools.chain([first], itertools.islice(batches, due - 1))
 
     def load_best(self) -> dict[str, Any]:
         """Load the weights of the best evaluation; return the facts that change."""
@@ -233,7 +252,7 @@ class _Training:
 
     def _evaluate(self, validation: Validation) -> bool:
         """Evaluate in the middle of training; return whether it is the best so far."""
-        # The pipeline keeps the batches in flight and takes the model over again.
+        # No batch is in flight; the pipeline takes the model over again.
         self._pipeline.detach()
         watchdog = self._state.watchdog
         with watchdog.paused() if watchdog else contextlib.nullcontext():

@@ -83,6 +83,11 @@ class Validation:
         every = self.config.every_steps or steps_per_epoch
         return step % every == 0 or step == last_step
 
+    def steps_until_due(self, step: int, steps_per_epoch: int, last_step: int) -> int:
+        """Return the number of steps from a step to the next one that is due."""
+        every = self.config.every_steps or steps_per_epoch
+        return min(every - step % every, last_step - step)
+
     def evaluate(self, model: DistributedModelParallel, step: int) -> dict[str, float]:
         """Evaluate a model; every rank takes part, none of its pipelines is attached.
 

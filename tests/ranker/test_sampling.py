@@ -140,7 +140,7 @@ def test_with_the_offset_the_loss_is_that_of_a_shifted_bias():
         bias = task.ranker.over_arch.model[-1].bias
         with torch.no_grad():
             bias -= offset
-        loss, output = task(collate(encoded, rows.vectors))
+        loss, output = task(collate(encoded, rows.learn))
         loss.backward()
         gradients = [p.grad.clone() for p in task.parameters() if p.grad is not None]
         found.append((loss, output.logits["cvr"], gradients))

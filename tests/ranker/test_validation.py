@@ -226,6 +226,9 @@ def test_when_it_evaluates(every, due, one_rank):
     config = with_validation(every_steps=every)
     validation = Validation(config, held_out().latest, one_rank)
     found = [step for step in range(1, 26) if validation.is_due(step, 10, 25)]
+    for step in range(25):
+        following = next(due for due in found if due > step)
+        assert validation.steps_until_due(step, 10, 25) == following - step
     assert found == due
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.arrays import Float16Array, Float32Array, Int64Array
 from learn_torchrec.training.batch import PipelineableBatch
@@ -108,6 +109,8 @@ class LearnBatch(PipelineableBatch):
         candidates: float16 [B, R], the items' content, likewise; None without content.
         neighbour_rates: float32 [B, tasks + 1]; None without.
         history: what the candidates meet; None if no part needs it.
+        item_ids: the items' rows in the id table, of the "candidate" (none or one)
+            and of the "history"; None if attention needs no ids.
         statistics: float32 [B, F] and
         history_means: float16 [B, R], where they were computed with the rows.
     """
@@ -118,5 +121,6 @@ class LearnBatch(PipelineableBatch):
     candidates: Tensor | None = None
     neighbour_rates: Tensor | None = None
     history: HistoryBatch | None = None
+    item_ids: KeyedJaggedTensor | None = None
     statistics: Tensor | None = None
     history_means: Tensor | None = None

@@ -65,9 +65,12 @@ class LearnConfig:
         neighbours: nearest texts whose past conversion rates are an input; 0 for none.
         interactions: whether cosines and products of the user's and the item's vectors
             are inputs.
-        attention: whether the candidate attends to its user's history.
+        attention: whether the candidate attends to its user's history (DIN): "content"
+            compares learned projections of the content, "content+id" adds embeddings of
+            the items' ids, of candidates and histories in one sharded table.
         hidden_layers: of the residual's MLP.
-        projected_dim: of vectors before they are multiplied, and of attention.
+        projected_dim: of vectors before they are multiplied, and of attention; a
+            multiple of 4.
         dropout: of the residual's hidden layers; its masks differ between ranks.
         alone: train the baseline by its own loss, so that it is the same as without
             LEARN, and the residual by that of the sum.
@@ -79,9 +82,9 @@ class LearnConfig:
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     neighbours: NonNegativeInt = 20
     interactions: bool = True
-    attention: bool = False
+    attention: Literal["off", "content", "content+id"] = "off"
     hidden_layers: tuple[PositiveInt, ...] = (64, 32)
-    projected_dim: PositiveInt = 32
+    projected_dim: Annotated[int, Field(gt=0, multiple_of=4)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     alone: bool = False
     paper: PaperConfig = field(default_factory=PaperConfig)
@@ -94,7 +97,7 @@ class LearnConfig:
             self,
             statistics=replace(self.statistics, spaces=kept),
             neighbours=self.neighbours if has_content else 0,
-            attention=self.attention and has_content,
+            attention=self.attention if has_content else "off",
         )
 
     @property
@@ -105,7 +108,7 @@ class LearnConfig:
     def spaces(self, available: Collection[str]) -> tuple[Space, ...]:
         """Return the spaces in which a candidate meets a history; empty for none."""
         wanted = {*self.statistics.spaces}
-        if self.interactions or self.attention:
+        if self.interactions or self.attention != "off":
             wanted.add("content")
         wanted &= {*available} if self.is_residual else set()
         spaces: tuple[Space, ...] = ("content", "towers")

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.arrays import Column, Float16Array, Int64Array
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -21,7 +22,7 @@ from learn_torchrec.datasets.histories import Catalogue
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.ranker.learn.batch import HistoryBatch, LearnBatch, LearnRows
 from learn_torchrec.ranker.learn.config import LearnConfig, Space
-from learn_torchrec.ranker.learn.histories import EventTimes, Histories
+from learn_torchrec.ranker.learn.histories import EventTimes, Histories, JaggedHistory
 from learn_torchrec.ranker.learn.neighbours import NeighbourRates, PastLabels
 from learn_torchrec.ranker.learn.reduced import ReducedContent
 from learn_torchrec.ranker.learn.shape import LearnShape
@@ -145,6 +146,7 @@ class LearnInputs:
             vector_dim=0 if self.vectors is None else self.vectors.dim,
             content_dim=0 if self.content is None else self.content.vectors.shape[1],
             rates=0 if self.neighbours is None else self.neighbours.width,
+            items=len(self.index),
         )
 
     @property
@@ -158,7 +160,8 @@ class LearnInputs:
         For rows that stay `in_memory` the statistics are computed once, with the rows;
         else the model computes them in each step, on its device.
         """
-        meets = in_memory and self.histories is not None and not self.config.attention
+        attends = self.config.attention != "off"
+        meets = in_memory and self.histories is not None and not attends
         return RowFinder(
             items=self.index,
             users=None if self.vectors is None else self.vectors.users,
@@ -173,14 +176,17 @@ class LearnInputs:
         Raises:
             UserError: a vector is not finite.
         """
-        users = items = history = candidates = None
+        users = items = history = candidates = ids = None
         has_user = np.zeros(len(rows.item_rows), bool)
         if self.vectors is not None and rows.user_rows is not None:
             has_user = rows.user_rows != UNKNOWN
             users = torch.from_numpy(self.vectors.users.gather(rows.user_rows))
             items = torch.from_numpy(self.vectors.items.gather(rows.item_rows))
         if self.histories is not None and rows.history is not None:
-            history = self._history(self.histories, rows.history, rows)
+            found = self.histories.gather(rows.history, self.config.history_length)
+            history = self._history(found, rows)
+            if self.config.attention == "content+id":
+                ids = _item_ids(found, rows.item_rows)
         if self.content is not None and self.config.is_residual:
             candidates = torch.from_numpy(self.content.unit_vectors(rows.item_rows))
         has_vectors = np.stack([has_user, rows.item_rows != UNKNOWN], axis=1)
@@ -190,6 +196,7 @@ class LearnInputs:
             item_vectors=items,
             candidates=candidates,
             history=history,
+            item_ids=ids,
             **{
                 name: torch.from_numpy(rows.columns[name])
                 for name in ("neighbour_rates", "statistics", "history_means")
@@ -207,7 +214,8 @@ class LearnInputs:
         for start in range(0, max(1, len(rows)), _BLOCK_ROWS):
             part = rows.take(slice(start, start + _BLOCK_ROWS))
             assert part.history is not None
-            history = self._history(self.histories, part.history, part)
+            found = self.histories.gather(part.history, self.config.history_length)
+            history = self._history(found, part)
             means = None
             if "content" in self.spaces:
                 means = mean_of_history(history).numpy()
@@ -221,10 +229,7 @@ class LearnInputs:
             )
         return LearnRows.concatenate(parts)
 
-    def _history(
-        self, histories: Histories, bounds: Int64Array, rows: LearnRows
-    ) -> HistoryBatch:
-        found = histories.gather(bounds, self.config.history_length)
+    def _history(self, found: JaggedHistory, rows: LearnRows) -> HistoryBatch:
         lengths = np.diff(found.offsets)
         used = pa.array(np.r_[rows.item_rows, found.items]).dictionary_encode()
         distinct = np.r_[UNKNOWN, used.dictionary.to_numpy()]
@@ -250,6 +255,16 @@ class LearnInputs:
         vectors = self.vectors.items.gather(rows).astype(np.float32)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return (vectors / np.maximum(norms, _LEAST_NORM)).astype(np.float16)
+
+
+def _item_ids(found: JaggedHistory, candidates: Int64Array) -> KeyedJaggedTensor:
+    known = candidates != UNKNOWN
+    lengths = np.r_[known.astype(np.int64), np.diff(found.offsets)]
+    return KeyedJaggedTensor(
+        keys=["candidate", "history"],
+        values=torch.from_numpy(np.r_[candidates[known], found.items]),
+        lengths=torch.from_numpy(lengths),
+    )
 
 
 def item_rows(index: IdIndex, ids: Column, source: str) -> Int64Array:

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchrec import JaggedTensor
 from torchrec.models.dlrm import InteractionArch
 
+from learn_torchrec.ranker.learn.attention import ContentAttention
 from learn_torchrec.ranker.learn.batch import LearnBatch
 from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.learn.shape import LearnShape
@@ -84,6 +86,11 @@ class LearnResidual(nn.Module):
             self.statistics = TargetStatistics(config.statistics)
             width += self.statistics.out_features
         self.products: Products | None = None
+        self.attention: ContentAttention | None = None
+        if config.attention != "off":
+            dim = config.projected_dim
+            self.attention = ContentAttention(shape.content_dim, dim, device)
+            width += self.attention.out_features
         dims: dict[str, int] = {}
         if config.interactions and shape.vector_dim:
             dims |= dict.fromkeys(("user", "item"), shape.vector_dim)
@@ -106,12 +113,18 @@ class LearnResidual(nn.Module):
         nn.init.zeros_(last.bias)
         self.network = nn.Sequential(*layers, last)
 
-    def forward(self, batch: LearnBatch, embedded_dense: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        batch: LearnBatch,
+        embedded_dense: Tensor,
+        ids: Mapping[str, JaggedTensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Return what is added to the logits, [B] by task.
 
         Args:
             batch: LEARN's inputs.
             embedded_dense: [B, E], of the baseline; not trained from here.
+            ids: embeddings of `batch.item_ids`, for attention with ids.
         """
         parts = [embedded_dense.detach(), batch.has_vectors.to(embedded_dense)]
         if self.statistics is not None:
@@ -125,6 +138,8 @@ class LearnResidual(nn.Module):
             for left, right in zip(pairs[::2], pairs[1::2], strict=True):
                 parts.append(F.cosine_similarity(left, right, dim=1).unsqueeze(1))
             parts.append(self.products(vectors))
+        if self.attention is not None:
+            parts.append(self.attention(batch.history, ids))
         added = self.network(torch.cat(parts, dim=1))
         return dict(zip(self.tasks, added.unbind(1), strict=True))
 

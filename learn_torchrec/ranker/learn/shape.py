@@ -13,11 +13,13 @@ class LearnShape:
         vector_dim: D, of the towers' vectors; 0 without towers.
         content_dim: R, of the reduced content; 0 without it.
         rates: of the neighbours' rates; 0 without.
+        items: with a vector; rows of the id table of attention.
     """
 
     vector_dim: int
     content_dim: int = 0
     rates: int = 0
+    items: int = 0
 
     @property
     def spaces(self) -> tuple[Space, ...]:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torchrec import EmbeddingBagCollection, EmbeddingCollection
 
 from learn_torchrec.config import replace
 from learn_torchrec.datasets.loading.in_memory import TableRows
@@ -30,6 +31,7 @@ from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.optim import OptimizerConfig
+from learn_torchrec.training.sharding import init_tables
 from learn_torchrec.vector_table import VectorTable
 
 ROWS, USERS, ITEMS = 256, 12, 30
@@ -137,18 +139,18 @@ class Silent:
 def materialized(settings, shape):
     """Build the task unsharded, its tables filled from a seed."""
     task = build_task(settings, shape, torch.device("cpu"))
-    collection = task.ranker.sparse_arch.embedding_bag_collection
-    collection.to_empty(device="cpu")
-    torch.manual_seed(9)
-    for bag in collection.embedding_bags.values():
-        torch.nn.init.normal_(bag.weight)
+    for module in task.modules():
+        if isinstance(module, EmbeddingBagCollection | EmbeddingCollection):
+            module.to_empty(device="cpu")
+    init_tables(task, seed=9)
     return task
 
 
 @pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("attention", ["off", "content", "content+id"])
 @pytest.mark.parametrize("alone", [False, True])
-def test_at_step_0_on_is_off_to_the_bit(alone):
-    settings = config(replace(EVERYTHING, alone=alone))
+def test_at_step_0_on_is_off_to_the_bit(alone, attention):
+    settings = config(replace(EVERYTHING, alone=alone, attention=attention))
     given = inputs(settings.learn)
     on, off = materialized(settings, given.shape), materialized(settings, None)
     batch, plain = first_batch(settings, given), first_batch(settings, None)
@@ -160,12 +162,13 @@ def test_at_step_0_on_is_off_to_the_bit(alone):
     names = {name for name, _ in off.named_parameters()}
     added = [n for n, _ in on.named_parameters() if n not in names]
     assert added
-    assert all(".residual." in f".{name}" for name in added)
+    assert all(".residual." in name or "history_ids" in name for name in added)
 
 
 @pytest.mark.usefixtures("one_rank")
-def test_gradients_reach_all_of_the_residual_and_no_vector():
-    settings = config(replace(EVERYTHING, dropout=0.0))
+@pytest.mark.parametrize("attention", ["off", "content", "content+id"])
+def test_gradients_reach_all_of_the_residual_and_no_vector(attention):
+    settings = config(replace(EVERYTHING, attention=attention))
     given = inputs(settings.learn)
     task = materialized(settings, given.shape)
     last = task.ranker.residual.network[-1]
@@ -209,8 +212,9 @@ def test_a_baseline_trained_alone_is_the_one_without_learn(one_rank):
         assert torch.equal(one, other), name
 
 
-def test_scores_of_one_row_do_not_depend_on_the_batch(one_rank):
-    settings = config(epochs=2)
+@pytest.mark.parametrize("attention", ["off", "content+id"])
+def test_scores_of_one_row_do_not_depend_on_the_batch(attention, one_rank):
+    settings = config(replace(EVERYTHING, attention=attention), epochs=2)
     given = inputs(settings.learn)
     model, _ = train_ranker(settings, impressions(settings, given), one_rank, Silent())
     whole, small = (
