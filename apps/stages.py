@@ -124,6 +124,12 @@ _TABLE = (
         example="--predictions old=FILE new=runs/predictions --out ranking.json",
     ),
     Stage(
+        "study",
+        "impressions + vectors -> LEARN beside a baseline tuned alike, by cohort",
+        reads=("vectors", "content", "codes"),
+        example="--data parquet:DIR --vectors runs/vectors --out runs/study",
+    ),
+    Stage(
         "recommend",
         "vectors -> a user's history and top items, or top items of all users",
         reads=("vectors",),

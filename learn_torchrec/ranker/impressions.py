@@ -7,6 +7,7 @@ rows where they are read -> encoded rows -> collated batches, with their vectors
 import functools
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -76,6 +77,21 @@ class Impressions:
         self.learn = None if config.learn.form == "off" else learn
         self.report = RowsReport()
         self._counted_epoch: int | None = None
+        # What is encoded once for all rankers that encode alike.
+        self._encoded: dict[str, Any] = {}
+
+    def with_config(self, config: RankerConfig) -> "Impressions":
+        """Return the same rows for another training; rows in memory stay encoded.
+
+        Raises:
+            ValueError: settings that decide how rows are encoded differ.
+        """
+        alike = (config.features, config.learn, config.tasks)
+        if alike != (self._config.features, self._config.learn, self._config.tasks):
+            raise ValueError("other features, tasks or settings of LEARN")
+        other = Impressions(self.source, config, self.learn, self.lookups)
+        other._encoded = self._encoded
+        return other
 
     def __len__(self) -> int:
         return self.source.num_rows
@@ -103,7 +119,7 @@ class Impressions:
             ),
             rank=dist.get_rank(),
             ranks=dist.get_world_size(),
-            transform=self.encoder(),
+            transform=self._encode_once if in_memory else self.encoder(),
         )
 
     def batches(self, epoch: int, start: int = 0) -> Generator[RankingBatch]:
@@ -128,6 +144,13 @@ class Impressions:
                 if epoch == self._counted_epoch:
                     self.report += taken.report()
                 yield collate(taken, self.learn)
+
+    def _encode_once(self, table: pa.Table) -> RankingRows:
+        """Encode the only window of rows in memory."""
+        if "window" not in self._encoded:
+            self._encoded["window"] = self.encoder()(table)
+        rows: RankingRows = self._encoded["window"]
+        return rows
 
     def parts(self, max_rows: int) -> "Parts":
         """Return this rank's share of all rows, in order; parts have up to max_rows."""
@@ -181,15 +204,22 @@ class Parts:
             yield part
 
     def _encoded(self) -> Generator[Part]:
-        source = self._impressions.source
+        source, encoded = self._impressions.source, self._impressions._encoded
         encoder = self._impressions.encoder(labelled=False)
+        whole = isinstance(source, TableRows) and self.count == 1
+        if whole and "part" in encoded:
+            yield encoded["part"]
+            return
         for table in self._loader.batches(epoch=0):
             # A rank without rows takes part with a row that another rank reports.
             used = table if table.num_rows else next(source.pieces(0)).slice(0, 1)
             checked = encoder.checked(used)
             rows = encoder.encode(checked)
             kept = checked.slice(0, table.num_rows).drop_columns([ROW_NUMBER])
-            yield Part(rows, kept)
+            part = Part(rows, kept)
+            if whole:
+                encoded["part"] = part
+            yield part
 
 
 def _rows_of(windows: Sequence[Window], step: int) -> Int64Array:

@@ -1,0 +1,362 @@
+"""Baseline and LEARN on your data: tuned alike, several seeds, by cohort.
+
+Each arm is a ranker: `baseline` has LEARN off, `learn` is the configuration, and --arm
+adds others. The baselines and `learn` draw the same settings from the same space and
+are compared on the latest fifth of the training rows; the best draw of each, by UAUC,
+is trained on everything before the test with each seed, and tested once. Further arms
+with LEARN use the settings of `learn`. Gains are over `baseline`, averaged over seeds,
+with an interval over users. Finished trainings are kept in --out: the same command
+goes on where it stopped. One process, all rows in memory.
+"""
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from learn_torchrec import config as configuration
+from learn_torchrec.arrays import BoolArray, Float64Array
+from learn_torchrec.artifact import read_manifest, recipe_of, refuse_unwritable
+from learn_torchrec.datasets.adapters.base import Dataset
+from learn_torchrec.datasets.loading.in_memory import TableRows
+from learn_torchrec.datasets.split import resolve_times, validation_from
+from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.auc import evaluate_auc
+from learn_torchrec.evaluation.cohorts import ALL, assign_cohorts
+from learn_torchrec.evaluation.paired_seeds import compare_cohorts
+from learn_torchrec.evaluation.report.render import write_report
+from learn_torchrec.evaluation.report.study import study_report
+from learn_torchrec.evaluation.report.terminal import to_text
+from learn_torchrec.locks import locked
+from learn_torchrec.presets import Run
+from learn_torchrec.provenance import refuse_vectors_leak
+from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.ranker.features.lookups import open_lookups
+from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.scoring import score
+from learn_torchrec.ranker.training import train_ranker
+from learn_torchrec.schema import (
+    IMPRESSIONS_FILE,
+    ITEM_ACTIVITY,
+    LABEL,
+    SCORE,
+    TIMESTAMP,
+    USER_ACTIVITY,
+    USER_ID,
+)
+from learn_torchrec.training.distributed import process_group
+from learn_torchrec.training.run_log import RunLog
+
+from . import options, program
+from .learn_inputs import (
+    add_codes,
+    codes_artefact,
+    open_codes,
+    open_learn,
+    ranker_tables,
+    vector_artefacts,
+)
+from .predict import cohort_activity
+
+BASELINE, LEARN = "baseline", "learn"
+_OFF = "ranker.learn.form=off"
+_HELD_OUT = 0.2  # of the training rows, the latest
+_WIDTH = 100
+# A draw has one value of each; the first trial is the run's own configuration.
+_SPACE: dict[str, tuple[Any, ...]] = {
+    "optimizer.learning_rate": (3e-4, 1e-3, 3e-3),
+    "optimizer.weight_decay": (0.01, 0.1),
+    "tables.learning_rate": (0.001, 0.003, 0.01, 0.03),
+    "training.epochs": (1, 2, 3),
+    "model.embedding_dim": (8, 16, 32),
+}
+
+
+@dataclass
+class Study:
+    """What all arms share.
+
+    Attributes:
+        args: of the command.
+        dataset: with impressions.
+        run: the configuration of `learn`.
+        identity: what decides a training besides its settings.
+        parts: bool masks of the impressions, by name: train, validation, test.
+        device: of the trainings.
+    """
+
+    args: argparse.Namespace
+    dataset: Dataset
+    run: Run
+    identity: dict[str, str]
+    parts: dict[str, BoolArray]
+    device: torch.device
+    _rows: dict[str, Impressions] = field(default_factory=dict)
+
+    def columns(self, part: str) -> tuple[pa.Array, pa.Array]:
+        """Return users and labels of a part."""
+        table = self._table(part)
+        return table[USER_ID].combine_chunks(), table[LABEL].combine_chunks()
+
+    def scores(
+        self, ranker: RankerConfig, train: str, test: str, seed: int
+    ) -> Float64Array:
+        """Train on a part and score another, unless that was done before.
+
+        `train` may name two parts, joined by "+".
+        """
+        training = dataclasses.replace(ranker.training, seed=seed)
+        ranker = dataclasses.replace(
+            ranker,
+            training=training,
+            validation=dataclasses.replace(ranker.validation, share=0.0),
+        )
+        settings = {"ranker": configuration.deciding(ranker), "rows": [train, test]}
+        split = configuration.deciding(self.run.split)
+        recipe = recipe_of("study", settings | {"split": split}, self.identity)
+        path = self.args.out / "trainings" / f"{recipe[:24]}.npy"
+        if path.exists():
+            found: Float64Array = np.load(path)
+            return found
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            RunLog(Path(folder) / "log") as log,
+        ):
+            model, _ = train_ranker(ranker, self._of(train, ranker), self.device, log)
+        size = max(1024, ranker.training.batch_size)
+        scores = score(model, self._of(test, ranker), size, self.device)
+        made = scores[SCORE].astype(np.float64)
+        if not np.isfinite(made).all():
+            raise UserError(
+                "a ranker gives scores that are not finite; lower "
+                "ranker.optimizer.learning_rate or rescale ranker.features.dense"
+            )
+        path.parent.mkdir(exist_ok=True)
+        working = path.with_suffix(".tmp")
+        with working.open("wb") as stream:
+            np.save(stream, made)
+        working.replace(path)
+        return made
+
+    def _of(self, part: str, ranker: RankerConfig) -> Impressions:
+        """Return impressions; rankers that encode alike share the encoded rows."""
+        alike = {"learn": ranker.learn, "features": ranker.features}
+        names = {name: configuration.to_dict(value) for name, value in alike.items()}
+        key = json.dumps([part, names, [t.columns for t in ranker.tasks]], default=str)
+        if key not in self._rows:
+            actions = self.run.split.actions
+            codes = open_codes(self.args)
+            learn = None
+            if ranker.learn.form != "off":
+                learn = open_learn(self.args, self.dataset, ranker, actions)
+            lookups = open_lookups(
+                self.dataset, ranker.features, ranker.tasks, actions, codes
+            )
+            source = TableRows(self._table(part), None, IMPRESSIONS_FILE)
+            self._rows[key] = Impressions(source, ranker, learn, lookups)
+        return self._rows[key].with_config(ranker)
+
+    def _table(self, part: str) -> pa.Table:
+        masks = [self.parts[name] for name in part.split("+")]
+        return self.dataset.impressions.filter(pa.array(np.logical_or.reduce(masks)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the app's options."""
+    parser = options.parser("study", __doc__)
+    options.add_data(parser)
+    options.add_input(parser, "--vectors", "LEARN's vectors", required=False)
+    options.add_input(
+        parser, "--content", "content instead: LEARN without towers", required=False
+    )
+    add_codes(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="results and trainings"
+    )
+    parser.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        metavar="NAME:SETTING=VALUE;...",
+        help="a further ranker: the configuration with some settings changed; may be "
+        "repeated",
+    )
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=8,
+        metavar="N",
+        help="draws of settings of each tuned arm; the first is the configuration",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="paired trainings of each arm",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Tune, train, test, print; write study.json and report.html into --out."""
+    args = build_parser().parse_args(argv)
+    for name in ("trials", "seeds"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if not args.vectors and not args.content:
+        raise UserError("study: LEARN needs vectors; give --vectors or --content")
+    dataset = options.dataset(args)
+    run = options.resolve(args, ("split", "ranker", "cohorts"))
+    arms = arms_of(run, args.arm)
+    refuse_unwritable(args.out)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with locked(args.out), process_group() as device:
+        result = conduct(_prepare(args, dataset, run, device), arms)
+    program.write_json(args.out / "study.json", result)
+    report = study_report(result)
+    write_report(report, args.out / "report.html")
+    print(to_text(report.summary, _WIDTH))
+    print(f"written to {args.out / 'study.json'}, {args.out / 'report.html'} (and .md)")
+
+
+def arms_of(run: Run, given: Sequence[str]) -> dict[str, Run]:
+    """Return the configuration of each arm by name.
+
+    Raises:
+        UserError: an arm that is not NAME:SETTING=VALUE, or a name twice.
+    """
+    arms = {BASELINE: configuration.apply_overrides(run, [_OFF]), LEARN: run}
+    if run.ranker.learn.form == "off":
+        raise UserError(f"study: {_OFF} leaves nothing to study; set another form")
+    for text in given:
+        name, colon, settings = text.partition(":")
+        if not colon or not name or name in arms:
+            raise UserError(
+                f"--arm {text}: write it as NAME:SETTING=VALUE;SETTING=VALUE, each "
+                f"name once, none of {', '.join(arms)}"
+            )
+        parts = [part for part in settings.split(";") if part]
+        arms[name] = configuration.apply_overrides(run, parts)
+    return arms
+
+
+def _prepare(
+    args: argparse.Namespace, dataset: Dataset, run: Run, device: torch.device
+) -> Study:
+    """Split the impressions by time, and say what identifies the study."""
+    times = resolve_times(run.split, dataset.times)
+    moments = dataset.impressions[TIMESTAMP].to_numpy()
+    cut = validation_from(moments, times, _HELD_OUT)
+    parts = {
+        "train": (moments >= times.towers_until) & (moments < cut),
+        "validation": (moments >= cut) & (moments < times.test_from),
+        "test": moments >= times.test_from,
+    }
+    for name, mask in parts.items():
+        if not mask.any():
+            raise UserError(f"study: no impressions to {name} on; set split.*")
+    identity = dataset.fingerprints(
+        *ranker_tables(dataset, run.ranker, open_codes(args))
+    )
+    artefacts = vector_artefacts(args) | codes_artefact(args)
+    for role, (directory, kind) in artefacts.items():
+        manifest = read_manifest(directory, kind)
+        identity[role] = manifest.fingerprint
+        if role == "vectors":
+            refuse_vectors_leak(
+                manifest, int(moments[parts["train"]].min()), "train on"
+            )
+    return Study(args, dataset, run, identity, parts, device)
+
+
+def conduct(study: Study, arms: dict[str, Run]) -> dict[str, Any]:
+    """Tune and test all arms; return what a page shows."""
+    tuned: dict[str, dict[str, Any]] = {}
+    scores: dict[str, list[Float64Array]] = {}
+    seeds = range(1, study.args.seeds + 1)
+    for name, run in arms.items():
+        is_tuned = name == LEARN or run.ranker.learn.form == "off"
+        tuned[name] = tune(study, name, run.ranker) if is_tuned else tuned[LEARN]
+        ranker = with_settings(run.ranker, tuned[name]["settings"])
+        scores[name] = [
+            study.scores(ranker, "train+validation", "test", seed) for seed in seeds
+        ]
+        print(f"{name}: trained with {len(seeds)} seeds", flush=True)
+    users, labels = study.columns("test")
+    masks = _cohorts(study)
+    return {
+        "data": study.args.data.partition(":")[0],
+        "rows": {name: int(mask.sum()) for name, mask in study.parts.items()},
+        "trials": study.args.trials,
+        "seeds": study.args.seeds,
+        "interval": "95 %, users resampled, gains averaged over seeds; points",
+        "tuned": tuned,
+        "arms": {
+            name: {
+                "settings": _changes(arms[LEARN], arms[name]),
+                "cohorts": compare_cohorts(
+                    users, labels, masks, made, scores[BASELINE]
+                ),
+            }
+            for name, made in scores.items()
+        },
+    }
+
+
+def tune(study: Study, name: str, ranker: RankerConfig) -> dict[str, Any]:
+    """Return the settings with the best validation UAUC, and the UAUC of all draws."""
+    random = np.random.default_rng(0)  # the same draws for every arm
+    users, labels = study.columns("validation")
+    tried: list[dict[str, Any]] = []
+    for trial in range(study.args.trials):
+        settings = {k: v[random.integers(len(v))] for k, v in _SPACE.items()}
+        if trial == 0:
+            settings = {}
+        made = study.scores(with_settings(ranker, settings), "train", "validation", 0)
+        uauc = evaluate_auc(users, labels, made)["uauc"]
+        tried.append({"settings": settings, "validation_uauc": uauc})
+        print(f"{name} {settings or 'as configured'}: validation UAUC {uauc:.4f}")
+    best = max(tried, key=lambda one: one["validation_uauc"])
+    return {**best, "validation_uauc_of_all": [t["validation_uauc"] for t in tried]}
+
+
+def with_settings(ranker: RankerConfig, settings: dict[str, Any]) -> RankerConfig:
+    """Return the configuration with some settings changed."""
+    return configuration.apply_overrides(
+        ranker, [f"{name}={value}" for name, value in settings.items()]
+    )
+
+
+def _cohorts(study: Study) -> dict[str, BoolArray]:
+    table = cohort_activity(study.dataset, study.run).add_to(study._table("test"))
+    masks = {ALL: np.ones(table.num_rows, bool)}
+    for side, column in (("user", USER_ACTIVITY), ("item", ITEM_ACTIVITY)):
+        activity = table[column].to_numpy()
+        masks |= assign_cohorts(side, activity, study.run.cohorts)
+    return masks
+
+
+def _changes(run: Run, other: Run) -> dict[str, Any]:
+    """Return the ranker's settings that differ, by dotted name."""
+    ours, theirs = (_flat(configuration.to_dict(one.ranker)) for one in (run, other))
+    return {name: value for name, value in theirs.items() if ours[name] != value}
+
+
+def _flat(value: Any, name: str = "ranker") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_flat(part, f"{name}.{key}") for key, part in value.items())
+    return {key: one for part in parts for key, one in part.items()}
+
+
+if __name__ == "__main__":
+    options.run(main)
