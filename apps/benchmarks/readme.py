@@ -26,25 +26,28 @@ _SEEDS_ROWS = {
     "content": "LEARN, content",
     "content+id": "LEARN, content + ID",
 }
+# Data and baseline of each study of the ranker: results/study_NAME.json.
 _STUDIES = {
-    "MovieLens-1M": "ranking_movielens_1m",
-    "MovieLens-100K": "ranking_movielens_100k",
-}
-_STUDY_BASELINES = {
-    "MovieLens-1M": "user and item ids",
-    "MovieLens-100K": "past counts and rates, and ids",
-}
-_STUDY_COHORTS = {
-    "MovieLens-1M": (
-        "all",
-        "user_cold",
-        "user_long_tail",
-        "user_others",
-        "item_cold",
-        "item_long_tail",
+    "complete_journey": (
+        "The Complete Journey",
+        "ids, promotion places, past counts and rates",
     ),
-    "MovieLens-100K": ("all", "user_cold", "user_others", "item_cold"),
+    "complete_journey_counts": (
+        "The Complete Journey",
+        "the same and past counts by category, product type and maker",
+    ),
+    "online_retail": (
+        "Online Retail II, drawn negatives",
+        "ids, past counts and rates",
+    ),
+    "movielens_1m": ("MovieLens-1M, fixed split", "ids, past counts and rates"),
+    "movielens_1m_ids": ("MovieLens-1M, fixed split", "user and item ids"),
+    "movielens_100k": ("MovieLens-100K", "ids, columns, past counts and rates"),
 }
+_STUDY_COHORTS = (
+    *("all", "user_cold", "user_long_tail"),
+    *("item_cold", "item_long_tail", "item_others"),
+)
 AMAZON_COLUMNS = {
     "R@10": ("retrieval", "r@10"),
     "N@10": ("retrieval", "n@10"),
@@ -84,7 +87,11 @@ def measured_tables() -> dict[str, str]:
         **metrics_rows(results["metrics"]),
         **faults_rows(results["faults"]),
     }
-    studies = {title: results[name] for title, name in _STUDIES.items()}
+    studies = {
+        name: results[f"study_{name}"]
+        for name in _STUDIES
+        if f"study_{name}" in results
+    }
     return {
         "gains": gains_table(studies, results["quickstart"]),
         "retrieval": retrieval_table(results["quickstart"]),
@@ -92,6 +99,7 @@ def measured_tables() -> dict[str, str]:
         "retail": seeds_table(results["retail"], RETAIL_COLUMNS),
         "towers": towers_table(results["towers"]),
         "study": study_table(studies),
+        "arms": arms_table(studies["complete_journey"]),
         "measured": markdown(["", ""], measured.items()),
     }
 
@@ -110,12 +118,13 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def gains_table(studies: dict[str, dict[str, Any]], quickstart: dict[str, Any]) -> str:
     """Return what LEARN changes, a line for each question."""
     rows = []
-    for data, study in studies.items():
-        change = study["cohorts"]["all"]["wuauc"]
-        points = "WUAUC {:+.2f} points ({:+.2f}, {:+.2f})".format(
+    for name, study in studies.items():
+        data, baseline = _STUDIES[name]
+        change = study["arms"]["learn"]["cohorts"]["all"]["uauc"]
+        points = "UAUC {:+.2f} points ({:+.2f}, {:+.2f})".format(
             change["points"], *change["interval"]
         )
-        rows.append([f"{data}, beside {_STUDY_BASELINES[data]}", points])
+        rows.append([f"{data}, beside {baseline}", points])
     learn, popular = (
         quickstart["retrieval"][name]["r@50"] for name in ("learn", "popularity")
     )
@@ -173,30 +182,53 @@ def metrics_rows(results: dict[str, Any]) -> dict[str, str]:
 
 def study_table(studies: dict[str, dict[str, Any]]) -> str:
     """Return baseline and LEARN over seeds, by data set and cohort."""
-    head = ["data, cohort", "rows", "baseline AUC", "LEARN AUC"]
+    head = ["data, beside, cohort", "rows", "AUC", "UAUC", "UAUC, points"]
     lines = []
-    for data, study in studies.items():
-        for cohort in _STUDY_COHORTS[data]:
-            row = study["cohorts"][cohort]
-            if not row["rows"]:
+    for name, study in studies.items():
+        data, baseline = _STUDIES[name]
+        known = study["arms"]["learn"]["cohorts"]
+        for cohort in _STUDY_COHORTS:
+            row = known.get(cohort, {"rows": 0})
+            if not row["rows"] or not row["uauc"]["interval"]:
                 continue
-            cells = [f"{data}, {cohort_title(cohort)}", f"{row['rows']:,}"]
-            cells += [f"{row['auc'][arm]:.4f}" for arm in ("baseline", "learn")]
-            for metric in ("uauc", "wuauc"):
-                value = row[metric]
-                numbers = value["points"], *value["interval"], value["seed_std"]
-                cells.append("{:+.2f} ({:+.2f}, {:+.2f}) ± {:.1f}".format(*numbers))
-            lines.append(cells)
-    return markdown([*head, "UAUC, points", "WUAUC, points"], lines)
+            title = cohort_title(cohort)
+            if cohort == "all":
+                title = f"**{data}**, beside {baseline}: all"
+            cells = [title, f"{row['rows']:,}"]
+            cells += [
+                "{other:.4f} → {arm:.4f}".format(**row[metric])
+                for metric in ("auc", "uauc")
+            ]
+            lines.append([*cells, _points(row["uauc"])])
+    return markdown(head, lines)
+
+
+def arms_table(study: dict[str, Any]) -> str:
+    """Return every arm of a study over its baseline."""
+    cohorts = ("all", "item_cold", "item_long_tail")
+    return markdown(
+        ["LEARN's part", *(f"{cohort_title(c)}: UAUC, points" for c in cohorts)],
+        [
+            [name, *(_points(arm["cohorts"][cohort]["uauc"]) for cohort in cohorts)]
+            for name, arm in study["arms"].items()
+            if name != "baseline"
+        ],
+    )
+
+
+def _points(value: dict[str, Any]) -> str:
+    numbers = value["points"], *value["interval"], value["seed_std"]
+    return "{:+.2f} ({:+.2f}, {:+.2f}) ± {:.2f}".format(*numbers)
 
 
 def ranker_rows(results: dict[str, Any]) -> dict[str, str]:
     """Return the ranker's examples a second relative to TorchRec's DLRM."""
-    off, on, parquet, two, dlrm_two = (
+    off, statistics, attention, parquet, two, dlrm_two = (
         results[name]
         for name in (
             "off_over_dlrm",
-            "on_over_dlrm",
+            "statistics_over_dlrm",
+            "attention_over_dlrm",
             "parquet_over_memory",
             "two_ranks_over_one",
             "dlrm_two_ranks_over_one",
@@ -204,7 +236,8 @@ def ranker_rows(results: dict[str, Any]) -> dict[str, str]:
     )
     return {
         "ranker over TorchRec's DLRM, from memory": (
-            f"LEARN off {off:.2f} x, on {on:.2f} x"
+            f"LEARN off {off:.2f} x, with statistics over 80 items "
+            f"{statistics:.2f} x, with attention {attention:.2f} x"
         ),
         "ranker, LEARN on, from Parquet over from memory": f"{parquet:.2f} x",
         "two ranks over one": f"LEARN on {two:.2f} x, TorchRec's DLRM {dlrm_two:.2f} x",
