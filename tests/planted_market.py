@@ -1,9 +1,10 @@
-"""A planted market: conversions that depend on an item's topic and nothing else.
+"""A planted market: conversions that depend on an item's kind and nothing else.
 
-An item belongs to a topic, and its text is made of the topic's words. A user likes some
-topics, and converts on an item with a probability that depends only on whether its
-topic is one of them. All items of the last day are new on that day: ids tell nothing
-about them, only content does.
+An item belongs to a topic, and its text is made of the topic's words. Its kind is the
+topic, or narrower: what it is, the first word of its title. A user likes some kinds,
+and converts on an item with a probability that depends only on whether its kind is one
+of them. All items of the last day are new on that day: ids tell nothing about them,
+only content does.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ from learn_torchrec.config import Share, configuration
 from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE
 from learn_torchrec.datasets.generated.market import DAY, ORACLE, START, TOPICS
 
+_WORDS = 6  # of a topic
+
 
 @configuration
 class PlantedConfig:
@@ -31,9 +34,10 @@ class PlantedConfig:
         items_per_day: new ones each day.
         item_days: for which an item is offered.
         impressions: of a user on a day.
-        liked_topics: of a user.
-        liked_rate: conversions on liked topics.
-        other_rate: conversions on other topics.
+        narrow: whether kinds are first words, 48, instead of the 8 topics.
+        liked_kinds: of a user.
+        liked_rate: conversions on liked kinds.
+        other_rate: conversions on other kinds.
     """
 
     seed: NonNegativeInt = 0
@@ -42,21 +46,34 @@ class PlantedConfig:
     items_per_day: PositiveInt = 24
     item_days: PositiveInt = 4
     impressions: PositiveInt = 10
-    liked_topics: Annotated[int, Field(gt=0, lt=len(TOPICS))] = 3
+    narrow: bool = False
+    liked_kinds: PositiveInt = 3
     liked_rate: Share = 0.75
     other_rate: Share = 0.15
 
 
 class PlantedMarket:
-    """Tables in our schema; impressions carry `oracle`."""
+    """Tables in our schema; impressions carry `oracle`.
+
+    Attributes:
+        test_from: the first moment of the last day, unix seconds.
+        kinds: int64 [items], the kind of each.
+        num_kinds: in total.
+    """
 
     def __init__(self, config: PlantedConfig) -> None:
         self.config = config
-        # The first moment of the last day, unix seconds.
         self.test_from = START + (config.days - 1) * DAY
-        # The topic of every item; items are numbered by their day.
+        # Items are numbered by their day.
         count = config.days * config.items_per_day
         self._topics = self._random("items").integers(0, len(TOPICS), count)
+        random = self._random("texts")
+        words = [random.choice(_WORDS, size=3, replace=False) for _ in range(count)]
+        self._words = np.stack(words)
+        self.kinds, self.num_kinds = self._topics, len(TOPICS)
+        if config.narrow:
+            self.kinds = self._topics * _WORDS + self._words[:, 0]
+            self.num_kinds *= _WORDS
         self._log = self._make_log()
 
     def write(self, directory: Path) -> str:
@@ -67,10 +84,10 @@ class PlantedMarket:
         return f"parquet:{directory}"
 
     def items(self) -> pa.Table:
-        random, names = self._random("texts"), list(TOPICS)
+        names = list(TOPICS)
         words = [
-            list(random.choice(TOPICS[names[topic]], size=3, replace=False))
-            for topic in self._topics
+            [TOPICS[names[topic]][word] for word in three]
+            for topic, three in zip(self._topics, self._words, strict=True)
         ]
         return pa.table(
             {
@@ -91,10 +108,10 @@ class PlantedMarket:
         born[days == config.days - 1] = config.days - 1
         items = born * config.items_per_day
         items += random.integers(0, config.items_per_day, count)
-        ranks = [random.permutation(len(TOPICS)) for _ in range(config.users)]
-        likes = np.stack(ranks) < config.liked_topics  # [users, topics]
+        ranks = [random.permutation(self.num_kinds) for _ in range(config.users)]
+        likes = np.stack(ranks) < config.liked_kinds  # [users, kinds]
         oracle = np.where(
-            likes[users, self._topics[items]], config.liked_rate, config.other_rate
+            likes[users, self.kinds[items]], config.liked_rate, config.other_rate
         )
         table = pa.table(
             {

@@ -1,4 +1,6 @@
-"""The planted market of the tests: only topics matter, and its last day is new."""
+"""The planted market of the tests: only kinds matter, and its last day is new."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from learn_torchrec.evaluation.auc import evaluate_auc
 SMALL = {"seed": 3, "users": 60, "days": 6, "items_per_day": 10, "impressions": 8}
 
 
-def planted(**settings: int) -> PlantedMarket:
+def planted(**settings: Any) -> PlantedMarket:
     return PlantedMarket(PlantedConfig(**(SMALL | settings)))
 
 
@@ -36,23 +38,29 @@ def test_ids_are_new_on_the_last_day():
     assert max(lifetimes) == 3  # offered for four days
 
 
-def test_conversion_depends_on_topic_and_taste_alone():
-    market = planted(users=200)
+@pytest.mark.parametrize("settings", [{}, {"narrow": True, "liked_kinds": 18}])
+def test_conversion_depends_on_kind_and_taste_alone(settings):
+    market = planted(users=200, **settings)
     rows = market.impressions()
     oracle, labels = rows["oracle"].to_numpy(), rows["label"].to_numpy()
     for rate in (0.75, 0.15):
         assert labels[oracle == rate].mean() == pytest.approx(rate, abs=0.03)
-    columns = (market.items()[name].to_pylist() for name in ("item_id", "category"))
-    topics = dict(zip(*columns, strict=True))
+    kinds = market.kinds.tolist()
     users, items = rows["user_id"].to_pylist(), rows["item_id"].to_pylist()
     seen = {}
     for user, item, chance in zip(users, items, oracle, strict=True):
-        assert seen.setdefault((user, topics[item]), chance) == chance
+        assert seen.setdefault((user, kinds[item]), chance) == chance
     uauc = evaluate_auc(rows["user_id"].combine_chunks(), labels, oracle)["uauc"]
     assert uauc == pytest.approx(0.8, abs=0.02)
 
 
-def test_the_text_tells_the_topic():
-    for item in planted().items().to_pylist():
+def test_the_text_tells_the_kind():
+    broad, narrow = planted(), planted(narrow=True)
+    rows = broad.items().to_pylist()
+    assert rows == narrow.items().to_pylist()
+    for item, topic, kind in zip(rows, broad.kinds, narrow.kinds, strict=True):
         words = TOPICS[item["category"]]
+        assert words == [*TOPICS.values()][topic]
         assert {*item["title"].split(" and "), item["keywords"]} <= set(words)
+        first = item["title"].split(" and ")[0]
+        assert kind == len(words) * topic + words.index(first)

@@ -1,4 +1,4 @@
-"""On a market where content alone decides, LEARN finds it and ids cannot."""
+"""On markets where content alone decides, LEARN finds it and ids cannot."""
 
 import json
 
@@ -12,20 +12,29 @@ from learn_torchrec.apps import main as command_line
 from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
-from learn_torchrec.datasets.generated.market import DAY, START, TOPICS
+from learn_torchrec.datasets.generated.market import DAY, START
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
-from learn_torchrec.ranker.content import content_vectors
+from learn_torchrec.ranker.content import content_vectors, reduced_content
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions
-from learn_torchrec.ranker.learn.config import LearnConfig
+from learn_torchrec.ranker.learn.config import LearnConfig, StatisticsConfig
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.training.optim import OptimizerConfig
 
 PLANTED = PlantedConfig(seed=7)
+MANY_INTERESTS = PlantedConfig(
+    seed=7,
+    users=150,
+    impressions=30,
+    narrow=True,
+    liked_kinds=16,
+    liked_rate=0.9,
+    other_rate=0.02,
+)
 TOLERANCE = 0.02
 FEATURES = FeaturesConfig(
     sparse=(
@@ -43,13 +52,25 @@ class Silent:
         del values
 
 
-def write_content(market, directory):
-    """Vectors that hold the topic, among dimensions that say nothing."""
-    topics = [list(TOPICS).index(name) for name in market.items["category"].to_pylist()]
-    noise = np.random.default_rng(0).normal(size=(len(topics), 16))
-    vectors = np.hstack([np.eye(len(TOPICS))[topics], 0.2 * noise])
+def write_content(planted, directory, vectors):
+    """A content store of vectors [items, dims]."""
     with write_artifact(directory, kind=KIND, config={}, inputs={}) as out:
-        write_content_store(out, market.items["item_id"].combine_chunks(), vectors)
+        write_content_store(out, planted.items()["item_id"].combine_chunks(), vectors)
+    return ContentStore.open(directory)
+
+
+def topic_vectors(planted):
+    """Vectors that hold the topic, among dimensions that say nothing."""
+    noise = np.random.default_rng(0).normal(size=(len(planted.kinds), 16))
+    return np.hstack([np.eye(planted.num_kinds)[planted.kinds], 0.2 * noise])
+
+
+def crowded_vectors(planted):
+    """Vectors of 48 kinds in 8 dimensions, so that a mean of many says little."""
+    random = np.random.default_rng(0)
+    kinds = random.normal(size=(planted.num_kinds, 8))
+    kinds /= np.linalg.norm(kinds, axis=1, keepdims=True)
+    return kinds[planted.kinds] + 0.05 * random.normal(size=(len(planted.kinds), 8))
 
 
 def uauc(rows: pa.Table, scores) -> float:
@@ -57,35 +78,64 @@ def uauc(rows: pa.Table, scores) -> float:
     return evaluate_auc(rows["user_id"].combine_chunks(), labels, scores)["uauc"]
 
 
-def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
-    planted = PlantedMarket(PLANTED)
+def reached(planted, tmp_path, vectors, forms, learning_rate, device):
+    """The UAUC on the last day of the oracle, of ids, and of each LEARN in `forms`."""
     market = open_dataset(planted.write(tmp_path / "market"))
-    write_content(market, tmp_path / "content")
-    store = ContentStore.open(tmp_path / "content")
-    vectors = content_vectors(store, market.sequences(store, ("like",)))
-    learn = LearnConfig(form="paper")
-    config = RankerConfig(
-        features=FEATURES,
-        learn=learn,
-        optimizer=OptimizerConfig(learning_rate=3e-3),
-        training=RankerTrainingConfig(epochs=3, batch_size=512),
-    )
+    store = write_content(planted, tmp_path / "content", vectors)
     train = market.impressions_between(START + 5 * DAY, planted.test_from)
     test = market.impressions_between(planted.test_from)
     times = market.impressions["timestamp"].to_numpy()
     impressions = market.impressions.filter(pa.array(times >= planted.test_from))
-    oracle = uauc(impressions, impressions["oracle"].to_numpy())
-    lookups = open_lookups(market, FEATURES, config.tasks, ("like",))
-    reached = {}
-    for name, given in (("ids", None), ("learn", LearnInputs(vectors, None, learn))):
+    found = {"oracle": uauc(impressions, impressions["oracle"].to_numpy())}
+    for name, learn in {"ids": LearnConfig(form="off"), **forms}.items():
+        config = RankerConfig(
+            features=FEATURES,
+            learn=learn,
+            optimizer=OptimizerConfig(learning_rate=learning_rate),
+            training=RankerTrainingConfig(epochs=3, batch_size=512),
+        )
+        if learn.is_residual:
+            given = LearnInputs(None, reduced_content(store), learn)
+        else:
+            sequences = market.sequences(store, ("like",))
+            given = LearnInputs(content_vectors(store, sequences), None, learn)
+        given = given.read(market, config.tasks, ("like",))
+        lookups = open_lookups(market, FEATURES, config.tasks, ("like",))
         rows = Impressions(train, config, given, lookups)
-        model, _ = train_ranker(config, rows, one_rank, Silent())
+        model, _ = train_ranker(config, rows, device, Silent())
         tested = Impressions(test, config, given, lookups)
-        scores = score(model, tested, 1000, one_rank)
-        reached[name] = uauc(impressions, scores["score"])
-    assert oracle > 0.75
-    assert reached["learn"] > oracle - TOLERANCE, reached
-    assert reached["ids"] < 0.6, reached
+        found[name] = uauc(impressions, score(model, tested, 1000, device)["score"])
+    return found
+
+
+def test_learn_recovers_what_ids_cannot(tmp_path, one_rank):
+    planted = PlantedMarket(PLANTED)
+    forms = {"residual": LearnConfig(), "paper": LearnConfig(form="paper")}
+    vectors = topic_vectors(planted)
+    found = reached(planted, tmp_path, vectors, forms, 3e-3, one_rank)
+    assert found["oracle"] > 0.75
+    for form in forms:
+        assert found[form] > found["oracle"] - TOLERANCE, found
+    assert found["ids"] < 0.6, found
+
+
+@pytest.mark.slow
+def test_only_the_history_itself_tells_a_user_of_many_interests(tmp_path, one_rank):
+    """The mean of sixteen interests says little, the nearest of them all."""
+    planted = PlantedMarket(MANY_INTERESTS)
+    static = LearnConfig(statistics=StatisticsConfig(spaces=()), neighbours=0)
+    forms = {
+        "residual": LearnConfig(),
+        "static": static,
+        "paper": LearnConfig(form="paper"),
+    }
+    vectors = crowded_vectors(planted)
+    found = reached(planted, tmp_path, vectors, forms, 1e-2, one_rank)
+    assert found["oracle"] > 0.9
+    assert found["residual"] > found["oracle"] - 0.01, found
+    for form in ("static", "paper"):
+        assert found[form] < found["oracle"] - 0.15, found
+    assert found["ids"] < 0.6, found
 
 
 @pytest.mark.slow
@@ -93,7 +143,7 @@ def test_towers_and_ranker_recover_it_from_the_command_line(tmp_path):
     """The whole job: content, towers, vectors, both rankers, predictions."""
     planted = PlantedMarket(PLANTED)
     data = planted.write(tmp_path / "market")
-    write_content(open_dataset(data), tmp_path / "content")
+    write_content(planted, tmp_path / "content", topic_vectors(planted))
     sparse = [{"column": f.column, "num_embeddings": 2000} for f in FEATURES.sparse]
     settings = [
         f"split.towers_until={START + 8 * DAY}",
