@@ -15,7 +15,7 @@ class LearnShape:
         rates: of the neighbours' rates; 0 without.
     """
 
-    vector_dim: int
+    vector_dim: int = 0
     content_dim: int = 0
     rates: int = 0
 
