@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     )
     from learn_torchrec.jagged import Jagged as Jagged
     from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork as AuxiliaryNetwork
+    from learn_torchrec.ranker.learn.batch import HistoryBatch as HistoryBatch
+    from learn_torchrec.ranker.learn.batch import LearnBatch as LearnBatch
+    from learn_torchrec.ranker.learn.config import LearnConfig as LearnConfig
+    from learn_torchrec.ranker.learn.history_features import (
+        HistoryFeatures as HistoryFeatures,
+    )
+    from learn_torchrec.ranker.learn.inputs import LearnInputs as LearnInputs
+    from learn_torchrec.ranker.learn.residual import LearnResidual as LearnResidual
+    from learn_torchrec.ranker.learn.shape import LearnShape as LearnShape
     from learn_torchrec.ranker.learn_features import LearnFeatures as LearnFeatures
     from learn_torchrec.ranker.model import LearnRanker as LearnRanker
     from learn_torchrec.ranker.vectors import LearnVectors as LearnVectors
@@ -34,9 +43,16 @@ _PUBLIC = {
     "Convention": "evaluation.conventions",
     "EncoderConfig": "content.encoder",
     "EncoderShape": "towers.encoders.architecture",
+    "HistoryBatch": "ranker.learn.batch",
+    "HistoryFeatures": "ranker.learn.history_features",
     "Jagged": "jagged",
+    "LearnBatch": "ranker.learn.batch",
+    "LearnConfig": "ranker.learn.config",
     "LearnFeatures": "ranker.learn_features",
+    "LearnInputs": "ranker.learn.inputs",
     "LearnRanker": "ranker.model",
+    "LearnResidual": "ranker.learn.residual",
+    "LearnShape": "ranker.learn.shape",
     "LearnVectors": "ranker.vectors",
     "PreferenceEncoder": "towers.encoder",
     "TwinTower": "towers.model",

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from learn_torchrec.artifact import write_artifact
-from learn_torchrec.ids import as_ids
+from learn_torchrec.ids import IdIndex, as_ids
 from learn_torchrec.matrix import create_shard
+from learn_torchrec.ranker.learn.reduced import CONTENT, ReducedContent
 from learn_torchrec.ranker.vectors import KIND, LearnVectors
 from learn_torchrec.vector_table import ITEMS, USERS, write_index
 
@@ -31,6 +32,8 @@ def write_vectors(
     items: tuple[Any, Any],
     cutoff: int = 100,
     ranks: int = 1,
+    content: Any = None,
+    config: dict[str, Any] | None = None,
 ) -> LearnVectors:
     """Write and open an artefact.
 
@@ -40,12 +43,19 @@ def write_vectors(
         items: ids and vectors.
         cutoff: of the towers.
         ranks: that write.
+        content: unit vectors of the items; None for an artefact without.
+        config: for the manifest.
     """
     ids, offsets, times, vectors = users
     with write_artifact(
-        directory, kind=KIND, config={}, inputs={}, cutoff=cutoff
+        directory, kind=KIND, config=config or {}, inputs={}, cutoff=cutoff
     ) as out:
         moments = {"offsets": np.array(offsets), "times": np.array(times, np.int64)}
         write_side(out / USERS, ids, vectors, ranks, **moments)
         write_side(out / ITEMS, *items, ranks)
+        if content is not None:
+            unit = np.asarray(content, np.float16)
+            write_side(out / CONTENT, items[0], unit)
+            index = IdIndex.build(items[0], "items")
+            ReducedContent.build(index, unit, 5).write(out / CONTENT)
     return LearnVectors.open(directory)

@@ -56,7 +56,7 @@ def build_task(
     if learn is not None and form == "residual":
         torch.manual_seed(config.training.seed)
         dim = shape.embedding_dim
-        residual = LearnResidual(config.learn, learn, dim, tasks, device)
+        residual = LearnResidual(learn, config.learn, dim, tasks, device)
     # From here on the same numbers are drawn as without a residual.
     torch.manual_seed(config.training.seed)
     if learn is not None and form == "paper":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -81,15 +82,8 @@ class LearnVectors:
         Raises:
             UserError: see `rows`; null timestamps or milliseconds; different lengths.
         """
-        users, items = as_ids(user_ids, USER_ID), as_ids(item_ids, ITEM_ID)
-        times = None if timestamps is None else as_seconds(timestamps, TIMESTAMP)
-        lengths = [len(users), len(items), len(users if times is None else times)]
-        if len(set(lengths)) > 1:
-            raise UserError(
-                f"the batch: {lengths[0]} users, {lengths[1]} items and {lengths[2]} "
-                "times; give the same number of each"
-            )
-        return self.gather(*self.rows(users, items, times, source="the batch"))
+        batch = columns_of_batch(user_ids, item_ids, timestamps)
+        return self.gather(*self.rows(*batch, source="the batch"))
 
     def rows(
         self,
@@ -132,6 +126,25 @@ class LearnVectors:
             torch.from_numpy(self.items.gather(item_rows)),
             torch.from_numpy(rows != MISSING),
         )
+
+
+def columns_of_batch(
+    user_ids: Column, item_ids: Column, timestamps: Column | None
+) -> tuple[pa.Array, pa.Array, Int64Array | None]:
+    """Return ids and times that somebody passes, in normal form.
+
+    Raises:
+        UserError: see `LearnVectors.lookup`.
+    """
+    users, items = as_ids(user_ids, USER_ID), as_ids(item_ids, ITEM_ID)
+    times = None if timestamps is None else as_seconds(timestamps, TIMESTAMP)
+    lengths = [len(users), len(items), len(users if times is None else times)]
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"the batch: {lengths[0]} users, {lengths[1]} items and {lengths[2]} "
+            "times; give the same number of each"
+        )
+    return users, items, times
 
 
 def rows_as_of(

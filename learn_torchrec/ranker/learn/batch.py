@@ -7,10 +7,11 @@ batch, D vector dim, R reduced content dim.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
@@ -89,6 +90,74 @@ class HistoryBatch(PipelineableBatch):
     vectors: dict[str, Tensor]
     longest: int
 
+    @classmethod
+    def of(
+        cls,
+        candidates: Sequence[int] | Tensor,
+        items: Sequence[int] | Tensor,
+        lengths: Sequence[int] | Tensor,
+        ages: Sequence[float] | Tensor,
+        vectors: Tensor,
+    ) -> Self:
+        """Make a batch of plain lists or tensors and content vectors.
+
+        Items without a vector have row -1. Such events are left out, as are those that
+        are not strictly before the row, and those of an item are counted.
+
+        Args:
+            candidates: int [B], rows of `vectors`.
+            items: int [E], likewise, of each history's events, the latest last.
+            lengths: int [B], events of each history.
+            ages: float [E], days from the event to the row.
+            vectors: float [N, R], of all items; only those of the batch are copied.
+
+        Raises:
+            ValueError: lengths that do not fit the others.
+
+        Example:
+            >>> content = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+            >>> history = HistoryBatch.of([2, 0], [0, 1, 0], [3, 0], [9, 5, 2], content)
+            >>> history.lengths.tolist(), history.counts.tolist()
+            ([2, 0], [1.0, 2.0])
+        """
+        device = vectors.device
+        wanted, met, sizes = (
+            torch.as_tensor(values, dtype=torch.int64, device=device)
+            for values in (candidates, items, lengths)
+        )
+        days = torch.as_tensor(ages, dtype=torch.float32, device=device)
+        if len(sizes) != len(wanted) or not len(met) == len(days) == sizes.sum():
+            raise ValueError(
+                f"{len(wanted)} candidates and {len(sizes)} lengths, which sum to "
+                f"{int(sizes.sum())}, of {len(met)} items and {len(days)} ages"
+            )
+        owners = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
+        kept = (met >= 0) & (days > 0)
+        met, days, owners = met[kept], days[kept], owners[kept]
+        pairs, groups, counts = torch.stack([owners, met]).unique(
+            dim=1, return_inverse=True, return_counts=True
+        )
+        last = torch.zeros_like(counts).scatter_reduce_(
+            0, groups, torch.arange(len(met), device=device), "amax"
+        )
+        last, order = last.sort()
+        sizes = pairs[0].bincount(minlength=len(sizes))
+        used, places = torch.cat([wanted.clamp(min=-1), met[last]]).unique(
+            return_inverse=True
+        )
+        known = used >= 0
+        places = places + int(known.all())  # row 0 is that of -1
+        unit = F.normalize(vectors[used[known]].float(), dim=1).half()
+        return cls(
+            candidates=places[: len(wanted)],
+            items=places[len(wanted) :],
+            lengths=sizes,
+            counts=counts[order].float(),
+            ages=days[last],
+            vectors={"content": torch.cat([unit.new_zeros(1, unit.shape[1]), unit])},
+            longest=max(1, int(sizes.max())) if len(sizes) else 1,
+        )
+
     def padded(self, values: Tensor, padding: float) -> Tensor:
         """Return values [V] of the history items as [B, longest]."""
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(self.lengths)
@@ -124,3 +193,24 @@ class LearnBatch(PipelineableBatch):
     item_ids: KeyedJaggedTensor | None = None
     statistics: Tensor | None = None
     history_means: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        history: HistoryBatch,
+        user_vectors: Tensor | None = None,
+        item_vectors: Tensor | None = None,
+    ) -> Self:
+        """Make a batch of histories and, with towers, both vectors, float [B, D]."""
+        has_item = history.candidates > 0
+        has_user = torch.full_like(has_item, user_vectors is not None)
+        candidates = None
+        if "content" in history.vectors:
+            candidates = history.vectors["content"][history.candidates]
+        return cls(
+            has_vectors=torch.stack([has_user, has_item], dim=1),
+            user_vectors=user_vectors,
+            item_vectors=item_vectors,
+            candidates=candidates,
+            history=history,
+        )

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,11 @@ import torch
 from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.arrays import Column, Float16Array, Int64Array
+from learn_torchrec.config import replace
+from learn_torchrec.datasets.adapters import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.histories import Catalogue
+from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.ranker.learn.batch import HistoryBatch, LearnBatch, LearnRows
 from learn_torchrec.ranker.learn.config import LearnConfig, Space
@@ -28,13 +32,14 @@ from learn_torchrec.ranker.learn.reduced import ReducedContent
 from learn_torchrec.ranker.learn.shape import LearnShape
 from learn_torchrec.ranker.learn.statistics import TargetStatistics, mean_of_history
 from learn_torchrec.ranker.tasks import TaskConfig
-from learn_torchrec.ranker.vectors import LearnVectors, rows_as_of
+from learn_torchrec.ranker.vectors import LearnVectors, columns_of_batch, rows_as_of
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     ITEM_ID,
     TIMESTAMP,
     USER_ID,
 )
+from learn_torchrec.times import YEAR_2200
 from learn_torchrec.vector_table import VectorTable
 
 _DAY = 86_400.0
@@ -69,12 +74,18 @@ class RowFinder:
             UserError: ids of another type than the vectors' or the log's.
         """
         times = table[TIMESTAMP].to_numpy()
-        items = item_rows(self.items, table[ITEM_ID], source)
+        return self.find(table[USER_ID], table[ITEM_ID], times, source)
+
+    def find(
+        self, user_ids: Column, item_ids: Column, times: Int64Array, source: str
+    ) -> LearnRows:
+        """Return where the inputs of users and items [N] are; see `__call__`."""
+        items = item_rows(self.items, item_ids, source)
         users = history = rates = None
         if self.users is not None:
-            users = rows_as_of(self.users, table[USER_ID], USER_ID, times, source)
+            users = rows_as_of(self.users, user_ids, USER_ID, times, source)
         if self.events is not None:
-            history = self.events.before(table[USER_ID], times, source)
+            history = self.events.before(user_ids, times, source)
         if self.neighbours is not None:
             rates = self.neighbours.of(items, times)
         rows = LearnRows(
@@ -104,6 +115,71 @@ class LearnInputs:
     config: LearnConfig = field(default_factory=LearnConfig)
     histories: Histories | None = None
     neighbours: NeighbourRates | None = None
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        data: str | Dataset,
+        actions: Sequence[str] | None = None,
+        config: LearnConfig | None = None,
+    ) -> Self:
+        """Return the inputs of somebody's own ranker, ready for `of_ids`.
+
+        Args:
+            directory: written by `export-vectors`.
+            data: the data set whose log holds the histories, as ADAPTER:PATH. Its
+                impressions, if there are any, give the neighbours' rates.
+            actions: of the events of a history; None for those of the vectors.
+            config: which inputs; None for the defaults.
+
+        Raises:
+            UserError: no such artefact or data, bad tables, or no actions known.
+        """
+        dataset = open_dataset(data) if isinstance(data, str) else data
+        config = config or LearnConfig()
+        if not dataset.has_impressions:
+            config = replace(config, neighbours=0)
+        vectors = LearnVectors.open(Path(directory))
+        actions = actions or vectors.manifest.config.get("split", {}).get("actions")
+        if not actions:
+            raise UserError(
+                f"{directory}: does not say which actions its users' vectors know; "
+                'name those of a history, as in actions=["buy"]'
+            )
+        inputs = cls(vectors, vectors.content, config)
+        return inputs.read(dataset, [TaskConfig()], actions)
+
+    def of_ids(
+        self, user_ids: Column, item_ids: Column, timestamps: Column | None = None
+    ) -> LearnBatch:
+        """Return what is known of users and items by id, strictly before a moment.
+
+        Columns may be NumPy, pandas, pyarrow or torch arrays, sequences, or one value.
+        Unknown users and items have no vector, unknown users no history either.
+
+        Args:
+            user_ids: [B] integers or strings.
+            item_ids: [B] integers or strings.
+            timestamps: [B] unix seconds or datetimes; None for the second after the
+                log's last event (serving).
+
+        Raises:
+            UserError: ids of another type than the vectors' or the log's, null ids,
+                null timestamps, timestamps that must be milliseconds, or different
+                lengths.
+        """
+        users, items, times = columns_of_batch(user_ids, item_ids, timestamps)
+        if times is None:
+            times = np.full(len(users), self._after_the_log)
+        return self.batch(self.finder().find(users, items, times, "the batch"))
+
+    @functools.cached_property
+    def _after_the_log(self) -> int:
+        events = None if self.histories is None else self.histories.events
+        if events is None:  # nothing but vectors: the latest
+            return YEAR_2200
+        return int(events.times.max(initial=0)) + 1
 
     def read(
         self, dataset: Dataset, tasks: Sequence[TaskConfig], actions: Sequence[str]

@@ -16,7 +16,7 @@ class LearnShape:
         items: with a vector; rows of the id table of attention.
     """
 
-    vector_dim: int
+    vector_dim: int = 0
     content_dim: int = 0
     rates: int = 0
     items: int = 0
