@@ -77,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_data(parser)
     options.add_input(parser, "--ranker", "trained ranker")
     options.add_input(parser, "--vectors", "LEARN's vectors", required=False)
-    options.add_input(parser, "--content", "raw content vectors", required=False)
+    options.add_input(parser, "--content", "content instead", required=False)
     add_codes(parser)
     options.add_output(parser, "the predictions")
     return parser

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_input(
         parser,
         "--content",
-        "raw content vectors instead of the towers' (ablation)",
+        "content instead: LEARN without towers",
         required=False,
     )
     add_codes(parser)

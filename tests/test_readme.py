@@ -45,4 +45,4 @@ def test_the_example_runs():
     scope = {}
     exec(example, scope)
     scope["loss"].backward()
-    assert scope["learn"].auxiliary.head[0].weight.grad.abs().sum() > 0
+    assert scope["learn"].network[-1].weight.grad.abs().sum() > 0
