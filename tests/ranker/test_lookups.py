@@ -113,6 +113,62 @@ def test_past_counts_and_rates_equal_a_plain_loop(shop, in_memory):
             assert found == pytest.approx([events, rate], rel=1e-5, abs=1e-6)
 
 
+def plain_pair(dataset, row, column):
+    """Count the user's earlier likes of items that share the row's item's value."""
+    log, rows = dataset.interactions, dataset.impressions
+    items = dataset.items
+    value = dict(
+        zip(items["item_id"].to_pylist(), items[column].to_pylist(), strict=True)
+    )
+    user, item, time = (
+        rows[n][row].as_py() for n in ("user_id", "item_id", "timestamp")
+    )
+    wanted = value.get(item)
+    names = ("user_id", "item_id", "timestamp", "action")
+    return math.log1p(
+        sum(
+            (u, a) == (user, "like") and t < time and value[i] == wanted
+            for u, i, t, a in zip(*(log[n].to_pylist() for n in names), strict=True)
+        )
+        if wanted is not None
+        else 0
+    )
+
+
+@pytest.mark.parametrize("text_ids", [False, True])
+def test_pair_counts_equal_a_plain_loop(shop, market, text_ids):
+    if text_ids:
+        for file in ("items", "interactions", "impressions"):
+            rewrite(
+                market,
+                f"{file}.parquet",
+                lambda t: with_column(
+                    t, "item_id", [f"i{x}" for x in t["item_id"].to_pylist()]
+                ),
+            )
+        shop = open_dataset(f"parquet:{market}")
+    columns = {"item": "item_id", "category": "category"}
+    dense = tuple(f"user_{name}_past_events" for name in columns)
+    added = open_lookups(shop, FeaturesConfig(dense=dense), ONE, ["like"])
+    added = pickle.loads(pickle.dumps(added)).add_to(shop.impressions, "file")
+    # Rows 5, 55, ... show an item that the catalogue lacks.
+    rows = [0, 5, 17, 55, 400, 1500, 2400, 2700, 2999]
+    for name, column in columns.items():
+        found = [added[f"user_{name}_past_events"][row].as_py() for row in rows]
+        expected = [plain_pair(shop, row, column) for row in rows]
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert expected[1] == expected[3] == 0
+    assert max(added["user_category_past_events"].to_pylist()) > math.log(5)
+
+
+def test_a_user_without_events_has_no_pair_counts(shop):
+    rows = shop.impressions.slice(0, 3)
+    rows = with_column(rows, "user_id", [10**9, -5, 10**12])
+    features = FeaturesConfig(dense=("user_item_past_events",))
+    added = open_lookups(shop, features, ONE, ["like"]).add_to(rows, "file")
+    assert added["user_item_past_events"].to_pylist() == [0.0] * 3
+
+
 def test_each_of_several_tasks_has_its_rates(shop):
     tasks = (TaskConfig(name="ctr", label="click"), TaskConfig(label="maybe"))
     features = FeaturesConfig(dense=("user_past_rate_ctr", "user_past_rate_cvr"))
