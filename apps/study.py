@@ -2,11 +2,12 @@
 
 Each arm is a ranker: `baseline` has LEARN off, `learn` is the configuration, and --arm
 adds others. The baselines and `learn` draw the same settings from the same space and
-are compared on the latest fifth of the training rows; the best draw of each, by UAUC,
-is trained on everything before the test with each seed, and tested once. Further arms
-with LEARN use the settings of `learn`. Gains are over `baseline`, averaged over seeds,
-with an interval over users. Finished trainings are kept in --out: the same command
-goes on where it stopped. One process, all rows in memory.
+are compared on the latest fifth of the training rows (`ranker.validation` does not
+apply); the best draw of each, by UAUC, is trained on everything before the test with
+each seed, and tested once. Further arms with LEARN use the settings of `learn`. Gains
+are over `baseline`, averaged over seeds, with an interval over users. Finished
+trainings are kept in --out: the same command goes on where it stopped. One process,
+all rows in memory.
 """
 
 import argparse
@@ -319,8 +320,9 @@ def tune(study: Study, name: str, ranker: RankerConfig) -> dict[str, Any]:
     tried: list[dict[str, Any]] = []
     for trial in range(study.args.trials):
         settings = {k: v[random.integers(len(v))] for k, v in _SPACE.items()}
-        if trial == 0:
-            settings = {}
+        if trial == 0:  # where validation decides how long, a draw does here
+            validates = ranker.validation.share > 0
+            settings = {"training.epochs": 2} if validates else {}
         made = study.scores(with_settings(ranker, settings), "train", "validation", 0)
         uauc = evaluate_auc(users, labels, made)["uauc"]
         tried.append({"settings": settings, "validation_uauc": uauc})

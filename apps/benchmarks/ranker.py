@@ -34,7 +34,6 @@ from torchrec.models.dlrm import DLRM, DLRMTrain
 
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.config import replace
-from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.row_groups import RowGroups
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ranker.batch import RankingBatch
@@ -172,12 +171,13 @@ def make_contenders(path: Path, device: torch.device) -> dict[str, Contender]:
     configs = {"off": config}
     configs |= {name: replace(config, learn=learn) for name, learn in FORMS.items()}
     given = {name: random_inputs(learn) for name, learn in FORMS.items()}
-    read = pq.read_table(path, columns=[*columns_of(config)])
-    table = TableRows(read, None, str(path))
-    memory = {
-        name: list(Impressions(table, made, given.get(name)).batches(epoch=0))
-        for name, made in configs.items()
-    }
+
+    def stream(name: str) -> Iterator[RankingBatch]:
+        groups = RowGroups(path, columns_of(config))
+        return Impressions(groups, configs[name], given.get(name)).batches(epoch=0)
+
+    # Of streamed rows: the model computes the statistics, in each step.
+    memory = {name: list(stream(name)) for name in configs}
     theirs = [
         Batch(batch.dense_features, batch.sparse_features, batch.labels["label"])
         for batch in memory["off"]
@@ -195,10 +195,6 @@ def make_contenders(path: Path, device: torch.device) -> dict[str, Contender]:
     their_losses = passes["dlrm"](iter(theirs[:_COMPARED_STEPS]))
     if losses != their_losses:
         raise AssertionError(f"LEARN off is not DLRM: {losses} and {their_losses}")
-
-    def stream(name: str) -> Iterator[RankingBatch]:
-        groups = RowGroups(path, columns_of(config))
-        return Impressions(groups, configs[name], given.get(name)).batches(epoch=0)
 
     contenders: dict[str, Contender] = {"dlrm": lambda: passes["dlrm"](iter(theirs))}
     for name in configs:

@@ -41,7 +41,6 @@ _STUDIES = {
         "ids, past counts and rates",
     ),
     "movielens_1m": ("MovieLens-1M, fixed split", "ids, past counts and rates"),
-    "movielens_1m_ids": ("MovieLens-1M, fixed split", "user and item ids"),
     "movielens_100k": ("MovieLens-100K", "ids, columns, past counts and rates"),
 }
 _STUDY_COHORTS = (
@@ -100,6 +99,7 @@ def measured_tables() -> dict[str, str]:
         "towers": towers_table(results["towers"]),
         "study": study_table(studies),
         "arms": arms_table(studies["complete_journey"]),
+        "shuffled": shuffled_table(results["study_complete_journey_shuffled"]),
         "measured": markdown(["", ""], measured.items()),
     }
 
@@ -214,6 +214,14 @@ def arms_table(study: dict[str, Any]) -> str:
             if name != "baseline"
         ],
     )
+
+
+def shuffled_table(study: dict[str, Any]) -> str:
+    """Return what LEARN changes if the items' contents are exchanged at random."""
+    cohorts = ("all", "item_cold", "item_long_tail")
+    known = study["arms"]["learn"]["cohorts"]
+    rows = [[cohort_title(c), _points(known[c]["uauc"])] for c in cohorts]
+    return markdown(["content shuffled among the items", "UAUC, points"], rows)
 
 
 def _points(value: dict[str, Any]) -> str:

@@ -237,7 +237,7 @@ class LearnInputs:
         else the model computes them in each step, on its device.
         """
         attends = self.config.attention != "off"
-        meets = in_memory and self.histories is not None and not attends
+        meets = in_memory and bool(self.spaces) and not attends
         return RowFinder(
             items=self.index,
             users=None if self.vectors is None else self.vectors.users,
