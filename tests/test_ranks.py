@@ -46,8 +46,10 @@ def test_several_ranks_equal_one(ranks, store, market, tmp_path):
     for name in ("loss", "mrr", "weights", "table"):
         close("next_item", name, tolerance=1e-4)
     for stage in ("ranker", "residual", "attention"):
+        # Attention's products amplify the rounding of sums in another order.
+        tolerance = 2e-3 if stage == "attention" else 1e-4
         for name in ("loss", "scores", "ne"):
-            close(stage, name, tolerance=1e-4)
+            close(stage, name, tolerance=tolerance)
         for name in ("auc", "uauc"):  # close scores may change places
             close(stage, name, tolerance=2e-3)
     assert several["ranker"]["offset"] == one["ranker"]["offset"] > 0.5
