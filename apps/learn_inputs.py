@@ -27,13 +27,13 @@ from . import options
 def ranker_tables(
     dataset: Dataset, ranker: RankerConfig, codes: CodeColumns | None
 ) -> tuple[str, ...]:
-    """Return the tables that a ranker reads; items only for features of theirs.
+    """Return the tables that a ranker reads; items only where a feature needs them.
 
     Raises:
         UserError: a feature's column is in no table.
     """
     origins = find_columns(dataset, ranker.features, ranker.tasks, codes)
-    items = (ITEMS_FILE,) if origins.items else ()
+    items = (ITEMS_FILE,) if origins.reads_items else ()
     return (INTERACTIONS_FILE, IMPRESSIONS_FILE, *items)
 
 

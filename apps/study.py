@@ -12,7 +12,6 @@ all rows in memory.
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,12 @@ import torch
 
 from learn_torchrec import config as configuration
 from learn_torchrec.arrays import BoolArray, Float64Array
-from learn_torchrec.artifact import read_manifest, recipe_of, refuse_unwritable
+from learn_torchrec.artifact import (
+    read_manifest,
+    recipe_of,
+    refuse_unwritable,
+    versions,
+)
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.split import resolve_times, validation_from
@@ -41,7 +45,7 @@ from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features.lookups import open_lookups
-from learn_torchrec.ranker.impressions import Impressions
+from learn_torchrec.ranker.impressions import Impressions, encoding_of
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.schema import (
@@ -69,9 +73,11 @@ from .predict import cohort_activity
 
 BASELINE, LEARN = "baseline", "learn"
 _OFF = "ranker.learn.form=off"
+_SECTION = "ranker."
 _HELD_OUT = 0.2  # of the training rows, the latest
 _WIDTH = 100
-# A draw has one value of each; the first trial is the run's own configuration.
+# A draw has one value of each, but of what an arm sets itself; the first draw is the
+# run's own configuration.
 _SPACE: dict[str, tuple[Any, ...]] = {
     "optimizer.learning_rate": (3e-4, 1e-3, 3e-3),
     "optimizer.weight_decay": (0.01, 0.1),
@@ -79,6 +85,30 @@ _SPACE: dict[str, tuple[Any, ...]] = {
     "training.epochs": (1, 2, 3),
     "model.embedding_dim": (8, 16, 32),
 }
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A ranker of the study.
+
+    Attributes:
+        ranker: its configuration.
+        own: settings that the arm sets, which no draw changes, such as
+            "training.epochs".
+    """
+
+    ranker: RankerConfig
+    own: frozenset[str] = frozenset()
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether LEARN is off."""
+        return self.ranker.learn.form == "off"
+
+    def with_draw(self, settings: dict[str, Any]) -> RankerConfig:
+        """Return the configuration with drawn settings."""
+        drawn = [f"{k}={v}" for k, v in settings.items() if k not in self.own]
+        return configuration.apply_overrides(self.ranker, drawn)
 
 
 @dataclass
@@ -89,7 +119,7 @@ class Study:
         args: of the command.
         dataset: with impressions.
         run: the configuration of `learn`.
-        identity: what decides a training besides its settings.
+        artefacts: fingerprints of vectors, content and codes.
         parts: bool masks of the impressions, by name: train, validation, test.
         device: of the trainings.
     """
@@ -97,10 +127,10 @@ class Study:
     args: argparse.Namespace
     dataset: Dataset
     run: Run
-    identity: dict[str, str]
+    artefacts: dict[str, str]
     parts: dict[str, BoolArray]
     device: torch.device
-    _rows: dict[str, Impressions] = field(default_factory=dict)
+    _rows: dict[Any, Impressions] = field(default_factory=dict)
 
     def columns(self, part: str) -> tuple[pa.Array, pa.Array]:
         """Return users and labels of a part."""
@@ -122,7 +152,9 @@ class Study:
         )
         settings = {"ranker": configuration.deciding(ranker), "rows": [train, test]}
         split = configuration.deciding(self.run.split)
-        recipe = recipe_of("study", settings | {"split": split}, self.identity)
+        tables = ranker_tables(self.dataset, ranker, open_codes(self.args))
+        inputs = self.dataset.fingerprints(*tables) | self.artefacts
+        recipe = recipe_of("study", settings | {"split": split}, inputs)
         path = self.args.out / "trainings" / f"{recipe[:24]}.npy"
         if path.exists():
             found: Float64Array = np.load(path)
@@ -149,9 +181,7 @@ class Study:
 
     def _of(self, part: str, ranker: RankerConfig) -> Impressions:
         """Return impressions; rankers that encode alike share the encoded rows."""
-        alike = {"learn": ranker.learn, "features": ranker.features}
-        names = {name: configuration.to_dict(value) for name, value in alike.items()}
-        key = json.dumps([part, names, [t.columns for t in ranker.tasks]], default=str)
+        key = part, encoding_of(ranker)
         if key not in self._rows:
             actions = self.run.split.actions
             codes = open_codes(self.args)
@@ -217,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("study: LEARN needs vectors; give --vectors or --content")
     dataset = options.dataset(args)
     run = options.resolve(args, ("split", "ranker", "cohorts"))
-    arms = arms_of(run, args.arm)
+    arms = arms_of(run.ranker, args.arm)
     refuse_unwritable(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     with locked(args.out), process_group() as device:
@@ -229,14 +259,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"written to {args.out / 'study.json'}, {args.out / 'report.html'} (and .md)")
 
 
-def arms_of(run: Run, given: Sequence[str]) -> dict[str, Run]:
-    """Return the configuration of each arm by name.
+def arms_of(ranker: RankerConfig, given: Sequence[str]) -> dict[str, Arm]:
+    """Return the arms by name.
 
     Raises:
-        UserError: an arm that is not NAME:SETTING=VALUE, or a name twice.
+        UserError: an arm that is not NAME:SETTING=VALUE, a name twice, or a setting
+            that is not the ranker's.
     """
-    arms = {BASELINE: configuration.apply_overrides(run, [_OFF]), LEARN: run}
-    if run.ranker.learn.form == "off":
+    off = configuration.apply_overrides(ranker, [_OFF.removeprefix(_SECTION)])
+    arms = {BASELINE: Arm(off), LEARN: Arm(ranker)}
+    if arms[LEARN].is_baseline:
         raise UserError(f"study: {_OFF} leaves nothing to study; set another form")
     for text in given:
         name, colon, settings = text.partition(":")
@@ -245,8 +277,16 @@ def arms_of(run: Run, given: Sequence[str]) -> dict[str, Run]:
                 f"--arm {text}: write it as NAME:SETTING=VALUE;SETTING=VALUE, each "
                 f"name once, none of {', '.join(arms)}"
             )
-        parts = [part for part in settings.split(";") if part]
-        arms[name] = configuration.apply_overrides(run, parts)
+        parts = [part.strip() for part in settings.split(";") if part.strip()]
+        for part in parts:
+            if not part.startswith(_SECTION):
+                raise UserError(
+                    f"--arm {text}: {part}: all arms share everything but ranker.*; "
+                    "give it with --set"
+                )
+        parts = [part.removeprefix(_SECTION) for part in parts]
+        changed = configuration.apply_overrides(ranker, parts)
+        arms[name] = Arm(changed, frozenset(p.partition("=")[0] for p in parts))
     return arms
 
 
@@ -265,29 +305,27 @@ def _prepare(
     for name, mask in parts.items():
         if not mask.any():
             raise UserError(f"study: no impressions to {name} on; set split.*")
-    identity = dataset.fingerprints(
-        *ranker_tables(dataset, run.ranker, open_codes(args))
-    )
-    artefacts = vector_artefacts(args) | codes_artefact(args)
-    for role, (directory, kind) in artefacts.items():
+    artefacts: dict[str, str] = {}
+    given = vector_artefacts(args) | codes_artefact(args)
+    for role, (directory, kind) in given.items():
         manifest = read_manifest(directory, kind)
-        identity[role] = manifest.fingerprint
+        artefacts[role] = manifest.fingerprint
         if role == "vectors":
             refuse_vectors_leak(
                 manifest, int(moments[parts["train"]].min()), "train on"
             )
-    return Study(args, dataset, run, identity, parts, device)
+    return Study(args, dataset, run, artefacts, parts, device)
 
 
-def conduct(study: Study, arms: dict[str, Run]) -> dict[str, Any]:
+def conduct(study: Study, arms: dict[str, Arm]) -> dict[str, Any]:
     """Tune and test all arms; return what a page shows."""
     tuned: dict[str, dict[str, Any]] = {}
     scores: dict[str, list[Float64Array]] = {}
     seeds = range(1, study.args.seeds + 1)
-    for name, run in arms.items():
-        is_tuned = name == LEARN or run.ranker.learn.form == "off"
-        tuned[name] = tune(study, name, run.ranker) if is_tuned else tuned[LEARN]
-        ranker = with_settings(run.ranker, tuned[name]["settings"])
+    for name, arm in arms.items():
+        is_tuned = name == LEARN or arm.is_baseline
+        tuned[name] = tune(study, name, arm) if is_tuned else tuned[LEARN]
+        ranker = arm.with_draw(tuned[name]["settings"])
         scores[name] = [
             study.scores(ranker, "train+validation", "test", seed) for seed in seeds
         ]
@@ -296,6 +334,7 @@ def conduct(study: Study, arms: dict[str, Run]) -> dict[str, Any]:
     masks = _cohorts(study)
     return {
         "data": study.args.data.partition(":")[0],
+        "versions": versions(),
         "rows": {name: int(mask.sum()) for name, mask in study.parts.items()},
         "trials": study.args.trials,
         "seeds": study.args.seeds,
@@ -303,7 +342,7 @@ def conduct(study: Study, arms: dict[str, Run]) -> dict[str, Any]:
         "tuned": tuned,
         "arms": {
             name: {
-                "settings": _changes(arms[LEARN], arms[name]),
+                "settings": _changes(arms[LEARN].ranker, arms[name].ranker),
                 "cohorts": compare_cohorts(
                     users, labels, masks, made, scores[BASELINE]
                 ),
@@ -313,7 +352,7 @@ def conduct(study: Study, arms: dict[str, Run]) -> dict[str, Any]:
     }
 
 
-def tune(study: Study, name: str, ranker: RankerConfig) -> dict[str, Any]:
+def tune(study: Study, name: str, arm: Arm) -> dict[str, Any]:
     """Return the settings with the best validation UAUC, and the UAUC of all draws."""
     random = np.random.default_rng(0)  # the same draws for every arm
     users, labels = study.columns("validation")
@@ -321,21 +360,14 @@ def tune(study: Study, name: str, ranker: RankerConfig) -> dict[str, Any]:
     for trial in range(study.args.trials):
         settings = {k: v[random.integers(len(v))] for k, v in _SPACE.items()}
         if trial == 0:  # where validation decides how long, a draw does here
-            validates = ranker.validation.share > 0
+            validates = arm.ranker.validation.share > 0
             settings = {"training.epochs": 2} if validates else {}
-        made = study.scores(with_settings(ranker, settings), "train", "validation", 0)
+        made = study.scores(arm.with_draw(settings), "train", "validation", 0)
         uauc = evaluate_auc(users, labels, made)["uauc"]
         tried.append({"settings": settings, "validation_uauc": uauc})
         print(f"{name} {settings or 'as configured'}: validation UAUC {uauc:.4f}")
     best = max(tried, key=lambda one: one["validation_uauc"])
     return {**best, "validation_uauc_of_all": [t["validation_uauc"] for t in tried]}
-
-
-def with_settings(ranker: RankerConfig, settings: dict[str, Any]) -> RankerConfig:
-    """Return the configuration with some settings changed."""
-    return configuration.apply_overrides(
-        ranker, [f"{name}={value}" for name, value in settings.items()]
-    )
 
 
 def _cohorts(study: Study) -> dict[str, BoolArray]:
@@ -347,9 +379,9 @@ def _cohorts(study: Study) -> dict[str, BoolArray]:
     return masks
 
 
-def _changes(run: Run, other: Run) -> dict[str, Any]:
-    """Return the ranker's settings that differ, by dotted name."""
-    ours, theirs = (_flat(configuration.to_dict(one.ranker)) for one in (run, other))
+def _changes(ranker: RankerConfig, other: RankerConfig) -> dict[str, Any]:
+    """Return the settings that differ, by dotted name."""
+    ours, theirs = (_flat(configuration.to_dict(one)) for one in (ranker, other))
     return {name: value for name, value in theirs.items() if ours[name] != value}
 
 

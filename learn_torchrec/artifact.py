@@ -338,7 +338,7 @@ def write_artifact(
             cutoff=cutoff,
             facts=facts or {},
             files=_describe_files(working),
-            versions=_versions(),
+            versions=versions(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         manifest.write(working)
@@ -361,12 +361,13 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide results."""
+    found = {}
     for package in _RECORDED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _flush_to_disk(directory: Path) -> None:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import main as command_line
@@ -11,7 +12,6 @@ from learn_torchrec.apps import study
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.paired_seeds import bootstrap, compare_cohorts
-from learn_torchrec.presets import Run
 from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.impressions import Impressions
@@ -50,22 +50,28 @@ def test_gains_are_averaged_over_seeds_and_users():
 def test_every_draw_is_a_valid_configuration():
     for place in range(4):
         settings = {n: v[place % len(v)] for n, v in study._SPACE.items()}
-        changed = study.with_settings(RankerConfig(), settings)
+        changed = study.Arm(RankerConfig()).with_draw(settings)
         assert changed.tables.learning_rate == settings["tables.learning_rate"]
 
 
 def test_arms():
-    given = ["fast:ranker.training.epochs=2;ranker.model.embedding_dim=8"]
-    arms = study.arms_of(Run(), given)
+    ranker = RankerConfig()
+    given = ["fast:ranker.training.epochs=2;ranker.model.embedding_dim=64"]
+    arms = study.arms_of(ranker, given)
     assert list(arms) == ["baseline", "learn", "fast"]
-    assert arms["baseline"].ranker.learn.form == "off"
-    assert arms["fast"].ranker.training.epochs == 2
-    assert study._changes(arms["learn"], arms["baseline"]) == {
-        "ranker.learn.form": "off"
-    }
+    assert arms["baseline"].is_baseline
+    changes = study._changes(ranker, arms["baseline"].ranker)
+    assert changes == {"ranker.learn.form": "off"}
+    draw = {"training.epochs": 3, "tables.learning_rate": 0.01}
+    assert arms["learn"].with_draw(draw).training.epochs == 3
+    fast = arms["fast"].with_draw(draw | {"model.embedding_dim": 8})
+    assert (fast.training.epochs, fast.model.embedding_dim) == (2, 64)  # its own
+    assert fast.tables.learning_rate == 0.01
     for wrong in ("x", "learn:ranker.training.epochs=2", ":a=b"):
         with pytest.raises(UserError, match="NAME:SETTING=VALUE"):
-            study.arms_of(Run(), [wrong])
+            study.arms_of(ranker, [wrong])
+    with pytest.raises(UserError, match=r"split\.test_from=80%: all arms share"):
+        study.arms_of(ranker, ["x:split.test_from=80%"])
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -91,34 +97,61 @@ def test_rows_are_encoded_once_and_alike():
     for ours, theirs in zip(shared.batches(1), fresh.batches(1), strict=True):
         assert ours.labels["label"].equal(theirs.labels["label"])
         assert ours.sparse_features.values().equal(theirs.sparse_features.values())
-    assert shared._encoded["window"] is first._encoded["window"]
+    assert shared._encoded is first._encoded
     with pytest.raises(ValueError, match="features"):
         first.with_config(RankerConfig(features=FeaturesConfig(sparse=("user_id",))))
 
 
-def test_the_command_studies_and_resumes(market, store, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def trained(monkeypatch):
+    """Count the trainings."""
+    seen, original = [], study.train_ranker
+
+    def train(*arguments):
+        seen.append(arguments[0])
+        return original(*arguments)
+
+    monkeypatch.setattr(study, "train_ranker", train)
+    return seen
+
+
+def test_the_command_studies_and_resumes(market, store, tmp_path, capsys, trained):
     out = tmp_path / "study"
     command = ["study", "--data", f"parquet:{market}", "--out", str(out)]
-    command += ["--content", str(store.directory), "--trials", "2", "--seeds", "2"]
+    command += ["--content", str(store.directory), "--trials", "2", "--seeds", "1"]
     command += ["--arm", "paper:ranker.learn.form=paper"]
+    command += ["--arm", 'tasks:ranker.tasks=[{"weight": 2.0}]']
+    command += ["--arm", "wide:ranker.model.embedding_dim=20"]
+    of_items = "user_id,item_id,category"
+    command += ["--arm", f"items:{study._OFF};ranker.features.sparse={of_items}"]
     command += ["--set", "split.holdout=new_users", "split.towers_until=30%"]
     command += ["split.test_from=80%", "split.actions=like"]
+    command += ["ranker.features.sparse=user_id,item_id", "ranker.features.dense="]
+    command += ["ranker.training.epochs=1", "ranker.validation.share=0"]
     command_line.main(command)
     shown = capsys.readouterr().out
     assert "points of UAUC" in shown
     result = json.loads((out / "study.json").read_text())
-    assert set(result["arms"]) == {"baseline", "learn", "paper"}
-    assert result["arms"]["baseline"]["cohorts"]["all"]["uauc"]["points"] == 0
+    arms = result["arms"]
+    assert set(arms) == {"baseline", "learn", "paper", "tasks", "wide", "items"}
+    assert arms["baseline"]["cohorts"]["all"]["uauc"]["points"] == 0
     assert result["tuned"]["paper"] == result["tuned"]["learn"]
     assert len(result["tuned"]["baseline"]["validation_uauc_of_all"]) == 2
     assert "LEARN" in (out / "report.html").read_text()
-    kept = sorted((out / "trainings").iterdir())
-    assert len(kept) == 2 * 2 + 3 * 2
+    assert len(trained) == 3 * 2 + 6  # draws of three arms, a seed of six
+    assert {20} == {r.model.embedding_dim for r in trained} - {8, 16, 32}
 
-    def refuse(*arguments, **options):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(study, "train_ranker", refuse)
+    trained.clear()
     command_line.main(command)
-    again = json.loads((out / "study.json").read_text())
-    assert again == result
+    assert not trained
+    assert json.loads((out / "study.json").read_text()) == result
+
+    # A table that only one arm reads makes only that arm anew.
+    path = market / "items.parquet"
+    items = pq.read_table(path)
+    changed = pa.array(items["category"].to_pylist()[::-1])
+    place = items.column_names.index("category")
+    pq.write_table(items.set_column(place, "category", changed), path)
+    command_line.main(command)
+    assert len(trained) == 2 + 1
+    assert all(len(ranker.features.sparse) == 3 for ranker in trained)

@@ -30,6 +30,7 @@ from learn_torchrec.ranker.encode import Encoder
 from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.rows import RankingRows, RowsReport
+from learn_torchrec.ranker.tasks import label_columns
 
 _BATCHES_AHEAD = 4
 
@@ -86,9 +87,8 @@ class Impressions:
         Raises:
             ValueError: settings that decide how rows are encoded differ.
         """
-        alike = (config.features, config.learn, config.tasks)
-        if alike != (self._config.features, self._config.learn, self._config.tasks):
-            raise ValueError("other features, tasks or settings of LEARN")
+        if encoding_of(config) != encoding_of(self._config):
+            raise ValueError("other features, labels or settings of LEARN")
         other = Impressions(self.source, config, self.learn, self.lookups)
         other._encoded = self._encoded
         return other
@@ -146,10 +146,11 @@ class Impressions:
                 yield collate(taken, self.learn)
 
     def _encode_once(self, table: pa.Table) -> RankingRows:
-        """Encode the only window of rows in memory."""
-        if "window" not in self._encoded:
-            self._encoded["window"] = self.encoder()(table)
-        rows: RankingRows = self._encoded["window"]
+        """Encode the only window of rows in memory, which depends on the lanes."""
+        key = f"window of {self.loader.lanes} lanes"
+        if key not in self._encoded:
+            self._encoded[key] = self.encoder()(table)
+        rows: RankingRows = self._encoded[key]
         return rows
 
     def parts(self, max_rows: int) -> "Parts":
@@ -167,6 +168,11 @@ class Impressions:
             self.lookups,
             labelled,
         )
+
+
+def encoding_of(config: RankerConfig) -> tuple[object, ...]:
+    """Return what decides how rows are encoded."""
+    return config.features, config.learn, label_columns(config.tasks)
 
 
 class Parts:

@@ -11,6 +11,7 @@ import pytest
 
 from learn_torchrec.apps import main as command_line
 from learn_torchrec.apps import train_ranker
+from learn_torchrec.apps.learn_inputs import ranker_tables
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.split import SplitTimes
@@ -159,6 +160,15 @@ def test_pair_counts_equal_a_plain_loop(shop, market, text_ids):
         assert found == pytest.approx(expected, rel=1e-6)
         assert expected[1] == expected[3] == 0
     assert max(added["user_category_past_events"].to_pylist()) > math.log(5)
+
+
+def test_pair_counts_by_a_column_read_the_catalogue(shop):
+    """A changed catalogue then makes another ranker, by its fingerprint."""
+    for name, reads in (("user", False), ("user_item", True), ("user_category", True)):
+        features = FeaturesConfig(dense=(f"{name}_past_events",))
+        assert find_columns(shop, features, ONE).reads_items is reads
+        tables = ranker_tables(shop, RankerConfig(features=features), None)
+        assert ("items.parquet" in tables) is reads
 
 
 def test_a_user_without_events_has_no_pair_counts(shop):

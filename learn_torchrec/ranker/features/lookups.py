@@ -94,6 +94,11 @@ class Origins:
     codes: tuple[str, ...] = ()
 
     @property
+    def reads_items(self) -> bool:
+        """Whether a column needs the catalogue, whose values counts may share."""
+        return bool(self.items) or any(column.shared for column in self.past)
+
+    @property
     def added(self) -> frozenset[str]:
         """The columns that the impressions lack."""
         past = (column.name for column in self.past)

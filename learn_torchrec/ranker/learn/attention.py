@@ -22,6 +22,7 @@ class ContentAttention(nn.Module):
     Args:
         content_dim: R.
         projected_dim: P.
+        with_ids: whether embeddings of ids are given, too.
         device: of the parameters.
 
     Attributes:
@@ -30,9 +31,14 @@ class ContentAttention(nn.Module):
     """
 
     def __init__(
-        self, content_dim: int, projected_dim: int, device: torch.device | None = None
+        self,
+        content_dim: int,
+        projected_dim: int,
+        with_ids: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
+        self.with_ids = with_ids
         self.projection = nn.Linear(content_dim, projected_dim, device=device)
         self.recency = nn.Linear(2, projected_dim, bias=False, device=device)
         self.attention = TargetAttention(projected_dim, projected_dim, device=device)
@@ -45,7 +51,12 @@ class ContentAttention(nn.Module):
 
         `ids` are embeddings [., P] of the "candidate" (none or one each) and of the
         "history" items, in the order of `history.items`.
+
+        Raises:
+            ValueError: no `ids` although it was made for them.
         """
+        if self.with_ids and ids is None:
+            raise ValueError('attention="content+id" needs the embeddings of the ids')
         # Each distinct item is projected once.
         projected = self.projection(history.vectors["content"].float())
         query = projected.index_select(0, history.candidates)

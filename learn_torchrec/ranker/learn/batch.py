@@ -201,9 +201,17 @@ class LearnBatch(PipelineableBatch):
         user_vectors: Tensor | None = None,
         item_vectors: Tensor | None = None,
     ) -> Self:
-        """Make a batch of histories and, with towers, both vectors, float [B, D]."""
+        """Make a batch of histories and, with towers, both vectors.
+
+        Args:
+            history: what the candidates meet.
+            user_vectors: float [B, D], zeros where missing.
+            item_vectors: float [B, D], likewise.
+        """
         has_item = history.candidates > 0
-        has_user = torch.full_like(has_item, user_vectors is not None)
+        has_user = torch.zeros_like(has_item)
+        if user_vectors is not None:
+            has_user = (user_vectors != 0).any(dim=1)
         candidates = None
         if "content" in history.vectors:
             candidates = history.vectors["content"][history.candidates]

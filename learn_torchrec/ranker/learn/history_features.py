@@ -107,8 +107,12 @@ class HistoryFeatures(nn.Module):
             self.out_features += self.products.out_features + len(dims) // 2
         self.attention: ContentAttention | None = None
         if config.attention != "off":
-            dim = config.projected_dim
-            self.attention = ContentAttention(shape.content_dim, dim, device)
+            self.attention = ContentAttention(
+                shape.content_dim,
+                config.projected_dim,
+                config.attention == "content+id",
+                device,
+            )
             self.out_features += self.attention.out_features
 
     def forward(
