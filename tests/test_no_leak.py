@@ -13,8 +13,22 @@ from safetensors.torch import load_file
 from vectors_artefact import write_vectors
 
 from learn_torchrec.apps import main as command_line
+from learn_torchrec.apps import train_ranker
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.datasets.split import SplitTimes
+from learn_torchrec.ranker.config import (
+    RankerConfig,
+    RankerTrainingConfig,
+    StreamConfig,
+)
+from learn_torchrec.ranker.content import reduced_content
+from learn_torchrec.ranker.features import FeaturesConfig
+from learn_torchrec.ranker.learn.inputs import LearnInputs
+from learn_torchrec.ranker.learn.statistics import TargetStatistics, mean_of_history
 
 CUTOFF, LATE = 40 * 86_400, 48 * 86_400
+GRID = 40_000  # seconds; times are rounded down to it, so that many are equal
 SMALL = [
     "towers.model.encoder.width=16",
     "towers.model.encoder.feed_forward_dim=32",
@@ -87,6 +101,87 @@ def test_the_future_changes_nothing(market, store, tmp_path):
     assert later.shape != other_later.shape or np.abs(later - other_later).max() > 0.01
     for name, value in weights.items():
         assert torch.equal(value, other_weights[name]), name
+
+
+PAST = (
+    *("user_past_events", "item_past_events", "user_past_rate", "item_past_rate"),
+    *("user_item_past_events", "user_category_past_events"),
+)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_nothing_from_its_time_on_is_in_an_impressions_inputs(
+    market, store, tmp_path, streamed
+):
+    """Past counts and rates, statistics and neighbours' rates, bit for bit."""
+    moment = CUTOFF // GRID * GRID
+    found = []
+    for name in ("as_it_is", "other_future"):
+        folder = tmp_path / name
+        shutil.copytree(market, folder)
+        scramble(folder, moment if name == "other_future" else None)
+        found.append(encoded(folder, store, streamed))
+    times = found[0].pop("times")
+    assert np.array_equal(times, found[1].pop("times"))
+    known = times <= moment
+    assert (times == moment).sum() > 5
+    for name, values in found[0].items():
+        other = found[1][name]
+        assert np.array_equal(values[known], other[known]), name
+        assert (values[known] != 0).any(), name
+        assert (values[~known] != other[~known]).any(), name
+
+
+def scramble(folder: Path, moment: int | None) -> None:
+    """Round all times; from a moment on change events and labels."""
+    for file, columns in (
+        ("interactions.parquet", ("item_id", "action")),
+        ("impressions.parquet", ("label",)),
+    ):
+        table = pq.read_table(folder / file)
+        times = table["timestamp"].to_numpy() // GRID * GRID
+        late = times >= moment if moment else np.zeros(len(times), bool)
+        changed = {"timestamp": times}
+        for name in columns:
+            values = np.array(table[name].to_pylist(), dtype=object)
+            other = 1 - values[late] if name == "label" else np.roll(values[late], 7)
+            values[late] = other
+            changed[name] = values.tolist()
+        for name, values in changed.items():
+            index = table.column_names.index(name)
+            table = table.set_column(index, name, pa.array(values))
+        pq.write_table(table, folder / file, row_group_size=500)
+
+
+def encoded(folder: Path, store: ContentStore, streamed: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of all impressions in file order, by kind."""
+    dataset = open_dataset(f"parquet:{folder}")
+    config = RankerConfig(
+        features=FeaturesConfig(dense=PAST),
+        training=RankerTrainingConfig(stream=StreamConfig(enabled=streamed)),
+    )
+    learn = LearnInputs(None, reduced_content(store), config.learn)
+    learn = learn.read(dataset, config.tasks, ["like"])
+    rows = train_ranker.training_impressions(
+        dataset, config, SplitTimes(towers_until=0, test_from=2**40), learn, ["like"]
+    )
+    encode, source = rows.encoder(), rows.source
+    tables = [t for group in range(len(source)) for t in source.pieces(group)]
+    parts = [encode(table) for table in tables]
+    whole = type(parts[0]).concatenate(parts)
+    batch = learn.batch(whole.learn)
+    statistics, means = batch.statistics, batch.history_means
+    assert (statistics is None) == streamed
+    if streamed:  # the model computes them
+        statistics = TargetStatistics(config.learn.statistics)(batch.history)
+        means = mean_of_history(batch.history)
+    found = dict(zip(PAST, whole.dense.T, strict=True))
+    return found | {
+        "statistics": statistics.numpy(),
+        "history_means": means.numpy(),
+        "neighbour_rates": batch.neighbour_rates.numpy(),
+        "times": whole.learn.times,
+    }
 
 
 def scramble_future(market: Path, tmp_path: Path) -> Path:
