@@ -15,7 +15,7 @@ from learn_torchrec.ranker.learn.reduced import (
     write_neighbours,
     write_reduced,
 )
-from learn_torchrec.ranker.vectors import KIND
+from learn_torchrec.ranker.learn.vectors import KIND
 from learn_torchrec.schema import INTERACTIONS_FILE
 from learn_torchrec.towers.artifact import KIND_TOWERS, check_towers_inputs, load_towers
 from learn_torchrec.towers.export import (

@@ -13,12 +13,12 @@ from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.provenance import origin
 from learn_torchrec.ranker.config import RankerConfig
-from learn_torchrec.ranker.content import content_vectors, reduced_content
 from learn_torchrec.ranker.features.codes import CodeColumns
 from learn_torchrec.ranker.features.lookups import find_columns
+from learn_torchrec.ranker.learn.content import content_vectors, reduced_content
 from learn_torchrec.ranker.learn.inputs import LearnInputs
-from learn_torchrec.ranker.vectors import KIND as KIND_VECTORS
-from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.ranker.learn.vectors import KIND as KIND_VECTORS
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
 
 from . import options

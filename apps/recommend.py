@@ -24,7 +24,7 @@ from learn_torchrec.evaluation.topk import (
 )
 from learn_torchrec.ids import IdIndex, as_ids
 from learn_torchrec.jagged import Jagged
-from learn_torchrec.ranker.vectors import MISSING, LearnVectors
+from learn_torchrec.ranker.learn.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import (
     ACTION,
     INTERACTIONS_FILE,

@@ -20,7 +20,7 @@ from learn_torchrec.evaluation.report.render import write_report
 from learn_torchrec.evaluation.report.run import read_manifests, read_run
 from learn_torchrec.evaluation.report.summary import summarise
 from learn_torchrec.evaluation.report.terminal import to_text
-from learn_torchrec.ranker.vectors import MISSING, LearnVectors
+from learn_torchrec.ranker.learn.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID
 
 from . import program, recommend

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
         evaluate_retrieval as evaluate_retrieval,
     )
     from learn_torchrec.jagged import Jagged as Jagged
-    from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork as AuxiliaryNetwork
+    from learn_torchrec.ranker.learn.auxiliary import (
+        AuxiliaryNetwork as AuxiliaryNetwork,
+    )
     from learn_torchrec.ranker.learn.batch import HistoryBatch as HistoryBatch
     from learn_torchrec.ranker.learn.batch import LearnBatch as LearnBatch
     from learn_torchrec.ranker.learn.config import LearnConfig as LearnConfig
@@ -27,17 +29,17 @@ if TYPE_CHECKING:
         HistoryFeatures as HistoryFeatures,
     )
     from learn_torchrec.ranker.learn.inputs import LearnInputs as LearnInputs
+    from learn_torchrec.ranker.learn.paper import LearnFeatures as LearnFeatures
     from learn_torchrec.ranker.learn.residual import LearnResidual as LearnResidual
     from learn_torchrec.ranker.learn.shape import LearnShape as LearnShape
-    from learn_torchrec.ranker.learn_features import LearnFeatures as LearnFeatures
+    from learn_torchrec.ranker.learn.vectors import LearnVectors as LearnVectors
     from learn_torchrec.ranker.model import LearnRanker as LearnRanker
-    from learn_torchrec.ranker.vectors import LearnVectors as LearnVectors
     from learn_torchrec.towers.encoder import PreferenceEncoder as PreferenceEncoder
     from learn_torchrec.towers.encoders.architecture import EncoderShape as EncoderShape
     from learn_torchrec.towers.model import TwinTower as TwinTower
 
 _PUBLIC = {
-    "AuxiliaryNetwork": "ranker.auxiliary",
+    "AuxiliaryNetwork": "ranker.learn.auxiliary",
     "ContentEncoder": "content.encoder",
     "ContentStore": "content.store",
     "Convention": "evaluation.conventions",
@@ -48,12 +50,12 @@ _PUBLIC = {
     "Jagged": "jagged",
     "LearnBatch": "ranker.learn.batch",
     "LearnConfig": "ranker.learn.config",
-    "LearnFeatures": "ranker.learn_features",
+    "LearnFeatures": "ranker.learn.paper",
     "LearnInputs": "ranker.learn.inputs",
     "LearnRanker": "ranker.model",
     "LearnResidual": "ranker.learn.residual",
     "LearnShape": "ranker.learn.shape",
-    "LearnVectors": "ranker.vectors",
+    "LearnVectors": "ranker.learn.vectors",
     "PreferenceEncoder": "towers.encoder",
     "TwinTower": "towers.model",
     "UserError": "errors",

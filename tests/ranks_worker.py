@@ -31,11 +31,11 @@ from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.reduced import ReducedContent
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.ranker.sampling import logit_offsets
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import best_passes, train_ranker
 from learn_torchrec.ranker.validation import HeldOut
-from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.towers import build as towers_build
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from vectors_artefact import write_side
 
 from learn_torchrec.artifact import Manifest, file_digest, write_artifact
-from learn_torchrec.ranker.vectors import KIND
+from learn_torchrec.ranker.learn.vectors import KIND
 
 NUM_ITEMS = 40
 # Items on a line: user 1 looks up it, user 2 down it, user 3 has no vector. Item 14

@@ -22,8 +22,8 @@ from learn_torchrec.ranker.config import (
     RankerTrainingConfig,
     StreamConfig,
 )
-from learn_torchrec.ranker.content import reduced_content
 from learn_torchrec.ranker.features import FeaturesConfig
+from learn_torchrec.ranker.learn.content import reduced_content
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.statistics import TargetStatistics, mean_of_history
 

@@ -50,8 +50,8 @@ from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.learn.histories import Histories
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.reduced import ReducedContent
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.ranker.tables import embedding_bag_collection, sharding_kinds
-from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.distributed import gather_objects, is_writer, process_group
 from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.sharding import init_tables, shard_tables

@@ -9,11 +9,11 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from learn_torchrec.ranker.auxiliary import AuxiliaryNetwork
 from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.ranker.learn.auxiliary import AuxiliaryNetwork
+from learn_torchrec.ranker.learn.paper import LearnFeatures
 from learn_torchrec.ranker.learn.residual import LearnResidual
 from learn_torchrec.ranker.learn.shape import LearnShape
-from learn_torchrec.ranker.learn_features import LearnFeatures
 from learn_torchrec.ranker.model import LearnRanker, LearnRankerTrain
 from learn_torchrec.ranker.sparse import SparseArch
 from learn_torchrec.ranker.tables import (

@@ -17,11 +17,11 @@ from torchrec.models.dlrm import (
 )
 from torchrec.modules.crossnet import LowRankCrossNet
 
-from learn_torchrec.ranker.auxiliary import weighted_bce
 from learn_torchrec.ranker.batch import RankingBatch
+from learn_torchrec.ranker.learn.auxiliary import weighted_bce
 from learn_torchrec.ranker.learn.batch import LearnBatch
+from learn_torchrec.ranker.learn.paper import LearnFeatures
 from learn_torchrec.ranker.learn.residual import LearnResidual
-from learn_torchrec.ranker.learn_features import LearnFeatures
 from learn_torchrec.ranker.sparse import SparseArch
 from learn_torchrec.ranker.tasks import TaskConfig, joint_logits
 

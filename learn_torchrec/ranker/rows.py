@@ -17,7 +17,7 @@ from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
 from learn_torchrec.jagged import offsets_of
 from learn_torchrec.ranker.features.base import IdBags
 from learn_torchrec.ranker.learn.batch import LearnRows
-from learn_torchrec.ranker.vectors import MISSING
+from learn_torchrec.ranker.learn.vectors import MISSING
 from learn_torchrec.training.distributed import gather_objects
 
 logger = logging.getLogger(__name__)

@@ -26,10 +26,10 @@ from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.learn.config import LearnConfig, PaperConfig
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.shape import LearnShape
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.ranker.model import LearnRankerTrain
 from learn_torchrec.ranker.tables import ShardingConfig
 from learn_torchrec.ranker.tasks import TaskConfig
-from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.sharding import ShardingKind, init_tables
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig

@@ -20,7 +20,7 @@ from learn_torchrec.ranker.config import (
 )
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.learn.inputs import LearnInputs
-from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.vector_table import VectorTable
 
 SETTINGS = [

@@ -26,8 +26,8 @@ from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature, Indexe
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.learn.inputs import LearnInputs
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.ranker.tasks import TaskConfig
-from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.vector_table import VectorTable
 
 ROWS, BATCH = 500, 16

@@ -15,11 +15,11 @@ from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.generated.market import DAY, START
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
-from learn_torchrec.ranker.content import content_vectors, reduced_content
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.learn.config import LearnConfig, StatisticsConfig
+from learn_torchrec.ranker.learn.content import content_vectors, reduced_content
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker

@@ -1,7 +1,7 @@
 """What the ranker reads of LEARN: vectors, histories, neighbours' conversions.
 
-`LearnInputs.rows` finds, for a table of impressions, where everything is;
-`LearnInputs.batch` fetches it for the rows of a batch.
+`RowFinder` finds, for a table of impressions, where everything is; `LearnInputs.batch`
+fetches it for the rows of a batch.
 """
 
 import dataclasses
@@ -31,8 +31,12 @@ from learn_torchrec.ranker.learn.neighbours import NeighbourRates, PastLabels
 from learn_torchrec.ranker.learn.reduced import ReducedContent
 from learn_torchrec.ranker.learn.shape import LearnShape
 from learn_torchrec.ranker.learn.statistics import TargetStatistics, mean_of_history
+from learn_torchrec.ranker.learn.vectors import (
+    LearnVectors,
+    columns_of_batch,
+    rows_as_of,
+)
 from learn_torchrec.ranker.tasks import TaskConfig
-from learn_torchrec.ranker.vectors import LearnVectors, columns_of_batch, rows_as_of
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     ITEM_ID,

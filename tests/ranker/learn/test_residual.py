@@ -27,9 +27,9 @@ from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.neighbours import NeighbourRates, PastLabels
 from learn_torchrec.ranker.learn.reduced import ReducedContent
 from learn_torchrec.ranker.learn.statistics import TargetStatistics, mean_of_history
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
-from learn_torchrec.ranker.vectors import LearnVectors
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.sharding import init_tables
 from learn_torchrec.vector_table import VectorTable

@@ -13,7 +13,7 @@ from vectors_artefact import write_side, write_vectors
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.errors import UserError
 from learn_torchrec.matrix import finite_rows
-from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.vector_table import VectorTable
 
 TEXT = pa.large_string()

@@ -18,7 +18,7 @@ from vectors_artefact import write_vectors
 
 from learn_torchrec import LearnFeatures
 from learn_torchrec.errors import UserError
-from learn_torchrec.ranker import auxiliary, learn_features
+from learn_torchrec.ranker.learn import auxiliary, paper
 
 USERS = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
 LABELS = torch.tensor([1.0, 0.0, 1.0])
@@ -274,7 +274,7 @@ def test_the_auxiliary_loss_by_hand():
     assert weighted.item() == pytest.approx(2 * expected)
 
 
-@pytest.mark.parametrize("module", [learn_features, auxiliary])
+@pytest.mark.parametrize("module", [paper, auxiliary])
 def test_docstring_examples(module):
     results = doctest.testmod(module)
     assert results.attempted > 0

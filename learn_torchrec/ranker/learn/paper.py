@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from learn_torchrec.arrays import Column
-from learn_torchrec.ranker.auxiliary import (
+from learn_torchrec.ranker.learn.auxiliary import (
     AuxiliaryLogits,
     AuxiliaryNetwork,
     weighted_bce,
 )
-from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 
 FeatureSet = Literal["all", "vectors", "fusion"]
 

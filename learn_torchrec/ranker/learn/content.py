@@ -11,7 +11,7 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ids import IdIndex
 from learn_torchrec.matrix import blocks
 from learn_torchrec.ranker.learn.reduced import ReducedContent, Reduction
-from learn_torchrec.ranker.vectors import LearnVectors
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import USER_ID
 from learn_torchrec.vector_table import VectorTable
 
