@@ -87,6 +87,9 @@ _SPACE: dict[str, tuple[Any, ...]] = {
 }
 
 
+_MOST_EPOCHS = max(_SPACE["training.epochs"])
+
+
 @dataclass(frozen=True)
 class Arm:
     """A ranker of the study.
@@ -359,9 +362,10 @@ def tune(study: Study, name: str, arm: Arm) -> dict[str, Any]:
     tried: list[dict[str, Any]] = []
     for trial in range(study.args.trials):
         settings = {k: v[random.integers(len(v))] for k, v in _SPACE.items()}
-        if trial == 0:  # where validation decides how long, a draw does here
+        if trial == 0:  # epochs that validation would cut short are no length
             validates = arm.ranker.validation.share > 0
-            settings = {"training.epochs": 2} if validates else {}
+            is_most = validates and arm.ranker.training.epochs > _MOST_EPOCHS
+            settings = {"training.epochs": 2} if is_most else {}
         made = study.scores(arm.with_draw(settings), "train", "validation", 0)
         uauc = evaluate_auc(users, labels, made)["uauc"]
         tried.append({"settings": settings, "validation_uauc": uauc})

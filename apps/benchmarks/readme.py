@@ -99,6 +99,7 @@ def measured_tables() -> dict[str, str]:
         "towers": towers_table(results["towers"]),
         "study": study_table(studies),
         "arms": arms_table(studies["complete_journey"]),
+        "codes": arms_table(studies["complete_journey_counts"]),
         "shuffled": shuffled_table(results["study_complete_journey_shuffled"]),
         "measured": markdown(["", ""], measured.items()),
     }
