@@ -185,7 +185,6 @@ def test_from_plain_lists_they_are_what_the_log_gives(tmp_path):
     assert made.longest == read.history.longest
     learn = features_of(given)
     batch = LearnBatch.of(made, read.user_vectors, read.item_vectors)
-    batch.has_vectors = read.has_vectors
     torch.testing.assert_close(learn(batch), learn(read), atol=2e-3, rtol=0)
     alone = HistoryFeatures(LearnShape(content_dim=5))
     assert alone(made)[:, :2].tolist() == [[0, 1], [0, 1], [0, 1], [0, 0]]
@@ -239,3 +238,21 @@ def test_docstring_examples(module):
     results = doctest.testmod(module)
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_a_user_without_a_vector_is_flagged():
+    history = HistoryBatch.of([0, 1, -1], [1], [1, 0, 0], [2.0], torch.randn(2, 5))
+    users, items = torch.randn(3, 3), torch.randn(3, 3)
+    users[1] = 0
+    made = LearnBatch.of(history, users, items)
+    assert made.has_vectors.tolist() == [[True, True], [False, True], [True, False]]
+    assert not LearnBatch.of(history).has_vectors[:, 0].any()
+
+
+def test_attention_over_ids_does_not_go_without_them():
+    history = HistoryBatch.of([0], [1], [1], [2.0], torch.randn(2, 5))
+    shape = LearnShape(content_dim=5)
+    attending = HistoryFeatures(shape, LearnConfig(attention="content"))
+    assert attending(history).shape == (1, attending.out_features)
+    with pytest.raises(ValueError, match="embeddings of the ids"):
+        HistoryFeatures(shape, LearnConfig(attention="content+id"))(history)
