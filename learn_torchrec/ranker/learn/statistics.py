@@ -48,43 +48,42 @@ class TargetStatistics(nn.Module):
         ages = history.padded(history.ages, 0.0)
         is_item = counts > 0
         is_self = is_item & (items == history.candidates.unsqueeze(1))
-        own = (counts * is_self).sum(1)
-        parts = [torch.log1p(counts.sum(1)), torch.log1p(own)]
+        # Events of each item: all, and without the candidate's own.
+        events = torch.stack([counts, counts * ~is_self], dim=1)  # [B, 2, L]
+        recency = torch.exp(-ages / self.config.recency_days)
+        parts = [counts.sum(1).log1p(), (counts * is_self).sum(1).log1p()]
         for space in self.config.spaces:
             vectors = history.vectors[space]
             cosines = similarities(vectors, items, history.candidates)
-            for seen in (is_item, is_item & ~is_self):
-                parts += self._of(cosines, seen, counts, ages)
+            sums = torch.bmm(events, self._weights(cosines, recency)).log1p()
+            for place, seen in enumerate((is_item, is_item & ~is_self)):
+                parts += self._nearest(cosines, seen, ages)
+                parts += sums[:, place].unbind(1)
         return torch.stack(parts, dim=1)
 
-    def _of(
-        self, cosines: Tensor, seen: Tensor, counts: Tensor, ages: Tensor
-    ) -> list[Tensor]:
-        """Return the statistics [B] of one space over the items that are `seen`."""
-        config = self.config
+    def _weights(self, cosines: Tensor, recency: Tensor) -> Tensor:
+        """Return the events' weights in the sums of one space, [B, L, sums]."""
+        weights = []
+        for temperature in self.config.temperatures:
+            kernel = torch.exp((cosines - 1) / temperature)
+            weights += [kernel, kernel * recency]
+        weights += [(cosines > t).float() for t in self.config.thresholds]
+        if not weights:
+            return cosines.new_zeros(*cosines.shape, 0)
+        return torch.stack(weights, dim=2)
+
+    def _nearest(self, cosines: Tensor, seen: Tensor, ages: Tensor) -> list[Tensor]:
+        """Return statistics [B] of the most similar items among those `seen`."""
         any_seen = seen.any(1)
         cosines = cosines.masked_fill(~seen, _LEAST)
-        counts = counts * seen
-        top = cosines.topk(min(config.top, cosines.shape[1]), dim=1)
+        top = cosines.topk(min(self.config.top, cosines.shape[1]), dim=1)
         present = top.values > _LEAST
         mean = (top.values * present).sum(1) / present.sum(1).clamp(min=1)
         best = top.values[:, 0]
         # Twins are equally similar: the latest counts.
         age = ages.masked_fill(cosines < best.unsqueeze(1), math.inf).amin(1)
-        found = [
-            best * any_seen,
-            mean,
-            torch.log1p(age.masked_fill(~any_seen, 0.0)),
-        ]
-        recent = counts * torch.exp(-ages / config.recency_days)
-        for temperature in config.temperatures:
-            kernel = torch.exp((cosines - 1) / temperature)
-            found += [torch.log1p((kernel * w).sum(1)) for w in (counts, recent)]
-        found += [
-            torch.log1p((counts * (cosines > threshold)).sum(1))
-            for threshold in config.thresholds
-        ]
-        return found
+        age = age.masked_fill(~any_seen, 0.0)
+        return [best * any_seen, mean, torch.log1p(age)]
 
 
 def similarities(vectors: Tensor, items: Tensor, candidates: Tensor) -> Tensor:
@@ -96,8 +95,9 @@ def similarities(vectors: Tensor, items: Tensor, candidates: Tensor) -> Tensor:
         candidates: int64 [B], rows of `vectors`.
     """
     met = vectors.index_select(0, items.flatten()).unflatten(0, items.shape)
-    wanted = vectors.index_select(0, candidates).unsqueeze(2)
-    return torch.bmm(met, wanted).squeeze(2).float()
+    wanted = vectors.index_select(0, candidates).unsqueeze(1)
+    # In this order it takes half the time on a CPU.
+    return torch.bmm(wanted, met.transpose(1, 2)).squeeze(1).float()
 
 
 def mean_of_history(history: HistoryBatch) -> Tensor:

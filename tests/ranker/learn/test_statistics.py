@@ -109,9 +109,10 @@ def naive(rows, vectors, candidates, config):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("padding", [0, 7])
-def test_random_histories_beside_a_naive_loop(seed, padding):
+@pytest.mark.parametrize("sums", [((0.1, 0.5), (0.313,)), ((), ())])
+def test_random_histories_beside_a_naive_loop(seed, padding, sums):
     rows, vectors, candidates, batch = random_history(seed, padding)
-    config = StatisticsConfig(top=3, temperatures=(0.1, 0.5), thresholds=(0.313,))
+    config = StatisticsConfig(top=3, temperatures=sums[0], thresholds=sums[1])
     found = TargetStatistics(config)(batch)
     expected = naive(rows, vectors, candidates, config)
     torch.testing.assert_close(found, expected, atol=3e-3, rtol=3e-3)
