@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from learn_torchrec.artifact import is_finished, recipe_of, write_artifact
+from learn_torchrec.artifact import recipe_of
 from learn_torchrec.config import from_dict, meanings, to_dict
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.generated import drawn
@@ -22,6 +22,7 @@ from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_m
 from learn_torchrec.datasets.sequences import TICK
 from learn_torchrec.locks import locked
 from learn_torchrec.progress import progress_bar
+from learn_torchrec.publish import is_finished, write_artifact
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,

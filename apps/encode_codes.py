@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from learn_torchrec import config
-from learn_torchrec.artifact import read_manifest, write_artifact
+from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content import store as content
 from learn_torchrec.content.codebook import fit_codebook
 from learn_torchrec.content.codes import (
@@ -26,6 +26,7 @@ from learn_torchrec.content.codes import (
 from learn_torchrec.errors import UserError
 from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
+from learn_torchrec.publish import write_artifact
 
 from . import options
 from .job import Job, describe

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 
-from learn_torchrec.artifact import refuse_unwritable
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.datasets.generated.ab_replay import AbReplayConfig, write_ab_replay
 from learn_torchrec.errors import UserError
@@ -16,6 +15,7 @@ from learn_torchrec.evaluation.cohorts import ALL
 from learn_torchrec.evaluation.parquet import lone_part_note
 from learn_torchrec.evaluation.ranking import to_json
 from learn_torchrec.evaluation.report.terminal import align
+from learn_torchrec.publish import refuse_unwritable
 
 from . import program
 

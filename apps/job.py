@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from learn_torchrec import config
-from learn_torchrec.artifact import is_finished, read_manifest, recipe_of, verify
+from learn_torchrec.artifact import read_manifest, recipe_of, verify
 from learn_torchrec.presets import Run
+from learn_torchrec.publish import is_finished
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import locked_on_rank0, process_group
 from learn_torchrec.training.run_log import RunLog
@@ -79,7 +80,7 @@ class Job:
                 yield device, log, checkpoints
 
     def manifest(self, cutoff: int | None, facts: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of `artifact.write_artifact` but the directory."""
+        """Return the arguments of `publish.write_artifact` but the directory."""
         return {
             "kind": self.kind,
             "config": self.config,

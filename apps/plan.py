@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from learn_torchrec.artifact import refuse_unwritable
 from learn_torchrec.content import backbone
 from learn_torchrec.content.prompt import render
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -27,6 +26,7 @@ from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import IdIndex
 from learn_torchrec.presets import Run
+from learn_torchrec.publish import refuse_unwritable
 from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tasks import label_columns

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.preparation.engines import Engine, open_engine
 from learn_torchrec.datasets.preparation.prepare import (
@@ -26,6 +25,7 @@ from learn_torchrec.datasets.preparation.prepare import (
 )
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.locks import locked
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TIMESTAMP
 
 from . import options

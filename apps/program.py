@@ -18,8 +18,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from learn_torchrec.artifact import refuse_unwritable
 from learn_torchrec.errors import Stopped, UserError, record_failure
+from learn_torchrec.publish import refuse_unwritable
 
 from .stages import STAGES
 

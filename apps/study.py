@@ -24,12 +24,7 @@ import torch
 
 from learn_torchrec import config as configuration
 from learn_torchrec.arrays import BoolArray, Float64Array
-from learn_torchrec.artifact import (
-    read_manifest,
-    recipe_of,
-    refuse_unwritable,
-    versions,
-)
+from learn_torchrec.artifact import read_manifest, recipe_of, versions
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.split import resolve_times, validation_from
@@ -43,6 +38,7 @@ from learn_torchrec.evaluation.report.terminal import to_text
 from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
+from learn_torchrec.publish import refuse_unwritable
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions, encoding_of

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.training.distributed import process_group
 
 pytest_plugins = ["no_skips"]

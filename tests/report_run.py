@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from vectors_artefact import write_side
 
-from learn_torchrec.artifact import Manifest, file_digest, write_artifact
+from learn_torchrec.artifact import Manifest, file_digest
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.learn.vectors import KIND
 
 NUM_ITEMS = 40

@@ -14,7 +14,7 @@ LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
     *("arrays", "artifact", "config", "errors", "ids", "jagged", "locks", "matrix"),
-    *("progress", "provenance", "schema", "times", "vector_table"),
+    *("progress", "provenance", "publish", "schema", "times", "vector_table"),
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
@@ -33,6 +33,7 @@ ALLOWED = {
     "times": VOCABULARY,
     "vector_table": VOCABULARY,
     "provenance": VOCABULARY,
+    "publish": VOCABULARY,
     "training": VOCABULARY,
     "datasets": VOCABULARY | {"content.store"},
     "content": VOCABULARY,

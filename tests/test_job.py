@@ -4,7 +4,8 @@ import json
 
 from learn_torchrec import config, presets
 from learn_torchrec.apps import job, options
-from learn_torchrec.artifact import read_manifest, write_artifact
+from learn_torchrec.artifact import read_manifest
+from learn_torchrec.publish import write_artifact
 
 
 def planned(tmp_path, *settings):

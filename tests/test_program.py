@@ -14,8 +14,9 @@ import pytest
 
 from learn_torchrec.apps import main, program
 from learn_torchrec.apps.benchmarks import measure
-from learn_torchrec.artifact import is_finished, recipe_of, write_artifact
+from learn_torchrec.artifact import recipe_of
 from learn_torchrec.errors import UserError
+from learn_torchrec.publish import is_finished, write_artifact
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.ids import IdIndex, as_ids
 from learn_torchrec.matrix import create_shard
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.learn.reduced import CONTENT, ReducedContent
 from learn_torchrec.ranker.learn.vectors import KIND, LearnVectors
 from learn_torchrec.vector_table import ITEMS, USERS, write_index

@@ -23,7 +23,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
 
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.prefetch import prefetch
@@ -31,6 +30,7 @@ from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowGroups
 from learn_torchrec.datasets.preparation.engines import open_engine
 from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
+from learn_torchrec.publish import write_artifact
 
 from ..program import run
 from . import measure

@@ -26,7 +26,12 @@ from . import measure, save_cost
 from .damage import corruptions, damaged_checkpoints
 from .stages import STEPS, FaultStep, complete, content_of, make_all, start
 
-_TESTS = ("tests/training", "tests/test_artifact.py")
+_TESTS = (
+    "tests/training",
+    "tests/test_artifact.py",
+    "tests/test_publish.py",
+    "tests/test_locks.py",
+)
 
 
 def kill(step: FaultStep, folder: Path, out: Path, after: float) -> bool:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.encoder import cpu_has_bfloat16
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.jagged import offsets_of
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.towers.batch import TowerBatch, attach_content, collate
 from learn_torchrec.towers.encoder import PreferenceEncoder
 from learn_torchrec.towers.encoders.architecture import EncoderShape

@@ -48,7 +48,7 @@ def write_content_store(working_dir: Path, item_ids: Column, vectors: AnyArray) 
     """Write a whole content store with one shard.
 
     Args:
-        working_dir: from `artifact.write_artifact`.
+        working_dir: from `publish.write_artifact`.
         item_ids: N distinct ids, integers or strings.
         vectors: floating point [N, C]; stored in half precision.
 

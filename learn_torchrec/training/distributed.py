@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.errors import Stopped, UserError, first_line, record_failure
 from learn_torchrec.locks import locked
+from learn_torchrec.publish import write_artifact
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ def locked_on_rank0(directory: Path) -> Iterator[None]:
 def write_artifact_on_all_ranks(
     directory: Path, group: dist.ProcessGroup | None = None, **manifest: Any
 ) -> Iterator[Path]:
-    """Write one artefact from all ranks: see `artifact.write_artifact`.
+    """Write one artefact from all ranks: see `publish.write_artifact`.
 
     Yields the working directory, to which every rank may write its own files; rank 0
     adds the manifest and publishes the artefact once all are done. Whatever a single

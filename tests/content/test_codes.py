@@ -10,13 +10,14 @@ import pyarrow as pa
 import pytest
 
 from learn_torchrec.apps import encode_codes
-from learn_torchrec.artifact import read_manifest, write_artifact
+from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content import codebook, codes
 from learn_torchrec.content.codebook import CodesConfig, fit_codebook, nearest
 from learn_torchrec.content.codes import ContentCodes, describe_codes, joined
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import IdIndex
+from learn_torchrec.publish import write_artifact
 
 # 4 corners far apart, in each of them 3 places: two levels describe a vector.
 CORNERS = np.array([[0, 0, 0], [90, 0, 0], [0, 90, 0], [0, 0, 90]], np.float32)

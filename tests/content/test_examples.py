@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content import encoder, prompt, store
+from learn_torchrec.publish import write_artifact
 
 
 def run_examples(module: ModuleType, **names: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from learn_torchrec.artifact import read_manifest, write_artifact
+from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.store import (
     KIND,
     ContentStore,
@@ -19,6 +19,7 @@ from learn_torchrec.content.store import (
     write_shard,
 )
 from learn_torchrec.errors import UserError
+from learn_torchrec.publish import write_artifact
 
 VECTORS = np.array([[1.0, 5.0, 0.25], [2.0, 5.0, -0.5], [6.0, 5.0, 1.0]], np.float32)
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.artifact import MANIFEST, read_manifest, write_artifact
+from learn_torchrec.artifact import MANIFEST, read_manifest
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig
@@ -27,6 +27,7 @@ from learn_torchrec.datasets.preparation.engines import open_engine
 from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.sequences import build_sequences
 from learn_torchrec.errors import UserError
+from learn_torchrec.publish import write_artifact
 
 Table = Callable[[pa.Table], pa.Table]
 COUNT = 60

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND as CONTENT
 from learn_torchrec.content.store import ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
@@ -31,6 +30,7 @@ from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.errors import UserError
 from learn_torchrec.locks import locked
+from learn_torchrec.publish import write_artifact
 
 DAY = 86_400
 CONFIG = PrepareConfig(history_days=60, target_days=20, min_events=2)

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import prepare
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
+from learn_torchrec.publish import write_artifact
 
 Rows = list[dict[str, Any]]
 

@@ -18,8 +18,8 @@ from report_run import (
 from vectors_artefact import write_side
 
 from learn_torchrec.apps import evaluate_ab, evaluate_auc, report
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, write_content_store
+from learn_torchrec.publish import write_artifact
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import evaluate_auc, evaluate_retrieval, quickstart
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
 from learn_torchrec.evaluation.auc import evaluate_auc as metrics_of
 from learn_torchrec.evaluation.report.render import to_json, to_markdown
 from learn_torchrec.evaluation.report.run import read_run
 from learn_torchrec.evaluation.tasks import ONLY_TASK, Task, tasks_by_name, tasks_of
+from learn_torchrec.publish import write_artifact
 
 CTR = {"name": "ctr", "label": "click", "score": "score_ctr"}
 CVR = {"name": "cvr", "label": "label", "score": "score_cvr"}

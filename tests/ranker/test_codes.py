@@ -10,11 +10,12 @@ import pytest
 
 from learn_torchrec.apps import main as command_line
 from learn_torchrec.apps.warm_start import refuse_other_codebook
-from learn_torchrec.artifact import read_manifest, write_artifact
+from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.codes import ContentCodes, codebook_fingerprint
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.features import (
     FeaturesConfig,
     HashedFeature,

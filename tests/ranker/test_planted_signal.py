@@ -9,11 +9,11 @@ import pytest
 from planted_market import PlantedConfig, PlantedMarket
 
 from learn_torchrec.apps import main as command_line
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.generated.market import DAY, START
 from learn_torchrec.evaluation.auc import evaluate_auc
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.config import RankerConfig, RankerTrainingConfig
 from learn_torchrec.ranker.features import FeaturesConfig, HashedFeature
 from learn_torchrec.ranker.features.lookups import open_lookups

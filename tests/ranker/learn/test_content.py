@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.artifact import write_artifact
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.sequences import build_sequences
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.learn.content import content_vectors
 
 

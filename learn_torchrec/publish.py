@@ -1,0 +1,206 @@
+"""Publishing artefacts: they appear whole or not at all.
+
+A stage writes into a temporary directory beside the final one, flushes every file and
+the manifest to disk, and publishes the result by a rename. A finished stage is reused.
+"""
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from learn_torchrec.artifact import (
+    CONFIG,
+    MANIFEST,
+    Manifest,
+    describe_file,
+    read_manifest,
+    recipe_of,
+    versions,
+)
+from learn_torchrec.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Check that an output can be written: the place, by a try, and its name's length.
+
+    Raises:
+        UserError: names the place and the reason.
+    """
+    working = path.with_name(f".{path.name}.{'0' * 8}.tmp")
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            working.lstat()  # too long a name is refused
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            raise UserError(f"--out {path}: {folder} is a file; choose another --out")
+        # Not `os.access`, which knows the mode alone: `/proc` has one, too.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".learn-torchrec-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {path}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+
+
+def is_finished(
+    directory: Path, kind: str, recipe: str, may_replace: bool = False
+) -> bool:
+    """Whether `directory` already holds the artefact of this recipe.
+
+    Args:
+        directory: of the artefact.
+        kind: of the artefact.
+        recipe: see `recipe_of`.
+        may_replace: whether an artefact of another recipe may be overwritten.
+
+    Raises:
+        UserError: the directory holds something that must not be overwritten, or
+            cannot be written.
+    """
+    is_there = _holds(directory, kind, recipe, may_replace)
+    if not is_there:
+        refuse_unwritable(directory)
+    return is_there
+
+
+def _holds(directory: Path, kind: str, recipe: str, may_replace: bool) -> bool:
+    for parent in directory.absolute().parents:
+        if (parent / MANIFEST).exists():
+            raise UserError(
+                f"{directory}: lies inside the artefact {parent}, which would be "
+                "replaced as a whole; choose another --out"
+            )
+    _recover(directory)
+    if not directory.exists():
+        return False
+    if not (directory / MANIFEST).exists():
+        if directory.is_dir() and not any(directory.iterdir()):
+            return False
+        raise UserError(
+            f"{directory}: exists and is not an artefact; choose another --out"
+        )
+    if read_manifest(directory, kind).recipe == recipe:
+        logger.info("%s: reused, as its settings and inputs are the same", directory)
+        return True
+    if not may_replace:
+        raise UserError(
+            f"{directory}: holds a {kind} artefact made with other settings or "
+            "inputs; choose another --out or pass --overwrite"
+        )
+    return False
+
+
+@contextlib.contextmanager
+def write_artifact(
+    directory: Path,
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    cutoff: int | None = None,
+    facts: dict[str, Any] | None = None,
+    run_config: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
+) -> Iterator[Path]:
+    """Yield a working directory that becomes `directory` when the block succeeds.
+
+    If the block raises, `directory` is unchanged. An older artefact there stays until
+    the new one is complete.
+
+    Args:
+        directory: of the artefact.
+        kind: see `Manifest`.
+        config: see `Manifest`.
+        inputs: see `Manifest`.
+        cutoff: see `Manifest`.
+        facts: read when the block ends, so the block may fill it in.
+        run_config: the whole resolved configuration, saved as `config.json` for
+            `--config`.
+        recipe: see `recipe_of`; None if all of `config` decides the content.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    _recover(directory)
+    for stale in _siblings(directory, "tmp"):
+        shutil.rmtree(stale, ignore_errors=True)  # of a run that was killed
+    working = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.tmp"
+    working.mkdir()
+    try:
+        yield working
+        if run_config is not None:
+            (working / CONFIG).write_text(
+                json.dumps(run_config, indent=2) + "\n", encoding="utf-8"
+            )
+        manifest = Manifest(
+            kind=kind,
+            recipe=recipe or recipe_of(kind, config, inputs),
+            config=dict(config),
+            inputs=dict(inputs),
+            cutoff=cutoff,
+            facts=facts or {},
+            files=_describe_files(working),
+            versions=versions(),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        manifest.write(working)
+        _flush_to_disk(working)
+        _swap(working, directory)
+    except BaseException:
+        shutil.rmtree(working, ignore_errors=True)
+        raise
+
+
+def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    return {
+        str(path.relative_to(directory)): describe_file(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _flush_to_disk(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _siblings(directory: Path, suffix: str) -> list[Path]:
+    """Return the working or retired directories of exactly this artefact."""
+    pattern = re.compile(rf"\.{re.escape(directory.name)}\.[0-9a-f]{{8}}\.{suffix}")
+    if not directory.parent.is_dir():
+        return []
+    return [p for p in directory.parent.iterdir() if pattern.fullmatch(p.name)]
+
+
+def _recover(directory: Path) -> None:
+    """Undo a swap that was killed between its two renames."""
+    for retired in _siblings(directory, "old"):
+        if directory.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            # Another rank may have done so at the same time.
+            with contextlib.suppress(FileNotFoundError):
+                retired.rename(directory)
+
+
+def _swap(working: Path, directory: Path) -> None:
+    """Move `working` to `directory`, replacing an older artefact."""
+    retired = working.with_suffix(".old")
+    if directory.exists():
+        directory.rename(retired)
+    working.rename(directory)
+    if retired.exists():
+        shutil.rmtree(retired)
