@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.terminal import align
@@ -34,6 +35,8 @@ from learn_torchrec.schema import (
     TITLE,
     USER_ID,
 )
+from learn_torchrec.serving.availability import read_available
+from learn_torchrec.serving.index import ItemIndex
 
 from . import options, program
 
@@ -75,10 +78,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="leave out the items of the user's history",
     )
     result.add_argument(
+        "--available",
+        type=Path,
+        metavar="FILE",
+        help="recommend these items alone: a text file with an id a line, or Parquet "
+        "with the column item_id",
+    )
+    result.add_argument(
         "--index",
-        metavar="FACTORY",
-        help="search an approximate FAISS index, e.g. HNSW32, and print its recall "
-        "(default: exact search)",
+        metavar="DIR|FACTORY",
+        help="search what build-index wrote, or an approximate FAISS index made at "
+        "once, e.g. HNSW32, and print its recall (default: exact search)",
     )
     result.add_argument(
         "--history",
@@ -98,16 +108,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{option} {getattr(args, option)}: use 1 or more")
     if args.out is not None:
         program.check_output_file(args.out, "Parquet")
-    if args.index is not None and args.filter_history:
-        raise UserError("--index: does not filter histories; leave out one of the two")
+    is_made = args.index is not None and (Path(args.index) / MANIFEST).exists()
+    if args.index is not None and not is_made and args.filter_history:
+        raise UserError(
+            f"--index {args.index}: an index made at once does not filter histories; "
+            "name what build-index wrote, or leave out one of the two"
+        )
     dataset = options.dataset(args)
     wanted = None if args.user is None else _user_id(args.user, dataset)
     vectors = read_vectors(args.vectors, dataset, wanted)
     events = events_of(dataset, vectors.actions, wanted)
-    if args.index is None:
-        top = top_of(vectors, events, args.k, args.filter_history)
+    if is_made:
+        vectors, top = _search_made(args, vectors, events)
     else:
-        top = _search(vectors, args.k, args.index)
+        if args.available is not None:
+            vectors = _restricted(vectors, args.available)
+        if args.index is None:
+            top = top_of(vectors, events, args.k, args.filter_history)
+        else:
+            top = _search(vectors, args.k, args.index)
     if args.user is None:
         _write(args.out, vectors, top)
         print(f"{len(vectors.user_ids)} users, written to {args.out}")
@@ -193,6 +212,12 @@ def top_of(vectors: Vectors, events: pa.Table, k: int, is_filtered: bool) -> Top
     k = min(k, len(vectors.item_ids))
     if not is_filtered:
         return top_items(vectors.users, vectors.items, k)
+    history = _history_rows(vectors, events)
+    return top_new_items(vectors.users, vectors.items, k, history)
+
+
+def _history_rows(vectors: Vectors, events: pa.Table) -> Jagged:
+    """Return the rows of the items that each user met, of those with a vector."""
     owners, rows = (
         IdIndex.build(ids, name).rows_of(as_ids(events[name], name))
         for ids, name in ((vectors.user_ids, USER_ID), (vectors.item_ids, ITEM_ID))
@@ -201,8 +226,39 @@ def top_of(vectors: Vectors, events: pa.Table, k: int, is_filtered: bool) -> Top
     owners, rows = owners[is_known], rows[is_known]
     order = np.argsort(owners, kind="stable")
     lengths = np.bincount(owners, minlength=len(vectors.user_ids))
-    history = Jagged.from_lengths(rows[order], lengths)
-    return top_new_items(vectors.users, vectors.items, k, history)
+    return Jagged.from_lengths(rows[order], lengths)
+
+
+def _restricted(vectors: Vectors, available: Path) -> Vectors:
+    """Return the vectors without the items that may not be recommended.
+
+    Raises:
+        UserError: a file that cannot be read, or none of its items has a vector.
+    """
+    ids = vectors.item_ids
+    allowed = read_available(available, IdIndex.build(ids, ITEM_ID))
+    return vectors._replace(
+        item_ids=ids.filter(pa.array(allowed)),
+        items=vectors.items[torch.from_numpy(allowed)],
+    )
+
+
+def _search_made(
+    args: argparse.Namespace, vectors: Vectors, events: pa.Table
+) -> tuple[Vectors, TopItems]:
+    """Return what the index of `build-index` finds, and its items' ids."""
+    index = ItemIndex.open(Path(args.index))
+    vectors = vectors._replace(item_ids=index.items.index.ids)
+    if args.available is not None:
+        index = index.restricted(read_available(args.available, index.items.index))
+    history = None
+    if args.filter_history:
+        met = _history_rows(vectors, events)
+        history = np.split(met.values, met.offsets[1:-1])
+    k = min(args.k, index.num_allowed)
+    facts = index.manifest.facts
+    print(f"{args.index}: {facts['kind']}, recall@100 {facts['recall_at_100']:.4f}")
+    return vectors, index.search(vectors.users.numpy(), k, history)
 
 
 def _search(vectors: Vectors, k: int, index: str) -> TopItems:

@@ -130,6 +130,13 @@ _TABLE = (
         example="--data parquet:DIR --vectors runs/vectors --out runs/study",
     ),
     Stage(
+        "build-index",
+        "item vectors -> an index of the best items for a vector (FAISS)",
+        makes="index",
+        reads=("vectors",),
+        example="--data parquet:DIR --vectors runs/vectors --out runs/index",
+    ),
+    Stage(
         "recommend",
         "vectors -> a user's history and top items, or top items of all users",
         reads=("vectors",),

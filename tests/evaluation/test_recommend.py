@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.apps import recommend
+from learn_torchrec.apps import build_index, recommend
 from learn_torchrec.errors import UserError
 
 
@@ -68,6 +68,46 @@ def test_an_approximate_index_prints_its_recall(
     assert pq.read_table(found).equals(pq.read_table(exact))
 
 
+@pytest.mark.parametrize("is_indexed", [True, False])
+def test_available_items_alone(
+    shop: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], is_indexed
+) -> None:
+    pytest.importorskip("faiss", reason="needs faiss-cpu")
+    more = []
+    if is_indexed:
+        more = ["--index", str(tmp_path / "index")]
+        build_index.main([*shop, "--out", more[1]])
+        capsys.readouterr()
+    (tmp_path / "stock.txt").write_text("11\n\n 12 \n99\n")
+    available = ["--available", str(tmp_path / "stock.txt")]
+    lines = printed(shop, capsys, "--user=1", *available, *more)
+    assert [line[2] for line in lines[lines.index([]) + 3 :]] == ["12", "11"]
+    lines = printed(shop, capsys, "--user=1", "--filter-history", *available, *more)
+    assert [line[2] for line in lines[lines.index([]) + 3 :]] == ["12"]
+    everyone = tmp_path / "all.parquet"
+    recommend.main([*shop, "--out", str(everyone), "--k=1", *available, *more])
+    found = pq.read_table(everyone).to_pylist()
+    assert [(row["user_id"], row["item_id"]) for row in found] == [(1, 12), (2, 11)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("99\n", "none of its 1 ids is an item with a vector"),
+        ("cup\n", "stock.txt: .*cup.*; the items' ids are int64"),
+        (None, "stock.txt: cannot be read"),
+    ],
+)
+def test_a_bad_file_of_available_items_is_refused(
+    shop: list[str], tmp_path: Path, text: str | None, message: str
+) -> None:
+    path = tmp_path / "stock.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        recommend.main([*shop, "--user=1", "--available", str(path)])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -79,7 +119,7 @@ def test_an_approximate_index_prints_its_recall(
         ),
         (["--user=1", "--k=0"], "--k 0: use 1 or more"),
         (["--user=1", "--history=0"], "--history 0: use 1 or more"),
-        (["--user=1", "--index=Flat", "--filter-history"], "--index: does not filter"),
+        (["--user=1", "--index=Flat", "--filter-history"], "made at once does not"),
         (["--out", "."], r"--out \.: is a directory"),
     ],
 )
