@@ -15,18 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.arrays import Float32Array, Int64Array
-from learn_torchrec.artifact import (
-    is_finished,
-    read_manifest,
-    recipe_of,
-    verify,
-    write_artifact,
-)
+from learn_torchrec.artifact import read_manifest, recipe_of, verify
 from learn_torchrec.datasets.adapters import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, as_ids, refuse_other_type
 from learn_torchrec.locks import locked
+from learn_torchrec.publish import is_finished, write_artifact
 from learn_torchrec.ranker.learn.vectors import KIND as KIND_VECTORS
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TITLE
