@@ -162,7 +162,7 @@ class Study:
             tempfile.TemporaryDirectory() as folder,
             RunLog(Path(folder) / "log") as log,
         ):
-            model, _ = train_ranker(ranker, self._of(train, ranker), self.device, log)
+            model, *_ = train_ranker(ranker, self._of(train, ranker), self.device, log)
         size = max(1024, ranker.training.batch_size)
         scores = score(model, self._of(test, ranker), size, self.device)
         made = scores[SCORE].astype(np.float64)

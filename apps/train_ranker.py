@@ -34,6 +34,7 @@ from learn_torchrec.training.distributed import (
     raise_on_all_ranks,
     write_artifact_on_all_ranks,
 )
+from learn_torchrec.training.optimizer_state import save_optimizer
 from learn_torchrec.training.run_log import RUN_LOG
 
 from . import options
@@ -52,10 +53,10 @@ from .warm_start import (
     add_map,
     add_warm_start,
     earlier_ranker,
-    map_inputs,
     refuse_newer,
     refuse_other_codebook,
     warm_start_artefacts,
+    warm_start_inputs,
 )
 
 _SECTIONS = ("split", "ranker")
@@ -96,7 +97,7 @@ def plan(args: argparse.Namespace) -> Job:
     inputs = dataset.fingerprints(*ranker_tables(dataset, run.ranker, codes))
     artefacts = vector_artefacts(args) | codes_artefact(args)
     artefacts |= warm_start_artefacts(args, KIND_RANKER)
-    inputs |= map_inputs(args) | towers_input(args) | codebook_input(args)
+    inputs |= warm_start_inputs(args) | towers_input(args) | codebook_input(args)
     return describe(args, KIND_RANKER, _SECTIONS, inputs, artefacts, run)
 
 
@@ -120,13 +121,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_other_codebook(args.warm_start, job.inputs)
     on_plan = _print_plan if args.print_sharding_plan else None
     with job.training() as (device, log, checkpoints):
-        model, facts = train_ranker(
+        trained = train_ranker(
             *(job.run.ranker, impressions, device, log),
             *(on_plan, checkpoints, earlier, held_out),
         )
-        manifest = job.manifest(times.test_from, facts)
+        manifest = job.manifest(times.test_from, trained.facts)
         with write_artifact_on_all_ranks(job.out, **manifest) as working:
-            save_ranker(model, working)
+            save_ranker(trained.model, working)
+            if ranker.training.save_optimizer:
+                save_optimizer(trained.optimizer, working)
             with raise_on_all_ranks():
                 if is_writer():
                     shutil.copyfile(log.path, working / RUN_LOG)

@@ -27,7 +27,12 @@ from learn_torchrec.training.run_log import RUN_LOG
 
 from . import options
 from .job import Job, describe
-from .warm_start import add_warm_start, refuse_newer, warm_start_artefacts
+from .warm_start import (
+    add_warm_start,
+    refuse_newer,
+    warm_start_artefacts,
+    warm_start_inputs,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -55,6 +60,7 @@ def plan(args: argparse.Namespace) -> Job:
             raise UserError("--authors-checkpoint and --warm-start: give one of them")
         inputs["authors_checkpoint"] = files_fingerprint([args.authors_checkpoint])
     artefacts = {"content": (args.content, content.KIND)}
+    inputs |= warm_start_inputs(args)
     artefacts |= warm_start_artefacts(args, KIND_TOWERS)
     sections = ("split", "towers", "retrieval")
     return describe(args, KIND_TOWERS, sections, inputs, artefacts)
@@ -81,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             job.inputs[INTERACTIONS_FILE],
             config.to_dict(split),
         )
-        initial = earlier_towers(args.warm_start, store)
+        initial = earlier_towers(args.warm_start, store, args.fresh_optimizer)
     with job.training() as (device, log, checkpoints):
         trained = train_towers(
             job.run.towers,
@@ -99,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise_on_all_ranks(),
         ):
             if is_writer():
-                save_towers(working, trained.state, store.item_ids)
+                save_towers(working, trained.state, store.item_ids, trained.optimizer)
                 shutil.copyfile(log.path, working / RUN_LOG)
         checkpoints.remove()
 

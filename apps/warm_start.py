@@ -11,6 +11,7 @@ from learn_torchrec.provenance import refuse_leak
 from learn_torchrec.ranker.build import KIND_RANKER, MODEL_DIRECTORY
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.warm_start import WarmStart
+from learn_torchrec.training.optimizer_state import OPTIMIZER_DIRECTORY
 
 from . import options
 
@@ -19,6 +20,11 @@ def add_warm_start(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the option that names the earlier run."""
     options.add_input(
         parser, "--warm-start", f"start from the weights of {what}", required=False
+    )
+    parser.add_argument(
+        "--fresh-optimizer",
+        action="store_true",
+        help="take the weights of --warm-start alone, not its optimizer's state",
     )
 
 
@@ -41,17 +47,22 @@ def warm_start_artefacts(
     return {} if args.warm_start is None else {"warm_start": (args.warm_start, kind)}
 
 
-def map_inputs(args: argparse.Namespace) -> dict[str, str]:
-    """Return what --warm-start-map adds to the inputs of a job.
+def warm_start_inputs(args: argparse.Namespace) -> dict[str, str]:
+    """Return what the options about --warm-start add to the inputs of a job.
 
     Raises:
         UserError: --warm-start is missing.
     """
-    if not args.warm_start_map:
-        return {}
-    if args.warm_start is None:
-        raise UserError("--warm-start-map: needs --warm-start")
-    return {"warm_start_map": " ".join(sorted(args.warm_start_map))}
+    renamed = getattr(args, "warm_start_map", [])
+    inputs = {}
+    if renamed:
+        inputs["warm_start_map"] = " ".join(sorted(renamed))
+    if args.fresh_optimizer:
+        inputs["fresh_optimizer"] = "true"
+    if inputs and args.warm_start is None:
+        option = next(iter(inputs)).replace("_", "-")
+        raise UserError(f"--{option}: needs --warm-start")
+    return inputs
 
 
 def refuse_newer(directory: Path, kind: str, cutoff: int | None) -> None:
@@ -102,4 +113,10 @@ def earlier_ranker(args: argparse.Namespace) -> WarmStart | None:
         if not separator or not new:
             raise UserError(f"--warm-start-map {entry}: write it as NEW=OLD")
         renamed[new] = old
-    return WarmStart(args.warm_start / MODEL_DIRECTORY, ranker.features, renamed)
+    state = args.warm_start / OPTIMIZER_DIRECTORY
+    return WarmStart(
+        args.warm_start / MODEL_DIRECTORY,
+        ranker.features,
+        renamed,
+        None if args.fresh_optimizer or not state.is_dir() else state,
+    )

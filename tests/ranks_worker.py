@@ -212,7 +212,7 @@ def ranker(market: Path, device: torch.device, learn: LearnConfig) -> dict[str, 
     )
     ranker_training.TrainPipelineSparseDist, pipelines = watched()
     (rows, earlier, latest), log = ranking_rows(market, config), Recorder()
-    model, _ = train_ranker(config, rows, device, log)
+    model, *_ = train_ranker(config, rows, device, log)
     scores = gather_objects(score(model, rows, 100, device)["score"].tolist())
     return {
         "loss": [line["loss"] for line in log.lines],

@@ -6,12 +6,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.optim.keyed import CombinedOptimizer
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.progress import progress_bar
@@ -25,7 +26,7 @@ from learn_torchrec.ranker.model import RankerOutput
 from learn_torchrec.ranker.sampling import logit_offsets
 from learn_torchrec.ranker.tasks import describe_tasks
 from learn_torchrec.ranker.validation import HeldOut, Validation
-from learn_torchrec.ranker.warm_start import WarmStart, warm_start
+from learn_torchrec.ranker.warm_start import WarmStart, warm_start, warm_start_optimizer
 from learn_torchrec.schema import SAMPLING_RATE, WEIGHT
 from learn_torchrec.training.checkpoint import Checkpoints, SavedCheckpoint
 from learn_torchrec.training.distributed import is_writer
@@ -37,6 +38,20 @@ from learn_torchrec.training.train_state import TrainState
 logger = logging.getLogger(__name__)
 
 
+class TrainedRanker(NamedTuple):
+    """A trained ranker.
+
+    Attributes:
+        model: sharded over the ranks.
+        facts: for the manifest.
+        optimizer: as it was after the last step, for a training that goes on.
+    """
+
+    model: DistributedModelParallel
+    facts: dict[str, Any]
+    optimizer: CombinedOptimizer
+
+
 def train_ranker(
     config: RankerConfig,
     impressions: Impressions,
@@ -46,7 +61,7 @@ def train_ranker(
     checkpoints: Checkpoints | None = None,
     earlier: WarmStart | None = None,
     held_out: HeldOut | None = None,
-) -> tuple[DistributedModelParallel, dict[str, Any]]:
+) -> TrainedRanker:
     """Train on all ranks.
 
     With held-out rows a first training, on the earlier ones, stops when the latest say
@@ -56,9 +71,6 @@ def train_ranker(
     A resumed training gives the same weights and losses as an uninterrupted one; but NE
     and calibration in the log, which have a window, restart, and the facts count only
     rows read since the resume.
-
-    Returns:
-        The trained model and facts for the manifest.
 
     Raises:
         UserError: settings that do not fit the rows or the number of ranks, a plan
@@ -80,10 +92,10 @@ def train_ranker(
     # A checkpoint of the second training means that the first is over.
     if saved is None or not saved.progress["earlier_steps"]:
         first = _Training(job, held_out.earlier, validation)
-        model, facts = first.run(saved)
+        trained = first.run(saved)
         if not config.validation.refit:
-            return model, facts | first.load_best()
-        del model, first
+            return trained._replace(facts=trained.facts | first.load_best())
+        del trained, first
         saved = None
     passes = validation.best_step / held_out.earlier.loader.steps
     logger.info("training anew on all rows, for %.3g passes", passes)
@@ -144,9 +156,12 @@ class _Training:
         self._model = build_ranker(
             config, learn, job.device, job.on_plan, self._offsets
         )
+        loaded = None
         if job.earlier is not None:
-            warm_start(self._model, config.features, job.earlier)
+            loaded = warm_start(self._model, config.features, job.earlier)
         self._optimizer = ranker_optimizer(self._model, config)
+        if job.earlier is not None and loaded is not None:
+            warm_start_optimizer(self._optimizer, job.earlier, loaded)
         self._schedule = warmup_decay(
             self._optimizer, steps, config.optimizer.warmup, training.decay
         )
@@ -169,9 +184,7 @@ class _Training:
             config.tasks, per_rank, job.device, self._offsets
         )
 
-    def run(
-        self, saved: SavedCheckpoint | None
-    ) -> tuple[DistributedModelParallel, dict[str, Any]]:
+    def run(self, saved: SavedCheckpoint | None) -> TrainedRanker:
         """Train from the beginning, or on from a checkpoint of this training."""
         state = self._state
         if saved is not None:
@@ -201,7 +214,7 @@ class _Training:
             facts["logit_offsets"] = self._offsets
         if self._validation is not None:
             facts["validation"] = self._validation.facts()
-        return self._model, facts
+        return TrainedRanker(self._model, facts, self._optimizer)
 
     def _until_due(self, batches: Iterator[RankingBatch]) -> Iterator[Any]:
         """Yield the batches up to each evaluation.

@@ -8,20 +8,23 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchrec.optim.keyed import CombinedOptimizer
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.features import FeaturesConfig, IdFeature
 from learn_torchrec.ranker.features.base import TABLE_PREFIX
 from learn_torchrec.ranker.sparse import FEATURE_PREFIX
 from learn_torchrec.training.distributed import is_writer
+from learn_torchrec.training.optimizer_state import load_optimizer
 from learn_torchrec.training.sharding import table_of
-from learn_torchrec.training.tensors import load_common_rows, read_index
+from learn_torchrec.training.tensors import load_renamed_rows, read_index
 
 logger = logging.getLogger(__name__)
+
+_MODEL = "model."  # before the names of stored weights
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class WarmStart:
     Attributes:
         directory: of its weights, as `save_ranker` wrote them.
         features: that it was trained with.
+        optimizer: directory of its optimizer's state, as `save_optimizer` wrote it;
+            None starts a fresh one.
         renamed: this run's feature to the earlier run's, where they differ; an empty
             name initializes the feature's table freshly.
     """
@@ -38,6 +43,7 @@ class WarmStart:
     directory: Path
     features: FeaturesConfig
     renamed: Mapping[str, str] = field(default_factory=dict)
+    optimizer: Path | None = None
 
 
 @dataclass
@@ -49,12 +55,14 @@ class LoadReport:
         resized: the common rows were loaded: (rows stored, rows now).
         new: not loaded, with the reason.
         left_out: weights of the earlier run that this run does not use.
+        sources: of everything loaded, the name in the earlier run.
     """
 
     matched: list[str] = field(default_factory=list)
     resized: dict[str, tuple[int, int]] = field(default_factory=dict)
     new: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def log(self) -> None:
         """Log a summary, and a line for each tensor that is not simply loaded."""
@@ -86,7 +94,7 @@ def warm_start(
     stored = read_index(earlier.directory).state_dict_metadata
     state, names = model.state_dict(), _Names(features, earlier, stored)
     loaded = LoadReport()
-    wanted: dict[str, list[Any]] = {}  # a table that was shared may start several
+    wanted: list[tuple[str, Tensor]] = []
     for name, value in state.items():
         old_name = names.old(name)
         size, now = getattr(stored.get(old_name), "size", None), value.size()
@@ -99,7 +107,8 @@ def warm_start(
         elif reason := _changed_mapping(feature, earlier):
             loaded.new[name] = reason
         else:
-            wanted.setdefault(old_name, []).append(value)
+            wanted.append((old_name, value))
+            loaded.sources[name] = old_name.removeprefix(_MODEL)
             if size == now:
                 loaded.matched.append(name)
             else:
@@ -109,16 +118,36 @@ def warm_start(
             f"{earlier.directory}: has no weights that fit this ranker; name another "
             "--warm-start"
         )
+    used = {name for name, _ in wanted}
     loaded.left_out = sorted(
-        name for name in stored if name not in wanted and name.startswith("model.")
+        name for name in stored if name not in used and name.startswith(_MODEL)
     )
-    for nth in range(max(map(len, wanted.values()))):
-        part = {name: values[nth] for name, values in wanted.items() if values[nth:]}
-        load_common_rows(part, earlier.directory)
+    load_renamed_rows(wanted, earlier.directory)
     model.load_state_dict(state)
     if is_writer():
         loaded.log()
     return loaded
+
+
+def warm_start_optimizer(
+    optimizer: CombinedOptimizer, earlier: WarmStart, loaded: LoadReport
+) -> None:
+    """Load the optimizer's state of everything that `warm_start` loaded.
+
+    New weights, and new rows of tables, get a fresh state. Every rank takes part.
+
+    Raises:
+        UserError: a state that cannot be read.
+    """
+    if earlier.optimizer is None:
+        if is_writer():
+            logger.info("warm start: a fresh optimizer, whose first steps are large")
+        return
+    fresh = load_optimizer(optimizer, earlier.optimizer, loaded.sources, loaded.resized)
+    if is_writer():
+        logger.info("warm start: the optimizer goes on where the earlier one stopped")
+        for name in fresh:
+            logger.info("warm start: the optimizer's state of %s is fresh", name)
 
 
 def _check_names(features: FeaturesConfig, earlier: WarmStart) -> None:
@@ -155,7 +184,7 @@ class _Names:
     def old(self, name: str) -> str:
         """Return the earlier run's name of a weight, which it may not have."""
         parts = [self._parts.get(part, part) for part in name.split(".")]
-        old = ".".join(["model", *parts])
+        old = _MODEL + ".".join(parts)
         return self._tables.get(table_of(old), old)
 
 

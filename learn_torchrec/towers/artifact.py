@@ -24,18 +24,27 @@ from learn_torchrec.towers.warm_start import InitialTowers
 
 KIND_TOWERS = "towers"
 CATALOGUE_FILE = "items.parquet"
-WEIGHTS_FILE = "towers.safetensors"
+WEIGHTS_FILE, OPTIMIZER_FILE = "towers.safetensors", "optimizer.safetensors"
 _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
 
 
-def save_towers(directory: Path, state: dict[str, Tensor], item_ids: pa.Array) -> None:
+def save_towers(
+    directory: Path,
+    state: dict[str, Tensor],
+    item_ids: pa.Array,
+    optimizer: dict[str, Tensor] | None = None,
+) -> None:
     """Write the weights into an artefact's working directory.
 
-    `item_ids` are the catalogue's, in the row order of the item-ID table.
+    `item_ids` are the catalogue's, in the row order of the item-ID table; `optimizer`
+    is what else a warm start goes on from.
     """
     if "ids.trust" in state:
         pq.write_table(pa.table({ITEM_ID: item_ids}), directory / CATALOGUE_FILE)
-    save_file({k: v.contiguous() for k, v in state.items()}, directory / WEIGHTS_FILE)
+    for name, tensors in ((WEIGHTS_FILE, state), (OPTIMIZER_FILE, optimizer)):
+        if tensors:
+            whole = {key: value.contiguous() for key, value in tensors.items()}
+            save_file(whole, directory / name)
 
 
 def load_towers(
@@ -60,12 +69,15 @@ def load_towers(
     return towers.to(device).eval(), config, manifest
 
 
-def earlier_towers(directory: Path, store: ContentStore) -> InitialTowers:
+def earlier_towers(
+    directory: Path, store: ContentStore, fresh_optimizer: bool = False
+) -> InitialTowers:
     """Read the weights of trained towers; ID vectors are matched by item id.
 
     Args:
         directory: a towers artefact.
         store: this run's catalogue.
+        fresh_optimizer: leave the optimizer's state out, if there is one.
 
     Raises:
         UserError: weights that cannot be read.
@@ -88,11 +100,17 @@ def earlier_towers(directory: Path, store: ContentStore) -> InitialTowers:
         repeat=part("repeat.") or None,
         id_vectors=state.get(_IDS),
         id_rows=id_rows,
+        optimizer={} if fresh_optimizer else _optimizer(directory),
     )
 
 
-def _weights(directory: Path) -> dict[str, Tensor]:
-    path = directory / WEIGHTS_FILE
+def _optimizer(directory: Path) -> dict[str, Tensor]:
+    has_state = (directory / OPTIMIZER_FILE).exists()
+    return _weights(directory, OPTIMIZER_FILE) if has_state else {}
+
+
+def _weights(directory: Path, name: str = WEIGHTS_FILE) -> dict[str, Tensor]:
+    path = directory / name
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

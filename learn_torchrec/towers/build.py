@@ -27,7 +27,13 @@ from learn_torchrec.towers.objectives.next_item import NextItem
 from learn_torchrec.towers.repeat import RepeatConsumption
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.task import Objective, TwinTowerTrain
-from learn_torchrec.towers.warm_start import InitialTowers, load_encoder, load_ids
+from learn_torchrec.towers.warm_start import (
+    TEMPERATURE,
+    InitialTowers,
+    load_encoder,
+    load_ids,
+    load_optimizer_state,
+)
 from learn_torchrec.training.optim import dense_optimizer, warmup_decay
 from learn_torchrec.training.sharding import init_tables, shard_tables
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
@@ -94,7 +100,11 @@ def build_task(
         if towers.repeat is not None and initial.repeat is not None:
             towers.repeat.load_state_dict(dict(initial.repeat))
     towers.encoder.precision = DTYPES[config.training.precision]
-    return TwinTowerTrain(towers, build_objective(config, event_counts), config.loss)
+    task = TwinTowerTrain(towers, build_objective(config, event_counts), config.loss)
+    if initial is not None and config.loss.learn_temperature:
+        learned = initial.optimizer.get(TEMPERATURE, task.log_temperature)
+        task.log_temperature.data.copy_(learned)
+    return task
 
 
 @dataclass(frozen=True)
@@ -146,5 +156,7 @@ def build_trainer(
         pipeline = TrainPipelineSparseDist(model, optimizer, device)
         assert isinstance(model.module, TwinTowerTrain)
         task = model.module
+    if initial is not None:
+        load_optimizer_state(optimizer, initial)
     schedule = warmup_decay(optimizer, steps, config.optimizer.warmup)
     return Trainer(task, model, optimizer, pipeline, schedule)

@@ -24,7 +24,7 @@ from learn_torchrec.towers.config import TowersConfig, refuse_unfit_lengths
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_towers
-from learn_torchrec.towers.warm_start import InitialTowers
+from learn_torchrec.towers.warm_start import TEMPERATURE, InitialTowers
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import train_epoch
@@ -32,15 +32,25 @@ from learn_torchrec.training.run_log import RunLog
 from learn_torchrec.training.throughput import Throughput, gemm_flops_per_second
 from learn_torchrec.training.train_state import EarlyStopping, TrainState
 
+_TOWERS = "towers."  # in the names of the task's weights
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedTowers:
-    """The weights of the best epoch, and facts of the training for the manifest."""
+    """The weights of the best epoch, and facts of the training for the manifest.
+
+    Attributes:
+        state: of the towers, on rank 0.
+        facts: for the manifest.
+        optimizer: its state then, on rank 0, see `optimizer_state.named_state`, and
+            the logarithm of the temperature; empty without `training.save_optimizer`.
+    """
 
     state: dict[str, Tensor]
     facts: dict[str, Any]
+    optimizer: dict[str, Tensor]
 
 
 def train_towers(
@@ -119,7 +129,8 @@ def train_towers(
             *(epoch + 1, line["loss"], best.metric, metrics[best.metric]),
             line["users_per_s"],
         )
-        best.update(epoch + 1, metrics, task.towers)
+        kept = trainer.optimizer if training.save_optimizer else None
+        best.update(epoch + 1, metrics, task, kept)
         state.save()
     facts = {
         "train_users": len(data.train),
@@ -128,7 +139,18 @@ def train_towers(
         "validation": best.metrics,
         "parameters": sum(p.numel() for p in task.towers.encoder.parameters()),
     }
-    return TrainedTowers(state=best.weights, facts=facts)
+    weights, optimizer = best.weights, dict(best.optimizer)
+    if training.save_optimizer and weights:
+        optimizer[TEMPERATURE] = weights[TEMPERATURE]
+    return TrainedTowers(
+        state={
+            name.removeprefix(_TOWERS): value
+            for name, value in weights.items()
+            if name.startswith(_TOWERS)
+        },
+        facts=facts,
+        optimizer=optimizer,
+    )
 
 
 def _prepare(

@@ -5,15 +5,23 @@ Dimension letters: N items of this catalogue, M of the earlier one, W width.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.encoder import PreferenceEncoder
 from learn_torchrec.training.distributed import is_writer
+from learn_torchrec.training.optimizer_state import (
+    create_state,
+    named_state,
+    parameter_of,
+)
 from learn_torchrec.training.sharding import fill_rows, table_of
+
+TEMPERATURE = "log_temperature"  # of the training task
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +36,15 @@ class InitialTowers:
         id_vectors: float32 [M, W], of the earlier catalogue; None initializes all
             freshly.
         id_rows: int64 [N], row of each item in `id_vectors`, -1 for a new item.
+        optimizer: states by name, see `optimizer_state.named_state`, and the logarithm
+            of the loss's temperature; empty for a fresh optimizer.
     """
 
     encoder: Mapping[str, Tensor]
     repeat: Mapping[str, Tensor] | None = None
     id_vectors: Tensor | None = None
     id_rows: Tensor | None = None
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load_encoder(encoder: PreferenceEncoder, state: Mapping[str, Tensor]) -> None:
@@ -83,6 +94,34 @@ def load_ids(model: nn.Module, initial: InitialTowers) -> None:
             len(initial.id_rows) - len(rows),
             len(initial.id_vectors) - len(rows),
         )
+
+
+@torch.no_grad()
+def load_optimizer_state(
+    optimizer: CombinedOptimizer | KeyedOptimizer, initial: InitialTowers
+) -> None:
+    """Load the optimizer's state of what starts from earlier towers.
+
+    New items and what has no counterpart get a fresh state. Every rank takes part.
+    """
+    if not initial.optimizer:
+        return
+    create_state(optimizer)
+    fresh = []
+    for name, value in named_state(optimizer).items():
+        stored = initial.optimizer.get(name)
+        if stored is None or stored.shape[1:] != value.size()[1:]:
+            fresh.append(name)
+        elif table_of(parameter_of(name)) is None:
+            value.copy_(stored)
+        elif initial.id_rows is not None:
+            rows = (initial.id_rows >= 0).nonzero().squeeze(1)
+            fill_rows(value, rows, stored[initial.id_rows[rows]])
+    optimizer.load_state_dict(optimizer.state_dict())  # what follows from the tensors
+    if is_writer():
+        logger.info("warm start: the optimizer goes on where the earlier one stopped")
+        for name in fresh:
+            logger.info("warm start: the optimizer's %s is fresh", name)
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -39,6 +39,7 @@ from learn_torchrec.training.distributed import (
     raise_on_all_ranks,
     write_artifact_on_all_ranks,
 )
+from learn_torchrec.training.optimizer_state import create_state
 from learn_torchrec.training.sharding import load_state
 from learn_torchrec.training.tensors import HostCopies, load_tensors, save_tensors
 from learn_torchrec.training.watchdog import Watchdog
@@ -99,7 +100,7 @@ class SavedCheckpoint:
         Raises:
             UserError: stored tensors and this run's do not match.
         """
-        _fill_state(optimizer)  # missing state would silently not be loaded
+        create_state(optimizer)  # missing state would silently not be loaded
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         load_tensors(state, self.directory / _TENSORS)
         load_state(model, state["model"])
@@ -352,13 +353,3 @@ def fast_forward(schedule: LambdaLR, steps: int) -> None:
         groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
     ):
         group["lr"] = rate * factor(steps)
-
-
-def _fill_state(optimizer: CombinedOptimizer | KeyedOptimizer) -> None:
-    """Create the state that an optimizer otherwise creates at its first step."""
-    if isinstance(optimizer, CombinedOptimizer):
-        for _, part in optimizer.optimizers:
-            part.init_state()
-    else:
-        optimizer.init_state()
-    optimizer.zero_grad()

@@ -215,12 +215,14 @@ def init_tables(model: DistributedModelParallel, seed: int) -> None:
 def fill_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
     """Write `rows`, int64 [n], of a sharded or replicated table of a state dict.
 
-    Every rank writes its own part of the `values`, float32 [n, W].
+    Every rank writes its own part of the `values`, float32 [n, W]; or [n] of a table
+    of one number a row.
     """
     for part, first, column in _local_parts(table):
-        count, width = part.shape
-        mine = ((rows >= first) & (rows < first + count)).nonzero().squeeze(1)
-        own = values[mine, column : column + width]
+        mine = ((rows >= first) & (rows < first + len(part))).nonzero().squeeze(1)
+        own = values[mine]
+        if part.ndim > 1:
+            own = own[:, column : column + part.shape[1]]
         part[(rows[mine] - first).to(part.device)] = own.to(part.device)
 
 
@@ -228,8 +230,8 @@ def _local_parts(table: Tensor) -> Iterator[tuple[Tensor, int, int]]:
     """Yield this rank's parts of a table, each with its first row and column."""
     if isinstance(table, ShardedTensor):
         for shard in table.local_shards():
-            row, column = shard.metadata.shard_offsets
-            yield shard.tensor, row, column
+            row, *column = shard.metadata.shard_offsets
+            yield shard.tensor, row, column[0] if column else 0
     else:  # replicated
         yield table, 0, 0
 
@@ -257,17 +259,22 @@ def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     On ranks other than 0 sharded tables are empty.
     """
-    state = {}
-    for name, value in model.state_dict().items():
+    return full_tensors(model.state_dict())
+
+
+def full_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU, unsharded; see `full_state_dict`."""
+    copies = {}
+    for name, value in state.items():
         if isinstance(value, ShardedTensor):
             # Gathered on the CPU, so that no GPU must hold a full table.
             value = value.cpu(process_group=host_group())
             full = torch.empty(value.size() if dist.get_rank() == 0 else 0)
             value.gather(dst=0, out=full if dist.get_rank() == 0 else None)
-            state[name] = full
+            copies[name] = full
         else:
-            state[name] = value.detach().cpu().clone()
-    return state
+            copies[name] = value.detach().cpu().clone()
+    return copies
 
 
 def load_state(model: nn.Module, state: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ the tensors are read with `weights_only`.
 import copy
 import io
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,19 @@ def load_common_rows(state: Mapping[str, Any], directory: Path) -> None:
         UserError: unreadable.
     """
     _load(state, directory, _CommonRows(flatten_sharded_tensors=False))
+
+
+def load_renamed_rows(wanted: Iterable[tuple[str, Any]], directory: Path) -> None:
+    """Fill tensors as `load_common_rows` does, by the name of the stored one.
+
+    A stored tensor may fill several.
+    """
+    by_name: dict[str, list[Any]] = {}
+    for name, value in wanted:
+        by_name.setdefault(name, []).append(value)
+    for nth in range(max(map(len, by_name.values()), default=0)):
+        part = {name: values[nth] for name, values in by_name.items() if values[nth:]}
+        load_common_rows(part, directory)
 
 
 class _CommonRows(dcp.DefaultLoadPlanner):

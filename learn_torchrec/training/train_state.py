@@ -21,11 +21,12 @@ from learn_torchrec.training.checkpoint import (
 )
 from learn_torchrec.training.distributed import broadcast_from_rank0, is_writer
 from learn_torchrec.training.loop import RunningMean
+from learn_torchrec.training.optimizer_state import full_state
 from learn_torchrec.training.run_log import RunLog
 from learn_torchrec.training.sharding import full_state_dict
 from learn_torchrec.training.watchdog import Watchdog
 
-_BEST = "best.safetensors"
+_BEST, _BEST_OPTIMIZER = "best.safetensors", "best_optimizer.safetensors"
 
 
 class EarlyStopping:
@@ -39,6 +40,7 @@ class EarlyStopping:
         best_epoch: counted from 1; 0 before the first update.
         metrics: of the best epoch.
         weights: of the best epoch, on rank 0 with unsharded tables.
+        optimizer: its state then, likewise; see `optimizer_state.named_state`.
     """
 
     def __init__(self, patience: int, metric: str) -> None:
@@ -46,16 +48,26 @@ class EarlyStopping:
         self.best_epoch = 0
         self.metrics: dict[str, float] = {}
         self.weights: dict[str, Tensor] = {}
+        self.optimizer: dict[str, Tensor] = {}
 
     def update(
-        self, epoch: int, metrics: Mapping[str, float], model: nn.Module
+        self,
+        epoch: int,
+        metrics: Mapping[str, float],
+        model: nn.Module,
+        optimizer: CombinedOptimizer | KeyedOptimizer | None = None,
     ) -> None:
-        """Compare an epoch with the best one; every rank takes part."""
+        """Compare an epoch with the best one; every rank takes part.
+
+        The state of the `optimizer` is kept too, if it is given.
+        """
         best = self.metrics.get(self.metric, float("-inf"))
         # Rank 0 decides: metrics may differ between ranks in the last digit.
         if broadcast_from_rank0(metrics[self.metric] > best):
             self.best_epoch, self.metrics = epoch, dict(metrics)
             self.weights = full_state_dict(model)
+            if optimizer is not None:
+                self.optimizer = full_state(optimizer)
 
     def should_stop(self, epochs: int) -> bool:
         """Whether to stop after this number of epochs."""
@@ -67,11 +79,12 @@ class EarlyStopping:
 
     def writer(self) -> Callable[[Path], None]:
         """Return a function that writes the current best weights, for rank 0."""
-        weights = self.weights
+        files = {_BEST: self.weights, _BEST_OPTIMIZER: self.optimizer}
 
         def write(directory: Path) -> None:
-            if weights:
-                save_file(weights, directory / _BEST)
+            for name, tensors in files.items():
+                if tensors:
+                    save_file(tensors, directory / name)
 
         return write
 
@@ -80,6 +93,8 @@ class EarlyStopping:
         self.best_epoch, self.metrics = state["best_epoch"], state["metrics"]
         if self.best_epoch and is_writer():
             self.weights = load_file(directory / _BEST)
+            if (directory / _BEST_OPTIMIZER).exists():
+                self.optimizer = load_file(directory / _BEST_OPTIMIZER)
 
 
 class TrainState:

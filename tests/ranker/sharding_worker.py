@@ -36,7 +36,7 @@ def run(config, device: torch.device):
     """Train and score; return what came of it, and the model."""
     Watched.seen, plans, log = [], [], Recorder()
     rows = problem.impressions(config)
-    model, facts = train_ranker(config, rows, device, log, plans.append)
+    model, facts, _ = train_ranker(config, rows, device, log, plans.append)
     scores = all_scores(model, rows, device)
     sharded = [m for m in model.modules() if isinstance(m, ShardedModule)]
     tops = {type(m).__name__ for m in sharded} - {"ShardedManagedCollisionCollection"}

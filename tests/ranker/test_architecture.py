@@ -209,7 +209,7 @@ def test_the_history_alone_trains_the_shared_table(one_rank):
 def test_what_is_saved_scores_alike(tmp_path, one_rank):
     config, log = problem.architecture("auto"), problem.Recorder()
     rows = problem.impressions(config)
-    model, _ = train_ranker(config, rows, one_rank, log)
+    model, *_ = train_ranker(config, rows, one_rank, log)
     expected = score(model, rows, 50, one_rank)["score"]
     save_ranker(model, tmp_path)
     again = build_ranker(config, problem.SHAPE, one_rank)
@@ -224,7 +224,7 @@ def test_managed_tables_can_be_shared_and_averaged(one_rank):
     base = problem.config("row_wise/sgd", managed=True)
     config = replace(base, features=FeaturesConfig(sparse=(ITEM, users, friends)))
     rows, log = problem.impressions(config), problem.Recorder()
-    model, _ = train_ranker(config, rows, one_rank, log)
+    model, *_ = train_ranker(config, rows, one_rank, log)
     batch = rows.encoder()(problem.table()).take(np.arange(50))
     known = batch.managed["user_id"].values
     twice = KeyedJaggedTensor(

@@ -102,7 +102,7 @@ def reached(planted, tmp_path, vectors, forms, learning_rate, device):
         given = given.read(market, config.tasks, ("like",))
         lookups = open_lookups(market, FEATURES, config.tasks, ("like",))
         rows = Impressions(train, config, given, lookups)
-        model, _ = train_ranker(config, rows, device, Silent())
+        model, *_ = train_ranker(config, rows, device, Silent())
         tested = Impressions(test, config, given, lookups)
         found[name] = uauc(impressions, score(model, tested, 1000, device)["score"])
     return found

@@ -164,7 +164,7 @@ def test_scores_are_those_among_all_rows(one_rank):
         ("offset", sampled),
         ("none", sampled.drop_columns("sampling_rate")),
     ):
-        model, facts = train_ranker(CONFIG, impressions(table), one_rank, Recorder())
+        model, facts, _ = train_ranker(CONFIG, impressions(table), one_rank, Recorder())
         scores = score(model, impressions(everything), 1000, one_rank)["score"]
         users = everything["user_id"].combine_chunks()
         found[name] = evaluate_auc(users, labels, scores), facts

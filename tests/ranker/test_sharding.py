@@ -197,7 +197,7 @@ def test_on_cuda_it_is_the_same(case, one_rank):
     config = problem.config(case)
     losses, scores = unsharded(case, config)
     rows, log = problem.impressions(config), Recorder()
-    model, _ = train_ranker(config, rows, one_rank, log)
+    model, *_ = train_ranker(config, rows, one_rank, log)
     found = score(model, rows, 50, one_rank)["score"]
     np.testing.assert_allclose([x["loss"] for x in log.lines], losses, rtol=1e-3)
     np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-4)

@@ -123,7 +123,7 @@ def test_it_stops_where_held_out_rows_get_worse_and_keeps_the_best(one_rank, tmp
     config, log = with_validation(refit=False), Recorder()
     kept = Checkpoints(tmp_path / "out", {}, CheckpointConfig(every_steps=0))
     rows = held_out(config)
-    model, facts = train_ranker(
+    model, facts, _ = train_ranker(
         config, impressions(table()), one_rank, log, None, kept, None, rows
     )
     found = facts["validation"]
@@ -153,7 +153,7 @@ def test_it_stops_where_held_out_rows_get_worse_and_keeps_the_best(one_rank, tmp
 
 def test_refit_takes_as_many_passes_over_all_rows(one_rank):
     rows = held_out()
-    model, facts = train_ranker(
+    model, facts, _ = train_ranker(
         CONFIG, impressions(table()), one_rank, Recorder(), held_out=rows
     )
     passes, found = best_passes(CONFIG, held_out(), one_rank, Recorder())

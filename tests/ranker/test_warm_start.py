@@ -18,6 +18,7 @@ from learn_torchrec.ranker.features import (
 )
 from learn_torchrec.ranker.warm_start import WarmStart, warm_start
 from learn_torchrec.training.distributed import process_group
+from learn_torchrec.training.optimizer_state import OPTIMIZER_DIRECTORY
 from learn_torchrec.training.sharding import full_state_dict
 
 SHAPE = RankerModelConfig(embedding_dim=4, dense_layers=(3,), over_layers=(5,))
@@ -129,3 +130,25 @@ def test_the_app_starts_from_an_earlier_run(market, tmp_path, caplog):
         train_ranker.main(
             ["--warm-start-map", "a=b", "--out", str(tmp_path / "third"), *options]
         )
+
+
+def test_the_app_saves_the_optimizer_unless_told_not_to(market, tmp_path, caplog):
+    options = ["--data", f"parquet:{market}", "--set", "ranker.features.dense=hour"]
+    options += ["ranker.training.batch_size=64"]
+    options += ['ranker.features.sparse=[{"column": "user_id", "num_embeddings": 90}]']
+    lean = [*options, "ranker.training.save_optimizer=false"]
+    caplog.set_level("INFO", logger="learn_torchrec")
+    for name, given, says in (
+        ("with", options, "the optimizer goes on where"),
+        ("without", lean, "a fresh optimizer"),
+    ):
+        first, second = tmp_path / name, tmp_path / f"{name}_second"
+        train_ranker.main(["--out", str(first), *given])
+        assert (first / OPTIMIZER_DIRECTORY).exists() == (name == "with")
+        caplog.clear()
+        train_ranker.main(["--warm-start", str(first), "--out", str(second), *options])
+        assert says in caplog.text
+    caplog.clear()
+    warm = ["--warm-start", str(tmp_path / "with"), "--out", str(tmp_path / "third")]
+    train_ranker.main([*warm, "--fresh-optimizer", *options])
+    assert "a fresh optimizer" in caplog.text

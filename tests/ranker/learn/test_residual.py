@@ -199,7 +199,7 @@ def test_a_baseline_trained_alone_is_the_one_without_learn(one_rank):
     settings = config(replace(EVERYTHING, alone=True), epochs=3)
     trained = {}
     for name, given in (("on", inputs(settings.learn)), ("off", None)):
-        model, _ = train_ranker(
+        model, *_ = train_ranker(
             settings, impressions(settings, given), one_rank, Silent()
         )
         trained[name] = model.state_dict()
@@ -216,7 +216,7 @@ def test_a_baseline_trained_alone_is_the_one_without_learn(one_rank):
 def test_scores_of_one_row_do_not_depend_on_the_batch(attention, one_rank):
     settings = config(replace(EVERYTHING, attention=attention), epochs=2)
     given = inputs(settings.learn)
-    model, _ = train_ranker(settings, impressions(settings, given), one_rank, Silent())
+    model, *_ = train_ranker(settings, impressions(settings, given), one_rank, Silent())
     whole, small = (
         score(model, impressions(settings, given), size, one_rank)["score"]
         for size in (256, 16)
