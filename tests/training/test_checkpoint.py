@@ -16,7 +16,7 @@ from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard
 from torch.distributed.remote_device import _remote_device
 
-from learn_torchrec import artifact
+from learn_torchrec import publish
 from learn_torchrec.apps import train_ranker, train_towers
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.locks import locked
@@ -211,7 +211,7 @@ def test_the_clock_does_not_decide_which_is_newest(options, tmp_path, monkeypatc
     os.utime(newest, (0, 0))
     clock = mock.Mock(UTC=datetime.UTC)
     clock.datetime.now.return_value = datetime.datetime(1999, 1, 1, tzinfo=datetime.UTC)
-    monkeypatch.setattr(artifact, "datetime", clock)
+    monkeypatch.setattr(publish, "datetime", clock)
     train_ranker.main(["--out", str(tmp_path / "cut"), *options])
     assert losses(tmp_path / "cut/log.jsonl") == losses(tmp_path / "whole/log.jsonl")
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
