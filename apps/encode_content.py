@@ -8,6 +8,7 @@ work.
 import argparse
 import contextlib
 import functools
+import logging
 import operator
 import time
 from collections.abc import Sequence
@@ -18,16 +19,22 @@ import pyarrow as pa
 import torch.distributed as dist
 
 from learn_torchrec.arrays import Int64Array, UInt64Array
+from learn_torchrec.artifact import verify
 from learn_torchrec.content import extract, store
 from learn_torchrec.content.store import ContentStore
-from learn_torchrec.content.vector_cache import ENCODER_FACT, VectorCache, earlier_store
+from learn_torchrec.content.vector_cache import (
+    ENCODER_FACT,
+    VectorCache,
+    earlier_store,
+    remove_damaged_blocks,
+)
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 from learn_torchrec.training.distributed import (
-    broadcast_from_rank0,
     gather_objects,
     is_writer,
     locked_on_rank0,
+    on_rank0,
     process_group,
     raise_on_all_ranks,
     rank_share,
@@ -36,6 +43,8 @@ from learn_torchrec.training.distributed import (
 
 from . import options
 from .job import Job, describe
+
+logger = logging.getLogger(__name__)
 
 _VISIBLE_SECONDS = 60.0  # for files of another host to appear on a shared file system
 
@@ -76,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     items, source = dataset.items, dataset.name(ITEMS_FILE)
     with process_group(), locked_on_rank0(job.out):
         partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"
+        on_rank0(lambda: remove_damaged_blocks(partial))
         cache = VectorCache(partial, _earlier(args, encoder))
         part = rank_share(items.num_rows)
         mine = extract.text_hashes(
@@ -89,8 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ids = store.checked_ids(items[ITEM_ID])
         mine = hashes[rank_share(len(hashes))]
         # Rank 0 decides: some file systems list directories late.
-        rows = extract.missing_rows(hashes, cache) if is_writer() else None
-        rows = broadcast_from_rank0(rows)
+        rows, missing = on_rank0(lambda: extract.rows_to_encode(hashes, cache))
         my_rows = rows[dist.get_rank() :: dist.get_world_size()]
         encoder_facts = extract.encode(
             items, my_rows, hashes, config, cache, shown=is_writer()
@@ -112,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             parts = gather_objects(moments)
             if is_writer():
-                facts["encoded"] = len(rows)
+                facts["encoded"] = missing
                 for encoder_facts in all_encoder_facts:
                     facts.update(encoder_facts)
                 total = functools.reduce(operator.add, parts)
@@ -142,12 +151,24 @@ def _positions(hashes: UInt64Array, cache: VectorCache) -> Int64Array:
 
 
 def _earlier(args: argparse.Namespace, encoder: str) -> ContentStore | None:
-    """Return the store whose vectors may be reused, if there is one."""
+    """Return the store whose vectors may be reused, if there is one, verified.
+
+    Raises:
+        UserError: --reuse names no store of the same encoder, or a damaged one.
+    """
     if args.reuse is not None:
-        return earlier_store(args.reuse, encoder)
+        earlier = earlier_store(args.reuse, encoder)
+        on_rank0(lambda: verify(args.reuse, store.KIND))
+        return earlier
     # Otherwise the store that is about to be replaced, if the same encoder made it.
     with contextlib.suppress(UserError):
-        return earlier_store(args.out, encoder)
+        earlier = earlier_store(args.out, encoder)
+        try:
+            on_rank0(lambda: verify(args.out, store.KIND))
+        except UserError as error:
+            logger.warning("%s; its vectors are not reused", error)
+            return None
+        return earlier
     return None
 
 

@@ -12,6 +12,7 @@ all rows in memory.
 
 import argparse
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import pyarrow as pa
 import torch
 
 from learn_torchrec import config as configuration
+from learn_torchrec.array_files import read_checked, write_checked
 from learn_torchrec.arrays import BoolArray, Float64Array
 from learn_torchrec.artifact import read_manifest, recipe_of, versions
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -66,6 +68,8 @@ from .learn_inputs import (
     vector_artefacts,
 )
 from .predict import cohort_activity
+
+logger = logging.getLogger(__name__)
 
 BASELINE, LEARN = "baseline", "learn"
 _OFF = "ranker.learn.form=off"
@@ -155,8 +159,8 @@ class Study:
         inputs = self.dataset.fingerprints(*tables) | self.artefacts
         recipe = recipe_of("study", settings | {"split": split}, inputs)
         path = self.args.out / "trainings" / f"{recipe[:24]}.npy"
-        if path.exists():
-            found: Float64Array = np.load(path)
+        found = _finished(path, self._table(test).num_rows)
+        if found is not None:
             return found
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -172,10 +176,7 @@ class Study:
                 "ranker.optimizer.learning_rate or rescale ranker.features.dense"
             )
         path.parent.mkdir(exist_ok=True)
-        working = path.with_suffix(".tmp")
-        with working.open("wb") as stream:
-            np.save(stream, made)
-        working.replace(path)
+        write_checked(path, made)
         return made
 
     def _of(self, part: str, ranker: RankerConfig) -> Impressions:
@@ -197,6 +198,20 @@ class Study:
     def _table(self, part: str) -> pa.Table:
         masks = [self.parts[name] for name in part.split("+")]
         return self.dataset.impressions.filter(pa.array(np.logical_or.reduce(masks)))
+
+
+def _finished(path: Path, rows: int) -> Float64Array | None:
+    """Return the scores [rows] of a finished training; None for none or damaged."""
+    if not path.exists():
+        return None
+    try:
+        found: Float64Array = read_checked(path)
+        if found.shape == (rows,) and np.isfinite(found).all():
+            return found
+    except (OSError, ValueError):
+        pass
+    logger.warning("%s: damaged; trained again", path)
+    return None
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import Column, Int64Array, UInt64Array, as_arrow, name_rows
 from learn_torchrec.errors import UserError
-from learn_torchrec.matrix import map_array
 
 UNKNOWN = -1  # the row of an id that is not in the index
 

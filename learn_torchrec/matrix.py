@@ -11,7 +11,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from learn_torchrec.arrays import AnyArray, BoolArray, Float16Array
+from learn_torchrec.array_files import map_array
+from learn_torchrec.arrays import BoolArray, Float16Array
 
 SHARDS = "vectors"
 _BLOCK_BYTES = 64 << 20
@@ -91,16 +92,6 @@ class ShardedMatrix:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return self[:].astype(dtype or self.dtype, copy=False)
-
-
-def map_array(path: Path) -> AnyArray:
-    """Map a NumPy file read-only.
-
-    Raises:
-        OSError: the file is missing; ValueError: damaged.
-    """
-    # A plain view: slices of a memmap would all be of its subclass.
-    return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def create_shard(directory: Path, number: int, shape: tuple[int, int]) -> Any:

@@ -14,11 +14,12 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import AnyArray, Column, Float16Array, Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, encode_ids
 from learn_torchrec.jagged import offsets_of
-from learn_torchrec.matrix import SHARDS, ShardedMatrix, finite_rows, map_array
+from learn_torchrec.matrix import SHARDS, ShardedMatrix, finite_rows
 
 USERS, ITEMS = "users", "items"  # the tables of a vectors artefact
 _OFFSETS_FILE, _TIMES_FILE = "offsets.npy", "times.npy"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from learn_torchrec.array_files import map_array, read_array
 from learn_torchrec.arrays import AnyArray, Float64Array, Int16Array, Int64Array
 from learn_torchrec.artifact import Manifest, read_manifest, reading
 from learn_torchrec.content.codebook import Codebook
@@ -25,7 +26,6 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.content.vector_cache import ENCODER_FACT
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import INDEX_FILES, UNKNOWN, IdIndex, refuse_other_type
-from learn_torchrec.matrix import map_array
 from learn_torchrec.schema import ITEM_ID
 
 KIND = "codes"
@@ -132,7 +132,7 @@ def open_codebook(directory: Path) -> Codebook:
     manifest = read_manifest(directory, KIND)
     names = (CODEBOOK_FILE, _MEAN_FILE, _PROJECTION_FILE)
     with reading(directory, manifest, names, _AGAIN):
-        return Codebook(*(np.load(directory / name) for name in names))
+        return Codebook(*(read_array(directory / name) for name in names))
 
 
 def codebook_fingerprint(directory: Path) -> str:

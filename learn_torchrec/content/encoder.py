@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 
-from learn_torchrec.arrays import Float32Array, Int32Array
+from learn_torchrec.arrays import BoolArray, Float32Array, Int32Array
 from learn_torchrec.config import OPERATIONAL, configuration
 from learn_torchrec.content import backbone
 from learn_torchrec.errors import UserError
@@ -129,9 +129,14 @@ class ContentEncoder:
         return vectors[[position[text] for text in texts]]
 
     def encode_batches(
-        self, texts: Sequence[str]
+        self, texts: Sequence[str], known: BoolArray | None = None
     ) -> Iterator[tuple[list[int], Float32Array]]:
         """Yield the vectors of `texts` batch by batch, the longest texts first.
+
+        Args:
+            texts: N of them.
+            known: bool [N], texts whose vectors are not needed; batches are cut as if
+                they were.
 
         Yields:
             The rows of a batch, [B], and their vectors, float32 [B, C].
@@ -143,6 +148,10 @@ class ContentEncoder:
         for rows in token_budget_batches(
             [len(ids) for ids in tokens], self.config.tokens_per_batch
         ):
+            if known is not None:
+                rows = [row for row in rows if not known[row]]
+            if not rows:
+                continue
             vectors = self._encode_batch([tokens[row] for row in rows])
             self._refuse_non_finite(vectors, [texts[row] for row in rows])
             yield rows, vectors

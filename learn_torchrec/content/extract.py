@@ -67,12 +67,21 @@ def have_text(hashes: UInt64Array) -> BoolArray:
     return ~is_empty
 
 
-def missing_rows(hashes: UInt64Array, cache: VectorCache) -> Int64Array:
-    """Return one item for each distinct text that the cache lacks, ascending."""
-    missing = np.flatnonzero(cache.find(hashes) < 0)
-    _, first = np.unique(hashes[missing], axis=0, return_index=True)
-    logger.info("%d of %d items need encoding", len(missing), len(hashes))
-    return missing[np.sort(first)]
+def rows_to_encode(hashes: UInt64Array, cache: VectorCache) -> tuple[Int64Array, int]:
+    """Return one item for each distinct text that the earlier store lacks, ascending.
+
+    They do not depend on what an interrupted run has encoded, so that texts share their
+    batches, and vectors their last bits, with those of an uninterrupted run.
+
+    Returns:
+        int64 [n], and how many of them are still to be encoded.
+    """
+    new = np.flatnonzero(~cache.is_earlier(hashes))
+    _, first = np.unique(hashes[new], axis=0, return_index=True)
+    rows = new[np.sort(first)]
+    missing = int((cache.find(hashes[rows]) < 0).sum())
+    logger.info("%d of %d items need encoding", missing, len(hashes))
+    return rows, missing
 
 
 def encode(
@@ -86,11 +95,13 @@ def encode(
 ) -> dict[str, Any]:
     """Encode items into the cache, whose `reload` then finds their vectors.
 
-    Vectors are written block by block: a run that was killed resumes with the rest.
+    Vectors are written block by block: a run that was killed resumes with the rest. If
+    it had the same items and ranks, the vectors are those of an uninterrupted run, bit
+    for bit.
 
     Args:
         items: `item_id` and text columns, N rows.
-        rows: int64 [n], the items to encode.
+        rows: int64 [n], the items to encode; those in the cache are left out.
         hashes: uint64 [N, 2], of the texts.
         config: prompt and encoder.
         cache: receives the vectors.
@@ -104,17 +115,22 @@ def encode(
         UserError: an encoder that cannot be loaded, or a vector that half precision
             cannot hold.
     """
-    if not len(rows):
+    is_known = cache.find(hashes[rows]) >= 0
+    if is_known.all():
         return {}
     encoder = make_encoder(config.encoder)
-    with progress_bar("encoding", len(rows), unit="item", shown=shown) as bar:
+    total = int((~is_known).sum())
+    with progress_bar("encoding", total, unit="item", shown=shown) as bar:
         for start in range(0, len(rows), _WINDOW):
             window = rows[start : start + _WINDOW]
+            known = is_known[start : start + _WINDOW]
+            if known.all():
+                continue
             part = items.take(pa.array(window))
             block = _PendingBlock(cache, hashes[window], part[ITEM_ID].combine_chunks())
             texts = render(part, config.prompt)
             try:
-                for done, vectors in encoder.encode_batches(texts):
+                for done, vectors in encoder.encode_batches(texts, known):
                     block.add(done, vectors)
                     bar.update(len(done))
             finally:  # an interrupted run keeps what it has encoded

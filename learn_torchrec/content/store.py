@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.array_files import read_array
 from learn_torchrec.arrays import (
     AnyArray,
     Column,
@@ -118,7 +119,7 @@ def finish_content_store(
     IdIndex.build(item_ids, f"content store: {ITEM_ID}").write(working_dir)
     digest = hashlib.sha256()
     for path in sorted(working_dir.glob(f"{_HASHES}-*.npy")):
-        digest.update(np.load(path).tobytes())
+        digest.update(read_array(path).tobytes())
     return digest.hexdigest()
 
 
@@ -258,7 +259,7 @@ class ContentStore:
         """Return the hashes of the rows' texts, uint64 [N, 2]."""
         names = _shards(self.manifest, _HASHES)
         with reading(self.directory, self.manifest, names, _AGAIN):
-            return np.concatenate([np.load(self.directory / name) for name in names])
+            return np.concatenate([read_array(self.directory / name) for name in names])
 
 
 def _shards(manifest: Manifest, kind: str) -> list[str]:

@@ -2,14 +2,14 @@
 
 They are found by the hash of their text, so that a killed run resumes at any number of
 ranks, and only new or changed items are encoded. An interrupted run's vectors are in
-blocks of two files each; the hashes are written last, so that a block counts whole or
-not at all.
+blocks of two checked files each (see `array_files`); the hashes are written last, so
+that a block counts whole or not at all. A damaged block is encoded again.
 
 Letters: n texts, C content dim.
 """
 
 import hashlib
-import os
+import logging
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -18,12 +18,22 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.arrays import AnyArray, Float16Array, Int64Array, UInt64Array
+from learn_torchrec.array_files import (
+    is_intact,
+    map_array,
+    read_array,
+    read_checked,
+    write_checked,
+)
+from learn_torchrec.arrays import BoolArray, Float16Array, Int64Array, UInt64Array
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
-from learn_torchrec.matrix import Shard, ShardedMatrix, map_array
+from learn_torchrec.matrix import Shard, ShardedMatrix, finite_rows
 
 ENCODER_FACT = "encoder"
+_VECTORS, _HASHES = ".vectors.npy", ".hashes.npy"  # of a block
+
+logger = logging.getLogger(__name__)
 
 
 class VectorCache:
@@ -40,9 +50,11 @@ class VectorCache:
         self._hashes = [np.empty((0, 2), np.uint64)]
         self._shards: list[Shard] = []
         self._blocks: set[str] = set()
+        self._earlier = 0
         if earlier is not None:
             self._hashes.append(earlier.text_hashes())
             self._shards.extend(earlier.vectors.shards)
+            self._earlier = len(earlier)
         self.reload()
 
     @property
@@ -60,6 +72,12 @@ class VectorCache:
         same = (self._all_hashes[position] == hashes).all(axis=1)
         return np.where(same, position, -1)
 
+    def is_earlier(self, hashes: UInt64Array) -> BoolArray:
+        """Return which texts' vectors are in the earlier store, bool [n]."""
+        positions = self.find(hashes)
+        is_earlier: BoolArray = (positions >= 0) & (positions < self._earlier)
+        return is_earlier
+
     def gather(self, positions: Int64Array) -> Float16Array:
         """Return the vectors [n, C] at positions of `find`, none of them -1."""
         return self._vectors[positions]
@@ -68,17 +86,27 @@ class VectorCache:
         """Write vectors [n, C] so that they survive a kill."""
         self.directory.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex[:12]
-        _write_aside(self.directory / f"{name}.vectors.npy", vectors)
-        _write_aside(self.directory / f"{name}.hashes.npy", hashes)
+        write_checked(self.directory / f"{name}{_VECTORS}", vectors)
+        write_checked(self.directory / f"{name}{_HASHES}", hashes)
 
     def reload(self) -> None:
-        """Add the blocks that were written since the last call."""
-        for path in sorted(self.directory.glob("*.hashes.npy")):
+        """Add the blocks that were written since the last call.
+
+        Raises:
+            UserError: one is damaged.
+        """
+        for path in sorted(self.directory.glob(f"*{_HASHES}")):
             if path.name not in self._blocks:
+                try:
+                    hashes, shard = read_checked(path), _UnmappedShard(_vectors(path))
+                except (OSError, ValueError) as error:
+                    raise UserError(
+                        f"{path}: damaged ({error}); run the same command again, which "
+                        "encodes its texts again"
+                    ) from None
                 self._blocks.add(path.name)
-                self._hashes.append(np.load(path))
-                vectors = path.with_name(path.name.replace(".hashes.", ".vectors."))
-                self._shards.append(_UnmappedShard(vectors))
+                self._hashes.append(hashes)
+                self._shards.append(shard)
         self._all_hashes = np.concatenate(self._hashes)
         self._order = np.argsort(self._all_hashes[:, 0], kind="stable")
         self._sorted = self._all_hashes[self._order, 0]
@@ -88,6 +116,38 @@ class VectorCache:
     def remove(self) -> None:
         """Delete the blocks, once their store is complete."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def remove_damaged_blocks(directory: Path) -> None:
+    """Remove the damaged blocks of an interrupted run, whose texts then count as new.
+
+    One rank calls it, before any opens the `VectorCache`. Every byte is read.
+    """
+    for path in sorted(directory.glob(f"*{_HASHES}")):
+        if (count := _intact_rows(path)) is None:
+            for part in (path, _vectors(path)):
+                part.unlink(missing_ok=True)
+            logger.warning("%s: damaged; its texts are encoded again", path)
+        else:
+            logger.info("%s: %d vectors of an interrupted run", path, count)
+
+
+def _intact_rows(path: Path) -> int | None:
+    """Return how many vectors a block has; None if it is damaged."""
+    if not (is_intact(path) and is_intact(_vectors(path))):
+        return None
+    try:
+        hashes, vectors = map_array(path), read_array(_vectors(path))
+    except ValueError:
+        return None
+    fits = hashes.ndim == vectors.ndim == 2 and len(hashes) == len(vectors) > 0
+    fits = fits and (hashes.dtype, vectors.dtype) == (np.uint64, np.float16)
+    return len(hashes) if fits and finite_rows(vectors).all() else None
+
+
+def _vectors(path: Path) -> Path:
+    """Return the vectors' file of a block, given that of the hashes."""
+    return path.with_name(path.name.removesuffix(_HASHES) + _VECTORS)
 
 
 def hash_texts(texts: Sequence[str]) -> UInt64Array:
@@ -133,12 +193,3 @@ class _UnmappedShard:
 
     def __getitem__(self, rows: Any) -> Float16Array:
         return np.array(map_array(self._path)[rows])
-
-
-def _write_aside(path: Path, array: AnyArray) -> None:
-    working = path.with_suffix(".tmp")
-    with working.open("wb") as stream:
-        np.save(stream, array)
-        stream.flush()
-        os.fsync(stream.fileno())
-    working.replace(path)

@@ -13,9 +13,9 @@ from learn_torchrec.content.encoder import ContentEncoder
 
 
 class Slow(ContentEncoder):
-    def encode_batches(self, texts):
+    def encode_batches(self, texts, known=None):
         sys.stderr.write(f"rank {os.environ['RANK']}: {len(texts)} texts\n")
-        for batch in super().encode_batches(texts):
+        for batch in super().encode_batches(texts, known):
             yield batch
             time.sleep(0.05)
 

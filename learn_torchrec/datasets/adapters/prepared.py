@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import AnyArray, Int64Array
 from learn_torchrec.artifact import Manifest, read_manifest, verify
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -28,7 +29,6 @@ from learn_torchrec.datasets.sequences import (
     refuse_unknown_actions,
 )
 from learn_torchrec.errors import UserError, first_line
-from learn_torchrec.matrix import map_array
 from learn_torchrec.schema import (
     ACTION,
     INTERACTIONS_FILE,

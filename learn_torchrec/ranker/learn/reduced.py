@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import (
     AnyArray,
     Float16Array,
@@ -24,7 +25,7 @@ from learn_torchrec.arrays import (
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.evaluation.topk import approximate_top_items, top_items
 from learn_torchrec.ids import IdIndex
-from learn_torchrec.matrix import SHARDS, ShardedMatrix, blocks, create_shard, map_array
+from learn_torchrec.matrix import SHARDS, ShardedMatrix, blocks, create_shard
 from learn_torchrec.vector_table import VectorTable
 
 CONTENT = "content"  # the folder of a vectors artefact
