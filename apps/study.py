@@ -12,7 +12,6 @@ all rows in memory.
 
 import argparse
 import dataclasses
-import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from learn_torchrec import config as configuration
-from learn_torchrec.array_files import read_checked, write_checked
+from learn_torchrec.array_files import read_if_intact, write_checked
 from learn_torchrec.arrays import BoolArray, Float64Array
 from learn_torchrec.artifact import read_manifest, recipe_of, versions
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -68,8 +67,6 @@ from .learn_inputs import (
     vector_artefacts,
 )
 from .predict import cohort_activity
-
-logger = logging.getLogger(__name__)
 
 BASELINE, LEARN = "baseline", "learn"
 _OFF = "ranker.learn.form=off"
@@ -159,8 +156,7 @@ class Study:
         inputs = self.dataset.fingerprints(*tables) | self.artefacts
         recipe = recipe_of("study", settings | {"split": split}, inputs)
         path = self.args.out / "trainings" / f"{recipe[:24]}.npy"
-        found = _finished(path, self._table(test).num_rows)
-        if found is not None:
+        if (found := read_if_intact(path)) is not None:
             return found
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -198,20 +194,6 @@ class Study:
     def _table(self, part: str) -> pa.Table:
         masks = [self.parts[name] for name in part.split("+")]
         return self.dataset.impressions.filter(pa.array(np.logical_or.reduce(masks)))
-
-
-def _finished(path: Path, rows: int) -> Float64Array | None:
-    """Return the scores [rows] of a finished training; None for none or damaged."""
-    if not path.exists():
-        return None
-    try:
-        found: Float64Array = read_checked(path)
-        if found.shape == (rows,) and np.isfinite(found).all():
-            return found
-    except (OSError, ValueError):
-        pass
-    logger.warning("%s: damaged; trained again", path)
-    return None
 
 
 def build_parser() -> argparse.ArgumentParser:

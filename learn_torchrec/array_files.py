@@ -5,12 +5,15 @@ Unfinished work is in such files: no manifest knows them yet.
 """
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
 import numpy as np
 
 from learn_torchrec.arrays import AnyArray
+
+logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _DAMAGE = (EOFError, OverflowError, TypeError, MemoryError, SyntaxError, ValueError)
@@ -58,6 +61,17 @@ def read_checked(path: Path) -> AnyArray:
     if not is_intact(path):
         raise ValueError(f"{path.name} is damaged")
     return read_array(path)
+
+
+def read_if_intact(path: Path) -> AnyArray | None:
+    """Return the array of a checked file; None if there is none, or a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        return read_checked(path)
+    except (OSError, ValueError) as error:
+        logger.warning("%s: damaged (%s); made again", path, error)
+        return None
 
 
 def is_intact(path: Path) -> bool:

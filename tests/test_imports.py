@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
-    *("arrays", "artifact", "config", "errors", "ids", "jagged", "locks", "matrix"),
+    *("array_files", "arrays", "artifact", "config", "errors", "ids", "jagged"),
+    *("locks", "matrix"),
     *("progress", "provenance", "publish", "schema", "times", "vector_table"),
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
@@ -22,6 +23,7 @@ MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store
 ALLOWED = {
     "errors": set(),
     "schema": set(),
+    "array_files": {"arrays"},
     "arrays": VOCABULARY,
     "artifact": VOCABULARY,
     "config": VOCABULARY,

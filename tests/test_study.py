@@ -146,6 +146,17 @@ def test_the_command_studies_and_resumes(market, store, tmp_path, capsys, traine
     assert not trained
     assert json.loads((out / "study.json").read_text()) == result
 
+    # A damaged training is made anew, to the same scores.
+    one, other, *_ = sorted((out / "trainings").glob("*.npy"))
+    whole = other.read_bytes()
+    one.write_bytes(whole)
+    other.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+    command_line.main(command)
+    assert len(trained) == 2
+    assert other.read_bytes() == whole
+    assert json.loads((out / "study.json").read_text()) == result
+    trained.clear()
+
     # A table that only one arm reads makes only that arm anew.
     path = market / "items.parquet"
     items = pq.read_table(path)

@@ -141,7 +141,7 @@ def _intact_rows(path: Path) -> int | None:
     except ValueError:
         return None
     fits = hashes.ndim == vectors.ndim == 2 and len(hashes) == len(vectors) > 0
-    fits = fits and (hashes.dtype, vectors.dtype) == (np.uint64, np.float16)
+    fits = fits and hashes.dtype == np.uint64 and vectors.dtype == np.float16
     return len(hashes) if fits and finite_rows(vectors).all() else None
 
 
