@@ -12,7 +12,6 @@ import logging
 import operator
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +40,7 @@ from learn_torchrec.training.distributed import (
     write_artifact_on_all_ranks,
 )
 
-from . import options
+from . import options, program
 from .job import Job, describe
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_output(parser, "the content store")
     parser.add_argument(
         "--reuse",
-        type=Path,
+        type=program.local_path,
         metavar="DIR",
         help="an earlier content store; its vectors of unchanged texts are reused",
     )

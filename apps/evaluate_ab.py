@@ -4,7 +4,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import field
-from pathlib import Path
 
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.datasets.generated.ab_replay import AbReplayConfig, write_ab_replay
@@ -43,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--outcomes",
-        type=Path,
+        type=program.local_path,
         required=True,
         metavar="FILE",
         help="Parquet or CSV file, or a folder of them",

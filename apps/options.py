@@ -3,7 +3,6 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from learn_torchrec import config, presets
 from learn_torchrec.artifact import CONFIG
@@ -46,7 +45,7 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     )
     source.add_argument(
         "--config",
-        type=Path,
+        type=program.local_path,
         metavar="FILE",
         help="rerun a saved configuration (config.json beside any artefact)",
     )
@@ -87,13 +86,19 @@ def add_input(
     result: argparse.ArgumentParser, option: str, what: str, required: bool = True
 ) -> None:
     """Add an option that names an earlier stage's artefact."""
-    result.add_argument(option, type=Path, required=required, metavar="DIR", help=what)
+    result.add_argument(
+        option, type=program.local_path, required=required, metavar="DIR", help=what
+    )
 
 
 def add_output(result: argparse.ArgumentParser, what: str) -> None:
     """Add the options of an app that writes an artefact."""
     result.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help=f"directory for {what}"
+        "--out",
+        type=program.local_path,
+        required=True,
+        metavar="DIR",
+        help=f"directory for {what}",
     )
     result.add_argument(
         "--overwrite",

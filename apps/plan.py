@@ -308,13 +308,13 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def describe_problems(problems: Sequence[Problem], given: Sequence[str]) -> str:
-    """Return all problems, and the command that applies the fixes which are settings.
+def describe_problems(problems: Sequence[Problem], given: Sequence[str]) -> list[str]:
+    """Return all problems, a line each, and the command that applies the settings.
 
     `given` are the arguments of the quickstart.
     """
     if len(problems) == 1 and not problems[0].settings:
-        return problems[0].message
+        return [problems[0].message]
     found = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     lines = [f"{found}, nothing was started:"]
     for number, problem in enumerate(problems, start=1):
@@ -323,4 +323,4 @@ def describe_problems(problems: Sequence[Problem], given: Sequence[str]) -> str:
     if settings:
         command = ["learn-torchrec", "quickstart", *given, "--set", *settings]
         lines.append(f"then: {shlex.join(command)}")
-    return "\n".join(lines)
+    return lines

@@ -14,12 +14,22 @@ import select
 import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
 
-from learn_torchrec.errors import Stopped, UserError, record_failure
+from learn_torchrec.credentials import hide, remember, without_credentials
+from learn_torchrec.errors import (
+    Stopped,
+    UserError,
+    record_failure,
+    refuse_other_text,
+)
 from learn_torchrec.publish import refuse_unwritable
+from learn_torchrec.text import printable
 
 from .stages import STAGES
 
@@ -35,6 +45,7 @@ _REFUSED = frozenset(
     }
 )
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+_FORMAT, _TIME = "%(asctime)s %(name)s: %(message)s", "%H:%M:%S"
 OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
 
 
@@ -50,6 +61,22 @@ class HelpFormatter(
         return super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with an argument in printable text without credentials."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message; end with exit code 2."""
+        super().error(printable(hide(message)))
+
+
+def local_path(text: str) -> Path:
+    """Return a path on this machine; the type of an option that takes no URI."""
+    if "://" in text:
+        shown = without_credentials(text)
+        raise argparse.ArgumentTypeError(f"{shown}: a URI; name a path on this machine")
+    return Path(text)
+
+
 def parser(
     command: str, description: str | None, epilog: str | None = None
 ) -> argparse.ArgumentParser:
@@ -58,7 +85,7 @@ def parser(
     stage = STAGES.get(command)  # None: a benchmark
     if stage and stage.example:
         notes.append(f"example:\n  learn-torchrec {command} {stage.example}")
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"learn-torchrec {command}",
         description=description,
         epilog="\n\n".join(notes),
@@ -85,7 +112,7 @@ def add_output_file(
 ) -> None:
     """Add the option that names a file to write, see `check_output_file`."""
     result.add_argument(
-        "--out", type=Path, required=required, metavar="FILE", help=help_text
+        "--out", type=local_path, required=required, metavar="FILE", help=help_text
     )
 
 
@@ -112,9 +139,13 @@ def run(
     (`| head`), the program ends as by SIGPIPE.
     """
     _set_up_output()
+    given = sys.argv[1:] if argv is None else argv
+    remember(given)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     try:
+        for argument in given:
+            refuse_other_text(argument)
         main(argv)
         print(end="", flush=True)  # stdout may be closed, and None
     except Stopped as stopped:
@@ -136,12 +167,12 @@ def run(
 
 
 def _set_up_output() -> None:
-    logging.basicConfig(
-        format="%(asctime)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,  # importing torchrec sets up another format
-    )
+    logging.basicConfig(force=True)  # importing torchrec sets up another format
     level = logging.INFO if is_first_rank() else logging.WARNING
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_OneLine(_FORMAT, _TIME))
+    sys.excepthook = _print_bug
+    threading.excepthook = lambda bug: _print_bug(*bug[:3])
     for name in OWN_LOGGERS:  # not the root: other libraries at INFO would drown ours
         logging.getLogger(name).setLevel(level)
     # All ranks read the same data and would say the same of it.
@@ -151,13 +182,34 @@ def _set_up_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+class _OneLine(logging.Formatter):
+    """A message is one printable line without credentials; a traceback follows it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        record.message = printable(hide(record.message))
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback."""
+        return hide(super().formatException(ei))
+
+
+def _print_bug(
+    kind: type[BaseException], bug: BaseException | None, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, bug, trace))
+    print(hide(text), end="", file=sys.stderr, flush=True)
+
+
 def _mistake(error: Exception) -> str | None:
     """Return the line for a mistake or a refusal; None for a bug."""
     if isinstance(error, OSError):
         if not isinstance(error, _REFUSALS) and error.errno not in _REFUSED:
             return None
-        if error.filename is not None:
-            return f"error: {error.filename}: {error.strerror}"
+        has_name = error.filename is not None
+        said = f"{error.filename}: {error.strerror}" if has_name else str(error)
+        error = UserError(said)
     elif not isinstance(error, UserError):
         return None
     return f"error: {error}"

@@ -54,7 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.parser("quickstart", __doc__)
     options.add_data(parser, default="movielens:auto")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where everything goes"
+        "--out",
+        type=program.local_path,
+        required=True,
+        metavar="DIR",
+        help="where everything goes",
     )
     parser.add_argument(
         "--ranks",
@@ -91,7 +95,7 @@ def _plan(args: argparse.Namespace, given: Sequence[str]) -> tuple[Run, Plan]:
     """
     problems = plan.check_tables(options.dataset(args))
     if problems:
-        raise UserError(plan.describe_problems(problems, given))
+        raise UserError(*plan.describe_problems(problems, given))
     if options.is_derived(args):
         derived = options.derive(args)
         run = derived.run
@@ -102,7 +106,7 @@ def _plan(args: argparse.Namespace, given: Sequence[str]) -> tuple[Run, Plan]:
     estimates = estimate(run, planned.counts, args.ranks)
     plan.check_machine(planned, args.out, estimates)
     if planned.problems:
-        raise UserError(plan.describe_problems(planned.problems, given))
+        raise UserError(*plan.describe_problems(planned.problems, given))
     print(f"\n{estimates_table(estimates)}\n")
     for name, reason in planned.left_out.items():
         print(f"left out: {name}: {reason}")
@@ -179,7 +183,7 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
         finally:
             process.terminate()
     if process.returncode:
-        raise UserError(_failure(step.name, output))
+        raise UserError(*_failure(step.name, output))
     if not (args.out / step.name / MANIFEST).exists():
         raise Stopped(f"stage {step.name} was stopped; run it again to resume")
 
@@ -197,14 +201,14 @@ def _show(progress: Path, bar: "tqdm[None]") -> None:
             return
 
 
-def _failure(name: str, output: Path) -> str:
+def _failure(name: str, output: Path) -> list[str]:
     lines = output.read_text(encoding="utf-8").splitlines()
     for line in lines:
         before, marker, message = line.partition("error: ")
         if marker and "Error" not in before:
-            return f"stage {name}: {message}"
-    tail = "\n  ".join(lines[-_LAST_LINES:])
-    return f"stage {name} failed; the end of {output}:\n  {tail}"
+            return [f"stage {name}: {message}"]
+    tail = [f"  {line}" for line in lines[-_LAST_LINES:]]
+    return [f"stage {name} failed; the end of {output}:", *tail]
 
 
 def _evaluate(

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.files import RUN_IS, files_read
@@ -17,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     result = program.parser("report", __doc__)
     result.add_argument(
         "--run",
-        type=Path,
+        type=program.local_path,
         required=True,
         metavar="DIR",
         help=f"a run's directory: {RUN_IS.replace('`', '')}",
@@ -26,7 +25,10 @@ def build_parser() -> argparse.ArgumentParser:
         result, "HTML file; .md and .json of the same name are written beside it"
     )
     result.add_argument(
-        "--ab", type=Path, metavar="FILE", help="JSON that evaluate-ab wrote"
+        "--ab",
+        type=program.local_path,
+        metavar="FILE",
+        help="JSON that evaluate-ab wrote",
     )
     return result
 

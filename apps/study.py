@@ -206,7 +206,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_codes(parser)
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="results and trainings"
+        "--out",
+        type=program.local_path,
+        required=True,
+        metavar="DIR",
+        help="results and trainings",
     )
     parser.add_argument(
         "--arm",

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.artifact import CONFIG, MANIFEST
+from learn_torchrec.credentials import without_credentials
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.evaluation.report.files import EXAMPLE, read_json, read_metrics
 from learn_torchrec.evaluation.report.render import write_report
@@ -128,6 +129,7 @@ def next_commands(run: Path, data: str) -> Iterator[str]:
     predictions = run / "predictions_learn"
     commands = []
     if vectors.exists():
+        data = without_credentials(data)
         command = ["recommend", "--data", data, "--vectors", vectors, "--user", "ID"]
         commands.append(("another user's items", command))
     if ranker.exists():

@@ -3,7 +3,6 @@
 import argparse
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from learn_torchrec import config
 from learn_torchrec.artifact import read_manifest
@@ -25,7 +24,7 @@ from learn_torchrec.training.distributed import (
 )
 from learn_torchrec.training.run_log import RUN_LOG
 
-from . import options
+from . import options, program
 from .job import Job, describe
 from .warm_start import (
     add_warm_start,
@@ -43,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_output(parser, "the trained towers")
     parser.add_argument(
         "--authors-checkpoint",
-        type=Path,
+        type=program.local_path,
         metavar="FILE",
         help="start from the official model of the paper's authors (.safetensors, or a "
         "state_dict that torch.save wrote); use --preset official-amazon",

@@ -6,14 +6,27 @@ import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from learn_torchrec.credentials import hide
+from learn_torchrec.text import printable
+
 
 class UserError(ValueError):
     """Bad input, option or environment.
 
     The message is one line that names the file, column, row, item or option and
     the fix. The command line prints it and exits with code 2; a traceback is
-    reserved for our own bugs.
+    reserved for our own bugs. What a message quotes cannot add a line to it, command a
+    terminal or show credentials.
+
+    Args:
+        lines: the message; several where a list or a log's end belongs to it.
     """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*(printable(hide(line)) for line in lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class Stopped(Exception):
@@ -22,7 +35,19 @@ class Stopped(Exception):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; its type's name if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (hide(str(error)).strip().splitlines() or [type(error).__name__])[0]
+
+
+def refuse_other_text(path: str) -> None:
+    """Refuse a path that is no UTF-8, which pyarrow and JSON cannot name.
+
+    Raises:
+        UserError: shows it with escapes.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path!a}: is not UTF-8; rename the file or folder") from None
 
 
 def record_failure(message: str) -> None:
@@ -31,6 +56,7 @@ def record_failure(message: str) -> None:
     The format is that of `torch.distributed.elastic`'s error files.
     """
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = hide(message)
         details = {"py_callstack": message, "timestamp": str(int(time.time()))}
         body = {"message": {"message": message, "extraInfo": details}}
         Path(file).write_text(json.dumps(body))

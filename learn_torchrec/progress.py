@@ -5,6 +5,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from learn_torchrec.text import printable
+
 _SECONDS = 30.0  # between two lines
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 _LINE = "{desc}: {percentage:.0f}% ({n_fmt} of {total_fmt}), {elapsed} so far, "
@@ -50,7 +52,7 @@ def progress_bar(
         form = {"bar_format": _LINE, "file": _Lines(), "mininterval": _SECONDS}
         form |= {"maxinterval": float("inf"), "miniters": 1, "delay": _SECONDS}
     form |= {"unit": f" {unit}", "disable": not shown}
-    return tqdm(desc=desc, total=total, initial=initial, **form)
+    return tqdm(desc=printable(desc), total=total, initial=initial, **form)
 
 
 def move_to(bar: "tqdm[Any]", done: int, total: int) -> None:

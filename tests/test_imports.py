@@ -13,15 +13,17 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
-    *("array_files", "arrays", "artifact", "config", "errors", "ids", "jagged"),
-    *("locks", "matrix"),
-    *("progress", "provenance", "publish", "schema", "times", "vector_table"),
+    *("array_files", "arrays", "artifact", "config", "credentials", "errors", "ids"),
+    *("jagged", "locks", "matrix", "progress", "provenance", "publish", "schema"),
+    *("text", "times", "vector_table"),
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
 # name allows that module only.
 ALLOWED = {
-    "errors": set(),
+    "credentials": set(),
+    "errors": {"credentials", "text"},
+    "text": set(),
     "schema": set(),
     "array_files": {"arrays"},
     "arrays": VOCABULARY,
@@ -31,7 +33,7 @@ ALLOWED = {
     "jagged": VOCABULARY,
     "locks": {"errors"},
     "matrix": VOCABULARY,
-    "progress": set(),
+    "progress": {"text"},
     "times": VOCABULARY,
     "vector_table": VOCABULARY,
     "provenance": VOCABULARY,

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from learn_torchrec.arrays import BoolArray, Float32Array, Int32Array
-from learn_torchrec.config import OPERATIONAL, configuration
+from learn_torchrec.config import OPERATIONAL, configuration, require
 from learn_torchrec.content import backbone
 from learn_torchrec.errors import UserError
 from learn_torchrec.progress import progress_bar
@@ -61,6 +61,10 @@ class EncoderConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Annotated[str, OPERATIONAL] = "auto"
     trust_remote_code: Annotated[bool, OPERATIONAL] = False
+
+    def __post_init__(self) -> None:
+        # Saved with every artefact, so no place for credentials.
+        require("://" not in self.model, "model: is a URI; name a model or a path")
 
 
 class ContentEncoder:

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from learn_torchrec.credentials import hide
 from learn_torchrec.errors import Stopped, UserError, first_line, record_failure
 from learn_torchrec.locks import locked
 from learn_torchrec.publish import write_artifact
@@ -131,10 +132,10 @@ def _report_failure(error: Exception) -> None:
             f"({first_line(error)})\n"
         )
         sys.exit(1)
-    sys.stderr.write(f"{rank_name()} failed:\n")
-    traceback.print_exception(error)
+    text = hide("".join(traceback.format_exception(error)))
+    sys.stderr.write(f"{rank_name()} failed:\n{text}")
     sys.stderr.flush()
-    record_failure("".join(traceback.format_exception(error)))
+    record_failure(text)
     sys.exit(1)
 
 

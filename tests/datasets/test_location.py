@@ -5,7 +5,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.datasets.loading.location import Location, without_secrets
+from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import RowGroups
 from learn_torchrec.errors import UserError
 
@@ -70,7 +70,9 @@ def test_no_secret_reaches_a_message():
     with pytest.raises(UserError) as refused:
         Location.of(uri)
     assert "SECRET" not in str(refused.value)
-    assert "***@bucket/log?region=eu&token=***" in str(refused.value)
+    assert "***@bucket/log?***" in str(refused.value)
     kept = Location.of("s3://KEY:SECRET@bucket/log?region=eu-west-1")
     assert str(kept) == "s3://***@bucket/log?region=eu-west-1"
-    assert without_secrets("/a/b@c?d=e") == "/a/b@c?d=e"
+    assert str(Location.of("s3://bucket/log?region=eu") / "x.parquet") == (
+        "s3://bucket/log/x.parquet?region=eu"
+    )

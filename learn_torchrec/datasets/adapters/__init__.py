@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from learn_torchrec import credentials
+from learn_torchrec.credentials import without_credentials
 from learn_torchrec.datasets.adapters.amazon import Amazon
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.adapters.column_map import ColumnMap
@@ -60,10 +62,11 @@ def open_dataset(spec: str, strict: bool = False) -> Dataset:
     Raises:
         UserError: an unknown adapter or a missing folder.
     """
+    credentials.remember([spec])
     adapter, separator, path = spec.partition(":")
     if not separator or adapter not in ADAPTERS or not path:
         raise UserError(
-            f"--data {spec}: write it as ADAPTER:PATH; adapters: "
+            f"--data {without_credentials(spec)}: write it as ADAPTER:PATH; adapters: "
             + ", ".join(sorted(ADAPTERS))
         )
     dataset = ADAPTERS[adapter](path)

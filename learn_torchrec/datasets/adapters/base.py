@@ -86,8 +86,8 @@ class Dataset(abc.ABC):
         self.location = Location.of(where)
         if not self.location.is_dir():
             raise UserError(
-                f"--data {where}: no such directory; name the folder that holds the "
-                "data set"
+                f"--data {self.location}: no such directory; name the folder that "
+                "holds the data set"
             )
 
     # What an adapter implements.

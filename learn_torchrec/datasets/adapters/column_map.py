@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from learn_torchrec.credentials import holds_credentials, without_credentials
 from learn_torchrec.datasets.adapters import csv_files
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.adapters.item_texts import table_of
@@ -85,6 +86,13 @@ class MapOptions:
     encoding: str = UTF_8
 
 
+_OTHERS = [field.name for field in fields(MapOptions)]
+_KNOWN = {
+    *(*_FILES, *_COLUMNS, *_OTHERS),
+    *(f"{file}.{column}" for file in _FILES for column in _COLUMNS),
+}
+
+
 class ColumnMap(Dataset):
     """A data set whose files and columns have the names that its options give.
 
@@ -97,8 +105,9 @@ class ColumnMap(Dataset):
     """
 
     def __init__(self, spec: str, suffix: str) -> None:
-        where, _, text = spec.partition("#")
+        where, text = _split(spec)
         super().__init__(where)
+        spec = without_credentials(spec)
         self._suffix, self.map_of = suffix, suffix.removeprefix(".")
         options = parse_options(text, spec)
         self._files = {n: options.pop(n) for n in _FILES if n in options}
@@ -108,10 +117,9 @@ class ColumnMap(Dataset):
             for name in (column, *(f"{file}.{column}" for file in _FILES))
             if name in options
         }
-        known = [field.name for field in fields(MapOptions)]
         for name in options:
-            if name not in known:
-                names = ", ".join((*_FILES, *_COLUMNS, *known))
+            if name not in _OTHERS:
+                names = ", ".join((*_FILES, *_COLUMNS, *_OTHERS))
                 raise UserError(f"--data {spec}: unknown name {name!r}; known: {names}")
         self._options = MapOptions(**options)
         if self._options.time_unit not in TICKS:
@@ -269,6 +277,17 @@ class ColumnMap(Dataset):
                 f"{source}: column {TIMESTAMP!r}: {first_line(error)}; give "
                 "time_format, e.g. time_format=%d.%m.%Y"
             ) from None
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """Return the folder and the options; a `#` may be one of a password, too."""
+    if not holds_credentials(spec):
+        where, _, text = spec.partition("#")
+        return where, text
+    for found in reversed(list(re.finditer(r"#([\w.]+)=", spec))):
+        if found[1] in _KNOWN:
+            return spec[: found.start()], spec[found.start() + 1 :]
+    return spec, ""
 
 
 def parse_options(text: str, spec: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ fsspec. Credentials and endpoints are configured as in the file system's own lib
 """
 
 import hashlib
-import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from learn_torchrec.errors import UserError, first_line
+from learn_torchrec import credentials
+from learn_torchrec.errors import UserError, first_line, refuse_other_text
 
 _LOCAL = pafs.LocalFileSystem()
-# Query options of a URI that are not secrets.
-_HARMLESS = ("allow_bucket_creation", "endpoint_override", "region", "scheme")
 
 
 @dataclass(frozen=True)
@@ -39,28 +37,33 @@ class Location:
         """Return the location of a path or URI without accessing it.
 
         Raises:
-            UserError: a URI whose scheme or server is unknown.
+            UserError: a URI whose scheme or server is unknown, or a path that is no
+                UTF-8.
         """
         if isinstance(where, Location):
             return where
         text = str(where)
-        name = without_secrets(text)
+        refuse_other_text(text)
         if "://" not in text:
             return cls(text, _LOCAL, str(Path(text).expanduser()))
+        credentials.remember([text])
+        name = credentials.without_credentials(text)
         try:
             filesystem, path = pafs.FileSystem.from_uri(text)
         except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+            fix = "a path, or a URI such as s3://bucket/folder, hdfs://host:port/folder"
+            if name != text:
+                fix = "signs such as / ? # @ [ of a key or password as %2F %3F %23 ..."
             reason = first_line(error).replace(text, name)
-            raise UserError(
-                f"{name}: {reason}; write a path, or a URI such as s3://bucket/folder, "
-                "hdfs://host:port/folder or gs://bucket/folder"
-            ) from None
+            raise UserError(f"{name}: {reason}; write {fix}") from None
         return cls(name, filesystem, path)
 
     def __truediv__(self, name: str) -> "Location":
         """Return the file or folder `name` in this folder."""
+        uri = "://" in self.name
+        where, mark, query = self.name.partition("?") if uri else (self.name, "", "")
         return Location(
-            f"{self.name.rstrip('/')}/{name}",
+            f"{where.rstrip('/')}/{name}{mark}{query}",
             self.filesystem,
             f"{self.path.rstrip('/')}/{name}",
         )
@@ -96,9 +99,7 @@ class Location:
         """
         if not self.is_dir():
             return [self] if self.exists() else []
-        infos = self.filesystem.get_file_info(
-            pafs.FileSelector(self.path, recursive=True)
-        )
+        infos = self._contents()
         kept = sorted(
             info.path
             for info in infos
@@ -140,6 +141,19 @@ class Location:
         except OSError as error:
             raise UserError(f"{self}: {_reason(error)}") from None
 
+    def _contents(self) -> list[pafs.FileInfo]:
+        try:
+            return self.filesystem.get_file_info(
+                pafs.FileSelector(self.path, recursive=True)
+            )
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self}: the name of a file in it is not UTF-8 ({error.object!a}); "
+                "rename it"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self}: {_reason(error)}") from None
+
     def _info(self) -> pafs.FileInfo:
         try:
             return self.filesystem.get_file_info(self.path)
@@ -157,23 +171,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "may not be read; check its permissions"
     return first_line(error)
-
-
-def without_secrets(uri: str) -> str:
-    """Return a URI with stars for the user, the password and unknown options.
-
-    >>> without_secrets("s3://KEY:SECRET@bucket/log?region=eu&token=abc")
-    's3://***@bucket/log?region=eu&token=***'
-    """
-    parts = urllib.parse.urlsplit(uri)
-    host = parts.netloc.rpartition("@")[2]
-    if "://" not in uri or (host == parts.netloc and not parts.query):
-        return uri
-    options = [
-        f"{name}={value if name in _HARMLESS else '***'}"
-        for name, value in urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
-    ]
-    return parts._replace(
-        netloc=host if host == parts.netloc else f"***@{host}",
-        query="&".join(options),
-    ).geturl()

@@ -103,29 +103,35 @@ class DuckDB:
         _require("duckdb", "duckdb")
         import duckdb
 
+        settings = {
+            "memory_limit": f"{memory}B",
+            "temp_directory": str(scratch / "spill"),
+            "preserve_insertion_order": "false",
+        }
         with self._one_line():
-            self._connection = duckdb.connect(str(scratch / "prepare.duckdb"))
-        self._run(f"SET memory_limit = '{memory}B'")
-        self._run(f"SET temp_directory = {_literal(scratch / 'spill')}")
+            self._connection = duckdb.connect(
+                str(scratch / "prepare.duckdb"), config=settings
+            )
         self._run("SET TimeZone = 'UTC'")  # of texts without a zone
-        self._run("SET preserve_insertion_order = false")
         self._run("SET enable_progress_bar = false")  # it would go to stdout
 
     def scan(self, name: str, location: Location) -> pa.Schema:
         dataset = open_parquet(location)  # reports errors in the files
         if location.is_local and not _GLOB.intersection("".join(dataset.files)):
             # DuckDB's reader respects the memory limit; Arrow's prefetches too much.
-            files = ", ".join(map(_literal, dataset.files))
-            types = ", ".join(
-                f"{_literal(key)}: {'BIGINT' if is_integer else 'VARCHAR'}"
+            types = {
+                key: "BIGINT" if is_integer else "VARCHAR"
                 for key, is_integer in _partition_keys(dataset).items()
+            }
+            # Names of files and folders are parameters, never text of a statement.
+            hive = "true, hive_types = $2" if types else "false"
+            rows = (
+                "SELECT * FROM read_parquet($1, union_by_name = true, "
+                f"hive_partitioning = {hive})"
             )
-            hive = f", hive_types = {{{types}}}" if types else ""
-            self.view(
-                name,
-                f"SELECT * FROM read_parquet([{files}], union_by_name = true, "
-                f"hive_partitioning = {bool(types)}{hive})",
-            )
+            given = [dataset.files, types] if types else [dataset.files]
+            with self._one_line():
+                self._connection.sql(rows, params=given).create_view(name)
         else:
             # Through Arrow's file systems, so that URIs mean the same everywhere and a
             # star in a file name is not a glob.
@@ -219,7 +225,7 @@ class Spark:
         from pyspark.sql.types import LongType
 
         dataset = open_parquet(location)
-        root = location.path if location.is_local else location.name
+        root = _spark_root(location)
         alike: dict[pa.Schema, list[str]] = {}
         for fragment in dataset.get_fragments():
             files = alike.setdefault(fragment.physical_schema.remove_metadata(), [])
@@ -327,13 +333,20 @@ def _micros(column: str) -> str:
     )
 
 
-def _literal(text: str | Path) -> str:
-    """Return a string literal of SQL."""
-    return "'" + str(text).replace("'", "''") + "'"
-
-
 def _is_ns(kind: pa.DataType) -> bool:
     return pa.types.is_timestamp(kind) and kind.unit == "ns"
+
+
+def _spark_root(location: Location) -> str:
+    """Return a location as Spark takes it, which has credentials from elsewhere."""
+    if location.is_local:
+        return location.path
+    if "://***" in location.name or "?" in location.name:
+        raise UserError(
+            f"{location}: Spark takes neither credentials nor options from a URI; "
+            "leave them out and configure Hadoop, or use --engine duckdb"
+        )
+    return location.name
 
 
 def _refuse_foreign_keys(keys: Mapping[str, bool], files: Sequence[str]) -> None:

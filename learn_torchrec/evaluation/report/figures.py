@@ -18,8 +18,8 @@ from learn_torchrec.evaluation.report.parts import (
     Drawing,
     Figure,
     anchor,
-    printable,
 )
+from learn_torchrec.text import printable
 
 _SIZE = (4.2, 3.0)  # inches: the width of a phone, so that text is not scaled down
 _INK, _GRID = "#010203", "#040506"

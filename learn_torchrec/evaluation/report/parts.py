@@ -1,11 +1,12 @@
 """The parts of a report, independent of its format."""
 
 import re
-import unicodedata
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
+
+from learn_torchrec.text import printable
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 ElementTree.register_namespace("", SVG)
@@ -16,25 +17,6 @@ def anchor(name: str) -> str:
     """Return an HTML id for a name, which may hold any text of a user."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
     return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
-
-
-def printable(text: str) -> str:
-    """Return a user's text as one line that neither a terminal nor XML interprets.
-
-    White space of any kind becomes spaces; invisible characters, such as those that
-    turn the direction of text, are dropped; others that are no print, such as those
-    that begin a terminal's commands, show as U+FFFD.
-    """
-    return "".join(
-        one
-        if one.isprintable()
-        else " "
-        if one.isspace()
-        else ""
-        if unicodedata.category(one) == "Cf"
-        else "\ufffd"
-        for one in text
-    )
 
 
 def scaled(value: Any, scale: float = 1.0) -> float | None:

@@ -6,7 +6,8 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from itertools import zip_longest
 
-from learn_torchrec.evaluation.report.parts import Section, Table, printable
+from learn_torchrec.evaluation.report.parts import Section, Table
+from learn_torchrec.text import printable
 
 _ELLIPSIS = "…"
 _INDENT = "  "

@@ -1,0 +1,27 @@
+"""Text of a user, such as a name in a file, in messages and tables."""
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    r"""Return a user's text as one line that neither a terminal nor XML interprets.
+
+    White space of any kind becomes spaces; invisible characters, such as those that
+    turn the direction of text, are dropped; others that are no print, such as those
+    that begin a terminal's commands, show as U+FFFD.
+
+    >>> printable("a\nb\x1b[31m")
+    'a b\ufffd[31m'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        one
+        if one.isprintable()
+        else " "
+        if one.isspace()
+        else ""
+        if unicodedata.category(one) == "Cf"
+        else "\ufffd"
+        for one in text
+    )
