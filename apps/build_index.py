@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--from",
-        type=Path,
+        type=program.local_path,
         dest="earlier",
         metavar="DIR",
         help="an earlier index, to which new items are added and old ones removed",

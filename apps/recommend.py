@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--available",
-        type=Path,
+        type=program.local_path,
         metavar="FILE",
         help="recommend these items alone: a text file with an id a line, or Parquet "
         "with the column item_id",

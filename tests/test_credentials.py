@@ -1,6 +1,7 @@
 """No part of a secret in a URI is ever shown, logged or written."""
 
 import contextlib
+import importlib
 import logging
 import os
 import re
@@ -102,10 +103,12 @@ PLACES = [
 ]
 
 
-def test_every_command_that_takes_data_is_tried():
-    for command in ("prepare", "encode-content", "quickstart"):
-        assert command in STAGES
-    assert len(PLACES) > 100
+@pytest.mark.parametrize("command", STAGES)
+def test_no_option_makes_a_path_of_a_uri(command):
+    app = importlib.import_module(f"learn_torchrec.apps.{STAGES[command].app}")
+    parser = app.build_parser()
+    assert isinstance(parser, program.Parser)
+    assert not [action.dest for action in parser._actions if action.type is Path]
 
 
 def ends(capfd, *arguments: str) -> str:
