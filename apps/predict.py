@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     _refuse_non_finite(scores, part.table, args.ranker)
                     write(_with_scores(part.table, scores))
                 log.progress(done + 1, parts.count)
-            report = impressions.report.of_all_ranks()
+            report = impressions.report_of_all_ranks()
             facts |= report.facts()
         if is_writer():
             report.log()

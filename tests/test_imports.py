@@ -14,8 +14,8 @@ LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
     *("array_files", "arrays", "artifact", "config", "credentials", "errors", "ids"),
-    *("jagged", "locks", "matrix", "progress", "provenance", "publish", "schema"),
-    *("text", "times", "vector_table"),
+    *("jagged", "locks", "matrix", "movable", "placement", "progress", "provenance"),
+    *("publish", "schema", "text", "times", "vector_table"),
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
@@ -33,6 +33,8 @@ ALLOWED = {
     "jagged": VOCABULARY,
     "locks": {"errors"},
     "matrix": VOCABULARY,
+    "movable": set(),
+    "placement": set(),
     "progress": {"text"},
     "times": VOCABULARY,
     "vector_table": VOCABULARY,

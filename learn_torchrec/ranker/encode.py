@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,6 @@ import pyarrow.compute as pc
 
 from learn_torchrec.arrays import Float32Array
 from learn_torchrec.datasets.loading.tables import BINARY, REQUIRED, check
-from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.features.dense import encode_dense, encode_weights
 from learn_torchrec.ranker.features.lookups import Lookups
@@ -17,6 +17,9 @@ from learn_torchrec.ranker.learn.inputs import RowFinder
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.tasks import TaskConfig, label_columns
 from learn_torchrec.schema import IMPRESSIONS_FILE
+
+if TYPE_CHECKING:
+    from learn_torchrec.ranker.config import RankerConfig
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def _labels(table: pa.Table, name: str) -> Float32Array:
     return np.asarray(pc.fill_null(labels, 0).to_numpy())
 
 
-def columns_of(config: RankerConfig) -> tuple[str, ...]:
+def columns_of(config: "RankerConfig") -> tuple[str, ...]:
     """Return the columns that a ranker learns from, lookups included, each once."""
     columns = [*_kinds(config.tasks), *config.features.columns]
     return tuple(dict.fromkeys(columns))

@@ -5,6 +5,7 @@ rows where they are read -> encoded rows -> collated batches, with their vectors
 """
 
 import functools
+import operator
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.rows import RankingRows, RowsReport
 from learn_torchrec.ranker.tasks import label_columns
+from learn_torchrec.training.distributed import gather_objects
 
 _BATCHES_AHEAD = 4
 
@@ -156,6 +158,11 @@ class Impressions:
     def parts(self, max_rows: int) -> "Parts":
         """Return this rank's share of all rows, in order; parts have up to max_rows."""
         return Parts(self, max_rows)
+
+    def report_of_all_ranks(self) -> RowsReport:
+        """Return the sum of the ranks' reports; every rank takes part."""
+        reports: list[RowsReport] = gather_objects(self.report)
+        return functools.reduce(operator.add, reports)
 
     def encoder(self, labelled: bool = True) -> Encoder:
         """Return what encodes the rows, in this process or in workers."""

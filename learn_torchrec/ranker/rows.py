@@ -4,9 +4,7 @@ Letters: N rows, F dense features.
 """
 
 import dataclasses
-import functools
 import logging
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -18,7 +16,6 @@ from learn_torchrec.jagged import offsets_of
 from learn_torchrec.ranker.features.base import IdBags
 from learn_torchrec.ranker.learn.batch import LearnRows
 from learn_torchrec.ranker.learn.vectors import MISSING
-from learn_torchrec.training.distributed import gather_objects
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +138,6 @@ class RowsReport:
             left_out=_sum(self.left_out, other.left_out),
             nulls=_sum(self.nulls, other.nulls),
         )
-
-    def of_all_ranks(self) -> "RowsReport":
-        """Return the sum over ranks; every rank takes part."""
-        reports: list[RowsReport] = gather_objects(self)
-        return functools.reduce(operator.add, reports)
 
     def facts(self) -> dict[str, Any]:
         """Return the manifest's entries; `coverage` is the share with a vector."""

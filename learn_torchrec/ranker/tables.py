@@ -15,8 +15,8 @@ from torchrec.modules.mc_modules import ManagedCollisionCollection
 
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import UserError
+from learn_torchrec.placement import ShardingKind
 from learn_torchrec.ranker.features import FeaturesConfig, IdFeature
-from learn_torchrec.training.sharding import ShardingKind
 
 
 @configuration

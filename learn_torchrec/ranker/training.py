@@ -294,7 +294,7 @@ class _Training:
 
 def _facts(config: RankerConfig, impressions: Impressions) -> dict[str, Any]:
     """Return facts on the rows for the manifest; every rank takes part."""
-    report = impressions.report.of_all_ranks()
+    report = impressions.report_of_all_ranks()
     if is_writer():
         report.log()
     logger.info("trained on %d of %d rows an epoch", report.rows, len(impressions))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingPlan
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.placement import ShardingKind
 from learn_torchrec.training.distributed import (
     host_group,
     local_world_size,
@@ -35,16 +36,6 @@ from learn_torchrec.training.table_optimizer import (
     step_in_backward,
 )
 
-ShardingKind = Literal[
-    "auto",
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-]
 # What the planner chooses from. Not data_parallel: it would all-reduce full gradients,
 # and fbgemm's unfused kernel is wrong for an EmbeddingCollection on the CPU.
 _PLANNED = ("table_wise", "row_wise")

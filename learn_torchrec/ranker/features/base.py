@@ -6,22 +6,25 @@ Letters: N rows, V ids of all rows together.
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from pydantic import Field, PositiveInt
-from torchrec.modules.mc_modules import MCHManagedCollisionModule
 
 from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
 from learn_torchrec.config import OPERATIONAL, configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of, positions_in, take_index
+from learn_torchrec.placement import ShardingKind
 from learn_torchrec.ranker.features.columns import FeatureColumn, Nulls, read_column
-from learn_torchrec.training.sharding import ShardingKind
-from learn_torchrec.training.table_optimizer import TableOptimizerConfig
+
+if TYPE_CHECKING:  # serving has neither TorchRec nor an optimizer
+    import torch
+    from torchrec.modules.mc_modules import MCHManagedCollisionModule
+
+    from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 TABLE_PREFIX = "t_"
 DEFAULT_ROWS = 100_000
@@ -172,7 +175,7 @@ class IdFeature:
         """
         raise NotImplementedError
 
-    def check(self, optimizer: TableOptimizerConfig, device: torch.device) -> None:
+    def check(self, optimizer: "TableOptimizerConfig", device: "torch.device") -> None:
         """Refuse an optimizer or a device that this kind cannot work with.
 
         Raises:
@@ -180,8 +183,8 @@ class IdFeature:
         """
 
     def collision_module(
-        self, eviction_interval: int, device: torch.device
-    ) -> MCHManagedCollisionModule:
+        self, eviction_interval: int, device: "torch.device"
+    ) -> "MCHManagedCollisionModule":
         """Return what maps ids to rows while training, for a managed kind."""
         raise NotImplementedError
 

@@ -1,13 +1,8 @@
 """Unbounded ids, to which TorchRec assigns rows while it trains."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
-from torchrec.modules.mc_modules import (
-    DistanceLFU_EvictionPolicy,
-    MCHManagedCollisionModule,
-)
 
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import configuration, require
@@ -15,7 +10,12 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.ids import hash_ids
 from learn_torchrec.ranker.features.base import SizedFeature
 from learn_torchrec.ranker.features.columns import FeatureColumn
-from learn_torchrec.training.table_optimizer import TableOptimizerConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torchrec.modules.mc_modules import MCHManagedCollisionModule
+
+    from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 # TorchRec's planner splits managed-collision tables evenly over any divisor of it.
 # Trained shards can be merged but not split: see `sharding.load_state`.
@@ -61,7 +61,7 @@ class ManagedCollisionFeature(SizedFeature):
         """Return a non-negative 63-bit key of each id, int64 [V]."""
         return (hash_ids(ids.ids()) >> np.uint64(1)).astype(np.int64)
 
-    def check(self, optimizer: TableOptimizerConfig, device: torch.device) -> None:
+    def check(self, optimizer: "TableOptimizerConfig", device: "torch.device") -> None:
         """Refuse an optimizer whose state the CPU cannot reset."""
         if device.type == "cpu" and optimizer.optimizer == "rowwise_adagrad":
             raise UserError(
@@ -71,13 +71,18 @@ class ManagedCollisionFeature(SizedFeature):
             )
 
     def collision_module(
-        self, eviction_interval: int, device: torch.device
-    ) -> MCHManagedCollisionModule:
+        self, eviction_interval: int, device: "torch.device"
+    ) -> "MCHManagedCollisionModule":
         """Return what maps ids to rows.
 
         `MCHManagedCollisionModule` trains on the CPU and on CUDA; its faster
         successor, `HashZchManagedCollisionModule`, trains on CUDA only.
         """
+        from torchrec.modules.mc_modules import (  # serving has no TorchRec
+            DistanceLFU_EvictionPolicy,
+            MCHManagedCollisionModule,
+        )
+
         return MCHManagedCollisionModule(
             zch_size=self.table_rows,
             device=device,

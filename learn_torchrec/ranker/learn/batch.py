@@ -7,16 +7,18 @@ batch, D vector dim, R reduced content dim.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.arrays import Float16Array, Float32Array, Int64Array
-from learn_torchrec.training.batch import PipelineableBatch
+from learn_torchrec.movable import Movable
+
+if TYPE_CHECKING:
+    from torchrec import KeyedJaggedTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class LearnRows:
 
 
 @dataclass
-class HistoryBatch(PipelineableBatch):
+class HistoryBatch(Movable):
     """Candidates and histories as rows of the batch's distinct items.
 
     Row 0 of every space's vectors is zero: the row of what has no vector.
@@ -168,7 +170,7 @@ class HistoryBatch(PipelineableBatch):
 
 
 @dataclass
-class LearnBatch(PipelineableBatch):
+class LearnBatch(Movable):
     """LEARN's inputs of a batch.
 
     Attributes:
@@ -190,7 +192,7 @@ class LearnBatch(PipelineableBatch):
     candidates: Tensor | None = None
     neighbour_rates: Tensor | None = None
     history: HistoryBatch | None = None
-    item_ids: KeyedJaggedTensor | None = None
+    item_ids: "KeyedJaggedTensor | None" = None
     statistics: Tensor | None = None
     history_means: Tensor | None = None
 

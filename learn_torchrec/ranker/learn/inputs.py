@@ -9,13 +9,12 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torchrec import KeyedJaggedTensor
 
 from learn_torchrec.arrays import Column, Float16Array, Int64Array
 from learn_torchrec.config import replace
@@ -45,6 +44,9 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.times import YEAR_2200
 from learn_torchrec.vector_table import VectorTable
+
+if TYPE_CHECKING:
+    from torchrec import KeyedJaggedTensor
 
 _DAY = 86_400.0
 _LEAST_NORM = 1e-6
@@ -337,7 +339,9 @@ class LearnInputs:
         return (vectors / np.maximum(norms, _LEAST_NORM)).astype(np.float16)
 
 
-def _item_ids(found: JaggedHistory, candidates: Int64Array) -> KeyedJaggedTensor:
+def _item_ids(found: JaggedHistory, candidates: Int64Array) -> "KeyedJaggedTensor":
+    from torchrec import KeyedJaggedTensor  # serving has no TorchRec
+
     known = candidates != UNKNOWN
     lengths = np.r_[known.astype(np.int64), np.diff(found.offsets)]
     return KeyedJaggedTensor(
