@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
     dataset = options.dataset(args)
-    ranker = _ranker_config(args.ranker, read_manifest(args.ranker, KIND_RANKER))
+    ranker = ranker_config(args.ranker, read_manifest(args.ranker, KIND_RANKER))
     inputs = dataset.fingerprints(*ranker_tables(dataset, ranker, open_codes(args)))
     artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
     artefacts |= codes_artefact(args)
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     dataset = options.dataset(args)
     manifest = read_manifest(args.ranker, KIND_RANKER)
-    ranker = _ranker_config(args.ranker, manifest)
+    ranker = ranker_config(args.ranker, manifest)
     actions = manifest.config["split"]["actions"]
     learn = open_learn(args, dataset, ranker, actions)
     options_of = {"towers": "vectors", "content": "content", "codebook": "codes"}
@@ -144,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             report.log()
 
 
-def _ranker_config(directory: Path, manifest: Manifest) -> RankerConfig:
+def ranker_config(directory: Path, manifest: Manifest) -> RankerConfig:
+    """Return the settings of a trained ranker."""
     return config.from_dict(RankerConfig, manifest.config["ranker"], directory)
 
 

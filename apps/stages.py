@@ -110,6 +110,14 @@ _TABLE = (
         "--vectors runs/vectors --out runs/predictions",
     ),
     Stage(
+        "export-bundle",
+        "trained ranker -> a bundle to serve: quantized tables, a program, its inputs",
+        makes="bundle",
+        reads=("ranker", "vectors", "content", "codes"),
+        example="--data parquet:DIR --ranker runs/ranker "
+        "--vectors runs/vectors --out runs/bundle",
+    ),
+    Stage(
         "evaluate-retrieval",
         "towers + content vectors -> hit rate, recall, NDCG and MRR at k",
         reads=("content", "towers"),

@@ -8,6 +8,8 @@ impressions lack is added to them where rows are encoded, piece by piece.
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 
@@ -26,6 +28,8 @@ from learn_torchrec.ranker.features.past import (
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
 
+_COLUMNS_FILE = "columns.arrow"
+
 
 class ItemColumns:
     """Columns of the catalogue, found by item id.
@@ -33,11 +37,35 @@ class ItemColumns:
     Args:
         items: `ITEM_ID`, each id once, and other columns; in memory.
         name: of the table, for messages.
+        index: of the ids, where there is one already.
     """
 
-    def __init__(self, items: pa.Table, name: str) -> None:
+    def __init__(
+        self, items: pa.Table, name: str, index: IdIndex | None = None
+    ) -> None:
         self.name, self._table = name, items.drop_columns([ITEM_ID])
-        self._index = IdIndex.build(items[ITEM_ID], f"{name}: column {ITEM_ID!r}")
+        self._index = index or IdIndex.build(
+            items[ITEM_ID], f"{name}: column {ITEM_ID!r}"
+        )
+
+    def write(self, directory: Path) -> None:
+        """Write the columns and the index of the ids into a new directory."""
+        directory.mkdir(parents=True)
+        self._index.write(directory)
+        with pa.ipc.new_file(str(directory / _COLUMNS_FILE), self._table.schema) as out:
+            out.write_table(self._table)
+
+    @classmethod
+    def open(cls, directory: Path, name: str) -> Self:
+        """Map the files of `write`.
+
+        Raises:
+            OSError: a file is missing; ValueError, ArrowInvalid: damaged.
+        """
+        index = IdIndex.open(directory)
+        mapped = pa.memory_map(str(directory / _COLUMNS_FILE))
+        table = pa.ipc.open_file(mapped).read_all()
+        return cls(table.append_column(ITEM_ID, index.ids), name, index)
 
     def add_to(self, table: pa.Table, source: str) -> pa.Table:
         """Return a table with the columns of each row's item; null if it is unknown.
@@ -67,7 +95,7 @@ class Lookups:
 
     items: ItemColumns | None = None
     past: Sequence[PastValues | PastPairs] = ()
-    codes: CodeColumns | None = None
+    codes: CodeColumns | ItemColumns | None = None
 
     def add_to(self, table: pa.Table, source: str) -> pa.Table:
         """Return checked impressions with the added columns.

@@ -27,9 +27,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import Float32Array, Int64Array
+from learn_torchrec.arrays import Column, Float32Array, Int64Array
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.point_in_time import PastEvents
+from learn_torchrec.datasets.point_in_time import PastEvents, PastTotals
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.schema import (
@@ -83,13 +83,16 @@ class PastValues:
     """
 
     column: PastColumn
-    events: PastEvents
-    positives: PastEvents | None
+    events: PastEvents | PastTotals
+    positives: PastEvents | PastTotals | None
 
-    def of(self, table: pa.Table) -> Float32Array:
-        """Return the column's values for checked impressions, float32 [N]."""
+    def of(self, table: pa.Table, later: Int64Array | int = 0) -> Float32Array:
+        """Return the column's values for checked impressions, float32 [N].
+
+        `later` are events to count that `events` lacks, [N].
+        """
         ids, times = table[self.column.id_column], table[TIMESTAMP].to_numpy()
-        count = self.events.before(ids, times)
+        count = self.events.before(ids, times) + later
         if self.positives is None:
             return np.log1p(count).astype(np.float32)
         yes = self.positives.before(ids, times)
@@ -118,17 +121,26 @@ class PastPairs:
     users: IdIndex
     items: IdIndex
     codes: Int64Array
-    events: PastEvents
+    events: PastEvents | PastTotals
 
-    def of(self, table: pa.Table) -> Float32Array:
+    def of(self, table: pa.Table, later: Int64Array | int = 0) -> Float32Array:
         """Return the column's values for checked impressions, float32 [N].
+
+        `later` are events to count that `events` lacks, [N].
 
         Raises:
             UserError: ids of another type than the log's or the catalogue's.
         """
         keys = self._keys(table, self.users, self.items, self.codes)
         count = self.events.before(keys, table[TIMESTAMP].to_numpy())
-        return np.log1p(count).astype(np.float32)
+        return np.log1p(count + later).astype(np.float32)
+
+    def codes_of(self, item_ids: Column) -> Int64Array:
+        """Return the code of each item's value, int64 [N]; -1 without one."""
+        wanted = as_ids(item_ids, ITEM_ID)
+        refuse_other_type(wanted, self.items.type, ITEM_ID, "the catalogue")
+        rows = self.items.rows_of(wanted)
+        return np.where(rows == UNKNOWN, -1, self.codes[rows])
 
     @classmethod
     def read(

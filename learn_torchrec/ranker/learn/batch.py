@@ -7,7 +7,7 @@ batch, D vector dim, R reduced content dim.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from torch import Tensor
 
 from learn_torchrec.arrays import Float16Array, Float32Array, Int64Array
 from learn_torchrec.movable import Movable
-
-if TYPE_CHECKING:
-    from torchrec import KeyedJaggedTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +177,9 @@ class LearnBatch(Movable):
         candidates: float16 [B, R], the items' content, likewise; None without content.
         neighbour_rates: float32 [B, tasks + 1]; None without.
         history: what the candidates meet; None if no part needs it.
-        item_ids: the items' rows in the id table, of the "candidate" (none or one)
-            and of the "history"; None if attention needs no ids.
+        item_ids: a `KeyedJaggedTensor` of the items' rows in the id table, of the
+            "candidate" (none or one) and of the "history"; None if attention needs no
+            ids.
         statistics: float32 [B, F] and
         history_means: float16 [B, R], where they were computed with the rows.
     """
@@ -192,7 +190,7 @@ class LearnBatch(Movable):
     candidates: Tensor | None = None
     neighbour_rates: Tensor | None = None
     history: HistoryBatch | None = None
-    item_ids: "KeyedJaggedTensor | None" = None
+    item_ids: Any = None
     statistics: Tensor | None = None
     history_means: Tensor | None = None
 

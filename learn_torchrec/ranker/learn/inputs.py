@@ -9,12 +9,13 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from learn_torchrec.arrays import Column, Float16Array, Int64Array
 from learn_torchrec.config import replace
@@ -45,8 +46,7 @@ from learn_torchrec.schema import (
 from learn_torchrec.times import YEAR_2200
 from learn_torchrec.vector_table import VectorTable
 
-if TYPE_CHECKING:
-    from torchrec import KeyedJaggedTensor
+KeyedIds: TypeAlias = Callable[[list[str], Tensor, Tensor], Any]
 
 _DAY = 86_400.0
 _LEAST_NORM = 1e-6
@@ -252,8 +252,11 @@ class LearnInputs:
             meeting=self._met if meets else None,
         )
 
-    def batch(self, rows: LearnRows) -> LearnBatch:
+    def batch(self, rows: LearnRows, keyed: KeyedIds | None = None) -> LearnBatch:
         """Fetch the inputs of a batch's rows.
+
+        `keyed` makes what holds the ids of attention of names, values and lengths;
+        None for a `KeyedJaggedTensor`.
 
         Raises:
             UserError: a vector is not finite.
@@ -268,7 +271,7 @@ class LearnInputs:
             found = self.histories.gather(rows.history, self.config.history_length)
             history = self._history(found, rows)
             if self.config.attention == "content+id":
-                ids = _item_ids(found, rows.item_rows)
+                ids = _item_ids(found, rows.item_rows, keyed or _keyed_jagged)
         if self.content is not None and self.config.is_residual:
             candidates = torch.from_numpy(self.content.unit_vectors(rows.item_rows))
         has_vectors = np.stack([has_user, rows.item_rows != UNKNOWN], axis=1)
@@ -339,16 +342,18 @@ class LearnInputs:
         return (vectors / np.maximum(norms, _LEAST_NORM)).astype(np.float16)
 
 
-def _item_ids(found: JaggedHistory, candidates: Int64Array) -> "KeyedJaggedTensor":
-    from torchrec import KeyedJaggedTensor  # serving has no TorchRec
-
+def _item_ids(found: JaggedHistory, candidates: Int64Array, keyed: KeyedIds) -> Any:
     known = candidates != UNKNOWN
     lengths = np.r_[known.astype(np.int64), np.diff(found.offsets)]
-    return KeyedJaggedTensor(
-        keys=["candidate", "history"],
-        values=torch.from_numpy(np.r_[candidates[known], found.items]),
-        lengths=torch.from_numpy(lengths),
-    )
+    values = np.r_[candidates[known], found.items]
+    names = ["candidate", "history"]
+    return keyed(names, torch.from_numpy(values), torch.from_numpy(lengths))
+
+
+def _keyed_jagged(names: list[str], values: Tensor, lengths: Tensor) -> Any:
+    from torchrec import KeyedJaggedTensor  # serving has no TorchRec
+
+    return KeyedJaggedTensor(keys=names, values=values, lengths=lengths)
 
 
 def item_rows(index: IdIndex, ids: Column, source: str) -> Int64Array:

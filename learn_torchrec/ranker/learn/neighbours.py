@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from learn_torchrec.arrays import Float32Array, Float64Array, Int64Array
-from learn_torchrec.datasets.point_in_time import PastEvents
+from learn_torchrec.datasets.point_in_time import PastEvents, PastTotals
 from learn_torchrec.ids import UNKNOWN
 from learn_torchrec.ranker.learn.reduced import ReducedContent
 
@@ -30,8 +30,8 @@ class PastLabels:
         by_item: likewise.
     """
 
-    by_text: tuple[PastEvents, PastEvents]
-    by_item: tuple[PastEvents, PastEvents]
+    by_text: tuple[PastEvents | PastTotals, PastEvents | PastTotals]
+    by_item: tuple[PastEvents | PastTotals, PastEvents | PastTotals]
 
     @classmethod
     def of(
@@ -59,7 +59,7 @@ class NeighbourRates:
     def __init__(
         self, content: ReducedContent, past: Sequence[PastLabels], k: int
     ) -> None:
-        self._content, self._past = content, past
+        self._content, self.past = content, past
         self._k = min(k, content.neighbours.shape[1])
         self.width = len(past) + 1
 
@@ -80,7 +80,7 @@ class NeighbourRates:
         texts = np.c_[own, self._content.neighbours[own, : self._k]].astype(np.int64)
         near = self._content.similarities[own, : self._k].astype(np.float64)
         weights = np.c_[np.ones(len(own)), np.exp((near - 1) / _TEMPERATURE)]
-        for task, past in enumerate(self._past):
+        for task, past in enumerate(self.past):
             shown, yes = (
                 self._weighted(weights, texts, items, when, by_text, by_item)
                 for by_text, by_item in zip(past.by_text, past.by_item, strict=True)
@@ -100,8 +100,8 @@ class NeighbourRates:
         texts: Int64Array,
         items: Int64Array,
         times: Int64Array,
-        by_text: PastEvents,
-        by_item: PastEvents,
+        by_text: PastEvents | PastTotals,
+        by_item: PastEvents | PastTotals,
     ) -> Float64Array:
         """Return the weighted events of texts [n, k + 1], without the item's own."""
         spread = np.repeat(times, texts.shape[1])

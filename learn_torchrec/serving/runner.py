@@ -1,0 +1,195 @@
+"""A small runner of exported rankers; it imports neither training code nor TorchRec.
+
+Letters: N candidates of a request, B rows of all requests.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from learn_torchrec.arrays import Float32Array
+from learn_torchrec.artifact import Manifest, read_manifest, reading
+from learn_torchrec.ranker.encode import Encoder
+from learn_torchrec.ranker.features.lookups import ItemColumns, Lookups
+from learn_torchrec.ranker.features.past import PastColumn
+from learn_torchrec.schema import ITEM_ID, SCORE, USER_ID
+from learn_torchrec.serving.known import Known
+from learn_torchrec.serving.model import ServedModel
+from learn_torchrec.serving.past import LaterEvents, with_later
+from learn_torchrec.serving.request import RankRequest, ids_of, table_of
+from learn_torchrec.serving.served import (
+    CATALOGUE,
+    CODES,
+    KIND,
+    PAST,
+    PROGRAM_FILE,
+    TABLES_FILE,
+    Served,
+)
+from learn_torchrec.serving.snapshot import Past, open_past
+from learn_torchrec.serving.tables import Lookup, read_tables
+
+_TYPES = {"int64": pa.int64(), "string": pa.large_string()}
+_SOURCE = "the request"
+
+
+class Runner:
+    """Ranks candidates of users with an exported ranker; see `Runner.load`.
+
+    It may be called by several threads.
+
+    Attributes:
+        served: what the bundle says of the ranker.
+        manifest: of the bundle.
+        tasks: names of the scores.
+        required_context: the impression columns that the ranker reads, and their Arrow
+            types. Where the ranker fills nulls a request may leave them out.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        manifest: Manifest,
+        context: pa.Schema,
+        model: ServedModel,
+        lookups: Lookups,
+        known: Known | None,
+    ) -> None:
+        self.served, self.manifest = served, manifest
+        self._context, self._model, self._lookups = context, model, lookups
+        self._known = known
+        self._ids = {USER_ID: _TYPES[served.user_ids], ITEM_ID: _TYPES[served.item_ids]}
+        self.required_context: Mapping[str, str] = {
+            column.name: str(column.type) for column in context
+        }
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Load a bundle.
+
+        Args:
+            path: of the bundle, written by `export-bundle`.
+            device: "cpu" or "cuda".
+
+        Raises:
+            UserError: no bundle, one of another version, or a damaged one.
+        """
+        directory, place = Path(path), torch.device(device)
+        manifest = read_manifest(directory, KIND)
+        with reading(directory, manifest, manifest.files, "export the bundle again"):
+            served, context = Served.read(directory)
+            model = _open_model(directory, served, place)
+            lookups = _open_lookups(directory, served)
+            known = None
+            if served.learn is not None:
+                known = Known.open(directory, served, manifest)
+        return cls(served, manifest, context, model, lookups, known)
+
+    @functools.cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the scores: of the tasks, then of joint events.
+
+        They are those of the columns of predictions, without `score_`.
+        """
+        tasks = self.served.tasks
+        names = [task.name for task in tasks]
+        if len(tasks) > 1:
+            names += [task.joint_name for task in tasks if task.given is not None]
+        return tuple(names)
+
+    @property
+    def as_of(self) -> int:
+        """Unix seconds; the bundle knows all that happened strictly before."""
+        return self.served.as_of
+
+    def rank(self, requests: Sequence[RankRequest]) -> list[Float32Array]:
+        """Score the candidates of some requests in one forward pass.
+
+        Returns:
+            Probabilities, float32 [N, tasks], for each request.
+
+        Raises:
+            UserError: ids, context or times that do not fit; see `request.table_of`.
+        """
+        counts = [len(request.item_ids) for request in requests]
+        empty = np.zeros((0, len(self.tasks)), np.float32)
+        if not sum(counts):
+            return [empty for _ in requests]
+        found = self._scores(requests, np.repeat(np.arange(len(counts)), counts))
+        return np.split(found, np.cumsum(counts)[:-1])
+
+    def _scores(
+        self, requests: Sequence[RankRequest], owners: np.ndarray
+    ) -> Float32Array:
+        fills = self.served.features.nulls == "fill"
+        table = table_of(requests, self._ids, self._context, fills)
+        later = self._later(requests, owners)
+        lookups = dataclasses.replace(
+            self._lookups, past=with_later(self._lookups.past, later)
+        )
+        encoder = Encoder(
+            self.served.features, (), None, _SOURCE, lookups, labelled=False
+        )
+        learn = None
+        if self._known is not None:
+            learn = self._known.batch(requests, table, owners)
+        scores = self._model.scores(encoder.encode(table), learn)
+        return np.stack([scores[name] for name in self._columns], axis=1)
+
+    @functools.cached_property
+    def _columns(self) -> list[str]:
+        if len(self.tasks) == 1:
+            return [SCORE]
+        return [f"{SCORE}_{name}" for name in self.tasks]
+
+    def _later(
+        self, requests: Sequence[RankRequest], owners: np.ndarray
+    ) -> LaterEvents:
+        """Return the events that count beside the bundle's totals."""
+        actions, since = self.served.actions, self.as_of
+        found = [
+            (owner, item)
+            for owner, request in enumerate(requests)
+            for item, time, action in request.events
+            if action in actions and since <= time < request.timestamp
+        ]
+        items = ids_of([item for _, item in found], self._ids[ITEM_ID], "events")
+        return LaterEvents(
+            np.array([owner for owner, _ in found], np.int64), items, owners
+        )
+
+
+def _open_model(directory: Path, served: Served, device: torch.device) -> ServedModel:
+    path = directory / TABLES_FILE
+    lookups = {}
+    for group in served.groups:
+        packed = read_tables(path, [table.name for table in group.tables])
+        lookups[group.name] = Lookup(group, served.precision, packed, device)
+    program = torch.export.load(directory / PROGRAM_FILE)
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    return ServedModel(served, lookups, program.module(), device)
+
+
+def _open_lookups(directory: Path, served: Served) -> Lookups:
+    items = codes = None
+    if CATALOGUE in served.lookups:
+        items = ItemColumns.open(directory / CATALOGUE, "the bundle's catalogue")
+    if CODES in served.lookups:
+        codes = ItemColumns.open(directory / CODES, "the bundle's codes")
+    past: list[Past] = [
+        open_past(
+            directory / PAST / each.name,
+            PastColumn(each.name, each.id_column, each.label, each.shared),
+        )
+        for each in served.past
+    ]
+    return Lookups(items, past, codes)

@@ -1,0 +1,137 @@
+"""The runner scores requests as the training code scores rows."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from exported import Exported
+
+from learn_torchrec.errors import UserError
+from learn_torchrec.serving.fixed_rows import requests_of
+from learn_torchrec.serving.request import RankRequest
+
+ROWS = 300
+
+
+def test_requests_get_the_scores_of_training_code(exported):
+    runner = exported.runner()
+    rows = exported.latest(ROWS, runner.as_of).sort_by("user_id")
+    expected = exported.trained_scores(rows)["score"]
+    assert expected.std() > 0.02
+
+    requests = requests_of(rows, list(runner.required_context))
+    found = np.concatenate(runner.rank(requests))
+
+    assert runner.tasks == ("cvr",)
+    assert found.shape == (ROWS, 1)
+    np.testing.assert_allclose(found[:, 0], expected, atol=2e-6)
+
+
+def test_requests_do_not_see_each_other(exported):
+    runner = exported.runner()
+    rows = exported.latest(60, runner.as_of)
+    requests = requests_of(rows.sort_by("user_id"), ["hour"])
+
+    together = runner.rank(requests)
+    alone = [runner.rank([request])[0] for request in requests]
+
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_runner_imports_no_training_code(exported):
+    code = (
+        "import json, sys\n"
+        "from learn_torchrec.serving.runner import Runner\n"
+        "from learn_torchrec.serving.request import RankRequest\n"
+        "runner = Runner.load(sys.argv[1])\n"
+        "request = RankRequest(3, [100, 139, 7], runner.as_of, {'hour': 1.0})\n"
+        "scores = runner.rank([request])[0]\n"
+        "names = ('torchrec', 'torchx', 'transformers', 'learn_torchrec.training',\n"
+        "         'learn_torchrec.towers', 'learn_torchrec.apps')\n"
+        "found = [m for m in sys.modules if any(\n"
+        "    m == name or m.startswith(name + '.') for name in names)]\n"
+        "print(json.dumps([found, scores.shape]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(exported.bundle)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [[], [3, 1]]
+
+
+def test_unknown_users_and_items_take_the_cold_path(exported):
+    runner = exported.runner()
+    now = runner.as_of
+    requests = [
+        RankRequest(10**9, [100, 10**9], now),
+        RankRequest(3, [], now),
+        RankRequest(3, [10**9, 101], now, {"hour": [1.0, None]}),
+    ]
+
+    cold, none, warm = runner.rank(requests)
+
+    assert none.shape == (0, 1)
+    for scores in (cold, warm):
+        assert scores.shape == (2, 1)
+        assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_later_events_count_as_if_they_were_in_the_log(exported, tmp_path):
+    """A user bought two items after the export: as a log with these two says."""
+    runner = exported.runner()
+    now = runner.as_of
+    events = [(105, now + 10, "like"), (111, now + 5, "like"), (111, now, "skip")]
+    request = RankRequest(7, [105, 111, 112], now + 100, {"hour": 2.0}, events)
+    before = RankRequest(7, [105, 111, 112], now + 100, {"hour": 2.0})
+    found, without = (each[:, 0] for each in runner.rank([request, before]))
+    assert np.abs(found - without).max() > 1e-4
+
+    longer = tmp_path / "market"
+    longer.mkdir()
+    for name in ("items", "impressions"):
+        (longer / f"{name}.parquet").symlink_to(exported.market / f"{name}.parquet")
+    log = pq.read_table(exported.market / "interactions.parquet")
+    names = ("item_id", "timestamp", "action")
+    added = {n: [event[place] for event in events] for place, n in enumerate(names)}
+    added = pa.table({"user_id": [7] * len(events), **added}).select(log.column_names)
+    log = pa.concat_tables([log, added.cast(log.schema)])
+    pq.write_table(log, longer / "interactions.parquet")
+    rows = pa.table(
+        {
+            "user_id": [7] * 3,
+            "item_id": [105, 111, 112],
+            "timestamp": [now + 100] * 3,
+            "hour": pa.array([2.0] * 3, pa.float32()),
+        }
+    )
+    there = Exported(longer, exported.ranker, exported.content, exported.bundle)
+    expected = there.trained_scores(rows)["score"]
+
+    # Others' view of an item is the bundle's: the item's own count does not grow.
+    assert np.abs(found - expected).max() < np.abs(without - expected).max() / 4
+
+
+def test_bad_requests_say_what_is_wrong(exported):
+    runner = exported.runner()
+    now = runner.as_of
+    for request, message in (
+        (RankRequest("3", [100], now), "user_id: '3' is no int"),
+        (RankRequest(3, ["a"], now), "item_id: 'a' is no int"),
+        (RankRequest(3, [2**70], now), "item_id: an id does not fit int64"),
+        (RankRequest(3, [True], now), "item_id: True is no int"),
+        (RankRequest(3, [100], now * 10**6), "timestamp: .* give unix seconds"),
+        (RankRequest(3, [100], 1.5), "timestamp: 1.5 is no integer"),
+        (RankRequest(3, [100], now, {"hours": 1}), "did you mean 'hour'"),
+        (RankRequest(3, [100], now, {"hour": [1, 2]}), "2 values for 1 candidates"),
+        (RankRequest(3, [100], now, {"hour": "noon"}), "no float"),
+        (RankRequest(3, [100], now, {}, [("x", now, "like")]), "events: 'x' is no int"),
+    ):
+        with pytest.raises(UserError, match=message):
+            runner.rank([request])
