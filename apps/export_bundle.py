@@ -6,19 +6,30 @@ as of the end of the log.
 """
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
-from learn_torchrec.artifact import read_manifest
+from learn_torchrec.artifact import read_manifest, versions
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.provenance import refuse_other_inputs
 from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.build import KIND_RANKER, build_ranker, load_ranker
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.serving.bundle import Surroundings, Weights
-from learn_torchrec.serving.fixed_rows import latest_impressions
+from learn_torchrec.serving.check import CERTIFICATE_FILE, score_rows, write_rows
+from learn_torchrec.serving.parity import (
+    PRECISIONS,
+    Exported,
+    Tolerances,
+    certify,
+    uauc_differences,
+)
+from learn_torchrec.serving.runner import Runner
 from learn_torchrec.serving.served import KIND, PROGRAM_FILE, refuse_unsupported
 from learn_torchrec.training.distributed import process_group
 
@@ -35,6 +46,9 @@ from .learn_inputs import (
     vector_artefacts,
 )
 from .predict import ranker_config
+
+_LABELLED_ROWS = 20_000  # on which UAUC is compared
+_FACTS = ("rows", "differences", "uauc", "size_ratio")  # for the manifest
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +73,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="impressions, the latest, on which scores are compared",
     )
+    for name, default, what in (
+        ("--max-difference", 1e-5, "difference of scores where nothing is rounded"),
+        ("--max-rounded-difference", 0.02, "difference of scores of rounded tables"),
+        ("--max-uauc-difference", 5e-4, "difference of UAUC of rounded tables"),
+    ):
+        parser.add_argument(
+            name,
+            type=float,
+            default=default,
+            metavar="NUMBER",
+            help=f"largest allowed {what}",
+        )
     return parser
 
 
@@ -76,7 +102,7 @@ def plan(args: argparse.Namespace) -> Job:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Export a ranker; one process."""
+    """Export a ranker, and certify that the bundle scores as it does."""
     args = build_parser().parse_args(argv)
     job = plan(args)
     if job.is_done():
@@ -84,9 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     surroundings = read_surroundings(args, job)
     manifest = read_manifest(args.ranker, KIND_RANKER)
     facts: dict[str, Any] = {"as_of": surroundings.as_of}
+    plans: list[str] = []
     with process_group() as device:
         learn, config = surroundings.learn, surroundings.config
-        model = build_ranker(config, learn.shape if learn else None, device)
+        shape = learn.shape if learn else None
+        model = build_ranker(config, shape, device, plans.append)
         load_ranker(model, args.ranker)
         weights = Weights.of(model, config, learn)
         with write_artifact(job.out, **job.manifest(manifest.cutoff, facts)) as working:
@@ -94,12 +122,73 @@ def main(argv: Sequence[str] | None = None) -> None:
             served.write(working, surroundings.context())
             surroundings.write(working)
             weights.write_tables(working, args.precision)
-            names = surroundings.context().names
-            rows = latest_impressions(
-                surroundings.dataset, names, args.rows, surroundings.as_of
-            )
+            rows = surroundings.fixed_rows(args.rows)
             program = weights.export(surroundings, served, rows)
             torch.export.save(program, working / PROGRAM_FILE)
+            exported = Exported(surroundings, model, device, weights, program.module())
+            runner = Runner.open(working, manifest, torch.device("cpu"))
+            found = certificate(args, exported, runner, rows, working)
+            found |= {
+                "plan": plans,
+                "config": job.config,
+                "inputs": dict(job.inputs),
+                "versions": versions(),
+            }
+            options.write_json(working / CERTIFICATE_FILE, found)
+            facts |= {name: found[name] for name in _FACTS}
+    print(_summary(found))
+
+
+def certificate(
+    args: argparse.Namespace,
+    exported: Exported,
+    runner: Runner,
+    rows: pa.Table,
+    working: Path,
+) -> dict[str, Any]:
+    """Compare all ways to score; store the fixed rows and their scores in a bundle.
+
+    Raises:
+        UserError: a difference beyond its tolerance.
+    """
+    tolerances = Tolerances(
+        exact=args.max_difference,
+        rounded=args.max_rounded_difference,
+        uauc=args.max_uauc_difference,
+    )
+    differences, trained, served = certify(
+        exported,
+        rows,
+        lambda table: score_rows(runner, table),
+        args.precision,
+        tolerances,
+    )
+    write_rows(working, rows, trained, served)
+    labelled = exported.surroundings.labelled_rows(_LABELLED_ROWS)
+    return {
+        "rows": rows.num_rows,
+        "as_of": exported.surroundings.as_of,
+        "precision": args.precision,
+        "tolerances": dataclasses.asdict(tolerances),
+        "differences": differences,
+        "uauc": uauc_differences(exported, labelled, args.precision, tolerances.uauc),
+        "labelled_rows": labelled.num_rows,
+        "size_ratio": {each: exported.size_ratio(each) for each in PRECISIONS},
+    }
+
+
+def _summary(found: Mapping[str, Any]) -> str:
+    exact, rounded = found["differences"]["exact"], found["differences"]["rounded"]
+    shown = ", ".join(
+        f"{name} {value:.1g}" for name, value in (exact | rounded).items()
+    )
+    lines = [f"largest difference on {found['rows']:,} rows: {shown}"]
+    for task, values in found["uauc"].items():
+        each = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        lines.append(f"UAUC of {task} on {found['labelled_rows']:,} rows: {each}")
+    ratio = found["size_ratio"][found["precision"]]
+    lines.append(f"tables: {found['precision']}, {ratio:.2f} of their size in training")
+    return "\n".join(lines)
 
 
 def read_surroundings(args: argparse.Namespace, job: Job) -> Surroundings:

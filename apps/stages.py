@@ -118,6 +118,12 @@ _TABLE = (
         "--vectors runs/vectors --out runs/bundle",
     ),
     Stage(
+        "check-bundle",
+        "a bundle's scores here, beside those of its export and of training",
+        reads=("bundle",),
+        example="--bundle runs/bundle",
+    ),
+    Stage(
         "evaluate-retrieval",
         "towers + content vectors -> hit rate, recall, NDCG and MRR at k",
         reads=("content", "towers"),

@@ -8,9 +8,9 @@ from typing import Self
 
 import numpy as np
 
+from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import Column, Int64Array
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, encode_ids, refuse_other_type
-from learn_torchrec.matrix import map_array
 
 _COUNTS_FILE, _TOTAL_FILE = "counts.npy", "total.npy"
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -14,7 +15,7 @@ from torchrec.distributed import DistributedModelParallel
 from learn_torchrec.arrays import decoded
 from learn_torchrec.config import replace
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.ids import normal_type, type_name
+from learn_torchrec.ids import normal_type
 from learn_torchrec.ranker.build import build_task
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import Encoder
@@ -24,11 +25,13 @@ from learn_torchrec.ranker.features.lookups import (
     Lookups,
     find_columns,
 )
+from learn_torchrec.ranker.features.past import PastPairs, PastValues
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.reduced import CONTENT
 from learn_torchrec.ranker.model import LearnRanker
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, TIMESTAMP, USER_ID
 from learn_torchrec.serving.dense import DensePart, export_dense
+from learn_torchrec.serving.fixed_rows import at_moment, latest_impressions
 from learn_torchrec.serving.known import EVENTS, LABELS
 from learn_torchrec.serving.model import (
     HISTORY_TABLE,
@@ -43,6 +46,7 @@ from learn_torchrec.serving.served import (
     LEARN,
     PAST,
     TABLES_FILE,
+    IdType,
     PastSettings,
     Served,
 )
@@ -119,8 +123,7 @@ class Weights:
         """Trace the dense part on some impressions."""
         cpu = torch.device("cpu")
         model = ServedModel(served, self.lookups("float", cpu), self.dense, cpu)
-        encoder = encoder_of(surroundings, "the latest impressions")
-        encoded = encoder(rows)
+        encoded = surroundings.encoder("the latest impressions")(rows)
         learn = surroundings.learn
         batch = None
         if learn is not None and encoded.learn is not None:
@@ -143,7 +146,7 @@ def _groups(ranker: LearnRanker) -> tuple[Group, ...]:
     return tuple(found)
 
 
-def _group(name: str, configs: Sequence[object], pooled: bool) -> Group:
+def _group(name: str, configs: Sequence[Any], pooled: bool) -> Group:
     tables, features = [], []
     for place, each in enumerate(configs):
         rows, dim = each.num_embeddings, each.embedding_dim
@@ -179,18 +182,14 @@ class Surroundings:
     def served(self, groups: tuple[Group, ...], precision: Precision) -> Served:
         """Return what a bundle says of the ranker."""
         schema, learn = self.dataset.schema(IMPRESSIONS_FILE), self.learn
-        kinds = {
-            name: type_name(normal_type(decoded(schema.field(name).type), name))
-            for name in (USER_ID, ITEM_ID)
-        }
         lookups = {CATALOGUE: self.lookups.items, CODES: self.lookups.codes}
         columns = [past.column for past in self.lookups.past]
         return Served(
             features=self.config.features,
             tasks=self.config.tasks,
             learn=None if learn is None else learn.config,
-            user_ids=kinds[USER_ID],
-            item_ids=kinds[ITEM_ID],
+            user_ids=_id_type(schema, USER_ID),
+            item_ids=_id_type(schema, ITEM_ID),
             actions=self.actions,
             as_of=self.as_of,
             past=tuple(
@@ -208,6 +207,17 @@ class Surroundings:
             parts=() if learn is None else _parts(learn),
         )
 
+    def encoder(self, source: str) -> Encoder:
+        """Return what encodes rows as in training; `source` is named in messages."""
+        return Encoder(
+            self.config.features,
+            self.config.tasks,
+            None if self.learn is None else self.learn.finder(),
+            source,
+            self.lookups,
+            labelled=False,
+        )
+
     def context(self) -> pa.Schema:
         """Return the columns that requests bring, and their types."""
         schema = self.dataset.schema(IMPRESSIONS_FILE)
@@ -217,6 +227,17 @@ class Surroundings:
         names = [name for name in here.impressions if name not in keys]
         return pa.schema([(name, decoded(schema.field(name).type)) for name in names])
 
+    def fixed_rows(self, count: int) -> pa.Table:
+        """Return the rows of the certificate, see `fixed_rows`."""
+        rows = latest_impressions(self.dataset, self.context().names, (), count)
+        return at_moment(rows, self.as_of)
+
+    def labelled_rows(self, count: int) -> pa.Table:
+        """Return the latest impressions with labels, at their own times."""
+        labels = [task.label for task in self.config.tasks]
+        names = self.context().names
+        return latest_impressions(self.dataset, names, labels, count)
+
     def write(self, directory: Path) -> None:
         """Write everything into a bundle but the model."""
         if self.lookups.items is not None:
@@ -224,9 +245,15 @@ class Surroundings:
         if isinstance(self.lookups.codes, CodeColumns):
             _columns_of(self.lookups.codes).write(directory / CODES)
         for past in self.lookups.past:
+            assert isinstance(past, PastValues | PastPairs)
             write_past(directory / PAST / past.column.name, past, self.as_of)
         if self.learn is not None:
             _write_learn(directory / LEARN, self.learn, self.as_of)
+
+
+def _id_type(schema: pa.Schema, name: str) -> IdType:
+    kind = normal_type(decoded(schema.field(name).type), name)
+    return "int64" if pa.types.is_integer(kind) else "string"
 
 
 def _parts(learn: LearnInputs) -> tuple[str, ...]:
@@ -260,16 +287,3 @@ def _columns_of(codes: CodeColumns) -> ItemColumns:
     items = pa.table({ITEM_ID: codes.codes.index.ids})
     name = str(codes.codes.directory)
     return ItemColumns(codes.add_to(items, name), name)
-
-
-def encoder_of(surroundings: Surroundings, source: str) -> Encoder:
-    """Return what encodes rows as in training, for `source`."""
-    learn = surroundings.learn
-    return Encoder(
-        surroundings.config.features,
-        surroundings.config.tasks,
-        None if learn is None else learn.finder(),
-        source,
-        surroundings.lookups,
-        labelled=False,
-    )

@@ -18,11 +18,11 @@ ROWS_FILE = "parity.parquet"
 
 
 def latest_impressions(
-    dataset: Dataset, columns: Sequence[str], count: int, time: int
+    dataset: Dataset, columns: Sequence[str], optional: Sequence[str], count: int
 ) -> pa.Table:
-    """Return the latest impressions, at most `count`, as if they were made at `time`.
+    """Return the latest impressions, at most `count`.
 
-    They are ordered by user. `columns` are those besides ids and time.
+    `columns` are those besides ids and time, `optional` those that may be missing.
 
     Raises:
         UserError: there are none, or they are bad.
@@ -34,11 +34,18 @@ def latest_impressions(
     first = int(times[-min(count, len(times))])
     source = dataset.impressions_between(first)
     pieces = [piece for n in range(len(source)) for piece in source.pieces(n)]
-    table = pa.concat_tables(pieces).select([USER_ID, ITEM_ID, TIMESTAMP, *columns])
-    table = table.sort_by(TIMESTAMP).slice(max(0, table.num_rows - count))
-    moved = pa.array(np.full(table.num_rows, time))
-    place = table.column_names.index(TIMESTAMP)
-    return table.set_column(place, TIMESTAMP, moved).sort_by(USER_ID)
+    table = pa.concat_tables(pieces)
+    known = [name for name in optional if name in table.column_names]
+    names = dict.fromkeys([USER_ID, ITEM_ID, TIMESTAMP, *columns, *known])
+    table = table.select(list(names)).sort_by(TIMESTAMP)
+    return table.slice(max(0, table.num_rows - count))
+
+
+def at_moment(rows: pa.Table, time: int) -> pa.Table:
+    """Return impressions as if they were made at `time`, ordered by user."""
+    moved = pa.array(np.full(rows.num_rows, time))
+    place = rows.column_names.index(TIMESTAMP)
+    return rows.set_column(place, TIMESTAMP, moved).sort_by(USER_ID)
 
 
 def requests_of(rows: pa.Table, context: Sequence[str]) -> list[RankRequest]:

@@ -59,11 +59,12 @@ class Runner:
         context: pa.Schema,
         model: ServedModel,
         lookups: Lookups,
+        past: Sequence[Past],
         known: Known | None,
     ) -> None:
         self.served, self.manifest = served, manifest
         self._context, self._model, self._lookups = context, model, lookups
-        self._known = known
+        self._past, self._known = past, known
         self._ids = {USER_ID: _TYPES[served.user_ids], ITEM_ID: _TYPES[served.item_ids]}
         self.required_context: Mapping[str, str] = {
             column.name: str(column.type) for column in context
@@ -80,16 +81,26 @@ class Runner:
         Raises:
             UserError: no bundle, one of another version, or a damaged one.
         """
-        directory, place = Path(path), torch.device(device)
+        directory = Path(path)
         manifest = read_manifest(directory, KIND)
         with reading(directory, manifest, manifest.files, "export the bundle again"):
-            served, context = Served.read(directory)
-            model = _open_model(directory, served, place)
-            lookups = _open_lookups(directory, served)
-            known = None
-            if served.learn is not None:
-                known = Known.open(directory, served, manifest)
-        return cls(served, manifest, context, model, lookups, known)
+            return cls.open(directory, manifest, torch.device(device))
+
+    @classmethod
+    def open(cls, directory: Path, manifest: Manifest, device: torch.device) -> Self:
+        """Load the files of a bundle, which may not be complete yet; see `load`.
+
+        Raises:
+            OSError, ValueError, KeyError: a file is missing or damaged.
+        """
+        served, context = Served.read(directory)
+        model = _open_model(directory, served, device)
+        lookups = _open_lookups(directory, served)
+        past = _open_past(directory, served)
+        known = None
+        if served.learn is not None:
+            known = Known.open(directory, served, manifest)
+        return cls(served, manifest, context, model, lookups, past, known)
 
     @functools.cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -130,9 +141,7 @@ class Runner:
         fills = self.served.features.nulls == "fill"
         table = table_of(requests, self._ids, self._context, fills)
         later = self._later(requests, owners)
-        lookups = dataclasses.replace(
-            self._lookups, past=with_later(self._lookups.past, later)
-        )
+        lookups = dataclasses.replace(self._lookups, past=with_later(self._past, later))
         encoder = Encoder(
             self.served.features, (), None, _SOURCE, lookups, labelled=False
         )
@@ -140,10 +149,11 @@ class Runner:
         if self._known is not None:
             learn = self._known.batch(requests, table, owners)
         scores = self._model.scores(encoder.encode(table), learn)
-        return np.stack([scores[name] for name in self._columns], axis=1)
+        return np.stack([scores[name] for name in self.score_columns], axis=1)
 
     @functools.cached_property
-    def _columns(self) -> list[str]:
+    def score_columns(self) -> list[str]:
+        """The columns of predictions that hold the same scores."""
         if len(self.tasks) == 1:
             return [SCORE]
         return [f"{SCORE}_{name}" for name in self.tasks]
@@ -185,11 +195,14 @@ def _open_lookups(directory: Path, served: Served) -> Lookups:
         items = ItemColumns.open(directory / CATALOGUE, "the bundle's catalogue")
     if CODES in served.lookups:
         codes = ItemColumns.open(directory / CODES, "the bundle's codes")
-    past: list[Past] = [
+    return Lookups(items, (), codes)
+
+
+def _open_past(directory: Path, served: Served) -> list[Past]:
+    return [
         open_past(
             directory / PAST / each.name,
             PastColumn(each.name, each.id_column, each.label, each.shared),
         )
         for each in served.past
     ]
-    return Lookups(items, past, codes)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import pyarrow as pa
 
@@ -18,6 +18,8 @@ KIND = "bundle"
 SERVED_FILE, CONTEXT_FILE = "served.json", "context.arrow"
 TABLES_FILE, PROGRAM_FILE = "tables.safetensors", "dense.pt2"
 CATALOGUE, CODES, PAST, LEARN = "catalogue", "codes", "past", "learn"
+
+IdType: TypeAlias = Literal["int64", "string"]
 
 
 @configuration
@@ -59,8 +61,8 @@ class Served:
     features: FeaturesConfig
     tasks: tuple[TaskConfig, ...]
     learn: LearnConfig | None
-    user_ids: Literal["int64", "string"]
-    item_ids: Literal["int64", "string"]
+    user_ids: IdType
+    item_ids: IdType
     actions: tuple[str, ...]
     as_of: int
     past: tuple[PastSettings, ...]

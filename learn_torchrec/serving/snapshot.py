@@ -10,11 +10,12 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import Float16Array, Int32Array, Int64Array
 from learn_torchrec.datasets.point_in_time import PastEvents, PastTotals
 from learn_torchrec.ids import IdIndex
 from learn_torchrec.jagged import offsets_of
-from learn_torchrec.matrix import ShardedMatrix, blocks, create_shard, map_array
+from learn_torchrec.matrix import ShardedMatrix, blocks, create_shard
 from learn_torchrec.ranker.features.past import PastColumn, PastPairs, PastValues
 from learn_torchrec.ranker.learn.histories import Histories
 from learn_torchrec.ranker.learn.neighbours import NeighbourRates, PastLabels

@@ -9,22 +9,17 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import pyarrow as pa
 
+from learn_torchrec.arrays import Float32Array
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.features.codes import CodeColumns, is_code_column
-from learn_torchrec.ranker.features.past import (
-    PastColumn,
-    PastPairs,
-    PastValues,
-    past_columns,
-    read_past,
-)
+from learn_torchrec.ranker.features.past import PastColumn, past_columns, read_past
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
 
@@ -83,6 +78,17 @@ class ItemColumns:
         return table
 
 
+class Past(Protocol):
+    """A past count or rate: `PastValues`, `PastPairs`, or what serving knows."""
+
+    @property
+    def column(self) -> PastColumn:
+        """The column that it adds."""
+
+    def of(self, table: pa.Table, /) -> Float32Array:
+        """Return the column's values for checked impressions, float32 [N]."""
+
+
 @dataclass(frozen=True)
 class Lookups:
     """What is added to impressions before they are encoded; picklable.
@@ -94,7 +100,7 @@ class Lookups:
     """
 
     items: ItemColumns | None = None
-    past: Sequence[PastValues | PastPairs] = ()
+    past: Sequence[Past] = ()
     codes: CodeColumns | ItemColumns | None = None
 
     def add_to(self, table: pa.Table, source: str) -> pa.Table:

@@ -1,0 +1,108 @@
+"""The certificate: what it compares, what it refuses, and running it again."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from exported import Exported
+from safetensors.torch import load_file, save_file
+
+from learn_torchrec.apps import check_bundle, export_bundle
+from learn_torchrec.artifact import read_manifest
+from learn_torchrec.errors import UserError
+from learn_torchrec.serving.check import check_bundle as check
+from learn_torchrec.serving.check import score_rows
+from learn_torchrec.serving.runner import Runner
+
+
+def certificate(directory):
+    return json.loads((directory / "parity.json").read_text())
+
+
+def test_every_way_to_score_agrees(exported: Exported):
+    found = certificate(exported.bundle)
+
+    assert found["rows"] == 1000
+    exact = found["differences"]["exact"]
+    assert set(exact) == {"reloaded", "exported", "runner"}
+    assert max(exact.values()) < 2e-6
+    rounded = found["differences"]["rounded"]
+    assert 0 < rounded["half"] < rounded["int8"] < 1e-3
+    assert found["uauc"]["cvr"]["full"] > 0.6
+    assert found["size_ratio"] == pytest.approx(
+        {"float": 1, "half": 0.5, "int8": (16 + 4) / 64}  # of 16 dims
+    )
+    manifest = read_manifest(exported.bundle, "bundle")
+    assert found["inputs"]["ranker"] == manifest.inputs["ranker"]
+    assert "torchrec" in found["versions"]
+    assert any("t_user_id" in line for line in found["plan"])
+
+
+def test_the_stored_scores_are_those_of_training_code(exported: Exported):
+    rows = pq.read_table(exported.bundle / "parity.parquet")
+    keys = rows.select(["user_id", "item_id", "hour", "timestamp"])
+
+    expected = exported.trained_scores(keys)["score"]
+
+    np.testing.assert_allclose(rows["trained_score"].to_numpy(), expected, atol=1e-7)
+    again = score_rows(exported.runner(), rows)["score"]
+    np.testing.assert_allclose(rows["served_score"].to_numpy(), again, atol=1e-6)
+
+
+def test_a_bundle_is_checked_again(exported: Exported, tmp_path, capsys):
+    check_bundle.main(["--bundle", str(exported.bundle)])
+    assert "1,000 rows: scores differ by" in capsys.readouterr().out
+
+    broken = tmp_path / "bundle"
+    shutil.copytree(exported.bundle, broken)
+    tables = load_file(broken / "tables.safetensors")
+    moved = tables["t_user_id"].view(torch.float32).roll(1, 0).contiguous()
+    save_file(
+        tables | {"t_user_id": moved.view(torch.uint8)}, broken / "tables.safetensors"
+    )
+
+    with pytest.raises(UserError, match=r"tables\.safetensors: damaged"):
+        check_bundle.main(["--bundle", str(broken)])
+    with pytest.raises(UserError, match="scores of its fixed rows differ by"):
+        check(broken, Runner.load(broken))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-rounded-difference", "1e-9"], r"int8: scores differ by .* beyond"),
+        (["--max-uauc-difference", "-1"], "cvr: UAUC is .* with int8 tables"),
+        (["--max-difference", "-1"], "reloaded: scores differ by"),
+    ],
+)
+def test_an_export_beyond_a_tolerance_fails_and_leaves_nothing(
+    exported: Exported, tmp_path, options, message
+):
+    out = tmp_path / "bundle"
+    command = [*exported.inputs, "--ranker", str(exported.ranker), "--out", str(out)]
+
+    with pytest.raises(UserError, match=message):
+        export_bundle.main([*command, *options])
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_without_labels_have_no_uauc(exported: Exported, tmp_path):
+    market = tmp_path / "market"
+    shutil.copytree(exported.market, market)
+    path = market / "impressions.parquet"
+    table = pq.read_table(path)
+    nulls = pa.nulls(table.num_rows, pa.int64())
+    pq.write_table(table.drop_columns(["label"]).append_column("label", nulls), path)
+    command = ["--data", f"parquet:{market}", "--content", str(exported.content)]
+    command += ["--ranker", str(exported.ranker), "--out", str(tmp_path / "bundle")]
+
+    export_bundle.main([*command, "--precision", "half"])
+
+    found = certificate(tmp_path / "bundle")
+    assert found["uauc"] == {}
+    assert found["differences"]["exact"]["runner"] < 2e-6
