@@ -87,9 +87,14 @@ def _cell(value: PairedDifference) -> str:
 
 
 def all_differences_table(
-    differences: Mapping[str, Differences], names: Sequence[str], num_resamples: int
+    differences: Mapping[str, Differences],
+    names: Sequence[str],
+    num_resamples: int | None,
 ) -> str:
-    """Return one line per pair, cohort and metric, in points, with p-values."""
+    """Return one line per pair, cohort and metric, in points, with p-values.
+
+    `num_resamples` is the bootstrap's; None for intervals without one.
+    """
     parts = ["points", "low", "high", "p", "p (Holm)"]
     lines = [["difference", "cohort", "metric", *parts]]
     for pair, cohorts in differences.items():
@@ -106,7 +111,7 @@ def all_differences_table(
         f"{count} comparisons a pair: one in twenty falls below p = 0.05 by chance; "
         "p (Holm) corrects for their number"
     )
-    if 2 * count / (num_resamples + 1) > SIGNIFICANT:
+    if num_resamples and 2 * count / (num_resamples + 1) > SIGNIFICANT:
         needed = math.ceil(2 * count / SIGNIFICANT)
         note += f" (and needs --resamples {needed} to fall below {SIGNIFICANT})"
     return f"{align(lines)}\n{note}"

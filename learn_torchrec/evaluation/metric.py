@@ -2,7 +2,7 @@
 
 A new metric is one file that defines a `Metric`, and one entry in `auc.METRICS`. Most
 are means over users of a number that a user's own rows decide: a `UserMean` works in
-memory, in a stream and in the paired bootstrap.
+memory, in a stream, in the paired bootstrap and with influence functions.
 
 N rows, U distinct users, K users that count, R resamples in a block.
 """
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from learn_torchrec.arrays import Float64Array, Int64Array
+from learn_torchrec.evaluation.class_ranks import ClassRanks, exact_ranks
 from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.pairs import GroupPairs
 from learn_torchrec.evaluation.probability import ProbabilitySums
@@ -48,10 +49,17 @@ class PreparedRows:
     Args:
         rows: checked.
         convention: which users count, by what weight, and who wins a tie.
+        ranks: of the scores in the table that the rows are a part of; None if they
+            are all of it.
     """
 
-    def __init__(self, rows: ScoredRows, convention: Convention) -> None:
-        self.rows, self.convention = rows, convention
+    def __init__(
+        self,
+        rows: ScoredRows,
+        convention: Convention,
+        ranks: ClassRanks | None = None,
+    ) -> None:
+        self.rows, self.convention, self._ranks = rows, convention, ranks
         self._known: dict[Any, Any] = {}
 
     def get(
@@ -62,6 +70,29 @@ class PreparedRows:
             self._known[statistic] = statistic(self.rows, self.convention)
         found: _Statistic = self._known[statistic]
         return found
+
+    @property
+    def ranks(self) -> ClassRanks:
+        """Ranks of the scores in the whole table."""
+        return self._ranks or self.get(exact_ranks)
+
+
+class PairedSums(NamedTuple):
+    """A difference of metrics as a function of sums over users.
+
+    Such a function, linear near the observed sums, gives each user's influence on the
+    difference, and the influences its variance (Hampel 1974; for the AUC of clustered
+    rows Obuchowski 1997).
+
+    Attributes:
+        vectors: maps both sides, rows of the same whole users, to the users' summands,
+            float64 [D, U].
+        gradient: maps the sums [D] over all users to the derivatives [D] of the
+            difference by a sum; NaN where the metric is undefined.
+    """
+
+    vectors: Callable[[PreparedRows, PreparedRows], Float64Array]
+    gradient: Callable[[Float64Array], Float64Array]
 
 
 class Metric(Protocol):
@@ -85,6 +116,10 @@ class Metric(Protocol):
 
         Both sides hold the same users, in the same order, under the same convention.
         """
+
+    @property
+    def paired_sums(self) -> PairedSums | None:
+        """The difference as a function of sums over users; None for none."""
 
 
 class PerUser(NamedTuple):
@@ -125,10 +160,7 @@ class UserMean:
 
     def difference(self, baseline: PreparedRows, candidate: PreparedRows) -> Resampled:
         """Return the difference of the means over resampled users."""
-        before, after = (
-            self.per_user(side.get(self.user_statistic), side.convention)
-            for side in (baseline, candidate)
-        )
+        before, after = self._users_of(baseline), self._users_of(candidate)
         gain, weight = after.values - before.values, before.weights
 
         def resampled(counts: Float64Array) -> Float64Array:
@@ -139,6 +171,19 @@ class UserMean:
 
         return resampled
 
+    @property
+    def paired_sums(self) -> PairedSums:
+        """The difference as weighted gains over weights."""
+        return PairedSums(self._gains, ratio_gradient)
+
+    def _gains(self, baseline: PreparedRows, candidate: PreparedRows) -> Float64Array:
+        before, after = self._users_of(baseline), self._users_of(candidate)
+        weights = before.weights if self.is_weighted else np.ones(len(before.weights))
+        return np.stack([weights * (after.values - before.values), weights])
+
+    def _users_of(self, side: PreparedRows) -> PerUser:
+        return self.per_user(side.get(self.user_statistic), side.convention)
+
 
 def mean_of_users(users: PerUser, is_weighted: bool) -> float:
     """Return the plain or weighted mean over users; NaN where undefined."""
@@ -148,6 +193,14 @@ def mean_of_users(users: PerUser, is_weighted: bool) -> float:
         return float(users.values.mean())
     total = float(users.weights.sum())
     return float((users.weights * users.values).sum()) / total if total else math.nan
+
+
+def ratio_gradient(sums: Float64Array) -> Float64Array:
+    """Return the derivatives [2] of `sums[0] / sums[1]`; NaN without a denominator."""
+    numerator, denominator = sums
+    if denominator <= 0:
+        return np.full(2, math.nan)
+    return np.array([1.0, -numerator / denominator]) / denominator
 
 
 def divide(numerator: Float64Array, denominator: Float64Array) -> Float64Array:

@@ -1,6 +1,6 @@
 """AUC over all rows: P(a positive outranks a negative), of any users.
 
-R resamples in a block.
+R resamples in a block, U users.
 """
 
 import math
@@ -9,10 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from learn_torchrec.arrays import Float64Array, Int64Array
+from learn_torchrec.evaluation.class_ranks import ranked_scores
 from learn_torchrec.evaluation.conventions import Convention
-from learn_torchrec.evaluation.metric import PreparedRows, Resampled, Totals, divide
-from learn_torchrec.evaluation.pairs import break_ties
+from learn_torchrec.evaluation.metric import (
+    PairedSums,
+    PreparedRows,
+    Resampled,
+    Totals,
+    divide,
+)
 from learn_torchrec.evaluation.rows import ScoredRows
+from learn_torchrec.evaluation.user_auc import count_users
 
 
 class PooledAuc:
@@ -35,6 +42,11 @@ class PooledAuc:
         before, after = (side.get(_sorted_classes) for side in (baseline, candidate))
         return lambda counts: _auc(after, counts) - _auc(before, counts)
 
+    @property
+    def paired_sums(self) -> PairedSums:
+        """The difference as pairs won over pairs."""
+        return PairedSums(_won_more, _auc_gradient)
+
 
 class _SortedClasses(NamedTuple):
     """Ranks of the positives among the sorted negatives.
@@ -52,9 +64,7 @@ class _SortedClasses(NamedTuple):
 
 
 def _sorted_classes(rows: ScoredRows, convention: Convention) -> _SortedClasses:
-    weights, scores = rows.row_weights(), rows.scores
-    if convention.ties == "first":
-        scores = break_ties(scores)
+    weights, scores = rows.row_weights(), ranked_scores(rows, convention)
     negatives = np.flatnonzero(~rows.is_positive)
     negatives = negatives[np.argsort(scores[negatives])]
     positives = np.flatnonzero(rows.is_positive)
@@ -71,6 +81,32 @@ def _sorted_classes(rows: ScoredRows, convention: Convention) -> _SortedClasses:
         lower=no_higher if convention.ties == "positive" else below,
         upper=below if convention.ties == "negative" else no_higher,
     )
+
+
+def _won_more(baseline: PreparedRows, candidate: PreparedRows) -> Float64Array:
+    """Return the pairs of each user's rows that are won more, and both weights [3, U].
+
+    A pair is counted with its positive's user and with its negative's.
+    """
+    before, after = (_won_pairs(side) for side in (baseline, candidate))
+    rows, users = baseline.rows, baseline.get(count_users)
+    gained = np.bincount(rows.users, after - before, rows.num_users)
+    return np.stack([gained, users.positives, users.negatives])
+
+
+def _won_pairs(side: PreparedRows) -> Float64Array:
+    scores = ranked_scores(side.rows, side.convention)
+    won = side.ranks.of(side.rows.is_positive, scores)
+    return won if side.rows.weights is None else won * side.rows.weights
+
+
+def _auc_gradient(sums: Float64Array) -> Float64Array:
+    gained, positives, negatives = sums
+    pairs = positives * negatives
+    if pairs <= 0:
+        return np.full(3, math.nan)
+    difference = gained / 2 / pairs
+    return np.array([1 / pairs, -difference / positives, -difference / negatives])
 
 
 def _auc(pairs: _SortedClasses, counts: Float64Array) -> Float64Array:

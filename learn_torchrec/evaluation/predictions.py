@@ -39,6 +39,7 @@ from learn_torchrec.schema import (
 
 _ACTIVITY = (USER_ACTIVITY, ITEM_ACTIVITY)
 _BATCH_ROWS = 1 << 20
+SAME_ROWS = "compare predictions of the same impressions in the same order"
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +102,14 @@ def read_predictions(
     optional = [ITEM_ID, TIMESTAMP, WEIGHT, SAMPLING_RATE, *_ACTIVITY]
     optional += [CLICK] if needs_clicks else []
     optional += [] if cohort_column is None else [cohort_column]
-    table = parts.read(_columns(parts, task, optional))
+    table = parts.read(columns_of(parts, task, optional))
     if not table.num_rows:
         raise UserError(f"{parts.path}: no rows; predict some impressions first")
     if nulls := table[task.label].null_count:
-        _report_unlabelled(parts, task, nulls, table.num_rows)
+        report_unlabelled(parts, task, nulls, table.num_rows)
         table = table.filter(table[task.label].is_valid())
     try:
-        return _from_table(table, str(parts.path), cohort_column, task, needs_clicks)
+        return predictions_of(table, str(parts.path), cohort_column, task, needs_clicks)
     except UserError as error:
         raise UserError(f"{parts.path}: {error}") from None
 
@@ -147,7 +148,7 @@ def stream_predictions(
     # Cohorts are filtered by activity, so it is checked where all rows are read.
     optional = [WEIGHT, SAMPLING_RATE, *(_ACTIVITY if rows is None else ())]
     optional += [CLICK] if needs_clicks else []
-    names = _columns(parts, task, optional)
+    names = columns_of(parts, task, optional)
     filtered_by = [name for name in _ACTIVITY if name in parts.names]
     groups = parts.row_groups()
     sizes = [group.row_groups[0].num_rows for group in groups]
@@ -156,7 +157,7 @@ def stream_predictions(
     has_label = ds.field(task.label).is_valid()
     if nulls := parts.count(task.label, ~has_label):
         if (rows is None and communicator.rank == 0) or nulls == sum(sizes):
-            _report_unlabelled(parts, task, nulls, sum(sizes))
+            report_unlabelled(parts, task, nulls, sum(sizes))
         rows = has_label if rows is None else rows & has_label
     for number in range(communicator.rank, len(groups), communicator.size):
         first_row = sum(sizes[:number])
@@ -206,18 +207,18 @@ def _rates(column: pa.Array | None) -> Float64Array | None:
     return as_numbers(column, SAMPLING_RATE).astype(np.float64)
 
 
-def _columns(parts: ParquetParts, task: Task, optional: Sequence[str]) -> list[str]:
+def columns_of(parts: ParquetParts, task: Task, optional: Sequence[str]) -> list[str]:
     """Return the required columns and the optional ones that exist."""
     required = [USER_ID, task.label, task.score]
     if task.label not in parts.names and task.score in parts.names:
         count = parts.count(task.score)
-        _report_unlabelled(parts, task, count, count)
+        report_unlabelled(parts, task, count, count)
     parts.require(required, f"predictions need {', '.join(required)}")
     present = [name for name in optional if name in parts.names]
     return list(dict.fromkeys([*required, *present]))
 
 
-def _report_unlabelled(
+def report_unlabelled(
     parts: ParquetParts, task: Task, count: int, num_rows: int
 ) -> None:
     """Warn of rows without a label.
@@ -236,19 +237,22 @@ def _report_unlabelled(
     )
 
 
-def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None:
+def refuse_different_rows(
+    baseline: Predictions, candidate: Predictions, first_row: int = 0
+) -> None:
     """Refuse two files that do not hold the same rows in the same order.
+
+    `first_row` is the first row's number in the files, for messages.
 
     Raises:
         UserError: different lengths, users, labels or weights, or different items or
             timestamps if both files have them; names the first such row.
     """
-    fix = "compare predictions of the same impressions in the same order"
     pair = f"{candidate.source} and {baseline.source}"
     num_rows = len(baseline.labels)
     if len(candidate.labels) != num_rows:
         raise UserError(
-            f"{pair}: {len(candidate.labels)} against {num_rows} rows; {fix}"
+            f"{pair}: {len(candidate.labels)} against {num_rows} rows; {SAME_ROWS}"
         )
     for name, field in (
         (USER_ID, "user_ids"),
@@ -260,16 +264,17 @@ def refuse_different_rows(baseline: Predictions, candidate: Predictions) -> None
         ours, theirs = getattr(baseline, field), getattr(candidate, field)
         if ours is None or theirs is None:
             if name == WEIGHT and ours is not theirs:
-                raise UserError(f"{pair}: only one has the column {name}; {fix}")
+                raise UserError(f"{pair}: only one has the column {name}; {SAME_ROWS}")
             continue
         try:
             differs = np.flatnonzero(_differs(ours, theirs))
         except pa.ArrowException:
             types = f"{type_name(theirs.type)} against {type_name(ours.type)}"
-            raise UserError(f"{pair}: {name} is {types}; {fix}") from None
+            raise UserError(f"{pair}: {name} is {types}; {SAME_ROWS}") from None
         if len(differs):
+            row = first_row + differs[0]
             raise UserError(
-                f"{pair}: {name} differs from row {differs[0]} (counted from 0); {fix}"
+                f"{pair}: {name} differs from row {row} (counted from 0); {SAME_ROWS}"
             )
 
 
@@ -285,13 +290,19 @@ def with_shared_columns(files: Sequence[Predictions]) -> list[Predictions]:
     ]
 
 
-def _from_table(
+def predictions_of(
     table: pa.Table,
     source: str,
-    cohort_column: str | None,
-    task: Task,
-    needs_clicks: bool,
+    cohort_column: str | None = None,
+    task: Task = ONLY_TASK,
+    needs_clicks: bool = True,
+    first_row: int = 0,
 ) -> Predictions:
+    """Return the checked columns of a file, or of its rows from `first_row` on.
+
+    Raises:
+        UserError: see `read_predictions`; does not name the file.
+    """
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     if cohort_column is not None and cohort_column not in columns:
         raise UserError(
@@ -300,13 +311,14 @@ def _from_table(
         )
 
     def numbers(name: str) -> Float64Array:
-        refuse_null(columns[name], name)
+        refuse_null(columns[name], name, first_row)
         return as_numbers(columns[name], name).astype(np.float64)
 
     def counts(name: str) -> Int64Array | None:
-        return as_counts(columns[name], name) if name in columns else None
+        found = columns.get(name)
+        return None if found is None else as_counts(found, name, first_row)
 
-    refuse_null(columns[USER_ID], USER_ID)
+    refuse_null(columns[USER_ID], USER_ID, first_row)
     has_clicks = needs_clicks and CLICK in columns
     predictions = Predictions(
         source=source,
@@ -327,6 +339,7 @@ def _from_table(
         predictions.scores,
         predictions.weights,
         predictions.clicks,
+        first_row,
         names=(task.label, task.score),
         sampling_rates=predictions.sampling_rates,
     )

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -24,6 +25,7 @@ from learn_torchrec.evaluation.cohorts import (
 )
 from learn_torchrec.evaluation.communicator import Communicator
 from learn_torchrec.evaluation.conventions import PAPER, Convention
+from learn_torchrec.evaluation.influence import paired_influence
 from learn_torchrec.evaluation.metric import Metric
 from learn_torchrec.evaluation.predictions import (
     Predictions,
@@ -39,6 +41,8 @@ from learn_torchrec.evaluation.significance import (
 from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.evaluation.tasks import ONLY_TASK, Task
 from learn_torchrec.schema import ITEM_ACTIVITY, USER_ACTIVITY
+
+Intervals = Literal["bootstrap", "influence"]
 
 
 def cohort_masks(
@@ -170,28 +174,39 @@ def differences_by_cohort(
     num_resamples: int = 1000,
     seed: int = 0,
     metrics: Sequence[Metric] = DEFAULT_METRICS,
+    intervals: Intervals = "bootstrap",
 ) -> dict[str, dict[str, PairedDifference]]:
-    """Return candidate minus baseline by cohort and metric, see `paired_bootstrap`.
+    """Return candidate minus baseline by cohort and metric.
 
-    Both must hold the same rows; cohorts are the baseline's. Adjusted p-values treat
-    all cohorts and metrics as one family.
+    Both must hold the same rows; cohorts are the baseline's. Intervals are those of
+    `paired_bootstrap`, or of `paired_influence`, which draws nothing. Adjusted p-values
+    treat all cohorts and metrics as one family.
 
     Raises:
         UserError: different rows, see `refuse_different_rows`.
     """
     refuse_different_rows(baseline, candidate)
-    differences = {
-        name: paired_bootstrap(
-            **_rows(baseline, mask),
-            baseline_scores=baseline.scores[mask],
-            candidate_scores=candidate.scores[mask],
-            num_resamples=num_resamples,
-            seed=seed,
-            convention=convention,
-            metrics=metrics,
-        )
-        for name, mask in cohort_masks(baseline, cohorts).items()
-    }
+    compare: Callable[..., dict[str, PairedDifference]] = paired_influence
+    if intervals == "bootstrap":
+        compare = partial(paired_bootstrap, num_resamples=num_resamples, seed=seed)
+    return adjusted_by_cohort(
+        {
+            name: compare(
+                **_rows(baseline, mask),
+                baseline_scores=baseline.scores[mask],
+                candidate_scores=candidate.scores[mask],
+                convention=convention,
+                metrics=metrics,
+            )
+            for name, mask in cohort_masks(baseline, cohorts).items()
+        }
+    )
+
+
+def adjusted_by_cohort(
+    differences: Mapping[str, Mapping[str, PairedDifference]],
+) -> dict[str, dict[str, PairedDifference]]:
+    """Adjust p-values in one family of all cohorts and metrics."""
     family = [one for found in differences.values() for one in found.values()]
     adjusted = iter(adjust_p_values(family))
     return {

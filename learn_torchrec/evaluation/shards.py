@@ -6,12 +6,19 @@ are in one shard, on one rank. String ids are numbered first.
 N rows of a batch, S shards.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array, UInt64Array
+from learn_torchrec.arrays import (
+    AnyArray,
+    BoolArray,
+    Float64Array,
+    Int64Array,
+    UInt64Array,
+)
 from learn_torchrec.evaluation.communicator import Communicator
 from learn_torchrec.evaluation.pairs import Scores
 from learn_torchrec.evaluation.probability import ProbabilitySums, probability_sums
@@ -32,6 +39,8 @@ class StreamedRows(NamedTuple):
         weights: float64 [N], or None for 1.
         clicks: float64 [N], or None.
         population_weights: float64 [N], or None; see `rows.Columns`.
+        candidate_scores: [N] of a second score column, or None.
+        cohorts: unsigned [N], a bit for each cohort that a row is in, or None.
     """
 
     keys: UInt64Array
@@ -40,6 +49,8 @@ class StreamedRows(NamedTuple):
     weights: Float64Array | None
     clicks: Float64Array | None
     population_weights: Float64Array | None = None
+    candidate_scores: Scores | None = None
+    cohorts: AnyArray | None = None
 
     def take(self, chosen: Any) -> "StreamedRows":
         """Return the rows chosen by an index array, a mask or a slice."""
@@ -77,6 +88,16 @@ def by_shard(rows: StreamedRows) -> ShardedRows:
     order = np.argsort(shards, kind="stable")
     counts = np.bincount(shards, minlength=NUM_SHARDS)
     return ShardedRows(rows.take(order), np.concatenate(([0], np.cumsum(counts))))
+
+
+def rows_of_shards(parts: Sequence[ShardedRows], first: int, stop: int) -> StreamedRows:
+    """Return the rows of a range of shards, which are all rows of their users."""
+    return concatenate(
+        [
+            part.rows.take(slice(part.offsets[first], part.offsets[stop]))
+            for part in parts
+        ]
+    )
 
 
 def number_users(keys: UInt64Array) -> tuple[Int64Array, int]:

@@ -12,16 +12,12 @@ Weights and probabilities are summed in the order of the rows.
 N rows of a batch, S shards, U users.
 """
 
-import math
 import os
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from learn_torchrec.arrays import Column
 from learn_torchrec.errors import UserError
@@ -34,27 +30,22 @@ from learn_torchrec.evaluation.auc import (
 from learn_torchrec.evaluation.communicator import Communicator, LocalCommunicator
 from learn_torchrec.evaluation.conventions import PAPER, Convention
 from learn_torchrec.evaluation.metric import Metric, Totals, UserStatistic
-from learn_torchrec.evaluation.pairs import GroupPairs, Scores, count_pairs
+from learn_torchrec.evaluation.pooled_stream import PooledPairs
 from learn_torchrec.evaluation.probability import ProbabilitySums
+from learn_torchrec.evaluation.row_store import RowStore
 from learn_torchrec.evaluation.rows import ScoredRows, check_columns
 from learn_torchrec.evaluation.shards import (
     NUM_SHARDS,
     ShardedRows,
     StreamedRows,
-    by_shard,
-    concatenate,
-    exchange,
-    mix_ids,
     number_users,
-    owners_of,
     prepare_shards,
+    rows_of_shards,
 )
 from learn_torchrec.ids import as_ids
 from learn_torchrec.schema import CLICK, LABEL, SCORE, USER_ID, WEIGHT
 
 _TASK_ROWS = 1 << 17  # rows that one core sorts at a time: a few MB, within its cache
-_RANGE_ROWS = 1 << 22  # rows of one score range where whole rows are sorted
-_EDGE_SAMPLES = 4096
 
 
 class MetricsStream:
@@ -84,20 +75,12 @@ class MetricsStream:
         metrics: Sequence[Metric] = DEFAULT_METRICS,
         names: tuple[str, str] = (LABEL, SCORE),
     ) -> None:
-        if convention.ties == "first":
-            raise UserError(
-                "ties=first: needs all rows in their order; choose another rule for "
-                "ties, or do not stream"
-            )
+        refuse_ties_by_order(convention)
         self._convention, self._metrics, self._names = convention, metrics, names
         self._communicator = communicator or LocalCommunicator()
-        self._threads = threads or os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self._threads)
-        self._pending: deque[Future[tuple[ShardedRows, ProbabilitySums]]] = deque()
-        self._parts: list[ShardedRows] = []
-        self._sums = ProbabilitySums()
-        # String ids are numbered when all are known.
-        self._strings: list[tuple[pa.DictionaryArray, StreamedRows]] = []
+        threads = threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(threads)
+        self._store = RowStore(prepare_shards, self._pool, threads, self._communicator)
         self._first_row = 0
         self._optional: tuple[bool, bool] | None = None
 
@@ -135,12 +118,7 @@ class MetricsStream:
         self._first_row = first + len(ids)
         if columns.kept is not None:
             ids = ids.filter(columns.kept)
-        rows = StreamedRows(np.zeros(0, np.uint64), *columns[:-1])
-        if pa.types.is_integer(ids.type):
-            keys = mix_ids(ids.to_numpy(zero_copy_only=False))
-            self._submit(rows._replace(keys=keys))
-        else:
-            self._strings.append((ids.dictionary_encode(), rows))
+        self._store.add(ids, StreamedRows(np.zeros(0, np.uint64), *columns[:-1]))
 
     def finish(self) -> RankingMetrics:
         """Return the metrics of all rows of all ranks, on every rank."""
@@ -148,166 +126,61 @@ class MetricsStream:
 
     def totals(self) -> Totals:
         """Return the statistics of all rows of all ranks, on every rank."""
-        self._encode_strings()
-        while self._pending:
-            self._collect()
         with self._pool:
-            self._move_to_owners()
-            users = self._count_users()
-            pooled = self._count_pooled()
-        sums = sum(self._communicator.gather(self._sums), ProbabilitySums())
+            parts = self._store.finish()
+            users = self._count_users(parts)
+            rows = [part.rows for part in parts]
+            parts.clear()
+            pooled = PooledPairs(
+                self._convention.ties, self._pool, self._communicator
+            ).count(rows)
+        sums = sum(self._communicator.gather(self._store.sums), ProbabilitySums())
         return Totals(users, pooled, sums)
 
-    def _submit(self, rows: StreamedRows) -> None:
-        self._pending.append(self._pool.submit(prepare_shards, rows))
-        if len(self._pending) > 2 * self._threads:
-            self._collect()
-
-    def _collect(self) -> None:
-        part, sums = self._pending.popleft().result()
-        self._parts.append(part)
-        self._sums = self._sums + sums
-
-    def _encode_strings(self) -> None:
-        """Number the distinct strings of all ranks, and submit their rows."""
-        dictionaries = [encoded.dictionary for encoded, _ in self._strings]
-        mine = pa.chunked_array(dictionaries, pa.large_string()).unique()
-        of_all_ranks = self._communicator.gather(mine)
-        known = pa.chunked_array(of_all_ranks, pa.large_string()).unique()
-        known = known.take(pc.sort_indices(known))  # independent of the rows' order
-        for encoded, rows in self._strings:
-            codes = pc.index_in(encoded.dictionary, known).to_numpy()
-            keys = mix_ids(codes[encoded.indices.to_numpy()].astype(np.int64))
-            self._submit(rows._replace(keys=keys))
-        self._strings = []
-
-    def _move_to_owners(self) -> None:
-        """Move every row to the rank that owns its user's shard."""
-        if self._communicator.size > 1:
-            mine = concatenate([part.rows for part in self._parts])
-            owners = owners_of(mine, self._communicator.size)
-            self._parts = [by_shard(exchange(mine, owners, self._communicator))]
-
-    def _count_users(self) -> dict[UserStatistic, Any]:
+    def _count_users(self, parts: Sequence[ShardedRows]) -> dict[UserStatistic, Any]:
         """Return the statistics of all users of all ranks, in the order of the keys."""
-        num_rows = sum(len(part.rows.keys) for part in self._parts)
-        step = max(1, NUM_SHARDS * _TASK_ROWS // max(num_rows, 1))
-        firsts = range(0, NUM_SHARDS, step)
         statistics = user_statistics(self._metrics)
 
-        def count(first: int) -> list[Any]:
-            rows = self._rows_of_shards(first, min(first + step, NUM_SHARDS))
-            return [statistic(rows, self._convention) for statistic in statistics]
+        def count(first: int, stop: int) -> list[Any]:
+            rows = rows_of_shards(parts, first, stop)
+            users, num_users = number_users(rows.keys)
+            # Probabilities are summed already: no population weights are left.
+            scored = ScoredRows(users, num_users, *rows[1:6])
+            return [statistic(scored, self._convention) for statistic in statistics]
 
-        mine = list(map(_join, zip(*self._pool.map(count, firsts), strict=True)))
+        counted = self._pool.map(count, *shard_ranges(parts))
+        mine = list(map(join, zip(*counted, strict=True)))
         of_all_ranks = zip(*self._communicator.gather(mine), strict=True)
-        return dict(zip(statistics, map(_join, of_all_ranks), strict=True))
+        return dict(zip(statistics, map(join, of_all_ranks), strict=True))
 
-    def _rows_of_shards(self, first: int, stop: int) -> ScoredRows:
-        rows = concatenate(
-            [
-                part.rows.take(slice(part.offsets[first], part.offsets[stop]))
-                for part in self._parts
-            ]
+
+def refuse_ties_by_order(convention: Convention) -> None:
+    """Refuse the one rule for ties that the order of all rows decides.
+
+    Raises:
+        UserError: it is the convention's.
+    """
+    if convention.ties == "first":
+        raise UserError(
+            "ties=first: needs all rows in their order; choose another rule for ties, "
+            "or do not stream"
         )
-        users, num_users = number_users(rows.keys)
-        return ScoredRows(users, num_users, *rows[1:])
-
-    def _count_pooled(self) -> GroupPairs:
-        """Return the pairs of all rows; each rank counts a range of scores."""
-        parts = [part.rows for part in self._parts]
-        self._parts = []
-        if self._communicator.size > 1:
-            mine = concatenate(parts)
-            edges = self._edges([mine], self._communicator.size)
-            owners = np.searchsorted(edges, mine.scores, side="right")
-            parts = [exchange(mine, owners, self._communicator)]
-        if any(part.weights is not None for part in parts):
-            counts = self._count_weighted_ranges(parts)
-        else:
-            counts = self._count_ranges(parts)
-        return _stack(self._communicator.gather(_stack(counts)))
-
-    def _count_ranges(self, parts: list[StreamedRows]) -> list[GroupPairs]:
-        """Sort the scores of each class, then count in ranges of positives."""
-        negatives, positives = (
-            np.concatenate(
-                [np.zeros(0, np.float32)]
-                + [part.scores[part.is_positive == is_positive] for part in parts]
-            )
-            for is_positive in (False, True)
-        )
-        parts.clear()
-        list(self._pool.map(lambda scores: scores.sort(), (negatives, positives)))
-        starts = range(0, len(positives), _TASK_ROWS)
-        ties = self._convention.ties
-
-        def count(start: int) -> float:
-            mine = positives[start : start + _TASK_ROWS]
-            first = np.searchsorted(negatives, mine[0], side="left")
-            stop = np.searchsorted(negatives, mine[-1], side="right")
-            rivals = negatives[first:stop]
-            lower, upper = (
-                int(np.searchsorted(rivals, mine, side=side).sum())
-                for side in ("left", "right")
-            )
-            below = {"half": (lower + upper) / 2, "positive": upper, "negative": lower}
-            return float(first) * len(mine) + below[ties]
-
-        won = math.fsum(self._pool.map(count, starts))
-        return [_pairs(won, len(positives), len(negatives))]
-
-    def _count_weighted_ranges(self, parts: list[StreamedRows]) -> list[GroupPairs]:
-        """Count the rows of one range of scores at a time."""
-        num_rows = sum(len(part.scores) for part in parts)
-        edges = self._edges(parts, num_rows // _RANGE_ROWS + 1, among_ranks=False)
-        lows, highs = [-math.inf, *edges], [*edges, math.inf]
-
-        def count(low: float, high: float) -> GroupPairs:
-            rows = concatenate(
-                [
-                    part.take((part.scores >= low) & (part.scores < high))
-                    for part in parts
-                ]
-            )
-            one_group = np.zeros(len(rows.scores), np.int64)
-            columns = (rows.is_positive, rows.scores, rows.weights)
-            return count_pairs(one_group, 1, *columns, self._convention.ties)
-
-        return list(self._pool.map(count, lows, highs))
-
-    def _edges(
-        self, parts: list[StreamedRows], num_ranges: int, among_ranks: bool = True
-    ) -> Scores:
-        """Return scores [num_ranges - 1] that split the rows about evenly."""
-        samples = [
-            part.scores[:: len(part.scores) // _EDGE_SAMPLES + 1] for part in parts
-        ]
-        sample = np.concatenate([np.zeros(0), *samples])
-        if among_ranks:
-            sample = np.concatenate(self._communicator.gather(sample))
-        if not len(sample):
-            return np.zeros(num_ranges - 1)
-        return np.quantile(sample, np.arange(1, num_ranges) / num_ranges)
 
 
-def _join(parts: Sequence[Any]) -> Any:
-    """Concatenate a user statistic of several parts."""
+def join(parts: Sequence[Any]) -> Any:
+    """Return a user statistic of the users of several parts."""
     return type(parts[0])._make(
         None if columns[0] is None else np.concatenate(columns)
         for columns in zip(*parts, strict=True)
     )
 
 
-def _pairs(won: float, positives: float, negatives: float) -> GroupPairs:
-    return GroupPairs(*(np.array([float(x)]) for x in (won, positives, negatives)))
+def shard_ranges(parts: Sequence[ShardedRows]) -> tuple[list[int], list[int]]:
+    """Return the first and the last shard, exclusive, of what one core does at a time.
 
-
-def _stack(ranges: Sequence[GroupPairs]) -> GroupPairs:
-    """Merge the pairs of ranges of scores, lowest first."""
-    won = positives = negatives = 0.0
-    for one in ranges:
-        won += float(one.won.sum()) + float(one.positives.sum()) * negatives
-        positives += float(one.positives.sum())
-        negatives += float(one.negatives.sum())
-    return _pairs(won, positives, negatives)
+    All rows of a user are in one range.
+    """
+    num_rows = sum(len(part.rows.keys) for part in parts)
+    step = max(1, NUM_SHARDS * _TASK_ROWS // max(num_rows, 1))
+    firsts = list(range(0, NUM_SHARDS, step))
+    return firsts, [*firsts[1:], NUM_SHARDS]

@@ -6,7 +6,7 @@
 - *users*, of rows to rank: those with both labels, whom UAUC and WUAUC compare
   (`users_kept` in the JSON).
 - *points*: 100 x a difference of metrics, LEARN minus baseline.
-- *95 % interval*: of the points, by a paired bootstrap over users.
+- *95 % interval*: of the points, by a paired bootstrap over users, or by influence.
 - *better*, *worse*: the interval lies above, or below, 0. *unclear*: it includes 0.
 - *targets*: the held-out items that retrieval looks for; *new* targets are not in the
   user's history, *repeated* ones are, *long-tail* ones have few training events.

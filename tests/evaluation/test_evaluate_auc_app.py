@@ -304,33 +304,3 @@ def test_clicks_and_cohorts_must_be_there(tmp_path: Path) -> None:
         evaluate_auc.main([*command, "--gate=uauc>0"])
     with pytest.raises(UserError, match="--cohort-column: needs all rows in memory"):
         evaluate_auc.main([*command, "--stream", "--cohort-column=level"])
-
-
-def test_two_ranks_stream_what_one_reads(tmp_path: Path) -> None:
-    table = write(tmp_path / "p.parquet", gain=0.3)
-    pq.write_table(pa.table(table), tmp_path / "p.parquet", row_group_size=60)
-    out = tmp_path / "m.json"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    options = ["--predictions", f"a={tmp_path / 'p.parquet'}", "--out", str(out)]
-    done = subprocess.run(
-        [
-            *torchrun,
-            "--standalone",
-            "-m",
-            "learn_torchrec.apps.evaluate_auc",
-            "--stream",
-            *options,
-        ],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("predictions") == 1  # rank 0 alone prints
-    streamed = json.loads(out.read_text())["ranking"]["a"]
-    evaluate_auc.main(options)
-    expected = json.loads(out.read_text())["ranking"]["a"]
-    assert list(streamed) == list(expected)  # the cohorts as well
-    for cohort, values in expected.items():
-        assert streamed[cohort] == pytest.approx(values, abs=1e-12)

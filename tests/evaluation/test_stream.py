@@ -1,6 +1,5 @@
 import doctest
 import math
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stream_ranks import on_ranks
 
 from learn_torchrec.errors import UserError
-from learn_torchrec.evaluation import stream
+from learn_torchrec.evaluation import pooled_stream, stream
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.predictions import read_predictions, stream_predictions
@@ -51,8 +51,9 @@ def assert_close(left, right) -> None:
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a few thousand rows take the paths of many millions."""
-    monkeypatch.setattr(stream, "_TASK_ROWS", 100)
-    monkeypatch.setattr(stream, "_RANGE_ROWS", 500)
+    for module in (stream, pooled_stream):
+        monkeypatch.setattr(module, "_TASK_ROWS", 100)
+    monkeypatch.setattr(pooled_stream, "_RANGE_ROWS", 500)
 
 
 @pytest.mark.usefixtures("small_tasks")
@@ -114,43 +115,6 @@ def test_no_row_one_row_and_equal_scores() -> None:
     assert one["log_loss"] == pytest.approx(math.log(2))
     equal = streamed((np.array([1, 1, 2]), np.array([1, 0, 0]), np.full(3, 0.3)), 2)
     assert equal["auc"] == equal["uauc"] == equal["wuauc"] == 0.5
-
-
-class ThreadCommunicator:
-    """Ranks that are threads of one process: what each sends is laid on a board."""
-
-    def __init__(self, rank, size, barrier, board):
-        self.rank, self.size = rank, size
-        self._barrier, self._board = barrier, board
-
-    def gather(self, value):
-        self._board[self.rank] = value
-        self._barrier.wait()
-        values = [self._board[rank] for rank in range(self.size)]
-        self._barrier.wait()
-        return values
-
-    def exchange(self, parts):
-        return [parts[self.rank] for parts in self.gather(parts)]
-
-
-def on_ranks(size, work):
-    """Run `work(communicator)` on every rank and return what they return."""
-    barrier, board, results = threading.Barrier(size, timeout=60), {}, {}
-
-    def run(rank):
-        try:
-            results[rank] = work(ThreadCommunicator(rank, size, barrier, board))
-        except BaseException:
-            barrier.abort()
-            raise
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [results[rank] for rank in range(size)]
 
 
 @pytest.mark.usefixtures("small_tasks")

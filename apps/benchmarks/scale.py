@@ -1,0 +1,169 @@
+"""What stages take at the paper's size, one key after the other.
+
+Every key is written as soon as it is measured, and is not measured again while it is in
+the file: a run that was stopped resumes. Generated files are kept in `--folder`.
+
+- `significance_seconds_100m`: AUC, UAUC, WUAUC and the rest of two score columns and
+  the intervals of their differences, over all rows and in six cohorts, from two files
+  of 100 million rows and 5 million users; in a process of its own.
+- `significance_width_ratio`: its intervals' widths over those of a paired bootstrap of
+  4,000 resamples, on 3,000 rows of 300 users.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from learn_torchrec.evaluation.influence import paired_influence
+from learn_torchrec.evaluation.paired_predictions import compare_files
+from learn_torchrec.evaluation.significance import paired_bootstrap
+from learn_torchrec.evaluation.tasks import ONLY_TASK
+
+from .. import program
+from . import measure
+
+_ROWS_PER_USER = 20
+_ROW_GROUP = 1 << 20
+_DISK_PER_ROW = 45  # bytes, of both files
+_RESAMPLES = 4000
+_SMALL_ROWS, _SMALL_USERS = 3_000, 300
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print what the file lacks; write JSON where asked."""
+    parser = measure.parser("scale", __doc__)
+    parser.add_argument(
+        "keys", nargs="*", metavar="KEY", help=f"some of {', '.join(KEYS)} (all)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=100_000_000, metavar="N", help="impressions"
+    )
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="keep generated files here"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure what the file has already"
+    )
+    args = parser.parse_args(argv)
+    if unknown := set(args.keys) - set(KEYS):
+        parser.error(f"no key {unknown.pop()}; choose from {', '.join(KEYS)}")
+    known = {}
+    if args.json and args.json.exists() and not args.again:
+        known = json.loads(args.json.read_text())
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        for key in args.keys or KEYS:
+            if key not in known:
+                body = {**KEYS[key](folder, args.rows), "machine": measure.machine()}
+                measure.publish({key: body}, args.json, merge=True)
+
+
+def significance_seconds(folder: Path, num_rows: int) -> dict[str, Any]:
+    """Return the time and peak memory of a comparison of two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    measure.require_machine(1, num_rows * _DISK_PER_ROW, folder)
+    path = folder / f"predictions-{num_rows}"
+    write_predictions(path, num_rows)
+    return measure.in_fresh_process("scale", "time_comparison", str(path))
+
+
+def time_comparison(path: str) -> dict[str, Any]:
+    """Return the time, peak memory and what was found of two prediction files."""
+    start = time.perf_counter()
+    before, after = (
+        (Path(path) / f"{name}.parquet", ONLY_TASK) for name in ("before", "after")
+    )
+    found = compare_files(before, after)
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": round(seconds, 1),
+        "peak_gb": round(measure.peak_memory_mb() / 1024, 2),
+        "rows": found["all"].baseline["rows"],
+        "users": found["all"].baseline["users"],
+        "cohorts": list(found),
+        "uauc": found["all"].differences["uauc"]._asdict(),
+    }
+
+
+def width_ratio(_folder: Path, _num_rows: int) -> dict[str, Any]:
+    """Return the smallest and the largest ratio of widths, by metric."""
+    ratios: dict[str, list[float]] = {}
+    for seed in range(5):
+        columns = _columns(np.random.default_rng(seed), _SMALL_ROWS, _SMALL_USERS)
+        rows = (columns["user_id"], columns["label"], columns["before"])
+        ours = paired_influence(*rows, columns["after"])
+        drawn = paired_bootstrap(
+            *rows, columns["after"], num_resamples=_RESAMPLES, seed=seed
+        )
+        for metric, one in ours.items():
+            width = drawn[metric].high - drawn[metric].low
+            ratios.setdefault(metric, []).append((one.high - one.low) / width)
+    return {
+        metric: [round(min(values), 4), round(max(values), 4)]
+        for metric, values in ratios.items()
+    }
+
+
+KEYS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+    "significance_seconds_100m": significance_seconds,
+    "significance_width_ratio": width_ratio,
+}
+
+
+def write_predictions(folder: Path, num_rows: int) -> None:
+    """Write `before.parquet` and `after.parquet`, unless they are there."""
+    if folder.exists():
+        return
+    working = folder.with_suffix(".tmp")
+    working.mkdir(parents=True, exist_ok=True)
+    writers: dict[str, pq.ParquetWriter] = {}
+    for columns in _row_groups(num_rows):
+        scores = {name: columns.pop(name) for name in ("before", "after")}
+        for name, score in scores.items():
+            table = pa.table(columns | {"score": score})
+            if name not in writers:
+                path = working / f"{name}.parquet"
+                writers[name] = pq.ParquetWriter(path, table.schema)
+            writers[name].write_table(table)
+    for writer in writers.values():
+        writer.close()
+    working.rename(folder)
+
+
+def _row_groups(num_rows: int) -> Iterator[dict[str, Any]]:
+    generator = np.random.default_rng(0)
+    for start in range(0, num_rows, _ROW_GROUP):
+        count = min(_ROW_GROUP, num_rows - start)
+        yield _columns(generator, count, max(1, num_rows // _ROWS_PER_USER))
+
+
+def _columns(
+    generator: np.random.Generator, count: int, num_users: int
+) -> dict[str, Any]:
+    """Return rows whose second score says a little more than the first."""
+    chance = generator.beta(1, 9, count)
+    labels = (generator.random(count) < chance).astype(np.int8)
+    logits = np.log(chance / (1 - chance))
+    noise = generator.normal(size=(2, count))
+    before = logits + noise[0]
+    after = before + 0.2 * (logits - before) + 0.1 * noise[1]
+    before, after = ((1 / (1 + np.exp(-x))).astype(np.float32) for x in (before, after))
+    return {
+        "user_id": generator.integers(num_users, size=count) * 7919,
+        "label": labels,
+        "user_activity": generator.geometric(0.03, count) - 1,
+        "item_activity": generator.geometric(0.03, count) - 1,
+        "before": (1 / (1 + np.exp(-before))).astype(np.float32),
+        "after": (1 / (1 + np.exp(-after))).astype(np.float32),
+    }
+
+
+if __name__ == "__main__":
+    program.run(main)
