@@ -99,13 +99,11 @@ class Location:
         """
         if not self.is_dir():
             return [self] if self.exists() else []
-        infos = self._contents()
         kept = sorted(
-            info.path
-            for info in infos
-            if info.type == pafs.FileType.File
-            and not _is_hidden(info.path[len(self.path) :])
-            and (not suffixes or info.path.endswith(suffixes))
+            path
+            for path in self._contents()
+            if not _is_hidden(path[len(self.path) :])
+            and (not suffixes or path.endswith(suffixes))
         )
         return [self / path[len(self.path) :].lstrip("/") for path in kept]
 
@@ -141,11 +139,13 @@ class Location:
         except OSError as error:
             raise UserError(f"{self}: {_reason(error)}") from None
 
-    def _contents(self) -> list[pafs.FileInfo]:
+    def _contents(self) -> list[str]:
+        """Return the paths of all files in the folder."""
         try:
-            return self.filesystem.get_file_info(
+            infos = self.filesystem.get_file_info(
                 pafs.FileSelector(self.path, recursive=True)
             )
+            return [one.path for one in infos if one.type == pafs.FileType.File]
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{self}: the name of a file in it is not UTF-8 ({error.object!a}); "

@@ -26,7 +26,8 @@ from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.ids import is_text
 
 _STREAM_ROWS = 1 << 17
-_GLOB = frozenset("*?[")
+_NOT_LITERAL = frozenset("*?[\\")  # in a path that is given to DuckDB
+_MISTAKEN = frozenset("?\\")  # for the start of options, and for a slash
 _GLOB_SIGN = re.compile(r"([*?\[\]{}\\])")
 _SIZE = re.compile(r"[0-9.]+ ?[A-Za-z]+")
 _MIN_MEMORY = 50_000_000  # bytes
@@ -103,6 +104,12 @@ class DuckDB:
         _require("duckdb", "duckdb")
         import duckdb
 
+        if set(str(scratch.absolute())) & _MISTAKEN:
+            raise UserError(
+                f"--out {scratch.parent.parent}: DuckDB cannot write to a path with a "
+                "question mark or a backslash; choose another --out, or use --engine "
+                "spark"
+            )
         settings = {
             "memory_limit": f"{memory}B",
             "temp_directory": str(scratch / "spill"),
@@ -117,7 +124,7 @@ class DuckDB:
 
     def scan(self, name: str, location: Location) -> pa.Schema:
         dataset = open_parquet(location)  # reports errors in the files
-        if location.is_local and not _GLOB.intersection("".join(dataset.files)):
+        if location.is_local and not _NOT_LITERAL.intersection("".join(dataset.files)):
             # DuckDB's reader respects the memory limit; Arrow's prefetches too much.
             types = {
                 key: "BIGINT" if is_integer else "VARCHAR"
