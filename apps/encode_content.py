@@ -20,6 +20,7 @@ import torch.distributed as dist
 from learn_torchrec.arrays import Int64Array, UInt64Array
 from learn_torchrec.artifact import verify
 from learn_torchrec.content import extract, store
+from learn_torchrec.content.space import SpaceKeeper
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.content.vector_cache import (
     ENCODER_FACT,
@@ -29,6 +30,7 @@ from learn_torchrec.content.vector_cache import (
 )
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
+from learn_torchrec.spaces import SPACE
 from learn_torchrec.training.distributed import (
     gather_objects,
     is_writer,
@@ -85,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with process_group(), locked_on_rank0(job.out):
         partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"
         on_rank0(lambda: remove_damaged_blocks(partial))
-        cache = VectorCache(partial, _earlier(args, encoder))
+        earlier = _earlier(args, encoder)
+        cache = VectorCache(partial, earlier)
+        keeper = SpaceKeeper(config, earlier, partial)
         part = rank_share(items.num_rows)
         mine = extract.text_hashes(
             items.slice(part.start, part.stop - part.start), config, source
@@ -101,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, missing = on_rank0(lambda: extract.rows_to_encode(hashes, cache))
         my_rows = rows[dist.get_rank() :: dist.get_world_size()]
         encoder_facts = extract.encode(
-            items, my_rows, hashes, config, cache, shown=is_writer()
+            *(items, my_rows, hashes, config, cache),
+            shown=is_writer(),
+            on_encoder=keeper.meet if is_writer() else None,
         )
         all_encoder_facts = gather_objects(encoder_facts)  # all ranks have encoded
         with raise_on_all_ranks():
@@ -125,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     facts.update(encoder_facts)
                 total = functools.reduce(operator.add, parts)
                 facts["text_hash"] = store.finish_content_store(working, ids, total)
+                facts[SPACE] = keeper.finish(working)
         if is_writer():
             cache.remove()
 

@@ -1,23 +1,44 @@
 """Stage 2, export: write user and item vectors for this ranker or any other."""
 
 import argparse
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch.distributed as dist
 
+from learn_torchrec import spaces
+from learn_torchrec.arrays import Float32Array
+from learn_torchrec.artifact import Manifest, read_manifest, reading
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets.histories import load_histories
+from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.learn.reduced import (
     CONTENT,
+    REDUCTION_FILE,
     Reduction,
     write_neighbours,
     write_reduced,
 )
 from learn_torchrec.ranker.learn.vectors import KIND
 from learn_torchrec.schema import INTERACTIONS_FILE
-from learn_torchrec.towers.artifact import KIND_TOWERS, check_towers_inputs, load_towers
+from learn_torchrec.spaces import (
+    CANARIES_FILE,
+    SPACE,
+    read_canaries,
+    refuse_other_space,
+    space,
+    space_of,
+)
+from learn_torchrec.towers.artifact import (
+    KIND_TOWERS,
+    check_towers_inputs,
+    load_towers,
+    tower_canaries,
+)
 from learn_torchrec.towers.export import (
     snapshot_events,
     write_item_vectors,
@@ -39,6 +60,8 @@ from learn_torchrec.training.run_log import RunLog
 from . import options
 from .job import Job, describe
 
+logger = logging.getLogger(__name__)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
@@ -46,6 +69,13 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_data(parser)
     options.add_input(parser, "--content", "content store of the items")
     options.add_input(parser, "--towers", "trained towers")
+    options.add_input(
+        parser,
+        "--earlier",
+        "earlier vectors, whose space these continue: a ranker that read those can "
+        "read these",
+        required=False,
+    )
     options.add_output(parser, "the vectors")
     return parser
 
@@ -57,6 +87,8 @@ def plan(args: argparse.Namespace) -> Job:
         "content": (args.content, content.KIND),
         "towers": (args.towers, KIND_TOWERS),
     }
+    if args.earlier is not None:
+        artefacts["earlier"] = (args.earlier, KIND)
     return describe(args, KIND, ("split", "export"), inputs, artefacts)
 
 
@@ -76,13 +108,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         sequences = sequences.with_action_names(towers_manifest.facts["actions"])
         items = np.arange(len(store))[rank_share(len(store))]
         events = snapshots[rank_share(len(snapshots))]
-        reduction = on_rank0(lambda: Reduction.fit(store, job.run.export.content_dim))
+        reduction = on_rank0(
+            lambda: _reduction(
+                store, towers_manifest, args.earlier, job.run.export.content_dim
+            )
+        )
         item_vectors = encode_catalogue(towers, store, items, device)
-        facts = {
+        facts: dict[str, Any] = {
             "items": len(store),
             "snapshots": len(snapshots),
             "dim": int(item_vectors.shape[1]),
+            SPACE: space(space_of(towers_manifest), reduction=reduction.digest),
         }
+        canaries = tower_canaries(towers, store, device)
+        if canaries is not None and args.earlier is not None:
+            _say_drift(args.earlier, canaries)
         user_vectors = history_vectors(
             towers,
             store,
@@ -113,11 +153,54 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_reduced(working / CONTENT, rank, store, reduction, items)
             if is_writer():
                 write_vector_indexes(working, store.item_ids, sequences, snapshots)
+                reduction.write(working / CONTENT)
+                if canaries is not None:
+                    np.save(working / CANARIES_FILE, canaries)
             dist.barrier()
             if is_writer():
                 write_neighbours(
                     working / CONTENT, store.index, job.run.export.neighbours
                 )
+
+
+def _reduction(
+    store: content.ContentStore, towers: Manifest, earlier: Path | None, dim: int
+) -> Reduction:
+    """Return how content is reduced: as before, or fitted on this catalogue.
+
+    Raises:
+        UserError: the earlier vectors are of another space, or of other dims.
+    """
+    if earlier is None:
+        return Reduction.fit(store, dim)
+    manifest = read_manifest(earlier, KIND)
+    refuse_other_space(
+        space_of(manifest),
+        space_of(towers),
+        f"--earlier {earlier}: its vectors, and those of --towers,",
+        "pass vectors of the towers that --warm-start named, or leave out --earlier",
+    )
+    again = "leave out --earlier"
+    with reading(earlier, manifest, [f"{CONTENT}/{REDUCTION_FILE}"], again):
+        reduction = Reduction.read(earlier / CONTENT)
+    if reduction.matrix.shape != (store.dim, min(dim, store.dim)):
+        raise UserError(
+            f"--earlier {earlier}: reduces {reduction.matrix.shape[0]} to "
+            f"{reduction.matrix.shape[1]} dims, this run {store.dim} to "
+            f"{min(dim, store.dim)}; set export.content_dim to that of the earlier "
+            f"vectors, or {again}"
+        )
+    return reduction
+
+
+def _say_drift(earlier: Path, canaries: Float32Array) -> None:
+    """Log how far the towers have moved since they made earlier vectors."""
+    before = read_canaries(earlier)
+    if before is not None and before.shape == canaries.shape and is_writer():
+        logger.info(
+            "the towers' vectors of fixed texts: cosine %.3f to those of %s",
+            *(spaces.cosines(before, canaries).mean(), earlier),
+        )
 
 
 if __name__ == "__main__":

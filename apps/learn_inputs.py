@@ -20,6 +20,7 @@ from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.vectors import KIND as KIND_VECTORS
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
+from learn_torchrec.spaces import space, space_of
 
 from . import options
 
@@ -61,6 +62,18 @@ def towers_input(args: argparse.Namespace) -> dict[str, str]:
     if not args.vectors:
         return {}
     return {"towers": origin(read_manifest(args.vectors, KIND_VECTORS), "towers")}
+
+
+def learn_space(args: argparse.Namespace, ranker: RankerConfig) -> dict[str, str]:
+    """Return the space of what LEARN reads, see `spaces`; empty without anything."""
+    if args.vectors:
+        return space_of(read_manifest(args.vectors, KIND_VECTORS))
+    if not args.content:
+        return {}
+    manifest = read_manifest(args.content, KIND_CONTENT)
+    # The reduction is fitted on the whole store.
+    reduction = manifest.fingerprint[:16] if ranker.learn.is_residual else None
+    return space(space_of(manifest), reduction=reduction)
 
 
 def add_codes(parser: argparse.ArgumentParser) -> None:

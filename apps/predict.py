@@ -45,6 +45,7 @@ from learn_torchrec.schema import (
     USER_ACTIVITY,
     USER_ID,
 )
+from learn_torchrec.spaces import refuse_other_space, space_of
 from learn_torchrec.training.distributed import (
     is_writer,
     locked_on_rank0,
@@ -60,6 +61,7 @@ from .learn_inputs import (
     add_codes,
     codebook_input,
     codes_artefact,
+    learn_space,
     open_codes,
     open_learn,
     ranker_tables,
@@ -107,6 +109,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     learn = open_learn(args, dataset, ranker, actions)
     options_of = {"towers": "vectors", "content": "content", "codebook": "codes"}
     refuse_other_inputs(manifest, args.ranker, job.inputs, options_of)
+    refuse_other_space(
+        space_of(manifest),
+        learn_space(args, ranker),
+        f"the vectors given, and those that {args.ranker} was trained on,",
+        "export them with --earlier and the vectors of its training",
+    )
     first = _first_to_score(dataset, job.run, manifest)
     source = dataset.impressions_between(first)
     _check_times(source, first, manifest)

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 
+from learn_torchrec.artifact import read_manifest
 from learn_torchrec.config import replace
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, RowSource
@@ -29,6 +30,7 @@ from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.validation import HeldOut
 from learn_torchrec.schema import IMPRESSIONS_FILE, SAMPLING_RATE, WEIGHT
+from learn_torchrec.spaces import SPACE, refuse_other_space, space_of
 from learn_torchrec.training.distributed import (
     is_writer,
     raise_on_all_ranks,
@@ -43,6 +45,7 @@ from .learn_inputs import (
     add_codes,
     codebook_input,
     codes_artefact,
+    learn_space,
     open_codes,
     open_learn,
     ranker_tables,
@@ -116,16 +119,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     impressions = training_impressions(dataset, ranker, times, learn, actions, codes)
     held_out = hold_out(dataset, ranker, times, impressions, codes)
     earlier = earlier_ranker(args)
+    space_now = learn_space(args, ranker)
     if earlier is not None:
         refuse_newer(args.warm_start, KIND_RANKER, times.test_from)
         refuse_other_codebook(args.warm_start, job.inputs)
+        refuse_other_space(
+            space_of(read_manifest(args.warm_start, KIND_RANKER)),
+            space_now,
+            "the vectors given, and those that --warm-start was trained on,",
+            "export them with --earlier and from towers with --warm-start, or start "
+            "another ranker",
+        )
     on_plan = _print_plan if args.print_sharding_plan else None
     with job.training() as (device, log, checkpoints):
         trained = train_ranker(
             *(job.run.ranker, impressions, device, log),
             *(on_plan, checkpoints, earlier, held_out),
         )
-        manifest = job.manifest(times.test_from, trained.facts)
+        facts = trained.facts | {SPACE: space_now}
+        manifest = job.manifest(times.test_from, facts)
         with write_artifact_on_all_ranks(job.out, **manifest) as working:
             save_ranker(trained.model, working)
             if ranker.training.save_optimizer:

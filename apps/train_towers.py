@@ -12,7 +12,13 @@ from learn_torchrec.datasets.loading.tables import files_fingerprint
 from learn_torchrec.errors import UserError
 from learn_torchrec.provenance import refuse_known_holdout
 from learn_torchrec.schema import INTERACTIONS_FILE
-from learn_torchrec.towers.artifact import KIND_TOWERS, earlier_towers, save_towers
+from learn_torchrec.spaces import SPACE, copy_canaries, refuse_other_space, space_of
+from learn_torchrec.towers.artifact import (
+    KIND_TOWERS,
+    earlier_towers,
+    save_towers,
+    towers_space,
+)
 from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.official_checkpoint import read_official_checkpoint
 from learn_torchrec.towers.training import train_towers
@@ -75,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = content.ContentStore.open(args.content)
     histories = load_histories(options.dataset(args), store, split)
     data = split_towers(histories.sequences, histories.times, split)
-    initial = None
+    initial, lineage = None, job.recipe[:16]
     if args.authors_checkpoint is not None:
         initial = InitialTowers(read_official_checkpoint(args.authors_checkpoint))
     if args.warm_start is not None:
@@ -86,6 +92,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             job.inputs[INTERACTIONS_FILE],
             config.to_dict(split),
         )
+        earlier = space_of(read_manifest(args.warm_start, KIND_TOWERS))
+        refuse_other_space(
+            earlier,
+            space_of(store.manifest),
+            f"--content {args.content}: its vectors, and those of --warm-start,",
+            "bring it there with align-space, or leave out --warm-start",
+        )
+        lineage = earlier.get("towers", lineage)
         initial = earlier_towers(args.warm_start, store, args.fresh_optimizer)
     with job.training() as (device, log, checkpoints):
         trained = train_towers(
@@ -104,7 +118,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise_on_all_ranks(),
         ):
             if is_writer():
+                trained.facts[SPACE] = towers_space(
+                    trained.state, space_of(store.manifest), lineage
+                )
                 save_towers(working, trained.state, store.item_ids, trained.optimizer)
+                copy_canaries(store.directory, working)
                 shutil.copyfile(log.path, working / RUN_LOG)
         checkpoints.remove()
 

@@ -16,6 +16,7 @@ VOCABULARY = {
     *("array_files", "arrays", "artifact", "config", "credentials", "errors", "ids"),
     *("jagged", "locks", "matrix", "movable", "placement", "progress", "provenance"),
     *("publish", "schema", "text", "times", "vector_table"),
+    "spaces",
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
@@ -36,6 +37,7 @@ ALLOWED = {
     "movable": set(),
     "placement": set(),
     "progress": {"text"},
+    "spaces": VOCABULARY,
     "times": VOCABULARY,
     "vector_table": VOCABULARY,
     "provenance": VOCABULARY,

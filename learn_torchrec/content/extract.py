@@ -92,6 +92,8 @@ def encode(
     cache: VectorCache,
     make_encoder: Callable[[EncoderConfig], ContentEncoder] = ContentEncoder,
     shown: bool = True,
+    *,
+    on_encoder: Callable[[ContentEncoder], None] | None = None,
 ) -> dict[str, Any]:
     """Encode items into the cache, whose `reload` then finds their vectors.
 
@@ -107,6 +109,7 @@ def encode(
         cache: receives the vectors.
         make_encoder: loads the model; not called if there is nothing to encode.
         shown: whether to show the progress.
+        on_encoder: called once the model is loaded, if it is.
 
     Returns:
         Facts about the encoder; none if there was nothing to encode.
@@ -119,6 +122,8 @@ def encode(
     if is_known.all():
         return {}
     encoder = make_encoder(config.encoder)
+    if on_encoder is not None:
+        on_encoder(encoder)
     total = int((~is_known).sum())
     with progress_bar("encoding", total, unit="item", shown=shown) as bar:
         for start in range(0, len(rows), _WINDOW):
@@ -135,6 +140,11 @@ def encode(
                     bar.update(len(done))
             finally:  # an interrupted run keeps what it has encoded
                 block.write()
+    return encoder_facts(encoder)
+
+
+def encoder_facts(encoder: ContentEncoder) -> dict[str, Any]:
+    """Return what only a loaded encoder knows, for the manifest."""
     return {
         "dtype": str(encoder.dtype).removeprefix("torch."),
         "revision": encoder.revision,

@@ -1,5 +1,6 @@
 """The towers artefact: trained weights and the configuration that made them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +11,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learn_torchrec import config as configs
+from learn_torchrec.arrays import Float32Array
 from learn_torchrec.artifact import Manifest, read_manifest
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.errors import UserError
 from learn_torchrec.provenance import refuse_other_inputs, refuse_other_split
 from learn_torchrec.schema import ITEM_ID
+from learn_torchrec.spaces import (
+    digest_of,
+    read_canaries,
+    refuse_other_space,
+    space,
+    space_of,
+)
 from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.config import TowersConfig
 from learn_torchrec.towers.ids import ITEM_TABLE
@@ -124,9 +133,53 @@ def check_towers_inputs(
 ) -> None:
     """Refuse content vectors or a split other than those of training.
 
+    Towers that read content alone may read any of its space, of new items say; those
+    that read ids know the rows of their own catalogue only.
+
     Raises:
         UserError: names what differs.
     """
-    given = {"content": store.manifest.fingerprint}
-    refuse_other_inputs(manifest, directory, given, {"content": "content"})
+    trained, given = space_of(manifest), space_of(store.manifest)
+    refuse_other_space(
+        trained,
+        given,
+        f"--content {store.directory}: its vectors, and those {directory} was trained "
+        "with,",
+        "pass the content of its training, or bring it there with align-space",
+    )
+    reads_ids = CATALOGUE_FILE in manifest.files
+    if reads_ids or not (trained and given):
+        inputs = {"content": store.manifest.fingerprint}
+        refuse_other_inputs(manifest, directory, inputs, {"content": "content"})
     refuse_other_split(manifest, directory, configs.to_dict(split))
+
+
+def towers_space(
+    state: Mapping[str, Tensor], content: Mapping[str, str], lineage: str
+) -> dict[str, str]:
+    """Return the space of towers' vectors.
+
+    Args:
+        state: their weights, which hold the standardization.
+        content: the space of the content they read.
+        lineage: digest of the first training that warm starts went on from.
+    """
+    parts = (state["encoder.mean"].numpy(), state["encoder.std"].numpy())
+    return space(content, towers=lineage, standardization=digest_of(*parts))
+
+
+@torch.no_grad()
+def tower_canaries(
+    towers: TwinTower, store: ContentStore, device: torch.device
+) -> Float32Array | None:
+    """Return the item tower's vectors of the content's canaries, float32 [K, D].
+
+    None where the store has none, or the towers read ids alone.
+    """
+    content = read_canaries(store.directory)
+    if content is None or towers.ids is not None:
+        return None
+    rows = torch.arange(len(content), device=device)
+    inputs = torch.from_numpy(content).to(device)
+    vectors: Float32Array = towers.encode_items(inputs, rows, None).cpu().numpy()
+    return vectors

@@ -27,6 +27,7 @@ from learn_torchrec.content.prompt import PromptConfig
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.content.vector_cache import VectorCache, hash_texts
 from learn_torchrec.errors import UserError
+from learn_torchrec.spaces import CANARY_TEXTS
 
 ROOT = Path(__file__).parents[2]
 WORDS = ("red", "blue", "green", "big", "small")
@@ -317,7 +318,8 @@ def test_new_items_are_shared_by_the_ranks(
     _, errors = running.communicate(timeout=120)
     assert running.returncode == 0, errors[-2000:]
     given = re.findall(r"rank (\d): (\d+) texts", errors)
-    assert sorted(given) == [("0", "4"), ("1", "3")]
+    canaries = ("0", str(len(CANARY_TEXTS)))
+    assert sorted(given) == [canaries, ("0", "4"), ("1", "3")]
     store = ContentStore.open(out)
     assert store.manifest.facts["encoded"] == 7
     clean = run_app(market, tmp_path / "clean", model_dir)

@@ -26,9 +26,11 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.evaluation.topk import approximate_top_items, top_items
 from learn_torchrec.ids import IdIndex
 from learn_torchrec.matrix import SHARDS, ShardedMatrix, blocks, create_shard
+from learn_torchrec.spaces import digest_of
 from learn_torchrec.vector_table import VectorTable
 
 CONTENT = "content"  # the folder of a vectors artefact
+REDUCTION_FILE = "reduction.npz"
 _FITTED_ROWS = 100_000
 _MOST_EXACT = 200_000  # texts whose neighbours are searched exhaustively
 _TEXTS, _NEIGHBOURS, _SIMILARITIES = "texts", "neighbours", "similarities"
@@ -63,6 +65,25 @@ class Reduction:
             store.mean.astype(np.float32),
             (components / store.std[:, None]).astype(np.float32),
         )
+
+    @property
+    def digest(self) -> str:
+        """What tells it from another map."""
+        return digest_of(self.mean, self.matrix)
+
+    def write(self, directory: Path) -> None:
+        """Write it beside what it reduced, for vectors of later items."""
+        np.savez(directory / REDUCTION_FILE, mean=self.mean, matrix=self.matrix)
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            OSError: the file is missing; ValueError, BadZipFile, KeyError: damaged.
+        """
+        with np.load(directory / REDUCTION_FILE, allow_pickle=False) as stored:
+            return cls(stored["mean"], stored["matrix"])
 
     def apply(self, vectors: AnyArray) -> Float16Array:
         """Return content [n, C] as unit vectors, float16 [n, R]; zeros stay zeros."""
