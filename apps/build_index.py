@@ -20,8 +20,8 @@ from learn_torchrec.datasets.adapters import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, as_ids, refuse_other_type
-from learn_torchrec.locks import locked
-from learn_torchrec.publish import is_finished, write_artifact
+from learn_torchrec.outputs import refuse_inputs
+from learn_torchrec.publish import is_finished, make_once, write_artifact
 from learn_torchrec.ranker.learn.vectors import KIND as KIND_VECTORS
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TITLE
@@ -87,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables = (ITEMS_FILE, INTERACTIONS_FILE)
         inputs |= {name: dataset.fingerprint(name) for name in tables}
     recipe = recipe_of(KIND, config, inputs)
-    if is_finished(args.out, KIND, recipe, args.overwrite):
-        _say(args.out)
-        return
-    verify(args.vectors, KIND_VECTORS)
-    with locked(args.out):
+    # Not --from: an index may be updated in place.
+    refuse_inputs(args.out, [("--vectors", args.vectors)])
+
+    def make() -> None:
+        verify(args.vectors, KIND_VECTORS)
         vectors = LearnVectors.open(args.vectors)
         queries = index_build.sample_queries(vectors.users)
         counts, titles = _texts_of(vectors.items, dataset)
@@ -106,6 +106,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             facts=index_build.facts_of(built, vectors.items),
         ) as working:
             index_build.write(working, built, vectors.items, popular, titles)
+
+    make_once(
+        args.out, lambda: is_finished(args.out, KIND, recipe, args.overwrite), make
+    )
     _say(args.out)
 
 

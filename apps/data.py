@@ -6,7 +6,7 @@ Each writes a folder of items, interactions and impressions, to be read with
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from learn_torchrec.datasets.generated import drawn
 from learn_torchrec.datasets.generated.drawn import DrawConfig, Drawing
 from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_market
 from learn_torchrec.datasets.sequences import TICK
-from learn_torchrec.locks import locked
+from learn_torchrec.outputs import refuse_inputs
 from learn_torchrec.progress import progress_bar
-from learn_torchrec.publish import is_finished, write_artifact
+from learn_torchrec.publish import is_finished, make_once, write_artifact
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
@@ -131,18 +131,23 @@ def _write_market(args: argparse.Namespace) -> None:
     values = {name: getattr(args, name) for name in names}
     config = from_dict(MarketConfig, values, "data market")
     settings = to_dict(config)
-    if is_finished(args.out, KIND, recipe_of(KIND, settings, {}), args.overwrite):
-        return
-    with (
-        locked(args.out),
-        write_artifact(args.out, kind=KIND, config=settings, inputs={}) as working,
-        progress_bar("market", config.impressions, unit="row") as bar,
+    recipe = recipe_of(KIND, settings, {})
+
+    def make() -> None:
+        with (
+            write_artifact(args.out, kind=KIND, config=settings, inputs={}) as working,
+            progress_bar("market", config.impressions, unit="row") as bar,
+        ):
+            for done in write_market(config, working):
+                bar.update(done - bar.n)
+
+    if make_once(
+        args.out, lambda: is_finished(args.out, KIND, recipe, args.overwrite), make
     ):
-        for done in write_market(config, working):
-            bar.update(done - bar.n)
-    print(
-        f"{config.impressions:,} impressions; read them with --data parquet:{args.out}"
-    )
+        print(
+            f"{config.impressions:,} impressions; read them with "
+            f"--data parquet:{args.out}"
+        )
 
 
 def _draw_impressions(args: argparse.Namespace) -> None:
@@ -153,19 +158,27 @@ def _draw_impressions(args: argparse.Namespace) -> None:
     settings, dataset = to_dict(config), options.dataset(args)
     inputs = dataset.fingerprints(ITEMS_FILE, INTERACTIONS_FILE)
     recipe = recipe_of(drawn.KIND, settings, inputs)
-    if is_finished(args.out, drawn.KIND, recipe, args.overwrite):
-        return
-    facts: dict[str, object] = {}
-    with (
-        locked(args.out),
-        write_artifact(
+    refuse_inputs(args.out, options.paths_read(args))
+
+    def make() -> None:
+        facts: dict[str, object] = {}
+        with write_artifact(
             args.out, kind=drawn.KIND, config=settings, inputs=inputs, facts=facts
-        ) as working,
-    ):
-        drawing = Drawing(dataset, config)
-        rate = _write(drawing, dataset, working)
-        facts |= drawing.counts
-    counts = drawing.counts
+        ) as working:
+            drawing = Drawing(dataset, config)
+            rate = _write(drawing, dataset, working)
+            facts |= drawing.counts
+        _tell(drawing.counts, rate, args.out)
+
+    make_once(
+        args.out,
+        lambda: is_finished(args.out, drawn.KIND, recipe, args.overwrite),
+        make,
+    )
+
+
+def _tell(counts: Mapping[str, int], rate: float, out: Path) -> None:
+    """Print what was drawn."""
     print(
         f"{counts['visits']:,} visits: {counts['positives']:,} positives, "
         f"{counts['negatives']:,} negatives, drawn with a mean rate of {rate:.2g}"
@@ -176,7 +189,7 @@ def _draw_impressions(args: argparse.Namespace) -> None:
     ):
         if count:
             print(f"{count:,} {what}; left out")
-    print(f"read them with --data parquet:{args.out}")
+    print(f"read them with --data parquet:{out}")
 
 
 def _write(drawing: Drawing, dataset: Dataset, working: Path) -> float:

@@ -24,7 +24,6 @@ from learn_torchrec.content.codes import (
     write_codes,
 )
 from learn_torchrec.errors import UserError
-from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
 from learn_torchrec.publish import write_artifact
 
@@ -60,11 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the codes of a content store's items."""
     args = build_parser().parse_args(argv)
     job = plan(args)
-    if job.is_done():
-        return
+    job.make(lambda: _encode(args, job))
+
+
+def _encode(args: argparse.Namespace, job: Job) -> None:
     store = content.ContentStore.open(args.content)
     facts: dict[str, Any] = {"space": content_space(store)}
-    with locked(job.out), write_artifact(job.out, **job.manifest(None, facts)) as out:
+    with write_artifact(job.out, **job.manifest(None, facts)) as out:
         if args.codebook:
             refuse_other_space(store, read_manifest(args.codebook, KIND), args.codebook)
             codebook = open_codebook(args.codebook)

@@ -34,9 +34,7 @@ from learn_torchrec.spaces import SPACE
 from learn_torchrec.training.distributed import (
     gather_objects,
     is_writer,
-    locked_on_rank0,
     on_rank0,
-    process_group,
     raise_on_all_ranks,
     rank_share,
     write_artifact_on_all_ranks,
@@ -78,62 +76,61 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write a content store for the items of a data set; ranks share the work."""
     args = build_parser().parse_args(argv)
     job = plan(args)
-    if job.is_done():
-        return
+    job.make_on_all_ranks(lambda device: _encode(args, job))
+
+
+def _encode(args: argparse.Namespace, job: Job) -> None:
     config = job.run.content
     encoder = extract.encoder_identity(config)
     dataset = options.dataset(args)
     items, source = dataset.items, dataset.name(ITEMS_FILE)
-    with process_group(), locked_on_rank0(job.out):
-        partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"
-        on_rank0(lambda: remove_damaged_blocks(partial))
-        earlier = _earlier(args, encoder)
-        cache = VectorCache(partial, earlier)
-        keeper = SpaceKeeper(config, earlier, partial)
-        part = rank_share(items.num_rows)
-        mine = extract.text_hashes(
-            items.slice(part.start, part.stop - part.start), config, source
+    partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"
+    on_rank0(lambda: remove_damaged_blocks(partial))
+    earlier = _earlier(args, encoder)
+    cache = VectorCache(partial, earlier)
+    keeper = SpaceKeeper(config, earlier, partial)
+    part = rank_share(items.num_rows)
+    mine = extract.text_hashes(
+        items.slice(part.start, part.stop - part.start), config, source
+    )
+    hashes = np.concatenate(gather_objects(mine))
+    has_text = extract.have_text(hashes)
+    textless = items[ITEM_ID].filter(pa.array(~has_text))
+    dataset.tolerance.without_text(source, textless, items.num_rows)
+    items, hashes = items.filter(pa.array(has_text)), hashes[has_text]
+    ids = store.checked_ids(items[ITEM_ID])
+    mine = hashes[rank_share(len(hashes))]
+    # Rank 0 decides: some file systems list directories late.
+    rows, missing = on_rank0(lambda: extract.rows_to_encode(hashes, cache))
+    my_rows = rows[dist.get_rank() :: dist.get_world_size()]
+    encoder_facts = extract.encode(
+        *(items, my_rows, hashes, config, cache),
+        shown=is_writer(),
+        on_encoder=keeper.meet if is_writer() else None,
+    )
+    all_encoder_facts = gather_objects(encoder_facts)  # all ranks have encoded
+    with raise_on_all_ranks():
+        positions = _positions(mine, cache)
+    dim = max(gather_objects(cache.dim or 0))
+    facts = extract.describe(items, config) | {ENCODER_FACT: encoder, "dim": dim}
+    with write_artifact_on_all_ranks(job.out, **job.manifest(None, facts)) as working:
+        moments = store.write_shard(
+            working,
+            dist.get_rank(),
+            lambda asked: cache.gather(positions[asked]),
+            mine,
+            dim,
         )
-        hashes = np.concatenate(gather_objects(mine))
-        has_text = extract.have_text(hashes)
-        textless = items[ITEM_ID].filter(pa.array(~has_text))
-        dataset.tolerance.without_text(source, textless, items.num_rows)
-        items, hashes = items.filter(pa.array(has_text)), hashes[has_text]
-        ids = store.checked_ids(items[ITEM_ID])
-        mine = hashes[rank_share(len(hashes))]
-        # Rank 0 decides: some file systems list directories late.
-        rows, missing = on_rank0(lambda: extract.rows_to_encode(hashes, cache))
-        my_rows = rows[dist.get_rank() :: dist.get_world_size()]
-        encoder_facts = extract.encode(
-            *(items, my_rows, hashes, config, cache),
-            shown=is_writer(),
-            on_encoder=keeper.meet if is_writer() else None,
-        )
-        all_encoder_facts = gather_objects(encoder_facts)  # all ranks have encoded
-        with raise_on_all_ranks():
-            positions = _positions(mine, cache)
-        dim = max(gather_objects(cache.dim or 0))
-        facts = extract.describe(items, config) | {ENCODER_FACT: encoder, "dim": dim}
-        with write_artifact_on_all_ranks(
-            job.out, **job.manifest(None, facts)
-        ) as working:
-            moments = store.write_shard(
-                working,
-                dist.get_rank(),
-                lambda asked: cache.gather(positions[asked]),
-                mine,
-                dim,
-            )
-            parts = gather_objects(moments)
-            if is_writer():
-                facts["encoded"] = missing
-                for encoder_facts in all_encoder_facts:
-                    facts.update(encoder_facts)
-                total = functools.reduce(operator.add, parts)
-                facts["text_hash"] = store.finish_content_store(working, ids, total)
-                facts[SPACE] = keeper.finish(working)
+        parts = gather_objects(moments)
         if is_writer():
-            cache.remove()
+            facts["encoded"] = missing
+            for encoder_facts in all_encoder_facts:
+                facts.update(encoder_facts)
+            total = functools.reduce(operator.add, parts)
+            facts["text_hash"] = store.finish_content_store(working, ids, total)
+            facts[SPACE] = keeper.finish(working)
+    if is_writer():
+        cache.remove()
 
 
 def _positions(hashes: UInt64Array, cache: VectorCache) -> Int64Array:

@@ -14,7 +14,7 @@ from learn_torchrec.evaluation.cohorts import ALL
 from learn_torchrec.evaluation.parquet import lone_part_note
 from learn_torchrec.evaluation.ranking import to_json
 from learn_torchrec.evaluation.report.terminal import align
-from learn_torchrec.publish import refuse_unwritable
+from learn_torchrec.outputs import refuse_unwritable
 
 from . import program
 

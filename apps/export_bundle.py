@@ -105,8 +105,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Export a ranker, and certify that the bundle scores as it does."""
     args = build_parser().parse_args(argv)
     job = plan(args)
-    if job.is_done():
-        return
+    job.make(lambda: _export(args, job))
+
+
+def _export(args: argparse.Namespace, job: Job) -> None:
     surroundings = read_surroundings(args, job)
     manifest = read_manifest(args.ranker, KIND_RANKER)
     facts: dict[str, Any] = {"as_of": surroundings.as_of}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 import torch.distributed as dist
 
 from learn_torchrec import spaces
@@ -47,10 +48,9 @@ from learn_torchrec.towers.export import (
 )
 from learn_torchrec.towers.inference import encode_catalogue, history_vectors
 from learn_torchrec.training.distributed import (
+    gather_objects,
     is_writer,
-    locked_on_rank0,
     on_rank0,
-    process_group,
     raise_on_all_ranks,
     rank_share,
     write_artifact_on_all_ranks,
@@ -96,13 +96,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Encode the catalogue and every user snapshot; each rank writes its share."""
     args = build_parser().parse_args(argv)
     job = plan(args)
-    if job.is_done():
-        return
+    job.make_on_all_ranks(lambda device: _export(args, job, device))
+
+
+def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     store = content.ContentStore.open(args.content)
     histories = load_histories(options.dataset(args), store, job.run.split)
     sequences = histories.sequences
     snapshots = snapshot_events(sequences, job.run.export, histories.times)
-    with process_group() as device, locked_on_rank0(job.out), RunLog(job.out) as log:
+    gather_objects(None)  # all have read the log
+    with RunLog(job.out) as log:
         towers, config, towers_manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, towers_manifest, store, job.run.split)
         sequences = sequences.with_action_names(towers_manifest.facts["actions"])

@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,29 @@ from typing import Any
 import torch
 
 from learn_torchrec import config
-from learn_torchrec.artifact import read_manifest, recipe_of, verify
+from learn_torchrec.artifact import read_manifest, recipe_of, verify, versions
+from learn_torchrec.outputs import refuse_inputs
 from learn_torchrec.presets import Run
-from learn_torchrec.publish import is_finished
+from learn_torchrec.publish import is_finished, make_once
+from learn_torchrec.training.agreement import (
+    holds_other_files,
+    refuse_different_ranks,
+    refuse_unshared,
+)
 from learn_torchrec.training.checkpoint import Checkpoints
-from learn_torchrec.training.distributed import locked_on_rank0, process_group
+from learn_torchrec.training.distributed import (
+    gather_objects,
+    is_writer,
+    locked_on_rank0,
+    on_rank0,
+    process_group,
+    raise_on_all_ranks,
+)
 from learn_torchrec.training.run_log import RunLog
 
 from . import options
-from .program import is_first_rank
+
+Artefacts = tuple[tuple[Path, str], ...]  # directory and kind of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,7 @@ class Job:
         artefacts: the inputs that earlier stages made, with their kinds.
         out: where it goes.
         overwrite: replace an artefact made with other settings or inputs.
+        paths: option and path of everything that is read.
     """
 
     kind: str
@@ -41,9 +56,10 @@ class Job:
     config: Mapping[str, Any]
     deciding: Mapping[str, Any]
     inputs: Mapping[str, str]
-    artefacts: tuple[tuple[Path, str], ...]
+    artefacts: Artefacts
     out: Path
     overwrite: bool
+    paths: tuple[tuple[str, Path], ...]
 
     @property
     def recipe(self) -> str:
@@ -51,33 +67,89 @@ class Job:
         return recipe_of(self.kind, self.deciding, self.inputs)
 
     def is_done(self) -> bool:
-        """Whether the artefact exists already; if not, its inputs are checked.
+        """Whether the artefact exists already.
 
         Raises:
-            UserError: `out` holds something else and `overwrite` is off, or a file of
-                an input is damaged.
+            UserError: `out` holds something else and `overwrite` is off, would destroy
+                an input, or cannot be written.
         """
         if is_finished(self.out, self.kind, self.recipe, self.overwrite):
             return True
-        if is_first_rank():  # an error here ends the other ranks too
-            for directory, kind in self.artefacts:
-                verify(directory, kind)
+        refuse_inputs(self.out, self.paths)
         return False
 
-    @contextlib.contextmanager
-    def training(self) -> Iterator[tuple[torch.device, RunLog, Checkpoints]]:
-        """Join the ranks of a training run; yield this rank's device, log, checkpoints.
+    def make(self, work: Callable[[], None]) -> None:
+        """Call `work` to make the artefact in this process, unless it is there.
 
         Raises:
-            UserError: another run is making the artefact.
+            UserError: see `is_done`; an input is damaged, or another run is making it.
         """
-        with process_group() as device, locked_on_rank0(self.out):
-            made_from = {"config": self.deciding, "inputs": self.inputs}
-            checkpoints = Checkpoints(
-                self.out, made_from, self.run.checkpoint, self.overwrite
-            )
-            with checkpoints.stop_on_sigterm(), RunLog(self.out) as log:
-                yield device, log, checkpoints
+
+        def checked() -> None:
+            self._verify(self.artefacts)
+            work()
+
+        make_once(self.out, self.is_done, checked)
+
+    def make_on_all_ranks(self, work: Callable[[torch.device], None]) -> None:
+        """Join the ranks; call `work` with this one's device, unless it was done.
+
+        Raises:
+            UserError: on all ranks, as of `make`, or if they were not given the same
+                or do not share the file system of `out`.
+        """
+        with process_group() as device:
+            refuse_different_ranks(self._given())
+            if on_rank0(self.is_done):
+                return
+            refuse_unshared(self.out.parent)
+            with locked_on_rank0(self.out):
+                if on_rank0(self.is_done):  # made before the lock was free
+                    return
+                with raise_on_all_ranks():
+                    self._verify(self._mine_to_verify())
+                work(device)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[tuple[RunLog, Checkpoints]]:
+        """Yield the log and the checkpoints of a training run, once all ranks are here.
+
+        From here on a rank that stays away is noticed in minutes, not hours.
+        """
+        gather_objects(None)
+        made_from = {"config": self.deciding, "inputs": self.inputs}
+        checkpoints = Checkpoints(
+            self.out, made_from, self.run.checkpoint, self.overwrite
+        )
+        with checkpoints.stop_on_sigterm(), RunLog(self.out) as log:
+            yield log, checkpoints
+
+    def _given(self) -> dict[str, object]:
+        """Return what all ranks must have been given alike, by name."""
+        settings = {
+            key: value
+            for section, body in config.to_dict(self.run).items()
+            for key, value in config.dotted(body, section).items()
+        }
+        inputs = {f"input {role}": digest for role, digest in self.inputs.items()}
+        wheels = {f"version of {name}": one for name, one in versions().items()}
+        return {
+            "artefact": self.kind,
+            "--overwrite": self.overwrite,
+            **inputs,
+            **settings,
+            **wheels,
+        }
+
+    def _mine_to_verify(self) -> Artefacts:
+        """Return the inputs that this rank checks: all, or none that rank 0 does."""
+        others = holds_other_files(directory for directory, _ in self.artefacts)
+        return self.artefacts if is_writer() or others else ()
+
+    @staticmethod
+    def _verify(artefacts: Artefacts) -> None:
+        for directory, kind in artefacts:
+            verify(directory, kind)
 
     def manifest(self, cutoff: int | None, facts: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of `publish.write_artifact` but the directory."""
@@ -126,4 +198,5 @@ def describe(
         artefacts=tuple(artefacts.values()),
         out=args.out,
         overwrite=args.overwrite,
+        paths=tuple(options.paths_read(args)),
     )

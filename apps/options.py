@@ -2,7 +2,8 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from learn_torchrec import config, presets
 from learn_torchrec.artifact import CONFIG
@@ -91,11 +92,24 @@ def add_input(
     )
 
 
+def paths_read(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Yield option and path of everything that the options name to be read.
+
+    But `--reuse`: its vectors are of the same texts, and stay readable when replaced.
+    """
+    for name, value in vars(args).items():
+        if isinstance(value, Path) and name not in ("out", "config", "reuse"):
+            yield f"--{name.replace('_', '-')}", value
+    if getattr(args, "data", None) is not None:
+        for path in dataset(args).local_files():
+            yield "--data", path
+
+
 def add_output(result: argparse.ArgumentParser, what: str) -> None:
     """Add the options of an app that writes an artefact."""
     result.add_argument(
         "--out",
-        type=program.local_path,
+        type=program.output_path,
         required=True,
         metavar="DIR",
         help=f"directory for {what}",

@@ -25,8 +25,8 @@ from learn_torchrec.datasets.loading.row_groups import RowSource
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import IdIndex
+from learn_torchrec.outputs import refuse_unwritable
 from learn_torchrec.presets import Run
-from learn_torchrec.publish import refuse_unwritable
 from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.tasks import label_columns

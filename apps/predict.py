@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import torch.distributed as dist
 
 from learn_torchrec import config
@@ -47,9 +48,8 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.spaces import refuse_other_space, space_of
 from learn_torchrec.training.distributed import (
+    gather_objects,
     is_writer,
-    locked_on_rank0,
-    process_group,
     raise_on_all_ranks,
     write_artifact_on_all_ranks,
 )
@@ -100,8 +100,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score every test impression once; each rank reads and writes its share."""
     args = build_parser().parse_args(argv)
     job = plan(args)
-    if job.is_done():
-        return
+    job.make_on_all_ranks(lambda device: _score(args, job, device))
+
+
+def _score(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     dataset = options.dataset(args)
     manifest = read_manifest(args.ranker, KIND_RANKER)
     ranker = ranker_config(args.ranker, manifest)
@@ -125,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     impressions = Impressions(source, ranker, learn, lookups)
     activity = cohort_activity(dataset, job.run)
-    with process_group() as device, locked_on_rank0(job.out), RunLog(job.out) as log:
+    gather_objects(None)  # all have read the log
+    with RunLog(job.out) as log:
         model = build_ranker(ranker, learn.shape if learn else None, device)
         load_ranker(model, args.ranker)
         parts = impressions.parts(_PART_ROWS)

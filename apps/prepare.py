@@ -24,7 +24,6 @@ from learn_torchrec.datasets.preparation.prepare import (
     unknown_items,
 )
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
-from learn_torchrec.locks import locked
 from learn_torchrec.publish import write_artifact
 from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TIMESTAMP
 
@@ -64,12 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write a prepared data set."""
     args = build_parser().parse_args(argv)
     job = plan(args)
-    if job.is_done():
-        return
+    job.make(lambda: _prepare(args, job))
+
+
+def _prepare(args: argparse.Namespace, job: Job) -> None:
     dataset = options.dataset(args)
     facts: dict[str, object] = {}
     with (
-        locked(job.out),
         write_artifact(job.out, **job.manifest(None, facts)) as working,
         # Inside `working`, which the next run removes if this one is killed.
         tempfile.TemporaryDirectory(dir=working) as scratch,

@@ -28,7 +28,8 @@ from learn_torchrec.errors import (
     record_failure,
     refuse_other_text,
 )
-from learn_torchrec.publish import refuse_unwritable
+from learn_torchrec.locks import real_place
+from learn_torchrec.outputs import refuse_unwritable, replacing
 from learn_torchrec.text import printable
 
 from .stages import STAGES
@@ -107,12 +108,17 @@ def add_overrides(result: "argparse._ActionsContainer", help_text: str) -> None:
     )
 
 
+def output_path(text: str) -> Path:
+    """Return where an output lies, see `real_place`."""
+    return real_place(local_path(text))
+
+
 def add_output_file(
     result: "argparse._ActionsContainer", help_text: str, required: bool = True
 ) -> None:
     """Add the option that names a file to write, see `check_output_file`."""
     result.add_argument(
-        "--out", type=local_path, required=required, metavar="FILE", help=help_text
+        "--out", type=output_path, required=required, metavar="FILE", help=help_text
     )
 
 
@@ -243,7 +249,5 @@ def is_first_rank() -> bool:
 
 def write_json(path: Path, body: object) -> None:
     """Write a JSON file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_name(f".{path.name}.tmp")
-    working.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    working.replace(path)
+    with replacing(path) as working:
+        working.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")

@@ -159,9 +159,7 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
     logs.mkdir(exist_ok=True)
     output = logs / f"{step.name}.log"
     print(f"  its log: {output}", flush=True)
-    progress = live_log_path(args.out / step.name)
-    if not (args.out / "checkpoints" / step.name).exists():
-        progress.unlink(missing_ok=True)  # of an earlier run, not to be resumed
+    progress, began = live_log_path(args.out / step.name), time.time()
     programs = Path(sys.executable).parent  # torchx finds torchrun through PATH
     torchx = [str(programs / "torchx"), "run"]
     torchx += ["--scheduler", "local_cwd", "--wait", "--log", f"{_COMPONENTS}:stage"]
@@ -179,7 +177,7 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
         try:
             while process.poll() is None:
                 time.sleep(_POLL_SECONDS)
-                _show(progress, bar)
+                _show(progress, began, bar)
         finally:
             process.terminate()
     if process.returncode:
@@ -188,11 +186,13 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
         raise Stopped(f"stage {step.name} was stopped; run it again to resume")
 
 
-def _show(progress: Path, bar: "tqdm[None]") -> None:
-    """Move the bar to the last step that the stage logged."""
+def _show(progress: Path, began: float, bar: "tqdm[None]") -> None:
+    """Move the bar to the last step that the stage logged since it began."""
     try:
+        if progress.stat().st_mtime < began:
+            return  # an earlier run's
         lines = progress.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    except OSError:
         return
     for line in reversed(lines):
         with contextlib.suppress(json.JSONDecodeError):  # the last may be incomplete

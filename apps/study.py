@@ -37,9 +37,9 @@ from learn_torchrec.evaluation.report.render import write_report
 from learn_torchrec.evaluation.report.study import study_report
 from learn_torchrec.evaluation.report.terminal import to_text
 from learn_torchrec.locks import locked
+from learn_torchrec.outputs import refuse_unwritable
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
-from learn_torchrec.publish import refuse_unwritable
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions, encoding_of
@@ -382,15 +382,11 @@ def _cohorts(study: Study) -> dict[str, BoolArray]:
 
 def _changes(ranker: RankerConfig, other: RankerConfig) -> dict[str, Any]:
     """Return the settings that differ, by dotted name."""
-    ours, theirs = (_flat(configuration.to_dict(one)) for one in (ranker, other))
+    ours, theirs = (
+        configuration.dotted(configuration.to_dict(one), "ranker")
+        for one in (ranker, other)
+    )
     return {name: value for name, value in theirs.items() if ours[name] != value}
-
-
-def _flat(value: Any, name: str = "ranker") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    parts = (_flat(part, f"{name}.{key}") for key, part in value.items())
-    return {key: one for part in parts for key, one in part.items()}
 
 
 if __name__ == "__main__":

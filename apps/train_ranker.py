@@ -2,8 +2,9 @@
 
 import argparse
 import logging
-import shutil
 from collections.abc import Sequence
+
+import torch
 
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.config import replace
@@ -37,7 +38,6 @@ from learn_torchrec.training.distributed import (
     write_artifact_on_all_ranks,
 )
 from learn_torchrec.training.optimizer_state import save_optimizer
-from learn_torchrec.training.run_log import RUN_LOG
 
 from . import options
 from .job import Job, describe
@@ -108,8 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train on the impressions from split.towers_until to split.test_from."""
     args = build_parser().parse_args(argv)
     job = plan(args)
-    if job.is_done():
-        return
+    job.make_on_all_ranks(lambda device: _train(args, job, device))
+
+
+def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     dataset = options.dataset(args)
     times = resolve_times(job.run.split, dataset.times)
     actions = job.run.split.actions
@@ -131,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "another ranker",
         )
     on_plan = _print_plan if args.print_sharding_plan else None
-    with job.training() as (device, log, checkpoints):
+    with job.training() as (log, checkpoints):
         trained = train_ranker(
             *(job.run.ranker, impressions, device, log),
             *(on_plan, checkpoints, earlier, held_out),
@@ -144,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 save_optimizer(trained.optimizer, working)
             with raise_on_all_ranks():
                 if is_writer():
-                    shutil.copyfile(log.path, working / RUN_LOG)
+                    log.save(working)
         checkpoints.remove()
 
 

@@ -1,8 +1,9 @@
 """Stage 2: train the twin towers on histories and content vectors."""
 
 import argparse
-import shutil
 from collections.abc import Sequence
+
+import torch
 
 from learn_torchrec import config
 from learn_torchrec.artifact import read_manifest
@@ -28,7 +29,6 @@ from learn_torchrec.training.distributed import (
     raise_on_all_ranks,
     write_artifact_on_all_ranks,
 )
-from learn_torchrec.training.run_log import RUN_LOG
 
 from . import options, program
 from .job import Job, describe
@@ -75,8 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train on all ranks of the job and write the towers."""
     args = build_parser().parse_args(argv)
     job = plan(args)
-    if job.is_done():
-        return
+    job.make_on_all_ranks(lambda device: _train(args, job, device))
+
+
+def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     split = job.run.split
     store = content.ContentStore.open(args.content)
     histories = load_histories(options.dataset(args), store, split)
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         lineage = earlier.get("towers", lineage)
         initial = earlier_towers(args.warm_start, store, args.fresh_optimizer)
-    with job.training() as (device, log, checkpoints):
+    with job.training() as (log, checkpoints):
         trained = train_towers(
             job.run.towers,
             data,
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
                 save_towers(working, trained.state, store.item_ids, trained.optimizer)
                 copy_canaries(store.directory, working)
-                shutil.copyfile(log.path, working / RUN_LOG)
+                log.save(working)
         checkpoints.remove()
 
 

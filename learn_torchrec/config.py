@@ -89,6 +89,18 @@ def deciding(config: Any) -> dict[str, Any]:
     return settings
 
 
+def dotted(value: Any, name: str) -> dict[str, Any]:
+    """Return the settings of nested dictionaries by dotted name.
+
+    >>> dotted({"training": {"seed": 0}, "kind": "hstu"}, "towers")
+    {'towers.training.seed': 0, 'towers.kind': 'hstu'}
+    """
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (dotted(part, f"{name}.{key}") for key, part in value.items())
+    return {key: one for part in parts for key, one in part.items()}
+
+
 def _without_operational(value: Any, dumped: Any) -> Any:
     if dataclasses.is_dataclass(value):
         hints = typing.get_type_hints(type(value), include_extras=True)

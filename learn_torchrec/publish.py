@@ -11,9 +11,8 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +26,47 @@ from learn_torchrec.artifact import (
     versions,
 )
 from learn_torchrec.errors import UserError
+from learn_torchrec.locks import locked, real_place
+from learn_torchrec.outputs import refuse_inside_artifact, refuse_unwritable
 
 logger = logging.getLogger(__name__)
 
 
-def refuse_unwritable(path: Path) -> None:
-    """Check that an output can be written: the place, by a try, and its name's length.
+@contextlib.contextmanager
+def making(directory: Path) -> Iterator[None]:
+    """Lock an artefact's directory, and complete what a killed run left of a swap.
+
+    Whether the artefact is there is decided, again, inside the block: another run may
+    have made it before the lock was free.
 
     Raises:
-        UserError: names the place and the reason.
+        UserError: another run is making it.
     """
-    working = path.with_name(f".{path.name}.{'0' * 8}.tmp")
-    try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            working.lstat()  # too long a name is refused
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if not folder.is_dir():
-            raise UserError(f"--out {path}: {folder} is a file; choose another --out")
-        # Not `os.access`, which knows the mode alone: `/proc` has one, too.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".learn-torchrec-"):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--out {path}: cannot be written ({error.strerror}); choose another --out"
-        ) from None
+    with locked(directory):
+        _recover(directory)
+        yield
+
+
+def make_once(
+    directory: Path, is_done: Callable[[], bool], work: Callable[[], None]
+) -> bool:
+    """Call `work` with `directory` locked, unless the artefact is there.
+
+    Args:
+        directory: of the artefact.
+        is_done: see `is_finished`.
+        work: makes the artefact.
+
+    Returns:
+        Whether `work` was called.
+    """
+    if is_done():  # needs no lock, which cannot be had where nothing can be written
+        return False
+    with making(directory):
+        if is_done():
+            return False
+        work()
+        return True
 
 
 def is_finished(
@@ -75,13 +91,7 @@ def is_finished(
 
 
 def _holds(directory: Path, kind: str, recipe: str, may_replace: bool) -> bool:
-    for parent in directory.absolute().parents:
-        if (parent / MANIFEST).exists():
-            raise UserError(
-                f"{directory}: lies inside the artefact {parent}, which would be "
-                "replaced as a whole; choose another --out"
-            )
-    _recover(directory)
+    refuse_inside_artifact(directory)
     if not directory.exists():
         return False
     if not (directory / MANIFEST).exists():
@@ -115,8 +125,8 @@ def write_artifact(
 ) -> Iterator[Path]:
     """Yield a working directory that becomes `directory` when the block succeeds.
 
-    If the block raises, `directory` is unchanged. An older artefact there stays until
-    the new one is complete.
+    The caller holds the lock, see `making`. If the block raises, `directory` is
+    unchanged. An older artefact there stays until the new one is complete.
 
     Args:
         directory: of the artefact.
@@ -129,6 +139,7 @@ def write_artifact(
             `--config`.
         recipe: see `recipe_of`; None if all of `config` decides the content.
     """
+    directory = real_place(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     _recover(directory)
     for stale in _siblings(directory, "tmp"):
@@ -186,14 +197,15 @@ def _siblings(directory: Path, suffix: str) -> list[Path]:
 
 
 def _recover(directory: Path) -> None:
-    """Undo a swap that was killed between its two renames."""
+    """Undo a swap that was killed between its two renames.
+
+    Without the lock this would undo one that is under way.
+    """
     for retired in _siblings(directory, "old"):
         if directory.exists():
             shutil.rmtree(retired, ignore_errors=True)
         else:
-            # Another rank may have done so at the same time.
-            with contextlib.suppress(FileNotFoundError):
-                retired.rename(directory)
+            retired.rename(directory)
 
 
 def _swap(working: Path, directory: Path) -> None:
@@ -201,6 +213,9 @@ def _swap(working: Path, directory: Path) -> None:
     retired = working.with_suffix(".old")
     if directory.exists():
         directory.rename(retired)
-    working.rename(directory)
-    if retired.exists():
-        shutil.rmtree(retired)
+    try:
+        working.rename(directory)
+    except OSError:
+        _recover(directory)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)  # the next run tries again

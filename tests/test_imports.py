@@ -15,7 +15,7 @@ LIBRARY = ROOT / "learn_torchrec"
 VOCABULARY = {
     *("array_files", "arrays", "artifact", "config", "credentials", "errors", "ids"),
     *("jagged", "locks", "matrix", "movable", "placement", "progress", "provenance"),
-    *("publish", "schema", "text", "times", "vector_table"),
+    *("outputs", "publish", "schema", "text", "times", "vector_table"),
     "spaces",
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
@@ -36,6 +36,7 @@ ALLOWED = {
     "matrix": VOCABULARY,
     "movable": set(),
     "placement": set(),
+    "outputs": VOCABULARY,
     "progress": {"text"},
     "spaces": VOCABULARY,
     "times": VOCABULARY,

@@ -1,3 +1,7 @@
+import contextlib
+import errno
+import functools
+import os
 from pathlib import Path
 
 import pytest
@@ -48,8 +52,63 @@ def test_only_this_artefacts_leftovers_are_removed(tmp_path):
 def test_a_swap_killed_half_way_is_undone(tmp_path):
     make(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / ".out.0123abcd.old")
-    assert publish.is_finished(tmp_path / "out", "content", RECIPE)
+    with publish.making(tmp_path / "out"):
+        assert publish.is_finished(tmp_path / "out", "content", RECIPE)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_looking_without_the_lock_undoes_no_swap(tmp_path):
+    """Another run may be between the two renames of its swap."""
+    make(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.0123abcd.old")
+    assert not publish.is_finished(tmp_path / "out", "content", RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.0123abcd.old"]
+
+
+def test_a_swap_that_the_system_refuses_leaves_the_older_artefact(
+    tmp_path, monkeypatch
+):
+    make(tmp_path / "out", "old")
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path.suffix == ".tmp":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        make(tmp_path / "out", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "data.txt").read_text() == "old"
+
+
+def test_what_was_made_before_the_lock_was_free_is_not_made_again(
+    tmp_path, monkeypatch
+):
+    out, made = tmp_path / "out", []
+    making = publish.making
+
+    @contextlib.contextmanager
+    def after_another_run(directory):
+        make(directory, "theirs")
+        with making(directory):
+            yield
+
+    monkeypatch.setattr(publish, "making", after_another_run)
+    is_done = functools.partial(publish.is_finished, out, "content", RECIPE)
+    assert not publish.make_once(out, is_done, lambda: made.append("ours"))
+    assert not made
+    assert (out / "data.txt").read_text() == "theirs"
+
+
+def test_a_symbolic_link_is_followed_not_replaced(tmp_path):
+    make(tmp_path / "real", "old")
+    link = tmp_path / "link"
+    link.symlink_to("real")
+    make(link, "new")
+    assert link.is_symlink()
+    assert (tmp_path / "real" / "data.txt").read_text() == "new"
 
 
 def test_finished_is_reused_and_others_are_refused(tmp_path):

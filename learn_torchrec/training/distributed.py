@@ -15,7 +15,7 @@ import time
 import traceback
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from learn_torchrec.credentials import hide
 from learn_torchrec.errors import Stopped, UserError, first_line, record_failure
-from learn_torchrec.locks import locked
-from learn_torchrec.publish import write_artifact
+from learn_torchrec.publish import making, write_artifact
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +36,7 @@ _TIMEOUT = datetime.timedelta(minutes=10)
 _LONG_TIMEOUT = datetime.timedelta(hours=6)
 # Messages of gloo and NCCL when another rank is gone, besides their error types.
 _PEER_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+_VISIBLE_SECONDS = 60.0  # for files of another host to appear
 _PEER_LOST_SECONDS = 5.0  # torchrun ends this rank sooner
 _host_groups: list[dist.ProcessGroup] = []
 
@@ -197,15 +197,16 @@ def on_rank0(function: Callable[[], Result]) -> Result:
 
     Raises:
         UserError: what the function raised.
+        OSError: the same.
     """
-    outcome: Result | UserError | None = None
+    outcome: Result | UserError | OSError | None = None
     if is_writer():
         try:
             outcome = function()
-        except UserError as error:
+        except (UserError, OSError) as error:
             outcome = error
     outcome = broadcast_from_rank0(outcome)
-    if isinstance(outcome, UserError):
+    if isinstance(outcome, UserError | OSError):
         raise outcome
     return typing.cast(Result, outcome)
 
@@ -225,13 +226,13 @@ def rank_share(count: int) -> slice:
 
 @contextlib.contextmanager
 def locked_on_rank0(directory: Path) -> Iterator[None]:
-    """Keep other runs from making `directory`: rank 0 holds the lock.
+    """Keep other runs from making `directory`: rank 0 holds the lock, see `making`.
 
     Raises:
         UserError: on every rank, if another run holds it.
     """
     with contextlib.ExitStack() as stack:
-        on_rank0(lambda: stack.enter_context(locked(directory)))
+        on_rank0(lambda: stack.enter_context(making(directory)))
         yield
 
 
@@ -253,10 +254,52 @@ def write_artifact_on_all_ranks(
         with raise_on_all_ranks(group):
             if is_writer():
                 working = stack.enter_context(write_artifact(directory, **manifest))
-        yield broadcast_from_rank0(working, group)
-        gather_objects(None, group)  # every rank has written its files
+        working = broadcast_from_rank0(working, group)
         with raise_on_all_ranks(group):
-            stack.close()
+            _wait_for(lambda: [] if working.is_dir() else [working])
+        yield working
+        gather_objects(None, group)  # every rank has written its files
+        seen = gather_objects(_sizes(working), group)
+        with raise_on_all_ranks(group):
+            if is_writer():
+                _wait_for(lambda: _lacking(working, seen))  # the manifest lists all
+                stack.close()
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    """Return the size of every file, as this rank sees it."""
+    return {
+        str(path.relative_to(directory)): path.stat().st_size
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def _lacking(directory: Path, seen: Iterable[Mapping[str, int]]) -> list[Path]:
+    """Return the files that some rank sees, and this one not or not whole."""
+    mine = _sizes(directory)
+    return [
+        directory / name
+        for sizes in seen
+        for name, size in sizes.items()
+        if mine.get(name, -1) < size
+    ]
+
+
+def _wait_for(missing: Callable[[], Collection[Any]]) -> None:
+    """Wait until this rank sees what others wrote: shared file systems may be late.
+
+    Raises:
+        UserError: something is still missing after a minute.
+    """
+    end = time.monotonic() + _VISIBLE_SECONDS
+    while lacking := missing():
+        if time.monotonic() > end:
+            raise UserError(
+                f"{rank_name()} does not see {next(iter(lacking))}, which another rank "
+                "wrote; put --out on a file system that all hosts share"
+            )
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager

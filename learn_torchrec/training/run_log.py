@@ -6,6 +6,7 @@ Where the `tensorboard` package is installed, the same numbers go there as well:
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +45,7 @@ class RunLog:
         self._bar = progress_bar(out.name, shown=is_writer())
         if is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self.path.open("a", buffering=1, encoding="utf-8")
+            self._stream = self.path.open("a+", buffering=1, encoding="utf-8")
             self._board = _tensorboard(self.path.with_suffix(""))
 
     def write(self, **values: Any) -> None:
@@ -71,9 +72,16 @@ class RunLog:
         """Continue after the first `position` bytes of an earlier run's log."""
         self._is_fresh = False
         if self._stream is not None:
-            position = min(position, self.path.stat().st_size)  # 0 if the log is gone
+            position = min(position, os.fstat(self._stream.fileno()).st_size)
             self._stream.truncate(position)
             self._stream.seek(position)
+
+    def save(self, directory: Path) -> None:
+        """Copy the log into an artefact, even if its file was removed meanwhile."""
+        if self._stream is not None:
+            self._stream.seek(0)
+            text = self._stream.read()
+            (directory / RUN_LOG).write_text(text, encoding="utf-8")
 
     def progress(self, done: int, total: int) -> None:
         """Show the progress, and write it at most once a second."""

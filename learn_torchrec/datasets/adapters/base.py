@@ -21,9 +21,10 @@ fix. `adapters/jsonl.py` is a small example.
 """
 
 import abc
+import contextlib
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,14 @@ class Dataset(abc.ABC):
     def fingerprints(self, *names: str) -> dict[str, str]:
         """Return the digests of some tables by name."""
         return {name: self.fingerprint(name) for name in names}
+
+    def local_files(self) -> Iterator[Path]:
+        """Yield the files and folders of all tables that this machine's disk holds."""
+        for table in tables.REQUIRED:
+            with contextlib.suppress(UserError):  # a data set without the table
+                for source in self.sources(table):
+                    if source.is_local:
+                        yield Path(source.path)
 
     @functools.cached_property
     def tolerance(self) -> Tolerance:

@@ -1,0 +1,50 @@
+"""What `test_agreement.py` calls on each rank."""
+
+from pathlib import Path
+
+from learn_torchrec.apps import job, options
+from learn_torchrec.training import agreement, distributed
+
+
+def compare(mine: dict[str, object]) -> None:
+    with distributed.process_group():
+        agreement.refuse_different_ranks(mine)
+
+
+def probe(folder: str) -> None:
+    agreement._PROBE_SECONDS = 1.0
+    with distributed.process_group():
+        agreement.refuse_unshared(Path(folder))
+
+
+def write(out: str, has_all: bool = True) -> None:
+    distributed._VISIBLE_SECONDS = 1.0
+    made = {"kind": "k", "config": {}, "inputs": {}}
+    with (
+        distributed.process_group(),
+        distributed.write_artifact_on_all_ranks(Path(out), **made) as working,
+    ):
+        (working / distributed.rank_name()).write_text("a shard")
+        if distributed.is_writer() and not has_all:
+            forget("rank 1")
+
+
+def lose_a_shard(out: str) -> None:
+    write(out, has_all=False)
+
+
+def forget(name: str) -> None:
+    """Let this rank not see a file, as if it were on another host."""
+    sizes = distributed._sizes
+    distributed._sizes = lambda folder: {
+        file: size for file, size in sizes(folder).items() if file != name
+    }
+
+
+def start_job(mine: dict[str, object]) -> None:
+    parser = options.parser("try", "a job")
+    options.add_output(parser, "it")
+    settings = [f"--set={one}" for one in mine["set"]]
+    args = parser.parse_args(["--out", mine["out"], *settings])
+    planned = job.describe(args, "ranker", ("ranker",), {"log": mine["log"]})
+    planned.make_on_all_ranks(lambda device: Path(mine["out"]).mkdir())
