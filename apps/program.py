@@ -4,9 +4,10 @@ Imports nothing that takes long to load.
 """
 
 import argparse
+import contextlib
 import ctypes
-import errno
 import io
+import itertools
 import json
 import logging
 import os
@@ -30,21 +31,11 @@ from learn_torchrec.errors import (
 )
 from learn_torchrec.locks import real_place
 from learn_torchrec.outputs import refuse_unwritable, replacing
+from learn_torchrec.refusals import naming, one_line
 from learn_torchrec.text import printable
 
 from .stages import STAGES
 
-# What the system refuses is the user's to fix: permissions, a wrong path, a full or
-# failing disk, a limit. Any other OSError, such as a missing file of our own, is a bug.
-_REFUSALS = (PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_REFUSED = frozenset(
-    {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
-        *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY, errno.EBUSY),
-        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOLCK, errno.ESTALE),
-        *(errno.EINTR, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN),
-    }
-)
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _FORMAT, _TIME = "%(asctime)s %(name)s: %(message)s", "%H:%M:%S"
 OWN_LOGGERS = ("learn_torchrec", "apps", "__main__")
@@ -152,8 +143,10 @@ def run(
     try:
         for argument in given:
             refuse_other_text(argument)
-        main(argv)
-        print(end="", flush=True)  # stdout may be closed, and None
+        with _naming_output(given):
+            main(argv)
+        with naming(Path("standard output")):
+            print(end="", flush=True)  # stdout may be closed, and None
     except Stopped as stopped:
         logging.getLogger(__name__).info("%s", stopped)
     except BrokenPipeError:
@@ -161,15 +154,47 @@ def run(
             raise
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        mistake = _mistake(error)
-        record_failure(mistake or traceback.format_exc())
+        mistake = one_line(error)
+        record_failure(f"error: {mistake}" if mistake else traceback.format_exc())
         if mistake is None:
             raise
-        print(mistake, file=sys.stderr, flush=True)
-        sys.exit(2)
+        _end(f"error: {mistake}")
     except KeyboardInterrupt:
         print("interrupted; run it again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _naming_output(
+    arguments: Sequence[str],
+) -> contextlib.AbstractContextManager[None]:
+    """Name what --out names in errors that name no file."""
+    for option, value in itertools.pairwise([*arguments, ""]):
+        if option == "--out" and value:
+            return naming(Path(value))
+        if option.startswith("--out="):
+            return naming(Path(option.removeprefix("--out=")))
+    return contextlib.nullcontext()
+
+
+def _end(line: str) -> NoReturn:
+    """Print a mistake and end with exit code 2, whether or not the output is full."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # Python would flush again when it exits, and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(2)
+
+
+def _end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Say in one line what the system refused a thread; its owner sees it, too."""
+    reason = one_line(ended.exc_value) if ended.exc_value else None
+    if reason is None:
+        _print_bug(*ended[:3])
+    else:
+        logging.getLogger(__name__).warning("a background thread ended: %s", reason)
 
 
 def _set_up_output() -> None:
@@ -178,7 +203,7 @@ def _set_up_output() -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_OneLine(_FORMAT, _TIME))
     sys.excepthook = _print_bug
-    threading.excepthook = lambda bug: _print_bug(*bug[:3])
+    threading.excepthook = _end_of_thread
     for name in OWN_LOGGERS:  # not the root: other libraries at INFO would drown ours
         logging.getLogger(name).setLevel(level)
     # All ranks read the same data and would say the same of it.
@@ -206,19 +231,6 @@ def _print_bug(
 ) -> None:
     text = "".join(traceback.format_exception(kind, bug, trace))
     print(hide(text), end="", file=sys.stderr, flush=True)
-
-
-def _mistake(error: Exception) -> str | None:
-    """Return the line for a mistake or a refusal; None for a bug."""
-    if isinstance(error, OSError):
-        if not isinstance(error, _REFUSALS) and error.errno not in _REFUSED:
-            return None
-        has_name = error.filename is not None
-        said = f"{error.filename}: {error.strerror}" if has_name else str(error)
-        error = UserError(said)
-    elif not isinstance(error, UserError):
-        return None
-    return f"error: {error}"
 
 
 def end_with_parent() -> None:
@@ -249,5 +261,5 @@ def is_first_rank() -> bool:
 
 def write_json(path: Path, body: object) -> None:
     """Write a JSON file that appears whole or not at all."""
-    with replacing(path) as working:
+    with naming(path), replacing(path) as working:
         working.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")

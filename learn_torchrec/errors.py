@@ -1,5 +1,6 @@
 """Errors that are no bugs: a mistake that the user can fix, or a request to stop."""
 
+import contextlib
 import json
 import os
 import time
@@ -59,7 +60,8 @@ def record_failure(message: str) -> None:
         message = hide(message)
         details = {"py_callstack": message, "timestamp": str(int(time.time()))}
         body = {"message": {"message": message, "extraInfo": details}}
-        Path(file).write_text(json.dumps(body))
+        with contextlib.suppress(OSError):  # a full disk must not hide the message
+            Path(file).write_text(json.dumps(body))
 
 
 def require_columns(

@@ -5,6 +5,7 @@ Each rank writes its own shard into a folder; their numbers give the order of ro
 Letters: N rows, D dims, n rows looked up.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -13,6 +14,7 @@ import numpy as np
 
 from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import BoolArray, Float16Array
+from learn_torchrec.refusals import naming
 
 SHARDS = "vectors"
 _BLOCK_BYTES = 64 << 20
@@ -95,13 +97,17 @@ class ShardedMatrix:
 
 
 def create_shard(directory: Path, number: int, shape: tuple[int, int]) -> Any:
-    """Return the mapped float16 array of a new shard, to fill and flush."""
-    return np.lib.format.open_memmap(
-        directory / f"{SHARDS}-{number:05d}.npy",
-        mode="w+",
-        dtype=np.float16,
-        shape=shape,
-    )
+    """Return the mapped float16 array of a new shard, to fill and flush.
+
+    Raises:
+        OSError: there is no room for all of it.
+    """
+    path = directory / f"{SHARDS}-{number:05d}.npy"
+    shard = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    # A full disk would otherwise kill the process (SIGBUS) where the map is filled.
+    with path.open("r+b") as stream, naming(path):
+        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return shard
 
 
 def finite_rows(halves: Float16Array) -> BoolArray:

@@ -28,6 +28,7 @@ from learn_torchrec.artifact import (
 from learn_torchrec.errors import UserError
 from learn_torchrec.locks import locked, real_place
 from learn_torchrec.outputs import refuse_inside_artifact, refuse_unwritable
+from learn_torchrec.refusals import name_place
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,8 @@ def write_artifact(
         manifest.write(working)
         _flush_to_disk(working)
         _swap(working, directory)
-    except BaseException:
+    except BaseException as error:
+        name_place(error, directory)
         shutil.rmtree(working, ignore_errors=True)
         raise
 

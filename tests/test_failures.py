@@ -25,7 +25,10 @@ SECONDS = 60
     ("error", "shown"),
     [
         (UserError("--data x: no such file"), "error: --data x: no such file"),
-        (PermissionError(13, "Permission denied", "x"), "error: x: Permission denied"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            "error: x: Permission denied; ",
+        ),
         (ZeroDivisionError("a bug"), "in fail\n    raise error\nZeroDivisionError: a "),
     ],
     ids=["user", "system", "bug"],

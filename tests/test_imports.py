@@ -15,8 +15,8 @@ LIBRARY = ROOT / "learn_torchrec"
 VOCABULARY = {
     *("array_files", "arrays", "artifact", "config", "credentials", "errors", "ids"),
     *("jagged", "locks", "matrix", "movable", "placement", "progress", "provenance"),
-    *("outputs", "publish", "schema", "text", "times", "vector_table"),
-    "spaces",
+    *("outputs", "publish", "refusals", "schema", "spaces", "text", "times"),
+    "vector_table",
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
@@ -38,6 +38,7 @@ ALLOWED = {
     "placement": set(),
     "outputs": VOCABULARY,
     "progress": {"text"},
+    "refusals": {"errors"},
     "spaces": VOCABULARY,
     "times": VOCABULARY,
     "vector_table": VOCABULARY,

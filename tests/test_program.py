@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,64 @@ def test_what_the_system_refuses_is_one_line_and_code_2(number, capsys):
     with pytest.raises(SystemExit) as ended:
         program.run(refused, [])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == (f"error: runs/x: {os.strerror(number)}\n")
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: runs/x: {os.strerror(number)}; ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["--out", "runs/x"], ["--k=1", "--out=runs/x"]])
+def test_an_error_that_names_no_file_names_the_output(argv, capsys):
+    def refused(argv):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(SystemExit):
+        program.run(refused, argv)
+    assert capsys.readouterr().err.startswith("error: runs/x: Input/output error; ")
+
+
+def test_a_full_standard_output_is_one_line():
+    code = "from learn_torchrec.apps import program; program.run(lambda _: print('x'))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: standard output: No space left on device; free space there, or choose "
+        "another place\n"
+    )
+
+
+def test_a_full_standard_error_does_not_change_the_exit_code():
+    code = "from learn_torchrec.apps import main; main.main(['nothing'])"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stderr=full)
+    assert done.returncode == 2
+
+
+def test_a_thread_that_the_system_refuses_says_so_in_one_line(capsys):
+    def start_thread(argv):
+        thread = threading.Thread(target=Path("/dev/full").write_text, args=("x",))
+        thread.start()
+        thread.join()
+
+    program.run(start_thread)
+    said = capsys.readouterr().err
+    assert said.endswith(
+        ": a background thread ended: No space left on device; free space there, or "
+        "choose another place\n"
+    )
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     "bug",
     [
-        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        OSError(errno.EBADF, "Bad file descriptor"),
         OSError("of a library"),
         BrokenPipeError(errno.EPIPE, "another process's"),
         ValueError("a bug"),

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -31,7 +30,8 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of, verify
 from learn_torchrec.config import configuration
-from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.errors import Stopped, UserError, first_line
+from learn_torchrec.refusals import one_line
 from learn_torchrec.training.distributed import (
     is_writer,
     new_host_group,
@@ -275,10 +275,14 @@ class Checkpoints:
                         )
                         if write is not None:
                             write(working)
-        except (OSError, SafetensorError, UserError) as error:
+        except Exception as error:
+            reason = one_line(error)
+            if reason is None and not isinstance(error, OSError):
+                raise
+            reason = reason or first_line(error)
             problem = (
-                f"checkpoint at step {step} was not saved ({error}); the last good one "
-                f"is of step {max(self._steps(), default=0)}"
+                f"checkpoint at step {step} was not saved ({reason}); the last "
+                f"good one is of step {max(self._steps(), default=0)}"
             )
             if is_writer():
                 logger.warning("%s", problem)

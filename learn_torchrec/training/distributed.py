@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from learn_torchrec.credentials import hide
 from learn_torchrec.errors import Stopped, UserError, first_line, record_failure
 from learn_torchrec.publish import making, write_artifact
+from learn_torchrec.refusals import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +123,7 @@ def _report_failure(error: Exception) -> None:
     Raises:
         SystemExit: after the report, with exit code 1.
     """
-    one_line = isinstance(error, (Stopped, UserError, OSError))
-    if dist.get_world_size() == 1 or one_line:
+    if dist.get_world_size() == 1 or isinstance(error, Stopped):
         return
     if _is_lost_connection(error):
         time.sleep(_PEER_LOST_SECONDS)
@@ -132,6 +132,8 @@ def _report_failure(error: Exception) -> None:
             f"({first_line(error)})\n"
         )
         sys.exit(1)
+    if one_line(error) is not None:
+        return
     text = hide("".join(traceback.format_exception(error)))
     sys.stderr.write(f"{rank_name()} failed:\n{text}")
     sys.stderr.flush()
@@ -196,7 +198,7 @@ def on_rank0(function: Callable[[], Result]) -> Result:
     """Call a function on rank 0; return its result, or raise its error, on every rank.
 
     Raises:
-        UserError: what the function raised.
+        UserError: what the function raised, or something that the system refused it.
         OSError: the same.
     """
     outcome: Result | UserError | OSError | None = None
@@ -205,6 +207,11 @@ def on_rank0(function: Callable[[], Result]) -> Result:
             outcome = function()
         except (UserError, OSError) as error:
             outcome = error
+        except Exception as error:
+            line = one_line(error)
+            if line is None:
+                raise
+            outcome = UserError(line)
     outcome = broadcast_from_rank0(outcome)
     if isinstance(outcome, UserError | OSError):
         raise outcome
@@ -316,7 +323,7 @@ def raise_on_all_ranks(group: dist.ProcessGroup | None = None) -> Iterator[None]
         yield
     except Exception as raised:
         error = raised
-    reasons = gather_objects(None if error is None else str(error), group)
+    reasons = gather_objects(error and (one_line(error) or str(error)), group)
     if error is not None:
         raise error
     for rank, reason in enumerate(reasons):

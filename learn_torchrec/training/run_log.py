@@ -4,18 +4,24 @@ Where the `tensorboard` package is installed, the same numbers go there as well:
 `tensorboard --logdir RUN/logs`.
 """
 
+import contextlib
 import json
+import logging
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from learn_torchrec.progress import move_to, progress_bar
+from learn_torchrec.refusals import naming, one_line
 from learn_torchrec.training.distributed import is_writer
 
 RUN_LOG = "log.jsonl"
 _PROGRESS_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 def live_log_path(out: Path) -> Path:
@@ -46,7 +52,8 @@ class RunLog:
         if is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a+", buffering=1, encoding="utf-8")
-            self._board = _tensorboard(self.path.with_suffix(""))
+            with self._without_board_if_refused():
+                self._board = _tensorboard(self.path.with_suffix(""))
 
     def write(self, **values: Any) -> None:
         """Write one line; the `seconds` since the start are added.
@@ -57,10 +64,12 @@ class RunLog:
             if self._is_fresh:
                 self.resume(0)
             values["seconds"] = round(time.monotonic() - self._start, 3)
-            self._stream.write(json.dumps(values) + "\n")
+            with naming(self.path):
+                self._stream.write(json.dumps(values) + "\n")
         if self._board is not None and "step" in values:
-            for name in values.keys() - {"step", "total"}:
-                self._board.add_scalar(name, values[name], values["step"])
+            with self._without_board_if_refused():
+                for name in values.keys() - {"step", "total"}:
+                    self._board.add_scalar(name, values[name], values["step"])
 
     def position(self) -> int:
         """Return the length of the log in bytes; 0 on other ranks."""
@@ -99,4 +108,14 @@ class RunLog:
         if self._stream is not None:
             self._stream.close()
         if self._board is not None:
-            self._board.close()
+            with self._without_board_if_refused():
+                self._board.close()
+
+    @contextlib.contextmanager
+    def _without_board_if_refused(self) -> Iterator[None]:
+        """Go on without TensorBoard, which only repeats the log, on a full disk."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            logger.warning("no more for TensorBoard: %s", one_line(error) or error)

@@ -1,6 +1,9 @@
+import errno
 import json
+import os
 import sys
 
+from learn_torchrec.training import run_log
 from learn_torchrec.training.run_log import RunLog
 
 
@@ -26,3 +29,22 @@ def test_it_works_without_tensorboard(one_rank, tmp_path, monkeypatch):
         log.write(step=1, loss=3.0)
     assert json.loads(log.path.read_text())["loss"] == 3.0
     assert not (tmp_path / "logs" / "towers").exists()
+
+
+def test_a_full_disk_ends_tensorboard_and_not_the_run(
+    one_rank, tmp_path, monkeypatch, caplog
+):
+    del one_rank
+
+    class FullBoard:
+        def add_scalar(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events")
+
+    monkeypatch.setattr(run_log, "_tensorboard", lambda directory: FullBoard())
+    with RunLog(tmp_path / "towers") as log:
+        log.write(step=1, loss=0.5)
+        log.write(step=2, loss=0.4)
+    lines = log.path.read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [0.5, 0.4]
+    assert len(caplog.messages) == 1
+    assert "no more for TensorBoard: events: No space left" in caplog.messages[0]

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.refusals import one_line
 
 _GRACE = 5.0  # seconds for a process to terminate
 
@@ -43,7 +44,7 @@ class ReaderProcess:
         Raises:
             TimeoutError: no item within `timeout` seconds.
             EOFError: the process ended; the message says how.
-            UserError: raised by `read`.
+            UserError: raised by `read`, or something that the system refused it.
             RuntimeError: any other error of `read`, with its traceback.
         """
         if not wait([self._items, self._process.sentinel], timeout):
@@ -77,10 +78,10 @@ def _serve(
             items.send(item)
     except BrokenPipeError:  # the reader is gone
         return
-    except UserError as error:
-        items.send(error)
-    except Exception:
-        items.send(RuntimeError(f"in a reader process:\n{traceback.format_exc()}"))
+    except Exception as error:
+        line = one_line(error)
+        trace = RuntimeError(f"in a reader process:\n{traceback.format_exc()}")
+        items.send(trace if line is None else UserError(line))
 
 
 def _how_it_ended(code: int | None) -> str:

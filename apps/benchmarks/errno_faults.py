@@ -1,0 +1,266 @@
+"""Injected system errors: each call by which a stage writes fails once.
+
+A small library, preloaded into the process, counts the calls that write below the
+output's folder (open, write, fsync, rename, mkdir, truncate, unlink) and lets one fail.
+EIO and EINTR hit that call alone; a full or read-only disk stays so until the end.
+
+Afterwards the output must be absent, the old one or the new one, whole; the program
+must have ended well, or with exit code 2 and one line that names the place; and the
+same command, run again, must make the same artefact as an undisturbed run and leave
+nothing else behind.
+"""
+
+import errno
+import functools
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from learn_torchrec.errors import UserError
+
+from ..program import run
+from . import measure
+from .errno_stages import STEPS, ErrnoStep, content_of, make_inputs
+from .preloaded import Preloaded
+
+ERRORS = ("EIO", "ENOSPC", "EROFS", "EDQUOT", "EINTR")
+_LASTING = ("ENOSPC", "EROFS", "EDQUOT")
+_SOURCE = Path(__file__).with_suffix(".c")
+
+
+def build_shim(folder: Path) -> Path:
+    """Compile the library to preload.
+
+    Raises:
+        UserError: there is no C compiler.
+    """
+    if shutil.which("gcc") is None:
+        raise UserError("this benchmark needs gcc; install it (Debian: gcc libc6-dev)")
+    library = folder / "errno_faults.so"
+    command = ["gcc", "-O1", "-shared", "-fPIC", "-o", str(library), str(_SOURCE)]
+    subprocess.run([*command, "-ldl"], check=True)
+    return library
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One call to fail.
+
+    Attributes:
+        step: the stage.
+        replaces: whether an older output is there.
+        at: number of the call, from 1.
+        error: name of the error.
+    """
+
+    step: ErrnoStep
+    replaces: bool
+    at: int
+    error: str
+
+    def __str__(self) -> str:
+        old = " over an old one" if self.replaces else ""
+        return f"{self.step.name}{old}, call {self.at}, {self.error}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a case ended in; `happened` tells of what went wrong."""
+
+    hit: bool
+    state_right: bool
+    one_line: bool
+    happened: str
+
+
+class Trials:
+    """Runs cases one after the other, in a folder of its own."""
+
+    def __init__(self, folder: Path, inputs: Path, process: Preloaded) -> None:
+        self._folder, self._inputs, self._process = folder, inputs, process
+        self._output, self._calls = folder / "output", folder / "calls"
+
+    def calls(self, step: ErrnoStep, replaces: bool) -> int:
+        """Return the number of calls of an undisturbed run.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        place = self._prepare(step, replaces)
+        if self._run(step, place):
+            raise RuntimeError(f"{step.name} failed: {self._said()}")
+        if content_of(step.output(place)) != content_of(step.output(self._inputs)):
+            raise RuntimeError(f"{step.name}: another run makes something else")
+        return len(self._calls.read_text().splitlines())
+
+    def try_case(self, case: Case) -> Outcome:
+        """Let one call fail, check what is there, and run the stage again."""
+        step, place = case.step, self._prepare(case.step, case.replaces)
+        new = content_of(step.output(self._inputs))
+        before = content_of(step.output(place))
+        status = self._run(step, place, case.at, case.error)
+        calls = self._calls.read_text().splitlines()
+        failed = next((call[1:] for call in calls if call[0] == "!"), None)
+        said, found = self._said(), content_of(step.output(place))
+        one_line = _is_one_line(said, status, place) and (status == 2 or found == new)
+        again = self._run(step, place)
+        left = {path.name for path in place.iterdir()} - {
+            step.output(place).name,
+            "logs",
+        }
+        completes = not again and not left and content_of(step.output(place)) == new
+        state_right = found in (before, new) and completes
+        happened = f"{case}: {failed}: exit code {status}"
+        if not (state_right and one_line):
+            output = {before: "as before", new: "new"}.get(found, "damaged")
+            happened += (
+                f", {said[-1500:]!r}; the output is {output}; run again: {again}"
+            )
+            happened += f", left {left}, {'' if completes else self._said()[-1500:]!r}"
+        return Outcome(
+            hit=failed is not None,
+            state_right=state_right,
+            one_line=one_line,
+            happened=happened.replace(str(self._folder), ""),
+        )
+
+    def _prepare(self, step: ErrnoStep, replaces: bool) -> Path:
+        place = self._folder / "place"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        if replaces:
+            old, out = step.output(self._inputs / "old"), step.output(place)
+            (shutil.copyfile if old.is_file() else shutil.copytree)(old, out)
+        return place
+
+    def _run(
+        self, step: ErrnoStep, place: Path, at: int = 0, error: str = "EIO"
+    ) -> int:
+        return self._process.run(
+            step.arguments(self._inputs, step.output(place)),
+            output=self._output,
+            calls=self._calls,
+            fault=(str(place), at, getattr(errno, error), error in _LASTING),
+        )
+
+    def _said(self) -> str:
+        return self._output.read_text(errors="replace")
+
+
+def _is_one_line(said: str, status: int, place: Path) -> bool:
+    """Whether a run ended well, or with one line that names a place."""
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    if "Traceback" in said or "Exception ignored" in said:
+        return False
+    if status == 2:
+        return len(errors) == 1 and str(place) in errors[0]
+    return status == 0 and not errors
+
+
+def sample(
+    calls: Mapping[tuple[ErrnoStep, bool], int], most: int, generator: random.Random
+) -> tuple[list[Case], int]:
+    """Return the cases to try, about as many of each stage, and how many there are."""
+    by_step: dict[str, list[Case]] = {}
+    for (step, replaces), count in calls.items():
+        by_step.setdefault(step.name, []).extend(
+            Case(step=step, replaces=replaces, at=at, error=error)
+            for at in range(1, count + 1)
+            for error in ERRORS
+        )
+    groups = sorted(by_step.values(), key=len)
+    chosen: list[Case] = []
+    for number, cases in enumerate(groups):
+        share = (most - len(chosen)) // (len(groups) - number)
+        chosen += generator.sample(cases, min(share, len(cases)))
+    return chosen, sum(map(len, groups))
+
+
+def inject(
+    most: int, seed: int, jobs: int, names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Inject errors into the stages; return the counts for `faults.json`.
+
+    Args:
+        most: cases to try, drawn from all if there are more.
+        seed: of the draw.
+        jobs: processes.
+        names: of the steps; none for all.
+    """
+    steps = [step for step in STEPS if not names or step.name in names]
+    with tempfile.TemporaryDirectory(prefix="errno-") as name, ExitStack() as stack:
+        folder = Path(name)
+        shim, inputs = build_shim(folder), folder / "inputs"
+        processes = [stack.enter_context(Preloaded(shim)) for _ in range(jobs)]
+        make_inputs(inputs, functools.partial(_make, processes[0], folder))
+        trials = [
+            Trials(folder / str(number), inputs, process)
+            for number, process in enumerate(processes)
+        ]
+        calls = {
+            (step, replaces): trials[0].calls(step, replaces)
+            for step in steps
+            for replaces in (False, True)
+            if step.other or not replaces
+        }
+        cases, total = sample(calls, most, random.Random(seed))
+        print(f"{len(cases)} of {total} cases", flush=True)
+        with ThreadPoolExecutor(jobs) as pool:
+            shares = [cases[number::jobs] for number in range(jobs)]
+            outcomes = [o for part in pool.map(_try_all, trials, shares) for o in part]
+    hits = [outcome for outcome in outcomes if outcome.hit]
+    return {
+        "errno_seed": seed,
+        "errno_calls": sum(calls.values()),
+        "errno_cases": total,
+        "errno_faults": len(hits),
+        "errno_state_right": sum(outcome.state_right for outcome in hits),
+        "errno_one_line": sum(outcome.one_line for outcome in hits),
+    }
+
+
+def _make(process: Preloaded, folder: Path, arguments: list[str]) -> None:
+    if process.run(arguments, folder / "output", folder / "calls"):
+        raise RuntimeError(f"{arguments}: {(folder / 'output').read_text()}")
+
+
+def _try_all(trials: Trials, cases: Sequence[Case]) -> list[Outcome]:
+    outcomes = []
+    for case in cases:
+        outcomes.append(trials.try_case(case))
+        if not (outcomes[-1].state_right and outcomes[-1].one_line):
+            print(outcomes[-1].happened, flush=True)
+    return outcomes
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Inject the errors, print the counts, and write them where asked."""
+    parser = measure.parser("errno_faults", __doc__)
+    parser.add_argument("--cases", type=int, default=400, metavar="N", help="at most")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at a time")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the cases")
+    parser.add_argument(
+        "--steps",
+        nargs="*",
+        choices=[step.name for step in STEPS],
+        default=[],
+        metavar="NAME",
+        help="only these outputs (default: all)",
+    )
+    args = parser.parse_args(argv)
+    results = inject(args.cases, args.seed, args.jobs, args.steps)
+    measure.publish(results, args.json, merge=True)
+    right = results["errno_state_right"] == results["errno_one_line"]
+    sys.exit(0 if right and results["errno_one_line"] == results["errno_faults"] else 1)
+
+
+if __name__ == "__main__":
+    run(main)
