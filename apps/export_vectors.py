@@ -16,6 +16,7 @@ from learn_torchrec.arrays import Float32Array
 from learn_torchrec.artifact import Manifest, read_manifest, reading
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets.histories import load_histories
+from learn_torchrec.datasets.split import moment
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.learn.reduced import (
     CONTENT,
@@ -103,7 +104,11 @@ def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     store = content.ContentStore.open(args.content)
     histories = load_histories(options.dataset(args), store, job.run.split)
     sequences = histories.sequences
-    snapshots = snapshot_events(sequences, job.run.export, histories.times)
+    export, since = job.run.export, None
+    if export.since is not None:
+        log_times = options.dataset(args).times
+        since = moment("export.since", export.since, log_times)
+    snapshots = snapshot_events(sequences, export, histories.times, since)
     gather_objects(None)  # all have read the log
     with RunLog(job.out) as log:
         towers, config, towers_manifest = load_towers(args.towers, device)

@@ -157,6 +157,16 @@ _TABLE = (
         example="--data parquet:DIR --vectors runs/vectors --user 42",
     ),
     Stage(
+        "refresh",
+        "a new day -> the next run, on top of the served one, served if it is good",
+        example="--data parquet:DIR --run runs/daily",
+    ),
+    Stage(
+        "rollback",
+        "serve the run before the served one again",
+        example="--run runs/daily",
+    ),
+    Stage(
         "evaluate-ab",
         "outcomes of an A/B test -> lifts by cohort and day",
         example="--outcomes outcomes.parquet --simulate --out ab.json",

@@ -10,6 +10,7 @@ from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.loading.tables import files_fingerprint
+from learn_torchrec.datasets.split import moment
 from learn_torchrec.errors import UserError
 from learn_torchrec.provenance import refuse_known_holdout
 from learn_torchrec.schema import INTERACTIONS_FILE
@@ -20,7 +21,7 @@ from learn_torchrec.towers.artifact import (
     save_towers,
     towers_space,
 )
-from learn_torchrec.towers.holdout import split_towers
+from learn_torchrec.towers.holdout import recently_active, split_towers
 from learn_torchrec.towers.official_checkpoint import read_official_checkpoint
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
@@ -83,6 +84,11 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     store = content.ContentStore.open(args.content)
     histories = load_histories(options.dataset(args), store, split)
     data = split_towers(histories.sequences, histories.times, split)
+    training = job.run.towers.training
+    if training.active_from is not None:
+        option, times = "towers.training.active_from", options.dataset(args).times
+        since = moment(option, training.active_from, times)
+        data = recently_active(data, since, training.replay, training.batch_size)
     initial, lineage = None, job.recipe[:16]
     if args.authors_checkpoint is not None:
         initial = InitialTowers(read_official_checkpoint(args.authors_checkpoint))

@@ -17,6 +17,7 @@ from learn_torchrec.datasets.preparation.prepare import PrepareConfig
 from learn_torchrec.datasets.split import SplitConfig
 from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.ranker.config import RankerConfig
+from learn_torchrec.refresh.config import RefreshConfig
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.export import ExportConfig
@@ -42,6 +43,7 @@ class Run:
         ranker: from impressions and vectors to conversion probabilities.
         retrieval: evaluation of the towers on held-out users.
         cohorts: bounds of the evaluation's cohorts.
+        refresh: every day after the first.
         checkpoint: how often training saves its state.
     """
 
@@ -54,6 +56,7 @@ class Run:
     ranker: RankerConfig = field(default_factory=RankerConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     cohorts: CohortConfig = field(default_factory=CohortConfig)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
     checkpoint: Annotated[CheckpointConfig, OPERATIONAL] = field(
         default_factory=CheckpointConfig
     )

@@ -52,7 +52,8 @@ ALLOWED = {
     "towers": MODEL_STAGE,
     "ranker": MODEL_STAGE | {"content.codes"},
     "serving": MODEL_STAGE | {"towers", "ranker"},
-    "presets": MODEL_STAGE | {"content", "towers", "ranker", "serving"},
+    "refresh": VOCABULARY,
+    "presets": MODEL_STAGE | {"content", "towers", "ranker", "refresh", "serving"},
     "derived": MODEL_STAGE | {"presets", "ranker", "towers"},
     # The package's own face: the public names.
     "__init__": MODEL_STAGE | {"content", "towers", "ranker", "serving"},

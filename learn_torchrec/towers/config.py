@@ -22,6 +22,9 @@ class TowersTrainingConfig:
         patience: passes without a better validation recall before training stops.
         batch_size: users in a global batch, over all ranks.
         table_learning_rate: of the ID table's row-wise Adagrad.
+        active_from: the towers learn from users with an event at or after this moment,
+            a share of the log, an ISO date or unix seconds; from all users without it.
+        replay: share of the other users that they learn from as well.
         precision: of the matrix products; vectors and loss are float32.
         seed: of initial weights, sampling and order.
         save_optimizer: keep the optimizer's state in the artefact, for a warm start
@@ -32,6 +35,8 @@ class TowersTrainingConfig:
     patience: PositiveInt = 10
     batch_size: PositiveInt = 240
     table_learning_rate: PositiveFloat = 0.05
+    active_from: str | None = None
+    replay: Annotated[float, Field(ge=0, le=1)] = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     save_optimizer: Annotated[bool, OPERATIONAL] = True

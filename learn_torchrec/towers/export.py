@@ -40,6 +40,9 @@ class ExportConfig:
             second after the last; `last` only after the last event before
             split.towers_until (for training the ranker) and after the last before
             split.test_from (for testing it).
+        since: a moment, as a share of the log, an ISO date or unix seconds; of the
+            events before it each user's last alone is exported: what those need who
+            train on later impressions.
         parquet: also write Parquet, for other rankers.
         content_dim: of the items' content as the ranker reads it: the first principal
             components of the standardized content.
@@ -47,6 +50,7 @@ class ExportConfig:
     """
 
     snapshots: Literal["event", "last"] = "event"
+    since: str | None = None
     parquet: bool = True
     content_dim: PositiveInt = 64
     neighbours: NonNegativeInt = 50
@@ -186,13 +190,23 @@ def _as_lists(vectors: Tensor) -> pa.FixedSizeListArray:
 
 
 def snapshot_events(
-    sequences: SequenceSet, config: ExportConfig, times: SplitTimes
+    sequences: SequenceSet,
+    config: ExportConfig,
+    times: SplitTimes,
+    since: int | None = None,
 ) -> Int64Array:
-    """Return the events after which a user vector is exported, ascending int64 [n]."""
+    """Return the events after which a user vector is exported, ascending int64 [n].
+
+    `since` is the moment of `config.since`, unix seconds.
+    """
     users = np.repeat(np.arange(len(sequences)), sequences.lengths)
     if config.snapshots == "event":
         # Looked up strictly before a second, only the last vector of one is found.
         is_later = (np.diff(users) != 0) | (np.diff(sequences.times) != 0)
+        if since is not None:
+            # An older vector is found by nobody if the next one is old, too.
+            next_is_new = np.append(sequences.times[1:] >= since, True)[: len(users)]
+            is_later &= (np.diff(users) != 0) | next_is_new[:-1]
         return np.flatnonzero(np.append(is_later, len(users) > 0))
     chosen = []
     for time in (times.towers_until, times.test_from):

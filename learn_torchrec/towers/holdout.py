@@ -1,5 +1,6 @@
 """Held-out users and events: training, validation and test of the towers."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,8 @@ class TowersSplit:
         validation: selects the best epoch.
         test: must not influence any choice.
         known_until: the towers know only events strictly before it, unix seconds.
+        all_items: int64 [E], items of the events of all training users, where `train`
+            are some of them; see `recently_active`.
     """
 
     train: SequenceSet
@@ -48,6 +51,12 @@ class TowersSplit:
     validation: RetrievalTask
     test: RetrievalTask
     known_until: int
+    all_items: Int64Array | None = None
+
+    @property
+    def counted_items(self) -> Int64Array:
+        """Items of the events that say how well known each item is, int64 [E]."""
+        return self.train.items if self.all_items is None else self.all_items
 
 
 def split_towers(
@@ -127,6 +136,33 @@ def _leave_one_out(active: SequenceSet, split: SplitConfig) -> TowersSplit:
         validation=retrieval_task(without_test, without_test.lengths - 1),
         test=retrieval_task(users, users.lengths - 1),
         known_until=int(users.times.max()) + 1,
+    )
+
+
+def recently_active(
+    data: TowersSplit, since: int, replay: float, least: int
+) -> TowersSplit:
+    """Return the training users to learn from after a day: those with new events.
+
+    Args:
+        data: none of its training users is without events.
+        since: unix seconds; events at or after it are new.
+        replay: share of the other users to learn from too, which their ids choose.
+        least: users that a batch needs; where there are fewer, those whose last events
+            are the latest are added.
+    """
+    train = data.train
+    last = train.times[train.offsets[1:] - 1]
+    chosen = (last >= since) | (user_draws(train.user_ids) < replay)
+    if chosen.sum() < least:
+        latest = np.argsort(-last, kind="stable")
+        others = latest[~chosen[latest]]
+        chosen[others[: least - chosen.sum()]] = True
+    return dataclasses.replace(
+        data,
+        train=train.select_users(chosen),
+        cuts=None if data.cuts is None else data.cuts[chosen],
+        all_items=train.items,
     )
 
 

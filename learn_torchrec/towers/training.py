@@ -162,7 +162,7 @@ def _prepare(
 ) -> Trainer:
     """Check settings against the data and return a fresh trainer."""
     _refuse_unfit_shape(config, store)
-    counts = torch.from_numpy(np.bincount(data.train.items, minlength=len(store)))
+    counts = torch.from_numpy(np.bincount(data.counted_items, minlength=len(store)))
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
     task = build_task(config, mean, std, counts, initial)
     task.objective.check(config.model, data)
