@@ -28,6 +28,7 @@ from learn_torchrec.training.distributed import (
     process_group,
     raise_on_all_ranks,
 )
+from learn_torchrec.training.environment import read_ranks
 from learn_torchrec.training.run_log import RunLog
 
 from . import options
@@ -182,6 +183,7 @@ def describe(
         artefacts: directories and kinds of earlier stages' artefacts, by role.
         run: the resolved configuration, where the app already has it.
     """
+    read_ranks()  # a malformed one is refused before the data is read
     artefacts = artefacts or {}
     fingerprints = {
         role: read_manifest(*artefact).fingerprint

@@ -1,4 +1,4 @@
-"""The process group: the only library file that reads the rank variables.
+"""The process group of the job that the rank variables describe.
 
 `LOCAL_RANK` chooses the device and nothing else; rank 0 of the job writes files.
 Where a function takes a `group`, it is a communicator of all ranks, and None means the
@@ -27,6 +27,7 @@ from learn_torchrec.credentials import hide
 from learn_torchrec.errors import Stopped, UserError, first_line, record_failure
 from learn_torchrec.publish import making, write_artifact
 from learn_torchrec.refusals import one_line
+from learn_torchrec.training.environment import RankVariables, read_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def process_group() -> Iterator[torch.device]:
         CPU (gloo).
 
     Raises:
-        UserError: this host has more ranks than GPUs.
+        UserError: this host has more ranks than GPUs, or the variables that describe
+            the job are malformed.
     """
     quiet_known_warnings()
     device = _device()
@@ -92,7 +94,8 @@ def ranks_on_this_host(most: int) -> int:
 def _device() -> torch.device:
     if not _uses_cuda():
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    ranks = read_ranks()
+    local_rank = ranks.local_rank if ranks else 0
     devices = torch.cuda.device_count()
     if local_rank >= devices:
         raise UserError(
@@ -149,20 +152,12 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 
 def _init(backend: str) -> None:
-    if "RANK" not in os.environ:
+    ranks = read_ranks()
+    if ranks is None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store: dist.Store
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # The agent's store outlives a restart and keeps the addresses of dead workers;
-        # a prefix per attempt hides them.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        agent = dist.TCPStore(host, port, world_size, False, timeout=_LONG_TIMEOUT)
-        store = dist.PrefixStore(f"attempt_{attempt}", agent)
-    else:
-        store, _, _ = next(rendezvous("env://", timeout=_LONG_TIMEOUT))
+    rank, world_size = ranks.rank, ranks.world_size
+    store = _store(ranks)
     # Rank 0 may still be checking its inputs: wait for it before timeouts apply.
     store.set(f"here/{rank}", "")
     store.wait([f"here/{each}" for each in range(world_size)], _LONG_TIMEOUT)
@@ -172,9 +167,29 @@ def _init(backend: str) -> None:
     )
 
 
+def _store(ranks: RankVariables) -> dist.Store:
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # The agent's store outlives a restart and keeps the addresses of dead workers;
+        # a prefix per attempt hides them.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        agent = dist.TCPStore(
+            *(ranks.address, ranks.port, ranks.world_size, False), timeout=_LONG_TIMEOUT
+        )
+        return dist.PrefixStore(f"attempt_{attempt}", agent)
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=_LONG_TIMEOUT))
+    except dist.DistError as error:
+        raise UserError(
+            f"MASTER_ADDR={ranks.address} MASTER_PORT={ranks.port}: "
+            f"{first_line(error)}; name rank 0's host and a free port there"
+        ) from None
+    return store
+
+
 def local_world_size() -> int:
     """Return the number of ranks on this host, for the planner's topology."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    ranks = read_ranks()
+    return ranks.local_world_size if ranks else dist.get_world_size()
 
 
 def is_writer() -> bool:
