@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     store = content.ContentStore.open(args.content)
     histories = load_histories(options.dataset(args), store, job.run.split)
-    sequences = histories.sequences
+    sequences = histories.sequences.packed()
     export, since = job.run.export, None
     if export.since is not None:
         log_times = options.dataset(args).times

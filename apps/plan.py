@@ -155,17 +155,18 @@ class _Checks:
         times = resolve_times(split, self._dataset.times)
         catalogue = self._catalogue or Catalogue.of(self._dataset)
         sequences = self._dataset.sequences(catalogue, split.actions)
-        self._plan.counts["events"] = len(sequences.items)
-        if len(sequences.items) > _MOST_EVENTS:
+        self._plan.counts["events"] = sequences.num_events
+        if sequences.num_events > _MOST_EVENTS:
             return
         data = split_towers(sequences, times, split)
-        snapshots = snapshot_events(sequences, self._run.export, times)
+        snapshots = snapshot_events(sequences.packed(), self._run.export, times)
         self._plan.counts["snapshots"] = len(snapshots)
         self._plan.counts["training_users"] = len(data.train)
-        self._plan.counts["training_events"] = len(data.train.items)
+        self._plan.counts["training_events"] = data.train.num_events
         self._check_batch("towers.training.batch_size", len(data.train), "users")
         self._check_test_users(data)
-        towers, item_counts = self._run.towers, np.bincount(data.train.items)
+        towers = self._run.towers
+        item_counts = data.train.item_counts(len(catalogue))
         refuse_unfit_lengths(towers)
         objective = build_objective(towers, torch.from_numpy(item_counts))
         objective.check(towers.model, data)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.arrays import AnyArray, BoolArray, Int64Array
+from learn_torchrec.arrays import AnyArray, BoolArray, Int64Array, IntArray
 from learn_torchrec.errors import UserError
 
 
@@ -113,7 +113,36 @@ def take_index(offsets: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64
     Returns:
         Indices, int64 [values of those rows], and offsets, int64 [n + 1].
     """
-    lengths = offsets[rows + 1] - offsets[rows]
-    taken = offsets_of(lengths)
-    starts = offsets[rows] - taken[:-1]
-    return np.arange(taken[-1]) + np.repeat(starts, lengths), taken
+    return spread(offsets[rows], offsets[rows + 1] - offsets[rows])
+
+
+def spread(starts: Int64Array, lengths: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Return the numbers of ranges [start, start + length), range after range.
+
+    Args:
+        starts: int64 [n].
+        lengths: int64 [n].
+
+    Returns:
+        The numbers, int64 [V], and the offsets of each range in them, int64 [n + 1].
+    """
+    offsets = offsets_of(lengths)
+    return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths), offsets
+
+
+def first_at_or_after(
+    times: IntArray, low: Int64Array, high: Int64Array, wanted: Int64Array
+) -> Int64Array:
+    """Return the index of the first time in each run times[low:high] >= `wanted`.
+
+    Bisects all n runs at once and reads little of a memory-mapped array.
+    """
+    pending = np.flatnonzero(low < high)
+    low, high = low.copy(), high.copy()
+    while len(pending):
+        middle = (low[pending] + high[pending]) // 2
+        is_before = times[middle] < wanted[pending]
+        low[pending[is_before]] = middle[is_before] + 1
+        high[pending[~is_before]] = middle[~is_before]
+        pending = pending[low[pending] < high[pending]]
+    return low

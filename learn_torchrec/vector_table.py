@@ -18,7 +18,7 @@ from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import AnyArray, Column, Float16Array, Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, encode_ids
-from learn_torchrec.jagged import offsets_of
+from learn_torchrec.jagged import first_at_or_after, offsets_of
 from learn_torchrec.matrix import SHARDS, ShardedMatrix, finite_rows
 
 USERS, ITEMS = "users", "items"  # the tables of a vectors artefact
@@ -170,21 +170,3 @@ def write_index(
     if offsets is not None and times is not None:
         np.save(directory / _OFFSETS_FILE, offsets)
         np.save(directory / _TIMES_FILE, times)
-
-
-def first_at_or_after(
-    times: Int64Array, low: Int64Array, high: Int64Array, wanted: Int64Array
-) -> Int64Array:
-    """Return the index of the first time in each run times[low:high] >= `wanted`.
-
-    Bisects all n runs at once and reads little of a memory-mapped array.
-    """
-    pending = np.flatnonzero(low < high)
-    low, high = low.copy(), high.copy()
-    while len(pending):
-        middle = (low[pending] + high[pending]) // 2
-        is_before = times[middle] < wanted[pending]
-        low[pending[is_before]] = middle[is_before] + 1
-        high[pending[~is_before]] = middle[~is_before]
-        pending = pending[low[pending] < high[pending]]
-    return low

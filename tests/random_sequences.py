@@ -8,7 +8,7 @@ from learn_torchrec.datasets.sequences import SequenceSet
 
 def sequence_set(*, user_ids, offsets, items, times):
     """Return a set whose events are all likes."""
-    return SequenceSet(
+    return SequenceSet.of_offsets(
         user_ids=user_ids,
         offsets=offsets,
         items=items,

@@ -99,7 +99,7 @@ def towers(content: Path, market: Path, device: torch.device) -> dict[str, objec
     config = TowersConfig(
         model=TowersModelConfig(encoder=shape),
         optimizer=OptimizerConfig(learning_rate=3e-3, max_grad_norm=0.5),
-        training=TowersTrainingConfig(epochs=4, batch_size=16),
+        training=TowersTrainingConfig(epochs=4, batch_size=15),
     )
     log = Recorder()
     trained = train_towers(
@@ -135,7 +135,7 @@ def next_item(content: Path, market: Path, device: torch.device) -> dict[str, ob
         sampling=SamplingConfig(history_length=20),
         loss=LossConfig(objective="next_item", candidates=30),
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        training=TowersTrainingConfig(epochs=3, batch_size=16),
+        training=TowersTrainingConfig(epochs=3, batch_size=15),
     )
     log = Recorder()
     towers_build.TrainPipelineSparseDist, pipelines = watched()

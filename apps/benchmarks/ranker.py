@@ -133,7 +133,7 @@ def random_inputs(learn: LearnConfig) -> LearnInputs:
         content=content,
         config=learn,
         histories=Histories.build(
-            SequenceSet(
+            SequenceSet.of_offsets(
                 user_ids=pa.array(np.arange(IDS)),
                 offsets=np.arange(IDS + 1) * HISTORY,
                 items=np.concatenate(

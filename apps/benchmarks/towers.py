@@ -82,7 +82,7 @@ def make_work(directory: Path) -> Work:
             )
         )
     items = np.concatenate(rows)
-    sequences = SequenceSet(
+    sequences = SequenceSet.of_offsets(
         user_ids=pa.array(range(USERS)),
         offsets=offsets_of(np.sum(lengths, axis=0)),
         items=items,

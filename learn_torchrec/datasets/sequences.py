@@ -1,19 +1,23 @@
-"""Sequences: every user's events in time order, as jagged arrays."""
+"""Sequences: every user's events in time order, as ranges of shared arrays."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import BoolArray, Column, Int16Array, Int64Array
+from learn_torchrec.arrays import BoolArray, Column, Int16Array, Int64Array, IntArray
 from learn_torchrec.errors import UserError
-from learn_torchrec.jagged import offsets_of, positions_in
+from learn_torchrec.jagged import first_at_or_after, offsets_of, spread
 from learn_torchrec.schema import ACTION, TIMESTAMP, USER_ID
+
+_EVENTS_IN_BLOCK = 1 << 24
 
 NO_ACTION = -1  # the code of an unknown action, and of an item without an event
 
@@ -34,74 +38,145 @@ class ItemRows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceSet:
-    """Users and their events, oldest first; memory-mapped arrays stay mapped.
+    """Users and their events, oldest first: each user owns a range of shared arrays.
+
+    Selecting users, or the first events of each, copies no events, so that
+    memory-mapped arrays stay mapped and are shared by the ranks of a host.
+
+    Letters: U users, E events of all arrays, V events of these users.
 
     Attributes:
         user_ids: int64 or string [U].
-        offsets: int64 [U + 1]; user u owns events offsets[u] to offsets[u + 1].
-        items: int64 [E], rows of the content store.
-        times: int64 [E], unix seconds, non-decreasing within a user.
+        starts: int64 [U], ascending, the first event of each user.
+        lengths: int64 [U], events of each user; ranges do not overlap.
+        items: int32 or int64 [E], rows of the content store.
+        times: int32 or int64 [E], unix seconds, non-decreasing within a user.
         actions: int16 [E], codes: positions in `action_names`, or NO_ACTION.
         action_names: of the codes.
     """
 
     user_ids: pa.Array
-    offsets: Int64Array
-    items: Int64Array
-    times: Int64Array
+    starts: Int64Array
+    lengths: Int64Array
+    items: IntArray
+    times: IntArray
     actions: Int16Array
     action_names: tuple[str, ...]
+
+    @classmethod
+    def of_offsets(cls, offsets: Int64Array, **columns: Any) -> Self:
+        """Return a packed set, where user u owns events offsets[u] to offsets[u + 1].
+
+        Args:
+            offsets: int64 [U + 1].
+            columns: the other attributes.
+        """
+        return cls(starts=offsets[:-1], lengths=np.diff(offsets), **columns)
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
-    @property
-    def lengths(self) -> Int64Array:
-        """Events of each user, int64 [U]."""
-        return np.diff(self.offsets)
+    @functools.cached_property
+    def num_events(self) -> int:
+        """V."""
+        return int(self.lengths.sum())
 
-    def of(self, user: int) -> Int64Array:
+    @property
+    def ends(self) -> Int64Array:
+        """One past the last event of each user, int64 [U]."""
+        return self.starts + self.lengths
+
+    @property
+    def offsets(self) -> Int64Array:
+        """Offsets of the users' events in a packed set, int64 [U + 1]."""
+        if not self._is_packed:
+            raise ValueError("events of other users lie between; see `packed`")
+        return offsets_of(self.lengths)
+
+    @functools.cached_property
+    def _is_packed(self) -> bool:
+        if self.num_events != len(self.items):
+            return False
+        has_events = self.lengths > 0
+        return bool((offsets_of(self.lengths)[:-1] == self.starts)[has_events].all())
+
+    def of(self, user: int) -> IntArray:
         """Return the item rows of one user's events."""
-        return self.items[self.offsets[user] : self.offsets[user + 1]]
+        return self.items[self.starts[user] :][: self.lengths[user]]
+
+    def events(self) -> Int64Array:
+        """Return the indices of these users' events, ascending int64 [V]."""
+        return spread(self.starts, self.lengths)[0]
+
+    def owners(self, events: Int64Array) -> Int64Array:
+        """Return the user of each of some of these users' events, int64 [n]."""
+        has_events = np.flatnonzero(self.lengths > 0)
+        found = np.searchsorted(self.starts[has_events], events, side="right") - 1
+        return has_events[found]
+
+    def packed(self) -> "SequenceSet":
+        """Return these users' events alone: a copy, if others lie between them."""
+        return self if self._is_packed else self.select_events(self.events())
 
     def select_users(self, keep: BoolArray) -> "SequenceSet":
         """Return the set with only the users where `keep` [U] is true."""
         return dataclasses.replace(
-            self.select_events(np.repeat(keep, self.lengths)),
+            self,
             user_ids=self.user_ids.filter(pa.array(keep)),
-            offsets=offsets_of(self.lengths[keep]),
+            starts=self.starts[keep],
+            lengths=self.lengths[keep],
         )
 
-    def select_events(self, keep: BoolArray) -> "SequenceSet":
-        """Return the set with only the events where `keep` [E] is true.
+    def select_events(self, events: Int64Array) -> "SequenceSet":
+        """Return a packed copy with only some of the events, ascending int64 [n].
 
         Users without remaining events stay, with an empty sequence.
         """
-        kept = np.add.reduceat(np.r_[keep, False], self.offsets[:-1], dtype=np.int64)
+        before = np.searchsorted(events, self.starts)
+        lengths = np.searchsorted(events, self.ends) - before
         return dataclasses.replace(
             self,
-            offsets=offsets_of(kept * (self.lengths > 0)),
-            items=self.items[keep],
-            times=self.times[keep],
-            actions=self.actions[keep],
+            starts=offsets_of(lengths)[:-1],
+            lengths=lengths,
+            items=self.items[events],
+            times=self.times[events],
+            actions=self.actions[events],
         )
+
+    def first_at_or_after(self, time: int) -> Int64Array:
+        """Return each user's first event at or after `time`, or its end, int64 [U]."""
+        wanted = np.full(len(self), time)
+        return first_at_or_after(self.times, self.starts, self.ends, wanted)
 
     def before(self, time: int) -> "SequenceSet":
         """Return the set with only events strictly before `time`, no empty users."""
-        trimmed = self.select_events(self.times < time)
-        return trimmed.select_users(trimmed.lengths > 0)
+        lengths = self.first_at_or_after(time) - self.starts
+        trimmed = dataclasses.replace(self, lengths=lengths)
+        return trimmed.select_users(lengths > 0)
 
     def without_last(self, count: int) -> "SequenceSet":
         """Return the set without each user's last `count` events.
 
         Every user must have more than `count`.
         """
-        kept = np.repeat(self.lengths - count, self.lengths)
-        return self.select_events(positions_in(self.lengths) < kept)
+        return dataclasses.replace(self, lengths=self.lengths - count)
 
-    def first_times(self) -> Int64Array:
-        """Time of each user's first event, int64 [U]; no user may be empty."""
-        return self.times[self.offsets[:-1]]
+    def first_times(self) -> IntArray:
+        """Time of each user's first event, [U]; no user may be empty."""
+        return self.times[self.starts]
+
+    def item_counts(self, num_items: int) -> Int64Array:
+        """Return the number of events of each item row, int64 [num_items].
+
+        Events are read in blocks, so that a memory-mapped log is not held in memory.
+        """
+        counts = np.zeros(num_items, np.int64)
+        ends = offsets_of(self.lengths)
+        blocks = np.searchsorted(ends, np.arange(0, self.num_events, _EVENTS_IN_BLOCK))
+        for first, last in itertools.pairwise(np.r_[blocks, len(self)]):
+            events, _ = spread(self.starts[first:last], self.lengths[first:last])
+            counts += np.bincount(self.items[events], minlength=num_items)
+        return counts
 
     def with_action_names(self, names: Sequence[str]) -> "SequenceSet":
         """Return the set with codes that are positions in `names`.
@@ -149,9 +224,9 @@ def build_sequences(
     ranks[by_id] = np.arange(len(by_id))
     order = np.lexsort((ticks, ranks[codes]))
     lengths = np.bincount(ranks[codes], minlength=len(by_id))
-    return SequenceSet(
+    return SequenceSet.of_offsets(
+        offsets_of(lengths),
         user_ids=users.dictionary.take(pa.array(by_id)),
-        offsets=offsets_of(lengths),
         items=item_rows[mask][order],
         times=times[order],
         actions=found.filter(wanted).to_numpy().astype(np.int16)[order],

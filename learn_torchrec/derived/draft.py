@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from learn_torchrec import config
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -102,11 +100,9 @@ class LogCounts:
     def of(cls, draft: Draft) -> "LogCounts":
         """Count, at the moments that are settled so far."""
         sequences, times = draft.sequences, draft.times()
-        lengths = sequences.lengths[sequences.lengths > 0]
-        starts = sequences.offsets[:-1][sequences.lengths > 0]
-        earlier = np.add.reduceat(
-            sequences.times < times.towers_until, starts, dtype=np.int64
-        )
+        active = sequences.select_users(sequences.lengths > 0)
+        lengths = active.lengths
+        earlier = active.first_at_or_after(times.towers_until) - active.starts
         is_known = earlier > 0
         return cls(
             int(lengths.sum()),

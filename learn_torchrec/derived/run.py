@@ -182,6 +182,7 @@ def _repeats(draft: Draft) -> None:
     if users > _SAMPLED_USERS:
         step = -(-users // _SAMPLED_USERS)
         sequences = sequences.select_users(np.arange(users) % step == 0)
+    sequences = sequences.packed()
     owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
     pairs = len(np.unique(np.stack([owners, sequences.items]), axis=1).T)
     share = 1 - pairs / max(1, len(owners))
@@ -199,7 +200,7 @@ def _cut_offs(draft: Draft) -> None:
 
 
 def _export(draft: Draft) -> None:
-    events = len(draft.sequences.items)
+    events = draft.sequences.num_events
     if events > _MOST_SNAPSHOTS:
         reason = f"a vector after each of {events:,} events would fill the disk"
         draft.put("export.snapshots", "last", reason)

@@ -121,7 +121,7 @@ def _users(draft: Draft) -> None:
 def _held_out(draft: Draft) -> None:
     """Raise the shares of held-out users where a small log would have none of them."""
     split, log, time = draft.run.split, draft.sequences, draft.times().towers_until
-    earlier = log.select_events(log.times < time).lengths
+    earlier = log.first_at_or_after(time) - log.starts
     fits = earlier >= split.min_events
     if split.holdout == "time":
         fits = (earlier > 0) & (earlier < log.lengths)

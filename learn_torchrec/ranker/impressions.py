@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 import torch.distributed as dist
 
 from learn_torchrec.arrays import Int64Array
@@ -32,6 +33,7 @@ from learn_torchrec.ranker.features.lookups import Lookups
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.rows import RankingRows, RowsReport
 from learn_torchrec.ranker.tasks import label_columns
+from learn_torchrec.training.batch import pinned
 from learn_torchrec.training.distributed import gather_objects
 
 _BATCHES_AHEAD = 4
@@ -124,17 +126,21 @@ class Impressions:
             transform=self._encode_once if in_memory else self.encoder(),
         )
 
-    def batches(self, epoch: int, start: int = 0) -> Generator[RankingBatch]:
+    def batches(
+        self, epoch: int, start: int = 0, device: torch.device | None = None
+    ) -> Generator[RankingBatch]:
         """Yield this rank's share of every global batch of one pass, shuffled.
 
         The order depends only on (seed, epoch), not on the number of ranks and workers.
         The last, incomplete global batch is dropped, so that every rank takes the same
-        number of steps. `start` is the first step to yield, greater than 0 on resume.
+        number of steps. `start` is the first step to yield, greater than 0 on resume;
+        batches for a GPU `device` are pinned.
 
         Raises:
             UserError: rows that cannot be read or do not fit the settings.
         """
-        return prefetch(self._batches(epoch, start), _BATCHES_AHEAD)
+        batches = pinned(self._batches(epoch, start), device or torch.device("cpu"))
+        return prefetch(batches, _BATCHES_AHEAD)
 
     def _batches(self, epoch: int, start: int) -> Generator[RankingBatch]:
         if self._counted_epoch is None:

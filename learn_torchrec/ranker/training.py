@@ -201,7 +201,7 @@ class _Training:
             for epoch, taken in state.epochs(self._job.config.training.epochs):
                 if self._is_done():
                     break
-                batches = self._impressions.batches(epoch, start=taken)
+                batches = self._impressions.batches(epoch, taken, self._job.device)
                 with contextlib.closing(batches):
                     for part in self._until_due(batches):
                         train_epoch(

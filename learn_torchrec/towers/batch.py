@@ -7,6 +7,7 @@ users together, R target tokens, C content dim.
 import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -96,9 +97,15 @@ def collate(
     """Pack the samples of users, int64 [B], into a batch.
 
     `candidates`, int64 [K], are store rows; None for the batch's own positives. N_h and
-    N_t are `num_anchors` and `num_positives`.
+    N_t are `num_anchors` and `num_positives`. Users beyond the samples only fill the
+    batch: they have no anchor and no positive.
     """
-    first = sequences.offsets[users]
+    fill = UserSample(
+        **dict.fromkeys(("history", "target"), np.zeros(1, np.int64)),
+        **dict.fromkeys(("anchors", "positives"), np.zeros(0, np.int64)),
+    )
+    samples = [*samples, *[fill] * (len(users) - len(samples))]
+    first = sequences.starts[users]
     history, history_lengths = _events(first, [s.history for s in samples])
     target, target_lengths = _events(first, [s.target for s in samples])
     others = np.zeros(0, np.int64) if candidates is None else candidates
@@ -117,11 +124,11 @@ def collate(
         item_rows=torch.from_numpy(rows),
         history=torch.from_numpy(in_history),
         history_lengths=torch.from_numpy(history_lengths),
-        history_times=torch.from_numpy(sequences.times[history]),
+        history_times=torch.from_numpy(sequences.times[history].astype(np.int64)),
         history_actions=torch.from_numpy(sequences.actions[history]),
         target=torch.from_numpy(in_target),
         target_lengths=torch.from_numpy(target_lengths),
-        target_times=torch.from_numpy(sequences.times[target]),
+        target_times=torch.from_numpy(sequences.times[target].astype(np.int64)),
         target_actions=torch.from_numpy(sequences.actions[target]),
         anchors=anchors,
         positives=positives,
@@ -130,9 +137,26 @@ def collate(
     )
 
 
+class RankUsers(NamedTuple):
+    """A rank's users of a global batch; every rank has the same number.
+
+    Attributes:
+        users: int64 [B], B the batch size over the ranks, rounded up.
+        share: how many of them are its own; the others only fill the batch.
+    """
+
+    users: Int64Array
+    share: int
+
+    @property
+    def mine(self) -> list[int]:
+        """The users of the share."""
+        return self.users[: self.share].tolist()
+
+
 def epoch_users(
     sequences: SequenceSet, *, batch_size: int, seed: int, epoch: int, start: int
-) -> Iterator[tuple[int, Int64Array]]:
+) -> Iterator[tuple[int, RankUsers]]:
     """Yield the steps of one pass over the users, with this rank's users of each.
 
     The order depends only on (seed, epoch). The last, incomplete global batch of
@@ -140,16 +164,19 @@ def epoch_users(
     is the first step to yield, greater than 0 on resume.
 
     Yields:
-        The step and int64 [batch_size / ranks].
+        The step and `RankUsers`.
 
     Raises:
-        UserError: the batch size fits neither the ranks nor the users.
+        UserError: the batch size is below the number of ranks, or above the users'.
     """
     _refuse_batch_size(batch_size, len(sequences))
     share = rank_share(batch_size)
+    size = -(-batch_size // dist.get_world_size())
     order = np.random.default_rng([seed, epoch]).permutation(len(sequences))
     for step in range(start, len(sequences) // batch_size):
-        yield step, order[step * batch_size : (step + 1) * batch_size][share]
+        mine = order[step * batch_size : (step + 1) * batch_size][share]
+        users = np.concatenate([mine, np.full(size - len(mine), mine[0])])
+        yield step, RankUsers(users, len(mine))
 
 
 def _events(
@@ -170,10 +197,10 @@ def _token_index(chosen: list[Int64Array], lengths: Int64Array, width: int) -> T
 
 
 def _refuse_batch_size(batch_size: int, num_users: int) -> None:
-    if batch_size % dist.get_world_size():
+    if batch_size < dist.get_world_size():
         raise UserError(
-            f"towers.training.batch_size={batch_size} must be a multiple of the "
-            f"number of ranks, {dist.get_world_size()}"
+            f"towers.training.batch_size={batch_size}: is less than the number of "
+            f"ranks, {dist.get_world_size()}; raise it"
         )
     if num_users < batch_size:
         raise UserError(

@@ -101,10 +101,10 @@ def write_user_vectors(
 
     def keys(part: slice) -> dict[str, pa.Array]:
         known = events[part]
-        users = np.searchsorted(sequences.offsets, known, side="right") - 1
+        users = sequences.owners(known)
         return {
             USER_ID: sequences.user_ids.take(pa.array(users)),
-            TIMESTAMP: pa.array(sequences.times[known]),
+            TIMESTAMP: pa.array(sequences.times[known].astype(np.int64)),
         }
 
     path = working_dir / USER_VECTORS_FILE if parquet else None
@@ -126,7 +126,7 @@ def write_vector_indexes(
         working_dir / USERS,
         sequences.user_ids,
         offsets=np.searchsorted(events, sequences.offsets),
-        times=sequences.times[events],
+        times=sequences.times[events].astype(np.int64),
     )
 
 
@@ -197,7 +197,7 @@ def snapshot_events(
 ) -> Int64Array:
     """Return the events after which a user vector is exported, ascending int64 [n].
 
-    `since` is the moment of `config.since`, unix seconds.
+    `sequences` are packed; `since` is the moment of `config.since`, unix seconds.
     """
     users = np.repeat(np.arange(len(sequences)), sequences.lengths)
     if config.snapshots == "event":

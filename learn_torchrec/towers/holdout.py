@@ -1,6 +1,7 @@
 """Held-out users and events: training, validation and test of the towers."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, user_draws
 from learn_torchrec.errors import UserError
-from learn_torchrec.jagged import Jagged, positions_in
+from learn_torchrec.jagged import Jagged, spread
 
 _MIN_EVENTS = 4  # two events to learn from, one to validate, one to test
 
@@ -18,17 +19,36 @@ _MIN_EVENTS = 4  # two events to learn from, one to validate, one to test
 class RetrievalTask:
     """Users whose later events are to be retrieved from their earlier ones.
 
+    Events are read when they are asked for: a training has no use for the test's.
+
     Attributes:
         sequences: the users and all their events.
-        last_history: int64 [U], index of the last event of each user's history.
-        history: items of the histories.
-        targets: items to retrieve.
+        history_lengths: int64 [U], the first events of each user that are its history;
+            there is at least one, and one more event.
     """
 
     sequences: SequenceSet
-    last_history: Int64Array
-    history: Jagged
-    targets: Jagged
+    history_lengths: Int64Array
+
+    @property
+    def last_history(self) -> Int64Array:
+        """Index of the last event of each user's history, int64 [U]."""
+        return self.sequences.starts + self.history_lengths - 1
+
+    @functools.cached_property
+    def history(self) -> Jagged:
+        """Items of the histories."""
+        return self._items(self.sequences.starts, self.history_lengths)
+
+    @functools.cached_property
+    def targets(self) -> Jagged:
+        """Items to retrieve."""
+        starts = self.last_history + 1
+        return self._items(starts, self.sequences.ends - starts)
+
+    def _items(self, starts: Int64Array, lengths: Int64Array) -> Jagged:
+        events, offsets = spread(starts, lengths)
+        return Jagged(self.sequences.items[events].astype(np.int64), offsets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +62,8 @@ class TowersSplit:
         validation: selects the best epoch.
         test: must not influence any choice.
         known_until: the towers know only events strictly before it, unix seconds.
-        all_items: int64 [E], items of the events of all training users, where `train`
-            are some of them; see `recently_active`.
+        all_train: events of all training users, where `train` are some of them; see
+            `recently_active`.
     """
 
     train: SequenceSet
@@ -51,12 +71,12 @@ class TowersSplit:
     validation: RetrievalTask
     test: RetrievalTask
     known_until: int
-    all_items: Int64Array | None = None
+    all_train: SequenceSet | None = None
 
     @property
-    def counted_items(self) -> Int64Array:
-        """Items of the events that say how well known each item is, int64 [E]."""
-        return self.train.items if self.all_items is None else self.all_items
+    def counted(self) -> SequenceSet:
+        """Events that say how well known each item is."""
+        return self.train if self.all_train is None else self.all_train
 
 
 def split_towers(
@@ -93,8 +113,8 @@ def _hold_out_new_users(
     return TowersSplit(
         train=train,
         cuts=None,
-        validation=retrieval_task(validation, _history_lengths(validation, split)),
-        test=retrieval_task(test, _history_lengths(test, split)),
+        validation=_by_share(validation, split),
+        test=_by_share(test, split),
         known_until=time,
     )
 
@@ -115,13 +135,13 @@ def _split_by_time(active: SequenceSet, time: int, split: SplitConfig) -> Towers
         _refuse_empty(
             split, users, name, f"raise split.{name}_users or move split.towers_until"
         )
-        tasks.append(retrieval_task(users, cuts[has_both]))
+        tasks.append(RetrievalTask(sequences=users, history_lengths=cuts[has_both]))
     return TowersSplit(
         train=train,
         cuts=_events_before(train, time),
         validation=tasks[0],
         test=tasks[1],
-        known_until=int(active.times.max()) + 1,
+        known_until=_known_until(active),
     )
 
 
@@ -133,9 +153,9 @@ def _leave_one_out(active: SequenceSet, split: SplitConfig) -> TowersSplit:
     return TowersSplit(
         train=users.without_last(2),
         cuts=None,
-        validation=retrieval_task(without_test, without_test.lengths - 1),
-        test=retrieval_task(users, users.lengths - 1),
-        known_until=int(users.times.max()) + 1,
+        validation=_all_but_last(without_test),
+        test=_all_but_last(users),
+        known_until=_known_until(users),
     )
 
 
@@ -152,7 +172,7 @@ def recently_active(
             are the latest are added.
     """
     train = data.train
-    last = train.times[train.offsets[1:] - 1]
+    last = train.times[train.ends - 1]
     chosen = (last >= since) | (user_draws(train.user_ids) < replay)
     if chosen.sum() < least:
         latest = np.argsort(-last, kind="stable")
@@ -162,27 +182,24 @@ def recently_active(
         data,
         train=train.select_users(chosen),
         cuts=None if data.cuts is None else data.cuts[chosen],
-        all_items=train.items,
+        all_train=train,
     )
 
 
-def retrieval_task(
-    sequences: SequenceSet, history_lengths: Int64Array
-) -> RetrievalTask:
-    """Split events into the first `history_lengths` [U] of each user, and targets.
+def _all_but_last(users: SequenceSet) -> RetrievalTask:
+    return RetrievalTask(sequences=users, history_lengths=users.lengths - 1)
 
-    Every user has at least one event on either side.
-    """
-    lengths = sequences.lengths
-    in_history = positions_in(lengths) < np.repeat(history_lengths, lengths)
-    return RetrievalTask(
-        sequences=sequences,
-        last_history=sequences.offsets[:-1] + history_lengths - 1,
-        history=Jagged.from_lengths(sequences.items[in_history], history_lengths),
-        targets=Jagged.from_lengths(
-            sequences.items[~in_history], lengths - history_lengths
-        ),
-    )
+
+def _by_share(users: SequenceSet, split: SplitConfig) -> RetrievalTask:
+    """Let `split.history_share` of each user's events be the history."""
+    lengths = users.lengths
+    history = np.clip((lengths * split.history_share).astype(int), 1, lengths - 1)
+    return RetrievalTask(sequences=users, history_lengths=history)
+
+
+def _known_until(users: SequenceSet) -> int:
+    """Return a second after the last event; no user may be empty."""
+    return int(users.times[users.ends - 1].max()) + 1
 
 
 def _refuse_empty(split: SplitConfig, users: SequenceSet, name: str, fix: str) -> None:
@@ -193,16 +210,9 @@ def _refuse_empty(split: SplitConfig, users: SequenceSet, name: str, fix: str) -
         )
 
 
-def _history_lengths(sequences: SequenceSet, split: SplitConfig) -> Int64Array:
-    """Events of each user's history by `split.history_share`, int64 [U]."""
-    lengths = sequences.lengths
-    return np.clip((lengths * split.history_share).astype(int), 1, lengths - 1)
-
-
 def _events_before(sequences: SequenceSet, time: int) -> Int64Array:
     """Events of each user strictly before `time`, int64 [U]."""
-    earlier = np.r_[0, np.cumsum(sequences.times < time)]
-    return np.diff(earlier[sequences.offsets])
+    return sequences.first_at_or_after(time) - sequences.starts
 
 
 def _with_enough(sequences: SequenceSet, split: SplitConfig) -> SequenceSet:

@@ -12,7 +12,7 @@ from torch import Tensor
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
-from learn_torchrec.jagged import offsets_of
+from learn_torchrec.jagged import spread
 from learn_torchrec.towers.ids import as_kjt
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.repeat import RepeatedItems
@@ -39,16 +39,16 @@ def encode_catalogue(
 
 
 def history_windows(
-    sequences: SequenceSet, length: int
+    sequences: SequenceSet, events: Int64Array, length: int
 ) -> tuple[Int64Array, Int64Array]:
-    """Return the window of the most recent events that ends with each event.
+    """Return the window of the most recent events that ends with each of some events.
 
     Returns:
-        First and one-past-last event index of each window, int64 [E] each; window
-        e ends with event e and has at most `length` events of its user.
+        First and one-past-last event index of each window, int64 [n] each; a window
+        has at most `length` events of its user.
     """
-    user_starts = np.repeat(sequences.offsets[:-1], sequences.lengths)
-    ends = np.arange(1, len(sequences.items) + 1)
+    user_starts = sequences.starts[sequences.owners(events)]
+    ends = events + 1
     return np.maximum(user_starts, ends - length), ends
 
 
@@ -89,7 +89,9 @@ def history_vectors(
     done = 0
     for starts, ends, reads in _batches(sequences, events, history_length):
         tokens, first = _tokens(starts, ends)
-        rows, items = np.unique(sequences.items[tokens], return_inverse=True)
+        rows, items = np.unique(
+            sequences.items[tokens].astype(np.int64), return_inverse=True
+        )
         window = np.searchsorted(ends, reads + 1)
         read = first[window] + reads - starts[window]
         content, id_vectors = _inputs(towers, store, rows, device)
@@ -99,7 +101,7 @@ def history_vectors(
             torch.from_numpy(ends - starts).to(device),
             read=torch.from_numpy(read).to(device),
             id_vectors=id_vectors,
-            times=torch.from_numpy(sequences.times[tokens]).to(device),
+            times=torch.from_numpy(sequences.times[tokens].astype(np.int64)).to(device),
             actions=torch.from_numpy(sequences.actions[tokens]).to(device),
         )
         done += len(reads)
@@ -122,12 +124,12 @@ def repeat_scores(
     """
     if towers.repeat is None or len(events) == 0:
         return None
-    starts, ends = (edge[events] for edge in history_windows(sequences, history_length))
+    starts, ends = history_windows(sequences, events, history_length)
     lengths = ends - starts
     tokens, first = _tokens(starts, ends)
     device = towers.repeat.weight.device
     return towers.repeat(
-        torch.from_numpy(sequences.items[tokens]).to(device),
+        torch.from_numpy(sequences.items[tokens].astype(np.int64)).to(device),
         torch.from_numpy(lengths).to(device),
         torch.from_numpy(first + lengths - 1).to(device).unsqueeze(1),
     )
@@ -135,9 +137,8 @@ def repeat_scores(
 
 def _tokens(starts: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:
     """Return the events of all windows, and the position of each window's first."""
-    offsets = offsets_of(ends - starts)
-    first = offsets[:-1]
-    return np.arange(offsets[-1]) + np.repeat(starts - first, ends - starts), first
+    tokens, offsets = spread(starts, ends - starts)
+    return tokens, offsets[:-1]
 
 
 def _dim(towers: TwinTower) -> int:
@@ -164,11 +165,10 @@ def _batches(
     """
     if len(events) == 0:
         return
-    starts, ends = history_windows(sequences, history_length)
-    user_starts = np.repeat(sequences.offsets[:-1], sequences.lengths)
-    in_first_window = ends[events] - user_starts[events] <= history_length
+    owners = sequences.owners(events)
+    in_first_window = events < sequences.starts[owners] + history_length
     # Events within a user's first window share the window of the last of them.
-    last = np.r_[user_starts[events[1:]] != user_starts[events[:-1]], True]
+    last = np.r_[owners[1:] != owners[:-1], True]
     last |= np.r_[~in_first_window[1:], True]
     window_event = np.where(in_first_window, -1, events)
     closing = in_first_window & last
@@ -176,12 +176,15 @@ def _batches(
     # Every event reads from the window of the next event that has one.
     windows = events[window_event >= 0]
     owner = np.searchsorted(windows, events)
-    costs = np.cumsum(ends[windows] - starts[windows])
+    starts, ends = history_windows(sequences, windows, history_length)
+    costs = np.cumsum(ends - starts)
     batch = costs // _TOKENS_PER_BATCH
     # Both ascend, so a batch is a slice of the windows and a slice of the events.
     firsts = np.searchsorted(batch, np.unique(batch)[1:])
     first_reads = np.searchsorted(owner, firsts)
-    for chosen, reads in zip(
-        np.split(windows, firsts), np.split(events, first_reads), strict=True
-    ):
-        yield starts[chosen], ends[chosen], reads
+    yield from zip(
+        np.split(starts, firsts),
+        np.split(ends, firsts),
+        np.split(events, first_reads),
+        strict=True,
+    )

@@ -91,7 +91,7 @@ def evaluate_groups(
         the history, in the full ranking. `tail`: long-tail targets, as configured.
     """
     targets, removed = task.targets, _removed(task, config)
-    counts = np.bincount(train.items, minlength=num_items)
+    counts = train.item_counts(num_items)
     is_tail = counts[targets.values] <= config.tail_events
     is_new = ~_in_history(task, num_items)
     groups = {

@@ -71,7 +71,7 @@ def baseline_scores(
     - `already_bought` ranks the user's history items first, by their number of events,
       then all others by popularity.
     """
-    counts = torch.from_numpy(np.bincount(train.items, minlength=len(store)))
+    counts = torch.from_numpy(train.item_counts(len(store)))
     content = F.normalize(
         torch.from_numpy(store.gather(np.arange(len(store)))).float(), dim=-1
     )

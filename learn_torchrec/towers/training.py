@@ -1,5 +1,6 @@
 """Stage 2, training: histories and content vectors in, trained towers out."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from learn_torchrec.content.store import ContentStore
+from learn_torchrec.datasets.loading.prefetch import prefetch
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
 from learn_torchrec.progress import progress_bar
@@ -25,6 +27,7 @@ from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_towers
 from learn_torchrec.towers.warm_start import TEMPERATURE, InitialTowers
+from learn_torchrec.training.batch import pinned
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import train_epoch
@@ -35,6 +38,8 @@ from learn_torchrec.training.train_state import EarlyStopping, TrainState
 _TOWERS = "towers."  # in the names of the task's weights
 
 logger = logging.getLogger(__name__)
+
+_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +113,16 @@ def train_towers(
             start=taken,
         )
         batches = attach_content(batches, store, with_ids=task.towers.ids is not None)
-        _train_epoch(
-            trainer,
-            state,
-            _count_throughput(batches, speed, task.towers),
-            training.seed,
-            functools.partial(_refuse_non_finite, epoch, data.train, log),
-        )
+        # Sampled, gathered and pinned by a thread, while the device computes.
+        ahead = prefetch(pinned(batches, device), _BATCHES_AHEAD)
+        with contextlib.closing(ahead):
+            _train_epoch(
+                trainer,
+                state,
+                _count_throughput(ahead, speed, task.towers),
+                training.seed,
+                functools.partial(_refuse_non_finite, epoch, data.train, log),
+            )
         line = {
             "loss": state.means["loss"].result(),
             "temperature": task.temperature().item(),
@@ -162,7 +170,7 @@ def _prepare(
 ) -> Trainer:
     """Check settings against the data and return a fresh trainer."""
     _refuse_unfit_shape(config, store)
-    counts = torch.from_numpy(np.bincount(data.counted_items, minlength=len(store)))
+    counts = torch.from_numpy(data.counted.item_counts(len(store)))
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
     task = build_task(config, mean, std, counts, initial)
     task.objective.check(config.model, data)

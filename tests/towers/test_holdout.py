@@ -5,7 +5,7 @@ from random_sequences import make_sequences, sequence_set
 
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.holdout import retrieval_task, split_towers
+from learn_torchrec.towers.holdout import RetrievalTask, split_towers
 from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_groups
 from learn_torchrec.towers.scores import baseline_scores
 
@@ -31,7 +31,7 @@ def test_new_users_are_held_out_by_arrival():
     assert sorted(known) == list(range(150))
     assert 10 < len(validation) < 50
     # Nothing at or after the cut-off reaches training or validation.
-    assert held.train.times.max() == validation.times.max() == 2
+    assert held.train.packed().times.max() == validation.packed().times.max() == 2
     assert held.known_until == 3
     # Without new users there is no test, and training does not need one.
     later = split_towers(sequences, split_at(1000), SplitConfig(min_events=3))
@@ -99,7 +99,7 @@ def test_leave_one_out():
 
 def test_retrieval_task_and_baselines(store):
     sequences = make_sequences([5, 2])
-    task = retrieval_task(sequences, np.array([4, 1]))
+    task = RetrievalTask(sequences=sequences, history_lengths=np.array([4, 1]))
     assert task.last_history.tolist() == [3, 5]
     assert task.history.offsets.tolist() == [0, 4, 5]
     assert task.targets.values.tolist() == [sequences.items[4], sequences.items[6]]
@@ -134,7 +134,7 @@ def test_groups_of_targets_by_hand(store):
         items=np.array([3, 4, 4, 4, 1, 5, 2]),  # 3 4 4 | 4 1 and 5 | 2
         times=np.arange(7),
     )
-    task = retrieval_task(tested, np.array([3, 1]))
+    task = RetrievalTask(sequences=tested, history_lengths=np.array([3, 1]))
     rows = baseline_scores(train, store, task)
     first, second = rows["already_bought"](0, 2)
     # Bought twice, bought once, then by popularity.

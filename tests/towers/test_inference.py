@@ -51,7 +51,8 @@ def test_histories_equal_one_window_at_a_time(store, tokens_per_batch, monkeypat
 
 def naive_batches(sequences, events, history_length):
     """One pass over all windows and events for each batch."""
-    starts, ends = inference.history_windows(sequences, history_length)
+    every = np.arange(len(sequences.items))
+    starts, ends = inference.history_windows(sequences, every, history_length)
     users = np.repeat(np.arange(len(sequences)), sequences.lengths)
     first = ends - sequences.offsets[users] <= history_length
     windows = [

@@ -26,7 +26,7 @@ SAMPLING = SamplingConfig(
 def make_sequences(users=12):
     random = np.random.default_rng(1)
     lengths = random.integers(5, 20, users)
-    return SequenceSet(
+    return SequenceSet.of_offsets(
         user_ids=pa.array(range(users)),
         offsets=np.r_[0, np.cumsum(lengths)],
         items=random.integers(0, 40, lengths.sum()),

@@ -17,7 +17,7 @@ from learn_torchrec.towers.batch import attach_content
 from learn_torchrec.towers.build import build_objective, build_towers
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
-from learn_torchrec.towers.holdout import TowersSplit, retrieval_task
+from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit
 from learn_torchrec.towers.ids import ItemIds, as_kjt
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
 from learn_torchrec.towers.model import TowersModelConfig
@@ -75,7 +75,7 @@ def config_of(**changes):
 
 
 def data_of(sequences, leave_out=1):
-    task = retrieval_task(sequences, sequences.lengths - 1)
+    task = RetrievalTask(sequences=sequences, history_lengths=sequences.lengths - 1)
     return TowersSplit(
         train=sequences.without_last(leave_out),
         cuts=None,
@@ -293,7 +293,7 @@ def test_training_counts_the_events_of_the_items(store, one_rank, tmp_path):
             CPU,
             log,
         )
-    events = data_of(sequences).train.items.tolist()
+    events = data_of(sequences).train.packed().items.tolist()
     counts = [events.count(item) for item in range(len(store))]
     assert trained.state["ids.trust"].tolist() == pytest.approx(
         [count / (count + 3) for count in counts]

@@ -11,7 +11,7 @@ from random_sequences import sequence_set
 from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
-from learn_torchrec.towers.holdout import TowersSplit, retrieval_task
+from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit
 from learn_torchrec.towers.inference import encode_catalogue, encode_histories
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.objectives.config import LossConfig
@@ -136,7 +136,9 @@ def users_who(repeat: bool, users=60, length=8):
         items=np.concatenate(rows),
         times=np.tile(np.arange(length), users),
     )
-    task = retrieval_task(sequences, np.full(users, length - 2))
+    task = RetrievalTask(
+        sequences=sequences, history_lengths=np.full(users, length - 2)
+    )
     return TowersSplit(
         train=sequences, cuts=None, validation=task, test=task, known_until=length
     )

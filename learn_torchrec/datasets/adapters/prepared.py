@@ -103,9 +103,9 @@ class Prepared(Dataset):
         names = self.manifest.facts["actions"]
         refuse_unknown_actions(actions, names)
         items, is_whole = self._rows_in(store)
-        whole = SequenceSet(
+        whole = SequenceSet.of_offsets(
+            self._map("offsets"),
             user_ids=self._user_ids,
-            offsets=self._map("offsets"),
             items=items,
             times=self.times,
             actions=self._map("actions"),
@@ -115,7 +115,7 @@ class Prepared(Dataset):
             return whole
         wanted = [number for number, name in enumerate(names) if name in actions]
         keep = np.isin(self._map("actions"), wanted) & (items >= 0)
-        chosen = whole.select_events(keep)
+        chosen = whole.select_events(np.flatnonzero(keep))
         return chosen.select_users(chosen.lengths > 0)
 
     @functools.cached_property

@@ -69,6 +69,7 @@ class PreparedLog:
         source: of the log, for messages.
         actions: names; an event's action is a position in them.
         moment: that separates history from targets, unix seconds.
+        latest: time of the last valid row, unix seconds.
         valid_rows: rows that are not null, of implausible times or of unknown items.
         dropped: rows by reason; complete after `events`.
         users: `user_id` and `events`, sorted by id; complete after `events`.
@@ -79,6 +80,7 @@ class PreparedLog:
     source: str
     actions: list[str]
     moment: int
+    latest: int
     valid_rows: int
     dropped: dict[str, int]
     users: pa.Table = field(default_factory=lambda: pa.table({}))
@@ -195,6 +197,7 @@ def prepare(
         source=source,
         actions=actions["name"].to_pylist(),
         moment=moment,
+        latest=counts["latest"],
         valid_rows=counts["valid"],
         dropped=dropped,
     )

@@ -3,14 +3,14 @@
 An artefact (kind "sequences") of `items.parquet`, the item table; `user_ids.arrow`,
 sorted; `offsets.npy`, of each user's events; `items.npy` (rows of the item table),
 `times.npy` (unix seconds) and `actions.npy` (positions in the manifest's names), with a
-value per event; and `item_events.npy`, the number of events of each item.
-`adapters/prepared.py` reads it.
+value per event: int32 (times beyond 2038 int64) and int16; and `item_events.npy`, the
+number of events of each item. `adapters/prepared.py` reads it.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,6 @@ from learn_torchrec.schema import ITEMS_FILE, USER_ID
 KIND = "sequences"
 USER_IDS_FILE = "user_ids.arrow"
 ITEM_EVENTS = "item_events"
-_COLUMNS = {"items": np.int64, "times": np.int64, "actions": np.int16}
 
 
 def file_of(name: str) -> str:
@@ -70,17 +69,23 @@ def _write_events(working_dir: Path, log: PreparedLog, num_items: int) -> Int64A
     Files are not memory-mapped, as their pages would fill memory.
     """
     item_events = np.zeros(num_items, np.int64)
+    is_short = log.latest <= np.iinfo(np.int32).max  # until 2038
+    kinds: dict[str, np.dtype[Any]] = {
+        "items": np.dtype(np.int32),
+        "times": np.dtype(np.int32 if is_short else np.int64),
+        "actions": np.dtype(np.int16),
+    }
     with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context((working_dir / file_of(name)).open("wb"))
-            for name in _COLUMNS
-        ]
+        files: dict[IO[bytes], np.dtype[Any]] = {
+            stack.enter_context((working_dir / file_of(name)).open("wb")): kind
+            for name, kind in kinds.items()
+        }
         _write_headers(files, 0)
         done = 0
         for batch in log.events():
             columns = [
                 np.ascontiguousarray(column.to_numpy(zero_copy_only=False), kind)
-                for column, kind in zip(batch.columns, _COLUMNS.values(), strict=True)
+                for column, kind in zip(batch.columns, files.values(), strict=True)
             ]
             for file, values in zip(files, columns, strict=True):
                 file.write(values.data)
@@ -90,12 +95,12 @@ def _write_events(working_dir: Path, log: PreparedLog, num_items: int) -> Int64A
     return item_events
 
 
-def _write_headers(files: Sequence[BinaryIO], count: int) -> None:
-    """Write or rewrite the headers of arrays of `count` values.
+def _write_headers(files: Mapping[IO[bytes], np.dtype[Any]], count: int) -> None:
+    """Write or rewrite the headers of arrays of `count` values of each type.
 
     NumPy leaves room in a header for the count to grow.
     """
-    for file, kind in zip(files, _COLUMNS.values(), strict=True):
+    for file, kind in files.items():
         file.seek(0)
         header = np.lib.format.header_data_from_array_1_0(np.empty(0, kind))
         np.lib.format.write_array_header_1_0(file, header | {"shape": (count,)})

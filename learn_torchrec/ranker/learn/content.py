@@ -46,6 +46,7 @@ def content_vectors(store: ContentStore, sequences: SequenceSet) -> LearnVectors
         Vectors of C dims in half precision: items on disk, users in memory, one per
         user and timestamp.
     """
+    sequences = sequences.packed()
     owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
     keys = np.stack([owners, sequences.times])
     # Look-ups return only the last of simultaneous events, which includes them all.
@@ -54,7 +55,7 @@ def content_vectors(store: ContentStore, sequences: SequenceSet) -> LearnVectors
         users=VectorTable(
             index=IdIndex.build(sequences.user_ids, USER_ID),
             offsets=np.r_[0, np.cumsum(is_last)][sequences.offsets],
-            times=sequences.times[is_last],
+            times=sequences.times[is_last].astype(np.int64),
             vectors=_running_means(store, sequences, is_last),
         ),
         items=VectorTable(index=store.index, vectors=store.vectors),
@@ -75,7 +76,8 @@ def _running_means(
     means = np.empty((np.count_nonzero(selected), store.dim), np.float16)
     done = 0
     for start, end in itertools.pairwise(sequences.offsets):
-        sums = store.gather(sequences.items[start:end]).cumsum(axis=0, dtype=np.float64)
+        rows = sequences.items[start:end].astype(np.int64)
+        sums = store.gather(rows).cumsum(axis=0, dtype=np.float64)
         last = np.flatnonzero(selected[start:end])
         means[done : done + len(last)] = sums[last] / (last[:, None] + 1)
         done += len(last)

@@ -10,12 +10,16 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from learn_torchrec.arrays import Int64Array
+from learn_torchrec.arrays import Int64Array, IntArray
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
-from learn_torchrec.jagged import offsets_of, positions_in
+from learn_torchrec.jagged import (
+    first_at_or_after,
+    offsets_of,
+    positions_in,
+    spread,
+)
 from learn_torchrec.schema import USER_ID
-from learn_torchrec.vector_table import first_at_or_after
 
 # Of one history, so that a user with a million events costs no more than others.
 _MOST_EVENTS = 20_000
@@ -28,12 +32,12 @@ class EventTimes:
     Attributes:
         index: of the U user ids.
         offsets: int64 [U + 1] of the users' events.
-        times: int64 [E], unix seconds, non-decreasing within a user.
+        times: integers [E], unix seconds, non-decreasing within a user.
     """
 
     index: IdIndex
     offsets: Int64Array
-    times: Int64Array
+    times: IntArray
 
     def before(self, user_ids: pa.Array, times: Int64Array, source: str) -> Int64Array:
         """Return the first event of each user, and the first at or after a time.
@@ -84,19 +88,20 @@ class Histories:
 
     Attributes:
         events: the users' events in time.
-        items: int64 [E], rows of the item vectors.
+        items: integers [E], rows of the item vectors.
         next_of_item: int64 [E], the user's next event with the same item; E if none.
         counts: int64 [E], the user's events with this item up to this one.
     """
 
     events: EventTimes
-    items: Int64Array
+    items: IntArray
     next_of_item: Int64Array
     counts: Int64Array
 
     @classmethod
     def build(cls, sequences: SequenceSet) -> Self:
         """Prepare the histories of sequences; sorts their events once by item."""
+        sequences = sequences.packed()
         users = np.repeat(np.arange(len(sequences)), sequences.lengths)
         order = np.lexsort((sequences.items, users))  # stable: by time within both
         keys = np.stack([users[order], sequences.items[order]])
@@ -126,7 +131,8 @@ class Histories:
         """
         ends = bounds[:, 1]
         starts = np.maximum(bounds[:, 0], ends - _MOST_EVENTS)
-        events, owners = _spread(starts, ends)
+        events, _ = spread(starts, ends - starts)
+        owners = np.repeat(np.arange(len(bounds)), ends - starts)
         # The last event of an item before the row: the next one is not before it.
         is_last = self.next_of_item[events] >= ends[owners]
         events, owners = events[is_last], owners[is_last]
@@ -136,15 +142,8 @@ class Histories:
             kept = from_end <= length
             events, lengths = events[kept], np.minimum(lengths, length)
         return JaggedHistory(
-            items=self.items[events],
+            items=self.items[events].astype(np.int64),
             offsets=offsets_of(lengths),
             counts=self.counts[events],
-            times=self.events.times[events],
+            times=self.events.times[events].astype(np.int64),
         )
-
-
-def _spread(starts: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Return all numbers of the ranges [start, end), and the range of each."""
-    lengths = ends - starts
-    owners = np.repeat(np.arange(len(starts)), lengths)
-    return starts[owners] + positions_in(lengths), owners

@@ -95,11 +95,11 @@ class DenseAllAction(nn.Module):
         ):
             samples = [
                 sample_user(lengths[user], sampling, seed, epoch, user, cuts[user])
-                for user in users.tolist()
+                for user in users.mine
             ]
             yield collate(
                 train,
-                users,
+                users.users,
                 samples,
                 sampling.num_history_samples,
                 sampling.num_target_samples,

@@ -91,8 +91,8 @@ class NextItem(nn.Module):
                 candidates = random.choice(
                     self.num_items, self.num_candidates, replace=False, shuffle=False
                 )
-            samples = [next_item_sample(lengths[user], length) for user in users]
-            yield collate(train, users, samples, length, length, candidates)
+            samples = [next_item_sample(lengths[user], length) for user in users.mine]
+            yield collate(train, users.users, samples, length, length, candidates)
 
     def loss(self, towers: TwinTower, batch: TowerBatch, temperature: Tensor) -> Tensor:
         """Return this rank's loss; see `next_item_loss`."""

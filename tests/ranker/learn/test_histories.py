@@ -16,7 +16,7 @@ def sequences(seed=0, users=12, items=5, events=60):
     lengths = random.multinomial(events, np.ones(users) / users)
     lengths[0] = 0
     times = [np.sort(random.integers(0, 30, size=n)) for n in lengths]
-    return SequenceSet(
+    return SequenceSet.of_offsets(
         user_ids=pa.array(range(100, 100 + users)),
         offsets=offsets_of(lengths),
         items=random.integers(0, items, size=lengths.sum()),
@@ -60,7 +60,7 @@ def test_a_history_is_what_a_naive_loop_finds(seed, length):
 
 
 def test_a_long_history_costs_no_more_than_its_last_events(monkeypatch):
-    known = SequenceSet(
+    known = SequenceSet.of_offsets(
         user_ids=pa.array([7]),
         offsets=np.array([0, 100]),
         items=np.r_[np.zeros(98, np.int64), 1, 0],

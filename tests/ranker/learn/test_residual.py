@@ -72,7 +72,7 @@ def sequences(seed=0):
     random = np.random.default_rng(seed)
     lengths = random.integers(0, 20, size=USERS)
     times = [np.sort(random.integers(0, 100, size=n)) for n in lengths]
-    return SequenceSet(
+    return SequenceSet.of_offsets(
         user_ids=pa.array(range(USERS)),
         offsets=offsets_of(lengths),
         items=random.integers(0, ITEMS, size=lengths.sum()),
