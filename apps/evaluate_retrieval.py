@@ -16,6 +16,7 @@ from learn_torchrec.evaluation.words import TARGETS, TARGETS_MEAN, ranked_by
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_leak
 from learn_torchrec.towers.artifact import KIND_TOWERS, check_towers_inputs, load_towers
+from learn_torchrec.towers.co_occurrence import CoOccurrence
 from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig, evaluate_groups
 from learn_torchrec.towers.scores import baseline_scores, towers_scores
@@ -24,6 +25,7 @@ from learn_torchrec.training.distributed import process_group
 from . import options, program
 
 _LEAVE_ONE_OUT = ("recformer", "hstu")
+_MOST_COUNTED = 20_000_000  # events, whose pairs fit into memory
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -82,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "learn": towers_scores(towers, store, task, length, device),
             **baseline_scores(data.train, store, task),
         }
+        if data.train.num_events <= _MOST_COUNTED:
+            pairs = CoOccurrence.fit(data.train, len(store))
+            scores["co_occurrence"] = pairs.tuned(data.validation, task, retrieval)
         groups = evaluate_groups(scores, data.train, len(store), task, retrieval)
     body = {"retrieval": to_json(groups["all"])}
     body |= {

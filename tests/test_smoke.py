@@ -114,7 +114,7 @@ def check_metrics(metrics: dict) -> None:
         for values in metrics["ranking"][name].values():
             assert {"auc", "uauc", "wuauc", "users_kept", "rows"} <= set(values)
         assert 0.4 < metrics["ranking"][name]["all"]["auc"] < 1
-    for row in ("learn", "popularity", "content_mean"):
+    for row in ("learn", "popularity", "content_mean", "co_occurrence"):
         for name in ("h@50", "r@50", "h@100", "r@100"):
             assert 0 <= metrics["retrieval"][row][name] <= 1
     difference = metrics["ranking_difference"]["learn-baseline"]["all"]["uauc"]

@@ -37,6 +37,7 @@ _RANKED_BY = {
     "popularity": "popularity",
     "content_mean": "averaged content vectors",
     "already_bought": "already bought, then popularity",
+    "co_occurrence": "item-item co-occurrence",
 }
 # By their key in the metrics, as `evaluate-retrieval` writes them.
 TARGETS = {

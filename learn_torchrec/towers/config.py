@@ -20,6 +20,8 @@ class TowersTrainingConfig:
     Attributes:
         epochs: maximum number of passes over the training users.
         patience: passes without a better validation recall before training stops.
+        validated_users: of the validation users, at most so many are evaluated after
+            each pass.
         batch_size: users in a global batch, over all ranks.
         table_learning_rate: of the ID table's row-wise Adagrad.
         active_from: the towers learn from users with an event at or after this moment,
@@ -33,6 +35,7 @@ class TowersTrainingConfig:
 
     epochs: PositiveInt = 10
     patience: PositiveInt = 10
+    validated_users: PositiveInt = 20_000
     batch_size: PositiveInt = 240
     table_learning_rate: PositiveFloat = 0.05
     active_from: str | None = None

@@ -46,6 +46,16 @@ class RetrievalTask:
         starts = self.last_history + 1
         return self._items(starts, self.sequences.ends - starts)
 
+    def sample(self, most: int) -> "RetrievalTask":
+        """Return the task of up to `most` users, evenly spaced."""
+        count = len(self.sequences)
+        keep = np.zeros(count, bool)
+        keep[np.linspace(0, count - 1, min(most, count)).astype(np.int64)] = True
+        return RetrievalTask(
+            sequences=self.sequences.select_users(keep),
+            history_lengths=self.history_lengths[keep],
+        )
+
     def _items(self, starts: Int64Array, lengths: Int64Array) -> Jagged:
         events, offsets = spread(starts, lengths)
         return Jagged(self.sequences.items[events].astype(np.int64), offsets)

@@ -102,6 +102,7 @@ def train_towers(
         early_stopping=best,
     )
     state.resume(device)
+    validation = data.validation.sample(training.validated_users)
     peak = gemm_flops_per_second(device, DTYPES[training.precision])
     for epoch, taken in _progress_bar(state.epochs(training.epochs), training.epochs):
         speed = Throughput(peak)
@@ -129,7 +130,7 @@ def train_towers(
             **speed.result(),
         }
         metrics = evaluate_towers(
-            task.towers, store, data.validation, length, device, retrieval
+            task.towers, store, validation, length, device, retrieval
         )
         log.write(step=epoch + 1, total=training.epochs, **line, **metrics)
         logger.info(

@@ -1,9 +1,11 @@
 import numpy as np
+import pyarrow as pa
 import pytest
-from random_sequences import make_sequences
+from random_sequences import make_sequences, sequence_set
 
 from learn_torchrec.towers.co_occurrence import CoOccurrence
 from learn_torchrec.towers.holdout import RetrievalTask
+from learn_torchrec.towers.retrieval import RetrievalConfig
 
 ITEMS = 40
 
@@ -44,3 +46,37 @@ def test_only_the_latest_events_of_a_long_history_count(monkeypatch):
     assert first != second
     assert pairs.sum() == 2
     assert pairs[first, second] == pairs[second, first] == 1
+
+
+def test_settings_are_chosen_on_validation():
+    # Of the users of item 0, 10 also met item 1, which 10 have, and 20 met item 2,
+    # which 60 have: 10 / 10^p against 20 / 60^p.
+    train = set_of([[0, 1]] * 10 + [[0, 2]] * 20 + [[2, 3]] * 40)
+    rare, frequent = (
+        RetrievalTask(
+            sequences=set_of([[0, target]]), history_lengths=np.ones(1, np.int64)
+        )
+        for target in (1, 2)
+    )
+    model, config = CoOccurrence.fit(train, ITEMS), RetrievalConfig(ks=(1,))
+    for task, target in ((rare, 1), (frequent, 2)):
+        assert model.tuned(task, frequent, config)(0, 1).argmax().item() == target
+
+
+def set_of(lists):
+    """Return a user for each list of items, an event a second."""
+    return sequence_set(
+        user_ids=pa.array(range(len(lists))),
+        offsets=np.r_[0, np.cumsum([len(one) for one in lists])],
+        items=np.concatenate(lists),
+        times=np.concatenate([np.arange(len(one)) for one in lists]),
+    )
+
+
+def test_a_sample_of_users_is_evenly_spaced():
+    sequences = make_sequences([3] * 10)
+    task = RetrievalTask(sequences=sequences, history_lengths=np.arange(10) % 2 + 1)
+    assert task.sample(20).sequences.user_ids.to_pylist() == list(range(10))
+    some = task.sample(4)
+    assert some.sequences.user_ids.to_pylist() == [0, 3, 6, 9]
+    assert some.history_lengths.tolist() == [1, 2, 1, 2]
