@@ -15,7 +15,7 @@ from learn_torchrec.arrays import Int64Array
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ids import UNKNOWN, IdIndex
-from learn_torchrec.jagged import offsets_of
+from learn_torchrec.jagged import first_at_or_after, offsets_of
 from learn_torchrec.ranker.learn.batch import LearnBatch, LearnRows
 from learn_torchrec.ranker.learn.histories import Histories
 from learn_torchrec.ranker.learn.inputs import LearnInputs
@@ -27,7 +27,7 @@ from learn_torchrec.serving.model import item_ids
 from learn_torchrec.serving.request import RankRequest, ids_of
 from learn_torchrec.serving.served import LEARN, Served
 from learn_torchrec.serving.snapshot import KnownEvents, open_labels
-from learn_torchrec.vector_table import ITEMS, USERS, VectorTable, first_at_or_after
+from learn_torchrec.vector_table import ITEMS, USERS, VectorTable
 
 EVENTS, LABELS = "events", "labels"
 
@@ -120,9 +120,9 @@ class Known:
         parts = [self._events(*pair) for pair in zip(requests, users, strict=True)]
         offsets = offsets_of(np.array([len(items) for items, _ in parts]))
         items, times = (np.concatenate(each) for each in zip(*parts, strict=True))
-        sequences = SequenceSet(
+        sequences = SequenceSet.of_offsets(
+            offsets,
             user_ids=pa.array(np.arange(len(requests))),
-            offsets=offsets,
             items=items,
             times=times,
             actions=np.zeros(len(items), np.int16),
