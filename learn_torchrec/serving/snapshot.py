@@ -110,7 +110,7 @@ class KnownEvents:
             index=events.index,
             offsets=offsets_of(lengths),
             items=histories.items[kept].astype(np.int32),
-            times=events.times[kept],
+            times=events.times[kept].astype(np.int64),
         )
 
     def write(self, directory: Path) -> None:
