@@ -8,9 +8,9 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.towers.export import ExportConfig, snapshot_events
 from learn_torchrec.towers.holdout import (
+    RetrievalTask,
     TowersSplit,
     recently_active,
-    retrieval_task,
 )
 
 LENGTHS = np.array([3, 2, 2, 1])
@@ -19,7 +19,7 @@ TIMES = np.array([1, 5, 9, 2, 3, 8, 12, 4])
 
 @pytest.fixture
 def users():
-    return SequenceSet(
+    return SequenceSet.of_offsets(
         user_ids=pa.array([1, 2, 3, 4]),
         offsets=np.r_[0, LENGTHS.cumsum()],
         items=np.arange(8),
@@ -40,7 +40,9 @@ def users():
     ],
 )
 def test_users_with_new_events_are_learned_from(users, since, replay, least, wanted):
-    task = retrieval_task(users.select_users(LENGTHS > 1), np.array([2, 1, 1]))
+    task = RetrievalTask(
+        sequences=users.select_users(LENGTHS > 1), history_lengths=np.array([2, 1, 1])
+    )
     data = TowersSplit(
         train=users,
         cuts=np.array([1, 2, 3, 4]),
