@@ -33,7 +33,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Exported:
-    """A trained ranker and its bundle."""
+    """A trained ranker and its bundle; `content` may be vectors."""
 
     market: Path
     ranker: Path
@@ -42,7 +42,8 @@ class Exported:
 
     @property
     def inputs(self) -> list[str]:
-        content = [] if self.content is None else ["--content", str(self.content)]
+        given = self.content
+        content = [] if given is None else [f"--{given.name}", str(given)]
         return ["--data", f"parquet:{self.market}", *content]
 
     def runner(self) -> Runner:
