@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import save_file
@@ -26,13 +27,15 @@ from learn_torchrec.ranker.features.lookups import (
     find_columns,
 )
 from learn_torchrec.ranker.features.past import PastPairs, PastValues
+from learn_torchrec.ranker.learn.batch import LearnBatch
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.reduced import CONTENT
 from learn_torchrec.ranker.model import LearnRanker
+from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, TIMESTAMP, USER_ID
 from learn_torchrec.serving.dense import DensePart, export_dense
 from learn_torchrec.serving.fixed_rows import at_moment, latest_impressions
-from learn_torchrec.serving.known import EVENTS, LABELS
+from learn_torchrec.serving.known import EVENTS, RATES, RATES_FILE
 from learn_torchrec.serving.model import (
     HISTORY_TABLE,
     POOLED,
@@ -50,10 +53,10 @@ from learn_torchrec.serving.served import (
     PastSettings,
     Served,
 )
+from learn_torchrec.serving.shared_history import met
 from learn_torchrec.serving.signature import CANDIDATE_IDS, HISTORY_IDS
 from learn_torchrec.serving.snapshot import (
     KnownEvents,
-    write_labels,
     write_matrix,
     write_past,
     write_table,
@@ -124,10 +127,7 @@ class Weights:
         cpu = torch.device("cpu")
         model = ServedModel(served, self.lookups("float", cpu), self.dense, cpu)
         encoded = surroundings.encoder("the latest impressions")(rows)
-        learn = surroundings.learn
-        batch = None
-        if learn is not None and encoded.learn is not None:
-            batch = learn.batch(encoded.learn, item_ids)
+        batch = surroundings.learn_batch(encoded)
         return export_dense(self.dense, model.inputs(encoded, batch))
 
 
@@ -218,6 +218,12 @@ class Surroundings:
             labelled=False,
         )
 
+    def learn_batch(self, rows: RankingRows) -> LearnBatch | None:
+        """Return LEARN's inputs of encoded rows as the exported program takes them."""
+        if self.learn is None or rows.learn is None:
+            return None
+        return met(self.learn.batch(rows.learn, item_ids), self.learn)
+
     def context(self) -> pa.Schema:
         """Return the columns that requests bring, and their types."""
         schema = self.dataset.schema(IMPRESSIONS_FILE)
@@ -260,7 +266,7 @@ def _parts(learn: LearnInputs) -> tuple[str, ...]:
     parts = {
         USERS: learn.vectors,
         CONTENT: learn.content,
-        LABELS: learn.neighbours,
+        RATES: learn.neighbours,
         EVENTS: learn.histories,
     }
     return tuple(name for name, part in parts.items() if part is not None)
@@ -275,9 +281,10 @@ def _write_learn(directory: Path, learn: LearnInputs, as_of: int) -> None:
         folder.mkdir(parents=True)
         content.index.write(folder)
         write_matrix(folder, content.vectors)
-        content.write(folder)
     if learn.neighbours is not None:
-        write_labels(directory / LABELS, learn.neighbours, as_of)
+        rows = np.arange(len(learn.index))
+        rates = learn.neighbours.of(rows, np.full(len(rows), as_of))
+        np.save(directory / RATES_FILE, rates)
     if learn.histories is not None:
         KnownEvents.before(learn.histories, as_of).write(directory / EVENTS)
 

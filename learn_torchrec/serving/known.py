@@ -3,33 +3,40 @@
 Letters: B rows of all requests, E events, N items of the bundle.
 """
 
-import dataclasses
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from learn_torchrec.arrays import Int64Array
+from learn_torchrec.array_files import map_array
+from learn_torchrec.arrays import Float32Array, Int64Array
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ids import UNKNOWN, IdIndex
-from learn_torchrec.jagged import first_at_or_after, offsets_of
+from learn_torchrec.jagged import first_at_or_after, offsets_of, take_index
+from learn_torchrec.matrix import SHARDS, ShardedMatrix
 from learn_torchrec.ranker.learn.batch import LearnBatch, LearnRows
-from learn_torchrec.ranker.learn.histories import Histories
-from learn_torchrec.ranker.learn.inputs import LearnInputs
-from learn_torchrec.ranker.learn.neighbours import NeighbourRates
+from learn_torchrec.ranker.learn.histories import Histories, JaggedHistory
+from learn_torchrec.ranker.learn.inputs import LearnInputs, attention_ids
 from learn_torchrec.ranker.learn.reduced import CONTENT, ReducedContent
+from learn_torchrec.ranker.learn.statistics import TargetStatistics
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID
 from learn_torchrec.serving.model import item_ids
-from learn_torchrec.serving.request import RankRequest, ids_of
+from learn_torchrec.serving.request import Questions, RankRequest, ids_of
 from learn_torchrec.serving.served import LEARN, Served
-from learn_torchrec.serving.snapshot import KnownEvents, open_labels
+from learn_torchrec.serving.shared_history import SharedHistory, meet, statistics_of
+from learn_torchrec.serving.snapshot import KnownEvents
 from learn_torchrec.vector_table import ITEMS, USERS, VectorTable
 
-EVENTS, LABELS = "events", "labels"
+EVENTS, RATES = "events", "rates"
+RATES_FILE = "rates.npy"
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,15 @@ class Known:
     """LEARN's inputs of a bundle.
 
     Attributes:
-        inputs: vectors, content and neighbours.
+        inputs: vectors and content.
+        rates: float32 [N, tasks + 1], of the neighbours; None without.
         events: of the users' histories; None if no part needs them.
         actions: of the events of a history.
         as_of: unix seconds; `events` are those strictly before.
     """
 
     inputs: LearnInputs
+    rates: Float32Array | None
     events: KnownEvents | None
     actions: tuple[str, ...]
     as_of: int
@@ -64,49 +73,75 @@ class Known:
                 manifest=manifest,
             )
         if CONTENT in served.parts:
-            index = IdIndex.open(folder / CONTENT)
-            content = ReducedContent.open(folder / CONTENT, index)
+            content = _open_content(folder / CONTENT)
         inputs = LearnInputs(vectors, content, served.learn)
-        if LABELS in served.parts and content is not None:
-            past = open_labels(folder / LABELS, len(served.tasks))
-            rates = NeighbourRates(content, past, served.learn.neighbours)
-            inputs = dataclasses.replace(inputs, neighbours=rates)
+        rates = map_array(folder / RATES_FILE) if RATES in served.parts else None
         events = None
         if EVENTS in served.parts:
             events = KnownEvents.open(folder / EVENTS)
-        return cls(inputs, events, served.actions, served.as_of)
+        return cls(inputs, rates, events, served.actions, served.as_of)
 
-    def batch(
-        self, requests: Sequence[RankRequest], table: pa.Table, owners: Int64Array
-    ) -> LearnBatch:
-        """Return LEARN's inputs of requests.
-
-        Args:
-            requests: to score.
-            table: their candidates, B rows.
-            owners: int64 [B], the request of each row.
-        """
-        times = table[TIMESTAMP].to_numpy()
-        items = self.inputs.index.rows_of(table[ITEM_ID].combine_chunks())
-        users = rates = history = None
-        if self.inputs.vectors is not None:
-            ids = table[USER_ID].combine_chunks()
-            users = self.inputs.vectors.users.rows_as_of(ids, None)
-        if self.inputs.neighbours is not None:
-            rates = self.inputs.neighbours.of(items, times)
-        inputs = self.inputs
+    def batch(self, requests: Sequence[RankRequest], asked: Questions) -> LearnBatch:
+        """Return LEARN's inputs of requests, B rows."""
+        inputs, owners = self.inputs, asked.owners
+        rows = inputs.index.rows_of(asked.each[ITEM_ID].combine_chunks())
+        has_user = np.zeros(len(rows), bool)
+        found: dict[str, Any] = {}
+        if inputs.vectors is not None:
+            ids = asked.once[USER_ID].combine_chunks()
+            users = inputs.vectors.users.rows_as_of(ids, None)
+            has_user = (users != UNKNOWN)[owners]
+            found["user_vectors"] = inputs.vectors.users.gather(users)[owners]
+            found["item_vectors"] = inputs.vectors.items.gather(rows)
+        if inputs.content is not None and inputs.config.is_residual:
+            found["candidates"] = inputs.content.unit_vectors(rows)
+        if self.rates is not None:
+            rates = self.rates[np.maximum(rows, 0)]
+            found["neighbour_rates"] = np.where(rows[:, None] == UNKNOWN, 0, rates)
+        found["has_vectors"] = np.stack([has_user, rows != UNKNOWN], axis=1)
+        tensors: dict[str, Any] = {
+            name: torch.from_numpy(np.asarray(part)) for name, part in found.items()
+        }
+        batch = LearnBatch(**tensors)
         if self.events is not None:
-            histories, bounds = self._histories(requests)
-            inputs = dataclasses.replace(inputs, histories=histories)
-            history = bounds[owners]
-        rows = LearnRows(
-            item_rows=items,
-            user_rows=users,
-            times=times,
-            history=history,
-            neighbour_rates=rates,
-        )
-        return inputs.batch(rows, item_ids)
+            self._meet(batch, requests, rows, asked)
+        return batch
+
+    def _meet(
+        self,
+        batch: LearnBatch,
+        requests: Sequence[RankRequest],
+        rows: Int64Array,
+        asked: Questions,
+    ) -> None:
+        """Add to a batch what the candidates find in the histories."""
+        inputs = self.inputs
+        histories, bounds = self._histories(requests)
+        met = histories.gather(bounds, inputs.config.history_length)
+        ends = np.searchsorted(asked.owners, np.arange(len(requests)), side="right")
+        parts = []
+        for request, (start, end) in enumerate(itertools.pairwise([0, *ends.tolist()])):
+            if start < end:
+                own, time = _only(met, request), requests[request].timestamp
+                history = SharedHistory.of(inputs, rows[start:end], own, time)
+                parts.append(meet(history, self.statistics))
+        statistics, means = zip(*parts, strict=True)
+        if statistics[0] is not None:
+            batch.statistics = torch.cat(statistics)
+        if means[0] is not None:
+            batch.history_means = torch.cat(means)
+        if inputs.config.attention != "off":
+            each = _repeated(met, asked.owners)
+            times = asked.each[TIMESTAMP].to_numpy()
+            where = LearnRows(item_rows=rows, user_rows=None, times=times)
+            batch.history = inputs.history(each, where)
+            if inputs.config.attention == "content+id":
+                batch.item_ids = attention_ids(each, rows, item_ids)
+
+    @functools.cached_property
+    def statistics(self) -> TargetStatistics | None:
+        """What is computed of the histories; None if nothing is."""
+        return statistics_of(self.inputs)
 
     def _histories(
         self, requests: Sequence[RankRequest]
@@ -151,3 +186,37 @@ class Known:
         items, times = np.r_[items, rows[known]], np.r_[times, when[known]]
         order = np.argsort(times, kind="stable")
         return items[order], times[order]
+
+
+def _open_content(directory: Path) -> ReducedContent:
+    """Map reduced content; its neighbours became rates when it was exported."""
+    return ReducedContent(
+        index=IdIndex.open(directory),
+        vectors=ShardedMatrix.open(sorted(directory.glob(f"{SHARDS}-*.npy"))),
+        texts=np.empty(0, np.int32),
+        neighbours=np.empty((0, 0), np.int32),
+        similarities=np.empty((0, 0), np.float16),
+    )
+
+
+def _only(met: JaggedHistory, row: int) -> JaggedHistory:
+    """Return one of some histories."""
+    own = slice(int(met.offsets[row]), int(met.offsets[row + 1]))
+    count = own.stop - own.start
+    return JaggedHistory(
+        items=met.items[own],
+        offsets=np.array([0, count]),
+        counts=met.counts[own],
+        times=met.times[own],
+    )
+
+
+def _repeated(met: JaggedHistory, owners: Int64Array) -> JaggedHistory:
+    """Return the history of each row."""
+    index, offsets = take_index(met.offsets, owners)
+    return JaggedHistory(
+        items=met.items[index],
+        offsets=offsets,
+        counts=met.counts[index],
+        times=met.times[index],
+    )

@@ -76,9 +76,7 @@ class ServedModel:
                 SEQUENCES, list(rows.sequences), _ids(rows.sequences)
             )
         if learn is not None:
-            settings = self.served.learn
-            least = 1 if settings is None else settings.statistics.top + 1
-            found |= learn_tensors(learn, least)
+            found |= learn_tensors(learn)
             if learn.item_ids is not None:
                 names = [CANDIDATE_IDS, HISTORY_IDS]
                 found |= self._unpooled(HISTORY_TABLE, names, learn.item_ids)

@@ -25,12 +25,12 @@ from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.tasks import describe_tasks, scores
 from learn_torchrec.schema import USER_ID
 from learn_torchrec.serving.bundle import Surroundings, Weights
-from learn_torchrec.serving.model import Program, ServedModel, item_ids
+from learn_torchrec.serving.model import Program, ServedModel
 from learn_torchrec.serving.tables import Precision, pack
 
 Scores = Mapping[str, Float32Array]
 PRECISIONS: tuple[Precision, ...] = ("float", "half", "int8")
-_BATCH = 4096
+_BATCH = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +93,7 @@ class Exported:
         checked = encoder.checked(rows)
         for start in range(0, rows.num_rows, _BATCH):
             encoded = encoder.encode(checked.slice(start, _BATCH))
-            learn = None
-            if surroundings.learn is not None and encoded.learn is not None:
-                learn = surroundings.learn.batch(encoded.learn, item_ids)
-            parts.append(model.scores(encoded, learn))
+            parts.append(model.scores(encoded, surroundings.learn_batch(encoded)))
         return {
             name: np.concatenate([part[name] for part in parts]) for name in parts[0]
         }

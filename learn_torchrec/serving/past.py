@@ -1,6 +1,5 @@
 """Past counts of requests: a bundle's totals and the user's own later events."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,8 +71,3 @@ def _pairs(
     wanted = rows * stride + shown
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where((keys[place] == wanted) & (shown >= 0), counts[place], 0)
-
-
-def with_later(past: Sequence[Past], later: LaterEvents) -> list[PastNow]:
-    """Return past counts that know the later events, too."""
-    return [PastNow(each, later) for each in past]

@@ -1,6 +1,6 @@
-"""Requests of a ranker, and their rows as a table.
+"""Requests of a ranker, and their columns as tables.
 
-Letters: N candidates of a request.
+Letters: N candidates of a request, R requests, B rows of all requests.
 """
 
 import difflib
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from learn_torchrec.arrays import Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.features.columns import is_list
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID
@@ -54,13 +55,38 @@ class RankRequest:
     events: Sequence[Event | tuple[Id, int, str]] = ()
 
 
-def table_of(
+@dataclass(frozen=True)
+class Questions:
+    """Requests as tables of impressions' columns.
+
+    Attributes:
+        once: R rows: what all candidates of a request share, the user and the time
+            among it.
+        each: B rows: what differs between candidates, and the user and the time.
+        owners: int64 [B], the request of each row.
+    """
+
+    once: pa.Table
+    each: pa.Table
+    owners: Int64Array
+
+    def with_columns(self, names: Sequence[str]) -> pa.Table:
+        """Return the rows [B] with more of the columns that they share."""
+        table = self.each
+        for name in names:
+            if name not in table.column_names and name in self.once.column_names:
+                shared = self.once[name].take(pa.array(self.owners))
+                table = table.append_column(name, shared)
+        return table
+
+
+def questions(
     requests: Sequence[RankRequest],
     ids: Mapping[str, pa.DataType],
     context: pa.Schema,
     fills: bool,
-) -> pa.Table:
-    """Return the requests' candidates as rows of impressions.
+) -> Questions:
+    """Return the columns of requests.
 
     Args:
         requests: at least one candidate in all.
@@ -75,21 +101,26 @@ def table_of(
     for request in requests:
         _refuse_unknown(request.context, context)
     counts = [len(request.item_ids) for request in requests]
-    users = ids_of([r.user_id for r in requests], ids[USER_ID], USER_ID)
-    times = np.array([_time(request.timestamp) for request in requests], np.int64)
     owners = np.repeat(np.arange(len(requests)), counts)
     items = [item for request in requests for item in request.item_ids]
-    columns = {
-        USER_ID: users.take(pa.array(owners)),
-        ITEM_ID: ids_of(items, ids[ITEM_ID], ITEM_ID),
-        TIMESTAMP: pa.array(times[owners]),
-    }
+    users = ids_of([r.user_id for r in requests], ids[USER_ID], USER_ID)
+    times = pa.array([_time(request.timestamp) for request in requests], pa.int64())
+    once = {USER_ID: users, TIMESTAMP: times}
+    rows = pa.array(owners)
+    each = {name: values.take(rows) for name, values in once.items()}
+    each[ITEM_ID] = ids_of(items, ids[ITEM_ID], ITEM_ID)
     for column in context:
-        values = [
-            value for request in requests for value in _values(request, column, fills)
-        ]
-        columns[column.name] = _array(values, column)
-    return pa.table(columns)
+        found = [_value(request, column, fills) for request in requests]
+        if any(isinstance(value, _ForEach) for value in found):
+            spread = [
+                value.values if isinstance(value, _ForEach) else [value] * count
+                for value, count in zip(found, counts, strict=True)
+            ]
+            values = [value for part in spread for value in part]
+            each[column.name] = _array(values, column)
+        else:
+            once[column.name] = _array(found, column)
+    return Questions(pa.table(once), pa.table(each), owners)
 
 
 def ids_of(values: Sequence[Any], kind: pa.DataType, name: str) -> pa.Array:
@@ -130,8 +161,14 @@ def _refuse_unknown(given: Mapping[str, Any], context: pa.Schema) -> None:
             raise UserError(f"context: this ranker reads no column {name!r}; {hint}")
 
 
-def _values(request: RankRequest, column: pa.Field, fills: bool) -> Sequence[Any]:
-    """Return a column's value for each candidate."""
+class _ForEach(NamedTuple):
+    """A value for each candidate of a request."""
+
+    values: Sequence[Any]
+
+
+def _value(request: RankRequest, column: pa.Field, fills: bool) -> Any:
+    """Return a column's value for all candidates, or one for each."""
     count = len(request.item_ids)
     value = request.context.get(column.name)
     if value is None:
@@ -139,18 +176,22 @@ def _values(request: RankRequest, column: pa.Field, fills: bool) -> Sequence[Any
             raise UserError(
                 f"context: column {column.name!r} ({column.type}) is missing; give it"
             )
-        return [None] * count
-    is_many = isinstance(value, list | tuple | np.ndarray)
+        return None
+    is_many = _is_sequence(value)
     if is_many and is_list(column.type):
-        is_many = any(isinstance(v, list | tuple | np.ndarray) for v in value)
+        is_many = any(map(_is_sequence, value))
     if not is_many:
-        return [value] * count
+        return value
     if len(value) != count:
         raise UserError(
             f"context: column {column.name!r} has {len(value)} values for {count} "
             "candidates; give one for all, or one each"
         )
-    return list(value)
+    return _ForEach(value)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
 
 
 def _array(values: Sequence[Any], column: pa.Field) -> pa.Array:

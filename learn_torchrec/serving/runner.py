@@ -3,7 +3,6 @@
 Letters: N candidates of a request, B rows of all requests.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,14 @@ import torch
 
 from learn_torchrec.arrays import Float32Array
 from learn_torchrec.artifact import Manifest, read_manifest, reading
-from learn_torchrec.ranker.encode import Encoder
 from learn_torchrec.ranker.features.lookups import ItemColumns, Lookups
 from learn_torchrec.ranker.features.past import PastColumn
 from learn_torchrec.schema import ITEM_ID, SCORE, USER_ID
+from learn_torchrec.serving.encode import RequestEncoder
 from learn_torchrec.serving.known import Known
 from learn_torchrec.serving.model import ServedModel
-from learn_torchrec.serving.past import LaterEvents, with_later
-from learn_torchrec.serving.request import RankRequest, ids_of, table_of
+from learn_torchrec.serving.past import LaterEvents
+from learn_torchrec.serving.request import RankRequest, ids_of, questions
 from learn_torchrec.serving.served import (
     CATALOGUE,
     CODES,
@@ -36,7 +35,6 @@ from learn_torchrec.serving.snapshot import Past, open_past
 from learn_torchrec.serving.tables import Lookup, read_tables
 
 _TYPES = {"int64": pa.int64(), "string": pa.large_string()}
-_SOURCE = "the request"
 
 
 class Runner:
@@ -58,13 +56,12 @@ class Runner:
         manifest: Manifest,
         context: pa.Schema,
         model: ServedModel,
-        lookups: Lookups,
-        past: Sequence[Past],
+        encoder: RequestEncoder,
         known: Known | None,
     ) -> None:
         self.served, self.manifest = served, manifest
-        self._context, self._model, self._lookups = context, model, lookups
-        self._past, self._known = past, known
+        self._context, self._model = context, model
+        self._encoder, self._known = encoder, known
         self._ids = {USER_ID: _TYPES[served.user_ids], ITEM_ID: _TYPES[served.item_ids]}
         self.required_context: Mapping[str, str] = {
             column.name: str(column.type) for column in context
@@ -95,12 +92,20 @@ class Runner:
         """
         served, context = Served.read(directory)
         model = _open_model(directory, served, device)
-        lookups = _open_lookups(directory, served)
-        past = _open_past(directory, served)
+        encoder = RequestEncoder(
+            served.features,
+            _open_lookups(directory, served),
+            _open_past(directory, served),
+        )
         known = None
         if served.learn is not None:
             known = Known.open(directory, served, manifest)
-        return cls(served, manifest, context, model, lookups, past, known)
+        return cls(served, manifest, context, model, encoder, known)
+
+    @property
+    def id_types(self) -> tuple[pa.DataType, pa.DataType]:
+        """The types of users' and items' ids: int64 or large_string."""
+        return self._ids[USER_ID], self._ids[ITEM_ID]
 
     @functools.cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -126,7 +131,7 @@ class Runner:
             Probabilities, float32 [N, tasks], for each request.
 
         Raises:
-            UserError: ids, context or times that do not fit; see `request.table_of`.
+            UserError: ids, context or times that do not fit; see `request.questions`.
         """
         counts = [len(request.item_ids) for request in requests]
         empty = np.zeros((0, len(self.tasks)), np.float32)
@@ -139,16 +144,12 @@ class Runner:
         self, requests: Sequence[RankRequest], owners: np.ndarray
     ) -> Float32Array:
         fills = self.served.features.nulls == "fill"
-        table = table_of(requests, self._ids, self._context, fills)
-        later = self._later(requests, owners)
-        lookups = dataclasses.replace(self._lookups, past=with_later(self._past, later))
-        encoder = Encoder(
-            self.served.features, (), None, _SOURCE, lookups, labelled=False
-        )
+        asked = questions(requests, self._ids, self._context, fills)
+        rows = self._encoder.encode(asked, self._later(requests, owners))
         learn = None
         if self._known is not None:
-            learn = self._known.batch(requests, table, owners)
-        scores = self._model.scores(encoder.encode(table), learn)
+            learn = self._known.batch(requests, asked)
+        scores = self._model.scores(rows, learn)
         return np.stack([scores[name] for name in self.score_columns], axis=1)
 
     @functools.cached_property

@@ -3,8 +3,8 @@
 The ID tables are read outside of it. Both the exporter, which traces it, and the
 runner, which has no TorchRec, build its inputs here.
 
-Letters: B rows, F dense features, V ids of a feature or events of all histories, L the
-longest history, M distinct items.
+Letters: B rows, F dense features, V ids of a feature or events of all histories, M
+distinct items.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,6 @@ from learn_torchrec.ranker.learn.batch import HistoryBatch, LearnBatch
 
 DENSE, LEARN, HISTORY = "dense", "learn", "history"
 BAG, LENGTHS, VALUES = "bag", "lengths", "values"
-SLOTS = "history/slots"  # [L], whose length is that of the longest history
 CANDIDATE_IDS, HISTORY_IDS = "learn_item/candidate", "learn_item/history"
 
 
@@ -71,11 +70,8 @@ class Pooled:
         return torch.cat(list(self._lengths.values()))
 
 
-def learn_tensors(batch: LearnBatch, slots: int = 1) -> dict[str, Tensor]:
-    """Return LEARN's inputs by name, without the ids of attention.
-
-    The histories get at least so many `slots`.
-    """
+def learn_tensors(batch: LearnBatch) -> dict[str, Tensor]:
+    """Return LEARN's inputs by name, without the ids of attention."""
     found = {
         f"{LEARN}/{field.name}": value
         for field in fields(batch)
@@ -88,15 +84,14 @@ def learn_tensors(batch: LearnBatch, slots: int = 1) -> dict[str, Tensor]:
                 found[f"{HISTORY}/{field.name}"] = value
         for space, vectors in batch.history.vectors.items():
             found[f"{HISTORY}/vectors/{space}"] = vectors
-        found[SLOTS] = torch.zeros(max(slots, batch.history.longest), dtype=torch.int8)
     return found
 
 
 def learn_batch(tensors: Mapping[str, Tensor], item_ids: Any = None) -> LearnBatch:
     """Return the batch of `learn_tensors`."""
     history = None
-    if SLOTS in tensors:
-        plain = ("candidates", "items", "lengths", "counts", "ages")
+    plain = ("candidates", "items", "lengths", "counts", "ages")
+    if f"{HISTORY}/{plain[0]}" in tensors:
         prefix = f"{HISTORY}/vectors/"
         history = HistoryBatch(
             **{name: tensors[f"{HISTORY}/{name}"] for name in plain},
@@ -105,7 +100,7 @@ def learn_batch(tensors: Mapping[str, Tensor], item_ids: Any = None) -> LearnBat
                 for name, tensor in tensors.items()
                 if name.startswith(prefix)
             },
-            longest=tensors[SLOTS].shape[0],
+            longest=1,  # nothing is padded: statistics come computed
         )
     prefix = f"{LEARN}/"
     given = {

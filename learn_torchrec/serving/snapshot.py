@@ -18,7 +18,6 @@ from learn_torchrec.jagged import offsets_of
 from learn_torchrec.matrix import ShardedMatrix, blocks, create_shard
 from learn_torchrec.ranker.features.past import PastColumn, PastPairs, PastValues
 from learn_torchrec.ranker.learn.histories import Histories
-from learn_torchrec.ranker.learn.neighbours import NeighbourRates, PastLabels
 from learn_torchrec.vector_table import VectorTable, write_index
 
 Past = PastValues | PastPairs
@@ -58,25 +57,6 @@ def open_past(directory: Path, column: PastColumn) -> Past:
     if column.label is not None:
         positives = PastTotals.open(directory / _POSITIVES, name)
     return PastValues(column, events, positives)
-
-
-def write_labels(directory: Path, rates: NeighbourRates, as_of: int) -> None:
-    """Write the totals of the neighbours' labels into a new directory."""
-    for task, labels in enumerate(rates.past):
-        for place, events in enumerate((*labels.by_text, *labels.by_item)):
-            _totals(events, as_of).write(directory / f"{task}-{place}")
-
-
-def open_labels(directory: Path, tasks: int) -> list[PastLabels]:
-    """Map what `write_labels` wrote for some tasks; raises as `open_past`."""
-    found = []
-    for task in range(tasks):
-        shown, yes, own, own_yes = (
-            PastTotals.open(directory / f"{task}-{place}", "items")
-            for place in range(4)
-        )
-        found.append(PastLabels((shown, yes), (own, own_yes)))
-    return found
 
 
 def _totals(events: PastEvents | PastTotals, as_of: int) -> PastTotals:

@@ -7,7 +7,7 @@ batch, D vector dim, R reduced content dim.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -63,6 +63,23 @@ class LearnRows:
             for name in parts[0].columns
         }
         return cls(**{"user_rows": None, **joined})
+
+
+class Meeting(Protocol):
+    """What statistics read of histories: `HistoryBatch`, or what serving has."""
+
+    candidates: Tensor
+    items: Tensor
+    lengths: Tensor
+    counts: Tensor
+    ages: Tensor
+    vectors: dict[str, Tensor]
+
+    def padded(self, values: Tensor, padding: float) -> Tensor:
+        """Return values of the history items for each row, padded."""
+
+    def cosines(self, space: str, items: Tensor) -> Tensor:
+        """Return the cosines of candidates and padded history items."""
 
 
 @dataclass
@@ -164,6 +181,17 @@ class HistoryBatch(Movable):
             values.unsqueeze(1), [offsets], [self.longest], padding
         )
         return result.squeeze(2)
+
+    def cosines(self, space: str, items: Tensor) -> Tensor:
+        """Return the cosines of candidates and history items, float32 [B, L].
+
+        `items` are int64 [B, L], padded rows of the space's vectors.
+        """
+        vectors = self.vectors[space]
+        met = vectors.index_select(0, items.flatten()).unflatten(0, items.shape)
+        wanted = vectors.index_select(0, self.candidates).unsqueeze(1)
+        # In this order it takes half the time on a CPU.
+        return torch.bmm(wanted, met.transpose(1, 2)).squeeze(1).float()
 
 
 @dataclass

@@ -269,9 +269,9 @@ class LearnInputs:
             items = torch.from_numpy(self.vectors.items.gather(rows.item_rows))
         if self.histories is not None and rows.history is not None:
             found = self.histories.gather(rows.history, self.config.history_length)
-            history = self._history(found, rows)
+            history = self.history(found, rows)
             if self.config.attention == "content+id":
-                ids = _item_ids(found, rows.item_rows, keyed or _keyed_jagged)
+                ids = attention_ids(found, rows.item_rows, keyed or _keyed_jagged)
         if self.content is not None and self.config.is_residual:
             candidates = torch.from_numpy(self.content.unit_vectors(rows.item_rows))
         has_vectors = np.stack([has_user, rows.item_rows != UNKNOWN], axis=1)
@@ -300,7 +300,7 @@ class LearnInputs:
             part = rows.take(slice(start, start + _BLOCK_ROWS))
             assert part.history is not None
             found = self.histories.gather(part.history, self.config.history_length)
-            history = self._history(found, part)
+            history = self.history(found, part)
             means = None
             if "content" in self.spaces:
                 means = mean_of_history(history).numpy()
@@ -314,7 +314,8 @@ class LearnInputs:
             )
         return LearnRows.concatenate(parts)
 
-    def _history(self, found: JaggedHistory, rows: LearnRows) -> HistoryBatch:
+    def history(self, found: JaggedHistory, rows: LearnRows) -> HistoryBatch:
+        """Return histories of rows with the vectors that meet in them."""
         lengths = np.diff(found.offsets)
         used = pa.array(np.r_[rows.item_rows, found.items]).dictionary_encode()
         distinct = np.r_[UNKNOWN, used.dictionary.to_numpy()]
@@ -327,13 +328,14 @@ class LearnInputs:
             counts=torch.from_numpy(found.counts.astype(np.float32)),
             ages=torch.from_numpy(ages.astype(np.float32)),
             vectors={
-                space: torch.from_numpy(self._unit_vectors(space, distinct))
+                space: torch.from_numpy(self.unit_vectors(space, distinct))
                 for space in self.spaces
             },
             longest=int(max(1, lengths.max(initial=0))),
         )
 
-    def _unit_vectors(self, space: Space, rows: Int64Array) -> Float16Array:
+    def unit_vectors(self, space: Space, rows: Int64Array) -> Float16Array:
+        """Return vectors of items [n] of unit length; zeros where -1."""
         if space == "content" and self.content is not None:
             return self.content.unit_vectors(rows)
         assert self.vectors is not None
@@ -342,7 +344,8 @@ class LearnInputs:
         return (vectors / np.maximum(norms, _LEAST_NORM)).astype(np.float16)
 
 
-def _item_ids(found: JaggedHistory, candidates: Int64Array, keyed: KeyedIds) -> Any:
+def attention_ids(found: JaggedHistory, candidates: Int64Array, keyed: KeyedIds) -> Any:
+    """Return the ids of candidates and histories in what `keyed` makes of them."""
     known = candidates != UNKNOWN
     lengths = np.r_[known.astype(np.int64), np.diff(found.offsets)]
     values = np.r_[candidates[known], found.items]
