@@ -30,7 +30,12 @@ from learn_torchrec.serving.parity import (
     uauc_differences,
 )
 from learn_torchrec.serving.runner import Runner
-from learn_torchrec.serving.served import KIND, PROGRAM_FILE, refuse_unsupported
+from learn_torchrec.serving.served import (
+    KIND,
+    LAYOUT,
+    PROGRAM_FILE,
+    refuse_unsupported,
+)
 from learn_torchrec.training.distributed import process_group
 
 from . import options
@@ -95,7 +100,8 @@ def plan(args: argparse.Namespace) -> Job:
     refuse_unsupported(ranker.features, args.ranker)
     inputs = dataset.fingerprints(*ranker_tables(dataset, ranker, open_codes(args)))
     inputs |= towers_input(args) | codebook_input(args)
-    inputs |= {"precision": args.precision}
+    settings = (LAYOUT, args.precision, args.rows, *dataclasses.astuple(_kept(args)))
+    inputs |= {"bundle": ", ".join(map(str, settings))}
     artefacts = {"ranker": (args.ranker, KIND_RANKER), **vector_artefacts(args)}
     artefacts |= codes_artefact(args)
     return describe(args, KIND, ("split",), inputs, artefacts)
@@ -141,6 +147,14 @@ def _export(args: argparse.Namespace, job: Job) -> None:
     print(_summary(found))
 
 
+def _kept(args: argparse.Namespace) -> Tolerances:
+    return Tolerances(
+        exact=args.max_difference,
+        rounded=args.max_rounded_difference,
+        uauc=args.max_uauc_difference,
+    )
+
+
 def certificate(
     args: argparse.Namespace,
     exported: Exported,
@@ -153,11 +167,7 @@ def certificate(
     Raises:
         UserError: a difference beyond its tolerance.
     """
-    tolerances = Tolerances(
-        exact=args.max_difference,
-        rounded=args.max_rounded_difference,
-        uauc=args.max_uauc_difference,
-    )
+    tolerances = _kept(args)
     differences, trained, served = certify(
         exported,
         rows,

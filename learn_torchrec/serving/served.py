@@ -15,6 +15,7 @@ from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.serving.tables import Group, Precision
 
 KIND = "bundle"
+LAYOUT = 1  # of a bundle's files; a runner reads its own alone
 SERVED_FILE, CONTEXT_FILE = "served.json", "context.arrow"
 TABLES_FILE, PROGRAM_FILE = "tables.safetensors", "dense.pt2"
 CATALOGUE, CODES, PAST, LEARN = "catalogue", "codes", "past", "learn"
@@ -56,6 +57,7 @@ class Served:
         precision: of the tables.
         groups: of the tables.
         parts: LEARN's inputs that the bundle holds.
+        layout: of the files.
     """
 
     features: FeaturesConfig
@@ -70,6 +72,7 @@ class Served:
     precision: Precision
     groups: tuple[Group, ...]
     parts: tuple[str, ...]
+    layout: int = LAYOUT
 
     def write(self, directory: Path, context: pa.Schema) -> None:
         """Write it, and the types of the columns that a request brings."""
@@ -86,6 +89,11 @@ class Served:
         """
         path = directory / SERVED_FILE
         body = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(body, dict) and body.get("layout") != LAYOUT:
+            raise UserError(
+                f"{path}: layout {body.get('layout')}, but this version reads "
+                f"{LAYOUT}; export the bundle again"
+            )
         served = config.from_dict(cls, body, path)
         buffer = pa.py_buffer((directory / CONTEXT_FILE).read_bytes())
         return served, pa.ipc.read_schema(buffer)
