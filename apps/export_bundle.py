@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from learn_torchrec.artifact import read_manifest, versions
+from learn_torchrec.config import to_dict
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.provenance import refuse_other_inputs
 from learn_torchrec.publish import write_artifact
@@ -36,6 +37,7 @@ from learn_torchrec.serving.served import (
     PROGRAM_FILE,
     refuse_unsupported,
 )
+from learn_torchrec.spaces import refuse_other_space, space_of
 from learn_torchrec.training.distributed import process_group
 
 from . import options
@@ -44,6 +46,7 @@ from .learn_inputs import (
     add_codes,
     codebook_input,
     codes_artefact,
+    learn_space,
     open_codes,
     open_learn,
     ranker_tables,
@@ -138,7 +141,7 @@ def _export(args: argparse.Namespace, job: Job) -> None:
             found = certificate(args, exported, runner, rows, working)
             found |= {
                 "plan": plans,
-                "config": job.config,
+                "config": {**job.config, "ranker": to_dict(config)},
                 "inputs": dict(job.inputs),
                 "versions": versions(),
             }
@@ -215,6 +218,12 @@ def read_surroundings(args: argparse.Namespace, job: Job) -> Surroundings:
     actions = tuple(manifest.config["split"]["actions"])
     options_of = {"towers": "vectors", "content": "content", "codebook": "codes"}
     refuse_other_inputs(manifest, args.ranker, job.inputs, options_of)
+    refuse_other_space(
+        space_of(manifest),
+        learn_space(args, config),
+        f"the vectors given, and those that {args.ranker} was trained on,",
+        "export them with --earlier and the vectors of its training",
+    )
     learn = open_learn(args, dataset, config, actions)
     codes = open_codes(args)
     return Surroundings(
