@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the outcomes, print the tables and write the JSON."""
     args = build_parser().parse_args(argv)
     config = apply_overrides(EvaluateAbConfig(), args.overrides)
-    program.check_output_file(args.out)
+    inputs = [("--outcomes", args.outcomes)]
+    is_ours = program.json_with("lifts")
+    program.check_output_file(args.out, inputs=inputs, is_ours=is_ours)
     user_columns, item_columns = args.user_cohort_column, args.item_cohort_column
     if args.simulate:
         if args.outcomes.exists():

@@ -156,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     _check_options(args)
     paths = parse_names(args.predictions)
+    _check_output(args, paths)
     config = apply_overrides(EvaluationConfig(), args.overrides)
     metrics = named_metrics(",".join(args.metrics).replace(",", " ").split())
     gates = [parse_gate(text) for text in args.gate]
@@ -220,7 +221,6 @@ def _check_options(args: argparse.Namespace) -> None:
     ):
         if value < least:
             raise UserError(f"{option} {value}: use {least} or more")
-    program.check_output_file(args.out)
     if args.gate and len(args.predictions) < 2:
         raise UserError("--gate: compares files; name two or more --predictions")
     for option, is_given in (
@@ -231,6 +231,14 @@ def _check_options(args: argparse.Namespace) -> None:
         if args.stream and is_given:
             raise UserError(f"{option}: needs all rows in memory; leave out --stream")
     args.intervals = args.intervals or ("influence" if args.stream else "bootstrap")
+
+
+def _check_output(args: argparse.Namespace, paths: Mapping[str, Path]) -> None:
+    if not args.stream:
+        program.refuse_ranks("only with --stream ranks share the work")
+    inputs = [("--predictions", path) for path in paths.values()]
+    is_ours = program.json_with("ranking", TASKS)
+    program.check_output_file(args.out, inputs=inputs, is_ours=is_ours)
 
 
 def stream(
@@ -247,7 +255,7 @@ def stream(
         What `evaluate` returns for each task.
     """
     by_task: dict[str, dict[str, Any]] = {}
-    with evaluate_stream.ranks() as communicator:
+    with evaluate_stream.ranks(vars(args), paths) as communicator:
         for task, columns in tasks.items():
             files = {name: (paths[name], one) for name, one in columns.items()}
             mine = [gate for gate in gates if gate.task in ("", task)]

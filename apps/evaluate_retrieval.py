@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Rank the whole catalogue for the users or events held out from training."""
     args = build_parser().parse_args(argv)
-    program.check_output_file(args.out)
+    given = [*options.paths_read(args), *options.config_read(args)]
+    is_ours = program.json_with("retrieval")
+    program.check_output_file(args.out, inputs=given, is_ours=is_ours)
     run = options.resolve(args)
     retrieval = _retrieval(run, args.protocol)
     dataset = options.dataset(args)

@@ -1,6 +1,7 @@
 """`evaluate-auc --stream`: files read in batches, on all ranks of torchrun."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,17 +23,31 @@ from .ranking_tables import Differences
 
 
 @contextlib.contextmanager
-def ranks() -> Iterator[Communicator]:
-    """Yield the communicator of the ranks that torchrun started, or of this process."""
-    import torch.distributed as dist  # takes seconds to load
+def ranks(
+    settings: Mapping[str, object], files: Mapping[str, Path]
+) -> Iterator[Communicator]:
+    """Yield the communicator of the ranks that were started, or of this process.
 
+    Args:
+        settings: that all ranks must have been given alike, by name.
+        files: of the predictions, by name; alike on all ranks, too.
+
+    Raises:
+        UserError: on every rank, names what differs.
+    """
+    if "RANK" not in os.environ:
+        yield LocalCommunicator()
+        return
+    # These take seconds to load.
+    from learn_torchrec.training.agreement import (
+        digests_to_compare,
+        refuse_different_ranks,
+    )
     from learn_torchrec.training.distributed import process_group
 
-    with contextlib.ExitStack() as job:
-        communicator: Communicator = LocalCommunicator()
-        if dist.is_torchelastic_launched():
-            communicator = TorchCommunicator(job.enter_context(process_group()))
-        yield communicator
+    with process_group() as device:
+        refuse_different_ranks({**settings, **digests_to_compare(files)})
+        yield TorchCommunicator(device)
 
 
 def evaluate(

@@ -105,6 +105,12 @@ def paths_read(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
             yield "--data", path
 
 
+def config_read(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Yield the file of `--config`, which an artefact may contain, but no file be."""
+    if args.config is not None:
+        yield "--config", args.config
+
+
 def add_output(result: argparse.ArgumentParser, what: str) -> None:
     """Add the options of an app that writes an artefact."""
     result.add_argument(

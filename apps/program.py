@@ -11,13 +11,12 @@ import itertools
 import json
 import logging
 import os
-import select
 import signal
 import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -30,11 +29,18 @@ from learn_torchrec.errors import (
     refuse_other_text,
 )
 from learn_torchrec.locks import real_place
-from learn_torchrec.outputs import refuse_unwritable, replacing
+from learn_torchrec.outputs import (
+    refuse_foreign,
+    refuse_inputs,
+    refuse_inside_artifact,
+    refuse_unwritable,
+    replacing,
+)
 from learn_torchrec.refusals import naming, one_line
 from learn_torchrec.text import printable
 
 from .stages import STAGES
+from .standard_output import keep_writing
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _FORMAT, _TIME = "%(asctime)s %(name)s: %(message)s", "%H:%M:%S"
@@ -54,7 +60,24 @@ class HelpFormatter(
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with an argument in printable text without credentials."""
+    """Says what is wrong with an argument in printable text without credentials.
+
+    Attributes:
+        works_alone: whether ranks would each do all the work, and write one output.
+    """
+
+    works_alone = False
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """Return the options.
+
+        Raises:
+            UserError: this is one of several ranks that cannot share the work.
+        """
+        result = super().parse_args(*args, **options)
+        if self.works_alone and "out" in result:
+            refuse_ranks(f"{self.prog} does not share its work")
+        return result
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message; end with exit code 2."""
@@ -77,13 +100,26 @@ def parser(
     stage = STAGES.get(command)  # None: a benchmark
     if stage and stage.example:
         notes.append(f"example:\n  learn-torchrec {command} {stage.example}")
-    return Parser(
+    result = Parser(
         prog=f"learn-torchrec {command}",
         description=description,
         epilog="\n\n".join(notes),
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
+    result.works_alone = stage is not None and not stage.distributed
+    return result
+
+
+def refuse_ranks(reason: str) -> None:
+    """Refuse to run as one of several ranks, of torchrun say.
+
+    Raises:
+        UserError: with the reason.
+    """
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and ranks != "1":
+        raise UserError(f"{reason}; start it alone, not on {ranks} ranks")
 
 
 def add_overrides(result: "argparse._ActionsContainer", help_text: str) -> None:
@@ -113,17 +149,73 @@ def add_output_file(
     )
 
 
-def check_output_file(path: Path, kind: str = "JSON") -> None:
-    """Check that `--out` can be a file.
+def check_output_file(
+    path: Path,
+    kind: str = "JSON",
+    inputs: Iterable[tuple[str, Path]] = (),
+    is_ours: Callable[[Path], bool] | None = None,
+) -> None:
+    """Check that `--out` can be a file, and destroys nothing.
+
+    Args:
+        path: of the output.
+        kind: of file, for messages.
+        inputs: option and path of each.
+        is_ours: whether an existing file is one that the command wrote and may replace.
 
     Raises:
-        UserError: it is a directory or a device, or cannot be written.
+        UserError: it is a directory or a device, cannot be written, is, lies in or
+            contains an input, lies in an artefact, or is somebody else's file.
     """
     if path.is_dir():
         raise UserError(f"--out {path}: is a directory; name a {kind} file")
     refuse_unwritable(path)
     if path.exists() and not path.is_file():  # it would be replaced
         raise UserError(f"--out {path}: is no plain file; name a {kind} file")
+    refuse_inside_artifact(path)
+    refuse_inputs(path, inputs)
+    if is_ours is not None:
+        refuse_foreign(path, is_ours, f"a {kind} file that this command wrote")
+
+
+def check_output_folder(
+    path: Path,
+    names: Iterable[str],
+    inputs: Iterable[tuple[str, Path]],
+    is_ours: Callable[[], bool],
+) -> None:
+    """Check that `--out` can be a folder in which some names are made or replaced.
+
+    Args:
+        path: of the folder, whose other files stay.
+        names: of what is made in it.
+        inputs: option and path of each.
+        is_ours: whether the command made the folder, and may replace files in it.
+
+    Raises:
+        UserError: see `check_output_file`.
+    """
+    refuse_unwritable(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path}: is a file; name a directory")
+    inputs = list(inputs)
+    for name in names:
+        refuse_inside_artifact(path / name)
+        refuse_inputs(path / name, inputs)
+        refuse_foreign(path / name, lambda _: is_ours(), "this command's")
+
+
+def json_with(*names: str) -> Callable[[Path], bool]:
+    """Return a function that tells whether a file is a JSON object with such a name."""
+
+    def is_ours(path: Path) -> bool:
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(body, dict) and any(name in body for name in names)
+
+    return is_ours
 
 
 def run(
@@ -133,8 +225,9 @@ def run(
 
     So does an operation that the system refuses. A run that was told to stop, and has
     saved what it needs to resume, exits with 0. When the reader of the output is gone
-    (`| head`), the program ends as by SIGPIPE.
+    (`| head`), the work goes on, and the program then ends as by SIGPIPE.
     """
+    output = keep_writing()
     _set_up_output()
     given = sys.argv[1:] if argv is None else argv
     remember(given)
@@ -149,10 +242,6 @@ def run(
             print(end="", flush=True)  # stdout may be closed, and None
     except Stopped as stopped:
         logging.getLogger(__name__).info("%s", stopped)
-    except BrokenPipeError:
-        if not _stdout_is_broken():
-            raise
-        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         mistake = one_line(error)
         record_failure(f"error: {mistake}" if mistake else traceback.format_exc())
@@ -162,6 +251,8 @@ def run(
     except KeyboardInterrupt:
         print("interrupted; run it again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
+    if output is not None and output.is_broken:
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _naming_output(
@@ -240,18 +331,6 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _stdout_is_broken() -> bool:
-    """Whether standard output is the broken pipe; if so, point it at /dev/null."""
-    descriptor = sys.stdout.fileno()
-    poll = select.poll()
-    poll.register(descriptor, 0)
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
-        return False
-    # Python flushes once more when it exits, which would fail again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return True
 
 
 def is_first_rank() -> bool:

@@ -18,6 +18,8 @@ from tqdm import tqdm
 from learn_torchrec import config
 from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.evaluation.report.files import EXAMPLE, METRICS, RANKING, RETRIEVAL
+from learn_torchrec.evaluation.report.render import report_files
 from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
 from learn_torchrec.progress import move_to, progress_bar
@@ -55,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_data(parser, default="movielens:auto")
     parser.add_argument(
         "--out",
-        type=program.local_path,
+        type=program.output_path,
         required=True,
         metavar="DIR",
         help="where everything goes",
@@ -93,6 +95,7 @@ def _plan(args: argparse.Namespace, given: Sequence[str]) -> tuple[Run, Plan]:
     Raises:
         UserError: what would stop a stage, all of it.
     """
+    _refuse_taken(args)
     problems = plan.check_tables(options.dataset(args))
     if problems:
         raise UserError(*plan.describe_problems(problems, given))
@@ -111,6 +114,21 @@ def _plan(args: argparse.Namespace, given: Sequence[str]) -> tuple[Run, Plan]:
     for name, reason in planned.left_out.items():
         print(f"left out: {name}: {reason}")
     return run, planned
+
+
+def _refuse_taken(args: argparse.Namespace) -> None:
+    """Refuse an --out whose files are not a run's, or are inputs.
+
+    Raises:
+        UserError: names the first.
+    """
+    page = report_files(args.out / summary.REPORT)
+    files = (CONFIG, METRICS, RANKING, RETRIEVAL, EXAMPLE, *(one.name for one in page))
+    names = [*(step.name for step in STEPS), *files]
+    is_run = program.json_with("towers")
+    program.check_output_folder(
+        args.out, names, options.paths_read(args), lambda: is_run(args.out / CONFIG)
+    )
 
 
 def _run(args: argparse.Namespace, run: Run, planned: Plan) -> None:
@@ -246,7 +264,9 @@ class _Seconds:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.values: dict[str, float] = _read(path) if path.exists() else {}
+        self.values: dict[str, float] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a log, no input
+            self.values |= _read(path)
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:

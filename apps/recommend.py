@@ -25,6 +25,7 @@ from learn_torchrec.evaluation.topk import (
 )
 from learn_torchrec.ids import IdIndex, as_ids
 from learn_torchrec.jagged import Jagged
+from learn_torchrec.outputs import replacing
 from learn_torchrec.ranker.learn.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import (
     ACTION,
@@ -107,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(args, option) < 1:
             raise UserError(f"--{option} {getattr(args, option)}: use 1 or more")
     if args.out is not None:
-        program.check_output_file(args.out, "Parquet")
+        inputs = options.paths_read(args)
+        program.check_output_file(args.out, "Parquet", inputs, _is_ours)
     is_made = args.index is not None and (Path(args.index) / MANIFEST).exists()
     if args.index is not None and not is_made and args.filter_history:
         raise UserError(
@@ -281,10 +283,16 @@ def _write(path: Path, vectors: Vectors, top: TopItems) -> None:
             SCORE: top.scores[is_there],
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, working)
-    working.replace(path)
+    with replacing(path) as working:
+        pq.write_table(table, working)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what `_write` writes."""
+    try:
+        return list(pq.read_schema(path).names) == [USER_ID, RANK, ITEM_ID, SCORE]
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def titles_of(dataset: Dataset) -> dict[Any, str]:

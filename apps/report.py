@@ -1,11 +1,16 @@
 """Make a report of a run: one self-contained HTML page, and Markdown and JSON."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.files import RUN_IS, files_read
-from learn_torchrec.evaluation.report.render import report_files, write_report
+from learn_torchrec.evaluation.report.render import (
+    is_report,
+    report_files,
+    write_report,
+)
 from learn_torchrec.evaluation.report.run import read_run
 
 from . import program
@@ -33,21 +38,28 @@ def build_parser() -> argparse.ArgumentParser:
     return result
 
 
+def check_report(path: Path, inputs: Iterable[tuple[str, Path]]) -> None:
+    """Check the files of a report: those beside the page are its own if it is ours.
+
+    Raises:
+        UserError: see `program.check_output_file`.
+    """
+    inputs = list(inputs)
+    has_page = path.exists()
+    for one, kind in zip(report_files(path), ("HTML", "Markdown", "JSON"), strict=True):
+        is_ours = is_report if one == path else (lambda _: has_page)
+        program.check_output_file(one, kind, inputs, is_ours)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the run and write the three files."""
     args = build_parser().parse_args(argv)
     if args.out.suffix not in (".html", ".htm") or args.out.is_dir():
         raise UserError(f"--out {args.out}: name an .html file")
-    program.check_output_file(args.out, "HTML")
+    inputs = [("a file of --run:", path) for path in files_read(args.run, args.ab)]
+    check_report(args.out, inputs)
     if not args.run.is_dir():
         raise UserError(f"--run {args.run}: no such directory; name a run's directory")
-    taken = {path.resolve() for path in files_read(args.run, args.ab)}
-    for path in report_files(args.out):
-        if path.resolve() in taken:
-            raise UserError(
-                f"--out {args.out}: would overwrite {path}, which the report is made "
-                "from; choose another name"
-            )
     made = read_run(args.run, args.ab)
     write_report(made, args.out)
     for text in made.left_out:

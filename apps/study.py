@@ -33,11 +33,10 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.evaluation.cohorts import ALL, assign_cohorts
 from learn_torchrec.evaluation.paired_seeds import compare_cohorts
-from learn_torchrec.evaluation.report.render import write_report
+from learn_torchrec.evaluation.report.render import report_files, write_report
 from learn_torchrec.evaluation.report.study import study_report
 from learn_torchrec.evaluation.report.terminal import to_text
 from learn_torchrec.locks import locked
-from learn_torchrec.outputs import refuse_unwritable
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.config import RankerConfig
@@ -207,7 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_codes(parser)
     parser.add_argument(
         "--out",
-        type=program.local_path,
+        type=program.output_path,
         required=True,
         metavar="DIR",
         help="results and trainings",
@@ -245,16 +244,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     if not args.vectors and not args.content:
         raise UserError("study: LEARN needs vectors; give --vectors or --content")
+    page = args.out / "report.html"
+    program.check_output_folder(
+        args.out,
+        ["study.json", *(path.name for path in report_files(page))],
+        [*options.paths_read(args), *options.config_read(args)],
+        lambda: (args.out / "trainings").is_dir(),
+    )
     dataset = options.dataset(args)
     run = options.resolve(args, ("split", "ranker", "cohorts"))
     arms = arms_of(run.ranker, args.arm)
-    refuse_unwritable(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     with locked(args.out), process_group() as device:
         result = conduct(_prepare(args, dataset, run, device), arms)
-    program.write_json(args.out / "study.json", result)
-    report = study_report(result)
-    write_report(report, args.out / "report.html")
+        program.write_json(args.out / "study.json", result)
+        report = study_report(result)
+        write_report(report, page)
     print(to_text(report.summary, _WIDTH))
     print(f"written to {args.out / 'study.json'}, {args.out / 'report.html'} (and .md)")
 

@@ -5,6 +5,7 @@ leave a wrong artefact.
 """
 
 import contextlib
+import hashlib
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from learn_torchrec.artifact import file_digest
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.distributed import (
     broadcast_from_rank0,
@@ -86,7 +88,7 @@ def _await(probe: Path, rank: int) -> None:
         time.sleep(0.05)
 
 
-def holds_other_files(directories: Iterable[Path]) -> bool:
+def holds_other_files(places: Iterable[Path]) -> bool:
     """Whether this rank's copy of some files is not the one that rank 0 sees.
 
     Every rank calls it. The same inodes, sizes and times are one copy on a shared file
@@ -94,10 +96,32 @@ def holds_other_files(directories: Iterable[Path]) -> bool:
     """
     mine = [
         (str(path.relative_to(one)), *_identity(path))
-        for one in directories
-        for path in sorted(one.rglob("*"))
+        for one in places
+        for path in (one, *sorted(one.rglob("*")))
+        if path.exists()
     ]
     return bool(mine != broadcast_from_rank0(mine))
+
+
+def digests_to_compare(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return what `refuse_different_ranks` compares of files; every rank calls it.
+
+    Only if some rank has a copy of its own are contents read.
+    """
+    if not any(gather_objects(holds_other_files(files.values()))):
+        return {}
+    return {name: _digest(path) for name, path in files.items()}
+
+
+def _digest(place: Path) -> str:
+    """Return a digest of a file, or of the names and contents of a folder's files."""
+    paths = [place, *sorted(place.rglob("*"))]
+    parts = [
+        (str(path.relative_to(place)), file_digest(path))
+        for path in paths
+        if path.is_file()
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _identity(path: Path) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from learn_torchrec.config import configuration, require
+from learn_torchrec.outputs import replacing
 from learn_torchrec.schema import SIMULATED
 
 COHORTS = ("cold", "long_tail", "others")
@@ -112,6 +113,6 @@ def write_ab_replay(path: Path, config: AbReplayConfig) -> int:
         }
         tables.append(pa.table(columns))
     table = pa.concat_tables(tables).replace_schema_metadata({SIMULATED: b"true"})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
+    with replacing(path) as working:
+        pq.write_table(table, working)
     return int(table.num_rows)

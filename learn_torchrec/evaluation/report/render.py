@@ -11,8 +11,11 @@ from typing import Any
 import jinja2
 
 from learn_torchrec.evaluation.report.parts import Report, Table, anchor
+from learn_torchrec.outputs import replacing
 
 _TEMPLATE = "page.html.j2"
+_GENERATOR = '<meta name="generator" content="LEARN on TorchRec">'
+_HEAD_BYTES = 4096
 
 
 def report_files(path: Path) -> tuple[Path, Path, Path]:
@@ -22,16 +25,20 @@ def report_files(path: Path) -> tuple[Path, Path, Path]:
 
 def write_report(report: Report, path: Path) -> None:
     """Write the `report_files`, each complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     bodies = (
         to_html(report),
         to_markdown(report),
         json.dumps(to_json(report), indent=2) + "\n",
     )
     for one, body in zip(report_files(path), bodies, strict=True):
-        working = one.with_name(f".{one.name}.tmp")
-        working.write_text(body, encoding="utf-8")
-        working.replace(one)
+        with replacing(one) as working:
+            working.write_text(body, encoding="utf-8")
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that `write_report` wrote."""
+    with path.open("rb") as stream:
+        return _GENERATOR.encode() in stream.read(_HEAD_BYTES)
 
 
 def to_html(report: Report) -> str:
