@@ -84,19 +84,17 @@ def refuse_inputs(out: Path, inputs: Iterable[tuple[str, Path]]) -> None:
         UserError: names the first such input.
     """
     place = Path(os.path.realpath(out))
-    above = {_identity(folder) for folder in (place, *place.parents)} - {None}
-    replaced = _identity(place) if place.is_file() else None
+    identity, above = _identity(place), _identities(place.parents)
+    replaced = identity if place.is_file() else None
     for option, path in inputs:
         real = Path(os.path.realpath(path))
-        if place == real or _identity(real) == _identity(place) is not None:
+        if place == real or (identity and identity == _identity(real)):
             what = "is"
         elif place.is_relative_to(real) or _identity(real) in above:
             what = "lies in"
-        elif real.is_relative_to(place) or _identity(place) in map(
-            _identity, real.parents
-        ):
+        elif real.is_relative_to(place) or identity in _identities(real.parents):
             what = "contains"
-        elif replaced is not None and replaced in map(_identity, real.rglob("*")):
+        elif replaced and replaced in _identities(real.rglob("*")):
             what = "is part of"
         else:
             continue
@@ -104,6 +102,11 @@ def refuse_inputs(out: Path, inputs: Iterable[tuple[str, Path]]) -> None:
             f"--out {out}: {what} an input ({option} {path}), which would be "
             f"{'changed' if what == 'lies in' else 'replaced'}; choose another --out"
         )
+
+
+def _identities(paths: Iterable[Path]) -> set[Identity]:
+    """Return what paths lead to, those to nothing left out."""
+    return {found for found in map(_identity, paths) if found is not None}
 
 
 def _identity(path: Path) -> Identity | None:

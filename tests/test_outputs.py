@@ -58,7 +58,7 @@ def test_a_hard_link_to_a_part_of_an_input_is_refused(data, tmp_path):
 
 def test_what_is_beside_an_input_is_not_refused(data, tmp_path):
     for out in (data / "new", data / "log2", tmp_path / "out" / "deep"):
-        refuse(out, data / "items", data / "log", tmp_path / "absent")
+        refuse(out, data / "items", data / "log", tmp_path / "absent" / "deep")
 
 
 def test_a_foreign_file_is_refused_and_an_empty_one_is_not(tmp_path):
