@@ -128,6 +128,7 @@ def _built(
         shape = len(items.index), int(items.vectors.shape[1])
         kind = index_build.choose_kind(*shape, args.memory_mb << 20)
     if args.earlier is not None:
+        verify(args.earlier, KIND)
         earlier = ItemIndex.open(args.earlier)
         if args.kind in (AUTO, earlier.kind):
             built = index_build.update(earlier, items, queries, args.recall)

@@ -21,6 +21,7 @@ from learn_torchrec.datasets.generated.drawn import DrawConfig, Drawing
 from learn_torchrec.datasets.generated.market import KIND, MarketConfig, write_market
 from learn_torchrec.datasets.sequences import TICK
 from learn_torchrec.outputs import refuse_inputs
+from learn_torchrec.page_checksums import WRITTEN
 from learn_torchrec.progress import progress_bar
 from learn_torchrec.publish import is_finished, make_once, write_artifact
 from learn_torchrec.schema import (
@@ -194,15 +195,16 @@ def _tell(counts: Mapping[str, int], rate: float, out: Path) -> None:
 
 def _write(drawing: Drawing, dataset: Dataset, working: Path) -> float:
     """Write the three tables; return the negatives' mean sampling rate."""
-    pq.write_table(dataset.items, working / ITEMS_FILE)
+    pq.write_table(dataset.items, working / ITEMS_FILE, **WRITTEN)
     log = dataset.interactions
     order = log[TICK if TICK in log.column_names else TIMESTAMP].to_numpy()
     log = log.take(pa.array(np.argsort(order, kind="stable")))
     log = log.select([name for name in log.column_names if name != TICK])
-    pq.write_table(log, working / INTERACTIONS_FILE)
+    pq.write_table(log, working / INTERACTIONS_FILE, **WRITTEN)
     total, blocks = 0.0, drawing.blocks()
     first = next(blocks)
-    with pq.ParquetWriter(working / IMPRESSIONS_FILE, first.schema) as writer:
+    path = working / IMPRESSIONS_FILE
+    with pq.ParquetWriter(path, first.schema, **WRITTEN) as writer:
         for table in (first, *blocks):
             writer.write_table(table)
             rates = table[SAMPLING_RATE].to_numpy()

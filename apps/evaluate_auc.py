@@ -10,7 +10,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-from learn_torchrec.artifact import MANIFEST, verify
+from learn_torchrec.artifact import artifact_of, verify
 from learn_torchrec.config import apply_overrides, configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import ranking
@@ -161,8 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     metrics = named_metrics(",".join(args.metrics).replace(",", " ").split())
     gates = [parse_gate(text) for text in args.gate]
     for path in paths.values():
-        if (path / MANIFEST).is_file() and program.is_first_rank():
-            verify(path, KIND_PREDICTIONS)
+        artefact = artifact_of(path)
+        if artefact is not None and program.is_first_rank():
+            verify(artefact, KIND_PREDICTIONS)
         if note := lone_part_note(path):
             logger.info(note)
     tasks = tasks_by_name({name: _tasks(path, args) for name, path in paths.items()})

@@ -1,9 +1,11 @@
 """Stage 4: evaluate the towers' retrieval on held-out users or events."""
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from learn_torchrec.artifact import verify
+from learn_torchrec.artifact import Manifest, verify
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.histories import load_histories
@@ -15,14 +17,27 @@ from learn_torchrec.evaluation.retrieval import RetrievalMetrics
 from learn_torchrec.evaluation.words import TARGETS, TARGETS_MEAN, ranked_by
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_leak
-from learn_torchrec.towers.artifact import KIND_TOWERS, check_towers_inputs, load_towers
+from learn_torchrec.schema import INTERACTIONS_FILE
+from learn_torchrec.towers.artifact import (
+    KIND_TOWERS,
+    check_towers_inputs,
+    load_towers,
+    trained_users,
+)
+from learn_torchrec.towers.holdout import (
+    RetrievalTask,
+    TowersSplit,
+    only_unknown_users,
+    split_towers,
+)
 from learn_torchrec.towers.co_occurrence import CoOccurrence
-from learn_torchrec.towers.holdout import split_towers
 from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig, evaluate_groups
 from learn_torchrec.towers.scores import baseline_scores, towers_scores
 from learn_torchrec.training.distributed import process_group
 
 from . import options, program
+
+logger = logging.getLogger(__name__)
 
 _LEAVE_ONE_OUT = ("recformer", "hstu")
 _MOST_COUNTED = 20_000_000  # events, whose pairs fit into memory
@@ -75,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "train the towers on this log",
         )
         task = data.test if args.part == "test" else data.validation
+        log = dataset.fingerprint(INTERACTIONS_FILE)
+        if log != manifest.inputs.get(INTERACTIONS_FILE):
+            task = _of_another_log(task, args.towers, manifest, run, data)
         if not len(task.sequences):
             raise UserError(
                 f"split: no {args.part} user has split.min_events="
@@ -102,6 +120,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{title}\n{_table(rows, retrieval.ks)}")
     if notes:
         print("\n" + "\n".join(notes))
+
+
+def _of_another_log(
+    task: RetrievalTask, towers: Path, manifest: Manifest, run: Run, data: TowersSplit
+) -> RetrievalTask:
+    """Return what the towers, trained on another log, cannot have learned from.
+
+    A user may look new in a log from which old events were removed.
+
+    Raises:
+        UserError: `leave_one_out`, and events to retrieve are before the cut-off.
+    """
+    if run.split.holdout == "leave_one_out":
+        refuse_leak(
+            manifest,
+            towers,
+            data.held_out_from,
+            "the events to retrieve of another log",
+            "evaluate on the log of the towers' training",
+        )
+        return task
+    unknown = only_unknown_users(task, trained_users(towers))
+    if left_out := len(task.sequences) - len(unknown.sequences):
+        logger.warning(
+            "%d of %d users to evaluate were in the training of %s, on another log; "
+            "left out",
+            *(left_out, len(task.sequences), towers),
+        )
+    return unknown
 
 
 def _retrieval(run: Run, protocol: str | None) -> RetrievalConfig:

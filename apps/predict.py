@@ -27,6 +27,7 @@ from learn_torchrec.datasets.split import moment
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.activity import CohortActivity
 from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS
+from learn_torchrec.page_checksums import WRITTEN
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import (
     refuse_leak,
@@ -172,7 +173,8 @@ def _part_writer(working: Path) -> Iterator[Callable[[pa.Table], None]]:
         def write(table: pa.Table) -> None:
             nonlocal writer
             if writer is None:
-                writer = stack.enter_context(pq.ParquetWriter(path, table.schema))
+                writer = pq.ParquetWriter(path, table.schema, **WRITTEN)
+                stack.enter_context(writer)
             writer.write_table(table)
 
         yield write

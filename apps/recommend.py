@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from learn_torchrec.artifact import MANIFEST
+from learn_torchrec.artifact import MANIFEST, verify
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.terminal import align
@@ -26,7 +26,8 @@ from learn_torchrec.evaluation.topk import (
 from learn_torchrec.ids import IdIndex, as_ids
 from learn_torchrec.jagged import Jagged
 from learn_torchrec.outputs import replacing
-from learn_torchrec.ranker.learn.vectors import MISSING, LearnVectors
+from learn_torchrec.page_checksums import WRITTEN
+from learn_torchrec.ranker.learn.vectors import KIND, MISSING, LearnVectors
 from learn_torchrec.schema import (
     ACTION,
     INTERACTIONS_FILE,
@@ -37,6 +38,7 @@ from learn_torchrec.schema import (
     USER_ID,
 )
 from learn_torchrec.serving.availability import read_available
+from learn_torchrec.serving.index import KIND as KIND_INDEX
 from learn_torchrec.serving.index import ItemIndex
 
 from . import options, program
@@ -149,6 +151,7 @@ def read_vectors(directory: Path, dataset: Dataset, user: pa.Array | None) -> Ve
         UserError: no such artefact, ids of another type, or no user or item with a
             vector.
     """
+    verify(directory, KIND)
     learn = LearnVectors.open(directory)
     users = dataset.interactions[USER_ID].unique() if user is None else user
     items = dataset.items[ITEM_ID].combine_chunks()
@@ -249,6 +252,7 @@ def _search_made(
     args: argparse.Namespace, vectors: Vectors, events: pa.Table
 ) -> tuple[Vectors, TopItems]:
     """Return what the index of `build-index` finds, and its items' ids."""
+    verify(Path(args.index), KIND_INDEX)
     index = ItemIndex.open(Path(args.index))
     vectors = vectors._replace(item_ids=index.items.index.ids)
     if args.available is not None:
@@ -284,7 +288,7 @@ def _write(path: Path, vectors: Vectors, top: TopItems) -> None:
         }
     )
     with replacing(path) as working:
-        pq.write_table(table, working)
+        pq.write_table(table, working, **WRITTEN)
 
 
 def _is_ours(path: Path) -> bool:

@@ -25,7 +25,7 @@ import torch
 from learn_torchrec import config as configuration
 from learn_torchrec.array_files import read_if_intact, write_checked
 from learn_torchrec.arrays import BoolArray, Float64Array
-from learn_torchrec.artifact import read_manifest, recipe_of, versions
+from learn_torchrec.artifact import read_manifest, recipe_of, verify, versions
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.split import resolve_times, validation_from
@@ -313,6 +313,7 @@ def _prepare(
     artefacts: dict[str, str] = {}
     given = vector_artefacts(args) | codes_artefact(args)
     for role, (directory, kind) in given.items():
+        verify(directory, kind)
         manifest = read_manifest(directory, kind)
         artefacts[role] = manifest.fingerprint
         if role == "vectors":

@@ -26,6 +26,7 @@ from learn_torchrec.ranker.features.codes import CodeColumns
 from learn_torchrec.ranker.features.lookups import find_columns, open_lookups
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.labels import refuse_one_class
+from learn_torchrec.ranker.leaks import refuse_label_copies
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.ranker.training import train_ranker
@@ -183,6 +184,7 @@ def training_impressions(
     lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions, codes)
     impressions = Impressions(source, ranker, learn, lookups)
     refuse_one_class(impressions)
+    refuse_label_copies(impressions)
     return impressions
 
 

@@ -20,6 +20,8 @@ from learn_torchrec.towers.artifact import (
     earlier_towers,
     save_towers,
     towers_space,
+    trained_users,
+    write_trained_users,
 )
 from learn_torchrec.towers.holdout import recently_active, split_towers
 from learn_torchrec.towers.official_checkpoint import read_official_checkpoint
@@ -89,7 +91,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
         option, times = "towers.training.active_from", options.dataset(args).times
         since = moment(option, training.active_from, times)
         data = recently_active(data, since, training.replay, training.batch_size)
-    initial, lineage = None, job.recipe[:16]
+    initial, lineage, known = None, job.recipe[:16], None
     if args.authors_checkpoint is not None:
         initial = InitialTowers(read_official_checkpoint(args.authors_checkpoint))
     if args.warm_start is not None:
@@ -99,6 +101,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
             args.warm_start,
             job.inputs[INTERACTIONS_FILE],
             config.to_dict(split),
+            data.held_out_from,
         )
         earlier = space_of(read_manifest(args.warm_start, KIND_TOWERS))
         refuse_other_space(
@@ -109,6 +112,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
         )
         lineage = earlier.get("towers", lineage)
         initial = earlier_towers(args.warm_start, store, args.fresh_optimizer)
+        known = trained_users(args.warm_start)
     with job.training() as (log, checkpoints):
         trained = train_towers(
             job.run.towers,
@@ -130,6 +134,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
                     trained.state, space_of(store.manifest), lineage
                 )
                 save_towers(working, trained.state, store.item_ids, trained.optimizer)
+                write_trained_users(working, data.train.user_ids, known)
                 copy_canaries(store.directory, working)
                 log.save(working)
         checkpoints.remove()

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from learn_torchrec.arrays import AnyArray
 
@@ -19,19 +20,28 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _DAMAGE = (EOFError, OverflowError, TypeError, MemoryError, SyntaxError, ValueError)
 
 
-def map_array(path: Path) -> AnyArray:
+def map_array(path: Path, kind: DTypeLike | None = None, dims: int = 0) -> AnyArray:
     """Map a NumPy file read-only; nothing in it is unpickled.
 
+    Args:
+        path: of the file.
+        kind: its data type; None for any.
+        dims: its number of dimensions; 0 for any.
+
     Raises:
-        OSError: the file is missing; ValueError: damaged, or not a plain file.
+        OSError: the file is missing; ValueError: damaged, not a plain file, or an array
+            of another type or number of dimensions.
     """
     if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
         raise ValueError(f"{path.name} is not a plain file")
     try:
         # A plain view: slices of a memmap would all be of its subclass.
-        return np.asarray(np.load(path, mmap_mode="r"))
+        array = np.asarray(np.load(path, mmap_mode="r"))
     except _DAMAGE as error:
         raise ValueError(f"{path.name}: {error or 'not an array'}") from None
+    if (kind and array.dtype != kind) or (dims and array.ndim != dims):
+        raise ValueError(f"{path.name}: {array.dtype} of shape {array.shape}")
+    return array
 
 
 def read_array(path: Path) -> AnyArray:

@@ -8,13 +8,17 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.manifest_form import Entries, manifest_problem
 
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
@@ -26,6 +30,13 @@ _RECORDED_PACKAGES = (
     "transformers",
     "pyarrow",
     "numpy",
+)
+
+
+# What opening a file of a damaged or forged artefact may raise.
+_DAMAGE = (
+    *(OSError, ValueError, EOFError, zipfile.BadZipFile, RuntimeError, MemoryError),
+    *(ArithmeticError, AttributeError, LookupError, TypeError, SafetensorError),
 )
 
 
@@ -100,36 +111,29 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_manifest(directory: Path, kind: str) -> Manifest:
-    """Read an artefact's manifest.
+def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
+    """Read an artefact's manifest, which lists all files of the directory.
+
+    `kind` is that of the artefact; None for any.
 
     Raises:
-        UserError: no artefact, one of another kind or format version, or a damaged
-            one.
+        UserError: no artefact, one of another kind or format version, a damaged one, or
+            one with files that its manifest does not list.
     """
     path = directory / MANIFEST
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{directory}: no {kind} artefact here ({MANIFEST} is missing); "
-            "run the stage that makes it, or name its directory"
-        ) from None
-    except ValueError as error:  # not JSON, or not text
-        raise UserError(
-            f"{path}: not valid JSON ({error}); remove {directory} and make it again"
-        ) from None
+    body = _read_json(path, kind or "readable")
     version = body.get("format_version") if isinstance(body, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path}: format {version}, but this version reads {FORMAT_VERSION}; make "
             "the artefact again"
         )
-    try:
-        manifest = Manifest(**body)
-    except TypeError as error:
-        raise UserError(f"{path}: damaged ({error}); make the artefact again") from None
-    if manifest.kind != kind:
+    if problem := manifest_problem(body):
+        raise UserError(f"{path}: damaged ({problem}); make the artefact again")
+    for name in ("config", "inputs", "facts"):
+        body[name] = Entries.of(body[name], f"{path}: {name}")
+    manifest = Manifest(**body)
+    if kind is not None and manifest.kind != kind:
         raise UserError(
             f"{directory}: holds a {manifest.kind} artefact, but a {kind} artefact is "
             "needed; name its directory"
@@ -139,18 +143,91 @@ def read_manifest(directory: Path, kind: str) -> Manifest:
             f"{path}: damaged (wrong checksum); restore it from a copy, or remove "
             f"{directory} and make it again"
         )
+    _refuse_unlisted(directory, manifest)
     return manifest
 
 
-def damaged_file(directory: Path, manifest: Manifest) -> str | None:
+def _read_json(path: Path, kind: str) -> Any:
+    """Return the JSON of a manifest.
+
+    Raises:
+        UserError: no such file, one of another kind, or other content.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for its writer
+            raise UserError(f"{path}: not a plain file; make the artefact again")
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{path.parent}: no {kind} artefact here ({MANIFEST} is missing); "
+            "run the stage that makes it, or name its directory"
+        ) from None
+    except UserError:
+        raise
+    except (ValueError, RecursionError, MemoryError) as error:  # not JSON, or not text
+        raise UserError(
+            f"{path}: not valid JSON ({first_line(error)}); remove {path.parent} and "
+            "make it again"
+        ) from None
+    return body
+
+
+def _refuse_unlisted(directory: Path, manifest: Manifest) -> None:
+    """Refuse files that a copy has added, say, and that nobody has verified."""
+    found = {
+        str(Path(folder, name).relative_to(directory))
+        for folder, folders, files in os.walk(directory)
+        for name in (*files, *(n for n in folders if Path(folder, n).is_symlink()))
+    }
+    extra = sorted(found - manifest.files.keys() - {MANIFEST})
+    if extra:
+        raise UserError(
+            f"{directory / extra[0]}: not a file of this artefact ({MANIFEST} does not "
+            f"list it; such files: {len(extra)}); move it elsewhere, or make "
+            f"{directory} again"
+        )
+
+
+def listed_files(directory: Path, manifest: Manifest, start: str = "") -> list[Path]:
+    """Return the files of an artefact whose names begin with `start`, sorted.
+
+    Readers name an artefact's files by its manifest alone, never by a search.
+    """
+    names = sorted(name for name in manifest.files if name.startswith(start))
+    return [directory / name for name in names]
+
+
+def artifact_of(path: Path) -> Path | None:
+    """Return the artefact that a path is, or lies in; None for any other path."""
+    for folder in (path, *path.absolute().parents[:2]):
+        manifest = folder / MANIFEST
+        if not manifest.is_file():
+            continue
+        try:
+            body = json.loads(manifest.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            body = None
+        if folder == path or (isinstance(body, dict) and "format_version" in body):
+            return folder
+    return None
+
+
+def damaged_file(
+    directory: Path, manifest: Manifest, only: Collection[str] | None = None
+) -> str | None:
     """Return the first file that differs from the manifest's record, or None.
+
+    `only` are names of files to look at; None for all.
 
     Raises:
         UserError: the manifest has a path that leads out of the directory.
     """
+    root = directory.resolve()
     for name, recorded in manifest.files.items():
         path = directory / name
-        if not path.resolve().is_relative_to(directory.resolve()):
+        if only is not None and name not in only:
+            continue
+        if not path.resolve().is_relative_to(root):
             raise UserError(
                 f"{directory}: its manifest names a file outside of it, {name!r}; make "
                 "the artefact again"
@@ -160,13 +237,17 @@ def damaged_file(directory: Path, manifest: Manifest) -> str | None:
     return None
 
 
-def verify(directory: Path, kind: str) -> None:
+def verify(
+    directory: Path, kind: str | None = None, only: Collection[str] | None = None
+) -> None:
     """Check every file of an artefact against the checksums of its manifest.
+
+    See `read_manifest` and `damaged_file` for the arguments.
 
     Raises:
         UserError: names the first file that is missing or damaged.
     """
-    damaged = damaged_file(directory, read_manifest(directory, kind))
+    damaged = damaged_file(directory, read_manifest(directory, kind), only)
     if damaged is not None:
         raise UserError(
             f"{directory / damaged}: damaged (not the checksum in {MANIFEST}); restore "
@@ -204,7 +285,9 @@ def reading(
             )
     try:
         yield
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except _DAMAGE as error:
         raise UserError(
             f"{directory}: damaged ({first_line(error)}); {advice}"
         ) from None

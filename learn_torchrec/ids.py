@@ -206,8 +206,8 @@ class IdIndex:
         return cls(
             path,
             field.type,
-            map_array(directory / KEYS_FILE),
-            map_array(directory / ROWS_FILE),
+            map_array(directory / KEYS_FILE, np.int64, 1),
+            map_array(directory / ROWS_FILE, np.int64, 1),
             int((field.metadata or {}).get(_SEED, b"0")),
         )
 

@@ -5,8 +5,9 @@ Each rank writes its own shard into a folder; their numbers give the order of ro
 Letters: N rows, D dims, n rows looked up.
 """
 
+import fnmatch
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -66,7 +67,7 @@ class ShardedMatrix:
         Raises:
             OSError: a file is missing; ValueError: damaged.
         """
-        return cls([map_array(path) for path in paths], paths)
+        return cls([map_array(path, np.float16, 2) for path in paths], paths)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -94,6 +95,12 @@ class ShardedMatrix:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return self[:].astype(dtype or self.dtype, copy=False)
+
+
+def shards_of(directory: Path, files: Iterable[Path]) -> list[Path]:
+    """Return the shards of a folder among some files, in their order."""
+    ours = [p for p in files if p.parent == directory]
+    return sorted(p for p in ours if fnmatch.fnmatch(p.name, f"{SHARDS}-*.npy"))
 
 
 def create_shard(directory: Path, number: int, shape: tuple[int, int]) -> Any:

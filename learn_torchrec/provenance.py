@@ -119,17 +119,42 @@ def refuse_other_split(manifest: Manifest, source: str | Path, split: Settings) 
 
 
 def refuse_known_holdout(
-    manifest: Manifest, source: str | Path, interactions: str, split: Settings
+    manifest: Manifest,
+    source: str | Path,
+    interactions: str,
+    split: Settings,
+    held_out_from: int | None = None,
 ) -> None:
     """Refuse weights that may have learned from this run's held-out data.
 
-    Only for runs on the same log (`interactions` is its fingerprint). If both hold out
-    new users alone, comparing cut-offs (`refuse_leak`) is enough.
+    If both runs hold out new users alone, comparing cut-offs (`refuse_leak`) is enough.
+    On the same log (`interactions` is its fingerprint) any other split must be the same
+    one. On another log users are held out by their ids, so that under the paper's split
+    the same rule holds out the same users; other events are safe only if the earlier
+    run's cut-off lies before them.
+
+    Args:
+        manifest: of the earlier run.
+        source: its directory.
+        interactions: fingerprint of this run's log.
+        split: of this run.
+        held_out_from: time of this run's first held-out event; None if all are at or
+            after its cut-off.
 
     Raises:
-        UserError: names the first setting that differs.
+        UserError: names the first setting that differs, or both times.
     """
     if manifest.inputs[INTERACTIONS_FILE] != interactions:
+        changes = {name for name, *_ in _split_changes(manifest, split)}
+        same_users = split["holdout"] == "time" and changes <= {"test_from"}
+        if split["holdout"] != "new_users" and not same_users:
+            refuse_leak(
+                manifest,
+                source,
+                held_out_from,
+                "the events that this run holds out of another log",
+                "leave out --warm-start, or start from an older one",
+            )
         return
     if manifest.config["split"]["holdout"] == split["holdout"] == "new_users":
         return

@@ -7,6 +7,7 @@ vectors) and `times.npy`. Opening reads none of them.
 Letters: K ids, V vectors, D dims, n rows or ids looked up.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ from learn_torchrec.arrays import AnyArray, Column, Float16Array, Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, encode_ids
 from learn_torchrec.jagged import first_at_or_after, offsets_of
-from learn_torchrec.matrix import SHARDS, ShardedMatrix, finite_rows
+from learn_torchrec.matrix import ShardedMatrix, finite_rows, shards_of
 
 USERS, ITEMS = "users", "items"  # the tables of a vectors artefact
 _OFFSETS_FILE, _TIMES_FILE = "offsets.npy", "times.npy"
@@ -39,6 +40,7 @@ class VectorTable:
         times: int64 [V], unix seconds, non-decreasing within an id; None if vectors
             have no times.
         directory: of the files; None in memory.
+        files: of the artefact, if there is one.
 
     Example:
         >>> users = VectorTable.build(
@@ -54,6 +56,7 @@ class VectorTable:
     offsets: Int64Array | None = None
     times: Int64Array | None = None
     directory: Path | None = None
+    files: tuple[Path, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.times is None or self.offsets is None:
@@ -93,24 +96,33 @@ class VectorTable:
         )
 
     @classmethod
-    def open(cls, directory: Path) -> Self:
+    def open(cls, directory: Path, files: Collection[Path] | None = None) -> Self:
         """Map the files of `write_index` and of the ranks' shards.
+
+        Args:
+            directory: of the table.
+            files: that an artefact's manifest lists; None for all that are there.
 
         Raises:
             OSError: a file is missing; ValueError, ArrowInvalid: damaged.
         """
-        has_times = (directory / _TIMES_FILE).exists()
+        files = [*directory.iterdir()] if files is None else files
+        offsets = times = None
+        if directory / _TIMES_FILE in files:
+            offsets = map_array(directory / _OFFSETS_FILE, np.int64, 1)
+            times = map_array(directory / _TIMES_FILE, np.int64, 1)
         return cls(
             index=IdIndex.open(directory),
-            vectors=ShardedMatrix.open(sorted(directory.glob(f"{SHARDS}-*.npy"))),
-            offsets=map_array(directory / _OFFSETS_FILE) if has_times else None,
-            times=map_array(directory / _TIMES_FILE) if has_times else None,
+            vectors=ShardedMatrix.open(shards_of(directory, files)),
+            offsets=offsets,
+            times=times,
             directory=directory,
+            files=tuple(files),
         )
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         if self.directory is not None:
-            return type(self).open, (self.directory,)
+            return type(self).open, (self.directory, self.files)
         return super().__reduce_ex__(protocol)
 
     def rows_as_of(self, ids: pa.Array, times: Int64Array | None) -> Int64Array:

@@ -14,9 +14,9 @@ LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
     *("array_files", "arrays", "artifact", "config", "credentials", "errors", "ids"),
-    *("jagged", "locks", "matrix", "movable", "placement", "progress", "provenance"),
-    *("outputs", "publish", "refusals", "schema", "spaces", "text", "times"),
-    "vector_table",
+    *("jagged", "locks", "manifest_form", "matrix", "movable", "outputs"),
+    *("page_checksums", "placement", "progress", "provenance", "publish", "refusals"),
+    *("schema", "spaces", "text", "times", "vector_table"),
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
@@ -33,6 +33,8 @@ ALLOWED = {
     "ids": VOCABULARY,
     "jagged": VOCABULARY,
     "locks": {"errors"},
+    "manifest_form": {"errors"},
+    "page_checksums": set(),
     "matrix": VOCABULARY,
     "movable": set(),
     "placement": set(),

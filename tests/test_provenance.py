@@ -127,8 +127,8 @@ BY_TIME = {**SPLIT, "holdout": "time"}
     ("trained", "log", "split"),
     [
         (BY_TIME, "x", BY_TIME),  # the same rule
-        (BY_TIME, "w", SPLIT),  # another log
-        (BY_TIME, "y", SPLIT),
+        (BY_TIME, "w", SPLIT),  # another log, and the cut-offs tell
+        (BY_TIME, "y", BY_TIME),  # another log, the same users
         (SPLIT, "x", {**SPLIT, "towers_until": "40%"}),  # the cut-offs tell
     ],
 )
@@ -150,3 +150,25 @@ def test_weights_that_may_know_what_is_held_out(trained, split, names):
         provenance.refuse_known_holdout(model(split=trained, log="x"), "t", "x", split)
     assert str(caught.value).startswith(f"leak: {names}, but t was trained with ")
     assert "on the same interactions" in str(caught.value)
+
+
+LAST = {**SPLIT, "holdout": "leave_one_out"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "split"),
+    [(BY_TIME, LAST), (LAST, LAST), (SPLIT, BY_TIME), (SPLIT, LAST)],
+)
+def test_on_another_log_the_cutoff_must_lie_before_what_is_held_out(trained, split):
+    earlier = model(split=trained, log="x", cutoff=100)
+    provenance.refuse_known_holdout(earlier, "runs/t", "y", split, 100)
+    with pytest.raises(UserError, match="leak: runs/t learned from events up to 100"):
+        provenance.refuse_known_holdout(earlier, "runs/t", "y", split, 99)
+
+
+def test_other_draws_of_users_are_no_excuse_on_another_log():
+    earlier = model(split={**BY_TIME, "test_users": 0.1}, log="x", cutoff=100)
+    with pytest.raises(UserError, match="leak: runs/t learned"):
+        provenance.refuse_known_holdout(
+            earlier, "runs/t", "y", {**BY_TIME, "test_users": 0.2}, 99
+        )

@@ -13,16 +13,33 @@ WORKER = Path(__file__).with_name("ranks_worker.py")
 
 
 def run(ranks: int, store, market: Path, out: Path) -> dict:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(ranks), str(WORKER)]
-    command += [str(store.directory), str(market), str(out)]
-    root = str(WORKER.parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240
-    )
+    done = start(ranks, WORKER, store.directory, market, out)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(out.read_text())
+
+
+def start(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(ranks), *map(str, arguments)]
+    path = os.pathsep.join(map(str, (WORKER.parents[1], WORKER.parent / "ranker")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_managed_collision_promises_equally_many_ranks(tmp_path):
+    """Two trainings of two ranks are equal in all bits; three ranks are refused."""
+    worker, out = WORKER.with_name("managed_worker.py"), tmp_path / "out.json"
+    done = start(2, worker, out)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = json.loads(out.read_text())
+    assert first == second
+    assert len(set(first)) > 10
+    assert done.stderr.count("2 ranks assign its rows otherwise than another") == 2
+    done = start(3, worker, out)
+    assert "3 ranks: the table of feature 'user_id' (managed_collision)" in done.stderr
+    assert "use a number of ranks that divides 64" in done.stderr
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])

@@ -182,7 +182,8 @@ class ContentCodes:
         manifest = read_manifest(directory, KIND)
         names = (CODES_FILE, *INDEX_FILES)
         with reading(directory, manifest, names, _AGAIN):
-            index, codes = IdIndex.open(directory), map_array(directory / CODES_FILE)
+            index = IdIndex.open(directory)
+            codes = map_array(directory / CODES_FILE, np.int16, 2)
         if len(index) != len(codes):
             raise UserError(
                 f"{directory}: {len(index)} ids, but {len(codes)} codes; {_AGAIN}"

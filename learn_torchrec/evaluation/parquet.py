@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from learn_torchrec.arrays import AnyArray, Int64Array, decoded, name_rows
+from learn_torchrec.artifact import artifact_of, read_manifest
 from learn_torchrec.datasets.adapters import csv_files
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import (
@@ -26,6 +27,7 @@ from learn_torchrec.datasets.loading.row_groups import (
 )
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import is_text, type_name
+from learn_torchrec.page_checksums import parquet_format
 
 # Names by Spark, Dask, DuckDB, Polars and `predict`.
 _PART = re.compile(r"(part[-._]|data_)?\d")
@@ -40,11 +42,14 @@ class ParquetParts:
         may_lack: a column that some parts may lack; it is null there.
 
     Raises:
-        UserError: no such file, or one that is not Parquet.
+        UserError: no such file, or one that is not Parquet. If the path lies in an
+            artefact: a damaged manifest, or files that it does not list.
     """
 
     def __init__(self, path: Path, what: str, may_lack: str = "") -> None:
         self.path, self._may_lack, location = path, may_lack, Location.of(path)
+        if artefact := artifact_of(path):
+            read_manifest(artefact)  # all its files are listed
         if not location.files():
             reason = "an empty folder" if path.exists() else "no such file"
             raise UserError(f"{path}: {reason}; name {what}")
@@ -122,7 +127,7 @@ class ParquetParts:
 
     def _columns(self, names: Sequence[str]) -> ds.Dataset:
         schema = self._schema(names)
-        return ds.FileSystemDataset(self._fragments, schema, ds.ParquetFileFormat())
+        return ds.FileSystemDataset(self._fragments, schema, parquet_format())
 
     def _schema(self, names: Sequence[str]) -> pa.Schema:
         """Return the columns with types to which those of all parts can be cast."""

@@ -117,7 +117,8 @@ def read_predictions(
 def open_predictions(path: Path, label: str = "") -> ParquetParts:
     """Open the file or folder of parts at a path, or in the artefact at that path.
 
-    Some parts may lack the column `label`.
+    Some parts may lack the column `label`. Of an artefact, all files are listed in its
+    manifest, or it is refused.
 
     Raises:
         UserError: no such file, or one that is not Parquet.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from learn_torchrec.artifact import MANIFEST, read_manifest
+from learn_torchrec.artifact import MANIFEST, artifact_of, read_manifest
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import LABEL, SCORE
 
@@ -38,10 +38,10 @@ def tasks_of(path: Path) -> list[Task]:
     Raises:
         UserError: a damaged manifest, or one without valid tasks.
     """
-    if not (path / MANIFEST).is_file():
+    if (artefact := artifact_of(path)) is None:
         return [ONLY_TASK]
-    facts = read_manifest(path, KIND_PREDICTIONS).facts
-    return tasks_of_facts(facts, path / MANIFEST)
+    facts = read_manifest(artefact, KIND_PREDICTIONS).facts
+    return tasks_of_facts(facts, artefact / MANIFEST)
 
 
 def tasks_of_facts(facts: Mapping[str, Any], source: Path) -> list[Task]:
@@ -52,7 +52,8 @@ def tasks_of_facts(facts: Mapping[str, Any], source: Path) -> list[Task]:
     """
     try:
         tasks = [Task(**one) for one in facts.get(TASKS, [ONLY_TASK._asdict()])]
-    except TypeError:
+        tasks = [one for one in tasks if all(isinstance(x, str) for x in one)]
+    except (TypeError, AttributeError):
         tasks = []
     if not tasks or len({one.name for one in tasks}) < len(tasks):
         raise UserError(

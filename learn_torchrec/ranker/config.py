@@ -5,11 +5,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from learn_torchrec.config import OPERATIONAL, configuration
+from learn_torchrec.config import OPERATIONAL, configuration, require
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.tables import ShardingConfig
-from learn_torchrec.ranker.tasks import TaskConfig, check_tasks
+from learn_torchrec.ranker.tasks import (
+    TaskConfig,
+    check_tasks,
+    describe_tasks,
+    label_columns,
+)
+from learn_torchrec.schema import SCORE
 from learn_torchrec.training.optim import Decay, OptimizerConfig
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
@@ -144,3 +150,12 @@ class RankerConfig:
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
+        scores = (task["score"] for task in describe_tasks(self.tasks))
+        afterwards = {SCORE, *scores, *label_columns(self.tasks)}
+        for name in self.features.columns:
+            require(
+                name not in afterwards,
+                f"features: column {name!r} is a label or a score of this ranker, "
+                "which no impression has yet when it is scored; leave it out, or "
+                "rename a column that is known before",
+            )

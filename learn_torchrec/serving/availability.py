@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from learn_torchrec.arrays import BoolArray
 from learn_torchrec.errors import UserError, first_line, require_columns
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, is_text, refuse_other_type
+from learn_torchrec.page_checksums import VERIFIED
 from learn_torchrec.schema import ITEM_ID
 
 
@@ -42,7 +43,7 @@ def read_available(path: Path, index: IdIndex) -> BoolArray:
 
 
 def _of_parquet(path: Path) -> pa.Array:
-    table = pq.read_table(path)
+    table = pq.read_table(path, **VERIFIED)
     require_columns(table.column_names, [ITEM_ID], path)
     return as_ids(table[ITEM_ID], f"{path}: {ITEM_ID}")
 

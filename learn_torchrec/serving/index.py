@@ -22,11 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from learn_torchrec.array_files import read_array
 from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
-from learn_torchrec.artifact import Manifest, read_manifest, reading
+from learn_torchrec.artifact import Manifest, listed_files, read_manifest, reading
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.topk import TopItems
 from learn_torchrec.ids import UNKNOWN
+from learn_torchrec.page_checksums import VERIFIED
 from learn_torchrec.schema import TITLE
 from learn_torchrec.vector_table import ITEMS, VectorTable
 
@@ -95,15 +97,18 @@ class ItemIndex:
                 raise ValueError(f"{FAISS_FILE}: {error}") from None
             titles = None
             if TITLES_FILE in manifest.files:
-                titles = pq.read_table(directory / TITLES_FILE)[TITLE].combine_chunks()
+                table = pq.read_table(directory / TITLES_FILE, **VERIFIED)
+                titles = table[TITLE].combine_chunks()
             return cls(
                 manifest=manifest,
-                items=VectorTable.open(directory / ITEMS),
+                items=VectorTable.open(
+                    directory / ITEMS, listed_files(directory, manifest)
+                ),
                 faiss=searcher,
                 kind=manifest.facts["kind"],
                 effort=manifest.facts["effort"],
-                positions=np.load(directory / POSITIONS_FILE),
-                popular=np.load(directory / POPULAR_FILE),
+                positions=read_array(directory / POSITIONS_FILE),
+                popular=read_array(directory / POPULAR_FILE),
                 titles=titles,
             )
 

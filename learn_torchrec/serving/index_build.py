@@ -16,6 +16,7 @@ from learn_torchrec.arrays import AnyArray, Float32Array, Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN
 from learn_torchrec.matrix import create_shard
+from learn_torchrec.page_checksums import WRITTEN
 from learn_torchrec.schema import ITEM_ID, TITLE
 from learn_torchrec.serving.index import (
     FAISS_FILE,
@@ -158,7 +159,7 @@ def write(
     np.save(working / POPULAR_FILE, popular)
     if titles is not None:
         named = pa.table({ITEM_ID: items.index.ids, TITLE: titles})
-        pq.write_table(named, working / TITLES_FILE)
+        pq.write_table(named, working / TITLES_FILE, **WRITTEN)
 
 
 def facts_of(built: Built, items: VectorTable) -> dict[str, Any]:

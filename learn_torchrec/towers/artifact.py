@@ -3,19 +3,21 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from learn_torchrec import config as configs
-from learn_torchrec.arrays import Float32Array
-from learn_torchrec.artifact import Manifest, read_manifest
+from learn_torchrec.array_files import map_array
+from learn_torchrec.arrays import Float32Array, UInt64Array
+from learn_torchrec.artifact import Manifest, read_manifest, reading
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.split import SplitConfig
-from learn_torchrec.errors import UserError
+from learn_torchrec.ids import hash_ids
+from learn_torchrec.page_checksums import VERIFIED, WRITTEN
 from learn_torchrec.provenance import refuse_other_inputs, refuse_other_split
 from learn_torchrec.schema import ITEM_ID
 from learn_torchrec.spaces import (
@@ -34,6 +36,8 @@ from learn_torchrec.towers.warm_start import InitialTowers
 KIND_TOWERS = "towers"
 CATALOGUE_FILE = "items.parquet"
 WEIGHTS_FILE, OPTIMIZER_FILE = "towers.safetensors", "optimizer.safetensors"
+TRAINED_FILE = "trained_users.npy"
+_AGAIN = "train the towers again"
 _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
 
 
@@ -49,7 +53,8 @@ def save_towers(
     is what else a warm start goes on from.
     """
     if "ids.trust" in state:
-        pq.write_table(pa.table({ITEM_ID: item_ids}), directory / CATALOGUE_FILE)
+        table = pa.table({ITEM_ID: item_ids})
+        pq.write_table(table, directory / CATALOGUE_FILE, **WRITTEN)
     for name, tensors in ((WEIGHTS_FILE, state), (OPTIMIZER_FILE, optimizer)):
         if tensors:
             whole = {key: value.contiguous() for key, value in tensors.items()}
@@ -68,13 +73,14 @@ def load_towers(
     config = configs.from_dict(
         TowersConfig, manifest.config["towers"], str(directory / "manifest.json")
     )
-    state = _weights(directory)
-    # The state dict holds the shrinkage factors, so the counts only set their number.
-    counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
-    towers = build_towers(
-        config.model, state["encoder.mean"], state["encoder.std"], counts
-    )
-    towers.load_state_dict(state)
+    with reading(directory, manifest, [WEIGHTS_FILE], _AGAIN):
+        state = load_file(directory / WEIGHTS_FILE)
+        # It holds the shrinkage factors, so the counts only set their number.
+        counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
+        towers = build_towers(
+            config.model, state["encoder.mean"], state["encoder.std"], counts
+        )
+        towers.load_state_dict(state)
     return towers.to(device).eval(), config, manifest
 
 
@@ -91,7 +97,13 @@ def earlier_towers(
     Raises:
         UserError: weights that cannot be read.
     """
-    state = _weights(directory)
+    manifest = read_manifest(directory, KIND_TOWERS)
+    with reading(directory, manifest, [WEIGHTS_FILE], _AGAIN):
+        state = load_file(directory / WEIGHTS_FILE)
+    optimizer: dict[str, Tensor] = {}
+    if OPTIMIZER_FILE in manifest.files and not fresh_optimizer:
+        with reading(directory, manifest, [OPTIMIZER_FILE], _AGAIN):
+            optimizer = load_file(directory / OPTIMIZER_FILE)
 
     def part(prefix: str) -> dict[str, Tensor]:
         names = [name for name in state if name.startswith(prefix)]
@@ -99,7 +111,9 @@ def earlier_towers(
 
     id_rows = None
     if _IDS in state:
-        known = pq.read_table(directory / CATALOGUE_FILE)[ITEM_ID]
+        with reading(directory, manifest, [CATALOGUE_FILE], _AGAIN):
+            table = pq.read_table(directory / CATALOGUE_FILE, **VERIFIED)
+            known = table[ITEM_ID]
         rows = torch.from_numpy(store.rows_of(known.combine_chunks()))
         earlier = (rows >= 0).nonzero().squeeze(1)
         id_rows = torch.full((len(store),), -1, dtype=torch.int64)
@@ -109,23 +123,32 @@ def earlier_towers(
         repeat=part("repeat.") or None,
         id_vectors=state.get(_IDS),
         id_rows=id_rows,
-        optimizer={} if fresh_optimizer else _optimizer(directory),
+        optimizer=optimizer,
     )
 
 
-def _optimizer(directory: Path) -> dict[str, Tensor]:
-    has_state = (directory / OPTIMIZER_FILE).exists()
-    return _weights(directory, OPTIMIZER_FILE) if has_state else {}
+def write_trained_users(
+    directory: Path, user_ids: pa.Array, earlier: UInt64Array | None = None
+) -> None:
+    """Write the hashes of the users that towers were trained on, sorted.
+
+    `earlier` are those of the towers that the training started from.
+    """
+    hashes = hash_ids(user_ids)
+    known = hashes if earlier is None else np.concatenate([hashes, earlier])
+    np.save(directory / TRAINED_FILE, np.unique(known))
 
 
-def _weights(directory: Path, name: str = WEIGHTS_FILE) -> dict[str, Tensor]:
-    path = directory / name
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); train the towers again"
-        ) from None
+def trained_users(directory: Path) -> UInt64Array:
+    """Return the hashes of the users that towers were trained on, uint64 [n], sorted.
+
+    Raises:
+        UserError: the artefact does not have them.
+    """
+    manifest = read_manifest(directory, KIND_TOWERS)
+    with reading(directory, manifest, [TRAINED_FILE], _AGAIN):
+        hashes: UInt64Array = map_array(directory / TRAINED_FILE, np.uint64, 1)
+        return hashes
 
 
 def check_towers_inputs(

@@ -18,6 +18,7 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.matrix import create_shard, finite_rows
+from learn_torchrec.page_checksums import WRITTEN
 from learn_torchrec.schema import (
     ITEM_ID,
     ITEM_VECTORS_FILE,
@@ -169,7 +170,7 @@ def _parquet_writer(
     if directory is None:
         return contextlib.nullcontext()
     directory.mkdir(exist_ok=True)
-    return pq.ParquetWriter(directory / f"part-{rank:05d}.parquet", schema)
+    return pq.ParquetWriter(directory / f"part-{rank:05d}.parquet", schema, **WRITTEN)
 
 
 def _joined(parts: Iterable[Tensor], num_rows: int) -> Iterator[Tensor]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learn_torchrec.arrays import Int64Array
+from learn_torchrec.arrays import BoolArray, Int64Array, UInt64Array
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes, user_draws
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import hash_ids
 from learn_torchrec.jagged import Jagged, spread
 
 _MIN_EVENTS = 4  # two events to learn from, one to validate, one to test
@@ -51,6 +52,10 @@ class RetrievalTask:
         count = len(self.sequences)
         keep = np.zeros(count, bool)
         keep[np.linspace(0, count - 1, min(most, count)).astype(np.int64)] = True
+        return self.where(keep)
+
+    def where(self, keep: BoolArray) -> "RetrievalTask":
+        """Return the task of the users where `keep` [U] is true."""
         return RetrievalTask(
             sequences=self.sequences.select_users(keep),
             history_lengths=self.history_lengths[keep],
@@ -74,6 +79,7 @@ class TowersSplit:
         known_until: the towers know only events strictly before it, unix seconds.
         all_train: events of all training users, where `train` are some of them; see
             `recently_active`.
+        held_out_from: time of the first event to retrieve, unix seconds.
     """
 
     train: SequenceSet
@@ -82,6 +88,7 @@ class TowersSplit:
     test: RetrievalTask
     known_until: int
     all_train: SequenceSet | None = None
+    held_out_from: int | None = None
 
     @property
     def counted(self) -> SequenceSet:
@@ -126,6 +133,7 @@ def _hold_out_new_users(
         validation=_by_share(validation, split),
         test=_by_share(test, split),
         known_until=time,
+        held_out_from=time,
     )
 
 
@@ -152,6 +160,7 @@ def _split_by_time(active: SequenceSet, time: int, split: SplitConfig) -> Towers
         validation=tasks[0],
         test=tasks[1],
         known_until=_known_until(active),
+        held_out_from=time,
     )
 
 
@@ -166,6 +175,7 @@ def _leave_one_out(active: SequenceSet, split: SplitConfig) -> TowersSplit:
         validation=_all_but_last(without_test),
         test=_all_but_last(users),
         known_until=_known_until(users),
+        held_out_from=int(users.times[users.ends - 2].min()),
     )
 
 
@@ -210,6 +220,15 @@ def _by_share(users: SequenceSet, split: SplitConfig) -> RetrievalTask:
 def _known_until(users: SequenceSet) -> int:
     """Return a second after the last event; no user may be empty."""
     return int(users.times[users.ends - 1].max()) + 1
+
+
+def only_unknown_users(task: RetrievalTask, trained: UInt64Array) -> RetrievalTask:
+    """Return the task without users that towers were trained on.
+
+    `trained` are the sorted hashes of their ids, see `hash_ids`.
+    """
+    is_known = np.isin(hash_ids(task.sequences.user_ids), trained)
+    return task.where(~is_known)
 
 
 def _refuse_empty(split: SplitConfig, users: SequenceSet, name: str, fix: str) -> None:

@@ -17,6 +17,10 @@ from torch import Tensor
 
 from learn_torchrec.errors import UserError, first_line
 
+_UNREADABLE = (
+    *(OSError, EOFError, SafetensorError, UnpicklingError, RuntimeError, MemoryError),
+    *(ValueError, TypeError, AttributeError, LookupError),
+)
 _LAYER = "summary_encoder.layer."
 _RENAMED = {
     "attention.output.dense": "attention_output",
@@ -37,17 +41,28 @@ def read_official_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: a file that cannot be read, or holds another model.
     """
+    if path.exists() and not path.is_file():  # a pipe would wait for its writer
+        raise UserError(f"{path}: not a plain file; pass the model's state dict")
     try:
         if path.suffix == ".safetensors":
             state: dict[str, Any] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, UnpicklingError, EOFError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"{path}: cannot be read as a checkpoint ({first_line(error)}); pass the "
             "model's state dict alone"
         ) from None
-    return convert_official_checkpoint(state.get("state_dict", state), str(path))
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor)
+        for name, value in state.items()
+    ):
+        raise UserError(
+            f"{path}: holds more than tensors; pass the model's state dict alone"
+        )
+    return convert_official_checkpoint(state, str(path))
 
 
 def convert_official_checkpoint(

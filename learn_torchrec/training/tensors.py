@@ -9,8 +9,9 @@ import copy
 import io
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from torch.distributed.remote_device import _remote_device
 from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.training.distributed import gather_objects
 
+_FORGED = (ValueError, TypeError, AttributeError, LookupError)
 _INDEX_CLASSES = {
     "pathlib": {"PosixPath", "PurePosixPath"},
     "torch": {"Size"},
@@ -44,8 +46,25 @@ _INDEX_CLASSES = {
 }
 
 
-class _IndexUnpickler(pickle.Unpickler):
-    """Accepts the classes of an index, and PyTorch's dtypes."""
+class _IndexUnpickler(pickle._Unpickler):  # the one whose steps can be refused
+    """Accepts the classes of an index, PyTorch's dtypes, and the classes' own fields.
+
+    Pickle's BUILD otherwise sets any attribute of any object, of a class too.
+    """
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        instance, state = self.stack[-2:]
+        is_ours = is_dataclass(instance) and not isinstance(instance, type)
+        if not (is_ours and hasattr(instance, "__setstate__")):
+            known = {one.name for one in fields(instance)} if is_ours else set()
+            if not (isinstance(state, dict) and state.keys() <= known):
+                raise pickle.UnpicklingError("it sets attributes of other objects")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
         known = name in _INDEX_CLASSES.get(module, ())
@@ -77,6 +96,8 @@ def read_index(directory: Path) -> Metadata:
     def refused(reason: str) -> UserError:
         return UserError(f"{path}: refused, {reason}; restore it, or train again")
 
+    if path.exists() and not path.is_file():
+        raise refused("it is not a plain file")
     try:
         metadata = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
     except OSError as error:
@@ -85,13 +106,30 @@ def read_index(directory: Path) -> Metadata:
         raise refused(f"not an index of tensors ({error})") from None
     if not isinstance(metadata, Metadata):
         raise refused("not an index of tensors")
+    try:
+        _check_index(metadata)
+    except _FORGED as error:
+        raise refused(first_line(error)) from None
+    return metadata
+
+
+def _check_index(metadata: Metadata) -> None:
+    """Raise one of `_FORGED` if an index is not one of plain tensors in plain files."""
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
-            raise refused(f"{name} is not a tensor")
+            raise ValueError(f"{name} is not a tensor")
+        sizes = [entry.size]
+        for chunk in entry.chunks:
+            sizes += [chunk.offsets, chunk.sizes]
+        if not all(isinstance(x, torch.Size) and min(x, default=0) >= 0 for x in sizes):
+            raise ValueError(f"{name} has no size")
+        if not isinstance(entry.properties.dtype, torch.dtype):
+            raise ValueError(f"{name} has no type")
     for info in metadata.storage_data.values():
         if Path(info.relative_path).name != info.relative_path:
-            raise refused(f"it names a file elsewhere, {info.relative_path!r}")
-    return metadata
+            raise ValueError(f"it names a file elsewhere, {info.relative_path!r}")
+        if min(info.offset, info.length) < 0:
+            raise ValueError(f"{info.relative_path} has no such place")
 
 
 class HostCopies:

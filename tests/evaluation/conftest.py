@@ -51,10 +51,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out / "vectors", kind="vectors", config={}, inputs={}, facts={"dim": 4}
     ) as working:
         write_side(working / "items", np.arange(NUM_ITEMS)[::-1], vectors)
-    manifest(out / "towers", "towers", {"parameters": 10})
     lines = [{"step": n, "loss": 5 / n, "r@50": n / 10} for n in range(1, 9)]
     log = "\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo'  # cut off
+    (out / "towers").mkdir()
     (out / "towers" / "log.jsonl").write_text(log)
+    manifest(out / "towers", "towers", {"parameters": 10})
     return out
 
 

@@ -458,9 +458,11 @@ def test_items_are_grouped_by_the_bounds_of_the_run(tmp_path: Path) -> None:
 
 
 def test_parts_that_are_missing_have_no_section(tmp_path: Path) -> None:
-    manifest(tmp_path / "content", "content", {"items": 3})
+    (tmp_path / "towers").mkdir()
+    (tmp_path / "towers" / "config.json").write_text("{}")
+    manifest(tmp_path / "towers", "towers", {"items": 3})
     made = read_run(tmp_path)
-    assert [section.name for section in made.sections] == ["data"]
+    assert [section.name for section in made.sections] == ["data", "configuration"]
     assert "–" in to_markdown(made)  # the seconds of a stage that no one measured
 
 

@@ -12,6 +12,7 @@ from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.warm_start import load_ids
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.sharding import full_state_dict, init_tables, shard_tables
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
@@ -29,8 +30,10 @@ def towers_of(items, dim, device=None):
 def test_ids_follow_their_items(store, tmp_path):
     known = pa.concat_arrays([store.item_ids[1:4], pa.array([-5])])  # one has gone
     earlier = towers_of(len(known), store.dim)
-    save_towers(tmp_path, earlier.state_dict(), known)
-    initial = earlier_towers(tmp_path, store)
+    made = {"kind": "towers", "config": {}, "inputs": {}}
+    with write_artifact(tmp_path / "towers", **made) as working:
+        save_towers(working, earlier.state_dict(), known)
+    initial = earlier_towers(tmp_path / "towers", store)
     with process_group() as device:
         towers = towers_of(len(store), store.dim, torch.device("meta"))
         model = shard_tables(towers, device, TableOptimizerConfig())

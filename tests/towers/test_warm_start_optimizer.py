@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.apps import train_towers
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets.adapters import open_dataset
@@ -68,7 +69,6 @@ def train(trainer, batches):
 
 
 def save(trainer, store, directory):
-    directory.mkdir()
     optimizer = full_state(trainer.optimizer)
     weights = full_state_dict(trainer.task)
     optimizer[TEMPERATURE] = weights[TEMPERATURE]
@@ -77,7 +77,9 @@ def save(trainer, store, directory):
         for name, value in weights.items()
         if name.startswith("towers.")
     }
-    save_towers(directory, state, store.item_ids, optimizer)
+    made = {"kind": "towers", "config": {}, "inputs": {}}
+    with write_artifact(directory, **made) as working:
+        save_towers(working, state, store.item_ids, optimizer)
 
 
 @pytest.mark.parametrize("inputs", ["content", "content+id"])

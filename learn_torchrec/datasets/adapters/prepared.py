@@ -74,7 +74,7 @@ class Prepared(Dataset):
         return self._map("times")
 
     def read_items(self) -> pa.Table:
-        return tables.read_parquet(self.location / ITEMS_FILE)
+        return tables.read_parquet(self._verified / ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
         names = pa.array(self.manifest.facts["actions"])
@@ -99,7 +99,6 @@ class Prepared(Dataset):
         Raises:
             UserError: a damaged file, or most events have no content vector.
         """
-        verify(self._directory, KIND)
         names = self.manifest.facts["actions"]
         refuse_unknown_actions(actions, names)
         items, is_whole = self._rows_in(store)
@@ -120,7 +119,7 @@ class Prepared(Dataset):
 
     @functools.cached_property
     def _user_ids(self) -> pa.Array:
-        source = pa.memory_map(str(self._directory / USER_IDS_FILE))
+        source = pa.memory_map(str(self._verified / USER_IDS_FILE))
         return pa.ipc.open_file(source).read_all()[USER_ID].combine_chunks()
 
     def _rows_in(self, store: ItemRows) -> tuple[Int64Array, bool]:
@@ -141,8 +140,18 @@ class Prepared(Dataset):
         logger.info("%s: mapping events to the store's rows", self.location)
         return rows[items], not lacking.any()
 
+    @functools.cached_property
+    def _verified(self) -> Path:
+        """The directory, once all its files have been checked.
+
+        Raises:
+            UserError: a damaged file.
+        """
+        verify(self._directory, KIND)
+        return self._directory
+
     def _map(self, name: str) -> AnyArray:
-        path = self._directory / file_of(name)
+        path = self._verified / file_of(name)
         try:
             return map_array(path)
         except (OSError, ValueError) as error:

@@ -15,6 +15,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, Positive
 
 from learn_torchrec.config import configuration, require
 from learn_torchrec.outputs import replacing
+from learn_torchrec.page_checksums import WRITTEN
 from learn_torchrec.schema import SIMULATED
 
 COHORTS = ("cold", "long_tail", "others")
@@ -114,5 +115,5 @@ def write_ab_replay(path: Path, config: AbReplayConfig) -> int:
         tables.append(pa.table(columns))
     table = pa.concat_tables(tables).replace_schema_metadata({SIMULATED: b"true"})
     with replacing(path) as working:
-        pq.write_table(table, working)
+        pq.write_table(table, working, **WRITTEN)
     return int(table.num_rows)

@@ -22,6 +22,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from learn_torchrec.arrays import AnyArray, Float32Array, Float64Array, Int64Array
 from learn_torchrec.config import configuration, require
+from learn_torchrec.page_checksums import WRITTEN
 from learn_torchrec.schema import (
     ACTION,
     ATTRIBUTES,
@@ -215,7 +216,7 @@ def write_market(config: MarketConfig, directory: Path) -> Iterator[int]:
             `interactions.parquet/` and `impressions.parquet/`.
     """
     market = Market(config)
-    pq.write_table(market.items(), directory / ITEMS_FILE)
+    pq.write_table(market.items(), directory / ITEMS_FILE, **WRITTEN)
     log, shown = directory / INTERACTIONS_FILE, directory / IMPRESSIONS_FILE
     log.mkdir()
     shown.mkdir()
@@ -224,8 +225,10 @@ def write_market(config: MarketConfig, directory: Path) -> Iterator[int]:
         part = f"day-{day:05d}.parquet"
         first = next(chunks)
         with (
-            pq.ParquetWriter(shown / part, first.schema) as impressions,
-            pq.ParquetWriter(log / part, events_of(first).schema) as interactions,
+            pq.ParquetWriter(shown / part, first.schema, **WRITTEN) as impressions,
+            pq.ParquetWriter(
+                log / part, events_of(first).schema, **WRITTEN
+            ) as interactions,
         ):
             for table in (first, *chunks):
                 impressions.write_table(table)

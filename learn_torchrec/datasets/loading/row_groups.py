@@ -25,6 +25,7 @@ from learn_torchrec.arrays import Int64Array, decoded
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.time_range import Interval, Lacking
 from learn_torchrec.errors import UserError, first_line, require_columns
+from learn_torchrec.page_checksums import VERIFIED, parquet_format
 
 # The column of row numbers in the data set, with files in sorted order.
 ROW_NUMBER = "_row_number"
@@ -176,7 +177,7 @@ class RowGroups:
         with (
             fragment.open() as source,
             pq.ParquetFile(
-                source, metadata=fragment.metadata, pre_buffer=remote
+                source, metadata=fragment.metadata, pre_buffer=remote, **VERIFIED
             ) as file,
         ):
             for batch in file.iter_batches(_PIECE_ROWS, [number], columns):
@@ -223,7 +224,7 @@ def open_parquet(where: str | Path | Location) -> ds.Dataset:
     fragments = fragments_of(location)
     schema = _common_schema(fragments, None, location.name)
     return ds.FileSystemDataset(
-        fragments, schema, ds.ParquetFileFormat(), location.filesystem
+        fragments, schema, parquet_format(), location.filesystem
     )
 
 
@@ -244,7 +245,7 @@ def fragments_of(location: Location) -> list[ds.ParquetFileFragment]:
         reason = "has no .parquet files" if exists else "no such file or folder"
         raise UserError(f"{location}: {reason}; name a Parquet file or a folder")
     paths = [file.path[len(location.path) :] for file in files]
-    layout, hive, fragments = ds.ParquetFileFormat(), None, []
+    layout, hive, fragments = parquet_format(), None, []
     for file, path in zip(files, paths, strict=True):
         try:
             if hive is None:

@@ -13,6 +13,7 @@ import pyarrow.types as pt
 
 from learn_torchrec.arrays import BoolArray
 from learn_torchrec.errors import UserError
+from learn_torchrec.page_checksums import VERIFIED
 from learn_torchrec.times import as_seconds, is_time, refuse_after_2200
 
 # Rows that lack a value, by column: how many, and the place of the first. A row that
@@ -119,7 +120,7 @@ def _read(
 ) -> pa.Table:
     """Read columns of a row group; one that the file lacks is its key, or null."""
     keys = ds.get_partition_keys(fragment.partition_expression)
-    with fragment.open() as source, pq.ParquetFile(source) as file:
+    with fragment.open() as source, pq.ParquetFile(source, **VERIFIED) as file:
         here = [name for name in names if name in file.schema_arrow.names]
         table = file.read_row_group(group, here)
         rows = file.metadata.row_group(group).num_rows

@@ -24,6 +24,7 @@ from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import open_parquet
 from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.ids import is_text
+from learn_torchrec.page_checksums import VERIFIED
 
 _STREAM_ROWS = 1 << 17
 _NOT_LITERAL = frozenset("*?[\\")  # in a path that is given to DuckDB
@@ -289,7 +290,7 @@ class Spark:
         files = sorted(path.glob("part-*.parquet"))  # in the order of the result
         yield pa.RecordBatch.from_pylist([], schema=pq.read_schema(files[0]))
         for file in files:
-            yield from pq.ParquetFile(file).iter_batches(_STREAM_ROWS)
+            yield from pq.ParquetFile(file, **VERIFIED).iter_batches(_STREAM_ROWS)
         shutil.rmtree(path)
 
     def seconds(self, column: str, kind: pa.DataType) -> str:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.datasets.preparation.prepare import PreparedLog
 from learn_torchrec.jagged import offsets_of
+from learn_torchrec.page_checksums import WRITTEN
 from learn_torchrec.schema import ITEMS_FILE, USER_ID
 
 KIND = "sequences"
@@ -48,7 +49,7 @@ def write_prepared(
     offsets = offsets_of(log.users["events"].to_numpy())
     np.save(working_dir / file_of("offsets"), offsets)
     np.save(working_dir / file_of(ITEM_EVENTS), item_events)
-    pq.write_table(items, working_dir / ITEMS_FILE)
+    pq.write_table(items, working_dir / ITEMS_FILE, **WRITTEN)
     ids = pa.table({USER_ID: log.users[USER_ID].combine_chunks()})
     with pa.ipc.new_file(str(working_dir / USER_IDS_FILE), ids.schema) as sink:
         sink.write_table(ids)

@@ -8,7 +8,11 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from learn_torchrec.artifact import MANIFEST
-from learn_torchrec.evaluation.predictions import Predictions, read_predictions
+from learn_torchrec.evaluation.predictions import (
+    Predictions,
+    open_predictions,
+    read_predictions,
+)
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Section, Table
 from learn_torchrec.evaluation.rows import population_weights
@@ -69,15 +73,14 @@ def prediction_stages(
         file = place / PREDICTIONS_FILE
         if manifest.get("kind") == KIND_PREDICTIONS and file.exists():
             tasks = tasks_of_facts(manifest.get("facts", {}), place / MANIFEST)
-            labelled = [task for task in tasks if _has_labels(file, task.label)]
+            labelled = [task for task in tasks if _has_labels(place, task.label)]
             if labelled:
                 yield stage, labelled
 
 
-def _has_labels(file: Path, name: str) -> bool:
-    rows = ds.dataset(file)
-    is_null = ds.field(name).is_null()
-    return name in rows.schema.names and not rows.count_rows(filter=is_null)
+def _has_labels(place: Path, name: str) -> bool:
+    parts = open_predictions(place)
+    return name in parts.names and not parts.count(name, ds.field(name).is_null())
 
 
 def calibration_bins(predictions: Predictions) -> list[tuple[float, float, int]]:

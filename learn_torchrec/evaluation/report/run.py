@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.artifact import CONFIG, MANIFEST, file_digest, read_manifest, verify
+from learn_torchrec.artifact import CONFIG, MANIFEST, verify
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import AbResult
@@ -33,6 +33,7 @@ from learn_torchrec.evaluation.report.vectors import vectors
 from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS
 
 # Kinds of artefacts whose data the report reads, and so verifies.
+_LOG = "log.jsonl"  # of a training
 _KINDS_READ = (KIND_PREDICTIONS, KIND_CONTENT, "vectors")
 # What each section is made of, for the sentence on one that is missing.
 _MADE_OF = {
@@ -108,15 +109,8 @@ def _verified(path: Path) -> dict[str, Any]:
     kind = str(manifest.get("kind", ""))
     if kind in _KINDS_READ:
         verify(path.parent, kind)
-    else:  # of a large artefact, only manifest and configuration are read
-        files = read_manifest(path.parent, kind).files
-        config = path.with_name(CONFIG)
-        expected = files.get(CONFIG, {}).get("sha256")
-        if config.exists() and file_digest(config) != expected:
-            raise UserError(
-                f"{config}: damaged, its checksum is not the one of {MANIFEST}; "
-                f"restore it from a copy, or make {path.parent} again"
-            )
+    else:  # of a large artefact, only these are read
+        verify(path.parent, kind, only=(CONFIG, _LOG))
     return manifest
 
 
@@ -163,7 +157,7 @@ def _training(
 
 def _log_lines(directory: Path, stage: str) -> Iterator[dict[str, Any]]:
     for path in (
-        directory / stage / "log.jsonl",
+        directory / stage / _LOG,
         directory / "logs" / f"{stage}.jsonl",
     ):
         if path.exists():

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.arrays import BoolArray, Float64Array
-from learn_torchrec.artifact import MANIFEST
+from learn_torchrec.artifact import MANIFEST, listed_files, read_manifest
 from learn_torchrec.config import from_dict
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.evaluation.cohorts import CohortConfig, assign_cohorts
@@ -30,7 +30,9 @@ def vectors(
     if not all((directory / name).exists() for name in ("content", "vectors")):
         return
     store = ContentStore.open(directory / "content")
-    items = VectorTable.open(directory / "vectors" / ITEMS)
+    place = directory / "vectors"
+    files = listed_files(place, read_manifest(place, "vectors"))
+    items = VectorTable.open(place / ITEMS, files)
     rows = items.index.rows_of(store.item_ids)
     shared = np.flatnonzero(rows >= 0)
     if len(shared) < 3:

@@ -1,5 +1,6 @@
 """Unbounded ids, to which TorchRec assigns rows while it trains."""
 
+import logging
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
+logger = logging.getLogger(__name__)
+
 # TorchRec's planner splits managed-collision tables evenly over any divisor of it.
 # Trained shards can be merged but not split: see `sharding.load_state`.
 _BUCKETS = 64
@@ -25,6 +28,9 @@ _BUCKETS = 64
 @configuration
 class ManagedCollisionFeature(SizedFeature):
     """Integers or strings; frequent ids get their own row, rare ones are evicted.
+
+    One rank and several do not compute the same: each rank assigns and evicts the rows
+    of its own part of the ids. The same number of ranks, a divisor of 64, does.
 
     Attributes:
         ids: the kind.
@@ -62,7 +68,22 @@ class ManagedCollisionFeature(SizedFeature):
         return (hash_ids(ids.ids()) >> np.uint64(1)).astype(np.int64)
 
     def check(self, optimizer: "TableOptimizerConfig", device: "torch.device") -> None:
-        """Refuse an optimizer whose state the CPU cannot reset."""
+        """Refuse an optimizer whose state the CPU cannot reset, and uneven ranks."""
+        import torch.distributed as dist  # features are read without torch
+
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if _BUCKETS % ranks:
+            raise UserError(
+                f"{ranks} ranks: the table of feature {self.name!r} "
+                f"(managed_collision) has {_BUCKETS} parts, which they cannot share "
+                f"evenly; use a number of ranks that divides {_BUCKETS}, or ids=hash"
+            )
+        if ranks > 1 and dist.get_rank() == 0:
+            logger.info(
+                "feature %s (managed_collision): %d ranks assign its rows otherwise "
+                "than another number would; compare runs of equally many ranks",
+                *(self.name, ranks),
+            )
         if device.type == "cpu" and optimizer.optimizer == "rowwise_adagrad":
             raise UserError(
                 "ranker.tables.optimizer=rowwise_adagrad: fbgemm cannot reset its "

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from learn_torchrec.arrays import Column, Float16Array, Int64Array
+from learn_torchrec.artifact import verify
 from learn_torchrec.config import replace
 from learn_torchrec.datasets.adapters import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -32,6 +33,7 @@ from learn_torchrec.ranker.learn.reduced import ReducedContent
 from learn_torchrec.ranker.learn.shape import LearnShape
 from learn_torchrec.ranker.learn.statistics import TargetStatistics, mean_of_history
 from learn_torchrec.ranker.learn.vectors import (
+    KIND,
     LearnVectors,
     columns_of_batch,
     rows_as_of,
@@ -140,8 +142,10 @@ class LearnInputs:
             config: which inputs; None for the defaults.
 
         Raises:
-            UserError: no such artefact or data, bad tables, or no actions known.
+            UserError: no such artefact or data, a damaged file (all are verified), bad
+                tables, or no actions known.
         """
+        verify(Path(directory), KIND)
         dataset = open_dataset(data) if isinstance(data, str) else data
         config = config or LearnConfig()
         if not dataset.has_impressions:
@@ -172,10 +176,12 @@ class LearnInputs:
 
         Raises:
             UserError: ids of another type than the vectors' or the log's, null ids,
-                null timestamps, timestamps that must be milliseconds, or different
-                lengths.
+                null timestamps, timestamps that must be milliseconds or are before the
+                towers' cut-off, or different lengths.
         """
         users, items, times = columns_of_batch(user_ids, item_ids, timestamps)
+        if self.vectors is not None:
+            self.vectors.refuse_early(times)
         if times is None:
             times = np.full(len(users), self._after_the_log)
         return self.batch(self.finder().find(users, items, times, "the batch"))

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from learn_torchrec.arrays import Column
+from learn_torchrec.artifact import verify
 from learn_torchrec.ranker.learn.auxiliary import (
     AuxiliaryLogits,
     AuxiliaryNetwork,
     weighted_bce,
 )
-from learn_torchrec.ranker.learn.vectors import LearnVectors
+from learn_torchrec.ranker.learn.vectors import KIND, LearnVectors
 
 FeatureSet = Literal["all", "vectors", "fusion"]
 
@@ -89,8 +90,9 @@ class LearnFeatures(nn.Module):
             options: further arguments of the constructor.
 
         Raises:
-            UserError: no such artefact, or a damaged one.
+            UserError: no such artefact, or a damaged one: all files are verified.
         """
+        verify(Path(directory), KIND)
         vectors = LearnVectors.open(Path(directory))
         return cls(vectors.dim, vectors=vectors, **options)
 
@@ -139,7 +141,7 @@ class LearnFeatures(nn.Module):
 
         Raises:
             UserError: ids of another type than the vectors', null ids, null timestamps,
-                or timestamps that must be milliseconds.
+                timestamps that must be milliseconds, or are before the towers' cut-off.
             ValueError: made without `vectors`.
         """
         if self.vectors is None:

@@ -7,6 +7,7 @@ precision. Beside them: which items share a text, and the nearest texts of each.
 Letters: N items, C content dim, R reduced dim, T distinct texts, k neighbours.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +26,7 @@ from learn_torchrec.arrays import (
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.evaluation.topk import approximate_top_items, top_items
 from learn_torchrec.ids import IdIndex
-from learn_torchrec.matrix import SHARDS, ShardedMatrix, blocks, create_shard
+from learn_torchrec.matrix import ShardedMatrix, blocks, create_shard, shards_of
 from learn_torchrec.spaces import digest_of
 from learn_torchrec.vector_table import VectorTable
 
@@ -109,7 +110,7 @@ def write_reduced(
 
 def write_neighbours(directory: Path, index: IdIndex, count: int) -> None:
     """Write which items share a text, and the nearest texts, beside all shards."""
-    shards = ShardedMatrix.open(sorted(directory.glob(f"{SHARDS}-*.npy")))
+    shards = ShardedMatrix.open(shards_of(directory, directory.iterdir()))
     ReducedContent.build(index, shards, count).write(directory)
 
 
@@ -124,6 +125,7 @@ class ReducedContent:
         neighbours: int32 [T, k], the nearest other texts of each, the nearest first.
         similarities: float16 [T, k], their cosines.
         directory: of the files; None in memory.
+        files: of the artefact.
     """
 
     index: IdIndex
@@ -132,6 +134,7 @@ class ReducedContent:
     neighbours: Int32Array
     similarities: Float16Array
     directory: Path | None = None
+    files: tuple[Path, ...] = ()
 
     @classmethod
     def build(
@@ -162,19 +165,29 @@ class ReducedContent:
             np.save(directory / f"{name}.npy", getattr(self, name))
 
     @classmethod
-    def open(cls, directory: Path, index: IdIndex) -> Self:
+    def open(
+        cls, directory: Path, index: IdIndex, files: Collection[Path] | None = None
+    ) -> Self:
         """Map a folder of `write` and the vectors' shards.
+
+        `files` are those that an artefact's manifest lists; None for all.
 
         Raises:
             OSError: a file is missing; ValueError: damaged.
         """
+        files = [*directory.iterdir()] if files is None else files
         return cls(
             index=index,
-            vectors=ShardedMatrix.open(sorted(directory.glob(f"{SHARDS}-*.npy"))),
+            vectors=ShardedMatrix.open(shards_of(directory, files)),
             directory=directory,
+            files=tuple(files),
             **{
-                name: map_array(directory / f"{name}.npy")
-                for name in (_TEXTS, _NEIGHBOURS, _SIMILARITIES)
+                name: map_array(directory / f"{name}.npy", kind, dims)
+                for name, kind, dims in (
+                    (_TEXTS, np.int32, 1),
+                    (_NEIGHBOURS, np.int32, 2),
+                    (_SIMILARITIES, np.float16, 2),
+                )
             },
         )
 
@@ -188,7 +201,7 @@ class ReducedContent:
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         if self.directory is not None:  # another process maps the same files
-            return type(self).open, (self.directory, self.index)
+            return type(self).open, (self.directory, self.index, self.files)
         return super().__reduce_ex__(protocol)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from learn_torchrec.arrays import Column, Int64Array
-from learn_torchrec.artifact import Manifest, read_manifest, reading
+from learn_torchrec.artifact import Manifest, listed_files, read_manifest, reading
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, as_ids, refuse_other_type
 from learn_torchrec.ranker.learn.reduced import CONTENT, ReducedContent
@@ -53,12 +53,13 @@ class LearnVectors:
         names = [name for name in manifest.files if name.startswith(tables)]
         has_content = any(name.startswith(f"{CONTENT}/") for name in names)
         with reading(directory, manifest, names, "export the vectors again"):
-            items = VectorTable.open(directory / ITEMS)
+            files = listed_files(directory, manifest)
+            items = VectorTable.open(directory / ITEMS, files)
             content = None
             if has_content:
-                content = ReducedContent.open(directory / CONTENT, items.index)
+                content = ReducedContent.open(directory / CONTENT, items.index, files)
             return cls(
-                users=VectorTable.open(directory / USERS),
+                users=VectorTable.open(directory / USERS, files),
                 items=items,
                 manifest=manifest,
                 content=content,
@@ -80,10 +81,30 @@ class LearnVectors:
             timestamps: [B] unix seconds or datetimes; None for the latest vectors.
 
         Raises:
-            UserError: see `rows`; null timestamps or milliseconds; different lengths.
+            UserError: see `rows`; null timestamps or milliseconds, times before the
+                towers' cut-off, or different lengths.
         """
         batch = columns_of_batch(user_ids, item_ids, timestamps)
+        self.refuse_early(batch[2])
         return self.gather(*self.rows(*batch, source="the batch"))
+
+    def refuse_early(self, times: Int64Array | None) -> None:
+        """Refuse times [B] before the cut-off of the towers, which know them.
+
+        Raises:
+            UserError: names the first such row.
+        """
+        cutoff = self.manifest.cutoff if self.manifest else None
+        if times is None or cutoff is None:
+            return
+        early = np.flatnonzero(times < cutoff)
+        if len(early):
+            raise UserError(
+                f"leak: the vectors' towers learned from events up to {cutoff}, but "
+                f"{TIMESTAMP} is {times[early[0]]} (unix seconds) in row {early[0]} of "
+                "the batch; use later rows, or towers with an earlier "
+                "split.towers_until"
+            )
 
     def rows(
         self,
