@@ -13,6 +13,7 @@ from vectors_artefact import write_side, write_vectors
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.errors import UserError
 from learn_torchrec.matrix import finite_rows
+from learn_torchrec.ranker.learn.paper import LearnFeatures
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.vector_table import VectorTable
 
@@ -111,7 +112,7 @@ def test_three_ranks_write_what_one_does(tmp_path):
     )
     items = np.arange(20), random.normal(size=(20, 8))
     one, three = (
-        write_vectors(tmp_path / f"v{ranks}", users, items, ranks=ranks)
+        write_vectors(tmp_path / f"v{ranks}", users, items, cutoff=0, ranks=ranks)
         for ranks in (1, 3)
     )
     assert len(three.users.vectors.shards) == 3
@@ -124,6 +125,26 @@ def test_three_ranks_write_what_one_does(tmp_path):
     # A rank without rows leaves an empty shard.
     few = write_vectors(tmp_path / "few", USERS, ITEMS, ranks=5)
     assert few.lookup("b", 8)[0].tolist() == [[1, 1]]
+
+
+def test_what_the_towers_know_is_refused(tmp_path):
+    made = write_vectors(tmp_path / "v", USERS, ITEMS, cutoff=110)
+    features = LearnFeatures(made.dim, vectors=made)
+    item = ITEMS[0][0]
+    features.of_ids(["a", "b"], [item, item], [110, 111])
+    with pytest.raises(UserError, match=r"leak: .* up to 110, but .* 109 .* in row 1"):
+        features.of_ids(["a", "b"], [item, item], [110, 109])
+
+
+def test_damaged_vectors_are_not_loaded(tmp_path):
+    write_vectors(tmp_path / "v", USERS, ITEMS)
+    LearnFeatures.load(tmp_path / "v")
+    path = tmp_path / "v" / "users" / "vectors-00000.npy"
+    body = bytearray(path.read_bytes())
+    body[-1] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(UserError, match=r"vectors-00000\.npy: damaged"):
+        LearnFeatures.load(tmp_path / "v")
 
 
 def test_a_worker_process_maps_the_same_files(tmp_path):
