@@ -160,7 +160,7 @@ def test_what_the_data_lack_is_left_out_or_asked_for(tmp_path):
         given.of_ids([0, 1], [1], [500])
     with pytest.raises(UserError, match=r"user_id.*string"):
         given.of_ids(["a"], [1], [500])
-    with pytest.raises(UserError, match="leak: .* up to 100, but timestamp is 99"):
+    with pytest.raises(UserError, match=r"leak: .* up to 100, but timestamp is 99"):
         given.of_ids([0, 1], [1, 1], [100, 99])
     own = write(tmp_path / "own", split={"actions": ["buy"]})
     assert len(LearnInputs.load(*own).histories.items) == 6
