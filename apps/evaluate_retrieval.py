@@ -24,13 +24,13 @@ from learn_torchrec.towers.artifact import (
     load_towers,
     trained_users,
 )
+from learn_torchrec.towers.co_occurrence import CoOccurrence
 from learn_torchrec.towers.holdout import (
     RetrievalTask,
     TowersSplit,
     only_unknown_users,
     split_towers,
 )
-from learn_torchrec.towers.co_occurrence import CoOccurrence
 from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig, evaluate_groups
 from learn_torchrec.towers.scores import baseline_scores, towers_scores
 from learn_torchrec.training.distributed import process_group

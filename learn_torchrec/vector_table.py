@@ -180,5 +180,5 @@ def write_index(
     """
     IdIndex.build(ids, directory.name).write(directory)
     if offsets is not None and times is not None:
-        np.save(directory / _OFFSETS_FILE, offsets)
-        np.save(directory / _TIMES_FILE, times)
+        np.save(directory / _OFFSETS_FILE, offsets.astype(np.int64))
+        np.save(directory / _TIMES_FILE, times.astype(np.int64))

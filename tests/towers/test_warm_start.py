@@ -7,12 +7,12 @@ import torch
 
 from learn_torchrec.apps import train_towers
 from learn_torchrec.errors import UserError
+from learn_torchrec.publish import write_artifact
 from learn_torchrec.towers.artifact import CATALOGUE_FILE, earlier_towers, save_towers
 from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.warm_start import load_ids
-from learn_torchrec.publish import write_artifact
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.sharding import full_state_dict, init_tables, shard_tables
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig

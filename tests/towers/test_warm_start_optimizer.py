@@ -4,7 +4,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from learn_torchrec.publish import write_artifact
 from learn_torchrec.apps import train_towers
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
 from learn_torchrec.datasets.adapters import open_dataset
