@@ -89,7 +89,9 @@ def test_what_is_held_out_now_was_held_out_then(market, store, tmp_path):
         UserError, match=r"split\.holdout is leave_one_out, .* new_users"
     ):
         train("one", "split.holdout=leave_one_out", "split.min_events=4", start="new")
-    # Of another log nothing is known.
+    # In another log the same rule holds out the same users, and no other does.
     log = pq.read_table(market / "interactions.parquet")
     pq.write_table(log.slice(0, log.num_rows - 1), market / "interactions.parquet")
-    train("grown", *by_time, "split.test_users=0.3", start="by_time")
+    with pytest.raises(UserError, match="events that this run holds out of another"):
+        train("others", *by_time, "split.test_users=0.3", start="by_time")
+    train("shrunk", *by_time, start="by_time")
