@@ -41,6 +41,7 @@ from learn_torchrec.evaluation.tasks import (
     tasks_of,
 )
 from learn_torchrec.schema import LABEL, SCORE
+from learn_torchrec.text import printable
 
 from . import evaluate_stream, program
 from .ranking_tables import (
@@ -212,7 +213,7 @@ def _tasks(path: Path, args: argparse.Namespace) -> list[Task]:
 
 def _print_heading(task: str, tasks: Mapping[str, object]) -> None:
     if len(tasks) > 1:
-        print(f"\ntask {task}")
+        print(f"\ntask {printable(task)}")
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -181,6 +181,8 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
     programs = Path(sys.executable).parent  # torchx finds torchrun through PATH
     torchx = [str(programs / "torchx"), "run"]
     torchx += ["--scheduler", "local_cwd", "--wait", "--log", f"{_COMPONENTS}:stage"]
+    # torchx would put values in place of its names after a dollar, as in ${app_id}.
+    command = [part.replace("$", "$$") for part in command]
     with (
         output.open("w", encoding="utf-8") as stream,
         progress_bar(step.name) as bar,

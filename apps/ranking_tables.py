@@ -19,6 +19,7 @@ from learn_torchrec.evaluation.words import (
     predictions_title,
     signed,
 )
+from learn_torchrec.text import printable
 
 SIGNIFICANT = 0.05
 Differences = dict[str, dict[str, PairedDifference]]
@@ -68,7 +69,8 @@ def differences_table(
             cells = [_cell(metrics[metric]) for metric in compared]
             if any(cells):
                 lines.append([cohort_title(cohort), *cells])
-        heading = f"{pair_title(pair, names)}: points ({INTERVAL})"
+        title = printable(pair_title(pair, names))
+        heading = f"{title}: points ({INTERVAL})"
         tables.append(f"{heading}\n{align(lines, left=(0,))}")
     note = (
         "* the interval excludes 0, as one in twenty does by chance; --all prints "

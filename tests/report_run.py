@@ -12,6 +12,13 @@ from learn_torchrec.artifact import Manifest, file_digest
 from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.learn.vectors import KIND
 
+# Names that would be markup if they were not escaped.
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</text></svg><script>alert(2)</script>",
+    '$a_b$ {{ 7 * 7 }} url(#x) id="y" \x07&amp;',
+)
 NUM_ITEMS = 40
 # Items on a line: user 1 looks up it, user 2 down it, user 3 has no vector. Item 14
 # has none either.

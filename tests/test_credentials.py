@@ -11,12 +11,11 @@ import sys
 import urllib.parse
 from pathlib import Path
 
-import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 from hypothesis import example, given
 from hypothesis import strategies as st
 from more_examples import tried
+from vault import SECRET
 
 from learn_torchrec import LearnInputs
 from learn_torchrec.apps import main as command_line
@@ -135,27 +134,6 @@ def test_no_command_shows_a_secret(capfd, tmp_path, monkeypatch, made, place):
 
 # --- data that a secret opens ------------------------------------------------------
 
-SECRET = "tWq8zPk3Lm/7[x%@Vb9nRt2Ys"
-
-
-class Vault(LocalFileSystem):
-    """Local files, for who gives the password: `vault://user:PASSWORD@/folder`."""
-
-    protocol = "vault"
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        user, at, path = str(path).removeprefix("vault://").rpartition("@")
-        password = urllib.parse.unquote(user.partition(":")[2])
-        if at and password != SECRET:
-            raise PermissionError(f"wrong password {password} in vault://{user}@{path}")
-        if "missing" in path:
-            raise RuntimeError(f"a bug of the library at vault://{user}@{path}")
-        return LocalFileSystem._strip_protocol(path)
-
-
-fsspec.register_implementation("vault", Vault, clobber=True)
-
 
 def vault(folder: Path) -> str:
     password = urllib.parse.quote(SECRET, safe="")
@@ -205,7 +183,7 @@ def test_a_library_s_own_errors_show_no_secret(market, capfd, tmp_path):
 BUG = """
 import sys
 sys.path[:0] = [{tests!r}]
-import test_credentials
+import vault
 from learn_torchrec.apps import main
 main.main(["prepare", "--data", {data!r}, "--out", {out!r}])
 """
@@ -226,6 +204,30 @@ def test_a_traceback_of_a_bug_shows_no_secret(tmp_path):
     assert done.returncode == 1
     assert "RuntimeError: a bug of the library at vault://***@" in done.stderr
     for text in (done.stderr, done.stdout, file.read_text()):
+        assert leaked(SECRET, text) == []
+
+
+@pytest.mark.slow
+def test_no_secret_is_in_a_quickstart_s_files_and_logs(market, model_dir, tmp_path):
+    site, scratch, out = tmp_path / "site", tmp_path / "scratch", tmp_path / "out"
+    for folder in (site, scratch):
+        folder.mkdir()
+    (site / "sitecustomize.py").write_text("import vault")
+    (market / "impressions.parquet").unlink()
+    paths = f"{site}{os.pathsep}{Path(__file__).parent}"
+    settings = [f"content.encoder.model={model_dir}", *TOWERS]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "learn_torchrec.apps.quickstart", "--ranks", "1"),
+            *("--data", vault(market), "--out", str(out), "--set", *settings),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths, "TMPDIR": str(scratch)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "recommend --data 'parquet:fsspec+vault://***@" in done.stdout
+    for text in (done.stdout, done.stderr, contents(out), contents(scratch)):
         assert leaked(SECRET, text) == []
 
 

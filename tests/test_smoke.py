@@ -15,6 +15,7 @@ from learn_torchrec.apps import quickstart
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.errors import UserError
 
+RUN = "it's $$ a ${app_id}"  # for which neither a shell nor torchx has a value
 FEATURES = json.dumps(
     [
         {"column": name, "num_embeddings": rows}
@@ -55,7 +56,7 @@ def arguments(market, model_dir, tmp_path):
     encoder = ["content.encoder.dtype=float32", f"content.encoder.model={model_dir}"]
     settings = [f"--set={setting}" for setting in [*SMALL, *encoder]]
     data = ["--data", f"parquet:{market}"]
-    return [*data, "--out", str(tmp_path / "run"), *settings]
+    return [*data, "--out", str(tmp_path / RUN), *settings]
 
 
 def run_quickstart(arguments, capsys) -> str:
@@ -69,7 +70,7 @@ def test_the_whole_job_on_two_ranks(arguments, market, tmp_path, capsys):
 
     The baseline is made here, on one rank: it needs no launcher to be the same job.
     """
-    out = tmp_path / "run"
+    out = tmp_path / RUN
     with pytest.raises(UserError) as caught:
         run_quickstart([*arguments, "--set=towers.training.batch_size=17"], capsys)
     assert "towers.training.batch_size=17: must be a multiple" in str(caught.value)

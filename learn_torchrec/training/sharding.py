@@ -25,6 +25,7 @@ from torchrec.distributed.types import ModuleSharder, ParameterSharding, Shardin
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.placement import ShardingKind
+from learn_torchrec.text import printable
 from learn_torchrec.training.distributed import (
     host_group,
     local_world_size,
@@ -149,7 +150,7 @@ def describe(plan: ShardingPlan, tables: Mapping[str, Tensor]) -> str:
         for placements in plan.plan.values()
         for table, spec in placements.items()
     ]
-    return "\n".join(sorted(lines))
+    return "\n".join(map(printable, sorted(lines)))
 
 
 def _placements(sharding: ParameterSharding) -> Iterator[str]:

@@ -1,21 +1,25 @@
 """The report of a small run, read as files."""
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import jinja2
+import markdown
+import markdown_it
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from report_run import make_predictions, manifest, retrieval_rows
+from report_run import HOSTILE, make_predictions, manifest, retrieval_rows
 
 from learn_torchrec.apps import evaluate_ab, evaluate_auc, report
 from learn_torchrec.errors import UserError
@@ -114,14 +118,6 @@ def test_the_page_needs_no_network_and_no_id_twice(page: Path) -> None:
     assert "<b>run" not in text
 
 
-HOSTILE = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "</text></svg><script>alert(2)</script>",
-    '$a_b$ {{ 7 * 7 }} url(#x) id="y" \x07&amp;',
-)
-
-
 def test_what_users_name_reaches_the_page_as_text_only(tmp_path: Path) -> None:
     run = tmp_path / "<script>alert(3)"
     run.mkdir()
@@ -188,6 +184,68 @@ def test_the_page_allows_no_script_but_its_own(page: Path) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy[1]
     assert "default-src 'none'" in policy[1]
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in policy[1]
+    assert "unsafe" not in policy[1]
+    assert " style=" not in text
+
+
+def rendered(text: str) -> Iterator[str]:
+    """Yield Markdown as HTML by two libraries, neither of which cleans it."""
+    yield markdown_it.MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(
+        text
+    )
+    yield markdown.markdown(text, extensions=["tables", "fenced_code"])
+
+
+HOSTILE_MARKDOWN = [
+    *HOSTILE,
+    *("[x](javascript:alert(1))", "![x](http://evil/x.png)", "<http://evil/>"),
+    *("a | b", "```\n<script>alert(1)</script>\n```", "# x", "1. x", "> x", "***x***"),
+    *("a\n\n<script>alert(1)</script>", "&lt;b&gt;", "[x]: http://evil", "_x_ `x`"),
+    *("\x1b[2J\u202e\ud800", "    code", "- x", "x\n===", "\\<b>", "|---|", "<!-- x"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_MARKDOWN)
+def test_what_users_name_is_text_in_markdown_too(name: str) -> None:
+    table = Table(
+        name=name, title=name, columns=[name, "b"], formats=["", ""], rows=[[name, 1]]
+    )
+    plain = dataclasses.replace(table, name="x", title="x", columns=["x", "b"])
+    plain = dataclasses.replace(plain, rows=[["x", 1]])
+
+    def tags(text: str, one: Table) -> list[list[str]]:
+        section = Section(
+            name=text, title=text, text=[text, text], tables=[one], code=text
+        )
+        made = Report(
+            title=text,
+            subtitle=text,
+            notices=[text],
+            sections=[section],
+            left_out=[text],
+        )
+        assert to_html(made).encode()
+        found = []
+        for page in rendered(to_markdown(made)):
+            parser = _References()
+            parser.feed(page)
+            found.append([*parser.tags, *parser.attributes])
+        return found
+
+    assert tags(name, table) == tags("x", plain)
+
+
+def test_markdown_shows_the_text_itself() -> None:
+    for text in ("a_b *c* [d](e) <f> g|h", "1. p < 0.05", "-0.5 &amp; `x` \\y"):
+        made = Report(title=text, subtitle=text, notices=[], sections=[])
+        page, _ = rendered(to_markdown(made))
+        assert page == (
+            f"<h1>{html.escape(text, quote=False)}</h1>\n"
+            f"<p>{html.escape(text, quote=False)}</p>\n"
+        )
 
 
 @pytest.mark.parametrize(

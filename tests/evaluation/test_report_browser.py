@@ -4,6 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from report_run import HOSTILE
+
+from learn_torchrec.evaluation.report import figures
+from learn_torchrec.evaluation.report.parts import Report, Section, Table
+from learn_torchrec.evaluation.report.render import write_report
+from learn_torchrec.text import printable
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +79,66 @@ def test_it_opens_with_the_summary(browser, page: Path, width: int) -> None:
             "all => all.map(one => parseFloat(getComputedStyle(one).fontSize))"
         )
         assert min(sizes) >= 14, chosen
+
+
+def test_hostile_names_do_nothing_in_a_browser(browser, tmp_path: Path) -> None:
+    names = [*HOSTILE, "</title><script>alert(5)</script>", "javascript:alert(6)"]
+    series = {name: ([1.0, 2.0], [0.5, n / 9]) for n, name in enumerate(names)}
+    rows = [[name, 0.5] for name in names]
+    sections = [
+        Section(
+            name=name,
+            title=name,
+            text=[name],
+            code=name,
+            tables=[
+                Table(
+                    name=f"{name}.",
+                    title=name,
+                    columns=[name, "x"],
+                    formats=["", ".1f"],
+                    rows=rows,
+                    note=name,
+                )
+            ],
+            figures=[figures.curves(f"{name}!", name, series, (name, name), name)],
+        )
+        for name in names
+    ]
+    made = Report(title=names[4], subtitle=names[1], notices=names, sections=sections)
+    path = tmp_path / "report.html"
+    write_report(made, path)
+    opened = Opened(browser, path, 1200, "light")
+    assert opened.complaints == []  # a breach of the page's policy would be one
+    assert [url for url in opened.requests if not url.startswith("data:")] == [
+        path.as_uri()
+    ]
+    tab = opened.tab
+    assert tab.title() == names[4]
+    for kind in ("script", "style", "title"):
+        assert tab.locator(kind).count() == 1, kind
+    assert tab.locator("img, iframe, object, foreignObject, image, b").count() == 0
+    tab.locator("th button").first.click()  # the page's own script works
+    assert tab.locator("th[aria-sort=ascending]").count() == 1
+    cells = tab.locator("tbody").first.locator("td:first-child").all_inner_texts()
+    assert sorted(cells) == sorted(map(printable, names))
+
+
+def test_an_injected_script_would_be_stopped(browser, page: Path, tmp_path) -> None:
+    """The policy holds even where an escape were forgotten."""
+    path = tmp_path / "report.html"
+    inside = "<script>document.title='mine'</script><p id=x style='color:red'>x</p>"
+    body = page.read_text().replace(
+        "<main", f"{inside}<img src=x onerror=alert(1)><main"
+    )
+    path.write_text(body)
+    opened = Opened(browser, path, 1200, "light")
+    assert opened.tab.title() != "mine"
+    ink = opened.tab.evaluate("getComputedStyle(document.querySelector('#x')).color")
+    assert ink != "rgb(255, 0, 0)"
+    said = " ".join(opened.complaints)
+    for directive in ("script-src", "style-src", "img-src"):
+        assert directive in said
 
 
 CONTRAST = """(chosen) => {

@@ -292,7 +292,7 @@ def test_titles_are_text_on_a_terminal_and_in_a_page() -> None:
     text = to_text([section], 80)
     assert text.splitlines() == [SHOWN, f"  {SHOWN}", "  a  b", f"  1  {SHOWN}"]
     made = Report(title="R", subtitle="", notices=[], sections=[], summary=[section])
-    assert "| 1 | \ufffd[31mred\ufffd <b>\\|x two three |" in to_markdown(made)
+    assert "| 1 | \ufffd\\[31mred\ufffd &#60;b>\\|x two three |" in to_markdown(made)
     page = to_html(made)
     assert "\ufffd[31mred\ufffd &lt;b&gt;|x two three</td>" in page
     assert "<b>" not in page

@@ -191,12 +191,13 @@ def _svg(figure: Any, name: str) -> Drawing:
     for text in figure.findobj(Text):  # made before the style below applies
         text.set_parse_math(False)
     stream = io.StringIO()
-    with matplotlib.rc_context(_style() | {"svg.hashsalt": name}):
+    with matplotlib.rc_context(_style() | {"svg.hashsalt": anchor(name)}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())
     _keep_shapes(root)
     prefix = anchor(name)
     for element in root.iter():
+        _style_to_attributes(element)
         for key, value in element.attrib.items():
             element.set(key, _page_attribute(key, value, prefix))
     for size in ("width", "height"):
@@ -214,6 +215,13 @@ def _keep_shapes(parent: ElementTree.Element) -> None:
             _keep_shapes(child)
         else:
             parent.remove(child)
+
+
+def _style_to_attributes(element: ElementTree.Element) -> None:
+    """Write a style as attributes: the page's policy allows no style in an element."""
+    for part in filter(str.strip, element.attrib.pop("style", "").split(";")):
+        name, _, value = part.partition(":")
+        element.set(name.strip(), value.strip())
 
 
 def _page_attribute(key: str, value: str, prefix: str) -> str:

@@ -16,7 +16,8 @@ ElementTree.register_namespace("xlink", XLINK)
 def anchor(name: str) -> str:
     """Return an HTML id for a name, which may hold any text of a user."""
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name)
-    return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
+    data = name.encode(errors="surrogatepass")  # of a folder's name, not all UTF-8
+    return plain if plain == name else f"{plain}-{zlib.crc32(data):08x}"
 
 
 def scaled(value: Any, scale: float = 1.0) -> float | None:

@@ -11,6 +11,7 @@ from learn_torchrec.ranker.features import (
 from learn_torchrec.ranker.features.base import SizedFeature
 from learn_torchrec.ranker.features.columns import is_number
 from learn_torchrec.ranker.features.profile import ColumnProfile
+from learn_torchrec.text import printable
 
 LEFT_OUT = "left out"
 
@@ -65,7 +66,9 @@ class DerivedFeatures:
     def table(self) -> str:
         """Return the choices as aligned text, a line for each column."""
         lines = [("column", "from", "used as", "because")]
-        lines += [(c.column, c.source, c.use, c.reason) for c in self.choices]
+        for one in self.choices:
+            cells = (one.column, one.source, one.use, one.reason)
+            lines.append(tuple(map(printable, cells)))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines
