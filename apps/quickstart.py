@@ -23,6 +23,7 @@ from learn_torchrec.evaluation.report.render import report_files
 from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
 from learn_torchrec.progress import move_to, progress_bar
+from learn_torchrec.text import parse_json
 from learn_torchrec.training.distributed import ranks_on_this_host
 from learn_torchrec.training.run_log import live_log_path
 
@@ -181,8 +182,8 @@ def _launch(step: Step, command: list[str], args: argparse.Namespace) -> None:
     programs = Path(sys.executable).parent  # torchx finds torchrun through PATH
     torchx = [str(programs / "torchx"), "run"]
     torchx += ["--scheduler", "local_cwd", "--wait", "--log", f"{_COMPONENTS}:stage"]
-    # torchx would put values in place of its names after a dollar, as in ${app_id}.
-    command = [part.replace("$", "$$") for part in command]
+    # torchx and torchrun each put values in place of names such as ${app_id}.
+    command = [part.replace("$", "$$$$") for part in command]
     with (
         output.open("w", encoding="utf-8") as stream,
         progress_bar(step.name) as bar,
@@ -216,7 +217,7 @@ def _show(progress: Path, began: float, bar: "tqdm[None]") -> None:
         return
     for line in reversed(lines):
         with contextlib.suppress(json.JSONDecodeError):  # the last may be incomplete
-            last = json.loads(line)
+            last = parse_json(line)
             move_to(bar, last["step"], last["total"])
             return
 
@@ -280,7 +281,7 @@ class _Seconds:
 
 
 def _read(path: Path) -> dict[str, float]:
-    body: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    body: dict[str, float] = parse_json(path.read_text(encoding="utf-8"))
     return body
 
 

@@ -7,7 +7,6 @@ configuration that a run saved.
 
 import dataclasses
 import inspect
-import json
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.text import parse_json
 
 Config = TypeVar("Config")
 
@@ -149,7 +149,7 @@ def load(kind: type[Config], path: Path) -> Config:
         UserError: no such file, not JSON, or not a valid configuration.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; name a file") from None
     except ValueError as error:
@@ -225,8 +225,8 @@ def _parse_list(text: str, override: str) -> list[Any]:
     if not text.startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]
     try:
-        entries: list[Any] = json.loads(text)
-    except json.JSONDecodeError as error:
+        entries: list[Any] = parse_json(text)
+    except ValueError as error:
         raise UserError(f"--set {override}: not a JSON list ({error})") from None
     return entries
 

@@ -1,6 +1,8 @@
-"""Text of a user, such as a name in a file, in messages and tables."""
+"""Text of others, such as a name in a file: in messages and tables, and as JSON."""
 
+import json
 import unicodedata
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -25,3 +27,15 @@ def printable(text: str) -> str:
         else "\ufffd"
         for one in text
     )
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None

@@ -1,4 +1,7 @@
-"""How many examples a property is tried on: `make fuzz` multiplies them."""
+"""How many examples a property is tried on: `make fuzz` multiplies them.
+
+The tests try the same examples each time, `make fuzz` others.
+"""
 
 import os
 
@@ -12,6 +15,7 @@ def tried(count: int) -> settings:
     return settings(
         deadline=None,
         max_examples=count * _TIMES,
+        derandomize=_TIMES == 1,
         suppress_health_check=[
             HealthCheck.function_scoped_fixture,
             HealthCheck.too_slow,

@@ -20,6 +20,7 @@ from learn_torchrec.content.extract import (
 )
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
+from learn_torchrec.text import parse_json
 
 _FACTS_FILE = "space.json"
 
@@ -80,7 +81,7 @@ class SpaceKeeper:
         known = self._directory / _FACTS_FILE
         with contextlib.suppress(OSError, ValueError):
             self._canaries = read_checked(self._directory / spaces.CANARIES_FILE)
-            self._space = json.loads(known.read_text(encoding="utf-8"))
+            self._space = parse_json(known.read_text(encoding="utf-8"))
             return
         if self._earlier is not None:
             self._space = spaces.space_of(self._earlier.manifest) or None

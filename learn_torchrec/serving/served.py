@@ -13,6 +13,7 @@ from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.tasks import TaskConfig
 from learn_torchrec.serving.tables import Group, Precision
+from learn_torchrec.text import parse_json
 
 KIND = "bundle"
 LAYOUT = 1  # of a bundle's files; a runner reads its own alone
@@ -88,7 +89,7 @@ class Served:
             UserError: it does not fit this version; OSError, ValueError: damaged.
         """
         path = directory / SERVED_FILE
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(path.read_text(encoding="utf-8"))
         if isinstance(body, dict) and body.get("layout") != LAYOUT:
             raise UserError(
                 f"{path}: layout {body.get('layout')}, but this version reads "

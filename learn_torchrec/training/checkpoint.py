@@ -32,6 +32,7 @@ from learn_torchrec.artifact import damaged_file, read_manifest, recipe_of, veri
 from learn_torchrec.config import configuration
 from learn_torchrec.errors import Stopped, UserError, first_line
 from learn_torchrec.refusals import one_line
+from learn_torchrec.text import parse_json
 from learn_torchrec.training.distributed import (
     is_writer,
     new_host_group,
@@ -333,7 +334,7 @@ class Checkpoints:
             logger.info("resuming after step %d", step)
             return SavedCheckpoint(
                 directory,
-                json.loads((directory / _PROGRESS).read_text(encoding="utf-8")),
+                parse_json((directory / _PROGRESS).read_text(encoding="utf-8")),
             )
         return None
 

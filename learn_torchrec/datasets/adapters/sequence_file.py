@@ -6,7 +6,6 @@ field `categories` is the item's category. Fields that the prompt does not use a
 kept: a template may name them.
 """
 
-import json
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ from learn_torchrec.datasets.adapters.text_files import text_lines
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import CATEGORY, INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE
+from learn_torchrec.text import parse_json
 
 INTERACTION = "interaction"
 _RENAMED = {"categories": CATEGORY}
@@ -39,9 +39,9 @@ class SequenceFile(Dataset):
         rows = []
         for number, line in enumerate(text_lines(source), 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 row[ITEM_ID] = str(row[ITEM_ID])
-            except (json.JSONDecodeError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError):
                 raise UserError(
                     f"{source}: line {number} is not a JSON object with {ITEM_ID}; "
                     "write one item per line"

@@ -1,12 +1,12 @@
 """The files of a run's directory that a report reads."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import UserError
+from learn_torchrec.text import parse_json
 
 METRICS, RANKING, RETRIEVAL = "metrics.json", "ranking.json", "retrieval.json"
 EXAMPLE = "recommendations.json"
@@ -94,7 +94,7 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
     if not path.exists() and not required:
         return {}
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name the file") from None
     except ValueError as error:

@@ -31,6 +31,7 @@ from learn_torchrec.evaluation.report.parts import Figure, Report, Section, Tabl
 from learn_torchrec.evaluation.report.summary import summarise
 from learn_torchrec.evaluation.report.vectors import vectors
 from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS
+from learn_torchrec.text import parse_json
 
 # Kinds of artefacts whose data the report reads, and so verifies.
 _LOG = "log.jsonl"  # of a training
@@ -163,7 +164,7 @@ def _log_lines(directory: Path, stage: str) -> Iterator[dict[str, Any]]:
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    yield json.loads(line)
+                    yield parse_json(line)
                 except ValueError:  # the last line of a run that was killed
                     continue
             return
