@@ -4,6 +4,7 @@ PYTHON      ?= python3
 ACCELERATOR ?= cpu
 TORCH_INDEX ?=
 ARGS        ?=
+TIMES       ?= 10
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -32,7 +33,7 @@ NOTEBOOK  := docs/pages/from_text_to_ranker.ipynb
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart shop doctor test test-slow test-data test-faults soak \
+.PHONY: help env dev quickstart shop doctor test test-slow test-data test-faults fuzz soak \
         audit docs notebook test-gpu lint types check format clean clean-env
 
 help: ## list the targets and the variables
@@ -44,6 +45,7 @@ help: ## list the targets and the variables
 	@echo "  TORCH_INDEX  URL of a further package index to find torch on; PyPI's own torch"
 	@echo "               is the CUDA build (5.5 GB), PyTorch's CPU index has a small one"
 	@echo "  ARGS         more options for quickstart, shop and the tests"
+	@echo "  TIMES        how long to fuzz: 10 is some minutes (now: $(TIMES))"
 
 env: $(ENV_STAMP) ## install into .venv what running needs
 
@@ -100,6 +102,10 @@ test-data: dev $(SHOP_STAMP) ## the tests on public data, from the folder LEARN_
 
 test-faults: dev ## inject faults into every stage (half an hour), into faults.json
 	@$(BIN)/python -m apps.benchmarks.faults --json $(ARGS)
+
+fuzz: dev ## input that nobody would write, TIMES as many examples as in the tests
+	@OMP_NUM_THREADS=1 LEARN_FUZZ_TIMES=$(TIMES) $(BIN)/python -m pytest -n auto \
+	  tests/test_fuzz.py tests/test_credentials.py $(ARGS)
 
 soak: dev ## an hour of training on two ranks: memory and throughput, into faults.json
 	@$(BIN)/python -m apps.benchmarks.soak --json $(ARGS)
