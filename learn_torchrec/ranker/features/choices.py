@@ -65,7 +65,7 @@ class DerivedFeatures:
 
     def table(self) -> str:
         """Return the choices as aligned text, a line for each column."""
-        lines = [("column", "from", "used as", "because")]
+        lines: list[tuple[str, ...]] = [("column", "from", "used as", "because")]
         for one in self.choices:
             cells = (one.column, one.source, one.use, one.reason)
             lines.append(tuple(map(printable, cells)))
