@@ -255,9 +255,10 @@ def fragments_of(location: Location) -> list[ds.ParquetFileFragment]:
                 file.path, location.filesystem, hive.parse(path)
             )
             fragment.ensure_complete_metadata()
-        except (pa.ArrowException, OSError) as error:
+            names = fragment.physical_schema.names
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise unreadable(file, error) from None
-        _refuse_repeated_columns(fragment.physical_schema.names, file)
+        _refuse_repeated_columns(names, file)
         fragments.append(fragment)
     return [one for one in fragments if one.count_rows()] or fragments
 
