@@ -49,7 +49,8 @@ def _as_kind(settings: Any) -> Any:
         return settings
     kinds = {kind.ids: kind for kind in typing.get_args(IdKind)}
     name = settings.get("ids", HashedFeature.ids)
-    require(name in kinds, f"ids: {name!r} is none of {', '.join(kinds)}")
+    is_known = isinstance(name, str) and name in kinds
+    require(is_known, f"ids: {name!r} is none of {', '.join(kinds)}")
     return TypeAdapter(kinds[name]).validate_python(settings)
 
 
