@@ -22,7 +22,7 @@ from .stages import STAGES
 
 LOG = "refresh.log"
 SERVED = ("content", "towers", "vectors", "ranker")  # kinds, and directories
-GATE = "gate.json"
+GATE, SECONDS = "gate.json", "seconds.json"
 _AFTER, _BEFORE = "predictions", "predictions_before"
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ class Maker:
             UserError: the stage failed.
             Stopped: the stage was stopped.
         """
-        given, start = self.options_of(step), time.monotonic()
+        given = self.options_of(step)
+        start = time.monotonic(), time.process_time()
         name = f"{self._directory.name}/{step.name}"
         app = importlib.import_module(f"{__package__}.{STAGES[step.command].app}")
         if app.plan(app.build_parser().parse_args(given)).is_done():
@@ -111,9 +112,9 @@ class Maker:
             self._launch(step, given)
         if not (self._directory / step.name / MANIFEST).exists():
             raise Stopped(f"{name} was stopped; run it again to resume")
-        seconds = time.monotonic() - start
-        logger.info("%s: done in %.1f s", name, seconds)
-        _note_seconds(self._directory, step.name, seconds)
+        wall, processor = time.monotonic() - start[0], time.process_time() - start[1]
+        logger.info("%s: done in %.1f s", name, wall)
+        _note_seconds(self._directory, step.name, wall, processor)
 
     def _launch(self, step: Step, given: Sequence[str]) -> None:
         """Run a stage on several ranks of this machine."""
@@ -157,11 +158,12 @@ def passes_gate(directory: Path, gates: Sequence[str], cohorts: CohortConfig) ->
     return True
 
 
-def _note_seconds(directory: Path, step: str, seconds: float) -> None:
+def _note_seconds(directory: Path, step: str, wall: float, processor: float) -> None:
     """Add a step's seconds to the run's record."""
-    path = directory / "seconds.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    program.write_json(path, known | {step: round(seconds, 2)})
+    path = directory / SECONDS
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    taken = {"wall": round(wall, 2), "processor": round(processor, 2)}
+    program.write_json(path, known | {step: taken})
 
 
 @contextlib.contextmanager

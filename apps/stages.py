@@ -68,6 +68,12 @@ _TABLE = (
         "--out runs/content --set content.encoder.model=minilm",
     ),
     Stage(
+        "align-space",
+        "content of a new encoder -> content in an earlier encoder's space",
+        makes="content",
+        example="runs/content_old runs/content_new --out runs/content_aligned",
+    ),
+    Stage(
         "encode-codes",
         "content vectors -> codes, which a ranker reads as ID features",
         makes="codes",
