@@ -11,7 +11,8 @@ import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -24,6 +25,14 @@ Config = TypeVar("Config")
 
 # A fraction between 0 and 1, both excluded.
 Share = Annotated[float, Field(gt=0, lt=1)]
+# Dimensions and layers of networks: far above any that is in use.
+Width = Annotated[int, Field(gt=0, le=65_536)]
+Depth = Annotated[int, Field(gt=0, le=1024)]
+# Days: a century, which every clock and calendar can count.
+Days = Annotated[int, Field(gt=0, le=36_525)]
+# Of numbers without a bound of their own. What is larger is a typing error, and
+# overflows in a library: times in threads, sizes in C.
+_LARGEST: dict[type, float] = {int: 2**31 - 1, float: 1e9}
 
 
 class Operational:
@@ -44,13 +53,38 @@ _BOUNDS = {"too_short": ("min_length", "least"), "too_long": ("max_length", "mos
 def configuration(cls: type[Config]) -> type[Config]:
     """Make a class a frozen, keyword-only, validated dataclass.
 
-    Ranges are part of the types (`PositiveInt`, `Annotated[float, Field(lt=1)]`); rules
+    Ranges are part of the types (`PositiveInt`, `Annotated[float, Field(lt=1)]`);
+    numbers without an upper bound get one, 2³¹ - 1 for int and 10⁹ for float. Rules
     between fields raise a `ValueError` in `__post_init__` (see `require`). A message
     that starts with a field's name and a colon is shown under the field's full name.
     """
+    cls.__annotations__ = {k: _bounded(v) for k, v in cls.__annotations__.items()}
     settings = ConfigDict(extra="forbid", allow_inf_nan=False)
     made = pydantic_dataclass(frozen=True, kw_only=True, config=settings)(cls)
     return typing.cast(type[Config], made)
+
+
+def _bounded(annotation: Any, is_bounded: bool = False) -> Any:
+    """Return an annotation whose numbers all have an upper bound."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in _LARGEST and not is_bounded:
+        return Annotated[annotation, Field(le=_LARGEST[annotation])]
+    if origin is Annotated:
+        kind, *rules = arguments
+        is_bounded = any(_has_upper_bound(rule) for rule in rules)
+        return Annotated[(_bounded(kind, is_bounded), *rules)]
+    if origin is tuple:
+        return tuple[tuple(map(_bounded, arguments))]  # type: ignore[misc]
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_bounded, arguments))]  # noqa: UP007
+    return annotation
+
+
+def _has_upper_bound(rule: object) -> bool:
+    rules = (rule, *rule.metadata) if isinstance(rule, FieldInfo) else (rule,)
+    return any(
+        getattr(each, name, None) is not None for each in rules for name in ("le", "lt")
+    )
 
 
 def require(holds: bool, message: str) -> None:

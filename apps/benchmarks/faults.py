@@ -3,6 +3,7 @@
 - Every stage is killed with SIGKILL at random moments, all its ranks at once, and run
   again: the artefact must equal that of an undisturbed run, byte for byte.
 - Every file of every artefact and checkpoint is damaged: see `damage`.
+- Every call by which a stage writes fails once: see `errno_faults`.
 - A full disk, hung and slow ranks, clock jumps, NaNs, two runs with one output and the
   like: the tests of training and artefacts, the slow ones too.
 - The cost of an asynchronous checkpoint beside a synchronous one: see `save_cost`.
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..program import run
-from . import measure, save_cost
+from . import errno_faults, measure, save_cost
 from .damage import corruptions, damaged_checkpoints
 from .stages import STEPS, FaultStep, complete, content_of, make_all, start
 
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["stages"] = {name: count.result() for name, count in counts.items()}
         results |= corruptions(folder, generator, args.jobs)
         results |= damaged_checkpoints(folder, generator, args.jobs)
+    results |= errno_faults.inject(errno_faults.MOST, seed, args.jobs)
     for count in ("kills", "identical"):
         results[count] = sum(stage[count] for stage in results["stages"].values())
     results["fault_tests"] = measure.run_tests(*_TESTS)
@@ -114,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ok = results["kills"] == results["identical"]
     ok &= results["corruptions"] == results["refused_cleanly"]
     ok &= results["checkpoints"] == results["checkpoints_identical"]
+    ok &= errno_faults.is_right(results)
     ok &= not results["fault_tests"]["failed"]
     sys.exit(0 if ok else 1)
 

@@ -21,7 +21,7 @@ from learn_torchrec.arrays import (
     Int16Array,
     Int64Array,
 )
-from learn_torchrec.config import configuration, require
+from learn_torchrec.config import Width, configuration, require
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
 from learn_torchrec.matrix import ShardedMatrix, blocks
@@ -58,7 +58,7 @@ class CodesConfig:
     fit_items: PositiveInt | None = None
     iterations: PositiveInt = 25
     standardize: bool = True
-    components: PositiveInt = 64
+    components: Width = 64
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     def __post_init__(self) -> None:

@@ -6,10 +6,10 @@ count it among the others.
 """
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 
 from learn_torchrec.arrays import BoolArray, Int64Array, name_rows
-from learn_torchrec.config import configuration, require
+from learn_torchrec.config import Days, configuration, require
 from learn_torchrec.errors import UserError
 
 SIDES = ("user", "item")
@@ -37,7 +37,7 @@ class CohortConfig:
     user_others_from: NonNegativeInt = 36
     item_long_tail_from: NonNegativeInt = 1
     item_others_from: NonNegativeInt = 30
-    window_days: PositiveInt = 180
+    window_days: Days = 180
 
     def __post_init__(self) -> None:
         for side in SIDES:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from learn_torchrec.config import OPERATIONAL, configuration, require
+from learn_torchrec.config import OPERATIONAL, Depth, Width, configuration, require
 from learn_torchrec.ranker.features import FeaturesConfig
 from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.tables import ShardingConfig
@@ -37,13 +37,13 @@ class RankerModelConfig:
         over_layers: hidden sizes of each task's top MLP, before the logit.
     """
 
-    embedding_dim: Annotated[int, Field(gt=0, multiple_of=4)] = 32
+    embedding_dim: Annotated[Width, Field(multiple_of=4)] = 32
     interaction: Literal["dlrm", "dcn"] = "dlrm"
-    dcn_layers: PositiveInt = 3
-    dcn_rank: PositiveInt = 64
-    attention_hidden_dim: PositiveInt = 32
-    dense_layers: tuple[PositiveInt, ...] = (128,)
-    over_layers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 64)
+    dcn_layers: Depth = 3
+    dcn_rank: Width = 64
+    attention_hidden_dim: Width = 32
+    dense_layers: tuple[Width, ...] = (128,)
+    over_layers: Annotated[tuple[Width, ...], Field(min_length=1)] = (128, 64)
 
 
 @configuration
@@ -64,7 +64,7 @@ class StreamConfig:
     enabled: bool = False
     lanes: PositiveInt = 8
     shuffle_rows: PositiveInt = 262_144
-    workers: Annotated[NonNegativeInt, OPERATIONAL] = 0
+    workers: Annotated[int, Field(ge=0, le=1024), OPERATIONAL] = 0
     timeout: Annotated[PositiveFloat, OPERATIONAL] = 300.0
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from learn_torchrec.arrays import Int64Array
-from learn_torchrec.config import configuration
+from learn_torchrec.config import Width, configuration
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.errors import UserError
@@ -53,7 +53,7 @@ class ExportConfig:
     snapshots: Literal["event", "last"] = "event"
     since: str | None = None
     parquet: bool = True
-    content_dim: PositiveInt = 64
+    content_dim: Width = 64
     neighbours: NonNegativeInt = 50
 
 

@@ -35,7 +35,7 @@ class OptimizerConfig:
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
     beta1: DecayRate = 0.9
     beta2: DecayRate = 0.98
-    eps: float = 1e-6
+    eps: PositiveFloat = 1e-6
     weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: NonNegativeFloat = 1.0
 

@@ -11,9 +11,9 @@ from typing import Annotated, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat
 
-from learn_torchrec.config import configuration, require
+from learn_torchrec.config import Days, configuration, require
 from learn_torchrec.outputs import replacing
 from learn_torchrec.page_checksums import WRITTEN
 from learn_torchrec.schema import SIMULATED
@@ -45,7 +45,7 @@ class AbReplayConfig:
     """
 
     users: Annotated[int, Field(ge=10)] = 100_000
-    days: PositiveInt = 9
+    days: Days = 9
     treatment_share: PositiveFloat = 0.2
     control_share: PositiveFloat = 0.2
     user_shares: ByCohort[Amount] = (0.0716, 0.2754, 0.6530)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from learn_torchrec.arrays import AnyArray, Float32Array, Float64Array, Int64Array
-from learn_torchrec.config import configuration, require
+from learn_torchrec.config import Days, configuration, require
 from learn_torchrec.page_checksums import WRITTEN
 from learn_torchrec.schema import (
     ACTION,
@@ -81,7 +81,7 @@ class MarketConfig:
 
     users: PositiveInt = 20_000
     items: PositiveInt = 5_000
-    days: PositiveInt = 30
+    days: Days = 30
     impressions: int = 1_000_000
     brands: PositiveInt = 200
     drift: NonNegativeFloat = 0.05

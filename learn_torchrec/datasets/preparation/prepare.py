@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import pyarrow as pa
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
 from learn_torchrec.arrays import decoded
-from learn_torchrec.config import configuration
+from learn_torchrec.config import Days, configuration
 from learn_torchrec.datasets.preparation.engines import Engine
 from learn_torchrec.datasets.preparation.user_stream import UserStream
 from learn_torchrec.errors import UserError, require_columns
@@ -52,8 +52,8 @@ class PrepareConfig:
         drop_repeats: drop exact duplicates of an event.
     """
 
-    history_days: NonNegativeInt = 0
-    target_days: PositiveInt = 30
+    history_days: Annotated[int, Field(ge=0, le=36_525)] = 0
+    target_days: Days = 30
     length_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_events: PositiveInt = 1
     drop_repeats: bool = True

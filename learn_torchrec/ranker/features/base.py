@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field, PositiveInt
 
 from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
-from learn_torchrec.config import OPERATIONAL, configuration, require
+from learn_torchrec.config import OPERATIONAL, Width, configuration, require
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of, positions_in, take_index
 from learn_torchrec.placement import ShardingKind
@@ -120,7 +120,7 @@ class IdFeature:
     pooling: Literal["sum", "mean", "attention"] = "sum"
     query: str | None = None
     table: str | None = None
-    embedding_dim: Annotated[int, Field(gt=0, multiple_of=4)] | None = None
+    embedding_dim: Annotated[Width, Field(multiple_of=4)] | None = None
     padding: int | str | None = None
     max_length: PositiveInt | None = None
     sharding: Annotated[ShardingKind | None, OPERATIONAL] = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from learn_torchrec.config import configuration, replace
+from learn_torchrec.config import Width, configuration, replace
 
 Space: TypeAlias = Literal["content", "towers"]
 
@@ -46,8 +46,8 @@ class PaperConfig:
     """
 
     inputs: Literal["all", "vectors", "fusion"] = "all"
-    fusion_hidden_dim: PositiveInt = 128
-    fusion_dim: PositiveInt = 64
+    fusion_hidden_dim: Width = 128
+    fusion_dim: Width = 64
     stop_gradient: bool = False
 
 
@@ -83,8 +83,8 @@ class LearnConfig:
     neighbours: NonNegativeInt = 20
     interactions: bool = True
     attention: Literal["off", "content", "content+id"] = "off"
-    hidden_layers: tuple[PositiveInt, ...] = (64, 32)
-    projected_dim: Annotated[int, Field(gt=0, multiple_of=4)] = 32
+    hidden_layers: tuple[Width, ...] = (64, 32)
+    projected_dim: Annotated[Width, Field(multiple_of=4)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     alone: bool = False
     paper: PaperConfig = field(default_factory=PaperConfig)

@@ -6,10 +6,10 @@ in `EncoderShape.architecture`, and a branch in `build_sequence_encoder`.
 
 from typing import Annotated, Literal, Protocol
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from learn_torchrec.config import configuration, require
+from learn_torchrec.config import Depth, Width, configuration, require
 from learn_torchrec.towers.encoders.hstu import HSTU
 from learn_torchrec.towers.encoders.transformer import Transformer
 from learn_torchrec.towers.packing import Packing
@@ -56,11 +56,11 @@ class EncoderShape:
     """
 
     architecture: Literal["transformer", "hstu"] = "transformer"
-    width: PositiveInt = 768
-    num_layers: PositiveInt = 12
-    num_heads: PositiveInt = 12
-    feed_forward_dim: PositiveInt = 3072
-    vector_dim: PositiveInt = 64
+    width: Width = 768
+    num_layers: Depth = 12
+    num_heads: Width = 12
+    feed_forward_dim: Width = 3072
+    vector_dim: Width = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_positions: NonNegativeInt = 80
 
