@@ -27,10 +27,10 @@ from learn_torchrec.text import parse_json
 from learn_torchrec.training.distributed import ranks_on_this_host
 from learn_torchrec.training.run_log import live_log_path
 
-from . import evaluate_auc, evaluate_retrieval, options, plan, program, summary
+from . import evaluate_auc, evaluate_retrieval, options, preflight, program, summary
 from .estimates import estimate
-from .plan import Plan
-from .plan_tables import choices_table, estimates_table
+from .preflight import Plan
+from .preflight_tables import choices_table, estimates_table
 from .stages import Step, input_options
 
 _POLL_SECONDS = 0.5
@@ -97,20 +97,20 @@ def _plan(args: argparse.Namespace, given: Sequence[str]) -> tuple[Run, Plan]:
         UserError: what would stop a stage, all of it.
     """
     _refuse_taken(args)
-    problems = plan.check_tables(options.dataset(args))
+    problems = preflight.check_tables(options.dataset(args))
     if problems:
-        raise UserError(*plan.describe_problems(problems, given))
+        raise UserError(*preflight.describe_problems(problems, given))
     if options.is_derived(args):
         derived = options.derive(args)
         run = derived.run
         print(choices_table(derived), flush=True)
     else:
         run = options.resolve(args)
-    planned = plan.check(options.dataset(args), run, args.ranks)
+    planned = preflight.check(options.dataset(args), run, args.ranks)
     estimates = estimate(run, planned.counts, args.ranks)
-    plan.check_machine(planned, args.out, estimates)
+    preflight.check_machine(planned, args.out, estimates)
     if planned.problems:
-        raise UserError(*plan.describe_problems(planned.problems, given))
+        raise UserError(*preflight.describe_problems(planned.problems, given))
     print(f"\n{estimates_table(estimates)}\n")
     for name, reason in planned.left_out.items():
         print(f"left out: {name}: {reason}")
@@ -135,7 +135,9 @@ def _refuse_taken(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, run: Run, planned: Plan) -> None:
     options.write_json(args.out / CONFIG, config.to_dict(run))
     left_out = dict(planned.left_out)
-    steps = [step for step in STEPS if not plan.is_left_out(step.command, left_out)]
+    steps = [
+        step for step in STEPS if not preflight.is_left_out(step.command, left_out)
+    ]
     seconds = _Seconds(args.out / "logs" / "seconds.json")
     for number, step in enumerate(steps, start=1):
         title = f"[{number}/{len(steps) + 1}] {step.name}"
@@ -247,10 +249,10 @@ def _evaluate(
     retrieval += ["--content", str(out / "content"), "--towers", str(out / "towers")]
     metrics: dict[str, Any] = {}
     for name, app, command, file in (
-        (plan.RANKING, evaluate_auc, ranking, "ranking.json"),
-        (plan.RETRIEVAL, evaluate_retrieval, retrieval, "retrieval.json"),
+        (preflight.RANKING, evaluate_auc, ranking, "ranking.json"),
+        (preflight.RETRIEVAL, evaluate_retrieval, retrieval, "retrieval.json"),
     ):
-        if plan.is_left_out(name, left_out):
+        if preflight.is_left_out(name, left_out):
             (out / file).unlink(missing_ok=True)  # of an earlier run
             continue
         print()

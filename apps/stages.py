@@ -107,6 +107,13 @@ _TABLE = (
         example="--data parquet:DIR --vectors runs/vectors --out runs/ranker",
     ),
     Stage(
+        "plan",
+        "whether a ranker's tables fit a declared cluster, and who holds what",
+        reads=("ranker",),
+        example="--nodes 8 --gpus 8 --hbm-gb 80 --host-gb 1000 "
+        "--table user_id=1000000000x64 --set ranker.training.batch_size=65536",
+    ),
+    Stage(
         "predict",
         "trained ranker + impressions -> predictions",
         makes="predictions",

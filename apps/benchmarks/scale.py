@@ -6,6 +6,8 @@ the file: a run that was stopped resumes. Generated files are kept in `--folder`
 - `significance_seconds_100m`: AUC, UAUC, WUAUC and the rest of two score columns and
   the intervals of their differences, over all rows and in six cohorts, from two files
   of 100 million rows and 5 million users; in a process of its own.
+- `plans`: a table of 100 to 5,000 million rows of 64 floats on declared clusters: its
+  sharding and kernel and the fullest GPU, or the reason why it does not fit.
 - `significance_width_ratio`: its intervals' widths over those of a paired bootstrap of
   4,000 resamples, on 3,000 rows of 300 users.
 """
@@ -21,12 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.influence import paired_influence
 from learn_torchrec.evaluation.paired_predictions import compare_files
 from learn_torchrec.evaluation.significance import paired_bootstrap
 from learn_torchrec.evaluation.tasks import ONLY_TASK
+from learn_torchrec.training.planning import GIB
 
-from .. import program
+from .. import plan, program
 from . import measure
 
 _ROWS_PER_USER = 20
@@ -34,6 +38,11 @@ _ROW_GROUP = 1 << 20
 _DISK_PER_ROW = 45  # bytes, of both files
 _RESAMPLES = 4000
 _SMALL_ROWS, _SMALL_USERS = 3_000, 300
+_PLANS = (  # nodes of 8 GPUs, GiB of a GPU, GiB of a host, GiB of a table
+    *((1, 80, 1000, 238), (8, 80, 1000, 1200)),
+    *((1, 24, 1000, gib) for gib in (100, 200, 400)),
+    (1, 24, 200, 400),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,7 +120,34 @@ def width_ratio(_folder: Path, _num_rows: int) -> dict[str, Any]:
     }
 
 
+def plans(_folder: Path, _num_rows: int) -> dict[str, Any]:
+    """Return the plan of one large table, or the refusal, by declared cluster."""
+    found = {}
+    for nodes, hbm_gb, host_gb, gib in _PLANS:
+        name = f"{8 * nodes} x {hbm_gb} GB, {gib} GiB of tables"
+        options = [f"--nodes={nodes}", f"--hbm-gb={hbm_gb}", f"--host-gb={host_gb}"]
+        options += [f"--table=t={gib * GIB // 256}x64", "--table=item_id=31000000x64"]
+        options += [f"--set=ranker.training.batch_size={8192 * nodes}"]
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "plan.json"
+            try:
+                plan.main([*options, f"--out={out}"])
+            except UserError as error:
+                found[name] = {"refused": str(error)}
+                continue
+            facts = json.loads(out.read_text())
+        table = facts["tables"]["t_t"]
+        gpu = max(rank["gpu_bytes"] for rank in facts["ranks"]) / GIB
+        found[name] = {
+            "sharding": table["sharding"],
+            "kernel": table["kernel"],
+            "gpu_gib": round(gpu, 1),
+        }
+    return found
+
+
 KEYS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+    "plans": plans,
     "significance_seconds_100m": significance_seconds,
     "significance_width_ratio": width_ratio,
 }

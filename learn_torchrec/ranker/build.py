@@ -21,8 +21,10 @@ from learn_torchrec.ranker.tables import (
     embedding_collection,
     managed_collection,
     sharding_kinds,
+    table_type,
 )
 from learn_torchrec.training.optim import dense_optimizer
+from learn_torchrec.training.planning import Workload
 from learn_torchrec.training.sharding import (
     init_tables,
     load_state,
@@ -88,6 +90,7 @@ def _history_ids(
         embedding_dim=config.learn.projected_dim,
         num_embeddings=learn.items,
         feature_names=["candidate", "history"],
+        data_type=table_type(config.tables.precision),
     )
     return EmbeddingCollection(device=torch.device("meta"), tables=[table])
 
@@ -113,10 +116,12 @@ def _sparse_arch(config: RankerConfig, device: torch.device) -> SparseArch:
     features, shape = config.features, config.model
     dim, interval = shape.embedding_dim, config.training.eviction_interval
     return SparseArch(
-        embedding_bag_collection(features.pooled, dim),
+        embedding_bag_collection(features.pooled, dim, config.tables.precision),
         dim,
-        managed_collection(features.managed, dim, interval, device),
-        embedding_collection(features.sequences, dim),
+        managed_collection(
+            features.managed, dim, interval, device, config.tables.precision
+        ),
+        embedding_collection(features.sequences, dim, config.tables.precision),
         means=[f.name for f in features.sparse if f.pooling == "mean"],
         queries={f.name: f.query for f in features.sparse if f.query is not None},
         attention_hidden_dim=shape.attention_hidden_dim,
@@ -130,10 +135,12 @@ def build_ranker(
     device: torch.device,
     on_plan: Callable[[str], None] | None = None,
     offsets: Mapping[str, float] | None = None,
+    workload: Callable[[], Workload] | None = None,
 ) -> DistributedModelParallel:
     """Return a fresh ranker, sharded over the ranks.
 
-    See `build_task`; `on_plan` is called with the sharding plan as text.
+    See `build_task`; `on_plan` is called with the sharding plan as text, `workload`
+    returns what a step of training looks up.
 
     Raises:
         UserError: tables, or their optimizer, that the backend cannot run.
@@ -142,7 +149,7 @@ def build_ranker(
         feature.check(config.tables, device)
     task = build_task(config, learn, device, offsets)
     kinds = sharding_kinds(config.features, config.sharding)
-    model = shard_tables(task, device, config.tables, kinds, on_plan)
+    model = shard_tables(task, device, config.tables, kinds, on_plan, workload)
     init_tables(model, config.training.seed)
     return model
 

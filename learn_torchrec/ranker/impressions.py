@@ -37,6 +37,7 @@ from learn_torchrec.training.batch import pinned
 from learn_torchrec.training.distributed import gather_objects
 
 _BATCHES_AHEAD = 4
+_SAMPLE_ROWS = 16_384  # that tell how many ids a row has
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,22 @@ class Impressions:
     def parts(self, max_rows: int) -> "Parts":
         """Return this rank's share of all rows, in order; parts have up to max_rows."""
         return Parts(self, max_rows)
+
+    def mean_lengths(self) -> dict[str, float]:
+        """Return the mean number of ids of an ID feature, by name, in the first rows.
+
+        LEARN's history counts with its configured length.
+        """
+        encode = Encoder(
+            *(self._config.features, (), None, self.source.name, self.lookups),
+            labelled=False,
+        )
+        rows = encode(next(self.source.pieces(0)).slice(0, _SAMPLE_ROWS))
+        bags = {**rows.sparse, **rows.managed, **rows.sequences}
+        lengths = {
+            name: len(one.values) / max(1, len(rows)) for name, one in bags.items()
+        }
+        return lengths | {"history": float(self._config.learn.history_length)}
 
     def report_of_all_ranks(self) -> RowsReport:
         """Return the sum of the ranks' reports; every rank takes part."""

@@ -10,6 +10,7 @@ from torchrec import (
     EmbeddingCollection,
     EmbeddingConfig,
 )
+from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 
@@ -25,9 +26,11 @@ class ShardingConfig:
 
     Attributes:
         kind: of every table without its own; "auto" lets TorchRec's planner choose
-            between table-wise and row-wise for each. Sharding of columns (column_wise,
-            table_column_wise, grid_shard) gives row-wise Adagrad a state per part of a
-            row, so that results depend on the number of ranks.
+            for each: on the CPU between table-wise and row-wise, on GPUs also
+            table-row-wise and, for small tables, data-parallel. Sharding of columns
+            (column_wise, table_column_wise, grid_shard) gives row-wise Adagrad a state
+            per part of a row, so that results depend on the number of ranks; the
+            planner chooses from it with other optimizers only.
     """
 
     kind: ShardingKind = "auto"
@@ -55,8 +58,13 @@ def sharding_kinds(
     return kinds
 
 
+def table_type(precision: str) -> DataType:
+    """Return TorchRec's name of a precision of `TableOptimizerConfig`."""
+    return {"float32": DataType.FP32, "float16": DataType.FP16}[precision]
+
+
 def embedding_bag_collection(
-    features: Iterable[IdFeature], embedding_dim: int
+    features: Iterable[IdFeature], embedding_dim: int, precision: str = "float32"
 ) -> EmbeddingBagCollection:
     """Return the tables of pooled features, `t_<feature>` each, with sum pooling.
 
@@ -67,15 +75,15 @@ def embedding_bag_collection(
     return EmbeddingBagCollection(
         device=torch.device("meta"),  # no rank holds a full table: see init_tables
         is_weighted=any(feature.weights for feature in features),
-        tables=_tables(EmbeddingBagConfig, features, embedding_dim),
+        tables=_tables(EmbeddingBagConfig, features, embedding_dim, precision),
     )
 
 
 def embedding_collection(
-    features: Iterable[IdFeature], embedding_dim: int
+    features: Iterable[IdFeature], embedding_dim: int, precision: str = "float32"
 ) -> EmbeddingCollection | None:
     """Return the tables that attention reads, on "meta"; None without any."""
-    tables = _tables(EmbeddingConfig, features, embedding_dim)
+    tables = _tables(EmbeddingConfig, features, embedding_dim, precision)
     if not tables:
         return None
     return EmbeddingCollection(device=torch.device("meta"), tables=tables)
@@ -86,10 +94,11 @@ def managed_collection(
     embedding_dim: int,
     eviction_interval: int,
     device: torch.device,
+    precision: str = "float32",
 ) -> ManagedCollisionEmbeddingBagCollection | None:
     """Return the managed-collision tables; None without such features."""
     features = list(features)
-    tables = _tables(EmbeddingBagConfig, features, embedding_dim)
+    tables = _tables(EmbeddingBagConfig, features, embedding_dim, precision)
     if not tables:
         return None
     modules: dict[str, Any] = {
@@ -102,7 +111,9 @@ def managed_collection(
     )
 
 
-def _tables(kind: Any, features: Iterable[IdFeature], embedding_dim: int) -> list[Any]:
+def _tables(
+    kind: Any, features: Iterable[IdFeature], embedding_dim: int, precision: str
+) -> list[Any]:
     """Return TorchRec's configurations of the features' tables."""
     return [
         kind(
@@ -110,6 +121,7 @@ def _tables(kind: Any, features: Iterable[IdFeature], embedding_dim: int) -> lis
             embedding_dim=shared[0].embedding_dim or embedding_dim,
             num_embeddings=shared[0].table_rows,
             feature_names=[feature.name for feature in shared],
+            data_type=table_type(precision),
         )
         for table, shared in _by_table(features).items()
     ]

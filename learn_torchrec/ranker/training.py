@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import (
+    PrefetchTrainPipelineSparseDist,
+    TrainPipelineSparseDist,
+)
 from torchrec.optim.keyed import CombinedOptimizer
 
 from learn_torchrec.errors import UserError
@@ -32,7 +35,9 @@ from learn_torchrec.training.checkpoint import Checkpoints, SavedCheckpoint
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.optim import warmup_decay
+from learn_torchrec.training.planning import Workload
 from learn_torchrec.training.run_log import RunLog
+from learn_torchrec.training.sharding import has_cache
 from learn_torchrec.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -153,8 +158,12 @@ class _Training:
             self._last = max(1, round(passes * self._per_epoch))
         learn = None if impressions.learn is None else impressions.learn.shape
         self._offsets = logit_offsets(impressions)
+        per_rank = max(1, training.batch_size // dist.get_world_size())
         self._model = build_ranker(
-            config, learn, job.device, job.on_plan, self._offsets
+            *(config, learn, job.device, job.on_plan, self._offsets),
+            workload=lambda: Workload(
+                batch_size=per_rank, lengths=impressions.mean_lengths()
+            ),
         )
         loaded = None
         if job.earlier is not None:
@@ -165,8 +174,11 @@ class _Training:
         self._schedule = warmup_decay(
             self._optimizer, steps, config.optimizer.warmup, training.decay
         )
-        self._pipeline: TrainPipelineSparseDist[RankingBatch, Any] = (
-            TrainPipelineSparseDist(self._model, self._optimizer, job.device)
+        pipeline = TrainPipelineSparseDist
+        if has_cache(self._model):  # rows come from host memory before they are needed
+            pipeline = PrefetchTrainPipelineSparseDist
+        self._pipeline: TrainPipelineSparseDist[RankingBatch, Any] = pipeline(
+            self._model, self._optimizer, job.device
         )
         self._state = TrainState(
             self._model,
@@ -179,7 +191,6 @@ class _Training:
         )
         if validation is not None and passes is not None:
             self._state.earlier_steps = validation.last_step
-        per_rank = max(1, training.batch_size // dist.get_world_size())
         self._metrics = TrainingMetrics(
             config.tasks, per_rank, job.device, self._offsets
         )

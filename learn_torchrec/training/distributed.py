@@ -348,10 +348,8 @@ def raise_on_all_ranks(group: dist.ProcessGroup | None = None) -> Iterator[None]
 
 def quiet_known_warnings() -> None:
     """Silence messages of TorchRec and torch.fx that the user cannot act on."""
-    logging.getLogger("torchrec").setLevel(logging.ERROR)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     for message in (
-        "HeuristicalStorageReservation is known",
         "`broadcast_buffers` is deprecated",
         "Please use DTensor instead and we are deprecating ShardedTensor",
         r"`torch\.distributed\.\w+` is deprecated",

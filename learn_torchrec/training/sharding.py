@@ -1,4 +1,4 @@
-"""Sharding a model's ID tables over ranks: planned by TorchRec, or pinned."""
+"""Sharding a model's ID tables over ranks, as `planning.py` plans or settings pin."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -8,20 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torchrec import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.mc_embeddingbag import (
-    ManagedCollisionEmbeddingBagCollectionSharder,
-)
-from torchrec.distributed.planner import (
-    EmbeddingShardingPlanner,
-    ParameterConstraints,
-    Topology,
-)
-from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingPlan
+from torchrec.distributed.types import ParameterSharding, ShardingPlan
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.placement import ShardingKind
@@ -31,27 +19,21 @@ from learn_torchrec.training.distributed import (
     local_world_size,
     on_rank0,
 )
+from learn_torchrec.training.planning import (
+    CACHED_KERNEL,
+    Workload,
+    named_tables,
+    plan_tables,
+    sharders,
+    this_cluster,
+)
 from learn_torchrec.training.table_optimizer import (
     TableOptimizerConfig,
     refuse_unsupported,
     step_in_backward,
 )
 
-# What the planner chooses from. Not data_parallel: it would all-reduce full gradients,
-# and fbgemm's unfused kernel is wrong for an EmbeddingCollection on the CPU.
-_PLANNED = ("table_wise", "row_wise")
-# Sharding types that work on the CPU, although TorchRec's sharder omits them there.
-_HIDDEN_ON_CPU = ("row_wise", "table_row_wise", "grid_shard")
-_COLUMN_MULTIPLE = 4  # fbgemm reads rows in fours of float32
 _ROWS_IN_BLOCK = 4096
-
-
-class _BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, plus the sharding types it omits on the CPU."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        types: list[str] = super().sharding_types(compute_device_type)
-        return types + [kind for kind in _HIDDEN_ON_CPU if kind not in types]
 
 
 def shard_tables(
@@ -60,6 +42,7 @@ def shard_tables(
     optimizer: TableOptimizerConfig,
     kinds: Mapping[str, ShardingKind] | None = None,
     on_plan: Callable[[str], None] | None = None,
+    workload: Callable[[], Workload] | None = None,
 ) -> DistributedModelParallel:
     """Shard every table of `model` and replicate the rest.
 
@@ -73,6 +56,7 @@ def shard_tables(
         kinds: by table name, "auto" for missing ones. Tables of an
             `EmbeddingCollection` must not be data-parallel.
         on_plan: called with the plan as text.
+        workload: returns what a step looks up; called on rank 0, which plans.
 
     Raises:
         UserError: an optimizer or a plan that the backend cannot run, with the reason.
@@ -80,65 +64,26 @@ def shard_tables(
     refuse_unsupported(optimizer, device)
     tables = dict(named_tables(model))
     step_in_backward(tables.values(), optimizer)
-    wanted: dict[str, ShardingKind] = {
-        name: kinds[name] if kinds and name in kinds else "auto" for name in tables
-    }
-    topology = Topology(
-        world_size=dist.get_world_size(),
-        local_world_size=local_world_size(),
-        compute_device=device.type,
-    )
-    planner = EmbeddingShardingPlanner(
-        topology=topology,
-        constraints={
-            name: _constraints(kind, tables[name].shape[1])
-            for name, kind in wanted.items()
-        },
-    )
-    sharders: list[ModuleSharder[nn.Module]] = [
-        _BagSharder(),
-        EmbeddingCollectionSharder(),
-        ManagedCollisionEmbeddingBagCollectionSharder(ebc_sharder=_BagSharder()),
-    ]
+    cluster = this_cluster(device, dist.get_world_size(), local_world_size())
 
     def make_plan() -> ShardingPlan:
-        try:
-            return planner.plan(model, sharders)
-        except (PlannerError, RuntimeError, IndexError, ValueError) as error:
-            raise UserError(_refusal(error, wanted, device)) from None
+        load = workload() if workload is not None else Workload()
+        return plan_tables(model, kinds or {}, cluster, load, optimizer).plan
 
     plan = on_rank0(make_plan)
     if on_plan is not None:
         on_plan(describe(plan, tables))
-    return DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
-
-
-def _constraints(kind: ShardingKind, dim: int) -> ParameterConstraints:
-    ranks = dist.get_world_size()
-    parts = ranks // local_world_size() if kind == "grid_shard" else ranks
-    return ParameterConstraints(
-        sharding_types=list(_PLANNED) if kind == "auto" else [kind],
-        compute_kernels=["dense" if kind == "data_parallel" else "fused"],
-        min_partition=_column_width(dim, parts),
+    return DistributedModelParallel(
+        model, device=device, plan=plan, sharders=sharders()
     )
 
 
-def _column_width(dim: int, parts: int) -> int:
-    """Return the width that splits `dim` columns into at most `parts` equal parts."""
-    widths = range(_COLUMN_MULTIPLE, dim, _COLUMN_MULTIPLE)
-    return next((w for w in widths if dim % w == 0 and w * parts >= dim), dim)
-
-
-def _refusal(
-    error: Exception, kinds: Mapping[str, ShardingKind], device: torch.device
-) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    pinned = [f"{table} {kind}" for table, kind in kinds.items() if kind != "auto"]
-    return (
-        f"sharding: TorchRec found no plan for {dist.get_world_size()} ranks on "
-        f"{device.type} ({', '.join(pinned) or 'nothing pinned'}): {reason}; pin "
-        "another kind, let the planner choose (auto), or make the tables smaller"
+def has_cache(model: nn.Module) -> bool:
+    """Whether rows of a sharded model's tables are cached on the GPU."""
+    return isinstance(model, DistributedModelParallel) and any(
+        spec.compute_kernel == CACHED_KERNEL
+        for placements in model.plan.plan.values()
+        for spec in placements.values()
     )
 
 
@@ -163,17 +108,6 @@ def _placements(sharding: ParameterSharding) -> Iterator[str]:
             f"rank {shard.placement.rank()} rows {row:,}-{row + rows:,} "
             f"columns {column}-{column + columns}"
         )
-
-
-def named_tables(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the tables of an unsharded model by name."""
-    for module in model.modules():
-        if isinstance(module, EmbeddingBagCollection):
-            for name, bag in module.embedding_bags.items():
-                yield name, bag.weight
-        elif isinstance(module, EmbeddingCollection):
-            for name, table in module.embeddings.items():
-                yield name, table.weight
 
 
 def table_of(parameter: str) -> str | None:
@@ -215,7 +149,7 @@ def fill_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
         own = values[mine]
         if part.ndim > 1:
             own = own[:, column : column + part.shape[1]]
-        part[(rows[mine] - first).to(part.device)] = own.to(part.device)
+        part[(rows[mine] - first).to(part.device)] = own.to(part)
 
 
 def _local_parts(table: Tensor) -> Iterator[tuple[Tensor, int, int]]:

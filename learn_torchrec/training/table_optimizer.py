@@ -25,9 +25,11 @@ _OPTIMIZERS: dict[str, tuple[Any, Any]] = {
 
 @configuration
 class TableOptimizerConfig:
-    """The optimizer of the ID tables, applied in the backward pass.
+    """The ID tables' precision, and their optimizer, applied in the backward pass.
 
     Attributes:
+        precision: of the tables' weights: "float16" halves their memory; the optimizer
+            and all that is computed from rows stay float32.
         optimizer: fbgemm has row-wise Adagrad, Adagrad and SGD on the CPU and CUDA, and
             Adam on CUDA only.
         learning_rate: peak; warm-up and decay are those of `ranker.optimizer`.
@@ -37,6 +39,7 @@ class TableOptimizerConfig:
         beta2: of Adam.
     """
 
+    precision: Literal["float32", "float16"] = "float32"
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     learning_rate: PositiveFloat = 0.05
     eps: PositiveFloat = 1e-8

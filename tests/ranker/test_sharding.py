@@ -26,6 +26,7 @@ from learn_torchrec.ranker.build import (
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
+from learn_torchrec.training import planning
 from learn_torchrec.training.optim import dense_optimizer, warmup_decay
 from learn_torchrec.training.sharding import table_of
 from learn_torchrec.training.table_optimizer import replicated_optimizer
@@ -198,6 +199,21 @@ def test_on_cuda_it_is_the_same(case, one_rank):
     losses, scores = unsharded(case, config)
     rows, log = problem.impressions(config), Recorder()
     model, *_ = train_ranker(config, rows, one_rank, log)
+    found = score(model, rows, 50, one_rank)["score"]
+    np.testing.assert_allclose([x["loss"] for x in log.lines], losses, rtol=1e-3)
+    np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kernel", ["fused_uvm_caching", "fused_uvm"])
+def test_tables_in_host_memory_learn_the_same(kernel, one_rank, monkeypatch):
+    monkeypatch.setattr(planning, "_KERNELS_ON_CUDA", (kernel,))
+    config = problem.config("row_wise")
+    losses, scores = unsharded("row_wise", config)
+    rows, log, plans = problem.impressions(config), Recorder(), []
+    model, *_ = train_ranker(config, rows, one_rank, log, plans.append)
+    assert f"row_wise, {kernel}:" in plans[0]
     found = score(model, rows, 50, one_rank)["score"]
     np.testing.assert_allclose([x["loss"] for x in log.lines], losses, rtol=1e-3)
     np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-4)

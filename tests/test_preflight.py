@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec import config
-from learn_torchrec.apps import plan, quickstart
+from learn_torchrec.apps import preflight, quickstart
 from learn_torchrec.apps.estimates import Estimate
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.derived.run import derive
@@ -33,7 +33,7 @@ def change(path, **columns):
 def checked(market, *settings, ranks=2):
     dataset = open_dataset(f"parquet:{market}")
     run = config.apply_overrides(derive(dataset).run, settings)
-    return plan.check(dataset, run, ranks)
+    return preflight.check(dataset, run, ranks)
 
 
 def test_good_data_have_no_problem(market):
@@ -103,10 +103,10 @@ def test_without_impressions_the_ranker_is_left_out(market):
     found = checked(market)
     assert found.problems == []
     assert "no impressions" in found.left_out["ranker"]
-    for command in ("train-ranker", "predict", plan.RANKING):
-        assert plan.is_left_out(command, found.left_out)
-    for command in ("train-towers", "export-vectors", plan.RETRIEVAL):
-        assert not plan.is_left_out(command, found.left_out)
+    for command in ("train-ranker", "predict", preflight.RANKING):
+        assert preflight.is_left_out(command, found.left_out)
+    for command in ("train-towers", "export-vectors", preflight.RETRIEVAL):
+        assert not preflight.is_left_out(command, found.left_out)
 
 
 def test_users_seen_once_leave_out_retrieval_alone(market):
@@ -117,7 +117,7 @@ def test_users_seen_once_leave_out_retrieval_alone(market):
     pq.write_table(old, path)
     found = checked(market)
     assert found.problems == []
-    assert list(found.left_out) == [plan.RETRIEVAL]
+    assert list(found.left_out) == [preflight.RETRIEVAL]
 
 
 @pytest.mark.parametrize("part", ["training", "test"])
@@ -134,14 +134,14 @@ def test_labels_of_one_class(market, part):
         assert "column 'label' is 0 in all" in found.problems[0].message
     else:
         assert found.problems == []
-        assert "metrics need 0 and 1" in found.left_out[plan.RANKING]
+        assert "metrics need 0 and 1" in found.left_out[preflight.RANKING]
 
 
 def test_a_bad_row_is_found_before_any_work(market):
     path = market / "interactions.parquet"
     table = pq.read_table(path)
     change(path, action=[None] * table.num_rows)
-    (problem,) = plan.check_tables(open_dataset(f"parquet:{market}"))
+    (problem,) = preflight.check_tables(open_dataset(f"parquet:{market}"))
     assert "interactions.parquet: 3000 of 3000 rows have no action" in problem.message
 
 
@@ -200,15 +200,15 @@ def needing(memory=0.0, disk=0.0):
 
 
 def test_memory_disk_and_place(tmp_path):
-    found = plan.Plan()
-    plan.check_machine(found, tmp_path / "a" / "b", needing(1e18, 1e18))
+    found = preflight.Plan()
+    preflight.check_machine(found, tmp_path / "a" / "b", needing(1e18, 1e18))
     memory, disk = found.problems
     assert "needs about 1000000000.0 GB of memory" in memory.message
     assert memory.settings == ("ranker.training.stream.enabled=true",)
     assert "are needed; choose another --out" in disk.message
-    found = plan.Plan()
+    found = preflight.Plan()
     (tmp_path / "file").write_text("")
-    plan.check_machine(found, tmp_path / "file" / "b", needing())
+    preflight.check_machine(found, tmp_path / "file" / "b", needing())
     assert "is a file; choose another --out" in found.problems[0].message
 
 
