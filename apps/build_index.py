@@ -27,6 +27,7 @@ from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TITLE
 from learn_torchrec.serving import index_build
 from learn_torchrec.serving.index import KIND, ItemIndex
+from learn_torchrec.spaces import SPACE, space_of
 from learn_torchrec.vector_table import VectorTable
 
 from . import options, program
@@ -103,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=config,
             inputs=inputs,
             cutoff=manifest.cutoff,
-            facts=index_build.facts_of(built, vectors.items),
+            facts={
+                **index_build.facts_of(built, vectors.items),
+                SPACE: space_of(vectors.manifest),
+            },
         ) as working:
             index_build.write(working, built, vectors.items, popular, titles)
 

@@ -84,7 +84,7 @@ def dataset(args: argparse.Namespace) -> Dataset:
 
 
 def add_input(
-    result: argparse.ArgumentParser, option: str, what: str, required: bool = True
+    result: "argparse._ActionsContainer", option: str, what: str, required: bool = True
 ) -> None:
     """Add an option that names an earlier stage's artefact."""
     result.add_argument(

@@ -180,6 +180,19 @@ _TABLE = (
         example="--run runs/daily",
     ),
     Stage(
+        "embed-items",
+        "item texts -> vectors of the item tower, at once",
+        reads=("towers", "content"),
+        example="--towers runs/towers --content runs/content --text 'A red mug'",
+    ),
+    Stage(
+        "serve",
+        "ranker and index -> a server: rankings, retrieval, a page for people",
+        reads=("bundle", "index", "towers", "content", "vectors"),
+        example="--bundle runs/bundle --index runs/index --towers runs/towers "
+        "--content runs/content --data parquet:DIR",
+    ),
+    Stage(
         "evaluate-ab",
         "outcomes of an A/B test -> lifts by cohort and day",
         example="--outcomes outcomes.parquet --simulate --out ab.json",

@@ -50,6 +50,10 @@ def test_the_wheel_holds_every_package_under_one_name(wheel):
     assert others == {
         "learn_torchrec/py.typed",
         "learn_torchrec/evaluation/report/page.html.j2",
+        *(
+            f"learn_torchrec/serving/http/page/{name}"
+            for name in ("icon.svg", "page.css", "page.html", "page.js")
+        ),
     }
     assert metadata["Name"] == "learn-torchrec"
     assert metadata["License-Expression"] == "Apache-2.0"
