@@ -69,8 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_place(group: "argparse._ArgumentGroup") -> None:
-    group.add_argument("--host", default=LOOPBACK[0], help="address to bind to")
-    group.add_argument("--port", type=int, default=8080, help="0 for a free one")
+    group.add_argument(
+        "--host", default=LOOPBACK[0], metavar="ADDRESS", help="to bind to"
+    )
+    group.add_argument(
+        "--port", type=int, default=8080, metavar="N", help="0 for a free one"
+    )
     group.add_argument(
         "--allow-host",
         action="append",

@@ -53,7 +53,7 @@ ALLOWED = {
     | {"content.store", "datasets.adapters.csv_files", "datasets.loading"},
     "towers": MODEL_STAGE,
     "ranker": MODEL_STAGE | {"content.codes"},
-    "serving": MODEL_STAGE | {"towers", "ranker"},
+    "serving": MODEL_STAGE | {"content", "towers", "ranker"},
     "refresh": VOCABULARY,
     "presets": MODEL_STAGE | {"content", "towers", "ranker", "refresh", "serving"},
     "derived": MODEL_STAGE | {"presets", "ranker", "towers"},

@@ -124,11 +124,6 @@ class Runner:
         """Unix seconds; the bundle knows all that happened strictly before."""
         return self.served.as_of
 
-    @property
-    def id_types(self) -> tuple[pa.DataType, pa.DataType]:
-        """The types of the users' and the items' ids."""
-        return self._ids[USER_ID], self._ids[ITEM_ID]
-
     def rank(self, requests: Sequence[RankRequest]) -> list[Float32Array]:
         """Score the candidates of some requests in one forward pass.
 

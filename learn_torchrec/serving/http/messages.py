@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
 
 from learn_torchrec.serving.events import Event
 from learn_torchrec.times import YEAR_2200
@@ -239,8 +239,9 @@ class Problem(Message):
     detail: str
 
 
-def dump(answer: dict[str, Any]) -> Any:
-    """Return an answer as JSON bytes; NaN would be no JSON."""
-    from pydantic_core import to_json
+_JSON = TypeAdapter(dict[str, Any], config=ConfigDict(ser_json_inf_nan="null"))
 
-    return to_json(answer, inf_nan_mode="null")
+
+def dump(answer: dict[str, Any]) -> bytes:
+    """Return an answer as JSON; NaN, which is no JSON, as null."""
+    return _JSON.dump_json(answer)
