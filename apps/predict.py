@@ -129,6 +129,8 @@ def _score(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     impressions = Impressions(source, ranker, learn, lookups)
     activity = cohort_activity(dataset, job.run)
     gather_objects(None)  # all have read the log
+    # As many rows as in training, where the global batch is shared.
+    batch_size = max(1, ranker.training.batch_size // dist.get_world_size())
     with RunLog(job.out) as log:
         model = build_ranker(ranker, learn.shape if learn else None, device)
         load_ranker(model, args.ranker)
@@ -138,7 +140,7 @@ def _score(args: argparse.Namespace, job: Job, device: torch.device) -> None:
             write_artifact_on_all_ranks(
                 job.out, **job.manifest(manifest.cutoff, facts)
             ) as working,
-            scorer(model, impressions, ranker.training.batch_size, device) as score,
+            scorer(model, impressions, batch_size, device) as score,
             _part_writer(working) as write,
         ):
             remaining = prefetch(_with_activity(parts, activity), depth=1)

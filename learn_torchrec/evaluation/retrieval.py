@@ -129,8 +129,8 @@ def target_ranks(
     if history is not None:
         _check_rows(history, num_items, len(targets), "history")
     first, last, _ = (users or slice(None)).indices(len(targets))
-    owners, items = _distinct_pairs(targets, num_items)
-    removed = None if history is None else _distinct_pairs(history, num_items)
+    owners, items = distinct_pairs(targets, num_items)
+    removed = None if history is None else distinct_pairs(history, num_items)
     ranks = [np.empty(0)]
     block = max(1, _BLOCK_ELEMENTS // max(num_items, 1))
     for start in range(first, last, block):
@@ -171,7 +171,7 @@ def rank_metrics(
     """
     if not ks or min(ks) < 1:
         raise UserError(f"ks {tuple(ks)}: give cut-offs of 1 or more")
-    users, _ = _distinct_pairs(targets, num_items)
+    users, _ = distinct_pairs(targets, num_items)
     num_users = len(targets)
     num_targets = np.bincount(users, minlength=num_users)
     evaluated = num_targets > 0
@@ -230,7 +230,7 @@ def _check_rows(jagged: Jagged, num_items: int, num_users: int, name: str) -> No
         )
 
 
-def _distinct_pairs(jagged: Jagged, num_items: int) -> tuple[Int64Array, Int64Array]:
+def distinct_pairs(jagged: Jagged, num_items: int) -> tuple[Int64Array, Int64Array]:
     """Return distinct (user, item) pairs within the gallery, ordered by user."""
     inside = jagged.values != OUTSIDE_GALLERY
     keys = np.unique(jagged.owners()[inside] * num_items + jagged.values[inside])

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from learn_torchrec.arrays import BoolArray
 from learn_torchrec.config import configuration
@@ -16,16 +18,26 @@ from learn_torchrec.evaluation.retrieval import (
     ScoreBlock,
     evaluate_scores,
     rank_metrics,
-    target_ranks,
+    refuse_non_finite,
+)
+from learn_torchrec.evaluation.shared_catalogue import (
+    Added,
+    ItemShare,
+    shared_target_ranks,
 )
 from learn_torchrec.jagged import Jagged
 from learn_torchrec.towers.holdout import RetrievalTask
+from learn_torchrec.towers.inference import (
+    encode_catalogue,
+    encode_histories,
+    repeat_scores,
+)
 from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.scores import towers_scores
 from learn_torchrec.training.distributed import (
     gather_objects,
     raise_on_all_ranks,
     rank_share,
+    sum_on_hosts,
 )
 
 
@@ -63,15 +75,47 @@ def evaluate_towers(
     device: torch.device,
     config: RetrievalConfig,
 ) -> RetrievalMetrics:
-    """Rank the full catalogue for every user of the task; ranks share the users."""
-    mine = rank_share(len(task.sequences))
-    score = towers_scores(towers, store, task, history_length, device, mine)
+    """Rank the full catalogue for every user of the task; ranks share the items."""
+    was_training = towers.training
+    towers.eval()
+    mine = rank_share(len(store))
+    # Look-ups in a sharded table are collective: every rank encodes as many items.
+    most = -(-len(store) // dist.get_world_size())
+    rows = np.minimum(mine.start + np.arange(most), len(store) - 1)
+    items = encode_catalogue(towers, store, rows, device)[: mine.stop - mine.start]
+    users = _user_vectors(towers, store, task, history_length, device)
+    repeated = repeat_scores(towers, task.sequences, task.last_history, history_length)
+    towers.train(was_training)
     with raise_on_all_ranks():
-        ranks = target_ranks(
-            score, len(store), task.targets, _removed(task, config), mine
-        )
-    ranks = np.concatenate(gather_objects(ranks))
+        refuse_non_finite(items, "item vectors", mine.start)
+    ranks = shared_target_ranks(
+        users.to(device),
+        ItemShare(items.to(device), mine.start),
+        len(store),
+        task.targets,
+        _removed(task, config),
+        None if repeated is None else Added(*repeated),
+        sum_on_hosts,
+    )
     return rank_metrics(ranks, len(store), task.targets, config.ks)
+
+
+def _user_vectors(
+    towers: TwinTower,
+    store: ContentStore,
+    task: RetrievalTask,
+    history_length: int,
+    device: torch.device,
+) -> Tensor:
+    """Return the vectors of the task's users on every rank, float32 [U, D]."""
+    events = task.last_history
+    # Histories do not divide into equally many look-ups, which are collective.
+    alone = towers.ids is None
+    mine = events[rank_share(len(events))] if alone else events
+    vectors = encode_histories(
+        towers, store, task.sequences, mine, history_length, device
+    )
+    return torch.cat(gather_objects(vectors)) if alone else vectors
 
 
 def evaluate_groups(

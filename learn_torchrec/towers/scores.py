@@ -23,32 +23,23 @@ def towers_scores(
     task: RetrievalTask,
     history_length: int,
     device: torch.device,
-    users: slice | None = None,
 ) -> ScoreBlock:
     """Return the towers' scores of the full catalogue for blocks of users.
 
     Cosine similarities, plus the score of history items (see `RepeatConsumption`), on
-    `device`. Only the `users` of a slice are scored, if given. Every rank takes part
-    where the towers have an ID table.
+    `device`. Every rank takes part where the towers have an ID table.
     """
     was_training = towers.training
     towers.eval()
-    first, last, _ = (users or slice(None)).indices(len(task.sequences))
-    # Look-ups in a sharded table are collective: then every rank encodes all users.
-    alone = towers.ids is None
     items = encode_catalogue(towers, store, np.arange(len(store)), device).to(device)
-    events = task.last_history[first:last] if alone else task.last_history
+    events = task.last_history
     vectors = encode_histories(
         towers, store, task.sequences, events, history_length, device
-    )
-    vectors = (vectors if alone else vectors[first:last]).to(device)
-    repeated = repeat_scores(
-        towers, task.sequences, task.last_history[first:last], history_length
-    )
+    ).to(device)
+    repeated = repeat_scores(towers, task.sequences, events, history_length)
     towers.train(was_training)
 
     def score(start: int, stop: int) -> Tensor:
-        start, stop = start - first, stop - first
         similarity = vectors[start:stop] @ items.T
         if repeated is None:
             return similarity

@@ -240,6 +240,13 @@ def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[A
     return values
 
 
+def sum_on_hosts(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum over ranks of a CPU tensor."""
+    total = values.clone()
+    dist.all_reduce(total, group=host_group())
+    return total
+
+
 def rank_share(count: int) -> slice:
     """Return this rank's contiguous slice of `count` items; sizes differ by one."""
     world_size, rank = dist.get_world_size(), dist.get_rank()

@@ -17,10 +17,15 @@ from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.dense_all_action import dense_all_action_loss
 from learn_torchrec.towers.repeat import RepeatConsumption, RepeatedItems
-from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_groups
+from learn_torchrec.towers.retrieval import (
+    RetrievalConfig,
+    evaluate_groups,
+    evaluate_towers,
+)
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.scores import towers_scores
 from learn_torchrec.towers.training import train_towers
+from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.run_log import RunLog
 
@@ -192,20 +197,20 @@ def test_retrieval_adds_it_to_the_window(store):
     assert groups["all"]["learn"][f"h@{window}"] == 0.0
 
 
+@pytest.mark.parametrize("filter_history", [False, True])
 @pytest.mark.parametrize("inputs", ["content", "content+id"])
-def test_a_slice_of_users_scores_as_all_do(store, inputs):
-    data = users_who(repeat=False)
+def test_validation_ranks_as_the_evaluation_does(store, inputs, filter_history):
+    data, task = users_who(repeat=False), users_who(repeat=False).test
     config = dataclasses.replace(towers_config().model, inputs=inputs)
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
+    torch.manual_seed(0)
     towers = build_towers(config, mean, std, torch.ones(len(store)))
     with torch.no_grad():
-        towers.repeat.weight.copy_(torch.tensor([5.0, 0.0, -1.0]))
-
-    def scores(users, start, stop):
-        return towers_scores(towers, store, data.test, 3, CPU, users)(start, stop)
-
-    everyone = scores(None, 0, 60)
-    for start, stop in ((0, 7), (7, 33), (33, 60)):
-        found = scores(slice(start, stop), start, stop)
-        torch.testing.assert_close(found, everyone[start:stop])
-    towers_scores(towers, store, data.test, 3, CPU, slice(60, 60))  # a rank without any
+        towers.repeat.weight.copy_(torch.tensor([0.1, 0.0, -0.02]))
+    retrieval = RetrievalConfig(ks=(5, 10), filter_history=filter_history)
+    rows = {"learn": towers_scores(towers, store, task, 3, CPU)}
+    groups = evaluate_groups(rows, data.train, len(store), task, retrieval)
+    with process_group():
+        found = evaluate_towers(towers, store, task, 3, CPU, retrieval)
+    assert found == pytest.approx(groups["all"]["learn"], rel=1e-6)
+    assert 0 < found["r@10"] < 1
