@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from more_examples import tried
-from report_run import make_predictions
+from report_run import make_predictions, retrieval_rows
 
 from learn_torchrec import config
 from learn_torchrec.apps import main as command_line
 from learn_torchrec.apps import program
+from learn_torchrec.artifact import Manifest
 from learn_torchrec.content.store import KIND, write_content_store
 from learn_torchrec.datasets.adapters import open_dataset
 from learn_torchrec.evaluation.gate import parse_gate
@@ -112,14 +113,14 @@ def changed(draw, body: Any) -> Any:
 
 
 @st.composite
-def texts(draw, body: Any, is_deep: bool = True) -> bytes:
+def texts(draw, body: Any) -> bytes:
     """Return a changed JSON body as a file, perhaps damaged or deep."""
     data = json.dumps(draw(changed(body))).encode()
     if draw(st.integers(0, 5)) == 0:
         at = draw(st.integers(0, len(data)))
         data = data[:at] + draw(st.binary(max_size=4)) + data[at + 1 :]
     deep = st.sampled_from([b"[" * 100_000, b'{"a":' * 100_000, b"", b"\xff\xfe"])
-    return draw(deep) if is_deep and draw(st.integers(0, 15)) == 0 else data
+    return draw(deep) if draw(st.integers(0, 15)) == 0 else data
 
 
 # --- artefacts and configurations -------------------------------------------------
@@ -146,7 +147,9 @@ def test_manifests(capfd, artefacts, tmp_path, data):
     path = artefacts / name / "manifest.json"
     before = path.read_bytes()
     try:
-        path.write_bytes(data.draw(texts(body_of(path), is_deep=False)))
+        path.write_bytes(data.draw(texts(body_of(path))))
+        if data.draw(st.booleans()):
+            forge(path)
         out = tmp_path / "out"
         command = ["encode-codes", "--content", path.parent, "--out", out]
         command += ["--set", "codes.codes_per_level=2", "--overwrite"]
@@ -156,6 +159,14 @@ def test_manifests(capfd, artefacts, tmp_path, data):
         holds(capfd, run, *command)
     finally:
         path.write_bytes(before)
+
+
+def forge(path: Path) -> None:
+    """Give a manifest the checksum of what it says, if it says anything."""
+    with contextlib.suppress(Exception):
+        body = body_of(path)
+        body["checksum"] = Manifest(**body).digest()
+        path.write_text(json.dumps(body))
 
 
 @tried(30)
@@ -390,7 +401,50 @@ def test_uris(capfd, tmp_path, monkeypatch, adapter, scheme, path):
     holds(capfd, run, "prepare", "--data", f"{adapter}{scheme}://{path}", "--out", out)
 
 
-# --- outcomes of A/B tests --------------------------------------------------------
+# --- reports ----------------------------------------------------------------------
+
+
+def ranked() -> dict:
+    metrics = {"auc": 0.5, "uauc": 0.6, "wuauc": 0.5, "ne": 1.0, "log_loss": 0.1}
+    metrics |= {"calibration": 1.0, "rows": 20, "users_kept": 3}
+    gain = {"difference": 0.1, "low": 0.0, "high": 0.2, "p_value": 0.5}
+    gains = dict.fromkeys(("auc", "uauc", "wuauc"), gain)
+    cohorts = {"all": metrics, "user_cold": metrics}
+    return {
+        "ranking": {"learn": cohorts, "old": cohorts},
+        "ranking_difference": {"learn-old": {"all": gains, "user_cold": gains}},
+        "settings": {"convention": {"ties": "half"}},
+        "gates": [],
+    }
+
+
+EXAMPLE = {
+    "user": 1,
+    "events": 2,
+    "history_left_out": True,
+    "history": [{"day": "2026-01-01", "item": 3, "title": "x"}],
+    "top": [{"rank": 1, "item": 3, "title": "x"}],
+}
+REPORTED = {
+    "ranking.json": ranked(),
+    "retrieval.json": {"retrieval": retrieval_rows(targets=9)},
+    "metrics.json": {**ranked(), "seconds": {"towers": 1.0}, "left_out": {}},
+    "recommendations.json": EXAMPLE,
+}
+
+
+@tried(12)
+@given(st.data())
+def test_reports(capfd, tmp_path, data):
+    folder = tmp_path / "run"
+    folder.mkdir(exist_ok=True)
+    name = data.draw(st.sampled_from(list(REPORTED)))
+    for one, body in REPORTED.items():
+        (folder / one).write_text(json.dumps(body))
+    (folder / name).write_bytes(data.draw(texts(REPORTED[name])))
+    page = tmp_path / "report.html"
+    holds(capfd, run, "report", "--run", folder, "--out", page)
+
 
 OUTCOMES: dict[str, list[Any]] = {
     "user_id": [1, 2, 3],

@@ -6,6 +6,11 @@ from typing import Any, NamedTuple
 
 from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.report.shapes import (
+    EXAMPLE_SHAPE,
+    METRICS_SHAPE,
+    refuse_other_shape,
+)
 from learn_torchrec.text import parse_json
 
 METRICS, RANKING, RETRIEVAL = "metrics.json", "ranking.json", "retrieval.json"
@@ -36,15 +41,20 @@ def read_metrics(directory: Path) -> Metrics:
     """Read them.
 
     Raises:
-        UserError: a damaged file.
+        UserError: a damaged file, or one that holds something else.
     """
-    whole = read_json(directory / METRICS)
+    shapes = dict.fromkeys((METRICS, RANKING, RETRIEVAL), METRICS_SHAPE)
+    bodies = {}
+    for name, shape in {**shapes, EXAMPLE: EXAMPLE_SHAPE}.items():
+        bodies[name] = read_json(directory / name)
+        refuse_other_shape(shape, bodies[name], directory / name)
+    whole = bodies[METRICS]
     # A stage that was run again is newer than the metrics of the whole run.
     return Metrics(
         whole,
-        read_json(directory / RANKING) or whole,
-        read_json(directory / RETRIEVAL) or whole,
-        read_json(directory / EXAMPLE),
+        bodies[RANKING] or whole,
+        bodies[RETRIEVAL] or whole,
+        bodies[EXAMPLE],
     )
 
 
