@@ -11,6 +11,7 @@ from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import INDEX_FILES
 from learn_torchrec.provenance import origin
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features.codes import CodeColumns
@@ -20,9 +21,12 @@ from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.vectors import KIND as KIND_VECTORS
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
-from learn_torchrec.spaces import space, space_of
+from learn_torchrec.spaces import digest_of, space, space_of
+from learn_torchrec.vector_table import ITEMS
 
 from . import options
+
+CATALOGUE = "catalogue"  # the fact of a ranker: digest of the items of its vectors
 
 
 def ranker_tables(
@@ -74,6 +78,18 @@ def learn_space(args: argparse.Namespace, ranker: RankerConfig) -> dict[str, str
     # The reduction is fitted on the whole store.
     reduction = manifest.fingerprint[:16] if ranker.learn.is_residual else None
     return space(space_of(manifest), reduction=reduction)
+
+
+def learn_catalogue(args: argparse.Namespace) -> str | None:
+    """Return a digest of the items of what LEARN reads, in their order, if any."""
+    if args.vectors:
+        directory, kind, folder = args.vectors, KIND_VECTORS, f"{ITEMS}/"
+    elif args.content:
+        directory, kind, folder = args.content, KIND_CONTENT, ""
+    else:
+        return None
+    files = read_manifest(directory, kind).files
+    return digest_of([files.get(f"{folder}{name}") for name in INDEX_FILES])
 
 
 def add_codes(parser: argparse.ArgumentParser) -> None:

@@ -43,9 +43,11 @@ from learn_torchrec.training.optimizer_state import save_optimizer
 from . import options
 from .job import Job, describe
 from .learn_inputs import (
+    CATALOGUE,
     add_codes,
     codebook_input,
     codes_artefact,
+    learn_catalogue,
     learn_space,
     open_codes,
     open_learn,
@@ -121,7 +123,8 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     ranker = job.run.ranker
     impressions = training_impressions(dataset, ranker, times, learn, actions, codes)
     held_out = hold_out(dataset, ranker, times, impressions, codes)
-    earlier = earlier_ranker(args)
+    catalogue = learn_catalogue(args)
+    earlier = earlier_ranker(args, catalogue)
     space_now = learn_space(args, ranker)
     if earlier is not None:
         refuse_newer(args.warm_start, KIND_RANKER, times.test_from)
@@ -139,7 +142,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
             *(job.run.ranker, impressions, device, log),
             *(on_plan, checkpoints, earlier, held_out),
         )
-        facts = trained.facts | {SPACE: space_now}
+        facts = trained.facts | {SPACE: space_now, CATALOGUE: catalogue}
         manifest = job.manifest(times.test_from, facts)
         with write_artifact_on_all_ranks(job.out, **manifest) as working:
             save_ranker(trained.model, working)

@@ -14,6 +14,7 @@ from learn_torchrec.ranker.warm_start import WarmStart
 from learn_torchrec.training.optimizer_state import OPTIMIZER_DIRECTORY
 
 from . import options
+from .learn_inputs import CATALOGUE
 
 
 def add_warm_start(parser: argparse.ArgumentParser, what: str) -> None:
@@ -96,8 +97,10 @@ def refuse_other_codebook(directory: Path, inputs: Mapping[str, str]) -> None:
         )
 
 
-def earlier_ranker(args: argparse.Namespace) -> WarmStart | None:
+def earlier_ranker(args: argparse.Namespace, catalogue: str | None) -> WarmStart | None:
     """Return the ranker that --warm-start names; None without the option.
+
+    `catalogue` is that of LEARN's vectors, see `learn_inputs.learn_catalogue`.
 
     Raises:
         UserError: it is no ranker, or a renaming is not NEW=OLD.
@@ -119,4 +122,5 @@ def earlier_ranker(args: argparse.Namespace) -> WarmStart | None:
         ranker.features,
         renamed,
         None if args.fresh_optimizer or not state.is_dir() else state,
+        manifest.facts.get(CATALOGUE) != catalogue,
     )

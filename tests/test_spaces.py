@@ -210,3 +210,23 @@ def test_a_ranker_goes_on_in_the_space_of_its_training(data, tmp_path):
         predict.main([*scored, str(refit)])
     kept = vectors(data, grown, tower, tmp_path / "kept", "--earlier", str(one))
     predict.main([*scored, str(kept)])
+
+
+def test_item_vectors_of_attention_do_not_move_to_other_items(data, tmp_path, caplog):
+    caplog.set_level("INFO", logger="learn_torchrec")
+    first = encode(data, tmp_path / "first")
+    tower = towers(data, first, tmp_path / "towers")
+    one = vectors(data, first, tower, tmp_path / "one")
+    ids = ["--set", "ranker.learn.attention=content+id"]
+    start = ranker(data, one, tmp_path / "ranker", *ids)
+    table = "learn_items.weight is new (its rows were other items"
+    ranker(data, one, tmp_path / "same", "--warm-start", str(start), *ids)
+    assert "0 new, 0 dropped" in caplog.text
+    # As many items, in another order.
+    items = pq.read_table(data[0] / "items.parquet")
+    turned = items.take(pa.array(range(items.num_rows - 1, -1, -1)))
+    pq.write_table(turned, data[0] / "items.parquet")
+    second = encode(data, tmp_path / "second", "--reuse", str(first))
+    two = vectors(data, second, tower, tmp_path / "two", "--earlier", str(one))
+    ranker(data, two, tmp_path / "other", "--warm-start", str(start), *ids)
+    assert table in caplog.text

@@ -37,7 +37,7 @@ from learn_torchrec.training.tensors import load_tensors, save_tensors
 KIND_RANKER = "ranker"
 MODEL_DIRECTORY = "model"
 _RESIDUAL = ".residual."
-_HISTORY_TABLE = "learn_items"
+HISTORY_TABLE = "learn_items"
 
 
 def build_task(
@@ -86,7 +86,7 @@ def _history_ids(
     if config.learn.attention != "content+id":
         return None
     table = EmbeddingConfig(
-        name=_HISTORY_TABLE,
+        name=HISTORY_TABLE,
         embedding_dim=config.learn.projected_dim,
         num_embeddings=learn.items,
         feature_names=["candidate", "history"],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchrec.optim.keyed import CombinedOptimizer
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.ranker.build import HISTORY_TABLE
 from learn_torchrec.ranker.features import FeaturesConfig, IdFeature
 from learn_torchrec.ranker.features.base import TABLE_PREFIX
 from learn_torchrec.ranker.sparse import FEATURE_PREFIX
@@ -36,6 +37,8 @@ class WarmStart:
         features: that it was trained with.
         optimizer: directory of its optimizer's state, as `save_optimizer` wrote it;
             None starts a fresh one.
+        has_other_items: whether the catalogue of LEARN's vectors is another, so that
+            the rows of attention's item vectors are other items.
         renamed: this run's feature to the earlier run's, where they differ; an empty
             name initializes the feature's table freshly.
     """
@@ -44,6 +47,7 @@ class WarmStart:
     features: FeaturesConfig
     renamed: Mapping[str, str] = field(default_factory=dict)
     optimizer: Path | None = None
+    has_other_items: bool = False
 
 
 @dataclass
@@ -104,6 +108,8 @@ def warm_start(
             loaded.new[name] = "the earlier run has none"
         elif size[1:] != now[1:] or (size != now and not may_grow):
             loaded.new[name] = f"{list(size)} before, {list(now)} now"
+        elif earlier.has_other_items and table_of(name) == HISTORY_TABLE:
+            loaded.new[name] = "its rows were other items of --vectors"
         elif reason := _changed_mapping(feature, earlier):
             loaded.new[name] = reason
         else:

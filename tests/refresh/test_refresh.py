@@ -7,56 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from daily_market import DAY, NEW_ITEMS
 
 from learn_torchrec.apps import refresh, rollback
 from learn_torchrec.artifact import read_manifest, verify
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.refresh.runs import Runs
-
-DAY = 86_400
-NEW_ITEMS = range(136, 140)  # arrive on day 56
-TABLES = ("items", "interactions", "impressions")
-SETTINGS = [
-    *("split.towers_until=60%", "split.min_events=4", "split.actions=like"),
-    *("towers.training.epochs=2", "towers.training.batch_size=8"),
-    *("towers.model.encoder.num_layers=1", "towers.model.encoder.width=16"),
-    *("towers.model.encoder.num_heads=2", "ranker.training.batch_size=128"),
-    *("ranker.features.dense=hour", "refresh.test_hours=12", "refresh.keep=3"),
-    'ranker.features.sparse=[{"column": "user_id", "num_embeddings": 90}]',
-    'refresh.gate=["uauc>=-1"]',
-]
-
-
-@pytest.fixture
-def days(market, tmp_path, model_dir):
-    """Return a function that gives the data as they were at the end of a day."""
-    whole = {name: pq.read_table(market / f"{name}.parquet") for name in TABLES}
-    titles = [f"{color} mug of {n}" for n in range(20) for color in ("red", "blue")]
-    whole["items"] = whole["items"].set_column(1, "title", pa.array(titles))
-    live = tmp_path / "live"
-    live.mkdir()
-    late = pa.array(NEW_ITEMS)
-
-    def until(day):
-        for name in TABLES:
-            table = whole[name]
-            if name != "items":
-                times = table["timestamp"]
-                is_late = pc.is_in(table["item_id"], value_set=late)
-                early = pc.less(times, 56 * DAY)
-                table = table.filter(pc.less(times, day * DAY))
-                keep = pc.invert(pc.and_(is_late, early)).filter(
-                    pc.less(times, day * DAY)
-                )
-                table = table.filter(keep)
-            elif day <= 56:
-                is_late = pc.is_in(table["item_id"], value_set=late)
-                table = table.filter(pc.invert(is_late))
-            pq.write_table(table, live / f"{name}.parquet")
-        return f"parquet:{live}"
-
-    return until, [*SETTINGS, f"content.encoder.model={model_dir}"]
 
 
 @pytest.fixture
