@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.shapes import (
@@ -43,9 +45,12 @@ def read_metrics(directory: Path) -> Metrics:
     Raises:
         UserError: a damaged file, or one that holds something else.
     """
-    shapes = dict.fromkeys((METRICS, RANKING, RETRIEVAL), METRICS_SHAPE)
+    shapes: dict[str, TypeAdapter[Any]] = {
+        **dict.fromkeys((METRICS, RANKING, RETRIEVAL), METRICS_SHAPE),
+        EXAMPLE: EXAMPLE_SHAPE,
+    }
     bodies = {}
-    for name, shape in {**shapes, EXAMPLE: EXAMPLE_SHAPE}.items():
+    for name, shape in shapes.items():
         bodies[name] = read_json(directory / name)
         refuse_other_shape(shape, bodies[name], directory / name)
     whole = bodies[METRICS]
