@@ -244,10 +244,17 @@ def _with_scores(table: pa.Table, scores: Mapping[str, Float32Array]) -> pa.Tabl
 
 
 def _renamed(table: pa.Table, added: Set[str]) -> pa.Table:
-    """Prefix `input_` to the columns whose names the predictions add themselves."""
-    return table.rename_columns(
-        [f"input_{name}" if name in added else name for name in table.column_names]
-    )
+    """Prefix `input_` to the columns whose names the predictions add themselves.
+
+    Until the name is free: the data may have an `input_score`, too.
+    """
+    present, names = set(table.column_names), []
+    for name in table.column_names:
+        free = name
+        while free in added or (free != name and free in present):
+            free = f"input_{free}"
+        names.append(free)
+    return table.rename_columns(names)
 
 
 def cohort_activity(dataset: Dataset, run: Run) -> CohortActivity:

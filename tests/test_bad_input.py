@@ -105,3 +105,14 @@ def test_ranker(capsys, market, out):
     path = market / "impressions.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), path)
     assert "impressions.parquet: has no rows" in fails(capsys, *arguments)
+
+
+def test_a_column_with_the_name_of_row_numbers(capsys, market, out):
+    path = market / "impressions.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("_row_number", table["label"]), path)
+    line = fails(capsys, "train-ranker", "--data", f"parquet:{market}", "--out", out)
+    assert line.endswith(
+        "impressions.parquet: has a column '_row_number', a name that reading needs "
+        "for itself; rename or drop it"
+    )

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import main as command_line
+from learn_torchrec.apps import predict
 from learn_torchrec.apps.train_ranker import training_impressions
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.loading.in_memory import TableRows
@@ -198,3 +199,11 @@ def train_on(market, streams, strict=False):
     times = SplitTimes(towers_until=0, test_from=2**40)
     dataset = open_dataset(f"parquet:{market}", strict)
     return training_impressions(dataset, config, times, None, ("like",))
+
+
+def test_columns_named_as_what_is_added_get_a_free_name():
+    names = ["score", "input_score", "input_input_score", "other"]
+    table = pa.table({name: [number] for number, name in enumerate(names)})
+    renamed = predict._renamed(table, {"score"})
+    assert renamed.column_names[1:] == names[1:]
+    assert renamed.column_names[0] == "input_input_input_score"

@@ -96,6 +96,11 @@ class RowGroups:
         self.name, self._interval = location.name, interval
         fragments = fragments_of(location)
         known = {name for f in fragments for name in f.physical_schema.names}
+        if ROW_NUMBER in known:
+            raise UserError(
+                f"{self.name}: has a column {ROW_NUMBER!r}, a name that reading needs "
+                "for itself; rename or drop it"
+            )
         if columns is not None:
             columns = [*columns, *(n for n in optional if n in known - {*columns})]
         self.schema = _common_schema(fragments, columns, self.name)
