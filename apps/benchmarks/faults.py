@@ -4,6 +4,7 @@
   again: the artefact must equal that of an undisturbed run, byte for byte.
 - Every file of every artefact and checkpoint is damaged: see `damage`.
 - Every call by which a stage writes fails once: see `errno_faults`.
+- Artefacts are forged, with right checksums: see `forged`.
 - A full disk, hung and slow ranks, clock jumps, NaNs, two runs with one output and the
   like: the tests of training and artefacts, the slow ones too.
 - The cost of an asynchronous checkpoint beside a synchronous one: see `save_cost`.
@@ -25,6 +26,7 @@ from typing import Any
 from ..program import run
 from . import errno_faults, measure, save_cost
 from .damage import corruptions, damaged_checkpoints
+from .forged import forgeries
 from .stages import STEPS, FaultStep, complete, content_of, make_all, start
 
 _TESTS = (
@@ -105,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             }
         results["stages"] = {name: count.result() for name, count in counts.items()}
         results |= corruptions(folder, generator, args.jobs)
+        results |= forgeries(folder, args.jobs)
         results |= damaged_checkpoints(folder, generator, args.jobs)
     results |= errno_faults.inject(errno_faults.MOST, seed, args.jobs)
     for count in ("kills", "identical"):
@@ -115,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measure.publish(results, args.json, merge=True)
     ok = results["kills"] == results["identical"]
     ok &= results["corruptions"] == results["refused_cleanly"]
+    ok &= results["forged"] == results["forged_one_line"]
     ok &= results["checkpoints"] == results["checkpoints_identical"]
     ok &= errno_faults.is_right(results)
     ok &= not results["fault_tests"]["failed"]

@@ -296,6 +296,9 @@ def faults_rows(results: dict[str, Any]) -> dict[str, str]:
             f"{results['refused_cleanly']} of {results['corruptions']}; "
             f"{results['checkpoints_identical']} of {results['checkpoints']}"
         ),
+        "forged artefacts of five kinds, refused in one line": (
+            f"{results['forged_one_line']} of {results['forged']}"
+        ),
         f"step time lost to a checkpoint of {results['saved_mb'] / 1000:.1f} GB in a "
         "second thread over at once": f"{results['async_save_ratio']:.2f} x",
         f"ranker at two ranks, {minutes:.0f} minutes: growth of memory; of steps/s": (
