@@ -42,6 +42,7 @@ from learn_torchrec.provenance import refuse_vectors_leak
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions, encoding_of
+from learn_torchrec.ranker.leaks import refuse_label_copies
 from learn_torchrec.ranker.scoring import score
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.schema import (
@@ -81,8 +82,6 @@ _SPACE: dict[str, tuple[Any, ...]] = {
     "training.epochs": (1, 2, 3),
     "model.embedding_dim": (8, 16, 32),
 }
-
-
 _MOST_EPOCHS = max(_SPACE["training.epochs"])
 
 
@@ -161,7 +160,8 @@ class Study:
             tempfile.TemporaryDirectory() as folder,
             RunLog(Path(folder) / "log") as log,
         ):
-            model, *_ = train_ranker(ranker, self._of(train, ranker), self.device, log)
+            refuse_label_copies(rows := self._of(train, ranker))
+            model, *_ = train_ranker(ranker, rows, self.device, log)
         size = max(1024, ranker.training.batch_size)
         scores = score(model, self._of(test, ranker), size, self.device)
         made = scores[SCORE].astype(np.float64)

@@ -6,6 +6,7 @@ in a fork of this process, which has loaded its modules, and may not hang.
 """
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -104,6 +105,8 @@ FORGERIES: dict[str, Callable[[Path], None]] = {
 def forgeries(folder: Path, jobs: int) -> dict[str, Any]:
     """Forge every kind of artefact in a folder of `make`; count how it was refused."""
     readers = {name: step for step in STEPS if step.ranks == 1 for name in step.inputs}
+    for app in ("evaluate_auc", *(step.stage.app for step in STEPS)):
+        importlib.import_module(f"..{app}", __package__)  # for the forks
     with ThreadPoolExecutor(jobs) as pool:
         runs = [
             pool.submit(_refused, folder, artefact, how, readers.get(artefact))
@@ -176,8 +179,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = measure.parser("forged", __doc__, "faults.json")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at a time")
     args = parser.parse_args(argv)
-    for step in STEPS:  # what the forks then need not load
-        __import__(f"learn_torchrec.apps.{step.stage.app}")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="forged-artefacts-") as name:
         make(Path(name))
