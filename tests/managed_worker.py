@@ -6,6 +6,7 @@ usage: managed_worker.py OUT_FILE
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import problem
@@ -19,6 +20,8 @@ from learn_torchrec.training.distributed import gather_objects, process_group
 def main() -> None:
     logging.basicConfig(level=logging.INFO, force=True)
     config, found = problem.config("row_wise/sgd", managed=True), []
+    training = replace(config.training, batch_size=48)  # of two ranks and of three
+    config = replace(config, training=training)
     with process_group() as device:
         rows = problem.impressions(config)
         for _ in range(2):

@@ -19,14 +19,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from learn_torchrec.artifact import MANIFEST, Manifest, describe_file
-from learn_torchrec.datasets.generated.market import write_market
+from learn_torchrec.content import store as content
+from learn_torchrec.datasets.generated.market import MarketConfig, write_market
+from learn_torchrec.publish import write_artifact
+from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 
 from .. import main as command_line
 from ..program import run
 from . import measure
-from .stages import MARKET, STEPS, FaultStep, complete
+from .stages import STEPS, FaultStep
 
+_MARKET = MarketConfig(users=80, items=40, days=12, impressions=3_000)
+_FEW_STEPS = ("towers.training.epochs=1", "ranker.training.epochs=1")
 _LIMIT = 120.0  # seconds of one reader
 _PREDICTIONS = "predictions"
 _RECORD = {"bytes": 1, "sha256": "0" * 64}
@@ -105,8 +113,7 @@ FORGERIES: dict[str, Callable[[Path], None]] = {
 def forgeries(folder: Path, jobs: int) -> dict[str, Any]:
     """Forge every kind of artefact in a folder of `make`; count how it was refused."""
     readers = {name: step for step in STEPS if step.ranks == 1 for name in step.inputs}
-    for app in ("evaluate_auc", *(step.stage.app for step in STEPS)):
-        importlib.import_module(f"..{app}", __package__)  # for the forks
+    _preload()
     with ThreadPoolExecutor(jobs) as pool:
         runs = [
             pool.submit(_refused, folder, artefact, how, readers.get(artefact))
@@ -123,14 +130,45 @@ def forgeries(folder: Path, jobs: int) -> dict[str, Any]:
 
 
 def make(folder: Path) -> None:
-    """Write the market and an artefact of each kind."""
+    """Write a small market and an artefact of each kind.
+
+    Raises:
+        RuntimeError: a stage failed.
+    """
+    _preload()
     (folder / "market").mkdir()
-    for _ in write_market(MARKET, folder / "market"):
+    for _ in write_market(_MARKET, folder / "market"):
         pass
+    ids = pq.read_table(folder / "market" / ITEMS_FILE)[ITEM_ID].combine_chunks()
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 64))
+    made: dict[str, Any] = {"kind": content.KIND, "config": {}, "inputs": {}}
+    with write_artifact(folder / "content", **made) as working:
+        content.write_content_store(working, ids, vectors)
     for step in STEPS:
-        if step.ranks == 1:
-            complete(step, folder, folder / step.name)
-            print(f"made {step.name}", flush=True)
+        if step.ranks > 1 or step.name == "content":
+            continue
+        log = folder / f"{step.name}.log"
+        argv = [step.command, *step.run_command(folder, folder / step.name)[3:]]
+        if code := _in_a_fork([*argv, "--set", *_FEW_STEPS], log):
+            raise RuntimeError(f"{step.name}: exit code {code}: {log.read_text()}")
+        print(f"made {step.name}", flush=True)
+
+
+def _preload() -> None:
+    """Import what the forks then need not import."""
+    for app in ("evaluate_auc", *(step.stage.app for step in STEPS)):
+        importlib.import_module(f"..{app}", __package__)
+
+
+def _in_a_fork(argv: Sequence[str], errors: Path) -> int | None:
+    """Run a command; return its exit code, None if it hangs."""
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_read, args=(argv, errors))
+    child.start()
+    child.join(_LIMIT)
+    if child.exitcode is None:
+        child.kill()
+    return child.exitcode
 
 
 def _refused(folder: Path, artefact: str, how: str, step: FaultStep | None) -> str:
@@ -149,20 +187,13 @@ def _refused(folder: Path, artefact: str, how: str, step: FaultStep | None) -> s
             argv = ["evaluate-auc", *given]
         else:
             argv = [step.command, *step.run_command(place, out)[3:]]
-        child = multiprocessing.get_context("fork").Process(
-            target=_read, args=(argv, errors)
-        )
-        child.start()
-        child.join(_LIMIT)
-        if child.is_alive():
-            child.kill()
-            return f"{artefact}, {how}: hangs"
+        code = _in_a_fork(argv, errors)
         text = errors.read_text()
         lines = [line for line in text.splitlines() if line.startswith("error: ")]
-        clean = child.exitcode == 2 and len(lines) == 1 and "Traceback" not in text
+        clean = code == 2 and len(lines) == 1 and "Traceback" not in text
         clean &= not out.exists() and str(place / artefact) in "".join(lines)
         last = (text.splitlines() or ["no output"])[-1]
-        return "" if clean else f"{artefact}, {how}: exit {child.exitcode}, {last}"
+        return "" if clean else f"{artefact}, {how}: exit {code}, {last}"
 
 
 def _read(argv: Sequence[str], errors: Path) -> None:
