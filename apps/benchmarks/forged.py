@@ -14,6 +14,7 @@ import random
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ from .stages import STEPS, FaultStep
 
 _MARKET = MarketConfig(users=80, items=40, days=12, impressions=3_000)
 _FEW_STEPS = ("towers.training.epochs=1", "ranker.training.epochs=1")
+_UNREAD = ("optimizer", "user_vectors", "item_vectors")  # by the readers used here
 _LIMIT = 120.0  # seconds of one reader
 _PREDICTIONS = "predictions"
 _RECORD = {"bytes": 1, "sha256": "0" * 64}
@@ -57,7 +59,11 @@ def _list_also(directory: Path, name: str) -> None:
 
 
 def _largest(directory: Path) -> Path:
-    files = filter(Path.is_file, directory.rglob("*"))
+    files = (
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and not str(path.relative_to(directory)).startswith(_UNREAD)
+    )
     return max(files, key=lambda path: path.stat().st_size)
 
 
@@ -201,8 +207,16 @@ def _read(argv: Sequence[str], errors: Path) -> None:
     with errors.open("w", buffering=1) as stream:
         os.dup2(stream.fileno(), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code: object = 1
         with contextlib.redirect_stderr(stream):
-            command_line.main(argv)
+            try:
+                command_line.main(argv)
+                code = 0
+            except SystemExit as ended:
+                code = ended.code
+            except BaseException:
+                traceback.print_exc()
+    os._exit(code if isinstance(code, int) else 1)  # the parent's threads are not here
 
 
 def main(argv: Sequence[str] | None = None) -> None:
