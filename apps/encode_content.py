@@ -84,6 +84,8 @@ def _encode(args: argparse.Namespace, job: Job) -> None:
     encoder = extract.encoder_identity(config)
     dataset = options.dataset(args)
     items, source = dataset.items, dataset.name(ITEMS_FILE)
+    with raise_on_all_ranks():
+        job.refuse_changed_data()
     partial = job.out.parent / f".{job.out.name}.{encoder[:12]}.partial"
     on_rank0(lambda: remove_damaged_blocks(partial))
     earlier = _earlier(args, encoder)

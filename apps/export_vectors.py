@@ -49,7 +49,6 @@ from learn_torchrec.towers.export import (
 )
 from learn_torchrec.towers.inference import encode_catalogue, history_vectors
 from learn_torchrec.training.distributed import (
-    gather_objects,
     is_writer,
     on_rank0,
     raise_on_all_ranks,
@@ -109,7 +108,8 @@ def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
         log_times = options.dataset(args).times
         since = moment("export.since", export.since, log_times)
     snapshots = snapshot_events(sequences, export, histories.times, since)
-    gather_objects(None)  # all have read the log
+    with raise_on_all_ranks():  # all have read the log
+        job.refuse_changed_data()
     with RunLog(job.out) as log:
         towers, config, towers_manifest = load_towers(args.towers, device)
         check_towers_inputs(args.towers, towers_manifest, store, job.run.split)

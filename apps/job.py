@@ -11,6 +11,7 @@ import torch
 
 from learn_torchrec import config
 from learn_torchrec.artifact import read_manifest, recipe_of, verify, versions
+from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.outputs import refuse_inputs
 from learn_torchrec.presets import Run
 from learn_torchrec.publish import is_finished, make_once
@@ -21,7 +22,6 @@ from learn_torchrec.training.agreement import (
 )
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import (
-    gather_objects,
     is_writer,
     locked_on_rank0,
     on_rank0,
@@ -50,6 +50,7 @@ class Job:
         out: where it goes.
         overwrite: replace an artefact made with other settings or inputs.
         paths: option and path of everything that is read.
+        dataset: the data set, if the stage reads one.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Job:
     out: Path
     overwrite: bool
     paths: tuple[tuple[str, Path], ...]
+    dataset: Dataset | None
 
     @property
     def recipe(self) -> str:
@@ -117,13 +119,23 @@ class Job:
 
         From here on a rank that stays away is noticed in minutes, not hours.
         """
-        gather_objects(None)
+        with raise_on_all_ranks():
+            self.refuse_changed_data()
         made_from = {"config": self.deciding, "inputs": self.inputs}
         checkpoints = Checkpoints(
             self.out, made_from, self.run.checkpoint, self.overwrite
         )
         with checkpoints.stop_on_sigterm(), RunLog(self.out) as log:
             yield log, checkpoints
+
+    def refuse_changed_data(self) -> None:
+        """Refuse data that changed since its fingerprints were taken.
+
+        Raises:
+            UserError: names the table.
+        """
+        if self.dataset is not None:
+            self.dataset.refuse_changed()
 
     def _given(self) -> dict[str, object]:
         """Return what all ranks must have been given alike, by name."""
@@ -201,4 +213,5 @@ def describe(
         out=args.out,
         overwrite=args.overwrite,
         paths=tuple(options.paths_read(args)),
+        dataset=getattr(args, "opened", None),
     )

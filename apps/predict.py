@@ -49,7 +49,6 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.spaces import refuse_other_space, space_of
 from learn_torchrec.training.distributed import (
-    gather_objects,
     is_writer,
     raise_on_all_ranks,
     write_artifact_on_all_ranks,
@@ -128,7 +127,8 @@ def _score(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     )
     impressions = Impressions(source, ranker, learn, lookups)
     activity = cohort_activity(dataset, job.run)
-    gather_objects(None)  # all have read the log
+    with raise_on_all_ranks():  # all have read the log
+        job.refuse_changed_data()
     # As many rows as in training, where the global batch is shared.
     batch_size = max(1, ranker.training.batch_size // dist.get_world_size())
     with RunLog(job.out) as log:
@@ -152,6 +152,8 @@ def _score(args: argparse.Namespace, job: Job, device: torch.device) -> None:
                     _refuse_non_finite(scores, part.table, args.ranker)
                     write(_with_scores(part.table, scores))
                 log.progress(done + 1, parts.count)
+            with raise_on_all_ranks():  # the impressions were read on the way
+                job.refuse_changed_data()
             report = impressions.report_of_all_ranks()
             facts |= report.facts()
         if is_writer():

@@ -81,6 +81,7 @@ def _prepare(args: argparse.Namespace, job: Job) -> None:
             prepared = prepare(engine, job.run.prepare, time_type, name)
             _tolerate(dataset, engine, prepared)
             facts.update(write_prepared(working, prepared, dataset.items))
+            job.refuse_changed_data()
         finally:
             engine.close()
     dropped = ", ".join(f"{n} {name}" for name, n in prepared.dropped.items() if n)

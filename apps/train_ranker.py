@@ -143,6 +143,9 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
             *(on_plan, checkpoints, earlier, held_out),
         )
         facts = trained.facts | {SPACE: space_now, CATALOGUE: catalogue}
+        if ranker.training.stream.enabled:  # it was read until now
+            with raise_on_all_ranks():
+                job.refuse_changed_data()
         manifest = job.manifest(times.test_from, facts)
         with write_artifact_on_all_ranks(job.out, **manifest) as working:
             save_ranker(trained.model, working)

@@ -120,8 +120,33 @@ class Dataset(abc.ABC):
         )
 
     def fingerprint(self, table: str) -> str:
-        """Return the digest of a table's files."""
+        """Return the digest of a table's files; see `refuse_changed`."""
+        self._states[table] = self._state(table)
         return tables.files_fingerprint(self.sources(table))
+
+    @functools.cached_property
+    def _states(self) -> dict[str, list[tuple[str, object]]]:
+        """The state of the files of each table whose fingerprint was taken."""
+        return {}
+
+    def refuse_changed(self) -> None:
+        """Refuse tables whose files changed since their fingerprints were taken.
+
+        To be called when they have been read: the fingerprints say what was read.
+
+        Raises:
+            UserError: names the table.
+        """
+        for table, state in self._states.items():
+            if self._state(table) != state:
+                raise UserError(
+                    f"{self.name(table)}: changed while it was read; run again, once "
+                    "nobody writes to it"
+                )
+
+    def _state(self, table: str) -> list[tuple[str, object]]:
+        files = (file for source in self.sources(table) for file in source.files())
+        return [(file.path, file.state()) for file in files]
 
     def parquet(self, table: str) -> Location | None:
         """Return the location of a table that is stored as Parquet with our columns.

@@ -122,6 +122,17 @@ class Location:
         except OSError as error:
             raise UserError(f"{self}: {_reason(error)}") from None
 
+    def state(self) -> tuple[int | None, int | None, int | None]:
+        """Return size, modification time in ns and, of a local file, inode.
+
+        Another state means other content, without reading it.
+        """
+        info = self._info()
+        inode = None
+        if self.is_local and info.type != pafs.FileType.NotFound:
+            inode = Path(self.path).stat().st_ino
+        return info.size, info.mtime_ns, inode
+
     def digest(self) -> str:
         """Return the SHA-256 of the file's bytes.
 
