@@ -112,6 +112,7 @@ test-data: dev $(SHOP_STAMP) ## the tests on public data, from the folder LEARN_
 	@$(BIN)/python -m pytest -m data $(ARGS)
 
 test-faults: dev ## inject faults into every stage (half an hour), into faults.json
+	@$(BIN)/python -m apps.benchmarks.races --json
 	@$(BIN)/python -m apps.benchmarks.faults --json $(ARGS)
 
 fuzz: dev ## input that nobody would write, TIMES as many examples as in the tests
