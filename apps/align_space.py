@@ -30,7 +30,6 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.alignment import alignment_costs
 from learn_torchrec.evaluation.cohorts import ALL, CohortConfig, assign_cohorts
 from learn_torchrec.evaluation.words import cohort_title
-from learn_torchrec.locks import locked
 from learn_torchrec.matrix import blocks
 from learn_torchrec.publish import write_artifact
 from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID
@@ -104,8 +103,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the aligned store and print what the map costs."""
     args = build_parser().parse_args(argv)
     job = plan(args)
-    if job.is_done():
-        return
+    job.make(lambda: _align(args, job))
+
+
+def _align(args: argparse.Namespace, job: Job) -> None:
     old, new = ContentStore.open(args.old), ContentStore.open(args.new)
     spaces = space_of(old.manifest), space_of(new.manifest)
     if all(spaces) and difference(*spaces) is None:
@@ -128,10 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SPACE: spaces[0],
         "alignment": costs,
     }
-    with (
-        locked(job.out),
-        write_artifact(job.out, **job.manifest(None, facts)) as working,
-    ):
+    with write_artifact(job.out, **job.manifest(None, facts)) as working:
         _write(working, old, new, known, alignment)
     print(_table(costs))
 
