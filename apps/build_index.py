@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import Float32Array, Int64Array
+from learn_torchrec.arrays import Float32Array, Int64Array, joined
 from learn_torchrec.artifact import read_manifest, recipe_of, verify
 from learn_torchrec.datasets.adapters import open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
@@ -157,7 +157,7 @@ def _texts_of(
         return counts, None
     known = as_ids(dataset.items[ITEM_ID], dataset.name(ITEMS_FILE))
     place = pc.index_in(items.index.ids, value_set=known)
-    return counts, dataset.items[TITLE].combine_chunks().cast(pa.string()).take(place)
+    return counts, joined(dataset.items[TITLE]).cast(pa.large_string()).take(place)
 
 
 def _say(directory: Path) -> None:

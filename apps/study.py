@@ -24,7 +24,7 @@ import torch
 
 from learn_torchrec import config as configuration
 from learn_torchrec.array_files import read_if_intact, write_checked
-from learn_torchrec.arrays import BoolArray, Float64Array
+from learn_torchrec.arrays import BoolArray, Float64Array, joined
 from learn_torchrec.artifact import read_manifest, recipe_of, verify, versions
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading.in_memory import TableRows
@@ -133,7 +133,7 @@ class Study:
     def columns(self, part: str) -> tuple[pa.Array, pa.Array]:
         """Return users and labels of a part."""
         table = self._table(part)
-        return table[USER_ID].combine_chunks(), table[LABEL].combine_chunks()
+        return joined(table[USER_ID]), joined(table[LABEL])
 
     def scores(
         self, ranker: RankerConfig, train: str, test: str, seed: int

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 AnyArray: TypeAlias = NDArray[Any]
@@ -23,6 +24,9 @@ Float64Array: TypeAlias = NDArray[np.float64]
 Column: TypeAlias = Any
 
 _ROWS_NAMED = 5
+# Bytes that the offsets of Arrow's `string` reach in one array; `large_string` has no
+# such end. 134 million ids of 16 bytes are more.
+MOST_TEXT_BYTES = 2**31 - 1
 
 
 def as_arrow(values: Column) -> pa.Array | pa.ChunkedArray:
@@ -49,7 +53,73 @@ def as_arrow(values: Column) -> pa.Array | pa.ChunkedArray:
     if not isinstance(values, pa.Array | pa.ChunkedArray):
         values = pa.array(values, from_pandas=True)
     kind = decoded(values.type)
+    if pa.types.is_dictionary(values.type) and _decodes_beyond(values):
+        kind = _LARGE.get(kind, kind)
     return values if values.type == kind else values.cast(kind)
+
+
+def joined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array: text that is too large for one as large_string."""
+    if isinstance(column, pa.Array):
+        return column
+    return _wide(column, column.nbytes).combine_chunks()
+
+
+def widened(table: pa.Table) -> pa.Table:
+    """Return a table whose rows can be taken: too large text as large_string."""
+    for place, name in enumerate(table.column_names):
+        column = table.column(place)
+        wide = _wide(column, column.nbytes)
+        if wide is not column:
+            table = table.set_column(place, name, wide)
+    return table
+
+
+def taken(table: pa.Table, rows: pa.Array) -> pa.Table:
+    """Return the rows of a table with these numbers [n], null for null.
+
+    Unlike `pa.Table.take`, it repeats rows until their text is more than 2 GiB.
+    """
+    repeats = len(rows) / max(1, table.num_rows)
+    for place, name in enumerate(table.column_names):
+        column = table.column(place)
+        # Frequent rows may be longer than the mean: an eighth of the limit is safe.
+        wide = _wide(column, int(column.nbytes * max(1.0, 8 * repeats)))
+        table = table.set_column(place, name, wide)
+    return table.take(rows)
+
+
+def as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return text of any type as chunks of `string`, each small enough."""
+    pieces: list[pa.Array] = []
+    for chunk in column.chunks:
+        parts = max(1, -(-chunk.nbytes // (MOST_TEXT_BYTES // 2)))
+        step = max(1, -(-len(chunk) // parts))
+        for start in range(0, len(chunk), step):
+            pieces.append(chunk.slice(start, step).cast(pa.string()))
+    return pa.chunked_array(pieces, pa.string())
+
+
+_LARGE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+
+
+def _wide(column: pa.ChunkedArray, size: int) -> pa.ChunkedArray:
+    """Return a column as a type that holds `size` bytes in one array."""
+    large = _LARGE.get(column.type)
+    return column if large is None or size <= MOST_TEXT_BYTES else column.cast(large)
+
+
+def _decodes_beyond(values: pa.DictionaryArray | pa.ChunkedArray) -> bool:
+    """Whether one array of a dictionary's text may be too large for `string`."""
+    chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+    for chunk in chunks:
+        known = chunk.dictionary
+        if not len(known) or known.type not in _LARGE:
+            continue
+        longest = pc.max(pc.binary_length(known)).as_py() or 0
+        if longest * len(chunk) > MOST_TEXT_BYTES:
+            return True
+    return False
 
 
 def decoded(kind: pa.DataType) -> pa.DataType:

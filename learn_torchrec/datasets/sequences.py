@@ -12,7 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import BoolArray, Column, Int16Array, Int64Array, IntArray
+from learn_torchrec.arrays import (
+    BoolArray,
+    Column,
+    Int16Array,
+    Int64Array,
+    IntArray,
+    joined,
+)
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import first_at_or_after, offsets_of, spread
 from learn_torchrec.schema import ACTION, TIMESTAMP, USER_ID
@@ -213,7 +220,7 @@ def build_sequences(
     found = pc.index_in(interactions[ACTION], value_set=pa.array(actions))
     wanted = found.is_valid()
     mask = wanted.to_numpy(zero_copy_only=False)
-    users = interactions[USER_ID].filter(wanted).combine_chunks().dictionary_encode()
+    users = joined(interactions[USER_ID].filter(wanted)).dictionary_encode()
     codes = users.indices.to_numpy().astype(np.int64)
     times = interactions[TIMESTAMP].to_numpy()[mask]
     has_ticks = TICK in interactions.column_names

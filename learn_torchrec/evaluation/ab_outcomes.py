@@ -16,6 +16,7 @@ from learn_torchrec.arrays import (
     Float64Array,
     Int64Array,
     as_arrow,
+    joined,
     name_rows,
 )
 from learn_torchrec.errors import UserError
@@ -112,11 +113,12 @@ def _checked_outcomes(
     table: pa.Table, arms: tuple[str, str], is_of_users: Mapping[str, bool]
 ) -> Outcomes:
     for name in table.column_names:
-        refuse_null(table[name].combine_chunks(), name)
+        refuse_null(joined(table[name]), name)
     control, treatment = arms
-    found = table[ARM].cast(pa.string()).unique().to_pylist()
-    table = table.filter(pc.is_in(table[ARM].cast(pa.string()), pa.array(arms)))
-    in_treatment = np.asarray(pc.equal(table[ARM].cast(pa.string()), treatment))
+    names = table[ARM].cast(pa.large_string())
+    found = names.unique().to_pylist()
+    table = table.filter(pc.is_in(names, pa.array(arms, pa.large_string())))
+    in_treatment = np.asarray(pc.equal(table[ARM].cast(pa.large_string()), treatment))
     for arm, in_arm in ((control, ~in_treatment), (treatment, in_treatment)):
         if not in_arm.any():
             raise UserError(
@@ -145,7 +147,7 @@ def _cohorts(
     everyone = np.ones(num_users, dtype=bool)
     cohorts = {ALL: Cohort(np.ones(len(users), dtype=bool), everyone)}
     for name, has_own_users in is_of_users.items():
-        encoded = as_cohorts(table[name].combine_chunks(), name).dictionary_encode()
+        encoded = as_cohorts(joined(table[name]), name).dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         values = encoded.dictionary.to_pylist()
         count = len(cohorts) - 1 + len(values)
@@ -173,7 +175,7 @@ def _cohorts(
 
 
 def _outcome(column: pa.ChunkedArray, name: str) -> Float64Array:
-    values = as_numbers(column.combine_chunks(), name).astype(np.float64)
+    values = as_numbers(joined(column), name).astype(np.float64)
     is_bad, problem = ~np.isfinite(values), "not finite"
     if name != REVENUE:  # a refund is negative revenue
         is_bad, problem = is_bad | (values < 0), "negative or not finite"
@@ -197,7 +199,7 @@ def _days(column: pa.ChunkedArray) -> Int64Array:
         return np.asarray(column.cast(pa.date32(), safe=False).cast(pa.int32()), int)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise UserError(f"{DAY}: {kind}; an integer or a date is needed")
-    days = as_counts(column.combine_chunks(), DAY)
+    days = as_counts(joined(column), DAY)
     if days.max() > _LAST_DAY:
         raise UserError(
             f"{DAY}: {days.max()} is a time; write days, e.g. unix seconds // 86400"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from learn_torchrec.arrays import AnyArray, BoolArray, Float64Array, Int64Array
+from learn_torchrec.arrays import AnyArray, BoolArray, Float64Array, Int64Array, joined
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.communicator import Communicator, LocalCommunicator
 from learn_torchrec.evaluation.parquet import (
@@ -304,7 +304,7 @@ def predictions_of(
     Raises:
         UserError: see `read_predictions`; does not name the file.
     """
-    columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+    columns = {name: joined(table.column(name)) for name in table.column_names}
     if cohort_column is not None and cohort_column not in columns:
         raise UserError(
             f"{cohort_column}: no such column to take cohorts from; name a column of "

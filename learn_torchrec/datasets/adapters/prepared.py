@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.array_files import map_array
-from learn_torchrec.arrays import AnyArray, Int64Array
+from learn_torchrec.arrays import AnyArray, Int64Array, taken
 from learn_torchrec.artifact import Manifest, read_manifest, verify
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading import tables
@@ -77,14 +77,14 @@ class Prepared(Dataset):
         return tables.read_parquet(self._verified / ITEMS_FILE)
 
     def read_interactions(self) -> pa.Table:
-        names = pa.array(self.manifest.facts["actions"])
+        names = pa.table({ACTION: self.manifest.facts["actions"]})
         owner = np.repeat(np.arange(len(self._user_ids)), np.diff(self._map("offsets")))
         return pa.table(
             {
                 USER_ID: self._user_ids.take(pa.array(owner)),
                 ITEM_ID: self.items[ITEM_ID].take(pa.array(self._map("items"))),
                 TIMESTAMP: pa.array(self.times),
-                ACTION: names.take(pa.array(self._map("actions"))),
+                ACTION: taken(names, pa.array(self._map("actions")))[ACTION],
             }
         )
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from learn_torchrec.arrays import as_arrow
+from learn_torchrec.arrays import as_arrow, as_strings, widened
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.datasets.loading.row_groups import (
     ROW_NUMBER,
@@ -122,11 +122,11 @@ def check(
         elif kind == _TIME:
             column = pa.array(as_seconds(column, where))
         elif kind == _TEXT:
-            column = column.cast(pa.string())
+            column = as_strings(column)
         else:
             column = _binary(column, table, where)
         table = table.set_column(index, name, column)
-    return table
+    return widened(table)
 
 
 def row_of(table: pa.Table, place: int | np.integer[Any]) -> int:

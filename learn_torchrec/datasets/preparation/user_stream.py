@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import BoolArray, Int64Array
+from learn_torchrec.arrays import BoolArray, Int64Array, joined
 from learn_torchrec.ids import as_ids
 from learn_torchrec.schema import USER_ID
 
@@ -96,8 +96,7 @@ def _whole_users(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def _changes(column: pa.Array | pa.ChunkedArray) -> BoolArray:
     """Return where a column without nulls differs from the row before, bool [N]."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+    column = joined(column)
     result = np.ones(len(column), bool)
     if len(column) > 1:
         differs = pc.not_equal(column.slice(1), column.slice(0, len(column) - 1))

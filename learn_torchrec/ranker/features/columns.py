@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
-from learn_torchrec.arrays import AnyArray, BoolArray, Int64Array
+from learn_torchrec.arrays import AnyArray, BoolArray, Int64Array, joined
 from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
 from learn_torchrec.datasets.loading.tables import row_of
 from learn_torchrec.errors import UserError, require_columns
@@ -118,7 +118,7 @@ def read_column(
     """
     known = [column for column in table.column_names if column != ROW_NUMBER]
     require_columns(known, [name], source, "change ranker.features")
-    column = table[name].combine_chunks()
+    column = joined(table[name])
     if pt.is_dictionary(column.type):
         column = column.dictionary_decode()
     rows = np.arange(table.num_rows)

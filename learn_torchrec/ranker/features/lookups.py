@@ -13,7 +13,7 @@ from typing import Protocol, Self
 
 import pyarrow as pa
 
-from learn_torchrec.arrays import Float32Array
+from learn_torchrec.arrays import Float32Array, taken
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
@@ -72,9 +72,9 @@ class ItemColumns:
         wanted = as_ids(table[ITEM_ID], name)
         refuse_other_type(wanted, self._index.type, name, self.name)
         rows = self._index.rows_of(wanted)
-        taken = self._table.take(pa.array(rows, mask=rows == UNKNOWN))
-        for field in taken.schema:
-            table = table.append_column(field.name, taken[field.name])
+        found = taken(self._table, pa.array(rows, mask=rows == UNKNOWN))
+        for field in found.schema:
+            table = table.append_column(field.name, found[field.name])
         return table
 
 

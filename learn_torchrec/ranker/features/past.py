@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.arrays import Column, Float32Array, Int64Array
+from learn_torchrec.arrays import Column, Float32Array, Int64Array, joined
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.point_in_time import PastEvents, PastTotals
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, refuse_other_type
@@ -156,7 +156,7 @@ class PastPairs:
         catalogue = dataset.check(ITEMS_FILE, dataset.columns(ITEMS_FILE, names))
         catalogue = dataset.tolerance.one_row_each(catalogue, name)
         items = IdIndex.build(catalogue[ITEM_ID], f"{name}: column {ITEM_ID!r}")
-        values = catalogue[shared].combine_chunks().dictionary_encode()
+        values = joined(catalogue[shared]).dictionary_encode()
         codes = pc.fill_null(values.indices, -1).to_numpy().astype(np.int64)
         log = _read(dataset, INTERACTIONS_FILE, [USER_ID, ITEM_ID, TIMESTAMP, ACTION])
         log = log.filter(pc.is_in(log[ACTION], pa.array(actions, pa.string())))
