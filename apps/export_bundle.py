@@ -16,11 +16,14 @@ import torch
 
 from learn_torchrec.artifact import read_manifest, versions
 from learn_torchrec.config import to_dict
+from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.provenance import refuse_other_inputs
 from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.build import KIND_RANKER, build_ranker, load_ranker
 from learn_torchrec.ranker.features.lookups import open_lookups
+from learn_torchrec.ranker.learn.inputs import LearnInputs
+from learn_torchrec.ranker.learn.reduced import CONTENT, REDUCTION_FILE, Reduction
 from learn_torchrec.serving.bundle import Surroundings, Weights
 from learn_torchrec.serving.check import CERTIFICATE_FILE, score_rows, write_rows
 from learn_torchrec.serving.parity import (
@@ -234,7 +237,19 @@ def read_surroundings(args: argparse.Namespace, job: Job) -> Surroundings:
         lookups=open_lookups(dataset, config.features, config.tasks, actions, codes),
         codes=codes,
         as_of=_after(dataset),
+        reduction=_reduction(args, learn),
     )
+
+
+def _reduction(args: argparse.Namespace, learn: LearnInputs | None) -> Reduction | None:
+    """Return what reduced the content; None where an artefact does not say."""
+    if learn is None or learn.content is None:
+        return None
+    if args.content:
+        dim = learn.content.vectors.shape[1]
+        return Reduction.fit(ContentStore.open(args.content), dim)
+    folder = args.vectors / CONTENT
+    return Reduction.read(folder) if (folder / REDUCTION_FILE).exists() else None
 
 
 def _after(dataset: Dataset) -> int:

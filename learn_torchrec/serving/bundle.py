@@ -29,7 +29,7 @@ from learn_torchrec.ranker.features.lookups import (
 from learn_torchrec.ranker.features.past import PastPairs, PastValues
 from learn_torchrec.ranker.learn.batch import LearnBatch
 from learn_torchrec.ranker.learn.inputs import LearnInputs
-from learn_torchrec.ranker.learn.reduced import CONTENT
+from learn_torchrec.ranker.learn.reduced import CONTENT, Reduction
 from learn_torchrec.ranker.model import LearnRanker
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, TIMESTAMP, USER_ID
@@ -169,6 +169,7 @@ class Surroundings:
         lookups: columns that impressions lack.
         codes: of content; None without.
         as_of: unix seconds; what happened strictly before is known.
+        reduction: of content, for later items; None where it is not known.
     """
 
     dataset: Dataset
@@ -178,6 +179,7 @@ class Surroundings:
     lookups: Lookups
     codes: CodeColumns | None
     as_of: int
+    reduction: Reduction | None = None
 
     def served(self, groups: tuple[Group, ...], precision: Precision) -> Served:
         """Return what a bundle says of the ranker."""
@@ -255,6 +257,8 @@ class Surroundings:
             write_past(directory / PAST / past.column.name, past, self.as_of)
         if self.learn is not None:
             _write_learn(directory / LEARN, self.learn, self.as_of)
+            if self.learn.content is not None and self.reduction is not None:
+                self.reduction.write(directory / LEARN / CONTENT)
 
 
 def _id_type(schema: pa.Schema, name: str) -> IdType:

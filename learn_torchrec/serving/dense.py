@@ -81,6 +81,8 @@ def export_dense(part: DensePart, inputs: Mapping[str, Tensor]) -> ExportedProgr
     """
     shapes = {name: {0: Dim.DYNAMIC} for name in inputs}
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             part.eval(), (dict(inputs),), dynamic_shapes=(shapes,), strict=False
         )
+    program.example_inputs = None  # they are users' data
+    return program

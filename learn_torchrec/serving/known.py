@@ -3,7 +3,7 @@
 Letters: B rows of all requests, E events, N items of the bundle.
 """
 
-import functools
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,15 @@ from learn_torchrec.matrix import SHARDS, ShardedMatrix
 from learn_torchrec.ranker.learn.batch import LearnBatch, LearnRows
 from learn_torchrec.ranker.learn.histories import Histories, JaggedHistory
 from learn_torchrec.ranker.learn.inputs import LearnInputs, attention_ids
-from learn_torchrec.ranker.learn.reduced import CONTENT, ReducedContent
-from learn_torchrec.ranker.learn.statistics import TargetStatistics
+from learn_torchrec.ranker.learn.reduced import (
+    CONTENT,
+    REDUCTION_FILE,
+    ReducedContent,
+    Reduction,
+)
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID
+from learn_torchrec.serving.extras import with_extras
 from learn_torchrec.serving.model import item_ids
 from learn_torchrec.serving.request import Questions, RankRequest, ids_of
 from learn_torchrec.serving.served import LEARN, Served
@@ -45,6 +50,7 @@ class Known:
 
     Attributes:
         inputs: vectors and content.
+        reduction: of content, for items that the bundle lacks; None without.
         rates: float32 [N, tasks + 1], of the neighbours; None without.
         events: of the users' histories; None if no part needs them.
         actions: of the events of a history.
@@ -52,6 +58,7 @@ class Known:
     """
 
     inputs: LearnInputs
+    reduction: Reduction | None
     rates: Float32Array | None
     events: KnownEvents | None
     actions: tuple[str, ...]
@@ -79,12 +86,18 @@ class Known:
         events = None
         if EVENTS in served.parts:
             events = KnownEvents.open(folder / EVENTS)
-        return cls(inputs, rates, events, served.actions, served.as_of)
+        reduction = None
+        if (folder / CONTENT / REDUCTION_FILE).exists():
+            reduction = Reduction.read(folder / CONTENT)
+        return cls(inputs, reduction, rates, events, served.actions, served.as_of)
 
     def batch(self, requests: Sequence[RankRequest], asked: Questions) -> LearnBatch:
         """Return LEARN's inputs of requests, B rows."""
         inputs, owners = self.inputs, asked.owners
         rows = inputs.index.rows_of(asked.each[ITEM_ID].combine_chunks())
+        items = len(inputs.index)
+        inputs, rows = with_extras(inputs, self.reduction, requests, rows, owners)
+        in_bundle = (rows != UNKNOWN) & (rows < items)
         has_user = np.zeros(len(rows), bool)
         found: dict[str, Any] = {}
         if inputs.vectors is not None:
@@ -96,15 +109,16 @@ class Known:
         if inputs.content is not None and inputs.config.is_residual:
             found["candidates"] = inputs.content.unit_vectors(rows)
         if self.rates is not None:
-            rates = self.rates[np.maximum(rows, 0)]
-            found["neighbour_rates"] = np.where(rows[:, None] == UNKNOWN, 0, rates)
+            rates = self.rates[np.where(in_bundle, rows, 0)]
+            found["neighbour_rates"] = np.where(in_bundle[:, None], rates, 0)
         found["has_vectors"] = np.stack([has_user, rows != UNKNOWN], axis=1)
         tensors: dict[str, Any] = {
             name: torch.from_numpy(np.asarray(part)) for name, part in found.items()
         }
         batch = LearnBatch(**tensors)
         if self.events is not None:
-            self._meet(batch, requests, rows, asked)
+            known = dataclasses.replace(self, inputs=inputs)
+            known._meet(batch, requests, rows, asked)
         return batch
 
     def _meet(
@@ -119,12 +133,12 @@ class Known:
         histories, bounds = self._histories(requests)
         met = histories.gather(bounds, inputs.config.history_length)
         ends = np.searchsorted(asked.owners, np.arange(len(requests)), side="right")
-        parts = []
+        parts, module = [], statistics_of(inputs)
         for request, (start, end) in enumerate(itertools.pairwise([0, *ends.tolist()])):
             if start < end:
                 own, time = _only(met, request), requests[request].timestamp
                 history = SharedHistory.of(inputs, rows[start:end], own, time)
-                parts.append(meet(history, self.statistics))
+                parts.append(meet(history, module))
         statistics, means = zip(*parts, strict=True)
         if statistics[0] is not None:
             batch.statistics = torch.cat(statistics)
@@ -136,12 +150,9 @@ class Known:
             where = LearnRows(item_rows=rows, user_rows=None, times=times)
             batch.history = inputs.history(each, where)
             if inputs.config.attention == "content+id":
-                batch.item_ids = attention_ids(each, rows, item_ids)
-
-    @functools.cached_property
-    def statistics(self) -> TargetStatistics | None:
-        """What is computed of the histories; None if nothing is."""
-        return statistics_of(self.inputs)
+                batch.item_ids = attention_ids(
+                    each, np.where(rows < len(inputs.index), rows, UNKNOWN), item_ids
+                )
 
     def _histories(
         self, requests: Sequence[RankRequest]

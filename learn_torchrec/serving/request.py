@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from learn_torchrec.arrays import Int64Array
+from learn_torchrec.arrays import AnyArray, Int64Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.ranker.features.columns import is_list
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID
@@ -35,6 +35,19 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ExtraItem:
+    """A candidate that a bundle does not know.
+
+    Attributes:
+        content: float [C], of the content store's encoder; None for none.
+        vector: float [D], of the item tower; None for none.
+    """
+
+    content: AnyArray | None = None
+    vector: AnyArray | None = None
+
+
+@dataclass(frozen=True)
 class RankRequest:
     """A user and candidates to score.
 
@@ -46,6 +59,8 @@ class RankRequest:
             A column of lists takes one list for all, or a list of N lists.
         events: what the user did since the bundle's moment, in any order; earlier ones
             are left out where the bundle has the user's history.
+        extra_items: content and vectors of candidates that the bundle does not know;
+            those of others are ignored.
     """
 
     user_id: Id
@@ -53,6 +68,7 @@ class RankRequest:
     timestamp: int
     context: Mapping[str, Any] = field(default_factory=dict)
     events: Sequence[Event | tuple[Id, int, str]] = ()
+    extra_items: Mapping[Id, ExtraItem] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

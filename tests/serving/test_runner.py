@@ -1,8 +1,11 @@
 """The runner scores requests as the training code scores rows."""
 
 import json
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -135,3 +138,27 @@ def test_bad_requests_say_what_is_wrong(exported):
     ):
         with pytest.raises(UserError, match=message):
             runner.rank([request])
+
+
+def test_threads_get_the_scores_of_one(exported):
+    runner = exported.runner()
+    rows = exported.latest(200, runner.as_of).sort_by("user_id")
+    requests = requests_of(rows, ["hour"])
+    expected = runner.rank(requests)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: runner.rank(requests), range(24)))
+
+    for answer in answers:
+        for one, other in zip(answer, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_the_example_of_the_page_runs(exported):
+    page = Path(__file__).parents[2] / "docs" / "pages" / "bundle.md"
+    (code,) = re.findall(r"```py\n(.*?)```", page.read_text(), re.DOTALL)
+    found = {}
+
+    exec(code.replace("runs/bundle", str(exported.bundle)), found)
+
+    assert found["scores"].shape == (3, 1)
