@@ -24,11 +24,14 @@ from learn_torchrec.ranker.build import KIND_RANKER, build_ranker, load_ranker
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.learn.reduced import CONTENT, REDUCTION_FILE, Reduction
+from learn_torchrec.ranker.probe import PROBE_FILE, read_probe
+from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
 from learn_torchrec.serving.bundle import Surroundings, Weights
 from learn_torchrec.serving.check import CERTIFICATE_FILE, score_rows, write_rows
 from learn_torchrec.serving.parity import (
     PRECISIONS,
     Exported,
+    Scores,
     Tolerances,
     certify,
     uauc_differences,
@@ -141,7 +144,7 @@ def _export(args: argparse.Namespace, job: Job) -> None:
             torch.export.save(program, working / PROGRAM_FILE)
             exported = Exported(surroundings, model, device, weights, program.module())
             runner = Runner.open(working, manifest, torch.device("cpu"))
-            found = certificate(args, exported, runner, rows, working)
+            found = certificate(args, exported, runner, rows, working, job.inputs)
             found |= {
                 "plan": plans,
                 "config": {**job.config, "ranker": to_dict(config)},
@@ -167,8 +170,11 @@ def certificate(
     runner: Runner,
     rows: pa.Table,
     working: Path,
+    inputs: Mapping[str, str],
 ) -> dict[str, Any]:
     """Compare all ways to score; store the fixed rows and their scores in a bundle.
+
+    `inputs` are the fingerprints of what the bundle is made from.
 
     Raises:
         UserError: a difference beyond its tolerance.
@@ -180,6 +186,7 @@ def certificate(
         lambda table: score_rows(runner, table),
         args.precision,
         tolerances,
+        _probe(args, inputs),
     )
     write_rows(working, rows, trained, served)
     labelled = exported.surroundings.labelled_rows(_LABELLED_ROWS)
@@ -193,6 +200,18 @@ def certificate(
         "labelled_rows": labelled.num_rows,
         "size_ratio": {each: exported.size_ratio(each) for each in PRECISIONS},
     }
+
+
+def _probe(
+    args: argparse.Namespace, inputs: Mapping[str, str]
+) -> tuple[pa.Table, Scores] | None:
+    """Return the rows that training scored; None where other data are given."""
+    manifest = read_manifest(args.ranker, KIND_RANKER)
+    tables = (INTERACTIONS_FILE, IMPRESSIONS_FILE, ITEMS_FILE)
+    is_same = all(inputs.get(name) == manifest.inputs.get(name) for name in tables)
+    if not is_same or PROBE_FILE not in manifest.files:
+        return None
+    return read_probe(args.ranker)
 
 
 def _summary(found: Mapping[str, Any]) -> str:

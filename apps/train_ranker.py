@@ -28,6 +28,7 @@ from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.labels import refuse_one_class
 from learn_torchrec.ranker.leaks import refuse_label_copies
 from learn_torchrec.ranker.learn.inputs import LearnInputs
+from learn_torchrec.ranker.probe import write_probe
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.validation import HeldOut
@@ -151,6 +152,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
             save_ranker(trained.model, working)
             if ranker.training.save_optimizer:
                 save_optimizer(trained.optimizer, working)
+            write_probe(trained.model, impressions, ranker, device, working)
             with raise_on_all_ranks():
                 if is_writer():
                     log.save(working)

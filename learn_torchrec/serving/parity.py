@@ -143,6 +143,7 @@ def certify(
     served: Callable[[pa.Table], Scores],
     precision: Precision,
     tolerances: Tolerances,
+    probe: tuple[pa.Table, Scores] | None = None,
 ) -> tuple[dict[str, Any], Scores, Scores]:
     """Compare all ways to score fixed rows.
 
@@ -152,6 +153,7 @@ def certify(
         served: scores them through the runner of the bundle.
         precision: of the bundle.
         tolerances: that are kept.
+        probe: rows and their scores as training left the model; None without.
 
     Returns:
         The differences for the certificate; the scores of the trained model, and those
@@ -170,6 +172,10 @@ def certify(
         "runner": difference(from_bundle, own),
     }
     rounded = {name: difference(programs[name], reference) for name in PRECISIONS[1:]}
+    if probe is not None:
+        table, trained = probe
+        again = exported.batch_predicted(table)
+        exact = {"trained": difference(again, trained), **exact}
     for found, most, option in (
         (exact, tolerances.exact, "--max-difference"),
         ({precision: rounded.get(precision, 0.0)}, tolerances.rounded, _ROUNDED),

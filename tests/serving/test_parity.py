@@ -1,10 +1,12 @@
 """The certificate: what it compares, what it refuses, and running it again."""
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,7 +14,7 @@ from exported import Exported
 from safetensors.torch import load_file, save_file
 
 from learn_torchrec.apps import check_bundle, export_bundle
-from learn_torchrec.artifact import read_manifest
+from learn_torchrec.artifact import describe_file, read_manifest
 from learn_torchrec.errors import UserError
 from learn_torchrec.serving.check import check_bundle as check
 from learn_torchrec.serving.check import score_rows
@@ -28,7 +30,7 @@ def test_every_way_to_score_agrees(exported: Exported):
 
     assert found["rows"] == 1000
     exact = found["differences"]["exact"]
-    assert set(exact) == {"reloaded", "exported", "runner"}
+    assert set(exact) == {"trained", "reloaded", "exported", "runner"}
     assert max(exact.values()) < 2e-6
     rounded = found["differences"]["rounded"]
     assert 0 < rounded["half"] < rounded["int8"] < 1e-3
@@ -106,3 +108,29 @@ def test_rows_without_labels_have_no_uauc(exported: Exported, tmp_path):
     found = certificate(tmp_path / "bundle")
     assert found["uauc"] == {}
     assert found["differences"]["exact"]["runner"] < 2e-6
+
+
+def test_other_weights_than_training_left_are_refused(exported: Exported, tmp_path):
+    """What training scored is beside the weights: the last rows it learned from."""
+    probe = pq.read_table(exported.ranker / "probe.parquet")
+    impressions = pq.read_table(exported.market / "impressions.parquet")
+    cutoff = read_manifest(exported.ranker, "ranker").cutoff
+    learned = impressions.filter(pc.less(impressions["timestamp"], cutoff))
+    count = min(1000, probe.num_rows)
+    last = learned.slice(learned.num_rows - count)
+    assert probe["item_id"].to_pylist() == last["item_id"].to_pylist()
+    expected = exported.trained_scores(probe.drop_columns(["trained_score"]))["score"]
+    scores = probe["trained_score"].to_numpy()
+    np.testing.assert_allclose(scores, expected, atol=1e-7)
+
+    other = tmp_path / "ranker"
+    shutil.copytree(exported.ranker, other)
+    place = probe.column_names.index("trained_score")
+    moved = probe.set_column(place, "trained_score", pa.array(scores[::-1].copy()))
+    manifest = read_manifest(other, "ranker")
+    pq.write_table(moved, other / "probe.parquet")
+    files = manifest.files | {"probe.parquet": describe_file(other / "probe.parquet")}
+    dataclasses.replace(manifest, files=files).write(other)
+    command = [*exported.inputs, "--ranker", str(other)]
+    with pytest.raises(UserError, match="trained: scores differ by"):
+        export_bundle.main([*command, "--out", str(tmp_path / "bundle")])
