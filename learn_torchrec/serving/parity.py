@@ -177,7 +177,7 @@ def certify(
         again = exported.batch_predicted(table)
         exact = {"trained": difference(again, trained), **exact}
     for found, most, option in (
-        (exact, tolerances.exact, "--max-difference"),
+        (exact, tolerances.exact, _EXACT),
         ({precision: rounded.get(precision, 0.0)}, tolerances.rounded, _ROUNDED),
     ):
         for name, value in found.items():
@@ -185,7 +185,11 @@ def certify(
     return {"exact": exact, "rounded": rounded}, reference, from_bundle
 
 
-_ROUNDED = "--max-rounded-difference"
+_EXACT, _ROUNDED = "--max-difference", "--max-rounded-difference"
+_FIXES = {
+    _EXACT: "check the versions and the processor, or allow more",
+    _ROUNDED: "use --precision half or float, or allow more",
+}
 
 
 def refuse_beyond(name: str, value: float, most: float, option: str) -> None:
@@ -197,7 +201,7 @@ def refuse_beyond(name: str, value: float, most: float, option: str) -> None:
     if not value <= most:
         raise UserError(
             f"{name}: scores differ by {value:.2g} from those of the trained ranker, "
-            f"beyond {option} {most:g}; use --precision half or float, or allow more"
+            f"beyond {option} {most:g}; {_FIXES[option]}"
         )
 
 

@@ -78,7 +78,7 @@ def test_a_bundle_is_checked_again(exported: Exported, tmp_path, capsys):
     [
         (["--max-rounded-difference", "1e-9"], r"int8: scores differ by .* beyond"),
         (["--max-uauc-difference", "-1"], "cvr: UAUC is .* with int8 tables"),
-        (["--max-difference", "-1"], "reloaded: scores differ by"),
+        (["--max-difference", "-1"], "trained: scores differ by"),
     ],
 )
 def test_an_export_beyond_a_tolerance_fails_and_leaves_nothing(
