@@ -261,7 +261,7 @@ def _try_all(trials: Trials, cases: Sequence[Case]) -> list[Outcome]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Inject the errors, print the counts, and write them where asked."""
-    parser = measure.parser("errno_faults", __doc__)
+    parser = measure.parser("errno_faults", __doc__, "faults.json")
     parser.add_argument("--cases", type=int, default=MOST, metavar="N", help="at most")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at a time")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the cases")

@@ -299,6 +299,11 @@ def faults_rows(results: dict[str, Any]) -> dict[str, str]:
         "forged artefacts of five kinds, refused in one line": (
             f"{results['forged_one_line']} of {results['forged']}"
         ),
+        f"system errors injected into {results['errno_calls']:,} calls that write, "
+        f"{results['errno_faults']} of {results['errno_cases']:,} cases drawn; right "
+        "state after, one line": (
+            f"{results['errno_state_right']}; {results['errno_one_line']}"
+        ),
         f"step time lost to a checkpoint of {results['saved_mb'] / 1000:.1f} GB in a "
         "second thread over at once": f"{results['async_save_ratio']:.2f} x",
         f"ranker at two ranks, {minutes:.0f} minutes: growth of memory; of steps/s": (
