@@ -8,7 +8,6 @@ says otherwise, and to others only with a token.
 import argparse
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     token = _token(args)
     _check(args)
     try:
-        from learn_torchrec.serving.http.server import serve
+        from learn_torchrec.serving.http.server import listen, serve
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("learn_torchrec", "torch"):
             raise
@@ -154,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = _store(args)
     try:
         first = load(places)
-        with _listening(args.host, args.port) as listening:
+        with listen(args.host, args.port) as listening:
             settings = _settings(args, token, first.as_of)
             name = f"http://{_shown(args.host)}:{listening.getsockname()[1]}"
             print(f"serving version {first.version} on {name}", flush=True)
@@ -278,17 +277,6 @@ def _clock(as_of: int | None) -> Callable[[], int]:
         )
     start = time.monotonic()
     return lambda: as_of + int(time.monotonic() - start)
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise UserError(
-            f"--host {host} --port {port}: cannot be bound ({error.strerror}); choose "
-            "another one"
-        ) from None
 
 
 def _shown(host: str) -> str:

@@ -132,6 +132,9 @@ def next_commands(run: Path, data: str) -> Iterator[str]:
         data = without_credentials(data)
         command = ["recommend", "--data", data, "--vectors", vectors, "--user", "ID"]
         commands.append(("another user's items", command))
+    if vectors.exists() and ranker.exists():
+        command = ["serve", "--run", run, "--data", data, "--clock", "data"]
+        commands.append(("a page with any user's items, and why", command))
     if ranker.exists():
         command = ["predict", "--data", "ADAPTER:PATH", "--vectors", vectors]
         command += ["--ranker", ranker, "--out", "DIR"]

@@ -14,6 +14,7 @@ from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, is_text
 from learn_torchrec.serving.availability import read_available
+from learn_torchrec.serving.check import check_bundle
 from learn_torchrec.serving.events import Id
 from learn_torchrec.serving.index import ItemIndex
 from learn_torchrec.serving.request import RankRequest
@@ -200,7 +201,10 @@ def load(
 
 
 def _load_runner(path: Path) -> Ranker:
-    return Runner.load(path)
+    """Load a bundle and score its fixed rows as its certificate says."""
+    runner = Runner.load(path)
+    check_bundle(path, runner)
+    return runner
 
 
 def as_id(value: Id, kind: pa.DataType | None, name: str) -> Id:

@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from learn_torchrec.errors import UserError
 from learn_torchrec.serving.deployment import Deployment
 from learn_torchrec.serving.events import EventStore
 from learn_torchrec.serving.http.app import Settings, create_app
@@ -54,6 +55,22 @@ class TimedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; port 0 for a free one.
+
+    Raises:
+        UserError: it cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(
+            f"--host {host} --port {port}: cannot be bound ({error.strerror}); choose "
+            "another one"
+        ) from None
 
 
 def serve(
