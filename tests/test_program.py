@@ -275,8 +275,8 @@ def test_odd_places_are_refused_before_the_work(out, reason, tmp_path, monkeypat
 def test_a_finished_artefact_is_reused_where_nothing_can_be_written(
     tmp_path, monkeypatch
 ):
-    with write_artifact(tmp_path / "x", kind="k", config={}, inputs={}):
-        pass
+    with write_artifact(tmp_path / "x", kind="k", config={}, inputs={}) as working:
+        (working / "file").write_text("content")
     recipe = recipe_of("k", {}, {})
 
     def refuse(*_, **__):
