@@ -162,3 +162,35 @@ def test_the_example_of_the_page_runs(exported):
     exec(code.replace("runs/bundle", str(exported.bundle)), found)
 
     assert found["scores"].shape == (3, 1)
+
+
+def test_events_before_the_moment_are_those_of_the_log(exported):
+    """A known user's are in the bundle already; an unknown user's count."""
+    runner = exported.runner()
+    now = runner.as_of
+    earlier = [(105, now - 10, "like"), (111, now - 5, "like")]
+    later = [(105, now, "like")]
+
+    def ask(user, events):
+        return RankRequest(user, [105, 111], now + 1, {"hour": 1.0}, events)
+
+    plain, told, news, cold, not_cold = runner.rank(
+        [ask(7, ()), ask(7, earlier), ask(7, later), ask(777, ()), ask(777, earlier)]
+    )
+
+    np.testing.assert_array_equal(told, plain)
+    assert np.abs(news - plain).max() > 1e-4
+    assert np.abs(not_cold - cold).max() > 1e-4
+
+
+def test_what_is_not_before_the_request_does_not_count(exported):
+    runner = exported.runner()
+    now = runner.as_of
+    events = [(105, now + 5, "like"), (111, now + 9, "like")]
+
+    def ask(given):
+        return RankRequest(7, [105, 111], now + 5, {}, given)
+
+    plain, same = runner.rank([ask(()), ask(events)])
+
+    np.testing.assert_array_equal(same, plain)
