@@ -241,7 +241,7 @@ def races(folder: Path, count: int, generator: random.Random) -> dict[str, Any]:
         if problem is not None:
             problems.append(f"{track.race.name}, {delay:.3f} s apart: {problem}")
             print(problems[-1], flush=True)
-    return {"races": count, "races_lost": len(problems), "lost": problems}
+    return {"races": count, "races_lost": len(problems), "races_problems": problems}
 
 
 def _of(folder: Path, name: str) -> Iterator[Race]:

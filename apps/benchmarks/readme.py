@@ -304,6 +304,11 @@ def faults_rows(results: dict[str, Any]) -> dict[str, str]:
         "state after, one line": (
             f"{results['errno_state_right']}; {results['errno_one_line']}"
         ),
+        "races of two processes for one output, an output lost; ranks given different "
+        "data, labels, seeds or learning rates, refused": (
+            f"{results['races_lost']} of {results['races']}; "
+            f"{results['ranks_refused']} of {results['ranks_disagree']}"
+        ),
         f"step time lost to a checkpoint of {results['saved_mb'] / 1000:.1f} GB in a "
         "second thread over at once": f"{results['async_save_ratio']:.2f} x",
         f"ranker at two ranks, {minutes:.0f} minutes: growth of memory; of steps/s": (
