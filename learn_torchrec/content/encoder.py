@@ -56,8 +56,7 @@ class EncoderConfig:
     """
 
     model: str = backbone.SMOLLM2
-    # Part of the model's identity, see `backbone.fingerprint`.
-    revision: Annotated[str | None, OPERATIONAL] = None
+    revision: str | None = None
     pooling: Literal["mean", "last", "cls"] = "mean"
     layers: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
     l2_normalize: bool = True
