@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             policies["scratch"] = _current(scratch)
         if policies.keys() - records.known.get(f"{day}/next_day", {}).keys():
             records.add(f"{day}/next_day", days.evaluate(day, policies))
-    publish(_figures(records.known, args), args.json)
+    publish(_figures(records.known), args.json)
 
 
 class _Days:
@@ -228,7 +228,7 @@ def _auc_of(rows: pa.Table, items: pa.Array) -> float:
     return float(roc_auc_score(labels, chosen["score"].to_numpy()))
 
 
-def _figures(records: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+def _figures(records: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of all days."""
     evenings = [
         int(found[1]) for key in records if (found := re.match(r"(\d+)/next_day", key))
@@ -247,14 +247,18 @@ def _figures(records: Mapping[str, Any], args: argparse.Namespace) -> dict[str, 
     }
 
     def points(measure: str, policy: str, other: str) -> list[float]:
-        scores = [records[f"{day}/next_day"] for day in compared]
-        return [100 * (one[policy][measure] - one[other][measure]) for one in scores]
+        scores = [records[f"{day}/next_day"] for day in sorted(evenings)]
+        return [
+            100 * (one[policy][measure] - one[other][measure])
+            for one in scores
+            if {policy, other} <= one.keys()
+        ]
 
     gaps = points("uauc", "scratch", "refresh")
     new = [records[f"{day}/new_items"] for day in evenings]
     return {
         "machine": machine(),
-        "market": {**MARKET, "first_days": FIRST_DAYS, "evenings": args.days},
+        "market": {**MARKET, "first_days": FIRST_DAYS, "evenings": len(evenings)},
         "settings": list(SETTINGS),
         "by_day": {day: records[f"{day}/next_day"] for day in sorted(evenings)},
         "processor_seconds": {k: round(v, 1) for k, v in cost.items()},
