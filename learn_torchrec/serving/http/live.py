@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -18,6 +19,7 @@ from learn_torchrec.serving.service import (
     RetrieveQuestion,
     Service,
 )
+from learn_torchrec.serving.towers import ServedTowers
 
 logger = logging.getLogger(__name__)
 RANK, RETRIEVE = "rank", "retrieve"
@@ -111,6 +113,9 @@ class Live:
             UserError: it cannot be loaded.
         """
         self.current = await self._loaded()
+        towers = self.current.service.deployment.towers
+        if towers is not None:  # the first new item need not wait for the model
+            threading.Thread(target=_warm_up, args=(towers,), daemon=True).start()
 
     async def reload(self, always: bool = False) -> bool:
         """Replace the deployment if another version lies there; say whether.
@@ -185,3 +190,10 @@ class Live:
 
     def _name(self) -> str:
         return self.current.service.deployment.version if self.current else ""
+
+
+def _warm_up(towers: ServedTowers) -> None:
+    try:
+        towers.warm_up()
+    except Exception:  # what is ranked and found does not need it
+        logger.exception("the language model of new items cannot be loaded")
