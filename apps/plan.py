@@ -145,10 +145,10 @@ def _with_tables(config: RankerConfig, tables: Sequence[str]) -> RankerConfig:
     for text in tables:
         found = _TABLE.fullmatch(text)
         rows, dim = (int(found[part]) for part in ("rows", "dim")) if found else (0, 0)
-        if found is None or not rows or not dim or dim % 4:
+        if found is None or not 0 < rows < 2**31 or not dim or dim % 4:
             raise UserError(
-                f"--table {text}: write NAME=ROWSxDIM with a dim that is a multiple of "
-                "4, e.g. user_id=1000000000x64"
+                f"--table {text}: write NAME=ROWSxDIM with fewer than 2**31 rows and "
+                "a dim that is a multiple of 4, e.g. user_id=1000000000x64"
             )
         features.append(
             HashedFeature(column=found["name"], num_embeddings=rows, embedding_dim=dim)

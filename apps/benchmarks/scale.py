@@ -6,7 +6,7 @@ the file: a run that was stopped resumes. Generated files are kept in `--folder`
 - `significance_seconds_100m`: AUC, UAUC, WUAUC and the rest of two score columns and
   the intervals of their differences, over all rows and in six cohorts, from two files
   of 100 million rows and 5 million users; in a process of its own.
-- `plans`: a table of 100 to 5,000 million rows of 64 floats on declared clusters: its
+- `plans`: a table of 100 to 1,200 GiB, rows of 256 floats, on declared clusters: its
   sharding and kernel and the fullest GPU, or the reason why it does not fit.
 - `significance_width_ratio`: its intervals' widths over those of a paired bootstrap of
   4,000 resamples, on 3,000 rows of 300 users.
@@ -124,9 +124,9 @@ def plans(_folder: Path, _num_rows: int) -> dict[str, Any]:
     """Return the plan of one large table, or the refusal, by declared cluster."""
     found = {}
     for nodes, hbm_gb, host_gb, gib in _PLANS:
-        name = f"{8 * nodes} x {hbm_gb} GB, {gib} GiB of tables"
+        name = f"{8 * nodes} x {hbm_gb} GB, hosts of {host_gb} GB, {gib} GiB of tables"
         options = [f"--nodes={nodes}", f"--hbm-gb={hbm_gb}", f"--host-gb={host_gb}"]
-        options += [f"--table=t={gib * GIB // 256}x64", "--table=item_id=31000000x64"]
+        options += [f"--table=t={gib * GIB // 1024}x256", "--table=item_id=31000000x64"]
         options += [f"--set=ranker.training.batch_size={8192 * nodes}"]
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "plan.json"

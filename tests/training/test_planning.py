@@ -256,7 +256,8 @@ def test_the_command_plans_a_configuration_for_the_cpu(capsys) -> None:
         (["--hbm-gb=nan"], "--hbm-gb nan: use a number above 0"),
         (["--length=age=3"], "--length age=3: write FEATURE=MEAN .* user_id"),
         (["--gpus=3"], "batch_size=8192: not a multiple of the 3 ranks"),
-        (["--table=u=9000000000x64", "--host-gb=1"], "t_u alone 2,179.3 GiB"),
+        (["--table=u=9000000000x64"], r"fewer than 2\*\*31 rows"),
+        (["--table=u=2000000000x256", "--host-gb=1"], "t_u alone 1,914.8 GiB"),
     ],
 )
 def test_the_command_s_mistakes_are_one_line(options, message) -> None:
