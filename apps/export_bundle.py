@@ -43,7 +43,7 @@ from learn_torchrec.serving.served import (
     PROGRAM_FILE,
     refuse_unsupported,
 )
-from learn_torchrec.spaces import refuse_other_space, space_of
+from learn_torchrec.spaces import SPACE, refuse_other_space, space_of
 from learn_torchrec.training.distributed import process_group
 
 from . import options
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _export(args: argparse.Namespace, job: Job) -> None:
     surroundings = read_surroundings(args, job)
     manifest = read_manifest(args.ranker, KIND_RANKER)
-    facts: dict[str, Any] = {"as_of": surroundings.as_of}
+    facts: dict[str, Any] = {"as_of": surroundings.as_of, SPACE: space_of(manifest)}
     plans: list[str] = []
     with process_group() as device:
         learn, config = surroundings.learn, surroundings.config

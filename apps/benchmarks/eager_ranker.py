@@ -5,7 +5,7 @@ eagerly in single precision.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -57,6 +57,10 @@ class EagerRanker:
             load_ranker(model, Path(args.ranker))
             model.eval()
             yield cls(found, model, device)
+
+    def reads_of_new(self, space: Mapping[str, str]) -> frozenset[str]:
+        """Return nothing: items that came later are ranked as unknown."""
+        return frozenset()
 
     @torch.no_grad()
     def rank(self, requests: Sequence[RankRequest]) -> list[Float32Array]:

@@ -1,5 +1,6 @@
 """What a server answers with: rankers, an index, towers; they change together."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ class Ranker(Protocol):
     @property
     def id_types(self) -> tuple[pa.DataType, pa.DataType]:
         """The types of users' and items' ids."""
+
+    def reads_of_new(self, space: Mapping[str, str]) -> frozenset[str]:
+        """Return what it reads of an item that came later; see `Runner`."""
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Float32Array]:
         """Return scores [N, tasks] for each request."""
@@ -140,6 +144,14 @@ class Deployment:
         for ranker in self.rankers.values():
             return ranker.id_types[1]
         return None if self.index is None else self.index.items.index.type
+
+    @functools.cached_property
+    def reads_of_new(self) -> Mapping[str, frozenset[str]]:
+        """What each ranker reads of an item that the towers encode."""
+        if self.towers is None:
+            return dict.fromkeys(self.rankers, frozenset())
+        space = self.towers.space
+        return {name: one.reads_of_new(space) for name, one in self.rankers.items()}
 
     def rows_of(self, items: Sequence[Id]) -> Int64Array:
         """Return the rows of items in the index, UNKNOWN where it has none."""

@@ -4,6 +4,7 @@ Letters: n new items, C content dim, D vector dim, Q queries.
 """
 
 import base64
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -15,6 +16,7 @@ from learn_torchrec.arrays import Float16Array, Float32Array
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import ITEM_ID, TITLE
 from learn_torchrec.serving.events import EventStore, Id
+from learn_torchrec.serving.request import ExtraItem
 from learn_torchrec.serving.towers import ServedTowers
 
 MOST_ITEMS = 100_000  # beyond which they belong into a new index
@@ -35,6 +37,24 @@ class NewItems:
     vectors: Float32Array = field(default_factory=lambda: np.empty((0, 0), np.float32))
     content: Mapping[Id, Float16Array] = field(default_factory=dict)
     titles: Mapping[Id, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def places(self) -> Mapping[Id, int]:
+        """The position of each id."""
+        return {item: number for number, item in enumerate(self.ids)}
+
+    def extra_items(
+        self, items: Iterable[Id], read: frozenset[str]
+    ) -> dict[Id, ExtraItem]:
+        """Return those of some items that are new, with what a ranker reads of them."""
+        return {
+            item: ExtraItem(
+                content=self.content[item] if "content" in read else None,
+                vector=self.vectors[self.places[item]] if "vector" in read else None,
+            )
+            for item in items
+            if read and item in self.places
+        }
 
     def with_items(
         self, towers: ServedTowers, items: Mapping[Id, "EncodedItem"]

@@ -33,6 +33,7 @@ from learn_torchrec.serving.served import (
 )
 from learn_torchrec.serving.snapshot import Past, open_past
 from learn_torchrec.serving.tables import Lookup, read_tables
+from learn_torchrec.spaces import difference, space_of
 
 _TYPES = {"int64": pa.int64(), "string": pa.large_string()}
 
@@ -123,6 +124,26 @@ class Runner:
     def as_of(self) -> int:
         """Unix seconds; the bundle knows all that happened strictly before."""
         return self.served.as_of
+
+    def reads_of_new(self, space: Mapping[str, str]) -> frozenset[str]:
+        """Return what is read of an item that the bundle lacks: fields of `ExtraItem`.
+
+        Nothing if its vectors are of another space.
+
+        Args:
+            space: of the towers that encode it, see `spaces`.
+        """
+        known, own = self._known, space_of(self.manifest)
+        if known is None or not own or difference(own, space) is not None:
+            return frozenset()
+        inputs, reads = known.inputs, set()
+        if inputs.content is not None:
+            if known.reduction is None:  # such content cannot be brought into its form
+                return frozenset()
+            reads.add("content")
+        if inputs.vectors is not None:
+            reads.add("vector")
+        return frozenset(reads)
 
     def rank(self, requests: Sequence[RankRequest]) -> list[Float32Array]:
         """Score the candidates of some requests in one forward pass.

@@ -144,7 +144,7 @@ class Service:
                 for number, question in enumerate(questions)
                 if (question.model or next(iter(self.deployment.rankers))) == name
             ]
-            requests = [self._request(questions[number]) for number in chosen]
+            requests = [self._request(questions[number], name) for number in chosen]
             if requests:
                 for number, scores in zip(chosen, ranker.rank(requests), strict=True):
                     answers[number] = scores
@@ -214,10 +214,9 @@ class Service:
         if index is None:
             return np.zeros((len(items), 0), np.float32)
         vectors = index.items.gather(self.deployment.rows_of(items)).astype(np.float32)
-        place = {item: number for number, item in enumerate(self.new.ids)}
         for number, item in enumerate(items):
-            if item in place:
-                vectors[number] = self.new.vectors[place[item]]
+            if item in self.new.places:
+                vectors[number] = self.new.vectors[self.new.places[item]]
         return vectors
 
     def add_items(self, items: dict[Id, dict[str, Any]]) -> int:
@@ -235,13 +234,16 @@ class Service:
             new_items.keep(self.store, towers.content_space, encoded)
         return len(self.new.ids)
 
-    def _request(self, question: RankQuestion) -> RankRequest:
+    def _request(self, question: RankQuestion, model: str) -> RankRequest:
         return RankRequest(
             user_id=question.user,
             item_ids=question.items,
             timestamp=question.time,
             context=question.context,
             events=self.history(question.user, question.events),
+            extra_items=self.new.extra_items(
+                question.items, self.deployment.reads_of_new[model]
+            ),
         )
 
     def _retrieve(

@@ -38,6 +38,9 @@ class RuleRanker:
         self.required_context = {"hour": "float"}
         self.sign, self.batches, self.requests = sign, [], []
 
+    def reads_of_new(self, space):
+        return frozenset({"vector"})
+
     def rank(self, requests):
         self.batches.append(len(requests))
         self.requests.extend(requests)

@@ -8,6 +8,7 @@ import pytest
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
 from learn_torchrec.serving.request import ExtraItem, RankRequest
+from learn_torchrec.spaces import space_of
 
 NEW, OLD = 900, 107
 
@@ -48,6 +49,14 @@ def test_a_new_item_meets_the_history_by_its_content(exported, runner, store):
     assert bare[0] == known
     assert abs(bare[1] - new) > 1e-4
     assert np.isfinite(cold).all()
+
+
+def test_items_of_another_space_are_ranked_cold(runner, store):
+    space = space_of(store.manifest)
+    assert runner.reads_of_new(space) == {"content"}
+    own = space_of(runner.manifest)
+    part = next(name for name in own if name != "id")
+    assert runner.reads_of_new({**space, part: "another"}) == frozenset()
 
 
 def test_of_a_known_item_the_bundle_content_counts(runner, store):

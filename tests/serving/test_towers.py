@@ -1,5 +1,6 @@
 """Towers at request time, beside the stages that export vectors; new items."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from random_sequences import make_sequences
+from shop import AS_OF, RuleRanker
 
 from learn_torchrec import config as configs
 from learn_torchrec.apps import embed_items
@@ -23,7 +25,7 @@ from learn_torchrec.publish import write_artifact
 from learn_torchrec.serving import new_items
 from learn_torchrec.serving.deployment import Places, load
 from learn_torchrec.serving.events import Event, open_events
-from learn_torchrec.serving.service import RetrieveQuestion, Service
+from learn_torchrec.serving.service import RankQuestion, RetrieveQuestion, Service
 from learn_torchrec.serving.towers import ServedTowers
 from learn_torchrec.towers.artifact import KIND_TOWERS, save_towers
 from learn_torchrec.towers.build import build_towers
@@ -177,6 +179,18 @@ def test_a_new_item_is_found_at_once_and_after_a_restart(service: Service) -> No
     again = Service(service.deployment, service.store)
     again.read_new_items()
     assert found(again, 1) == items
+
+
+def test_the_ranker_gets_what_it_reads_of_a_new_item(service: Service) -> None:
+    ranker = RuleRanker()
+    deployment = dataclasses.replace(service.deployment, rankers={"rule": ranker})
+    service = Service(deployment, service.store)
+    service.add_items({999: {"title": "red mug 5"}})
+    service.rank([RankQuestion(1, [105, 999], AS_OF)])
+    (extra,) = ranker.requests[-1].extra_items.items()
+    assert extra[0] == 999
+    assert extra[1].content is None  # such a ranker reads vectors alone
+    np.testing.assert_array_equal(extra[1].vector, service.vectors_of([999])[0])
 
 
 def test_a_new_text_replaces_an_item_of_the_index(service: Service) -> None:
