@@ -114,7 +114,7 @@ def _load(engine: Engine, dataset: Dataset) -> pa.DataType:
     engine.register(ITEMS, pa.table({ITEM_ID: ids, "item": rows}))
     location = dataset.parquet(INTERACTIONS_FILE)
     if location is None:
-        table = dataset.read_interactions()
+        table = dataset.read(INTERACTIONS_FILE)
         engine.register(LOG, table)
         schema = table.schema
     else:

@@ -137,7 +137,8 @@ def _place(error: BaseException) -> str | None:
     name = _named(error)
     notes: list[str] = getattr(error, "__notes__", [])
     noted = (n.removeprefix(_WRITING) for n in notes if n.startswith(_WRITING))
-    if name and (os.sep in name or Path(name).exists()):
+    # `os.path`, as `Path.exists` raises for a name that is too long.
+    if name and (os.sep in name or os.path.exists(name)):  # noqa: PTH110
         return name
     # A bare name is often relative to a folder that the kernel alone knows.
     return next(noted, name)

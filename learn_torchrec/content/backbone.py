@@ -146,7 +146,9 @@ def load(
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(files.name, **options)
             model, missing = _load_weights(files.name, dtype, options)
-    except (OSError, ValueError, ImportError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file fails anywhere in several libraries
         raise UserError(_loading_problem(files, error, trust_remote_code)) from error
     if missing:
         raise UserError(
@@ -193,6 +195,24 @@ def _load_weights(
     return model, sorted(key for key in report["missing_keys"] if "pooler" not in key)
 
 
+@contextlib.contextmanager
+def naming_model(model: str) -> Iterator[None]:
+    """Name the model whose files make a library fail, in whatever way it does.
+
+    Raises:
+        UserError: names the model and the reason.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"model {model}: cannot encode a text ({type(error).__name__}: "
+            f"{first_line(error)}); check its configuration and tokenizer"
+        ) from error
+
+
 def _hub_answers(name: str) -> bool:
     """Whether the model hub can be reached: the loader would retry for a minute."""
     from huggingface_hub import HfApi
@@ -231,7 +251,8 @@ def _loading_problem(
     if not files.is_local and isinstance(error, OSError):
         return _not_found(files)
     name = files.gguf_path or files.name
-    return f"model {name}: cannot be loaded ({first_line(error)})"
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return f"model {name}: cannot be loaded ({reason}); download it again"
 
 
 def _not_found(files: ModelFiles) -> str:

@@ -6,7 +6,9 @@ Letters: N texts, B texts in a batch, T tokens in the longest of them, H hidden 
 content dim (H times the number of layers).
 """
 
+import contextlib
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -100,12 +102,19 @@ class ContentEncoder:
         self.tokenizer, self.model = backbone.load(
             files, self.dtype, self.device, config.trust_remote_code
         )
-        model_config: Any = self.model.config
-        shape = model_config.get_text_config()
-        self._last_layer = int(shape.num_hidden_layers)
-        self._layers = [self._layer_index(layer) for layer in config.layers]
-        self._max_tokens = self._capped_tokens(shape)
-        self.dim = int(shape.hidden_size) * len(self._layers)
+        with backbone.naming_model(config.model):
+            model_config: Any = self.model.config
+            shape = model_config.get_text_config()
+            self._last_layer = int(shape.num_hidden_layers)
+            self._layers = [self._layer_index(layer) for layer in config.layers]
+            self._max_tokens = self._capped_tokens(shape)
+            self.dim = int(shape.hidden_size) * len(self._layers)
+            model: Any = self.model
+            self._known_tokens = sys.maxsize  # of a model whose code does not say
+            with contextlib.suppress(NotImplementedError):
+                self._known_tokens = len(model.get_input_embeddings().weight)
+            trial = [np.zeros(length, dtype=np.int32) for length in (1, 2)]
+            self._encode_batch(trial)
         if config.pooling == "cls":
             self._refuse_causal_model()
 
@@ -217,18 +226,25 @@ class ContentEncoder:
     def _tokenize(self, texts: list[str]) -> list[Int32Array]:
         tokens: list[Int32Array] = []
         for start in range(0, len(texts), _TOKENIZER_CHUNK):
-            ids = self.tokenizer(
-                texts[start : start + _TOKENIZER_CHUNK],
-                truncation=True,
-                max_length=self._max_tokens,
-                return_attention_mask=False,
-            )["input_ids"]
+            with backbone.naming_model(self.config.model):
+                ids = self.tokenizer(
+                    texts[start : start + _TOKENIZER_CHUNK],
+                    truncation=True,
+                    max_length=self._max_tokens,
+                    return_attention_mask=False,
+                )["input_ids"]
             tokens.extend(np.array(row, dtype=np.int32) for row in ids)
         for row, ids in enumerate(tokens):
             if len(ids) == 0:
                 raise UserError(
                     f"text {texts[row]!r}: no tokens in the model's vocabulary; give "
                     "the item some text or leave it out"
+                )
+            if ids.max() >= self._known_tokens:
+                raise UserError(
+                    f"model {self.config.model}: its tokenizer has a token "
+                    f"{ids.max()}, the model {self._known_tokens} tokens; download "
+                    "both from the same place"
                 )
         full = sum(len(ids) == self._max_tokens for ids in tokens)
         if full:

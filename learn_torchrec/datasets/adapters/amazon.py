@@ -56,7 +56,7 @@ class Amazon(Dataset):
             for number, row in enumerate(read_jsonl(source), 1):
                 product = _value(row, ("parent_asin", "asin"), number, source)
                 products.setdefault(product, item(product, row))
-        for id_ in dict.fromkeys(self.read_interactions()[ITEM_ID].to_pylist()):
+        for id_ in dict.fromkeys(self.read(INTERACTIONS_FILE)[ITEM_ID].to_pylist()):
             products.setdefault(id_, {ITEM_ID: id_})
         for id_, row in products.items():
             row[TITLE] = row.get(TITLE) or id_
@@ -78,7 +78,7 @@ def _review(
             seconds // 1000 if seconds > _MILLISECONDS else seconds,
             action_of(float(stars)),
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(
             f"{source}: line {number} has time {time!r} and rating {stars!r}; both "
             "must be numbers"
@@ -89,8 +89,14 @@ def _value(
     row: Mapping[str, Any], names: tuple[str, ...], number: int, source: Location
 ) -> Any:
     for name in names:
-        if row.get(name) is not None:
-            return row[name]
+        value = row.get(name)
+        if isinstance(value, list | dict):
+            raise UserError(
+                f"{source}: line {number}: {name} is a {type(value).__name__}, must be "
+                "a text or a number"
+            )
+        if value is not None:
+            return value
     raise UserError(
         f"{source}: line {number} has no {' or '.join(names)}; it has: "
         f"{', '.join(list(row)[:12])}"

@@ -33,6 +33,7 @@ import pyarrow.compute as pc
 
 from learn_torchrec.arrays import Int64Array, as_arrow, decoded
 from learn_torchrec.datasets.adapters.item_texts import unescape
+from learn_torchrec.datasets.adapters.text_files import readable
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.datasets.loading.location import Location
@@ -243,10 +244,23 @@ class Dataset(abc.ABC):
         """What happens to rows that cannot be used."""
         return Tolerance()
 
+    def read(self, table: str) -> pa.Table:
+        """Return a table as the adapter reads it.
+
+        Raises:
+            UserError: names its first file, and what cannot be read in it.
+        """
+        with readable(self.name(table)):
+            if table == ITEMS_FILE:
+                return self.read_items()
+            if table == INTERACTIONS_FILE:
+                return self.read_interactions()
+            return self.read_impressions()
+
     @functools.cached_property
     def items(self) -> pa.Table:
         """The items, one row each, their texts without HTML entities."""
-        table = self.check(ITEMS_FILE, self.read_items())
+        table = self.check(ITEMS_FILE, self.read(ITEMS_FILE))
         return unescape(self.tolerance.one_row_each(table, self.name(ITEMS_FILE)))
 
     @property
@@ -261,7 +275,7 @@ class Dataset(abc.ABC):
     @functools.cached_property
     def _log(self) -> tuple[pa.Table, Int64Array]:
         """The events that can be used, and the times of all."""
-        read = self.read_interactions()
+        read = self.read(INTERACTIONS_FILE)
         timed = self.check(INTERACTIONS_FILE, read, (TIMESTAMP,))
         name, needed = self.name(INTERACTIONS_FILE), tables.REQUIRED[INTERACTIONS_FILE]
         read = self.tolerance.complete(read, needed, name)
@@ -276,7 +290,7 @@ class Dataset(abc.ABC):
             UserError: there are none, or they are bad.
         """
         self._refuse_no_impressions()
-        table = self.check(IMPRESSIONS_FILE, self.read_impressions())
+        table = self.check(IMPRESSIONS_FILE, self.read(IMPRESSIONS_FILE))
         if LABEL in table.column_names:
             name = self.name(IMPRESSIONS_FILE)
             table = tables.check(table, {LABEL: tables.BINARY}, name)

@@ -41,6 +41,11 @@ def table_of(rows: Iterable[Mapping[str, Any]], source: Location) -> pa.Table:
                 examples = {type(v): repr(v)[:40] for v in values if v is not None}
                 found = "such as " + " and ".join(examples.values())
                 raise _several_types(f"{source}: column {name!r}", found) from None
+            except (UnicodeError, OverflowError) as error:
+                raise UserError(
+                    f"{source}: column {name!r} holds a value that is no text or "
+                    f"64-bit number ({first_line(error)})"
+                ) from None
         tables.append(pa.table(columns))
     try:
         return pa.concat_tables(tables[1:] or tables, promote_options="permissive")

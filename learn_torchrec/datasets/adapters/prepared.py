@@ -66,7 +66,7 @@ class Prepared(Dataset):
     @functools.cached_property
     def items(self) -> pa.Table:
         """The items; their texts were cleaned when they were written."""
-        return self.check(ITEMS_FILE, self.read_items())
+        return self.check(ITEMS_FILE, self.read(ITEMS_FILE))
 
     @functools.cached_property
     def times(self) -> Int64Array:

@@ -67,7 +67,7 @@ class RecBole(Dataset):
         table = read_atomic(source)
         action = pa.array([INTERACTION] * table.num_rows)
         if _RATING in table.column_names:
-            likes = pc.greater_equal(table[_RATING], POSITIVE_RATING)
+            likes = _likes(table)
             action = pc.if_else(likes, LIKE, DISLIKE)
         return _events(table, source).append_column(ACTION, action)
 
@@ -77,8 +77,12 @@ class RecBole(Dataset):
         if LABEL in table.column_names:
             label = table[LABEL].cast(pa.float64())
         else:
-            label = pc.greater_equal(table[_RATING], POSITIVE_RATING)
+            label = _likes(table)
         return _events(table, source).append_column(LABEL, label.cast(pa.float32()))
+
+
+def _likes(table: pa.Table) -> pa.ChunkedArray:
+    return pc.greater_equal(table[_RATING].cast(pa.float64()), POSITIVE_RATING)
 
 
 def _as_items(table: pa.Table) -> pa.Table:
@@ -133,6 +137,11 @@ def _header(location: Location) -> list[tuple[str, str]]:
     """Return the names and types of the fields."""
     header = next(text_lines(location), "")
     parts = [field.strip().partition(":") for field in header.split("\t")]
+    names = [name for name, _, _ in parts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(
+            f"{location}: has column {twice[0]!r} twice; rename one of them"
+        )
     return [(name, kind) for name, _, kind in parts]
 
 

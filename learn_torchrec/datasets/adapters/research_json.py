@@ -39,12 +39,21 @@ class RecFormer(Dataset):
 
     def read_items(self) -> pa.Table:
         numbers, texts = map(read_json, self.sources(ITEMS_FILE))
-        rows = (item(id_, texts.get(id_, {})) for id_ in numbers)
-        return table_of(rows, self.location / "meta_data.json")
+        source = self.location / "meta_data.json"
+        rows = (_item(id_, texts.get(id_, {}), source) for id_ in numbers)
+        return table_of(rows, source)
 
     def read_interactions(self) -> pa.Table:
-        *parts, numbers = map(read_json, self.sources(INTERACTIONS_FILE))
-        ids = {int(number): id_ for id_, number in numbers.items()}
+        *sources, smap = self.sources(INTERACTIONS_FILE)
+        parts = [_read_lists(source) for source in sources]
+        ids: dict[int, str] = {}
+        for id_, number in read_json(smap).items():
+            if not isinstance(number, int):
+                raise UserError(
+                    f"{smap}: item {id_} has the number {number!r:.40}, must be an "
+                    "integer"
+                )
+            ids[number] = id_
         return events(self._events(parts, ids))
 
     def _events(
@@ -71,12 +80,38 @@ class LcRec(Dataset):
 
     def read_items(self) -> pa.Table:
         (source,) = self.sources(ITEMS_FILE)
-        return table_of((item(i, row) for i, row in read_json(source).items()), source)
+        rows = read_json(source).items()
+        return table_of((_item(id_, row, source) for id_, row in rows), source)
 
     def read_interactions(self) -> pa.Table:
         (source,) = self.sources(INTERACTIONS_FILE)
         return events(
             (user, str(id_), position, INTERACTION)
-            for user, ids in read_json(source).items()
+            for user, ids in _read_lists(source).items()
             for position, id_ in enumerate(ids)
         )
+
+
+def _item(id_: str, texts: Any, source: Location) -> dict[str, Any]:
+    if not isinstance(texts, dict):
+        raise UserError(
+            f"{source}: item {id_} is {texts!r:.40}, must be an object with its texts"
+        )
+    return item(id_, texts)
+
+
+def _read_lists(source: Location) -> dict[str, list[int | str]]:
+    """Return the items of each user.
+
+    Raises:
+        UserError: see `read_json`, or a user whose value is no list of items.
+    """
+    body = read_json(source)
+    for user, items in body.items():
+        if not isinstance(items, list) or not all(
+            isinstance(one, int | str) for one in items
+        ):
+            raise UserError(
+                f"{source}: user {user} has {items!r:.40}, must be a list of items"
+            )
+    return body

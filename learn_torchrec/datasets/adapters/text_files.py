@@ -6,15 +6,40 @@ understood.
 
 import ast
 import codecs
+import contextlib
 import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.text import parse_json
 
 UTF_8 = "utf-8-sig"  # UTF-8, with or without a byte order mark
+
+
+@contextlib.contextmanager
+def readable(source: object) -> Iterator[None]:
+    """Name the file of values that Arrow cannot hold or convert.
+
+    Such are halves of surrogate pairs, integers beyond 64 bits, lists nested without
+    end, and texts in a column of numbers.
+
+    Raises:
+        UserError: names the source and the reason.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except RecursionError:
+        raise UserError(
+            f"{source}: cannot be read (a value is nested too deeply)"
+        ) from None
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        raise UserError(f"{source}: cannot be read ({first_line(error)})") from None
 
 
 def read_jsonl(location: Location, encoding: str = UTF_8) -> Iterator[dict[str, Any]]:
@@ -62,7 +87,7 @@ def read_json(location: Location) -> dict[str, Any]:
         UserError: no such file, not JSON, or not an object.
     """
     try:
-        body = json.loads(location.open().read().decode(encoding_of(location)))
+        body = parse_json(location.open().read().decode(encoding_of(location)))
     except (ValueError, OSError) as error:
         raise UserError(f"{location}: not valid JSON ({first_line(error)})") from None
     if not isinstance(body, dict):
@@ -72,13 +97,13 @@ def read_json(location: Location) -> dict[str, Any]:
 
 def _object(line: str, number: int, location: Location) -> dict[str, Any]:
     try:
-        body = json.loads(line)
+        body = parse_json(line)
     except ValueError:
         try:
             body = ast.literal_eval(line.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             body = None
-    if not isinstance(body, dict):
+    if not isinstance(body, dict) or not all(isinstance(name, str) for name in body):
         raise UserError(
             f"{location}: line {number} is not a JSON object; write one per line"
         )

@@ -1,0 +1,114 @@
+"""JSON and atomic files that parse, but hold what no table can: one line each."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from learn_torchrec.datasets import open_dataset
+from learn_torchrec.errors import UserError
+
+ITEMS = '{"item_id": "B0", "title": "a"}\n'
+LOG = '{"user_id": "u", "item_id": "B0", "timestamp": 5, "action": "buy"}\n'
+REVIEW = '{"reviewerID": "u", "asin": "B0", "unixReviewTime": 5, "overall": 5}\n'
+PRODUCT = '{"asin": "B0", "title": "a"}\n'
+GOOD = {
+    "jsonl": {"items.jsonl": ITEMS, "interactions.jsonl": LOG},
+    "sequences": {"items.jsonl": ITEMS, "sequences.txt": "u B0\n"},
+    "amazon": {"R.json": REVIEW, "meta_R.json": PRODUCT},
+    "lcrec": {"A.item.json": '{"0": {"title": "a"}}', "A.inter.json": '{"u": [0, 0]}'},
+    "recformer": {
+        "smap.json": '{"B0": 0}',
+        "meta_data.json": '{"B0": {"title": "a"}}',
+        "train.json": '{"0": [0]}',
+        "val.json": '{"0": [0]}',
+        "test.json": '{"0": [0]}',
+    },
+    "recbole": {
+        "a.item": "item_id:token\ttitle:token\nB0\ta\n",
+        "a.inter": "user_id:token\titem_id:token\ttimestamp:float\nu\tB0\t5\n",
+    },
+}
+DEEP = "[" * 100_000
+HALF = "\\ud800"  # half of a surrogate pair
+BROKEN = [
+    ("jsonl", "items.jsonl", ITEMS + DEEP, "line 2 is not a JSON object"),
+    ("jsonl", "items.jsonl", ITEMS + "{1: 2, 'item_id': 'B1'}", "line 2 is not a JSON"),
+    ("jsonl", "items.jsonl", ITEMS.replace('"a"', f'"{HALF}"'), "column 'title' holds"),
+    ("jsonl", "items.jsonl", ITEMS.replace("title", HALF), "cannot be read"),
+    ("jsonl", "items.jsonl", ITEMS.replace('"a"', "9" * 40), "column 'title' holds"),
+    ("jsonl", "interactions.jsonl", LOG.replace("5", "9" * 40), "'timestamp' holds"),
+    ("sequences", "items.jsonl", ITEMS.replace("B0", HALF), "column 'item_id' holds"),
+    ("amazon", "R.json", REVIEW + DEEP, "line 2 is not a JSON object"),
+    ("amazon", "R.json", REVIEW.replace("5,", "1e999,"), "both must be numbers"),
+    (
+        "amazon",
+        "R.json",
+        REVIEW.replace("5,", f"-{'9' * 40},"),
+        "too large|too big",
+    ),
+    ("amazon", "R.json", REVIEW.replace('"u"', f'"{HALF}"'), "R.json: cannot be read"),
+    ("amazon", "R.json", REVIEW.replace('"B0"', "[1]"), "line 1: asin is a list"),
+    ("amazon", "meta_R.json", PRODUCT.replace('"B0"', "{}"), "line 1: asin is a dict"),
+    (
+        "amazon",
+        "meta_R.json",
+        PRODUCT.replace('"a"', "[" * 900 + "1" + "]" * 900),
+        "nested too deeply",
+    ),
+    ("lcrec", "A.item.json", DEEP, "not valid JSON"),
+    ("lcrec", "A.item.json", '{"0": null}', "item 0 is None, must be an object"),
+    ("lcrec", "A.inter.json", '{"u": null}', "user u has None, must be a list"),
+    ("lcrec", "A.inter.json", '{"u": "123"}', "user u has '123', must be a list"),
+    ("lcrec", "A.inter.json", '{"u": [[0]]}', "must be a list of items"),
+    ("lcrec", "A.inter.json", f'{{"{HALF}": [0]}}', "cannot be read"),
+    ("recformer", "smap.json", '{"B0": "x"}', "item B0 has the number 'x'"),
+    ("recformer", "smap.json", '{"B0": null}', "item B0 has the number None"),
+    ("recformer", "meta_data.json", '{"B0": [1]}', "item B0 is .1., must be an object"),
+    ("recformer", "train.json", '{"0": {"a": 1}}', "must be a list of items"),
+    ("recformer", "val.json", '{"0": [{}]}', "val.json: user 0 has .{}., must be"),
+    ("recbole", "a.item", "item_id:token\titem_id:token\n1\t2\n", "'item_id' twice"),
+    (
+        "recbole",
+        "a.inter",
+        "user_id:token\titem_id:token\ttimestamp:token\nu\tB0\tnoon\n",
+        "cannot be read .*noon",
+    ),
+    (
+        "recbole",
+        "a.inter",
+        "user_id:token\titem_id:token\trating:token\nu\tB0\tgood\n",
+        "cannot be read .*good",
+    ),
+    (
+        "recbole",
+        "a.inter",
+        "user_id:token\titem_id:token\ttimestamp:float\nu\tB0\tinf\n",
+        "cannot be read .*inf",
+    ),
+]
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("adapter", GOOD)
+def test_good_files_are_read(adapter: str, tmp_path: Path) -> None:
+    write(tmp_path, GOOD[adapter])
+    dataset = open_dataset(f"{adapter}:{tmp_path}")
+    assert dataset.items.num_rows == 1
+    assert dataset.interactions.num_rows >= 1
+
+
+@pytest.mark.parametrize(("adapter", "name", "text", "reason"), BROKEN)
+def test_broken_files_are_one_line(
+    adapter: str, name: str, text: str, reason: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {**GOOD[adapter], name: text})
+    dataset = open_dataset(f"{adapter}:{tmp_path}")
+    with pytest.raises(UserError, match=reason) as raised:
+        json.dumps([dataset.items.num_rows, dataset.interactions.num_rows])
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
