@@ -12,7 +12,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from learn_torchrec import config
 from learn_torchrec.artifact import CONFIG, verify
@@ -26,7 +25,7 @@ from learn_torchrec.refresh.runs import CURRENT, RunPlan, Runs
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
 from learn_torchrec.spaces import digest_of
 
-from . import options
+from . import options, program
 from .refresh_settings import run_of
 from .refresh_steps import LOG, SERVED, Maker, logged, passes_gate, steps
 
@@ -41,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_data(parser)
     parser.add_argument(
         "--run",
-        type=Path,
+        type=program.local_path,
         required=True,
         metavar="DIR",
         help="folder of the runs; DIR/current is the served one",

@@ -7,7 +7,6 @@ The next refresh starts from there; the run that was left is not served again.
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from learn_torchrec.artifact import verify
 from learn_torchrec.errors import UserError
@@ -24,7 +23,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
     parser = program.parser("rollback", __doc__)
     parser.add_argument(
-        "--run", type=Path, required=True, metavar="DIR", help="folder of the runs"
+        "--run",
+        type=program.local_path,
+        required=True,
+        metavar="DIR",
+        help="folder of the runs",
     )
     parser.add_argument(
         "--to", type=int, metavar="N", help="number of the run to serve"

@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what is served")
     what.add_argument(
         "--run",
-        type=Path,
+        type=program.local_path,
         metavar="DIR",
         help="a finished run of quickstart; its bundles and index are made if missing",
     )
@@ -51,7 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         options.add_input(what, option, text, required=False)
     what.add_argument(
-        "--available", type=Path, metavar="FILE", help="of item ids; see recommend"
+        "--available",
+        type=program.local_path,
+        metavar="FILE",
+        help="of item ids; see recommend",
     )
     what.add_argument(
         "--events",
@@ -83,7 +86,7 @@ def _add_place(group: "argparse._ArgumentGroup") -> None:
     )
     group.add_argument(
         "--token-file",
-        type=Path,
+        type=program.local_path,
         metavar="FILE",
         help=f"with the token that clients show (or the variable {TOKEN})",
     )

@@ -19,7 +19,8 @@ _HARMLESS = re.compile(
 )
 _CONTAINER = re.compile(r"abfss?://[a-z0-9-]{3,63}@[^@]*$")  # no user
 _USER_INFO = re.compile(r"(?<=://)[^\s/?#@]+(?=@)")
-# Characters; shorter ones would be starred within other words.
+# Characters. Shorter ones than `_LONG` could be parts of other words, and are hidden as
+# words of their own alone; a user's name beside a password may be a common word.
 _SHORTEST, _LONG = 4, 8
 
 _remembered: set[str] = set()
@@ -75,7 +76,10 @@ def _spellings(rest: str) -> Iterator[str]:
     if _HARMLESS.fullmatch(query):
         query = ""
     values = [part.partition("=")[2] for part in re.split("[&;#]", query)]
-    parts = [user, query, *user.split(":", 1), *values]
+    name, colon, password = user.partition(":")
+    parts = [user, query, password, *values]
+    if not colon or len(name) >= _LONG:
+        parts.append(name)
     if re.search("[?#]", user):  # where it ends is unknown
         parts.append(rest)
     for part in parts:
@@ -93,5 +97,13 @@ def hide(text: str) -> str:
     if "://" in text:
         text = _USER_INFO.sub(_STARS, text)
     for one in sorted(_remembered, key=len, reverse=True):
-        text = text.replace(one, _STARS)
+        if len(one) < _LONG:
+            text = re.sub(rf"(?<!\w){re.escape(one)}(?!\w)", _STARS, text)
+        else:
+            text = text.replace(one, _STARS)
     return text
+
+
+def forget() -> None:
+    """Let `hide` know nothing, as when the process began."""
+    _remembered.clear()

@@ -7,10 +7,18 @@ import pytest
 import torch
 from small_market import write_small_market, write_small_store
 
+from learn_torchrec import credentials
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.training.distributed import process_group
 
 pytest_plugins = ["no_skips"]
+
+
+@pytest.fixture(autouse=True)
+def _no_credentials() -> Iterator[None]:
+    """Nothing that one test's URIs hold is hidden in another's messages."""
+    yield
+    credentials.forget()
 
 
 @pytest.fixture

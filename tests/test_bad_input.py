@@ -50,7 +50,7 @@ def test_content(capsys, market, out, tmp_path):
     line = fails(capsys, *arguments, "--set=content.encoder.model=/absent/model")
     assert "/absent/model" in line
     line = fails(capsys, *arguments, "--set=content.encoder.layer=3")
-    assert "unknown name 'layer'; known here: model, pooling, layers" in line
+    assert "unknown name 'layer'; known here: model, revision, pooling, layers" in line
     items = market / "items.parquet"
     change(items, "title", 4, None)
     change(items, "category", 4, " ")

@@ -294,6 +294,14 @@ def test_every_spelling_of_what_is_remembered_is_hidden():
 # --- text of others in messages -----------------------------------------------------
 
 
+def test_common_words_and_digits_of_a_uri_stay_in_other_texts():
+    remember(["s3://user:0000@bucket/log", "s3://bucket/log?token=word"])
+    assert hide("user 7 has 100000 events, a password") == (
+        "user 7 has 100000 events, a password"
+    )
+    assert hide("of user, 0000 and word.") == "of user, *** and ***."
+
+
 def test_a_message_is_one_line_whatever_it_quotes():
     error = UserError("x.csv: column 'a\nerror: b\x1b[31m\u202e' is missing", "  2nd")
     assert str(error) == "x.csv: column 'a error: b\ufffd[31m' is missing\n  2nd"

@@ -127,6 +127,8 @@ def test_different_rows_are_refused_and_nothing_is_written(tmp_path: Path) -> No
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
     out = tmp_path / "metrics.json"
     command = [
         sys.executable,
@@ -136,7 +138,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         str(out),
     ]
     done = subprocess.run(
-        [*command, "--predictions", f"base={tmp_path}"],
+        [*command, "--predictions", f"base={empty}"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

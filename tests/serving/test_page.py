@@ -140,11 +140,13 @@ def test_by_keyboard(browser, url: str) -> None:
 
 
 def test_other_choices(browser, url: str) -> None:
+    from playwright.sync_api import expect
+
     tab = Opened(browser, f"{url}/#user=3").shown("3").tab
     tab.select_option("#count", "5")
-    tab.wait_for_function("document.querySelectorAll('.found > li').length === 10")
+    expect(tab.locator(".found > li")).to_have_count(10)
     tab.get_by_role("button", name="Another user").click()
-    tab.wait_for_function("document.getElementById('status').innerText.includes('for')")
+    expect(tab.locator("#status")).to_contain_text("for")
     assert tab.locator(".model").count() == 2
 
 
