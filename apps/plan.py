@@ -33,6 +33,7 @@ from .plan_tables import plan_facts, plan_text
 
 _TABLE = re.compile(r"(?P<name>[^=]+)=(?P<rows>\d+)x(?P<dim>\d+)")
 _CONTENT_DIM = 64  # of the reduced content, whose width moves no table
+_MOST = 10**6  # hosts, GPUs of a host, GiB
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -125,9 +126,9 @@ def plan_ranker(
 
 def _cluster(args: argparse.Namespace) -> Cluster:
     for option in ("nodes", "gpus", "hbm_gb", "host_gb"):
-        if not getattr(args, option) > 0:
+        if not 0 < getattr(args, option) <= _MOST:
             name, value = option.replace("_", "-"), getattr(args, option)
-            raise UserError(f"--{name} {value}: use a number above 0")
+            raise UserError(f"--{name} {value}: use a number above 0, {_MOST} at most")
     if args.items < 0:
         raise UserError(f"--items {args.items}: use 0 or more")
     return Cluster(

@@ -351,6 +351,10 @@ def _choose_device(name: str) -> torch.device:
         raise UserError(f"device {name}: unknown; use auto, cpu or cuda") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {name}: not on this machine; use auto or cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError):  # mps, xla, meta
+        raise UserError(f"device {name}: cannot be used; use auto or cpu") from None
     return device
 
 

@@ -181,7 +181,8 @@ def rank_metrics(
         is_hit = ranks <= k
         hits = np.bincount(users, is_hit, num_users)[evaluated]
         gains = np.bincount(users, is_hit / np.log2(ranks + 1), num_users)[evaluated]
-        ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
+        most = min(k, int(num_targets.max(initial=1)))  # k may be a billion
+        ideal = np.cumsum(1 / np.log2(np.arange(2, most + 2)))
         # Mid-ranks can put more than k tied targets within the first k.
         ndcg = np.minimum(gains / ideal[np.minimum(num_targets, k) - 1], 1.0)
         metrics[f"h@{k}"] = _mean(is_hit)

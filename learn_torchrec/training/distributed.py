@@ -27,7 +27,7 @@ from learn_torchrec.credentials import hide
 from learn_torchrec.errors import Stopped, UserError, first_line, record_failure
 from learn_torchrec.publish import making, write_artifact
 from learn_torchrec.refusals import one_line
-from learn_torchrec.training.environment import RankVariables, read_ranks
+from learn_torchrec.training.environment import JOIN, RankVariables, read_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -156,19 +156,27 @@ def _init(backend: str) -> None:
     if ranks is None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         return
-    rank, world_size = ranks.rank, ranks.world_size
-    store = _store(ranks)
-    # Rank 0 may still be checking its inputs: wait for it before timeouts apply.
-    store.set(f"here/{rank}", "")
-    store.wait([f"here/{each}" for each in range(world_size)], _LONG_TIMEOUT)
-    store.set_timeout(_TIMEOUT)
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
-    )
+    try:
+        store = _store(ranks)
+        _meet(store, ranks)
+        store.set_timeout(_TIMEOUT)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=_TIMEOUT,
+        )
+    except dist.DistError as error:
+        raise UserError(
+            f"MASTER_ADDR={ranks.address} MASTER_PORT={ranks.port}: "
+            f"{first_line(error)}; name rank 0's host and a free port there, and start "
+            f"all ranks within {ranks.join_seconds} seconds (or set {JOIN})"
+        ) from None
 
 
 def _store(ranks: RankVariables) -> dist.Store:
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if _has_agent():
         # The agent's store outlives a restart and keeps the addresses of dead workers;
         # a prefix per attempt hides them.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -176,14 +184,45 @@ def _store(ranks: RankVariables) -> dist.Store:
             *(ranks.address, ranks.port, ranks.world_size, False), timeout=_LONG_TIMEOUT
         )
         return dist.PrefixStore(f"attempt_{attempt}", agent)
-    try:
-        store, _, _ = next(rendezvous("env://", timeout=_LONG_TIMEOUT))
-    except dist.DistError as error:
-        raise UserError(
-            f"MASTER_ADDR={ranks.address} MASTER_PORT={ranks.port}: "
-            f"{first_line(error)}; name rank 0's host and a free port there"
-        ) from None
+    join = datetime.timedelta(seconds=ranks.join_seconds)
+    store, _, _ = next(rendezvous("env://", timeout=join))
     return store
+
+
+def _has_agent() -> bool:
+    """Whether torchrun's agents started the ranks, and end them all if one is lost."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _meet(store: dist.Store, ranks: RankVariables) -> None:
+    """Wait for all ranks before timeouts apply: rank 0 may still check its inputs.
+
+    Raises:
+        UserError: one does not come, has a number that another has, or another number
+            of ranks.
+    """
+    if store.add(f"taken/{ranks.rank}", 1) > 1:
+        raise UserError(
+            f"RANK={ranks.rank}: another process has it, too; give each its own"
+        )
+    store.set(f"here/{ranks.rank}", str(ranks.world_size))
+    everyone = [f"here/{each}" for each in range(ranks.world_size)]
+    join = datetime.timedelta(seconds=ranks.join_seconds)
+    try:
+        store.wait(everyone, _LONG_TIMEOUT if _has_agent() else join)
+    except dist.DistStoreError:
+        absent = [each for each, key in enumerate(everyone) if not store.check([key])]
+        raise UserError(
+            f"rank {absent[0]} of {ranks.world_size} did not come in "
+            f"{ranks.join_seconds} seconds; start all ranks, or set {JOIN}"
+        ) from None
+    for each, key in enumerate(everyone):
+        size = store.get(key).decode()
+        if size != str(ranks.world_size):
+            raise UserError(
+                f"WORLD_SIZE={ranks.world_size} on rank {ranks.rank}, but {size} on "
+                f"rank {each}; give all ranks the same"
+            )
 
 
 def local_world_size() -> int:

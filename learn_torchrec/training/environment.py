@@ -1,7 +1,8 @@
 """The ranks' environment variables, checked before anything waits for other ranks.
 
-torchrun sets them; whoever sets them by hand, or inherits some from a cluster, gets one
-line instead of a wait of hours.
+torchrun sets them. Whoever sets them by hand, or inherits some from a cluster, gets one
+line instead of a wait of hours; `LEARN_TORCHREC_JOIN_SECONDS` is how long such a rank
+waits for the others.
 """
 
 import os
@@ -12,6 +13,8 @@ from learn_torchrec.errors import UserError
 
 _FIX = "start ranks with torchrun, or unset RANK and WORLD_SIZE for a single one"
 _PORTS = 65_535
+JOIN = "LEARN_TORCHREC_JOIN_SECONDS"
+_JOIN_SECONDS, _MOST_SECONDS = 600, 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,7 @@ class RankVariables:
         local_world_size: number of ranks on this host.
         address: of rank 0's host.
         port: of the store there.
+        join_seconds: to wait for the other ranks to start.
     """
 
     rank: int
@@ -33,6 +37,7 @@ class RankVariables:
     local_world_size: int
     address: str
     port: int
+    join_seconds: int = _JOIN_SECONDS
 
 
 def read_ranks(environment: Mapping[str, str] = os.environ) -> RankVariables | None:
@@ -58,6 +63,7 @@ def read_ranks(environment: Mapping[str, str] = os.environ) -> RankVariables | N
         local_world_size=local_size,
         address=address,
         port=_number(environment, "MASTER_PORT", 1, _PORTS),
+        join_seconds=_number(environment, JOIN, 1, _MOST_SECONDS, _JOIN_SECONDS),
     )
 
 

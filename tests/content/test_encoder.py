@@ -201,6 +201,7 @@ def test_mean_pooling_by_hand() -> None:
         (["layers=4"], "hidden states 0 to 3"),
         (["layers=-1,-5"], "not -5"),
         (["device=abacus"], "device abacus: unknown"),
+        *((["device=" + one], f"device {one}: ") for one in ("mps", "xla", "meta")),
         (["device=cuda:99"], "device cuda:99: not on this machine"),
         (["model=no/such/model"], "no such file or directory"),
         (["model=missing.gguf"], "missing.gguf: no such file"),

@@ -246,3 +246,12 @@ def test_docstring_example() -> None:
     result = doctest.testmod(retrieval)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_a_cutoff_of_a_billion_takes_no_memory() -> None:
+    vectors = torch.eye(3)
+    found = evaluate_retrieval(vectors, vectors, Jagged.from_lists([[0], [1], [2, 0]]))
+    huge = evaluate_retrieval(
+        vectors, vectors, Jagged.from_lists([[0], [1], [2, 0]]), ks=(50, 2**31 - 1)
+    )
+    assert huge["n@2147483647"] == huge["n@50"] == found["n@50"]

@@ -254,6 +254,7 @@ def test_the_command_plans_a_configuration_for_the_cpu(capsys) -> None:
         (["--table=user=10x6"], "multiple of 4"),
         (["--nodes=0"], "--nodes 0: use a number above 0"),
         (["--hbm-gb=nan"], "--hbm-gb nan: use a number above 0"),
+        (["--hbm-gb=inf"], "--hbm-gb inf: use a number above 0, 1000000 at most"),
         (["--length=age=3"], "--length age=3: write FEATURE=MEAN .* user_id"),
         (["--gpus=3"], "batch_size=8192: not a multiple of the 3 ranks"),
         (["--table=u=9000000000x64"], r"fewer than 2\*\*31 rows"),

@@ -91,7 +91,7 @@ def percentages(
     rows = [
         (row, 100 * one[part], 100 * one["low"], 100 * one["high"])
         for row, one in entries
-        if one[part] is not None
+        if None not in (one[part], one["low"], one["high"])
     ]
     if rows:
         words = "; ".join(f"{n} {v:+.2f} ({a:+.2f} to {b:+.2f})" for n, v, a, b in rows)

@@ -6,6 +6,7 @@ from typing import Any
 from learn_torchrec.evaluation.ab import SampleRatio
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Section, Table, scaled
+from learn_torchrec.evaluation.report.shapes import REVENUE
 
 SIMULATED = "The A/B test below is simulated: generated users, no live test."
 
@@ -30,9 +31,8 @@ def ab_test(ab: Mapping[str, Any]) -> Iterator[Section]:
         for cohort, metrics in ab["lifts"].items()
         for metric, one in metrics.items()
     ]
-    revenue = "revenue_per_user"
-    cohorts = [(name, metrics[revenue]) for name, metrics in ab["lifts"].items()]
-    days = [(f"day {one['day']}", one) for one in ab["daily"][revenue]]
+    cohorts = [(name, metrics[REVENUE]) for name, metrics in ab["lifts"].items()]
+    days = [(f"day {one['day']}", one) for one in ab["daily"][REVENUE]]
     head = ["cohort", "metric", "revenue share, %", "control", "treatment", "lift, %"]
     table = Table(
         name="ab-lifts",

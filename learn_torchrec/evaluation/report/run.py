@@ -4,8 +4,10 @@ Every part of a run is optional: a missing one has no section. Nothing is comput
 what drawings need: bins of scores, and two dimensions of vectors.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from learn_torchrec.evaluation.report.files import (
 from learn_torchrec.evaluation.report.metrics import ranking, retrieval
 from learn_torchrec.evaluation.report.outcomes import SIMULATED, ab_test
 from learn_torchrec.evaluation.report.parts import Figure, Report, Section, Table
+from learn_torchrec.evaluation.report.shapes import AB_SHAPE, refuse_other_shape
 from learn_torchrec.evaluation.report.summary import summarise
 from learn_torchrec.evaluation.report.vectors import vectors
 from learn_torchrec.evaluation.tasks import KIND_PREDICTIONS
@@ -123,6 +126,7 @@ def _read_ab(path: Path) -> dict[str, Any]:
                 f"--ab {path}: no {field.name!r} in it; name a JSON that evaluate-ab "
                 "wrote"
             )
+    refuse_other_shape(AB_SHAPE, body, path)
     return body
 
 
@@ -150,6 +154,7 @@ def _training(
             for key in dict.fromkeys(key for line in lines for key in line)
             if key.startswith(("r@", "validation_auc", "validation_uauc"))
         }
+        recalls = {key: series for key, series in recalls.items() if series[0]}
         if recalls:
             drawn.append(_curve(stage, "validation", recalls))
     if drawn:
@@ -164,15 +169,32 @@ def _log_lines(directory: Path, stage: str) -> Iterator[dict[str, Any]]:
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    yield parse_json(line)
+                    body = parse_json(line)
                 except ValueError:  # the last line of a run that was killed
                     continue
+                if isinstance(body, dict):
+                    yield body
             return
 
 
 def _series(lines: Iterable[Mapping[str, Any]], key: str) -> figures.Curve:
-    pairs = [(one["step"], one[key]) for one in lines if "step" in one and key in one]
+    pairs = [
+        (one["step"], one[key])
+        for one in lines
+        if _is_number(one.get("step")) and _is_number(one.get(key))
+    ]
     return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value can be drawn; a log has null for one that is not finite."""
+    with contextlib.suppress(OverflowError):
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+        )
+    return False
 
 
 def _curve(stage: str, what: str, series: Mapping[str, figures.Curve]) -> Figure:

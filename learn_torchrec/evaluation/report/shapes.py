@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.cohorts import ALL
 
+REVENUE = "revenue_per_user"  # what the section on an A/B test draws
 _MOST = 2**53  # beyond it a number may not be a float
 _Count = Annotated[int, Field(ge=0, le=_MOST)]
 _Number = Annotated[int, Field(ge=-_MOST, le=_MOST)] | float | None
@@ -104,6 +105,51 @@ class _Example(TypedDict):
     top: NotRequired[list[_Item]]
 
 
+class _Lift(TypedDict):
+    control: _Number
+    treatment: _Number
+    lift: _Number
+    low: _Number
+    high: _Number
+    p_value: _Number
+    bootstrap_low: _Number
+    bootstrap_high: _Number
+
+
+class _DayLift(TypedDict):
+    day: _Count
+    lift: _Number
+    low: _Number
+    high: _Number
+
+
+class _SampleRatio(TypedDict):
+    control_users: _Count
+    treatment_users: _Count
+    expected_share: float
+    p_value: float
+    is_mismatch: bool
+
+
+def _with_revenue(metrics: dict[str, Any]) -> dict[str, Any]:
+    if REVENUE not in metrics:
+        raise ValueError(f"needs {REVENUE!r}")
+    return metrics
+
+
+class _AbTest(TypedDict):
+    sample_ratio: _SampleRatio
+    lifts: Annotated[
+        dict[str, Annotated[dict[str, _Lift], AfterValidator(_with_revenue)]],
+        AfterValidator(_with_all),
+    ]
+    shares: _Numbers
+    daily: Annotated[dict[str, list[_DayLift]], AfterValidator(_with_revenue)]
+    days: _Count
+    is_simulated: bool
+
+
+AB_SHAPE = TypeAdapter(_AbTest)
 METRICS_SHAPE = TypeAdapter(_Metrics)
 EXAMPLE_SHAPE = TypeAdapter(_Example)
 
