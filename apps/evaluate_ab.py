@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--outcomes",
-        type=program.local_path,
+        type=program.output_path,  # of --simulate
         required=True,
         metavar="FILE",
         help="Parquet or CSV file, or a folder of them",

@@ -21,7 +21,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
 from learn_torchrec.ranker.tasks import label_columns
-from learn_torchrec.refresh.runs import CURRENT, RunPlan, Runs
+from learn_torchrec.refresh.runs import CURRENT, RUNS, RunPlan, Runs
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
 from learn_torchrec.spaces import digest_of
 
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_data(parser)
     parser.add_argument(
         "--run",
-        type=program.local_path,
+        type=program.output_path,
         required=True,
         metavar="DIR",
         help="folder of the runs; DIR/current is the served one",
@@ -66,9 +66,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--data {args.data}: has no impressions, which a refresh learns from; "
             "`learn-torchrec data impressions` draws some from the interactions"
         )
+    _refuse_taken(args)
     args.run.mkdir(parents=True, exist_ok=True)
     with locked(args.run), logged(args.run / LOG):
         _refresh(args, dataset, Runs(args.run))
+
+
+def _refuse_taken(args: argparse.Namespace) -> None:
+    """Refuse a --run that is, lies in or contains an input or an artefact.
+
+    Raises:
+        UserError: names the first.
+    """
+    inputs = [one for one in options.paths_read(args) if one[0] != "--run"]
+    names = (RUNS, CURRENT, CONFIG, LOG)
+    try:
+        # A log is added to, and settings are kept: no file is replaced.
+        program.check_output_folder(args.run, names, inputs, lambda: True)
+    except UserError as error:
+        raise UserError(str(error).replace("--out", "--run")) from None
 
 
 def _refresh(args: argparse.Namespace, dataset: Dataset, runs: Runs) -> None:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import json
 import logging
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.evaluation.cohorts import CohortConfig
+from learn_torchrec.text import parse_json
 
 from . import evaluate_auc, program
 from .stages import STAGES
@@ -161,7 +161,11 @@ def passes_gate(directory: Path, gates: Sequence[str], cohorts: CohortConfig) ->
 def _note_seconds(directory: Path, step: str, wall: float, processor: float) -> None:
     """Add a step's seconds to the run's record."""
     path = directory / SECONDS
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known: object = {}
+    if path.exists():
+        with contextlib.suppress(ValueError):  # damaged: the seconds are a record only
+            known = parse_json(path.read_text(encoding="utf-8"))
+    known = known if isinstance(known, dict) else {}
     taken = {"wall": round(wall, 2), "processor": round(processor, 2)}
     program.write_json(path, known | {step: taken})
 

@@ -26,9 +26,10 @@ def real_place(path: Path) -> Path:
     """Return where an output lies: behind a symbolic link or a dot, else the path.
 
     A link would otherwise be replaced itself, and locked under another name than what
-    it leads to.
+    it leads to. `absent/../place` is `place`, which the system finds only once `absent`
+    is there.
     """
-    if path.is_symlink() or path.name in ("", ".."):
+    if path.is_symlink() or path.name == "" or ".." in path.parts:
         return Path(os.path.realpath(path))
     return path
 

@@ -41,6 +41,8 @@ def refuse_unwritable(path: Path) -> None:
     Raises:
         UserError: names the place and the reason.
     """
+    if not path.name:
+        raise UserError(f"--out {path}: cannot be made; name a place in it")
     working = path.with_name(f".{path.name}.{'0' * 8}.tmp")
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -95,6 +95,43 @@ def test_an_input_is_no_output(command, out, link, folder, capsys):
     assert state(folder) == before
 
 
+def test_a_folder_that_is_not_there_hides_nothing(folder, capsys):
+    before = state(folder)
+    for command in COMMANDS:
+        out = "absent/../data/items.parquet"
+        if command == "report":
+            out = "absent/../run/ranking.html"
+        refused(capsys, command, out)
+    assert state(folder) == before
+    assert not (folder / "absent").exists()
+
+
+def test_the_root_is_no_output(folder, capsys):
+    for command in COMMANDS:
+        said = refused(capsys, command, "/")
+        assert "/" in said
+
+
+def test_a_simulation_replaces_no_file(folder, capsys):
+    before = state(folder)
+    said = refused(
+        *(capsys, "evaluate-ab", "ab.json", "--simulate"),
+        *("--outcomes", "absent/../outcomes.csv"),
+    )
+    assert "outcomes.csv exists" in said
+    assert state(folder) == before
+
+
+@pytest.mark.parametrize("place", ["made", "made/daily", "absent/../made"])
+def test_a_refresh_writes_into_no_artefact(place, folder, capsys):
+    before = state(folder)
+    with pytest.raises(SystemExit) as ended:
+        main.main(["refresh", "--data", "parquet:data", "--run", place])
+    assert ended.value.code == 2
+    assert "choose another --run" in capsys.readouterr().err
+    assert state(folder) == before
+
+
 @pytest.mark.parametrize("out", ["run/ranking.html", "run/metrics.htm"])
 def test_a_report_does_not_replace_what_it_is_made_from(out, folder, capsys):
     before = state(folder)

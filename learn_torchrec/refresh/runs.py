@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learn_torchrec.errors import UserError
+from pydantic import TypeAdapter
+
+from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.text import parse_json
 
 logger = logging.getLogger(__name__)
 
 CURRENT = "current"
-_RUNS, _PLAN, _VERDICT = "runs", "run.json", "verdict.json"
+RUNS = "runs"
+_PLAN, _VERDICT = "run.json", "verdict.json"
 _NUMBER = re.compile(r"\d{3,}")
 
 
@@ -59,11 +63,11 @@ class Runs:
 
     def path(self, number: int) -> Path:
         """Return the directory of a run."""
-        return self.directory / _RUNS / f"{number:03d}"
+        return self.directory / RUNS / f"{number:03d}"
 
     def numbers(self) -> list[int]:
         """Return the numbers of all runs with a plan, ascending."""
-        folder = self.directory / _RUNS
+        folder = self.directory / RUNS
         if not folder.is_dir():
             return []
         return sorted(
@@ -80,10 +84,11 @@ class Runs:
         """
         path = self.path(number) / _PLAN
         try:
-            return RunPlan(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return TypeAdapter(RunPlan).validate_json(path.read_bytes(), strict=True)
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"{path}: damaged ({error}); remove {path.parent} and refresh again"
+                f"{path}: damaged ({first_line(error)}); remove {path.parent} and "
+                "refresh again"
             ) from None
 
     def begin(self, plan: RunPlan) -> Path:
@@ -101,7 +106,12 @@ class Runs:
         path = self.path(number) / _VERDICT
         if not path.is_file():
             return None
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            body = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError:
+            body = None
+        if not isinstance(body, dict) or not isinstance(body.get("passed"), bool):
+            raise UserError(f"{path}: damaged; remove it and refresh again")
         return body
 
     def judge(self, number: int, passed: bool, reason: str = "") -> None:
@@ -124,7 +134,7 @@ class Runs:
                 raise UserError(f"{link}: is no link to a run; remove it")
             return None
         target = link.readlink()
-        if target.parent.name != _RUNS or not _NUMBER.fullmatch(target.name):
+        if target.parent.name != RUNS or not _NUMBER.fullmatch(target.name):
             raise UserError(f"{link}: links to {target}, which is no run of the folder")
         number = int(target.name)
         if not (self.path(number) / _PLAN).is_file():
@@ -138,7 +148,7 @@ class Runs:
         """Let `current` link to a run: by one rename, so that it is always on one."""
         working = self.directory / f".{CURRENT}.tmp"
         working.unlink(missing_ok=True)
-        working.symlink_to(Path(_RUNS) / self.path(number).name)
+        working.symlink_to(Path(RUNS) / self.path(number).name)
         working.replace(self.directory / CURRENT)
         _flush(self.directory)
 
@@ -175,7 +185,7 @@ class Runs:
             aside = path.with_name(f".{path.name}.removed")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)  # never half a run under its name
-        for aside in (self.directory / _RUNS).glob(".*.removed"):
+        for aside in (self.directory / RUNS).glob(".*.removed"):
             shutil.rmtree(aside, ignore_errors=True)
         return removed
 

@@ -36,9 +36,15 @@ def test_a_plan_is_read_as_it_was_written(runs):
     plan = planned(runs, 1)
     assert runs.plan(1) == plan
     assert runs.path(1).name == "001"
-    (runs.path(1) / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run\.json: damaged .* refresh again"):
-        runs.plan(1)
+    whole = (runs.path(1) / "run.json").read_text()
+    wrong = whole.replace('"number": 1', '"number": "x"')
+    for text in ("{", "", "[]", "[" * 100_000, "{}", wrong):
+        (runs.path(1) / "run.json").write_text(text)
+        with pytest.raises(UserError, match=r"run\.json: damaged .* refresh again"):
+            runs.plan(1)
+        (runs.path(1) / "verdict.json").write_text(text)
+        with pytest.raises(UserError, match=r"verdict\.json: damaged; .* again"):
+            runs.verdict(1)
 
 
 def test_the_link_always_leads_to_a_run(runs):
