@@ -30,6 +30,7 @@ from .refresh_settings import run_of
 from .refresh_steps import LOG, SERVED, Maker, logged, passes_gate, steps
 
 _TABLES = (ITEMS_FILE, INTERACTIONS_FILE, IMPRESSIONS_FILE)
+_MOST_RANKS = 1024  # on this machine
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make and serve the next run, unless there is nothing new."""
     args = build_parser().parse_args(argv)
-    if args.ranks < 1:
-        raise UserError(f"--ranks {args.ranks}: use 1 or more")
+    if not 1 <= args.ranks <= _MOST_RANKS:
+        raise UserError(f"--ranks {args.ranks}: use from 1 to {_MOST_RANKS}")
     dataset = options.dataset(args)
     if not dataset.has_impressions:
         raise UserError(

@@ -122,6 +122,16 @@ def test_a_simulation_replaces_no_file(folder, capsys):
     assert state(folder) == before
 
 
+@pytest.mark.parametrize("ranks", ["0", "9" * 20])
+def test_a_refresh_has_ranks_that_a_machine_can_hold(ranks, folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main.main(
+            ["refresh", "--data", "parquet:data", "--run", "daily", "--ranks", ranks]
+        )
+    assert ended.value.code == 2
+    assert f"--ranks {ranks}: use from 1 to 1024" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("place", ["made", "made/daily", "absent/../made"])
 def test_a_refresh_writes_into_no_artefact(place, folder, capsys):
     before = state(folder)
