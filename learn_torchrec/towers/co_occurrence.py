@@ -45,7 +45,10 @@ class CoOccurrence:
         keys = np.unique(owners * num_items + train.items[events])
         index = torch.from_numpy(np.stack(np.divmod(keys, num_items)))
         met = torch.sparse_coo_tensor(
-            index, torch.ones(len(keys)), (len(train), num_items)
+            index,
+            torch.ones(len(keys)),
+            (len(train), num_items),
+            check_invariants=False,
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support")
@@ -54,7 +57,10 @@ class CoOccurrence:
         row, column = counts.indices()
         apart = row != column
         pairs = torch.sparse_coo_tensor(
-            counts.indices()[:, apart], counts.values()[apart], counts.shape
+            counts.indices()[:, apart],
+            counts.values()[apart],
+            counts.shape,
+            check_invariants=False,
         )
         users = torch.from_numpy(np.bincount(index[1].numpy(), minlength=num_items))
         return cls(pairs.to_sparse_csr(), users.clamp(min=1).float())
