@@ -49,7 +49,7 @@ from learn_torchrec.training.distributed import process_group
 from . import options
 from .job import Job, describe
 from .learn_inputs import (
-    add_codes,
+    add_scoring_inputs,
     codebook_input,
     codes_artefact,
     learn_space,
@@ -68,11 +68,7 @@ _FACTS = ("rows", "differences", "uauc", "size_ratio")  # for the manifest
 def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
     parser = options.parser("export-bundle", __doc__)
-    options.add_data(parser)
-    options.add_input(parser, "--ranker", "trained ranker")
-    options.add_input(parser, "--vectors", "LEARN's vectors", required=False)
-    options.add_input(parser, "--content", "content instead", required=False)
-    add_codes(parser)
+    add_scoring_inputs(parser)
     options.add_output(parser, "the bundle")
     parser.add_argument(
         "--precision",

@@ -92,6 +92,15 @@ def learn_catalogue(args: argparse.Namespace) -> str | None:
     return digest_of([files.get(f"{folder}{name}") for name in INDEX_FILES])
 
 
+def add_scoring_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a trained ranker and what it reads."""
+    options.add_data(parser)
+    options.add_input(parser, "--ranker", "trained ranker")
+    options.add_input(parser, "--vectors", "LEARN's vectors", required=False)
+    options.add_input(parser, "--content", "content instead", required=False)
+    add_codes(parser)
+
+
 def add_codes(parser: argparse.ArgumentParser) -> None:
     """Add the option that names codes of content vectors."""
     options.add_input(

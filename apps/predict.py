@@ -58,7 +58,7 @@ from learn_torchrec.training.run_log import RunLog
 from . import options
 from .job import Job, describe
 from .learn_inputs import (
-    add_codes,
+    add_scoring_inputs,
     codebook_input,
     codes_artefact,
     learn_space,
@@ -76,11 +76,7 @@ _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
     parser = options.parser("predict", __doc__)
-    options.add_data(parser)
-    options.add_input(parser, "--ranker", "trained ranker")
-    options.add_input(parser, "--vectors", "LEARN's vectors", required=False)
-    options.add_input(parser, "--content", "content instead", required=False)
-    add_codes(parser)
+    add_scoring_inputs(parser)
     options.add_output(parser, "the predictions")
     return parser
 

@@ -1,7 +1,9 @@
 """What many tests share: a process group of one, and a small market on disk."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +40,20 @@ def store(tmp_path: Path) -> ContentStore:
 def market(tmp_path: Path) -> Path:
     """A data set in our own schema: 40 items, 60 users, a log of 60 days."""
     return write_small_market(tmp_path / "market")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, as a person has it or as Playwright installs it."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        if path is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("needs a browser: apt-get install chromium")
+        options = {"executable_path": path} if path else {}
+        browser = playwright.chromium.launch(args=["--no-sandbox"], **options)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

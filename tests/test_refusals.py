@@ -64,7 +64,7 @@ class LibraryError(Exception):
         (
             CheckpointException(
                 "x",
-                {3: (OSError(errno.ENOSPC, FULL, "/a/b"), None)},  # type: ignore
+                {3: (OSError(errno.ENOSPC, FULL, "/a/b"), None)},
             ),
             f"/a/b: {FULL}; {FREE}",
         ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from learn_torchrec.ranker.features.base import IdBags
+from learn_torchrec.ranker.features.base import IdBags, joined_ids
 from learn_torchrec.ranker.learn.batch import LearnBatch
 from learn_torchrec.ranker.learn.inputs import LearnInputs
 from learn_torchrec.ranker.rows import RankingRows
@@ -75,16 +75,10 @@ def evaluation_batches(
 
 def _keyed_jagged(features: Mapping[str, IdBags]) -> KeyedJaggedTensor:
     bags = list(features.values())
-    weights = None
-    if any(ids.weights is not None for ids in bags):
-        parts = [
-            np.ones(len(ids.values), np.float32) if ids.weights is None else ids.weights
-            for ids in bags
-        ]
-        weights = torch.from_numpy(np.concatenate(parts))
+    values, weights = joined_ids(bags)
     return KeyedJaggedTensor(
         keys=list(features),
-        values=torch.from_numpy(np.concatenate([ids.values for ids in bags])),
+        values=torch.from_numpy(values),
         lengths=torch.from_numpy(np.concatenate([ids.lengths for ids in bags])),
-        weights=weights,
+        weights=None if weights is None else torch.from_numpy(weights),
     )

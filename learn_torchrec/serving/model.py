@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learn_torchrec.arrays import Float32Array
-from learn_torchrec.ranker.features.base import IdBags
+from learn_torchrec.ranker.features.base import IdBags, joined_ids
 from learn_torchrec.ranker.learn.batch import LearnBatch
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.tasks import scores
@@ -97,17 +97,11 @@ def item_ids(_: Any, values: Tensor, lengths: Tensor) -> Ids:
 def _ids(features: Mapping[str, IdBags]) -> Ids:
     """Return the ids of features side by side."""
     bags = list(features.values())
-    weights = None
-    if any(ids.weights is not None for ids in bags):
-        parts = [
-            np.ones(len(ids.values), np.float32) if ids.weights is None else ids.weights
-            for ids in bags
-        ]
-        weights = torch.from_numpy(np.concatenate(parts))
+    values, weights = joined_ids(bags)
     return Ids(
-        rows=torch.from_numpy(np.concatenate([ids.values for ids in bags])),
+        rows=torch.from_numpy(values),
         lengths=torch.from_numpy(np.stack([ids.lengths for ids in bags])),
-        weights=weights,
+        weights=None if weights is None else torch.from_numpy(weights),
     )
 
 

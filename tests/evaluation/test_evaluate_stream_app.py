@@ -9,24 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prediction_file import write
 
 from learn_torchrec.apps import evaluate_auc
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation import paired_predictions
-
-
-def write(path: Path, gain: float, first_user: int = 0) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    labels = random.integers(2, size=200)
-    table = {
-        "user_id": random.integers(10, size=200) + first_user,
-        "label": labels,
-        "score": (random.random(200) + gain * labels) / (1 + gain),
-        "user_activity": random.integers(1, 60, size=200),
-    }
-    path.parent.mkdir(exist_ok=True)
-    pq.write_table(pa.table(table), path)
-    return table
 
 
 def on_two_ranks(options: list[str]) -> subprocess.CompletedProcess[str]:

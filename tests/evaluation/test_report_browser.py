@@ -1,6 +1,5 @@
 """The report of a small run, looked at in a real browser."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,19 +9,6 @@ from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Report, Section, Table
 from learn_torchrec.evaluation.report.render import write_report
 from learn_torchrec.text import printable
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_api.sync_playwright() as playwright:
-        if path is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("needs a browser: apt-get install chromium")
-        options = {"executable_path": path} if path else {}
-        browser = playwright.chromium.launch(args=["--no-sandbox"], **options)
-        yield browser
-        browser.close()
 
 
 class Opened:

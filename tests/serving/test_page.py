@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -17,19 +16,6 @@ from learn_torchrec.serving.events import open_events
 from learn_torchrec.serving.http.app import Settings, create_app
 from learn_torchrec.serving.http.guard import Limits
 from learn_torchrec.serving.seed import seed
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_api.sync_playwright() as playwright:
-        if path is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("needs a browser: apt-get install chromium")
-        options = {"executable_path": path} if path else {}
-        browser = playwright.chromium.launch(args=["--no-sandbox"], **options)
-        yield browser
-        browser.close()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Letters: N rows, V ids of all rows together.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -81,6 +82,21 @@ class IdBags:
             offsets=offsets_of(keep.astype(np.int64))[self.offsets],
             weights=None if self.weights is None else self.weights[keep],
         )
+
+
+def joined_ids(bags: Sequence[IdBags]) -> tuple[Int64Array, Float32Array | None]:
+    """Return the values of several features' bags in turn, and their weights.
+
+    The weights are None where no feature has some, and 1 for those that have none.
+    """
+    weights = None
+    if any(ids.weights is not None for ids in bags):
+        parts = [
+            np.ones(len(ids.values), np.float32) if ids.weights is None else ids.weights
+            for ids in bags
+        ]
+        weights = np.concatenate(parts)
+    return np.concatenate([ids.values for ids in bags]), weights
 
 
 @configuration
