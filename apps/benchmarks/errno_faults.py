@@ -12,7 +12,9 @@ nothing else behind, unless it was there already or what failed is a removal.
 
 import errno
 import functools
+import itertools
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from learn_torchrec.errors import UserError
 
@@ -34,6 +36,7 @@ from .preloaded import Preloaded
 MOST = 400  # cases of a run
 ERRORS = ("EIO", "ENOSPC", "EROFS", "EDQUOT", "EINTR")
 _LASTING = ("ENOSPC", "EROFS", "EDQUOT")
+_VARYING = re.compile(r"\.[0-9a-z_]{8,}|[0-9a-f]{16,}|\d+")  # temporary names, numbers
 _SOURCE = Path(__file__).with_suffix(".c")
 
 
@@ -72,6 +75,14 @@ class Case:
         return f"{self.step.name}{old}, call {self.at}, {self.error}"
 
 
+class Counts(NamedTuple):
+    """How many cases there are, and how many kinds of calls there are and are tried."""
+
+    cases: int
+    kinds: int
+    kinds_tried: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a case ended in; `happened` tells of what went wrong."""
@@ -89,8 +100,8 @@ class Trials:
         self._folder, self._inputs, self._process = folder, inputs, process
         self._output, self._calls = folder / "output", folder / "calls"
 
-    def calls(self, step: ErrnoStep, replaces: bool) -> int:
-        """Return the number of calls of an undisturbed run.
+    def calls(self, step: ErrnoStep, replaces: bool) -> list[str]:
+        """Return the calls of an undisturbed run, each with its path.
 
         Raises:
             RuntimeError: it failed.
@@ -100,7 +111,10 @@ class Trials:
             raise RuntimeError(f"{step.name} failed: {self._said()}")
         if content_of(step.output(place)) != content_of(step.output(self._inputs)):
             raise RuntimeError(f"{step.name}: another run makes something else")
-        return len(self._calls.read_text().splitlines())
+        return [
+            call.replace(str(place), "").replace(step.output(place).name, "OUT")
+            for call in self._calls.read_text().splitlines()
+        ]
 
     def try_case(self, case: Case) -> Outcome:
         """Let one call fail, check what is there, and run the stage again."""
@@ -178,22 +192,36 @@ def _is_one_line(said: str, status: int, place: Path) -> bool:
 
 
 def sample(
-    calls: Mapping[tuple[ErrnoStep, bool], int], most: int, generator: random.Random
-) -> tuple[list[Case], int]:
-    """Return the cases to try, about as many of each stage, and how many there are."""
-    by_step: dict[str, list[Case]] = {}
-    for (step, replaces), count in calls.items():
-        by_step.setdefault(step.name, []).extend(
-            Case(step=step, replaces=replaces, at=at, error=error)
-            for at in range(1, count + 1)
-            for error in ERRORS
-        )
-    groups = sorted(by_step.values(), key=len)
-    chosen: list[Case] = []
-    for number, cases in enumerate(groups):
-        share = (most - len(chosen)) // (len(groups) - number)
-        chosen += generator.sample(cases, min(share, len(cases)))
-    return chosen, sum(map(len, groups))
+    calls: Mapping[tuple[ErrnoStep, bool], Sequence[str]],
+    most: int,
+    generator: random.Random,
+) -> tuple[list[Case], Counts]:
+    """Return the cases to try: each kind of call before any a second time.
+
+    Calls are of one kind if the same stage makes them for the same file, up to numbers
+    in its name, and over the same kind of output.
+    """
+    kinds: dict[tuple[str, bool, str], list[Case]] = {}
+    for (step, replaces), made in calls.items():
+        for at, call in enumerate(made, start=1):
+            kind = step.name, replaces, _VARYING.sub("#", call)
+            kinds.setdefault(kind, []).extend(
+                Case(step=step, replaces=replaces, at=at, error=error)
+                for error in ERRORS
+            )
+    for cases in kinds.values():
+        generator.shuffle(cases)
+    shuffled = [*kinds.values()]
+    generator.shuffle(shuffled)
+    rounds = itertools.zip_longest(*shuffled)
+    in_turn = (case for cases in rounds for case in cases if case is not None)
+    chosen = list(itertools.islice(in_turn, most))
+    counts = Counts(
+        cases=sum(map(len, shuffled)),
+        kinds=len(shuffled),
+        kinds_tried=min(most, len(shuffled)),
+    )
+    return chosen, counts
 
 
 def inject(
@@ -223,16 +251,18 @@ def inject(
             for replaces in (False, True)
             if step.other or not replaces
         }
-        cases, total = sample(calls, most, random.Random(seed))
-        print(f"{len(cases)} of {total} cases", flush=True)
+        cases, counts = sample(calls, most, random.Random(seed))
+        print(f"{len(cases)} of {counts.cases} cases", flush=True)
         with ThreadPoolExecutor(jobs) as pool:
             shares = [cases[number::jobs] for number in range(jobs)]
             outcomes = [o for part in pool.map(_try_all, trials, shares) for o in part]
     hits = [outcome for outcome in outcomes if outcome.hit]
     return {
         "errno_seed": seed,
-        "errno_calls": sum(calls.values()),
-        "errno_cases": total,
+        "errno_calls": sum(map(len, calls.values())),
+        "errno_cases": counts.cases,
+        "errno_kinds": counts.kinds,
+        "errno_kinds_tried": counts.kinds_tried,
         "errno_faults": len(hits),
         "errno_state_right": sum(outcome.state_right for outcome in hits),
         "errno_one_line": sum(outcome.one_line for outcome in hits),

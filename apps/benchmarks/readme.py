@@ -323,10 +323,10 @@ def faults_rows(results: dict[str, Any]) -> dict[str, str]:
         "forged artefacts of five kinds, refused in one line": (
             f"{results['forged_one_line']} of {results['forged']}"
         ),
-        f"system errors injected into {results['errno_calls']:,} calls that write, "
-        f"{results['errno_faults']} of {results['errno_cases']:,} cases drawn; right "
-        "state after, one line": (
-            f"{results['errno_state_right']}; {results['errno_one_line']}"
+        f"system errors injected into {results['errno_kinds_tried']:,} of "
+        f"{results['errno_kinds']:,} kinds of calls that write, "
+        f"{results['errno_faults']:,} cases; right state after, one line": (
+            f"{results['errno_state_right']:,}; {results['errno_one_line']:,}"
         ),
         "races of two processes for one output, an output lost; ranks given different "
         "data, labels, seeds or learning rates, refused": (
