@@ -83,6 +83,33 @@ def test_half_of_the_users_have_enough_events(tmp_path, each, fewest):
     assert abs(run.split.min_events - fewest) <= 1
 
 
+def test_the_objective_follows_the_catalogue_and_the_users_wishes(
+    tmp_path, monkeypatch
+):
+    dataset = write(tmp_path, visits())
+
+    def towers(*overrides):
+        return derive(dataset, overrides).run.towers
+
+    usual = towers()
+    assert (usual.loss.objective, usual.model.inputs) == ("next_item", "content+id")
+    assert (usual.loss.candidates, usual.training.smoothing) == (0, 3)
+    for wish in (
+        "towers.loss.objective=dense_all_action",
+        "towers.model.item_tower=causal",
+        "towers.loss.sampling_correction=true",
+    ):
+        paper = towers(wish)
+        assert paper.loss.objective == "dense_all_action"
+        assert (paper.loss.sampling_correction, paper.model.inputs) == (True, "content")
+    assert towers("towers.model.item_tower=self").loss.objective == "next_item"
+    assert towers("towers.model.inputs=content").model.inputs == "content"
+    monkeypatch.setattr(run, "_MOST_CANDIDATES", 15)  # of 20 items
+    assert towers().loss.candidates == 15
+    monkeypatch.setattr(run, "_MANY_ITEMS", 19)
+    assert towers().loss.objective == "dense_all_action"
+
+
 @pytest.mark.parametrize("users", [4, 6, 9])
 @pytest.mark.parametrize("holdout", ["new_users", "time"])
 def test_of_few_users_some_are_held_out(tmp_path, users, holdout):

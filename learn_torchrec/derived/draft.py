@@ -70,13 +70,15 @@ class Draft:
         mine = [one for one in self._overrides if one.startswith(f"{section}.")]
         self.run = config.apply_overrides(self.run, mine)
 
+    def is_set(self, setting: str) -> bool:
+        """Whether the user has set a setting or a part of it."""
+        taken = [one.partition("=")[0] for one in self._overrides]
+        return any(t == setting or t.startswith(f"{setting}.") for t in taken)
+
     def final_choices(self) -> tuple[Choice, ...]:
         """Return the derived settings that the user has not set."""
-        taken = [one.partition("=")[0] for one in self._overrides]
         return tuple(
-            choice
-            for name, choice in self._choices.items()
-            if not any(t == name or t.startswith(f"{name}.") for t in taken)
+            choice for name, choice in self._choices.items() if not self.is_set(name)
         )
 
 

@@ -29,6 +29,8 @@ FEATURES = "ranker.features"
 
 _SAMPLED_USERS = 100_000  # of a large log, to count repeated items
 _SMALL_LOG, _LARGE_LOG = 1_000_000, 100_000_000  # events
+_MOST_CANDIDATES, _MANY_ITEMS = 8_192, 1_000_000  # items
+_MANY_VALIDATED = 1_000  # users whose recall tells epochs apart
 _MOST_SNAPSHOTS = 5_000_000  # user vectors, one for each event
 _VALIDATED_ROWS = 10_000  # training rows of which a tenth tells passes apart
 _VALIDATION = 0.1  # share of the training rows
@@ -138,27 +140,67 @@ def _towers(draft: Draft) -> None:
     log = LogCounts.of(draft)
     users = int((log.known >= draft.run.split.min_events).sum())
     users = max(1, int(users * (1 - draft.run.split.validation_users)))
-    # A few thousand steps; more users in a batch are more negatives, too.
+    # More users in a batch are more negatives, too.
     size = min(users / 4, max(64, users / 64))
     batch = _batch(size, min(4, users), 1024, draft.ranks)
-    steps = max(1, users // batch)
-    epochs = int(np.clip(3_000 // steps, 10, 60))
-    reason = f"{users:,} training users"
-    for name, value in (
-        ("batch_size", batch),
-        ("epochs", epochs),
-        ("patience", max(5, epochs // 3)),
-    ):
-        draft.put(f"towers.training.{name}", value, reason)
+    draft.put("towers.training.batch_size", batch, f"{users:,} training users")
     draft.put("towers.model.encoder", *_encoder(log.events))
-    draft.put("towers.model.item_tower", "self", "learns to encode an item alone")
     draft.put("towers.loss.temperature", 0.1, "less noise than the paper's 0.05")
-    reason = "frequent items are drawn often as negatives"
-    draft.put("towers.loss.sampling_correction", True, reason)
+    draft.respect("towers")
+    learn = _next_item if _can_predict_next(draft) else _dense_all_action
+    learn(draft, users, max(1, users // batch))
     if log.events < _SMALL_LOG:
         reason = f"{log.events:,} events"
         draft.put("towers.optimizer.learning_rate", 1e-3, reason)
         draft.put("towers.optimizer.weight_decay", 0.1, reason)
+
+
+def _can_predict_next(draft: Draft) -> bool:
+    """Whether every event can be compared with a large part of the catalogue."""
+    towers = draft.run.towers
+    if draft.is_set("towers.loss.objective"):
+        return towers.loss.objective == "next_item"
+    is_paper = towers.loss.sampling_correction or (
+        draft.is_set("towers.model.item_tower")
+        and towers.model.item_tower in ("causal", "content")
+    )
+    return len(draft.dataset.item_ids) <= _MANY_ITEMS and not is_paper
+
+
+def _next_item(draft: Draft, users: int, steps: int) -> None:
+    """Predict each event from those before it, by content and by what was taken."""
+    items = len(draft.dataset.item_ids)
+    reason = f"{items:,} items can be compared at once"
+    if items > _MOST_CANDIDATES:
+        draft.put("towers.loss.candidates", _MOST_CANDIDATES, f"of {items:,} items")
+        reason = f"{items:,} items are few enough to sample from"
+    draft.put("towers.loss.objective", "next_item", reason)
+    draft.put("towers.loss.logit_adjustment", 0.4, "popular items leave room for rare")
+    reason = "items are known by their events, new ones by their content"
+    draft.put("towers.model.inputs", "content+id", reason)
+    draft.put("towers.model.id_shrinkage", 5.0, reason)
+    reason = "an item needs no context"
+    draft.put("towers.model.item_tower", "projection", reason)
+    # An epoch learns from every event of a user's latest history.
+    epochs = int(np.clip(1_000 // steps, 10, 30))
+    _epochs(draft, epochs, max(3, epochs // 5), users)
+
+
+def _dense_all_action(draft: Draft, users: int, steps: int) -> None:
+    """Compare drawn events with drawn targets, as the paper does."""
+    draft.put("towers.model.item_tower", "self", "learns to encode an item alone")
+    reason = "frequent items are drawn often as negatives"
+    draft.put("towers.loss.sampling_correction", True, reason)
+    epochs = int(np.clip(3_000 // steps, 10, 60))  # a few thousand steps
+    _epochs(draft, epochs, max(5, epochs // 3), users)
+
+
+def _epochs(draft: Draft, most: int, patience: int, users: int) -> None:
+    reason = f"{users:,} training users"
+    draft.put("towers.training.epochs", most, reason)
+    draft.put("towers.training.patience", patience, reason)
+    if users * draft.run.split.validation_users < _MANY_VALIDATED:
+        draft.put("towers.training.smoothing", 3, "few users validate")
 
 
 def _encoder(events: int) -> tuple[EncoderShape, str, str]:

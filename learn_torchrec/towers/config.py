@@ -20,6 +20,7 @@ class TowersTrainingConfig:
     Attributes:
         epochs: maximum number of passes over the training users.
         patience: passes without a better validation recall before training stops.
+        smoothing: passes over which that recall is averaged, a pass and those before.
         validated_users: of the validation users, at most so many are evaluated after
             each pass.
         batch_size: users in a global batch, over all ranks.
@@ -35,6 +36,7 @@ class TowersTrainingConfig:
 
     epochs: PositiveInt = 10
     patience: PositiveInt = 10
+    smoothing: PositiveInt = 1
     validated_users: PositiveInt = 20_000
     batch_size: PositiveInt = 240
     table_learning_rate: PositiveFloat = 0.05

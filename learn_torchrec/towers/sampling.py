@@ -121,15 +121,22 @@ def sample_user(
     )
 
 
-def next_item_sample(num_events: int, history_length: int) -> UserSample:
+def next_item_sample(
+    num_events: int, history_length: int, seed: int, epoch: int, user: int
+) -> UserSample:
     """Make each event an anchor whose positive is the next event.
 
-    At most `history_length` pairs, the most recent ones; `num_events` is at least 2.
+    At most `history_length` consecutive pairs: of a user with more, every epoch draws
+    where they begin. `num_events` is at least 2.
     """
-    recent = np.arange(num_events)[-(history_length + 1) :]
-    positions = np.arange(len(recent) - 1)
+    first = 0
+    if num_events > history_length + 1:
+        random = np.random.default_rng([seed, epoch, user])
+        first = int(random.integers(num_events - history_length))
+    events = np.arange(first, min(num_events, first + history_length + 1))
+    positions = np.arange(len(events) - 1)
     return UserSample(
-        history=recent[:-1], target=recent[1:], anchors=positions, positives=positions
+        history=events[:-1], target=events[1:], anchors=positions, positives=positions
     )
 
 

@@ -91,7 +91,7 @@ def train_towers(
     training, length = config.training, config.sampling.history_length
     trainer = _prepare(config, data, store, device, initial)
     task = trainer.task
-    best = EarlyStopping(training.patience, f"r@{retrieval.ks[0]}")
+    best = EarlyStopping(training.patience, f"r@{retrieval.ks[0]}", training.smoothing)
     state = TrainState(
         trainer.model,
         trainer.optimizer,

@@ -4,6 +4,8 @@ Both trainers count, save and resume with it; a resumed training gives the same 
 and losses as an uninterrupted one.
 """
 
+import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ class EarlyStopping:
     Args:
         patience: epochs without improvement before training stops.
         metric: selects the best epoch; higher is better.
+        smoothing: epochs whose mean is compared: an epoch and those before it. The
+            metric of few users is noisy, and the best of many is lucky.
 
     Attributes:
         best_epoch: counted from 1; 0 before the first update.
@@ -43,9 +47,10 @@ class EarlyStopping:
         optimizer: its state then, likewise; see `optimizer_state.named_state`.
     """
 
-    def __init__(self, patience: int, metric: str) -> None:
-        self.patience, self.metric = patience, metric
+    def __init__(self, patience: int, metric: str, smoothing: int = 1) -> None:
+        self.patience, self.metric, self._smoothing = patience, metric, smoothing
         self.best_epoch = 0
+        self._best, self._latest = -math.inf, list[float]()
         self.metrics: dict[str, float] = {}
         self.weights: dict[str, Tensor] = {}
         self.optimizer: dict[str, Tensor] = {}
@@ -61,10 +66,14 @@ class EarlyStopping:
 
         The state of the `optimizer` is kept too, if it is given.
         """
-        best = self.metrics.get(self.metric, float("-inf"))
-        # Rank 0 decides: metrics may differ between ranks in the last digit.
-        if broadcast_from_rank0(metrics[self.metric] > best):
+        latest = [*self._latest, metrics[self.metric]][-self._smoothing :]
+        # Metrics may differ between ranks in the last digit.
+        self._latest, smoothed = broadcast_from_rank0(
+            (latest, statistics.fmean(latest))
+        )
+        if smoothed > self._best:
             self.best_epoch, self.metrics = epoch, dict(metrics)
+            self._best = smoothed
             self.weights = full_state_dict(model)
             if optimizer is not None:
                 self.optimizer = full_state(optimizer)
@@ -75,7 +84,12 @@ class EarlyStopping:
 
     def state(self) -> dict[str, Any]:
         """Return the JSON part of a checkpoint; `writer` adds the weights."""
-        return {"best_epoch": self.best_epoch, "metrics": self.metrics}
+        return {
+            "best_epoch": self.best_epoch,
+            "metrics": self.metrics,
+            "best": self._best if self.best_epoch else None,
+            "latest": self._latest,
+        }
 
     def writer(self) -> Callable[[Path], None]:
         """Return a function that writes the current best weights, for rank 0."""
@@ -91,6 +105,8 @@ class EarlyStopping:
     def restore(self, state: Mapping[str, Any], directory: Path) -> None:
         """Resume from `state` and the file of `writer`."""
         self.best_epoch, self.metrics = state["best_epoch"], state["metrics"]
+        if self.best_epoch:
+            self._best, self._latest = state["best"], state["latest"]
         if self.best_epoch and is_writer():
             self.weights = load_file(directory / _BEST)
             if (directory / _BEST_OPTIMIZER).exists():

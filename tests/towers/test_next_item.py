@@ -1,6 +1,7 @@
 """Item ids and the next-item objective: the towers for short sequences."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -86,10 +87,25 @@ def data_of(sequences, leave_out=1):
 
 
 def test_each_event_is_paired_with_the_next():
-    sample = next_item_sample(4, history_length=2)
-    assert sample.history.tolist() == [1, 2]
-    assert sample.target.tolist() == [2, 3]
+    sample = next_item_sample(3, 2, seed=0, epoch=0, user=0)
+    assert sample.history.tolist() == [0, 1]
+    assert sample.target.tolist() == [1, 2]
     assert sample.anchors.tolist() == sample.positives.tolist() == [0, 1]
+
+
+def test_of_a_long_history_every_part_is_drawn_as_often():
+    """The same part for the same seed, epoch and user."""
+    starts = []
+    for epoch in range(600):
+        sample = next_item_sample(7, 4, seed=1, epoch=epoch, user=5)
+        again = next_item_sample(7, 4, seed=1, epoch=epoch, user=5)
+        first = int(sample.history[0])
+        assert sample.history.tolist() == list(range(first, first + 4))
+        assert sample.target.tolist() == list(range(first + 1, first + 5))
+        assert again.history.tolist() == sample.history.tolist()
+        starts.append(first)
+    assert np.bincount(starts, minlength=3).min() > 150
+    assert max(starts) == 2  # the latest event is the last target
 
 
 @pytest.mark.parametrize("num_candidates", [0, 12])
@@ -115,10 +131,16 @@ def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
         for user, anchors, positives in zip(
             batch.users, batch.anchors, batch.positives, strict=True
         ):
-            recent = sequences.of(int(user))[-6:].tolist()
+            events = sequences.of(int(user)).tolist()
             real = anchors >= 0
-            assert rows[batch.history[anchors[real]]].tolist() == recent[:-1]
-            assert rows[batch.target[positives[real]]].tolist() == recent[1:]
+            history = rows[batch.history[anchors[real]]].tolist()
+            target = rows[batch.target[positives[real]]].tolist()
+            assert len(history) == min(len(events) - 1, 5)
+            pairs = list(itertools.pairwise(events))
+            taken = list(zip(history, target, strict=True))
+            assert taken in [
+                pairs[first : first + len(taken)] for first in range(len(pairs))
+            ]
 
 
 @pytest.mark.parametrize(("anchors", "logits"), [(2, 99), (4096, 1), (4096, 1 << 20)])

@@ -1,5 +1,7 @@
 """Early stopping, and what a training counts, saves and resumes."""
 
+import json
+
 import pytest
 import torch
 from torchrec.optim.keyed import KeyedOptimizerWrapper
@@ -28,6 +30,27 @@ def test_the_best_epoch_keeps_its_weights_until_patience_ends(one_rank, tmp_path
     again.restore(stopping.state(), tmp_path)
     assert (again.best_epoch, again.metrics) == (2, stopping.metrics)
     assert again.weights["weight"].item() == 2.0
+
+
+def test_smoothing_compares_means_of_the_latest_epochs(one_rank, tmp_path):
+    """One lucky epoch is not the best; a resumed training decides the same."""
+    del one_rank
+    model = torch.nn.Linear(1, 1)
+    values = (0.1, 0.6, 0.1, 0.4, 0.5, 0.3)  # means of two: .1, .35, .35, .25, .45, .4
+    whole = EarlyStopping(patience=9, metric="auc", smoothing=2)
+    for epoch, value in enumerate(values, 1):
+        whole.update(epoch, {"auc": value}, model)
+    assert (whole.best_epoch, whole.metrics) == (5, {"auc": 0.5})
+    for stop in range(len(values)):
+        first = EarlyStopping(patience=9, metric="auc", smoothing=2)
+        for epoch, value in enumerate(values[:stop], 1):
+            first.update(epoch, {"auc": value}, model)
+        first.writer()(tmp_path)
+        resumed = EarlyStopping(patience=9, metric="auc", smoothing=2)
+        resumed.restore(json.loads(json.dumps(first.state())), tmp_path)
+        for epoch, value in enumerate(values[stop:], stop + 1):
+            resumed.update(epoch, {"auc": value}, model)
+        assert resumed.state() == whole.state()
 
 
 def test_a_metric_below_zero_can_be_the_best(one_rank):

@@ -43,7 +43,7 @@ for _function in ("next_item_loss", "arange_like"):
 class NextItem(nn.Module):
     """Each event against the next one, among the catalogue.
 
-    Of `sampling` only the `history_length` matters: the most recent pairs of a user.
+    Of `sampling` only the `history_length` matters: so many pairs of a user in a row.
     `item_counts` are int64 [N], training events of each catalogue item.
     """
 
@@ -91,7 +91,10 @@ class NextItem(nn.Module):
                 candidates = random.choice(
                     self.num_items, self.num_candidates, replace=False, shuffle=False
                 )
-            samples = [next_item_sample(lengths[user], length) for user in users.mine]
+            samples = [
+                next_item_sample(lengths[user], length, seed, epoch, user)
+                for user in users.mine
+            ]
             yield collate(train, users.users, samples, length, length, candidates)
 
     def loss(self, towers: TwinTower, batch: TowerBatch, temperature: Tensor) -> Tensor:
