@@ -24,7 +24,7 @@ from learn_torchrec.towers.artifact import (
     load_towers,
     trained_users,
 )
-from learn_torchrec.towers.co_occurrence import CoOccurrence
+from learn_torchrec.towers.baselines import baseline_scores
 from learn_torchrec.towers.holdout import (
     RetrievalTask,
     TowersSplit,
@@ -32,7 +32,7 @@ from learn_torchrec.towers.holdout import (
     split_towers,
 )
 from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig, evaluate_groups
-from learn_torchrec.towers.scores import baseline_scores, towers_scores
+from learn_torchrec.towers.scores import towers_scores
 from learn_torchrec.training.distributed import process_group
 
 from . import options, program
@@ -40,7 +40,6 @@ from . import options, program
 logger = logging.getLogger(__name__)
 
 _LEAVE_ONE_OUT = ("recformer", "hstu")
-_MOST_COUNTED = 20_000_000  # events, whose pairs fit into memory
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = ContentStore.open(args.content)
     histories = load_histories(dataset, store, run.split)
     with process_group() as device:
-        towers, config, manifest = load_towers(args.towers, device)
+        towers, config, manifest = load_towers(args.towers, device, store)
         check_towers_inputs(args.towers, manifest, store, run.split)
         sequences = histories.sequences.with_action_names(manifest.facts["actions"])
         data = split_towers(sequences, histories.times, run.split)
@@ -102,11 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         length = config.sampling.history_length
         scores = {
             "learn": towers_scores(towers, store, task, length, device),
-            **baseline_scores(data.train, store, task),
+            **baseline_scores(data, store, task, retrieval),
         }
-        if data.train.num_events <= _MOST_COUNTED:
-            pairs = CoOccurrence.fit(data.train, len(store))
-            scores["co_occurrence"] = pairs.tuned(data.validation, task, retrieval)
         groups = evaluate_groups(scores, data.train, len(store), task, retrieval)
     body = {"retrieval": to_json(groups["all"])}
     body |= {

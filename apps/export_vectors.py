@@ -111,7 +111,7 @@ def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     with raise_on_all_ranks():  # all have read the log
         job.refuse_changed_data()
     with RunLog(job.out) as log:
-        towers, config, towers_manifest = load_towers(args.towers, device)
+        towers, config, towers_manifest = load_towers(args.towers, device, store)
         check_towers_inputs(args.towers, towers_manifest, store, job.run.split)
         sequences = sequences.with_action_names(towers_manifest.facts["actions"])
         items = np.arange(len(store))[rank_share(len(store))]

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from learn_torchrec import config, presets
@@ -11,6 +11,7 @@ from learn_torchrec.datasets.adapters import ADAPTERS, open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.derived import run as derived_run
 from learn_torchrec.derived.run import Derived
+from learn_torchrec.errors import UserError
 
 from . import program
 from .program import run as run  # apps say options.run(main)
@@ -125,6 +126,35 @@ def add_output(result: argparse.ArgumentParser, what: str) -> None:
         action="store_true",
         help="replace an artefact made with other settings or inputs",
     )
+
+
+def named_settings(
+    text: str, section: str, taken: Collection[str]
+) -> tuple[str, tuple[str, ...]]:
+    """Return name and settings of an `--arm NAME:SETTING=VALUE;...`.
+
+    Args:
+        text: as given.
+        section: that the settings belong to, such as "ranker."
+        taken: names of other arms.
+
+    Raises:
+        UserError: another form, a name twice, or a setting of another section.
+    """
+    name, colon, settings = text.partition(":")
+    if not colon or not name or name in taken:
+        raise UserError(
+            f"--arm {text}: write it as NAME:SETTING=VALUE;SETTING=VALUE, each "
+            f"name once, none of {', '.join(taken)}"
+        )
+    parts = tuple(part.strip() for part in settings.split(";") if part.strip())
+    for part in parts:
+        if not part.startswith(section):
+            raise UserError(
+                f"--arm {text}: {part}: all arms share everything but {section}*; "
+                "give it with --set"
+            )
+    return name, parts
 
 
 def resolve(args: argparse.Namespace, sections: Sequence[str] = ()) -> presets.Run:

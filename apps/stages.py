@@ -157,6 +157,12 @@ _TABLE = (
         example="--data parquet:DIR --vectors runs/vectors --out runs/study",
     ),
     Stage(
+        "study-retrieval",
+        "log + content -> towers beside baselines, several seeds, by group of targets",
+        reads=("content",),
+        example="--data parquet:DIR --content runs/content --out runs/retrieval",
+    ),
+    Stage(
         "build-index",
         "item vectors -> an index of the best items for a vector (FAISS)",
         makes="index",

@@ -276,20 +276,8 @@ def arms_of(ranker: RankerConfig, given: Sequence[str]) -> dict[str, Arm]:
     if arms[LEARN].is_baseline:
         raise UserError(f"study: {_OFF} leaves nothing to study; set another form")
     for text in given:
-        name, colon, settings = text.partition(":")
-        if not colon or not name or name in arms:
-            raise UserError(
-                f"--arm {text}: write it as NAME:SETTING=VALUE;SETTING=VALUE, each "
-                f"name once, none of {', '.join(arms)}"
-            )
-        parts = [part.strip() for part in settings.split(";") if part.strip()]
-        for part in parts:
-            if not part.startswith(_SECTION):
-                raise UserError(
-                    f"--arm {text}: {part}: all arms share everything but ranker.*; "
-                    "give it with --set"
-                )
-        parts = [part.removeprefix(_SECTION) for part in parts]
+        name, given_parts = options.named_settings(text, _SECTION, arms)
+        parts = [part.removeprefix(_SECTION) for part in given_parts]
         changed = configuration.apply_overrides(ranker, parts)
         arms[name] = Arm(changed, frozenset(p.partition("=")[0] for p in parts))
     return arms

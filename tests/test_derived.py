@@ -98,10 +98,12 @@ def test_the_objective_follows_the_catalogue_and_the_users_wishes(
         "towers.loss.objective=dense_all_action",
         "towers.model.item_tower=causal",
         "towers.loss.sampling_correction=true",
+        "towers.sampling.num_target_samples=3",
     ):
         paper = towers(wish)
         assert paper.loss.objective == "dense_all_action"
         assert (paper.loss.sampling_correction, paper.model.inputs) == (True, "content")
+    assert towers("towers.sampling.history_length=9").loss.objective == "next_item"
     assert towers("towers.model.item_tower=self").loss.objective == "next_item"
     assert towers("towers.model.inputs=content").model.inputs == "content"
     monkeypatch.setattr(run, "_MOST_CANDIDATES", 15)  # of 20 items

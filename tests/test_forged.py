@@ -172,18 +172,18 @@ def towers(directory: Path, **tensors: torch.Tensor) -> Path:
     return directory
 
 
-def test_forged_towers_are_refused(tmp_path):
+def test_forged_towers_are_refused(tmp_path, store):
     wrong = {"encoder.mean": torch.zeros(3), "encoder.std": torch.zeros(3)}
     for name, tensors in (("none", {}), ("few", wrong), ("all", {"a": torch.ones(2)})):
         made = towers(tmp_path / name, **tensors)
         with pytest.raises(UserError, match=r"damaged .*train the towers again"):
-            load_towers(made, torch.device("cpu"))
+            load_towers(made, torch.device("cpu"), store)
     path = towers(tmp_path / "cut", **wrong) / "towers.safetensors"
     for body in (path.read_bytes()[:20], b"", b"\xff" * 64):
         path.write_bytes(body)
         listed_anew(path.parent)
         with pytest.raises(UserError, match=r"damaged .*train the towers again"):
-            load_towers(path.parent, torch.device("cpu"))
+            load_towers(path.parent, torch.device("cpu"), store)
 
 
 def test_forged_checkpoints_of_the_authors_are_refused(tmp_path):

@@ -51,6 +51,7 @@ COMMANDS = {
     "recommend": ["--data", "parquet:data", "--vectors", "made"],
     "report": ["--run", "run"],
     "study": ["--data", "parquet:data", "--content", "made"],
+    "study-retrieval": ["--data", "parquet:data", "--content", "made"],
     "quickstart": ["--data", "parquet:data"],
     "prepare": ["--data", "parquet:data"],
 }
@@ -174,7 +175,7 @@ def test_a_readme_beside_a_new_report_is_not_replaced(folder, capsys):
     assert not (folder / "README.html").exists()
 
 
-@pytest.mark.parametrize("command", ["quickstart", "study"])
+@pytest.mark.parametrize("command", ["quickstart", "study", "study-retrieval"])
 def test_a_folder_keeps_what_is_not_of_a_run(command, folder, capsys):
     (folder / "mine").mkdir()
     for name in ("config.json", "study.json"):

@@ -14,9 +14,10 @@ from .measure import RESULTS
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "pages" / "results.md")
 _RETRIEVAL = {
-    "learn": "LEARN (content only)",
+    "learn": "LEARN",
     "popularity": "popularity",
     "content_mean": "averaged content vectors (paper's Baseline-v1)",
+    "co_occurrence": "item-item co-occurrence, tuned",
 }
 _SEEDS_ROWS = {
     **{
@@ -42,6 +43,20 @@ _STUDIES = {
     ),
     "movielens_1m": ("MovieLens-1M, fixed split", "ids, past counts and rates"),
     "movielens_100k": ("MovieLens-100K", "ids, columns, past counts and rates"),
+}
+# Data of each study of retrieval: results/study_retrieval_NAME.json.
+_RETRIEVAL_STUDIES = {
+    "movielens_100k": "MovieLens-100K",
+    "amazon_scientific": "Amazon Scientific 2018",
+    "online_retail": "Online Retail II",
+    "complete_journey": "The Complete Journey",
+}
+_GROUPS = {
+    "all": "all",
+    "new": "new, without the history",
+    "repeated": "repeated",
+    "tail": "long-tail",
+    "unseen": "never seen",
 }
 _STUDY_COHORTS = (
     *("all", "user_cold", "user_long_tail"),
@@ -91,8 +106,14 @@ def measured_tables() -> dict[str, str]:
         for name in _STUDIES
         if f"study_{name}" in results
     }
+    retrieval = {
+        name: results[f"study_retrieval_{name}"]
+        for name in _RETRIEVAL_STUDIES
+        if f"study_retrieval_{name}" in results
+    }
     return {
-        "gains": gains_table(studies, results["quickstart"]),
+        "gains": gains_table(studies, retrieval),
+        "next_items": next_items_table(retrieval),
         "retrieval": retrieval_table(results["quickstart"]),
         "amazon": seeds_table(results["amazon"], AMAZON_COLUMNS),
         "retail": seeds_table(results["retail"], RETAIL_COLUMNS),
@@ -117,7 +138,9 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return line(head) + rule + "".join(map(line, rows))
 
 
-def gains_table(studies: dict[str, dict[str, Any]], quickstart: dict[str, Any]) -> str:
+def gains_table(
+    studies: dict[str, dict[str, Any]], retrieval: dict[str, dict[str, Any]]
+) -> str:
     """Return what LEARN changes, a line for each question."""
     rows = []
     for name, study in studies.items():
@@ -127,12 +150,56 @@ def gains_table(studies: dict[str, dict[str, Any]], quickstart: dict[str, Any]) 
             change["points"], *change["interval"]
         )
         rows.append([f"{data}, beside {baseline}", points])
-    learn, popular = (
-        quickstart["retrieval"][name]["r@50"] for name in ("learn", "popularity")
-    )
-    recall = f"R@50 {learn:.3f}; popularity {popular:.3f}"
-    rows.append(["MovieLens-100K, next items of unseen users", recall])
+    for name, study in retrieval.items():
+        metric, over = _over(study, "all")
+        beside = f"{_RETRIEVAL_STUDIES[name]}, the next items, beside the best of five other rows"
+        rows.append(
+            [f"{beside} ({ranked_by(over['row'])})", f"{metric} {_points(over)}"]
+        )
     return markdown(["where", "what LEARN changes"], rows)
+
+
+def next_items_table(studies: dict[str, dict[str, Any]]) -> str:
+    """Return the towers beside the best other row, by data and group of targets."""
+    rows = []
+    for name, study in studies.items():
+        for group, title in _GROUPS.items():
+            found = study["groups"][group]
+            if not found["targets"]:
+                continue
+            metric, over = _over(study, group)
+            by_row = found[_ranking(study, group)][metric.lower()]["rows"]
+            rows.append(
+                [
+                    f"{_RETRIEVAL_STUDIES[name]}, {title}",
+                    f"{found['targets']:,}",
+                    metric,
+                    f"{by_row['learn']['mean']:.4f}",
+                    f"{by_row['ids']['mean']:.4f}",
+                    f"{by_row[over['row']]['mean']:.4f} ({ranked_by(over['row'])})",
+                    _points(over),
+                ]
+            )
+    head = ["targets", "", "", "LEARN", "ids alone", "best other row", "points"]
+    return markdown(head, rows)
+
+
+def _ranking(study: dict[str, Any], group: str) -> str:
+    fixed = {"new": "filtered", "repeated": "kept"}
+    return fixed.get(group, study["history_in_use"])
+
+
+def _over(study: dict[str, Any], group: str) -> tuple[str, dict[str, Any]]:
+    """Return the metric's name, and how far LEARN is above the best other row."""
+    metric = f"r@{study['ks'][0]}"
+    return metric.upper(), study["groups"][group][_ranking(study, group)][metric][
+        "over"
+    ]
+
+
+def _points(over: dict[str, Any]) -> str:
+    low, high = 100 * over["low"], 100 * over["high"]
+    return f"{100 * over['difference']:+.2f} ({low:+.2f}, {high:+.2f})"
 
 
 def daily_table(results: dict[str, Any]) -> str:
@@ -160,12 +227,15 @@ def daily_table(results: dict[str, Any]) -> str:
 
 def retrieval_table(results: dict[str, Any]) -> str:
     """Return the quickstart's retrieval metrics."""
-    metrics = ("h@50", "r@50", "h@100", "r@100")
-    rows = [
-        [title, *(f"{results['retrieval'][name][metric]:.4f}" for metric in metrics)]
-        for name, title in _RETRIEVAL.items()
-    ]
-    return markdown(["", *map(str.upper, metrics)], rows)
+    metrics = ("h@50", "r@50", "n@50", "r@100")
+
+    def cells(name: str) -> list[str]:
+        found = [results["retrieval"][name][metric] for metric in metrics]
+        found.append(results["tail_targets"][name]["r@50"])
+        return [f"{value:.4f}" for value in found]
+
+    rows = [[title, *cells(name)] for name, title in _RETRIEVAL.items()]
+    return markdown(["", *map(str.upper, metrics), "R@50, long-tail targets"], rows)
 
 
 def seeds_table(results: dict[str, Any], columns: dict[str, tuple[str, str]]) -> str:

@@ -4,6 +4,7 @@ Every rule here is a starting point that trains on data nobody has tuned for; ea
 setting comes with its reason and can be overridden by name.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,12 +25,19 @@ from learn_torchrec.ranker.features.derive import derive_features
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEM_TEXT_FIELDS, PRICE
 from learn_torchrec.towers.encoders.architecture import EncoderShape
+from learn_torchrec.towers.sampling import SamplingConfig
 
 FEATURES = "ranker.features"
 
 _SAMPLED_USERS = 100_000  # of a large log, to count repeated items
 _SMALL_LOG, _LARGE_LOG = 1_000_000, 100_000_000  # events
 _MOST_CANDIDATES, _MANY_ITEMS = 8_192, 1_000_000  # items
+# Settings of the pairs that only dense all-action draws.
+_PAIRS = tuple(
+    f"towers.sampling.{one.name}"
+    for one in dataclasses.fields(SamplingConfig)
+    if one.name != "history_length"
+)
 _MANY_VALIDATED = 1_000  # users whose recall tells epochs apart
 _MOST_SNAPSHOTS = 5_000_000  # user vectors, one for each event
 _VALIDATED_ROWS = 10_000  # training rows of which a tenth tells passes apart
@@ -156,14 +164,16 @@ def _towers(draft: Draft) -> None:
 
 
 def _can_predict_next(draft: Draft) -> bool:
-    """Whether every event can be compared with a large part of the catalogue."""
+    """Whether every event can be compared with a large part of the catalogue.
+
+    And whether the user asks for nothing that only the paper's objective has.
+    """
     towers = draft.run.towers
     if draft.is_set("towers.loss.objective"):
         return towers.loss.objective == "next_item"
-    is_paper = towers.loss.sampling_correction or (
-        draft.is_set("towers.model.item_tower")
-        and towers.model.item_tower in ("causal", "content")
-    )
+    is_paper = towers.loss.sampling_correction or any(map(draft.is_set, _PAIRS))
+    if draft.is_set("towers.model.item_tower"):
+        is_paper |= towers.model.item_tower in ("causal", "content")
     return len(draft.dataset.item_ids) <= _MANY_ITEMS and not is_paper
 
 

@@ -173,21 +173,15 @@ def rank_metrics(
         raise UserError(f"ks {tuple(ks)}: give cut-offs of 1 or more")
     users, _ = distinct_pairs(targets, num_items)
     num_users = len(targets)
-    num_targets = np.bincount(users, minlength=num_users)
-    evaluated = num_targets > 0
-    num_targets = num_targets[evaluated]
+    evaluated = np.bincount(users, minlength=num_users) > 0
     metrics: RetrievalMetrics = {}
     for k in ks:
-        is_hit = ranks <= k
-        hits = np.bincount(users, is_hit, num_users)[evaluated]
-        gains = np.bincount(users, is_hit / np.log2(ranks + 1), num_users)[evaluated]
-        most = min(k, int(num_targets.max(initial=1)))  # k may be a billion
-        ideal = np.cumsum(1 / np.log2(np.arange(2, most + 2)))
-        # Mid-ranks can put more than k tied targets within the first k.
-        ndcg = np.minimum(gains / ideal[np.minimum(num_targets, k) - 1], 1.0)
-        metrics[f"h@{k}"] = _mean(is_hit)
-        metrics[f"r@{k}"] = _mean(hits / num_targets)
-        metrics[f"hit_any@{k}"] = _mean(hits > 0)
+        recall, ndcg = (
+            each[evaluated] for each in user_metrics(ranks, users, num_users, k)
+        )
+        metrics[f"h@{k}"] = _mean(ranks <= k)
+        metrics[f"r@{k}"] = _mean(recall)
+        metrics[f"hit_any@{k}"] = _mean(recall > 0)
         metrics[f"n@{k}"] = _mean(ndcg)
     best = np.full(num_users, math.inf)
     np.minimum.at(best, users, ranks)
@@ -198,6 +192,32 @@ def rank_metrics(
         "targets": len(users),
         "targets_outside_gallery": int((targets.values == OUTSIDE_GALLERY).sum()),
     }
+
+
+def user_metrics(
+    ranks: Float64Array, users: Int64Array, num_users: int, k: int
+) -> tuple[Float64Array, Float64Array]:
+    """Return each user's recall and NDCG at `k`, float64 [U]; NaN without a target.
+
+    NDCG has binary gains and the ideal of min(targets, k) hits, and is at most 1.
+
+    Args:
+        ranks: float64 [P], of (user, target) pairs, see `target_ranks`.
+        users: int64 [P], user of each pair.
+        num_users: U.
+        k: the cut-off.
+    """
+    targets = np.bincount(users, minlength=num_users)
+    is_hit = ranks <= k
+    hits = np.bincount(users, is_hit, num_users)
+    gains = np.bincount(users, is_hit / np.log2(ranks + 1), num_users)
+    most = min(k, int(targets.max(initial=1)))  # k may be a billion
+    ideal = np.cumsum(1 / np.log2(np.arange(2, most + 2)))
+    # Mid-ranks can put more than k tied targets within the first k.
+    best = ideal[np.clip(targets, 1, most) - 1]
+    without = np.where(targets > 0, 0.0, np.nan)
+    recall = hits / np.maximum(targets, 1) + without
+    return recall, np.minimum(gains / best, 1.0) + without
 
 
 def _at_least_float32(vectors: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class ServedTowers:
             UserError: no such artefacts, or content vectors of other towers.
         """
         store = ContentStore.open(content)
-        model, config, manifest = load_towers(towers, torch.device("cpu"))
+        model, config, manifest = load_towers(towers, torch.device("cpu"), store)
         split = configs.from_dict(
             SplitConfig, manifest.config["split"], str(towers / MANIFEST)
         )
@@ -149,15 +149,10 @@ class ServedTowers:
     @torch.inference_mode()
     def item_vectors(self, content: Float16Array) -> Float32Array:
         """Return the item tower's vectors of new items' content, float32 [n, D]."""
-        table = self.model.ids
-        ids = None
-        if table is not None:  # an item without a training event has a zero ID vector
-            width = table.table.embedding_configs()[0].embedding_dim
-            ids = torch.zeros(len(content), width)
         rows = torch.arange(len(content))
-        found: Float32Array = self.model.encode_items(
-            torch.from_numpy(content), rows, ids
-        ).numpy()
+        # Without an ID vector, as all items without a training event.
+        vectors = self.model.encode_items(torch.from_numpy(content), rows)
+        found: Float32Array = vectors.numpy()
         return found
 
     def _known(

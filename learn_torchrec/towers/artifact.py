@@ -62,9 +62,15 @@ def save_towers(
 
 
 def load_towers(
-    directory: Path, device: torch.device
+    directory: Path, device: torch.device, store: ContentStore
 ) -> tuple[TwinTower, TowersConfig, Manifest]:
     """Load trained towers in evaluation mode, with their settings and manifest.
+
+    Args:
+        directory: a towers artefact.
+        device: of the towers.
+        store: the catalogue whose rows they are to read: that of their training, or a
+            later one. Items without a training event have zero ID vectors.
 
     Raises:
         UserError: `directory` holds no towers artefact.
@@ -75,6 +81,10 @@ def load_towers(
     )
     with reading(directory, manifest, [WEIGHTS_FILE], _AGAIN):
         state = load_file(directory / WEIGHTS_FILE)
+        if CATALOGUE_FILE in manifest.files:
+            rows = _id_rows(directory, manifest, store)
+            for name in (_IDS, "ids.trust"):
+                state[name] = _at_rows(state[name], rows)
         # It holds the shrinkage factors, so the counts only set their number.
         counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
         towers = build_towers(
@@ -109,15 +119,7 @@ def earlier_towers(
         names = [name for name in state if name.startswith(prefix)]
         return {name.removeprefix(prefix): state[name] for name in names}
 
-    id_rows = None
-    if _IDS in state:
-        with reading(directory, manifest, [CATALOGUE_FILE], _AGAIN):
-            table = pq.read_table(directory / CATALOGUE_FILE, **VERIFIED)
-            known = table[ITEM_ID]
-        rows = torch.from_numpy(store.rows_of(known.combine_chunks()))
-        earlier = (rows >= 0).nonzero().squeeze(1)
-        id_rows = torch.full((len(store),), -1, dtype=torch.int64)
-        id_rows[rows[earlier]] = earlier
+    id_rows = _id_rows(directory, manifest, store) if _IDS in state else None
     return InitialTowers(
         encoder=part("encoder."),
         repeat=part("repeat.") or None,
@@ -125,6 +127,28 @@ def earlier_towers(
         id_rows=id_rows,
         optimizer=optimizer,
     )
+
+
+def _id_rows(directory: Path, manifest: Manifest, store: ContentStore) -> Tensor:
+    """Return the row in the towers' ID table of each item of a store, int64 [N].
+
+    -1 for items that the towers do not know.
+    """
+    with reading(directory, manifest, [CATALOGUE_FILE], _AGAIN):
+        table = pq.read_table(directory / CATALOGUE_FILE, **VERIFIED)
+        known = table[ITEM_ID]
+    rows = torch.from_numpy(store.rows_of(known.combine_chunks()))
+    earlier = (rows >= 0).nonzero().squeeze(1)
+    found = torch.full((len(store),), -1, dtype=torch.int64)
+    found[rows[earlier]] = earlier
+    return found
+
+
+def _at_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Return the values at `rows`, zeros where a row is -1."""
+    chosen = values[rows.clamp(min=0)]
+    chosen[rows < 0] = 0
+    return chosen
 
 
 def write_trained_users(
@@ -154,10 +178,9 @@ def trained_users(directory: Path) -> UInt64Array:
 def check_towers_inputs(
     directory: Path, manifest: Manifest, store: ContentStore, split: SplitConfig
 ) -> None:
-    """Refuse content vectors or a split other than those of training.
+    """Refuse content vectors of another space or a split other than training's.
 
-    Towers that read content alone may read any of its space, of new items say; those
-    that read ids know the rows of their own catalogue only.
+    Vectors of the space may be of new items, see `load_towers`.
 
     Raises:
         UserError: names what differs.
@@ -170,8 +193,7 @@ def check_towers_inputs(
         "with,",
         "pass the content of its training, or bring it there with align-space",
     )
-    reads_ids = CATALOGUE_FILE in manifest.files
-    if reads_ids or not (trained and given):
+    if not (trained and given):
         inputs = {"content": store.manifest.fingerprint}
         refuse_other_inputs(manifest, directory, inputs, {"content": "content"})
     refuse_other_split(manifest, directory, configs.to_dict(split))
@@ -200,7 +222,7 @@ def tower_canaries(
     None where the store has none, or the towers read ids alone.
     """
     content = read_canaries(store.directory)
-    if content is None or towers.ids is not None:
+    if content is None or towers.encoder.content_projection is None:
         return None
     rows = torch.arange(len(content), device=device)
     inputs = torch.from_numpy(content).to(device)

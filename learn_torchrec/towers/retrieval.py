@@ -135,21 +135,34 @@ def evaluate_groups(
         the history, in the full ranking. `tail`: long-tail targets, as configured.
     """
     targets, removed = task.targets, _removed(task, config)
-    counts = train.item_counts(num_items)
-    is_tail = counts[targets.values] <= config.tail_events
-    is_new = ~_in_history(task, num_items)
-    groups = {
-        "all": (targets, removed),
-        "new": (targets.filter(is_new), task.history),
-        "repeated": (targets.filter(~is_new), None),
-        "tail": (targets.filter(is_tail), removed),
-    }
+    masks = target_groups(train, num_items, task, config.tail_events)
+    shown = {"all": removed, "new": task.history, "repeated": None, "tail": removed}
+    groups = {name: (targets.filter(masks[name]), gone) for name, gone in shown.items()}
     return {
         group: {
             name: evaluate_scores(score, num_items, targets, removed, config.ks)
             for name, score in rows.items()
         }
         for group, (targets, removed) in groups.items()
+    }
+
+
+def target_groups(
+    train: SequenceSet, num_items: int, task: RetrievalTask, tail_events: int
+) -> dict[str, BoolArray]:
+    """Return which of the task's targets belong to each group, bool [targets].
+
+    `all`; `new` and `repeated`, outside and in the user's history; `tail`, of at most
+    `tail_events` events of `train`, and `unseen`, of none.
+    """
+    counts = train.item_counts(num_items)[task.targets.values]
+    repeated = _in_history(task, num_items)
+    return {
+        "all": np.ones(len(counts), bool),
+        "new": ~repeated,
+        "repeated": repeated,
+        "tail": counts <= tail_events,
+        "unseen": counts == 0,
     }
 
 

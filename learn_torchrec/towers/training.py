@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,13 +114,11 @@ def train_towers(
             start=taken,
         )
         batches = attach_content(batches, store, with_ids=task.towers.ids is not None)
-        # Sampled, gathered and pinned by a thread, while the device computes.
-        ahead = prefetch(pinned(batches, device), _BATCHES_AHEAD)
-        with contextlib.closing(ahead):
+        with contextlib.closing(_read_ahead(batches, device)) as ready:
             _train_epoch(
                 trainer,
                 state,
-                _count_throughput(ahead, speed, task.towers),
+                _count_throughput(ready, speed, task.towers),
                 training.seed,
                 functools.partial(_refuse_non_finite, epoch, data.train, log),
             )
@@ -188,6 +186,17 @@ def _refuse_unfit_shape(config: TowersConfig, store: ContentStore) -> None:
             f"must equal the dim of the content vectors; set it to {store.dim}"
         )
     refuse_unfit_lengths(config)
+
+
+def _read_ahead(
+    batches: Iterator[TowerBatch], device: torch.device
+) -> Generator[TowerBatch]:
+    """Sample, gather and pin in a thread while a GPU computes.
+
+    On a CPU the thread would only compete with what computes.
+    """
+    ready = pinned(batches, device)
+    return prefetch(ready, _BATCHES_AHEAD) if device.type == "cuda" else ready
 
 
 def _train_epoch(

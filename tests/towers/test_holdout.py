@@ -5,9 +5,13 @@ from random_sequences import make_sequences, sequence_set
 
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
-from learn_torchrec.towers.holdout import RetrievalTask, split_towers
-from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_groups
-from learn_torchrec.towers.scores import baseline_scores
+from learn_torchrec.towers.baselines import baseline_scores
+from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit, split_towers
+from learn_torchrec.towers.retrieval import (
+    RetrievalConfig,
+    evaluate_groups,
+    target_groups,
+)
 
 
 def split_at(time):
@@ -97,6 +101,12 @@ def test_leave_one_out():
     assert ends.tolist() == [first[3], last[4]]
 
 
+def split_of(train, task):
+    return TowersSplit(
+        train=train, cuts=None, validation=task, test=task, known_until=99
+    )
+
+
 def test_retrieval_task_and_baselines(store):
     sequences = make_sequences([5, 2])
     task = RetrievalTask(sequences=sequences, history_lengths=np.array([4, 1]))
@@ -104,7 +114,7 @@ def test_retrieval_task_and_baselines(store):
     assert task.history.offsets.tolist() == [0, 4, 5]
     assert task.targets.values.tolist() == [sequences.items[4], sequences.items[6]]
     everything = RetrievalConfig(ks=(40,), filter_history=False)
-    scores = baseline_scores(sequences, store, task)
+    scores = baseline_scores(split_of(sequences, task), store, task, everything)
     groups = evaluate_groups(scores, sequences, len(store), task, everything)
     for metrics in groups["all"].values():
         assert metrics["r@40"] == 1.0
@@ -135,12 +145,12 @@ def test_groups_of_targets_by_hand(store):
         times=np.arange(7),
     )
     task = RetrievalTask(sequences=tested, history_lengths=np.array([3, 1]))
-    rows = baseline_scores(train, store, task)
+    config = RetrievalConfig(ks=(3,), tail_events=1)
+    rows = baseline_scores(split_of(train, task), store, task, config)
     first, second = rows["already_bought"](0, 2)
     # Bought twice, bought once, then by popularity.
     assert first.argsort(descending=True, stable=True)[:5].tolist() == [4, 3, 0, 1, 2]
     assert second.argsort(descending=True, stable=True)[:4].tolist() == [5, 0, 1, 2]
-    config = RetrievalConfig(ks=(3,), tail_events=1)
     groups = evaluate_groups(rows, train, len(store), task, config)
     # All: user 7 finds 4 of {4, 1}, user 8 nothing of {2} in the first three.
     assert groups["all"]["already_bought"]["r@3"] == (1 / 2 + 0) / 2
@@ -153,3 +163,11 @@ def test_groups_of_targets_by_hand(store):
     assert groups["repeated"]["already_bought"]["mrr"] == 1.0
     # Tail: items with at most one training event are 4 (none) and 2 (one).
     assert groups["tail"]["already_bought"]["h@3"] == 1 / 2
+    masks = target_groups(train, len(store), task, tail_events=1)
+    assert {name: mask.tolist() for name, mask in masks.items()} == {
+        "all": [True] * 3,
+        "new": [False, True, True],
+        "repeated": [True, False, False],
+        "tail": [True, False, True],
+        "unseen": [True, False, False],
+    }
