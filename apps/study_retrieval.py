@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from learn_torchrec import config as configuration
-from learn_torchrec.arrays import BoolArray, Float64Array
+from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array
 from learn_torchrec.artifact import read_manifest, verify, versions
 from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
@@ -33,6 +33,7 @@ from learn_torchrec.evaluation.retrieval import (
     user_metrics,
 )
 from learn_torchrec.evaluation.retrieval_study import compare_rows
+from learn_torchrec.jagged import Jagged
 from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
 from learn_torchrec.towers.artifact import KIND_TOWERS, load_towers
@@ -261,7 +262,7 @@ class _Ranks:
 
 
 def _of_pairs(
-    chosen: Any, owners: np.ndarray, items: np.ndarray, num_items: int
+    chosen: Jagged, owners: Int64Array, items: Int64Array, num_items: int
 ) -> BoolArray:
     """Return which (user, target) pairs are among some targets."""
     users, rows = distinct_pairs(chosen, num_items)

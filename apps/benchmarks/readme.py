@@ -152,9 +152,9 @@ def gains_table(
         rows.append([f"{data}, beside {baseline}", points])
     for name, study in retrieval.items():
         metric, over = _over(study, "all")
-        beside = f"{_RETRIEVAL_STUDIES[name]}, the next items, beside the best of five other rows"
+        where = f"{_RETRIEVAL_STUDIES[name]}, next items, beside the best other row"
         rows.append(
-            [f"{beside} ({ranked_by(over['row'])})", f"{metric} {_points(over)}"]
+            [f"{where} ({ranked_by(over['row'])})", f"{metric} {_points_over(over)}"]
         )
     return markdown(["where", "what LEARN changes"], rows)
 
@@ -177,7 +177,7 @@ def next_items_table(studies: dict[str, dict[str, Any]]) -> str:
                     f"{by_row['learn']['mean']:.4f}",
                     f"{by_row['ids']['mean']:.4f}",
                     f"{by_row[over['row']]['mean']:.4f} ({ranked_by(over['row'])})",
-                    _points(over),
+                    _points_over(over),
                 ]
             )
     head = ["targets", "", "", "LEARN", "ids alone", "best other row", "points"]
@@ -197,7 +197,7 @@ def _over(study: dict[str, Any], group: str) -> tuple[str, dict[str, Any]]:
     ]
 
 
-def _points(over: dict[str, Any]) -> str:
+def _points_over(over: dict[str, Any]) -> str:
     low, high = 100 * over["low"], 100 * over["high"]
     return f"{100 * over['difference']:+.2f} ({low:+.2f}, {high:+.2f})"
 

@@ -101,8 +101,9 @@ class SqliteEvents:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._local = path, threading.local()
-        self._writing, self._opened = threading.Lock(), list[sqlite3.Connection]()
+        self._path, self._writing = path, threading.Lock()
+        # Whichever thread needs one takes the last: a server's threads come and go.
+        self._idle: list[sqlite3.Connection] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._transaction() as connection:
@@ -121,7 +122,8 @@ class SqliteEvents:
         """See `EventStore`."""
         query = "SELECT item, time, action FROM events WHERE user = ? "
         query += "ORDER BY time DESC, rowid DESC LIMIT ?"
-        found = self._connection.execute(query, (user_id, limit)).fetchall()
+        with self._connection() as connection:
+            found = connection.execute(query, (user_id, limit)).fetchall()
         return [Event(*row) for row in reversed(found)]
 
     def users(self, start: str, limit: int) -> list[Id]:
@@ -131,8 +133,8 @@ class SqliteEvents:
         if start:
             query += "WHERE substr(CAST(user AS TEXT), 1, ?) = ? "
             given = (len(start), start, limit)
-        found = self._connection.execute(query + "LIMIT ?", given)
-        return [row[0] for row in found]
+        with self._connection() as connection:
+            return [row[0] for row in connection.execute(query + "LIMIT ?", given)]
 
     def seed(self, name: str, rows: Iterable[SeedRow]) -> int:
         """See `EventStore`."""
@@ -152,8 +154,9 @@ class SqliteEvents:
 
     def items(self) -> Iterator[tuple[Id, dict[str, Any]]]:
         """See `EventStore`."""
-        for item, body in self._connection.execute("SELECT item, body FROM items"):
-            yield item, json.loads(body)
+        with self._connection() as connection:
+            for item, body in connection.execute("SELECT item, body FROM items"):
+                yield item, json.loads(body)
 
     def check(self) -> None:
         """See `EventStore`."""
@@ -165,9 +168,8 @@ class SqliteEvents:
     def close(self) -> None:
         """See `EventStore`."""
         with self._writing:
-            for connection in self._opened:
-                connection.close()
-            self._opened.clear()
+            while self._idle:
+                self._idle.pop().close()
 
     def _insert(self, rows: Iterable[SeedRow]) -> int:
         values = (
@@ -181,25 +183,32 @@ class SqliteEvents:
 
     def _note(self, name: str) -> str | None:
         query = "SELECT body FROM notes WHERE name = ?"
-        found = self._connection.execute(query, (name,)).fetchone()
+        with self._connection() as connection:
+            found = connection.execute(query, (name,)).fetchone()
         return None if found is None else str(found[0])
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._writing, self._connection as connection:
+        with self._writing, self._connection() as connection, connection:
             yield connection
 
-    @property
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's connection; readers of their own do not wait for writers."""
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if found is None:
-            found = sqlite3.connect(
-                self._path, timeout=_BUSY_SECONDS, check_same_thread=False
-            )
-            found.execute("PRAGMA journal_mode = WAL")
-            # A crash of the machine may lose the last moments, never the file.
-            found.execute("PRAGMA synchronous = NORMAL")
-            self._local.connection = found
-            self._opened.append(found)
-        return found
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """Take a connection; readers of their own do not wait for writers."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=_BUSY_SECONDS, check_same_thread=False
+        )
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A crash of the machine may lose the last moments, never the file.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -123,6 +124,24 @@ def test_many_threads_lose_nothing(store: EventStore) -> None:
     for thread in threads:
         thread.join()
     assert len(store.recent("a", 500)) == 160
+
+
+def test_a_thread_that_has_ended_holds_no_connection(tmp_path: Path) -> None:
+    """A server makes threads anew with every reload."""
+    path = tmp_path / "events.sqlite"
+    store = SqliteEvents(path)
+
+    def opened() -> int:
+        links = Path("/proc/self/fd").iterdir()
+        return sum(link.exists() and link.resolve() == path for link in links)
+
+    before = opened()
+    for _ in range(20):
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(store.recent, 1, 9).result() == []
+    assert opened() == before == 1
+    store.close()
+    assert opened() == 0
 
 
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:

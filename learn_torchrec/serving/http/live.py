@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import logging
 import threading
 import time
@@ -142,7 +144,8 @@ class Live:
             # New items that came in during the loading.
             await asyncio.to_thread(new.service.read_new_items)
             if old is not None:
-                task = asyncio.create_task(old.drain())
+                task = asyncio.create_task(_let_go(old))
+                del old
                 self._draining.add(task)
                 task.add_done_callback(self._draining.discard)
             return True
@@ -190,6 +193,19 @@ class Live:
 
     def _name(self) -> str:
         return self.current.service.deployment.version if self.current else ""
+
+
+async def _let_go(old: Serving) -> None:
+    """Wait for the last requests, then give the memory back to the system."""
+    await old.drain()
+    del old
+    await asyncio.to_thread(_give_back)
+
+
+def _give_back() -> None:
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # not every C library has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _warm_up(towers: ServedTowers) -> None:
