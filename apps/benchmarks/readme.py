@@ -99,6 +99,7 @@ def measured_tables() -> dict[str, str]:
         **ranker_rows(results["ranker"]),
         **data_rows(results["data"], results["content"]),
         **metrics_rows(results["metrics"]),
+        **serving_rows(results["serving"]),
         **faults_rows(results["faults"]),
     }
     studies = {
@@ -165,7 +166,8 @@ def next_items_table(studies: dict[str, dict[str, Any]]) -> str:
     for name, study in studies.items():
         for group, title in _GROUPS.items():
             found = study["groups"][group]
-            if not found["targets"]:
+            whole = study["groups"]["all"]["targets"]
+            if group != "all" and not 0 < found["targets"] < whole:
                 continue
             metric, over = _over(study, group)
             by_row = found[_ranking(study, group)][metric.lower()]["rows"]
@@ -375,6 +377,31 @@ def data_rows(data: dict[str, Any], content: dict[str, Any]) -> dict[str, str]:
         ),
         "MiniLM over sentence-transformers' `encode`": (
             f"{content['over_sentence_transformers']:.2f} x"
+        ),
+    }
+
+
+def serving_rows(results: dict[str, Any]) -> dict[str, str]:
+    """Return the server under load from another process."""
+    minutes = results["reload_seconds"] / 60
+    return {
+        f"server: `/rank` of {results['candidates']} candidates, p50 and p99; "
+        "requests/s over the eager ranker's behind the same server": (
+            f"{results['rank_p50_ms']:.0f} ms, {results['rank_p99_ms']:.0f} ms; "
+            f"{results['requests_per_s_over_eager']:.1f} x"
+        ),
+        f"server: top 100 of {results['retrieve_items']:,} items, p99; recall": (
+            f"{results['retrieve_p99_ms']:.1f} ms; {results['index_recall_at_100']:.3f}"
+        ),
+        f"server: {results['reloads']} reloads in {minutes:.0f} minutes at 80 % of its "
+        "capacity, failed requests; growth of memory": (
+            f"{results['reload_failed_requests']} of {results['reload_requests']:,}; "
+            f"{results['memory_growth']:+.1%}"
+        ),
+        "tables in int8, size; change of UAUC; served scores from training's": (
+            f"{results['quantised_size_ratio']:.2f} x; "
+            f"{results['quantised_uauc_diff']:.0e}; "
+            f"{results['parity_max_difference']:.0e}"
         ),
     }
 

@@ -45,7 +45,8 @@ def retrieval_study_report(result: Mapping[str, Any]) -> Report:
                     ],
                 )
                 for group, found in groups.items()
-                if found["targets"]
+                # Without repeats all targets are new.
+                if group == "all" or 0 < found["targets"] < whole["targets"]
             ),
             Section(
                 name="how",
