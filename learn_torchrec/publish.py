@@ -5,7 +5,9 @@ the manifest to disk, and publishes the result by a rename. A finished stage is 
 """
 
 import contextlib
+import ctypes
 import datetime
+import errno
 import json
 import logging
 import os
@@ -31,6 +33,8 @@ from learn_torchrec.outputs import refuse_inside_artifact, refuse_unwritable
 from learn_torchrec.refusals import name_place
 
 logger = logging.getLogger(__name__)
+
+_HERE, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2(2)
 
 
 @contextlib.contextmanager
@@ -198,8 +202,23 @@ def _siblings(directory: Path, suffix: str) -> list[Path]:
     return [p for p in directory.parent.iterdir() if pattern.fullmatch(p.name)]
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two directories at once; false where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # another C library
+        return False
+    places = (_HERE, os.fsencode(one), _HERE, os.fsencode(other))
+    if renameat2(*places, _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):  # file system or kernel
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
 def _recover(directory: Path) -> None:
-    """Undo a swap that was killed between its two renames.
+    """Undo a swap that was killed between its two renames, where it takes two.
 
     Without the lock this would undo one that is under way.
     """
@@ -212,6 +231,9 @@ def _recover(directory: Path) -> None:
 
 def _swap(working: Path, directory: Path) -> None:
     """Move `working` to `directory`, replacing an older artefact."""
+    if directory.exists() and _exchange(working, directory):
+        shutil.rmtree(working, ignore_errors=True)  # the next run tries again
+        return
     retired = working.with_suffix(".old")
     if directory.exists():
         directory.rename(retired)

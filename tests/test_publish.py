@@ -65,10 +65,25 @@ def test_looking_without_the_lock_undoes_no_swap(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".out.0123abcd.old"]
 
 
+def test_a_swap_is_one_step_that_nothing_can_interrupt(tmp_path, monkeypatch):
+    """On a disk that becomes read-only, a second rename could not be undone."""
+    make(tmp_path / "out", "old")
+
+    def refuse(path, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    make(tmp_path / "out", "new")
+    assert (tmp_path / "out" / "data.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_swap_that_the_system_refuses_leaves_the_older_artefact(
     tmp_path, monkeypatch
 ):
     make(tmp_path / "out", "old")
+    # As where two directories cannot be exchanged.
+    monkeypatch.setattr(publish, "_exchange", lambda one, other: False)
     rename = Path.rename
 
     def refuse(path, target):

@@ -151,6 +151,11 @@ int renameat(int from, const char *old, int to, const char *new) {
   return entry_fails("rename", to, new) ? -1 : real(from, old, to, new);
 }
 
+int renameat2(int from, const char *old, int to, const char *new, unsigned flags) {
+  REAL(renameat2);
+  return entry_fails("rename", to, new) ? -1 : real(from, old, to, new, flags);
+}
+
 int mkdirat(int directory, const char *name, mode_t mode) {
   REAL(mkdirat);
   return entry_fails("mkdir", directory, name) ? -1 : real(directory, name, mode);

@@ -252,7 +252,11 @@ def inject(
             if step.other or not replaces
         }
         cases, counts = sample(calls, most, random.Random(seed))
-        print(f"{len(cases)} of {counts.cases} cases", flush=True)
+        print(
+            f"{len(cases)} of {counts.cases} cases, {counts.kinds_tried} of "
+            f"{counts.kinds} kinds of calls",
+            flush=True,
+        )
         with ThreadPoolExecutor(jobs) as pool:
             shares = [cases[number::jobs] for number in range(jobs)]
             outcomes = [o for part in pool.map(_try_all, trials, shares) for o in part]
