@@ -186,6 +186,8 @@ def _next_item(draft: Draft, users: int, steps: int) -> None:
         reason = f"{items:,} items are few enough to sample from"
     draft.put("towers.loss.objective", "next_item", reason)
     draft.put("towers.loss.logit_adjustment", 0.4, "popular items leave room for rare")
+    reason = "an item that nobody has taken may be new"
+    draft.put("towers.loss.unseen_weight", 0.3, reason)
     reason = "items are known by their events, new ones by their content"
     draft.put("towers.model.inputs", "content+id", reason)
     draft.put("towers.model.id_shrinkage", 5.0, reason)

@@ -278,16 +278,26 @@ def test_every_parameter_learns(store, one_rank, inputs, item_tower):
     assert not batch.content.requires_grad
 
 
-def test_the_adjustment_adds_the_log_share_of_the_training_events(store, one_rank):
+@pytest.mark.parametrize(("adjustment", "weight"), [(0.5, 1.0), (0.5, 0.25), (0, 0.25)])
+def test_offsets_are_log_shares_of_events_and_weights_of_the_unseen(
+    store, one_rank, adjustment, weight
+):
     del one_rank
     towers = make_towers(store, "content", "self").eval()
-    config = LossConfig(objective="next_item", temperature=0.1, logit_adjustment=0.5)
+    config = LossConfig(
+        objective="next_item",
+        temperature=0.1,
+        logit_adjustment=adjustment,
+        unseen_weight=weight,
+    )
     # Items 0 to 39 have so many events: 0 counts as 1, so that all are 781.
     objective = NextItem(config, SamplingConfig(history_length=8), torch.arange(40))
     data = data_of(make_sequences(), leave_out=0)
     ids = objective.batches(data, batch_size=30, seed=0, epoch=0, start=0)
     batch = next(attach_content(ids, store))
     share = torch.from_numpy(np.maximum(batch.item_rows.numpy(), 1) / 781)
+    unseen = batch.item_rows == 0
+    assert unseen.any()
     expected = next_item_loss(
         towers.encode_anchors(batch, None),
         towers.encode_items(batch.content, torch.arange(len(batch.item_rows))),
@@ -295,7 +305,7 @@ def test_the_adjustment_adds_the_log_share_of_the_training_events(store, one_ran
         batch.target[batch.positives.clamp(min=0)],
         batch.candidates,
         temperature=0.1,
-        offsets=0.5 * share.log().float(),
+        offsets=adjustment * share.log().float() + unseen * math.log(weight),
     )
     task = TwinTowerTrain(towers, objective, config)
     torch.testing.assert_close(task(batch)[0], expected)

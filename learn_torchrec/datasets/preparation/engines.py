@@ -111,6 +111,7 @@ class DuckDB:
                 "question mark or a backslash; choose another --out, or use --engine "
                 "spark"
             )
+        self._place = scratch.parent.parent
         settings = {
             "memory_limit": f"{memory}B",
             "temp_directory": str(scratch / "spill"),
@@ -195,7 +196,9 @@ class DuckDB:
         try:
             yield
         except duckdb.Error as error:
-            raise UserError(f"duckdb: {first_line(error)}") from error
+            raise UserError(
+                f"duckdb, working in {self._place}: {first_line(error)}"
+            ) from error
 
 
 class Spark:

@@ -1,8 +1,8 @@
 """Settings of the objectives."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from learn_torchrec.config import configuration, require
 
@@ -23,6 +23,9 @@ class LossConfig:
             training events, added to its logit in training only: vectors then need
             not learn popularity, and rare items rank higher. Not in the paper; 0 is
             off, 1 removes popularity.
+        unseen_weight: of `next_item`, what a candidate without a training event counts
+            as a negative. It may not have existed yet: at 1, towers learn that nobody
+            takes new items, whatever their content.
         temperature: divides the cosine; the authors' public code uses 1/20.
         learn_temperature: learn it from this initial value, as CLIP does, with a lower
             bound of 0.01.
@@ -34,6 +37,7 @@ class LossConfig:
     objective: Literal["dense_all_action", "next_item"] = "dense_all_action"
     candidates: NonNegativeInt = 0
     logit_adjustment: NonNegativeFloat = 0.0
+    unseen_weight: Annotated[float, Field(gt=0, le=1)] = 1.0
     temperature: PositiveFloat = 0.05
     learn_temperature: bool = False
     sampling_correction: bool = False

@@ -7,6 +7,7 @@ Dimension letters: B users of this rank, N anchors per user, U distinct items of
 batch, K candidates, D vector dim.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -57,8 +58,9 @@ class NextItem(nn.Module):
         self.num_items = len(item_counts)
         self.num_candidates = loss.candidates or self.num_items
         adjustment = None
-        if loss.logit_adjustment:
+        if loss.logit_adjustment or loss.unseen_weight < 1:
             adjustment = loss.logit_adjustment * item_log_q(item_counts)
+            adjustment[item_counts == 0] += math.log(loss.unseen_weight)
         self.register_buffer("adjustment", adjustment, persistent=False)
 
     def check(self, model: TowersModelConfig, data: TowersSplit) -> None:
