@@ -182,7 +182,7 @@ def next_items_table(studies: dict[str, dict[str, Any]]) -> str:
                     _points_over(over),
                 ]
             )
-    head = ["targets", "number", "metric", "LEARN", "ids alone", "best other row", "points"]
+    head = ["targets", "number", "metric", "LEARN", "ids alone", "best other", "points"]
     return markdown(head, rows)
 
 
