@@ -1,11 +1,11 @@
 """What finds the items that people take next on your data: towers beside baselines.
 
 Each arm is a training of the towers: `learn` is the configuration, `ids` the same
-towers that read item ids alone, and --arm adds others. Epochs are chosen on the
-validation users; the test users are ranked for once with each seed. Every row is shown
-with the history's items in the ranking and without them, for all targets and by group,
-with intervals over users. Finished trainings are kept in --out: the same command goes
-on where it stopped. One process.
+towers on item ids alone with a plain softmax, and --arm adds others. Epochs are chosen
+on the validation users; the test users are ranked for once with each seed. Every row is
+shown with the history's items in the ranking and without them, for all targets and by
+group, with intervals over users. Finished trainings are kept in --out: the same command
+goes on where it stopped. One process.
 """
 
 import argparse
@@ -46,7 +46,10 @@ from learn_torchrec.training.distributed import process_group
 from . import options, program, train_towers
 
 LEARN = "learn"
-_ARMS = {LEARN: (), "ids": ("towers.model.inputs=id",)}
+# Ids alone are at their best as in SASRec with full softmax: room for rare items, whom
+# ids do not know, only costs them recall.
+_PLAIN = ("towers.loss.logit_adjustment=0", "towers.loss.unseen_weight=1")
+_ARMS = {LEARN: (), "ids": ("towers.model.inputs=id", *_PLAIN)}
 _SECTION = "towers."
 _WIDTH = 100
 # Whether the items of the history leave the ranking.

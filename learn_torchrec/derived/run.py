@@ -193,7 +193,7 @@ def _next_item(draft: Draft, users: int, steps: int) -> None:
     draft.put("towers.model.id_shrinkage", 5.0, reason)
     reason = "an item needs no context"
     draft.put("towers.model.item_tower", "projection", reason)
-    # An epoch learns from every event of a user's latest history.
+    # An epoch learns from every event of a part of each user's history.
     epochs = int(np.clip(1_000 // steps, 10, 30))
     _epochs(draft, epochs, max(3, epochs // 5), users)
 

@@ -34,7 +34,7 @@ _COHORTS = {
 _PREDICTIONS = {"learn": "LEARN"}
 _RANKED_BY = {
     "learn": "LEARN",
-    "ids": "the same towers, ids alone",
+    "ids": "towers on ids alone",
     "popularity": "popularity",
     "content_mean": "averaged content vectors",
     "already_bought": "already bought, then popularity",
