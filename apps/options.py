@@ -1,6 +1,7 @@
 """Options that the stages share: configuration, data, inputs and output."""
 
 import argparse
+import contextlib
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -129,14 +130,15 @@ def add_output(result: argparse.ArgumentParser, what: str) -> None:
 
 
 def named_settings(
-    text: str, section: str, taken: Collection[str]
+    text: str, section: str, taken: Collection[str] = (), option: str = "--arm"
 ) -> tuple[str, tuple[str, ...]]:
-    """Return name and settings of an `--arm NAME:SETTING=VALUE;...`.
+    """Return name and settings of an option `NAME:SETTING=VALUE;...`.
 
     Args:
         text: as given.
         section: that the settings belong to, such as "ranker."
-        taken: names of other arms.
+        taken: names of others.
+        option: for messages.
 
     Raises:
         UserError: another form, a name twice, or a setting of another section.
@@ -144,15 +146,15 @@ def named_settings(
     name, colon, settings = text.partition(":")
     if not colon or not name or name in taken:
         raise UserError(
-            f"--arm {text}: write it as NAME:SETTING=VALUE;SETTING=VALUE, each "
-            f"name once, none of {', '.join(taken)}"
+            f"{option} {text}: write it as NAME:SETTING=VALUE;SETTING=VALUE"
+            + (f", each name once, none of {', '.join(taken)}" if taken else "")
         )
     parts = tuple(part.strip() for part in settings.split(";") if part.strip())
     for part in parts:
         if not part.startswith(section):
             raise UserError(
-                f"--arm {text}: {part}: all arms share everything but {section}*; "
-                "give it with --set"
+                f"{option} {text}: {part}: only {section}* may differ here; give "
+                "everything else with --set"
             )
     return name, parts
 
@@ -184,6 +186,24 @@ def resolve(args: argparse.Namespace, sections: Sequence[str] = ()) -> presets.R
     else:
         run = presets.Run()
     return config.apply_overrides(run, args.overrides)
+
+
+@contextlib.contextmanager
+def choices_said_once() -> Iterator[None]:
+    """Say each derived choice once, however many configurations share it."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in said
+        said.add(message)
+        return new
+
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
 
 
 def is_derived(args: argparse.Namespace) -> bool:

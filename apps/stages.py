@@ -163,6 +163,11 @@ _TABLE = (
         example="--data parquet:DIR --content runs/content --out runs/retrieval",
     ),
     Stage(
+        "experiment",
+        "a table of the paper on your data, its rows trained side by side",
+        example="table4 --data movielens:auto --out runs/table4",
+    ),
+    Stage(
         "build-index",
         "item vectors -> an index of the best items for a vector (FAISS)",
         makes="index",

@@ -21,6 +21,7 @@ from learn_torchrec.content.minilm import MINILM
 from learn_torchrec.content.prompt import PromptConfig, render
 from learn_torchrec.datasets import open_dataset
 
+from ..machine import describe_machine
 from ..program import run
 from . import measure
 from .measure import bare_products, interleaved_medians
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         find_model(model)
     texts = sample_texts(args.data, args.items)
     results: dict[str, Any] = {
-        "machine": measure.machine(),
+        "machine": describe_machine(),
         **measure_encoder(EncoderConfig(model=args.model), texts),
         "float32": measure_encoder(
             EncoderConfig(model=args.model, dtype="float32"), texts

@@ -32,6 +32,7 @@ from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.publish import write_artifact
 
+from ..machine import describe_machine
 from ..program import run
 from . import measure
 
@@ -215,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measure.require(duckdb="duckdb", pytest="pytest")
     measure.require_machine(1, max(args.rows) * _DISK_PER_ROW, args.scratch)
     results = {
-        "machine": measure.machine(),
+        "machine": describe_machine(),
         "engine_memory": args.memory,
         "scale": [measure_scale(n, args.memory, args.scratch) for n in args.rows],
         **compare_loaders(args.scratch),

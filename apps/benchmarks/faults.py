@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..machine import describe_machine
 from ..program import run
 from . import errno_faults, measure, save_cost
 from .damage import corruptions, damaged_checkpoints
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measure.require_machine(2)
     seed = int(time.time()) if args.seed is None else args.seed
     generator = random.Random(seed)
-    results: dict[str, Any] = {"machine": measure.machine(), "seed": seed}
+    results: dict[str, Any] = {"machine": describe_machine(), "seed": seed}
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         folder = Path(name)
         seconds = make_all(folder)

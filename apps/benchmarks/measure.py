@@ -5,7 +5,6 @@ import gc
 import importlib.util
 import json
 import os
-import platform
 import re
 import resource
 import shutil
@@ -176,22 +175,6 @@ def memory_increase_mb(run: Callable[[], object]) -> float:
     resident_mb = pages * resource.getpagesize() / 2**20
     run()
     return peak_memory_mb() - resident_mb
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine a figure was measured on."""
-    name = platform.processor() or platform.machine()
-    with Path("/proc/cpuinfo").open() as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return {
-        "processor": name,
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-    }
 
 
 def run_tests(*paths: str) -> dict[str, int]:

@@ -26,6 +26,7 @@ from learn_torchrec.evaluation.topk import top_items
 from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 
 from .. import program
+from ..machine import describe_machine
 from . import measure
 
 _DISK_PER_ROW = 14  # bytes: an int64, an int8 and a float32, and their pages
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **measure_rows(args.rows),
         **measure_against_sklearn(),
         **measure_top_items(args.users),
-        "machine": measure.machine(),
+        "machine": describe_machine(),
     }
     measure.publish(body, args.json)
 

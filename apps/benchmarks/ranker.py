@@ -58,6 +58,7 @@ from learn_torchrec.training.sharding import init_tables, shard_tables
 from learn_torchrec.vector_table import VectorTable
 
 from .. import options
+from ..machine import describe_machine
 from . import measure
 
 ROWS_PER_RANK = 2048
@@ -328,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             {ranks: launch(ranks, path, args.turns) for ranks, path in paths.items()}
             for _ in range(args.rounds)
         ]
-    result: dict[str, Any] = {"machine": measure.machine(), **ratios(rounds)}
+    result: dict[str, Any] = {"machine": describe_machine(), **ratios(rounds)}
     result["examples_per_s"] = {
         f"{name}, {ranks} rank(s)": round(
             statistics.median(measured[ranks][name] for measured in rounds)

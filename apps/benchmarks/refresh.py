@@ -42,9 +42,10 @@ from learn_torchrec.schema import (
 )
 
 from .. import evaluate_auc, predict, refresh
+from ..machine import describe_machine
 from ..program import write_json
 from ..refresh_steps import SECONDS
-from .measure import machine, parser, publish
+from .measure import parser, publish
 
 FIRST_DAYS = 10  # of the first run
 MARKET = {"users": 1200, "items": 900, "impressions": 100_000, "brands": 60}
@@ -257,7 +258,7 @@ def _figures(records: Mapping[str, Any]) -> dict[str, Any]:
     gaps = points("uauc", "scratch", "refresh")
     new = [records[f"{day}/new_items"] for day in evenings]
     return {
-        "machine": machine(),
+        "machine": describe_machine(),
         "market": {**MARKET, "first_days": FIRST_DAYS, "evenings": len(evenings)},
         "settings": list(SETTINGS),
         "by_day": {day: records[f"{day}/next_day"] for day in sorted(evenings)},

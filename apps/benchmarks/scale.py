@@ -31,6 +31,7 @@ from learn_torchrec.evaluation.tasks import ONLY_TASK
 from learn_torchrec.training.planning import GIB
 
 from .. import plan, program
+from ..machine import describe_machine
 from . import measure
 
 _ROWS_PER_USER = 20
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = args.folder or Path(temporary)
         for key in args.keys or KEYS:
             if key not in known:
-                body = {**KEYS[key](folder, args.rows), "machine": measure.machine()}
+                body = {**KEYS[key](folder, args.rows), "machine": describe_machine()}
                 measure.publish({key: body}, args.json, merge=True)
 
 

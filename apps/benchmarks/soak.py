@@ -20,6 +20,7 @@ import psutil
 
 from learn_torchrec.datasets.generated.market import MarketConfig, write_market
 
+from ..machine import describe_machine
 from ..program import run
 from . import measure
 from .stages import STEPS, FaultStep, complete, start
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepare(Path(name))
         samples, status = watch(args.minutes, Path(name))
     result = summary(samples, args.minutes)
-    result |= {"soak_exit_code": status, "soak_machine": measure.machine()}
+    result |= {"soak_exit_code": status, "soak_machine": describe_machine()}
     measure.publish(result, args.json, merge=True)
 
 

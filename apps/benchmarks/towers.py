@@ -40,6 +40,7 @@ from learn_torchrec.towers.task import TwinTowerTrain
 from learn_torchrec.training.optim import OptimizerConfig, dense_optimizer
 
 from .. import options
+from ..machine import describe_machine
 from . import measure
 
 TOLERANCE = 1e-5
@@ -420,7 +421,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--repeats", type=int, default=3, metavar="N", help="timed rounds"
     )
     args = parser.parse_args(argv)
-    result: dict[str, Any] = {"machine": measure.machine()}
+    result: dict[str, Any] = {"machine": describe_machine()}
     result |= measure_loss_memory()
     with tempfile.TemporaryDirectory() as directory:
         work = make_work(Path(directory) / "content")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.arrays import Float64Array
+from learn_torchrec.arrays import Float64Array, Int64Array
 
 _RESAMPLES = 2000
 _DRAWN_AT_ONCE = 1 << 24  # 128 MiB
@@ -17,48 +17,58 @@ _ENDS = (2.5, 97.5)
 
 
 def compare_rows(
-    rows: Mapping[str, Sequence[Float64Array]], name: str
+    rows: Mapping[str, Sequence[Float64Array]],
+    reference: str,
+    weights: Int64Array | None = None,
 ) -> dict[str, Any]:
-    """Return each row's mean with a 95 % interval, and how far one is above the others.
+    """Return each row's mean with a 95 % interval, and how far a reference is above it.
 
     Args:
         rows: a metric of each user, float64 [U], by row and seed; a row that does not
             depend on the seed has one.
-        name: of the row to compare with the best of the others.
+        reference: name of the row that the others are compared with.
+        weights: of the users, int64 [U]; equal without them.
 
     Returns:
-        `rows`, by name: `mean`, `low`, `high`, and the means of the `seeds`. `over`:
-        the `row` with the greatest mean of the others, `difference`, `low` and `high`;
-        None without another row.
+        `rows`, by name: `mean`, `low`, `high`, and the means of the `seeds`; of all but
+        the reference also `below`, how far they are below it: `difference`, `low` and
+        `high`. `over`: the same of the `row` with the greatest mean of the others; None
+        without another row.
     """
     values = np.stack([np.mean(seeds, axis=0) for seeds in rows.values()])
-    resampled = dict(zip(rows, _resampled_means(values), strict=True))
-    means = dict(zip(rows, values.mean(axis=1).tolist(), strict=True))
-    others = [row for row in rows if row != name]
-    over = None
-    if others:
-        best = max(others, key=means.__getitem__)
-        low, high = np.percentile(resampled[name] - resampled[best], _ENDS)
-        over = {
-            "row": best,
-            "difference": means[name] - means[best],
+    weights = np.ones(values.shape[1], np.int64) if weights is None else weights
+    resampled = dict(zip(rows, _resampled_means(values, weights), strict=True))
+    found = {
+        row: _summary(seeds, resampled[row], weights) for row, seeds in rows.items()
+    }
+    best = found[reference]["mean"]
+    others = {row: one for row, one in found.items() if row != reference}
+    for row, one in others.items():
+        low, high = np.percentile(resampled[reference] - resampled[row], _ENDS)
+        difference = best - one["mean"]
+        one["below"] = {
+            "difference": difference,
             "low": float(low),
             "high": float(high),
         }
-    return {"rows": {row: _summary(rows[row], resampled[row]) for row in rows}} | {
-        "over": over
-    }
+    over = None
+    if others:
+        nearest = max(others, key=lambda row: others[row]["mean"])
+        over = {"row": nearest} | others[nearest]["below"]
+    return {"rows": found, "over": over}
 
 
-def _summary(seeds: Sequence[Float64Array], resampled: Float64Array) -> dict[str, Any]:
+def _summary(
+    seeds: Sequence[Float64Array], resampled: Float64Array, weights: Int64Array
+) -> dict[str, Any]:
     low, high = np.percentile(resampled, _ENDS)
-    means = [float(each.mean()) for each in seeds]
+    means = [float(np.average(each, weights=weights)) for each in seeds]
     mean = float(np.mean(means))
     return {"mean": mean, "low": float(low), "high": float(high), "seeds": means}
 
 
-def _resampled_means(values: Float64Array) -> Float64Array:
-    """Return the means [rows, resamples] of users drawn with replacement.
+def _resampled_means(values: Float64Array, weights: Int64Array) -> Float64Array:
+    """Return the weighted means [rows, resamples] of users drawn with replacement.
 
     `values` are float64 [rows, U].
     """
@@ -69,5 +79,5 @@ def _resampled_means(values: Float64Array) -> Float64Array:
     for start in range(0, _RESAMPLES, step):
         count = min(step, _RESAMPLES - start)
         times = random.multinomial(users, np.full(users, 1 / users), size=count)
-        means.append(values @ times.T / users)
+        means.append((values * weights) @ times.T / (weights @ times.T))
     return np.concatenate(means, axis=1)

@@ -1,6 +1,6 @@
 """The page of a study of retrieval: every row, by group of targets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from learn_torchrec.evaluation.report.parts import Report, Section, Table
@@ -30,34 +30,44 @@ def retrieval_study_report(result: Mapping[str, Any]) -> Report:
                 name="found",
                 title="What finds the items that people take next",
                 text=[_sentence(result, whole[in_use])],
-                tables=[_table("all", in_use, whole, result)],
+                tables=[_table("all", in_use, whole, result, {})],
             )
         ],
         sections=[
-            *(
-                Section(
-                    name=group,
-                    title=_TITLES[group][0].upper() + _TITLES[group][1:],
-                    tables=[
-                        _table(group, ranking, found, result)
-                        for ranking in _RANKINGS
-                        if ranking in found
-                    ],
-                )
-                for group, found in groups.items()
-                # Without repeats all targets are new.
-                if group == "all" or 0 < found["targets"] < whole["targets"]
-            ),
-            Section(
-                name="how",
-                title="How it was measured",
-                text=[
-                    f"Selection: {result['selection']}.",
-                    f"Ties: {result['ties']}.",
-                    f"Long-tail targets have at most {result['tail_events']} training "
-                    "events.",
+            *tables_by_group(result, {}),
+            how(result),
+        ],
+    )
+
+
+def tables_by_group(
+    result: Mapping[str, Any], titles: Mapping[str, str]
+) -> Iterator[Section]:
+    """Yield a section for each group of targets; `titles` are of further rows."""
+    groups = result["groups"]
+    for group, found in groups.items():
+        # Without repeats all targets are new.
+        if group == "all" or 0 < found["targets"] < groups["all"]["targets"]:
+            yield Section(
+                name=group,
+                title=_TITLES[group][0].upper() + _TITLES[group][1:],
+                tables=[
+                    _table(group, ranking, found, result, titles)
+                    for ranking in _RANKINGS
+                    if ranking in found
                 ],
-            ),
+            )
+
+
+def how(result: Mapping[str, Any]) -> Section:
+    """Return the section that says how it was measured."""
+    return Section(
+        name="how",
+        title="How it was measured",
+        text=[
+            f"Selection: {result['selection']}.",
+            f"Ties: {result['ties']}.",
+            f"Long-tail targets have at most {result['tail_events']} training events.",
         ],
     )
 
@@ -78,7 +88,11 @@ def _sentence(result: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
 
 def _table(
-    group: str, ranking: str, found: Mapping[str, Any], result: Mapping[str, Any]
+    group: str,
+    ranking: str,
+    found: Mapping[str, Any],
+    result: Mapping[str, Any],
+    titles: Mapping[str, str],
 ) -> Table:
     first = result["ks"][0]
     metrics = [f"r@{first}", f"n@{first}"]
@@ -95,7 +109,10 @@ def _table(
         title=f"{found['targets']:,} targets of {found['users']:,} users, "
         f"{_RANKINGS[ranking]}",
         columns=columns,
-        rows=[[ranked_by(name), *_cells(shown, name, metrics)] for name in names],
+        rows=[
+            [titles.get(name, ranked_by(name)), *_cells(shown, name, metrics)]
+            for name in names
+        ],
         formats=formats,
         note="Averaged over seeds; intervals are over users.",
     )

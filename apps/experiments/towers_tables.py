@@ -1,0 +1,254 @@
+"""Tables whose rows are towers: trained alike but for what a row changes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from learn_torchrec.content.store import ContentStore
+from learn_torchrec.training.distributed import process_group
+
+from ..towers_arms import IDS_ALONE, FurtherRows, TowersArm, rank_arms, train_arms
+from .base import BERT, LLM, Goal, Request, judged
+
+LEARN = "learn"
+_PAPERS = ("towers.loss.objective=dense_all_action", "towers.model.inputs=content")
+_CAUSAL = (*_PAPERS, "towers.model.item_tower=causal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Towers of a table.
+
+    Attributes:
+        title: as printed.
+        settings: what they change of the derived ones; `{content_dim}` stands for the
+            size of the content vectors.
+        encoder: that reads the texts.
+        published: the paper's H@100, on its own data.
+    """
+
+    title: str
+    settings: tuple[str, ...] = ()
+    encoder: str = LLM
+    published: float | None = None
+
+
+_DERIVED = Row(title="LEARN, derived settings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowersTable:
+    """Towers beside each other, and beside what needs no training.
+
+    Attributes:
+        title: what it asks.
+        rows: by name; one of them is the reference.
+        reference: the row that the others are compared with.
+        settings: of all rows, unless the user sets them.
+        goals: what the paper finds.
+        published: the paper's H@100 of baselines, on its own data.
+        note: further lines under the table.
+        shown: metrics of the page's first table, at every cut-off.
+    """
+
+    title: str
+    rows: Mapping[str, Row]
+    reference: str = LEARN
+    settings: tuple[str, ...] = ()
+    goals: tuple[Goal, ...] = ()
+    published: Mapping[str, float] | None = None
+    note: str = ""
+    shown: tuple[str, ...] = ("r", "h")
+
+    def check(self, request: Request) -> None:
+        """Resolve every row, and look for the encoders."""
+        request.refuse_absent(self._encoders())
+        request = request.with_settings(self.settings)
+        for arm in self._arms(request, dim=1).values():
+            arm.resolve(request.args)
+
+    def run(
+        self, request: Request, further: FurtherRows | None = None
+    ) -> dict[str, Any]:
+        """Encode, train and rank; `further` are rows that no towers rank by."""
+        request = request.with_settings(self.settings)
+        stores = {name: request.encode(name) for name in self._encoders()}
+        dim = ContentStore.open(stores[self.rows[self.reference].encoder]).dim
+        arms = self._arms(request, dim)
+        trained = train_arms(request.args, arms, request.towers)
+        with process_group() as device:
+            found = rank_arms(
+                request.args, arms, trained, self.reference, device, further
+            )
+        return found | self._summary(found)
+
+    def _encoders(self) -> list[str]:
+        return list(dict.fromkeys(row.encoder for row in self.rows.values()))
+
+    def _arms(self, request: Request, dim: int) -> dict[str, TowersArm]:
+        return {
+            name: TowersArm(
+                request.content(row.encoder),
+                tuple(one.replace("{content_dim}", str(dim)) for one in row.settings),
+            )
+            for name, row in self.rows.items()
+        }
+
+    def _summary(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the first table of the page shows."""
+        ranking = found["history_in_use"]
+        by_metric = found["groups"]["all"][ranking]
+        ks = found["ks"]
+        first = f"r@{ks[0]}"
+        published = dict(self.published or {}) | {
+            name: row.published for name, row in self.rows.items() if row.published
+        }
+        rows = {
+            name: {
+                "title": self.rows[name].title if name in self.rows else None,
+                "published": published.get(name),
+                **{metric: one["rows"][name] for metric, one in by_metric.items()},
+            }
+            for name in by_metric[first]["rows"]
+        }
+        means = {
+            group: {
+                name: one["mean"]
+                for name, one in ranked[ranking][first]["rows"].items()
+            }
+            for group, ranked in found["groups"].items()
+            if ranking in ranked
+        }
+        return {
+            "rows": rows,
+            "reference": self.reference,
+            "metrics": [f"{metric}@{k}" for k in ks for metric in self.shown],
+            "published_metric": "h@100",
+            "goal_metric": first,
+            "goals": judged(self.goals, means),
+            "notes": [self.note] if self.note else [],
+        }
+
+
+TABLE1 = TowersTable(
+    title="What represents an item: its ID, or its text read by a BERT or an LLM",
+    rows={
+        "id": Row(title="ID", settings=IDS_ALONE, published=0.0370),
+        "bert": Row(
+            title="text, BERT",
+            settings=("towers.model.inputs=content",),
+            encoder=BERT,
+            published=0.0576,
+        ),
+        "llm": Row(
+            title="text, LLM",
+            settings=("towers.model.inputs=content",),
+            published=0.0701,
+        ),
+        "bert_id": Row(title="text, BERT, and ID", encoder=BERT),
+        LEARN: Row(title="text, LLM, and ID (LEARN)"),
+    },
+    goals=(
+        Goal(row="llm", than="bert"),
+        Goal(row="bert", than="id"),
+        Goal(row=LEARN, than="llm"),
+        Goal(row=LEARN, than="id"),
+    ),
+    note="The row of IDs is trained with a plain softmax, without room for rare items.",
+)
+
+TABLE3 = TowersTable(
+    title="Beside models of the industry: every item ranked, the last event held out",
+    rows={
+        "sasrec": Row(title="SASRec, full softmax", settings=IDS_ALONE),
+        "hstu": Row(
+            title="HSTU, full softmax",
+            settings=(*IDS_ALONE, "towers.model.encoder.architecture=hstu"),
+        ),
+        LEARN: Row(title="LEARN, derived settings"),
+        "learn_hstu": Row(
+            title="LEARN with HSTU's encoder",
+            settings=("towers.model.encoder.architecture=hstu",),
+        ),
+    },
+    settings=(
+        "split.holdout=leave_one_out",
+        "retrieval.ks=10,50,200",
+        "retrieval.filter_history=true",
+    ),
+    goals=(Goal(row=LEARN, than="sasrec"), Goal(row=LEARN, than="hstu")),
+    note="SASRec and HSTU are this project's towers on ids alone with those encoders. "
+    "With one target a user, R is the hit rate.",
+    shown=("r", "n"),
+)
+
+TABLE4 = TowersTable(
+    title="What the item tower reads, in the paper's form of training",
+    rows={
+        "content": Row(
+            title="(c) content vector itself",
+            settings=(
+                *_PAPERS,
+                "towers.model.item_tower=content",
+                "towers.model.encoder.vector_dim={content_dim}",
+            ),
+            published=0.0468,
+        ),
+        "self": Row(
+            title="(b) item alone",
+            settings=(*_PAPERS, "towers.model.item_tower=self"),
+            published=0.0505,
+        ),
+        "causal": Row(
+            title="(a) item after earlier targets",
+            settings=_CAUSAL,
+            published=0.0701,
+        ),
+        "projection": Row(
+            title="projection alone (not in the paper)",
+            settings=(*_PAPERS, "towers.model.item_tower=projection"),
+        ),
+        LEARN: _DERIVED,
+    },
+    reference="causal",
+    goals=(Goal(row="causal", than="self"), Goal(row="self", than="content")),
+    note="Rows (a) to (c) and the projection read the text alone; dense all-action "
+    "loss. The paper's first version could not train (c); .0468 is the second's.",
+)
+
+V2 = TowersTable(
+    title="Alignment, and which pairs teach it (the paper's second version)",
+    rows={
+        "uniform": Row(
+            title="pairs drawn uniformly (v1)",
+            settings=(*_CAUSAL, "towers.sampling.weighting=uniform"),
+            published=0.0701,
+        ),
+        "recent": Row(
+            title="pairs weighted to recent events (v2)",
+            settings=(*_CAUSAL, "towers.sampling.weighting=recent"),
+            published=0.0751,
+        ),
+        **{
+            f"pairs_{n}x{n}": Row(
+                title=f"{n} x {n} pairs a user",
+                settings=(
+                    *_CAUSAL,
+                    f"towers.sampling.num_history_samples={n}",
+                    f"towers.sampling.num_target_samples={n}",
+                ),
+            )
+            for n in (1, 4, 20)
+        },
+        LEARN: _DERIVED,
+    },
+    reference="recent",
+    goals=(
+        Goal(row="recent", than="content_mean", times=3),
+        Goal(row="recent", than="uniform"),
+        Goal(row="recent", than="pairs_1x1"),
+    ),
+    published={"content_mean": 0.0101},
+    note="Without alignment: averaged content vectors. 10 x 10 pairs a user but where "
+    "a row says otherwise.",
+)
