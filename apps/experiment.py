@@ -16,14 +16,22 @@ from learn_torchrec.evaluation.report.terminal import to_text
 from learn_torchrec.locks import locked
 
 from . import options, program
-from .experiments import towers_tables
+from .experiments import ranking_tables, towers_tables
 from .experiments.base import ENCODERS, Experiment, Request
+from .experiments.item_pairs import ITEM_PAIRS
+from .experiments.rec_to_llm import REC_TO_LLM
+from .experiments.transfer import TRANSFER
 from .machine import describe_machine
 
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": towers_tables.TABLE1,
+    "table2": REC_TO_LLM,
     "table3": towers_tables.TABLE3,
     "table4": towers_tables.TABLE4,
+    "table6": ranking_tables.RANKER,
+    "table7": ranking_tables.COHORTS,
+    "i2i": ITEM_PAIRS,
+    "transfer": TRANSFER,
     "v2": towers_tables.V2,
 }
 _WIDTH = 100
@@ -33,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the app's options."""
     parser = options.parser("experiment", __doc__)
     titles = "; ".join(f"{name}: {one.title}" for name, one in EXPERIMENTS.items())
-    parser.add_argument("table", choices=tuple(EXPERIMENTS), metavar="TABLE", help=titles)
+    parser.add_argument(
+        "table", choices=tuple(EXPERIMENTS), metavar="TABLE", help=titles
+    )
     options.add_data(parser)
     parser.add_argument(
         "--out",
@@ -53,14 +63,27 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="trainings of each row"
     )
+    parser.add_argument(
+        "--source",
+        metavar="ADAPTER:PATH",
+        help="of transfer: the data set whose towers are used on --data",
+    )
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=8,
+        metavar="N",
+        help="of tables 6 and 7: draws of settings for baseline and LEARN",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a table, print it; write its JSON and report.html into --out."""
     args = build_parser().parse_args(argv)
-    if args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds}: must be at least 1")
+    for name in ("seeds", "trials"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     page = args.out / f"report-{args.table}.html"
     result_file = args.out / f"{args.table}.json"
     program.check_output_folder(

@@ -6,10 +6,11 @@ with each seed. Finished trainings are kept: the same command goes on where it s
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -37,8 +38,6 @@ IDS_ALONE = (
     "towers.loss.unseen_weight=1",
 )
 SECTION = "towers."
-# Rows that no towers of the study rank by.
-FurtherRows: TypeAlias = Callable[[TowersSplit, ContentStore], Mapping[str, ScoreBlock]]
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,13 @@ class TowersArm:
     Attributes:
         content: store that they read.
         settings: what they change of the study's configuration.
+        starts: towers of another catalogue that each seed starts from; none for random
+            weights.
     """
 
     content: Path
     settings: tuple[str, ...] = ()
+    starts: tuple[Path, ...] = ()
 
     def resolve(self, args: argparse.Namespace) -> Run:
         """Return the configuration: that of the options, with this arm's settings."""
@@ -66,6 +68,8 @@ class TowersArm:
         given += ["--strict"] if args.strict else []
         given += ["--preset", args.preset] if args.preset else []
         given += ["--config", str(args.config)] if args.config else []
+        if self.starts:
+            given += ["--warm-start", str(self.starts[seed]), "--other-catalogue"]
         changes = [*args.overrides, *self.settings, f"towers.training.seed={seed}"]
         train_towers.main([*given, "--set", *changes])
 
@@ -83,13 +87,29 @@ def train_arms(
     return trained
 
 
+def divide(args: argparse.Namespace, run: Run, store: ContentStore) -> TowersSplit:
+    """Return training, validation and test of a log.
+
+    Raises:
+        UserError: there are no test users.
+    """
+    histories = load_histories(options.dataset(args), store, run.split)
+    data = split_towers(histories.sequences, histories.times, run.split)
+    if not len(data.test.sequences):
+        raise UserError(
+            f"split: no test user has split.min_events={run.split.min_events} events; "
+            "move split.towers_until earlier or lower split.min_events"
+        )
+    return data
+
+
 def rank_arms(
     args: argparse.Namespace,
     arms: Mapping[str, TowersArm],
     trained: Mapping[str, Sequence[Path]],
     reference: str,
     device: torch.device,
-    further: FurtherRows | None = None,
+    further: Mapping[str, ScoreBlock] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Rank the catalogue for the test users by every row; compare all rows.
 
@@ -100,7 +120,7 @@ def rank_arms(
         reference: the arm that the others are compared with. Baselines read its content
             and are evaluated by its configuration.
         device: of the towers.
-        further: rows beside the arms and the baselines.
+        further: scores of rows beside the arms and the baselines.
 
     Raises:
         UserError: no test users, or stores of different items.
@@ -114,19 +134,12 @@ def rank_arms(
     for path, other in stores.items():
         if not store.item_ids.equals(other.item_ids):
             raise UserError(f"{path}: has other items than {first}; encode both again")
-    histories = load_histories(options.dataset(args), store, run.split)
-    data = split_towers(histories.sequences, histories.times, run.split)
-    if not len(data.test.sequences):
-        raise UserError(
-            f"split: no test user has split.min_events={run.split.min_events} events; "
-            "move split.towers_until earlier or lower split.min_events"
-        )
+    data = divide(args, run, store)
     ranks = TargetRanks(data, len(store), run.retrieval)
     rows = baseline_scores(data, store, data.test, run.retrieval)
-    rows |= {} if further is None else further(data, store)
-    for name, score in rows.items():
+    for name, score in {**rows, **further}.items():
         ranks.add(name, score)
-    validation: dict[str, list[float]] = {}
+    validation: dict[str, list[float | None]] = {}
     seconds: dict[str, list[float]] = {}
     for name, seeds in trained.items():
         read = stores[arms[name].content]
@@ -135,7 +148,7 @@ def rank_arms(
             model, config, _ = load_towers(towers, device, read)
             length = config.sampling.history_length
             ranks.add(name, towers_scores(model, read, data.test, length, device))
-            best = manifest.facts["validation"][f"r@{run.retrieval.ks[0]}"]
+            best = manifest.facts["validation"].get(f"r@{run.retrieval.ks[0]}")
             validation.setdefault(name, []).append(best)
             seconds.setdefault(name, []).append(_training_seconds(towers))
         print(f"{name}: ranked with {len(seeds)} seeds", flush=True)

@@ -57,6 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
         "state_dict that torch.save wrote); use --preset official-amazon",
     )
     add_warm_start(parser, "earlier towers")
+    parser.add_argument(
+        "--other-catalogue",
+        action="store_true",
+        help="the towers of --warm-start read other people's log of other items, which "
+        "tells nothing of this one's later events; needs towers.model.inputs=content",
+    )
     return parser
 
 
@@ -67,11 +73,19 @@ def plan(args: argparse.Namespace) -> Job:
         if args.warm_start is not None:
             raise UserError("--authors-checkpoint and --warm-start: give one of them")
         inputs["authors_checkpoint"] = files_fingerprint([args.authors_checkpoint])
+    if args.other_catalogue and args.warm_start is None:
+        raise UserError("--other-catalogue: needs --warm-start")
     artefacts = {"content": (args.content, content.KIND)}
     inputs |= warm_start_inputs(args)
     artefacts |= warm_start_artefacts(args, KIND_TOWERS)
     sections = ("split", "towers", "retrieval")
-    return describe(args, KIND_TOWERS, sections, inputs, artefacts)
+    job = describe(args, KIND_TOWERS, sections, inputs, artefacts)
+    if args.other_catalogue and job.run.towers.model.inputs != "content":
+        raise UserError(
+            "--other-catalogue: ids of other items mean nothing here; add --set "
+            "towers.model.inputs=content"
+        )
+    return job
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,14 +109,15 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     if args.authors_checkpoint is not None:
         initial = InitialTowers(read_official_checkpoint(args.authors_checkpoint))
     if args.warm_start is not None:
-        refuse_newer(args.warm_start, KIND_TOWERS, data.known_until)
-        refuse_known_holdout(
-            read_manifest(args.warm_start, KIND_TOWERS),
-            args.warm_start,
-            job.inputs[INTERACTIONS_FILE],
-            config.to_dict(split),
-            data.held_out_from,
-        )
+        if not args.other_catalogue:
+            refuse_newer(args.warm_start, KIND_TOWERS, data.known_until)
+            refuse_known_holdout(
+                read_manifest(args.warm_start, KIND_TOWERS),
+                args.warm_start,
+                job.inputs[INTERACTIONS_FILE],
+                config.to_dict(split),
+                data.held_out_from,
+            )
         earlier = space_of(read_manifest(args.warm_start, KIND_TOWERS))
         refuse_other_space(
             earlier,
@@ -112,7 +127,8 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
         )
         lineage = earlier.get("towers", lineage)
         initial = earlier_towers(args.warm_start, store, args.fresh_optimizer)
-        known = trained_users(args.warm_start)
+        if not args.other_catalogue:
+            known = trained_users(args.warm_start)
     with job.training() as (log, checkpoints):
         trained = train_towers(
             job.run.towers,

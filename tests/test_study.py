@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import main as command_line
-from learn_torchrec.apps import study
+from learn_torchrec.apps import ranker_arms, study
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.paired_seeds import bootstrap, compare_cohorts
@@ -49,15 +49,15 @@ def test_gains_are_averaged_over_seeds_and_users():
 
 def test_every_draw_is_a_valid_configuration():
     for place in range(4):
-        settings = {n: v[place % len(v)] for n, v in study._SPACE.items()}
-        changed = study.Arm(RankerConfig()).with_draw(settings)
+        settings = {n: v[place % len(v)] for n, v in ranker_arms._SPACE.items()}
+        changed = ranker_arms.Arm(RankerConfig()).with_draw(settings)
         assert changed.tables.learning_rate == settings["tables.learning_rate"]
 
 
 def test_arms():
     ranker = RankerConfig()
     given = ["fast:ranker.training.epochs=2;ranker.model.embedding_dim=64"]
-    arms = study.arms_of(ranker, given)
+    arms = ranker_arms.arms_of(ranker, given)
     assert list(arms) == ["baseline", "learn", "fast"]
     assert arms["baseline"].is_baseline
     changes = study._changes(ranker, arms["baseline"].ranker)
@@ -69,9 +69,9 @@ def test_arms():
     assert fast.tables.learning_rate == 0.01
     for wrong in ("x", "learn:ranker.training.epochs=2", ":a=b"):
         with pytest.raises(UserError, match="NAME:SETTING=VALUE"):
-            study.arms_of(ranker, [wrong])
-    with pytest.raises(UserError, match=r"split\.test_from=80%: all arms share"):
-        study.arms_of(ranker, ["x:split.test_from=80%"])
+            ranker_arms.arms_of(ranker, [wrong])
+    with pytest.raises(UserError, match=r"split\.test_from=80%: only ranker"):
+        ranker_arms.arms_of(ranker, ["x:split.test_from=80%"])
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -105,13 +105,13 @@ def test_rows_are_encoded_once_and_alike():
 @pytest.fixture
 def trained(monkeypatch):
     """Count the trainings."""
-    seen, original = [], study.train_ranker
+    seen, original = [], ranker_arms.train_ranker
 
     def train(*arguments):
         seen.append(arguments[0])
         return original(*arguments)
 
-    monkeypatch.setattr(study, "train_ranker", train)
+    monkeypatch.setattr(ranker_arms, "train_ranker", train)
     return seen
 
 
@@ -123,7 +123,7 @@ def test_the_command_studies_and_resumes(market, store, tmp_path, capsys, traine
     command += ["--arm", 'tasks:ranker.tasks=[{"weight": 2.0}]']
     command += ["--arm", "wide:ranker.model.embedding_dim=20"]
     of_items = "user_id,item_id,category"
-    command += ["--arm", f"items:{study._OFF};ranker.features.sparse={of_items}"]
+    command += ["--arm", f"items:{ranker_arms._OFF};ranker.features.sparse={of_items}"]
     command += ["--set", "split.holdout=new_users", "split.towers_until=30%"]
     command += ["split.test_from=80%", "split.actions=like"]
     command += ["ranker.features.sparse=user_id,item_id", "ranker.features.dense="]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from learn_torchrec.content.backbone import SMOLLM2, refuse_absent
 from learn_torchrec.content.minilm import MINILM
+from learn_torchrec.presets import Run
 
 from .. import encode_content, options
 
@@ -65,6 +66,21 @@ class Request:
         out: Path = self.args.out / "towers" / self.args.table
         return out
 
+    @property
+    def shared(self) -> list[str]:
+        """Options that every stage takes as they were given."""
+        args = self.args
+        return [
+            *(["--strict"] if args.strict else []),
+            *(["--preset", args.preset] if args.preset else []),
+            *(["--config", str(args.config)] if args.config else []),
+        ]
+
+    def sets(self, *sections: str) -> list[str]:
+        """Return the option that sets the user's settings of some sections."""
+        mine = [one for one in self.args.overrides if one.startswith(sections)]
+        return ["--set", *mine] if mine else []
+
     def refuse_absent(self, encoders: Sequence[str]) -> None:
         """Check that encoders are on this machine.
 
@@ -72,7 +88,7 @@ class Request:
             UserError: one is not.
         """
         for encoder in encoders:
-            config = self._resolved(encoder).content.encoder
+            config = self.resolved(encoder).content.encoder
             refuse_absent(config.model, config.revision)
 
     def encode(self, encoder: str) -> Path:
@@ -80,15 +96,16 @@ class Request:
         out = self.content(encoder)
         out.parent.mkdir(parents=True, exist_ok=True)
         given = ["--data", self.args.data, "--out", str(out), "--overwrite"]
-        given += ["--strict"] if self.args.strict else []
+        given += self.shared
         encode_content.main([*given, "--set", *self._settings(encoder)])
         return out
 
     def _settings(self, encoder: str) -> list[str]:
-        mine = [one for one in self.args.overrides if one.startswith("content.")]
+        mine = [one for one in self.args.overrides if one.startswith("content")]
         return [*mine, *self.encoders[encoder]]
 
-    def _resolved(self, encoder: str) -> Any:
+    def resolved(self, encoder: str) -> Run:
+        """Return the configuration of an encoder."""
         args = argparse.Namespace(**vars(self.args))
         args.overrides = self._settings(encoder)
         return options.resolve(args, ("content",))

@@ -1,18 +1,21 @@
 """Tables whose rows are towers: trained alike but for what a row changes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from learn_torchrec.content.store import ContentStore
+from learn_torchrec.evaluation.retrieval import ScoreBlock
+from learn_torchrec.presets import Run
 from learn_torchrec.training.distributed import process_group
 
-from ..towers_arms import IDS_ALONE, FurtherRows, TowersArm, rank_arms, train_arms
+from ..towers_arms import IDS_ALONE, TowersArm, rank_arms, train_arms
 from .base import BERT, LLM, Goal, Request, judged
 
 LEARN = "learn"
 _PAPERS = ("towers.loss.objective=dense_all_action", "towers.model.inputs=content")
-_CAUSAL = (*_PAPERS, "towers.model.item_tower=causal")
+CAUSAL = (*_PAPERS, "towers.model.item_tower=causal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Row:
     published: float | None = None
 
 
-_DERIVED = Row(title="LEARN, derived settings")
+DERIVED = Row(title="LEARN, derived settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,7 @@ class TowersTable:
         published: the paper's H@100 of baselines, on its own data.
         note: further lines under the table.
         shown: metrics of the page's first table, at every cut-off.
+        titles: of rows that are not towers, where they are not the usual ones.
     """
 
     title: str
@@ -56,9 +60,10 @@ class TowersTable:
     reference: str = LEARN
     settings: tuple[str, ...] = ()
     goals: tuple[Goal, ...] = ()
-    published: Mapping[str, float] | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
     shown: tuple[str, ...] = ("r", "h")
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, request: Request) -> None:
         """Resolve every row, and look for the encoders."""
@@ -68,7 +73,7 @@ class TowersTable:
             arm.resolve(request.args)
 
     def run(
-        self, request: Request, further: FurtherRows | None = None
+        self, request: Request, further: Mapping[str, ScoreBlock] = MappingProxyType({})
     ) -> dict[str, Any]:
         """Encode, train and rank; `further` are rows that no towers rank by."""
         request = request.with_settings(self.settings)
@@ -80,7 +85,21 @@ class TowersTable:
             found = rank_arms(
                 request.args, arms, trained, self.reference, device, further
             )
-        return found | self._summary(found)
+        return found | summary(
+            found,
+            self.rows,
+            self.reference,
+            self.goals,
+            self.shown,
+            self.published,
+            self.titles,
+            [self.note] if self.note else [],
+        )
+
+    def resolve(self, request: Request) -> Run:
+        """Return the configuration of the reference."""
+        request = request.with_settings(self.settings)
+        return self._arms(request, dim=1)[self.reference].resolve(request.args)
 
     def _encoders(self) -> list[str]:
         return list(dict.fromkeys(row.encoder for row in self.rows.values()))
@@ -94,40 +113,54 @@ class TowersTable:
             for name, row in self.rows.items()
         }
 
-    def _summary(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the first table of the page shows."""
-        ranking = found["history_in_use"]
-        by_metric = found["groups"]["all"][ranking]
-        ks = found["ks"]
-        first = f"r@{ks[0]}"
-        published = dict(self.published or {}) | {
-            name: row.published for name, row in self.rows.items() if row.published
-        }
-        rows = {
+
+def summary(
+    found: Mapping[str, Any],
+    rows: Mapping[str, Row],
+    reference: str,
+    goals: Sequence[Goal],
+    shown: Sequence[str],
+    published: Mapping[str, float] = MappingProxyType({}),
+    titles: Mapping[str, str] = MappingProxyType({}),
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return what the first table of the page shows.
+
+    Args:
+        found: by `rank_arms`.
+        rows: of towers.
+        reference: the row that the others are compared with.
+        goals: to judge, by recall at the first cut-off.
+        shown: metrics, at every cut-off.
+        published: the paper's H@100 of rows that are not towers.
+        titles: of rows that are not towers, where they are not the usual ones.
+        notes: under the table.
+    """
+    ranking, ks = found["history_in_use"], found["ks"]
+    by_metric, first = found["groups"]["all"][ranking], f"r@{ks[0]}"
+    titles = {**titles, **{name: row.title for name, row in rows.items()}}
+    printed = {**published, **{name: row.published for name, row in rows.items()}}
+    means = {
+        group: {row: one["mean"] for row, one in ranked[ranking][first]["rows"].items()}
+        for group, ranked in found["groups"].items()
+        if ranking in ranked
+    }
+    return {
+        "rows": {
             name: {
-                "title": self.rows[name].title if name in self.rows else None,
-                "published": published.get(name),
+                "title": titles.get(name),
+                "published": printed.get(name),
                 **{metric: one["rows"][name] for metric, one in by_metric.items()},
             }
             for name in by_metric[first]["rows"]
-        }
-        means = {
-            group: {
-                name: one["mean"]
-                for name, one in ranked[ranking][first]["rows"].items()
-            }
-            for group, ranked in found["groups"].items()
-            if ranking in ranked
-        }
-        return {
-            "rows": rows,
-            "reference": self.reference,
-            "metrics": [f"{metric}@{k}" for k in ks for metric in self.shown],
-            "published_metric": "h@100",
-            "goal_metric": first,
-            "goals": judged(self.goals, means),
-            "notes": [self.note] if self.note else [],
-        }
+        },
+        "reference": reference,
+        "metrics": [f"{metric}@{k}" for k in ks for metric in shown],
+        "published_metric": "h@100",
+        "goal_metric": first,
+        "goals": judged(goals, means),
+        "notes": [*notes],
+    }
 
 
 TABLE1 = TowersTable(
@@ -201,14 +234,14 @@ TABLE4 = TowersTable(
         ),
         "causal": Row(
             title="(a) item after earlier targets",
-            settings=_CAUSAL,
+            settings=CAUSAL,
             published=0.0701,
         ),
         "projection": Row(
             title="projection alone (not in the paper)",
             settings=(*_PAPERS, "towers.model.item_tower=projection"),
         ),
-        LEARN: _DERIVED,
+        LEARN: DERIVED,
     },
     reference="causal",
     goals=(Goal(row="causal", than="self"), Goal(row="self", than="content")),
@@ -221,26 +254,26 @@ V2 = TowersTable(
     rows={
         "uniform": Row(
             title="pairs drawn uniformly (v1)",
-            settings=(*_CAUSAL, "towers.sampling.weighting=uniform"),
+            settings=(*CAUSAL, "towers.sampling.weighting=uniform"),
             published=0.0701,
         ),
         "recent": Row(
             title="pairs weighted to recent events (v2)",
-            settings=(*_CAUSAL, "towers.sampling.weighting=recent"),
+            settings=(*CAUSAL, "towers.sampling.weighting=recent"),
             published=0.0751,
         ),
         **{
             f"pairs_{n}x{n}": Row(
                 title=f"{n} x {n} pairs a user",
                 settings=(
-                    *_CAUSAL,
+                    *CAUSAL,
                     f"towers.sampling.num_history_samples={n}",
                     f"towers.sampling.num_target_samples={n}",
                 ),
             )
             for n in (1, 4, 20)
         },
-        LEARN: _DERIVED,
+        LEARN: DERIVED,
     },
     reference="recent",
     goals=(

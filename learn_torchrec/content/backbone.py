@@ -11,7 +11,7 @@ import importlib.util
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,50 @@ def load(
     Raises:
         UserError: the model cannot be loaded, or lacks weights.
     """
-    # Imported here: it takes seconds, and only this stage needs it.
-    from transformers import AutoTokenizer
+    with _loading(files, trust_remote_code) as options:
+        tokenizer = _load_tokenizer(files.name, options)
+        model, missing = _load_weights(files.name, dtype, options)
+    _refuse_missing(files, missing)
+    if model.config.is_encoder_decoder:
+        raise UserError(
+            f"model {files.name}: is an encoder-decoder; name a decoder-only language "
+            "model or an encoder"
+        )
+    model.config.use_cache = False  # nothing is generated, so no key-value cache
+    return tokenizer, model.eval().requires_grad_(False).to(device)
 
+
+def load_causal(
+    files: ModelFiles, device: torch.device, trust_remote_code: bool
+) -> tuple[Any, torch.nn.Module]:
+    """Return the tokenizer and the whole model with its head, float32, to be tuned.
+
+    Raises:
+        UserError: the model cannot be loaded, or is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _loading(files, trust_remote_code) as options:
+        tokenizer = _load_tokenizer(files.name, options)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            files.name, dtype=torch.float32, output_loading_info=True, **options
+        )
+    _refuse_missing(files, sorted(report["missing_keys"]))
+    model.config.use_cache = False
+    return tokenizer, model.train().to(device)
+
+
+def _refuse_missing(files: ModelFiles, weights: Sequence[str]) -> None:
+    if weights:
+        raise UserError(
+            f"model {files.name}: {len(weights)} weights are missing from its files, "
+            f"the first is {weights[0]}; download the complete model"
+        )
+
+
+@contextlib.contextmanager
+def _loading(files: ModelFiles, trust_remote_code: bool) -> Iterator[dict[str, Any]]:
+    """Give the loader's options, and name the model if it fails."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if files.revision is not None:
         options["revision"] = options["code_revision"] = files.revision
@@ -143,27 +184,22 @@ def load(
         gguf_logger = logging.getLogger("transformers.quantizers.quantizer_gguf")
         gguf_logger.setLevel(logging.ERROR)
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(files.name, **options)
-            model, missing = _load_weights(files.name, dtype, options)
+        with quiet():
+            yield options
     except MemoryError:
         raise
     except Exception as error:  # a damaged file fails anywhere in several libraries
         raise UserError(_loading_problem(files, error, trust_remote_code)) from error
-    if missing:
-        raise UserError(
-            f"model {files.name}: {len(missing)} weights are missing from its files, "
-            f"the first is {missing[0]}; download the complete model"
-        )
-    if model.config.is_encoder_decoder:
-        raise UserError(
-            f"model {files.name}: is an encoder-decoder; name a decoder-only language "
-            "model or an encoder"
-        )
+
+
+def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
+    # Imported here: it takes seconds, and only this stage needs it.
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.use_cache = False  # nothing is generated, so no key-value cache
-    return tokenizer, model.eval().requires_grad_(False).to(device)
+    return tokenizer
 
 
 def _load_weights(
@@ -264,8 +300,8 @@ def _not_found(files: ModelFiles) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the loader's progress bars unless stderr is a terminal.
+def quiet() -> Iterator[None]:
+    """Hide transformers' progress bars unless stderr is a terminal.
 
     They ignore transformers' own switch. Log records still reach their handlers.
     """

@@ -83,6 +83,7 @@ class ContentEncoder:
         dim: C, the length of a vector.
         device: where the model runs.
         dtype: of the model.
+        num_layers: of the model, without the embedding layer.
 
     Raises:
         UserError: the model, a package it needs, the device or a layer is missing,
@@ -105,7 +106,7 @@ class ContentEncoder:
         with backbone.naming_model(config.model):
             model_config: Any = self.model.config
             shape = model_config.get_text_config()
-            self._last_layer = int(shape.num_hidden_layers)
+            self.num_layers = int(shape.num_hidden_layers)
             self._layers = [self._layer_index(layer) for layer in config.layers]
             self._max_tokens = self._capped_tokens(shape)
             self.dim = int(shape.hidden_size) * len(self._layers)
@@ -205,7 +206,7 @@ class ContentEncoder:
     @torch.inference_mode()
     def _forward(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return pooled layers, float32 [B, C], from ids and mask [B, T]."""
-        only_last = self._layers == [self._last_layer]
+        only_last = self._layers == [self.num_layers]
         output = self.model(
             input_ids=token_ids,
             attention_mask=mask,
@@ -252,11 +253,11 @@ class ContentEncoder:
         return tokens
 
     def _layer_index(self, layer: int) -> int:
-        count = self._last_layer + 1
+        count = self.num_layers + 1
         if not -count <= layer < count:
             raise UserError(
                 f"layers: {self.config.model} has hidden states 0 to "
-                f"{self._last_layer} (or -{count} to -1), not {layer}"
+                f"{self.num_layers} (or -{count} to -1), not {layer}"
             )
         return layer % count
 

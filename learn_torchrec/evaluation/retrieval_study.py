@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from learn_torchrec.arrays import Float64Array, Int64Array
+from learn_torchrec.arrays import Float64Array, IntArray
 
 _RESAMPLES = 2000
 _DRAWN_AT_ONCE = 1 << 24  # 128 MiB
@@ -19,7 +19,7 @@ _ENDS = (2.5, 97.5)
 def compare_rows(
     rows: Mapping[str, Sequence[Float64Array]],
     reference: str,
-    weights: Int64Array | None = None,
+    weights: IntArray | Float64Array | None = None,
 ) -> dict[str, Any]:
     """Return each row's mean with a 95 % interval, and how far a reference is above it.
 
@@ -27,7 +27,7 @@ def compare_rows(
         rows: a metric of each user, float64 [U], by row and seed; a row that does not
             depend on the seed has one.
         reference: name of the row that the others are compared with.
-        weights: of the users, int64 [U]; equal without them.
+        weights: of the users, [U]; equal without them.
 
     Returns:
         `rows`, by name: `mean`, `low`, `high`, and the means of the `seeds`; of all but
@@ -36,11 +36,11 @@ def compare_rows(
         without another row.
     """
     values = np.stack([np.mean(seeds, axis=0) for seeds in rows.values()])
-    weights = np.ones(values.shape[1], np.int64) if weights is None else weights
-    resampled = dict(zip(rows, _resampled_means(values, weights), strict=True))
-    found = {
-        row: _summary(seeds, resampled[row], weights) for row, seeds in rows.items()
-    }
+    weigh = np.ones(values.shape[1])
+    if weights is not None:
+        weigh = weights.astype(np.float64)
+    resampled = dict(zip(rows, _resampled_means(values, weigh), strict=True))
+    found = {row: _summary(seeds, resampled[row], weigh) for row, seeds in rows.items()}
     best = found[reference]["mean"]
     others = {row: one for row, one in found.items() if row != reference}
     for row, one in others.items():
@@ -59,7 +59,7 @@ def compare_rows(
 
 
 def _summary(
-    seeds: Sequence[Float64Array], resampled: Float64Array, weights: Int64Array
+    seeds: Sequence[Float64Array], resampled: Float64Array, weights: Float64Array
 ) -> dict[str, Any]:
     low, high = np.percentile(resampled, _ENDS)
     means = [float(np.average(each, weights=weights)) for each in seeds]
@@ -67,7 +67,7 @@ def _summary(
     return {"mean": mean, "low": float(low), "high": float(high), "seeds": means}
 
 
-def _resampled_means(values: Float64Array, weights: Int64Array) -> Float64Array:
+def _resampled_means(values: Float64Array, weights: Float64Array) -> Float64Array:
     """Return the weighted means [rows, resamples] of users drawn with replacement.
 
     `values` are float64 [rows, U].

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learn_torchrec.arrays import Float32Array
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.evaluation.retrieval import ScoreBlock
 from learn_torchrec.towers.co_occurrence import CoOccurrence
@@ -28,12 +29,6 @@ def baseline_scores(
       see `CoOccurrence`; left out where the log's pairs would not fit into memory.
     """
     counts = torch.from_numpy(data.train.item_counts(len(store)))
-    content = F.normalize(
-        torch.from_numpy(store.gather(np.arange(len(store)))).float(), dim=-1
-    )
-    histories = np.split(task.history.values, task.history.offsets[1:-1])
-    means = [content[torch.from_numpy(rows)].mean(0) for rows in histories]
-    users = torch.stack([F.normalize(mean, dim=0) for mean in means])
     share = counts.double() / (counts.max() + 1)  # < 1: after any history item
 
     def already_bought(start: int, stop: int) -> Tensor:
@@ -46,10 +41,31 @@ def baseline_scores(
 
     scores: dict[str, ScoreBlock] = {
         "popularity": lambda start, stop: counts.expand(stop - start, -1),
-        "content_mean": lambda start, stop: users[start:stop] @ content.T,
+        "content_mean": averaged_content(store, task),
         "already_bought": already_bought,
     }
     if data.train.num_events <= _MOST_COUNTED:
         pairs = CoOccurrence.fit(data.train, len(store))
         scores["co_occurrence"] = pairs.tuned(data.validation, task, config)
     return scores
+
+
+def averaged_content(store: ContentStore, task: RetrievalTask) -> ScoreBlock:
+    """Return the cosines of the mean of the history's vectors with every item."""
+    content = _unit_content(store)
+    histories = np.split(task.history.values, task.history.offsets[1:-1])
+    means = [content[torch.from_numpy(rows)].mean(0) for rows in histories]
+    users = torch.stack([F.normalize(mean, dim=0) for mean in means])
+    return lambda start, stop: users[start:stop] @ content.T
+
+
+def content_similarity(store: ContentStore, users: Float32Array) -> ScoreBlock:
+    """Return the cosines of users' vectors, float32 [U, C], with every item."""
+    content = _unit_content(store)
+    vectors = F.normalize(torch.from_numpy(users), dim=-1)
+    return lambda start, stop: vectors[start:stop] @ content.T
+
+
+def _unit_content(store: ContentStore) -> Tensor:
+    vectors = torch.from_numpy(store.gather(np.arange(len(store)))).float()
+    return F.normalize(vectors, dim=-1)

@@ -1,8 +1,10 @@
 """The page of one of the paper's tables, as measured on somebody's data."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Report, Section, Table
 from learn_torchrec.evaluation.report.retrieval_study import how, tables_by_group
 from learn_torchrec.evaluation.words import TARGETS, ranked_by
@@ -13,9 +15,12 @@ _GROUPS = {name.removesuffix("_targets"): title for name, title in TARGETS.items
 def experiment_report(result: Mapping[str, Any]) -> Report:
     """Return the page of what `learn-torchrec experiment` found (its JSON)."""
     titles = row_titles(result)
-    sections = []
+    cohorts = result["reference"] is None
+    sections: list[Section] = []
     if "groups" in result:
         sections = [*tables_by_group(result, titles), how(result)]
+    if "histograms" in result:
+        sections.append(_histograms(result, titles))
     return Report(
         title=f"{result['name']}: {result['title']}",
         subtitle=_subtitle(result),
@@ -25,7 +30,9 @@ def experiment_report(result: Mapping[str, Any]) -> Report:
                 name="found",
                 title=result["title"],
                 text=[goal_sentence(goal, result, titles) for goal in result["goals"]],
-                tables=[rows_table(result, titles)],
+                tables=[
+                    cohort_table(result) if cohorts else rows_table(result, titles)
+                ],
             )
         ],
         sections=sections,
@@ -74,6 +81,30 @@ def rows_table(result: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
     )
 
 
+def cohort_table(result: Mapping[str, Any]) -> Table:
+    """Return the table of a result whose rows are cohorts of impressions."""
+    columns, formats = ["cohort", "share"], ["", ".1%"]
+    for metric in result["metrics"]:
+        name = metric if metric == "revenue" else metric.upper()
+        columns += [name, "points"]
+        formats += ["", ""]
+    cells = []
+    for row in result["rows"].values():
+        line = [row["title"], row["share"]]
+        for metric in result["metrics"]:
+            one = row.get(metric)
+            line += ["", ""] if one is None else [_change(one), _points(one["below"])]
+        cells.append(line)
+    return Table(
+        name="rows",
+        title="Baseline → LEARN, by cohort",
+        columns=columns,
+        rows=cells,
+        formats=formats,
+        note=" ".join(["Averaged over seeds; intervals over users.", *result["notes"]]),
+    )
+
+
 def goal_sentence(
     goal: Mapping[str, Any], result: Mapping[str, Any], titles: Mapping[str, str]
 ) -> str:
@@ -87,10 +118,35 @@ def goal_sentence(
     return f"{claim}: {verdict}{ratio} in {result['goal_metric'].upper()}."
 
 
+def _histograms(result: Mapping[str, Any], titles: Mapping[str, str]) -> Section:
+    """Return the section that draws the cosines of taken and random pairs."""
+    drawn = []
+    for name, found in result["histograms"].items():
+        edges = found["edges"]
+        centres = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+        auc = result["rows"][name]["auc"]["mean"]
+        drawn.append(
+            figures.curves(
+                f"cosines-{name}",
+                f"{titles[name]}, AUC {auc:.3f}",
+                {
+                    "taken one after the other": (centres, found["taken"]),
+                    "random": (centres, found["random"]),
+                },
+                ("cosine", "share of the pairs"),
+                f"Cosines by {titles[name]} from {edges[0]:.2f} to {edges[-1]:.2f}: "
+                f"a taken pair is above a random one with a chance of {auc:.3f}.",
+            )
+        )
+    return Section(name="cosines", title="Cosines of the pairs", figures=drawn)
+
+
 def _subtitle(result: Mapping[str, Any]) -> str:
     said = [result["data"]]
     if users := result.get("users"):
         said.append(f"{users['test']:,} test users")
+    if impressions := result.get("impressions"):
+        said.append(f"{impressions['test']:,} test impressions")
     if "items" in result:
         said.append(f"{result['items']:,} items")
     if "seeds" in result:
@@ -108,5 +164,11 @@ def _points(below: Mapping[str, float] | None) -> str:
     """Return how far a row is above the reference."""
     if below is None:
         return ""
-    numbers = -100 * below["difference"], -100 * below["high"], -100 * below["low"]
-    return "{:+.2f} ({:+.2f}, {:+.2f})".format(*numbers)
+    points = f"{-100 * below['difference']:+.2f}"
+    if below["low"] is None:
+        return points
+    return f"{points} ({-100 * below['high']:+.2f}, {-100 * below['low']:+.2f})"
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    return f"{row['baseline']:.4f} → {row['mean']:.4f}"
