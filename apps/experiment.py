@@ -28,6 +28,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table2": REC_TO_LLM,
     "table3": towers_tables.TABLE3,
     "table4": towers_tables.TABLE4,
+    "table5": towers_tables.TABLE5,
     "table6": ranking_tables.RANKER,
     "table7": ranking_tables.COHORTS,
     "i2i": ITEM_PAIRS,

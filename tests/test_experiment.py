@@ -133,6 +133,14 @@ def test_industry_models_rank_the_last_event(tables):
     assert row["r@5"]["mean"] == pytest.approx(row["h@5"]["mean"])  # one target each
 
 
+def test_a_language_model_comprehends_histories(tables):
+    result = run(tables, "table5")
+    check_row(result["rows"]["lora_16"], "r@5", 2)
+    settings = result["settings"]["lora_64"]
+    assert settings["towers.model.encoder.width"] == 16  # the model's hidden size
+    assert settings["towers.model.encoder.lora_rank"] == 64
+
+
 def test_histories_as_text(tables, capsys):
     result = run(tables, "table2")
     assert "next-token loss" in capsys.readouterr().err

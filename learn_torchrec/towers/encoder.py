@@ -16,6 +16,7 @@ from learn_torchrec.towers.encoders.architecture import (
     EncoderShape,
     build_sequence_encoder,
 )
+from learn_torchrec.towers.encoders.language_model import LanguageModel
 from learn_torchrec.towers.packing import Packing
 
 _INIT_STD = 0.02  # BERT's
@@ -69,7 +70,10 @@ class PreferenceEncoder(nn.Module):
             self.content_projection = nn.Linear(mean.shape[0], shape.width)
         self.sequence_encoder = build_sequence_encoder(shape)
         self.vector_projection = nn.Linear(shape.width, shape.vector_dim)
-        self.apply(_init_like_bert)
+        pretrained = isinstance(self.sequence_encoder, LanguageModel)
+        for child in self.children():
+            if not (pretrained and child is self.sequence_encoder):
+                child.apply(_init_like_bert)
 
     def forward(
         self,

@@ -6,11 +6,13 @@ in `EncoderShape.architecture`, and a branch in `build_sequence_encoder`.
 
 from typing import Annotated, Literal, Protocol
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from learn_torchrec.config import Depth, Width, configuration, require
+from learn_torchrec.content.backbone import SMOLLM2
 from learn_torchrec.towers.encoders.hstu import HSTU
+from learn_torchrec.towers.encoders.language_model import LanguageModel
 from learn_torchrec.towers.encoders.transformer import Transformer
 from learn_torchrec.towers.packing import Packing
 
@@ -43,8 +45,9 @@ class EncoderShape:
     """Shape of the encoder; the defaults are the paper's (BERT-base).
 
     Attributes:
-        architecture: the paper's `transformer`, or `hstu` (not in the paper), which
-            also uses the time between events.
+        architecture: the paper's `transformer`; `hstu` (not in the paper), which also
+            uses the time between events; or `language_model`, pretrained, of which
+            LoRA trains a part (the paper's comparison).
         width: W, hidden size.
         num_layers: layers.
         num_heads: attention heads; divides `width`.
@@ -53,9 +56,13 @@ class EncoderShape:
         dropout: in every sub-layer, and of the transformer's attention weights.
         max_positions: longest sequence; 0 disables learned positions, as in the
             authors' public code.
+        language_model: of `language_model`: see `content.encoder.model`. Its hidden
+            size is `width`; layers, heads, feed-forward part and positions are its
+            own.
+        lora_rank: of `language_model`.
     """
 
-    architecture: Literal["transformer", "hstu"] = "transformer"
+    architecture: Literal["transformer", "hstu", "language_model"] = "transformer"
     width: Width = 768
     num_layers: Depth = 12
     num_heads: Width = 12
@@ -63,6 +70,8 @@ class EncoderShape:
     vector_dim: Width = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     max_positions: NonNegativeInt = 80
+    language_model: str = SMOLLM2
+    lora_rank: PositiveInt = 16
 
     def __post_init__(self) -> None:
         require(
@@ -76,6 +85,9 @@ def build_sequence_encoder(shape: EncoderShape) -> SequenceEncoder:
     """Return a freshly initialized encoder of the configured architecture."""
     size = shape.width, shape.num_layers, shape.num_heads
     rest = shape.dropout, shape.max_positions
+    if shape.architecture == "language_model":
+        name, rank = shape.language_model, shape.lora_rank
+        return LanguageModel(name, shape.width, rank, shape.dropout)
     if shape.architecture == "hstu":
         return HSTU(*size, *rest)
     return Transformer(*size, shape.feed_forward_dim, *rest)
