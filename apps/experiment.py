@@ -8,6 +8,7 @@ What is finished stays in --out: the same command goes on where it stopped.
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.experiment import experiment_report
@@ -99,17 +100,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment.check(request)
         args.out.mkdir(parents=True, exist_ok=True)
         with locked(args.out):
-            result = {
+            result: dict[str, Any] = {
                 "name": args.table,
                 "title": experiment.title,
                 **experiment.run(request),
                 "machine": describe_machine(),
             }
-            program.write_json(result_file, result)
+            program.write_json(result_file, rounded(result))
             report = experiment_report(result)
             write_report(report, page)
     print(to_text(report.summary, _WIDTH))
     print(f"written to {result_file}, {page} (and .md)")
+
+
+def rounded(value: Any) -> Any:
+    """Return a result whose numbers have six digits after the point."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def encoders_of(given: Sequence[str]) -> dict[str, tuple[str, ...]]:

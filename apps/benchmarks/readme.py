@@ -1,18 +1,33 @@
-"""Writes the measured tables into the README and docs/pages/results.md."""
+"""Writes the measured tables into the README and the documentation."""
 
 import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from learn_torchrec.evaluation.words import cohort_title, ranked_by
+from learn_torchrec.evaluation.words import ranked_by
 
+from .markdown import markdown
 from .measure import RESULTS
+from .paper_tables import paper_tables
+from .study_tables import (
+    RANKER_STUDIES,
+    RETRIEVAL_STUDIES,
+    arms_table,
+    gains_table,
+    next_items_table,
+    shuffled_table,
+    study_table,
+)
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "pages" / "results.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "pages" / "results.md",
+    ROOT / "docs" / "pages" / "tables.md",
+)
 _RETRIEVAL = {
     "learn": "LEARN",
     "popularity": "popularity",
@@ -27,41 +42,6 @@ _SEEDS_ROWS = {
     "content": "LEARN, content",
     "content+id": "LEARN, content + ID",
 }
-# Data and baseline of each study of the ranker: results/study_NAME.json.
-_STUDIES = {
-    "complete_journey": (
-        "The Complete Journey",
-        "ids, promotion places, past counts and rates",
-    ),
-    "complete_journey_counts": (
-        "The Complete Journey",
-        "the same and past counts by category, product type and maker",
-    ),
-    "online_retail": (
-        "Online Retail II, drawn negatives",
-        "ids, past counts and rates",
-    ),
-    "movielens_1m": ("MovieLens-1M, fixed split", "ids, past counts and rates"),
-    "movielens_100k": ("MovieLens-100K", "ids, columns, past counts and rates"),
-}
-# Data of each study of retrieval: results/study_retrieval_NAME.json.
-_RETRIEVAL_STUDIES = {
-    "movielens_100k": "MovieLens-100K",
-    "amazon_scientific": "Amazon Scientific 2018",
-    "online_retail": "Online Retail II",
-    "complete_journey": "The Complete Journey",
-}
-_GROUPS = {
-    "all": "all",
-    "new": "new, without the history",
-    "repeated": "repeated",
-    "tail": "long-tail",
-    "unseen": "never seen",
-}
-_STUDY_COHORTS = (
-    *("all", "user_cold", "user_long_tail"),
-    *("item_cold", "item_long_tail", "item_others"),
-)
 AMAZON_COLUMNS = {
     "R@10": ("retrieval", "r@10"),
     "N@10": ("retrieval", "n@10"),
@@ -104,12 +84,12 @@ def measured_tables() -> dict[str, str]:
     }
     studies = {
         name: results[f"study_{name}"]
-        for name in _STUDIES
+        for name in RANKER_STUDIES
         if f"study_{name}" in results
     }
     retrieval = {
         name: results[f"study_retrieval_{name}"]
-        for name in _RETRIEVAL_STUDIES
+        for name in RETRIEVAL_STUDIES
         if f"study_retrieval_{name}" in results
     }
     return {
@@ -125,83 +105,8 @@ def measured_tables() -> dict[str, str]:
         "shuffled": shuffled_table(results["study_complete_journey_shuffled"]),
         "daily": daily_table(results["refresh"]),
         "measured": markdown(["", ""], measured.items()),
+        **paper_tables(results),
     }
-
-
-def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|\n"
-
-    head = list(head)
-    rule = "|---" * len(head) + "|\n"
-    return line(head) + rule + "".join(map(line, rows))
-
-
-def gains_table(
-    studies: dict[str, dict[str, Any]], retrieval: dict[str, dict[str, Any]]
-) -> str:
-    """Return what LEARN changes, a line for each question."""
-    rows = []
-    for name, study in studies.items():
-        data, baseline = _STUDIES[name]
-        change = study["arms"]["learn"]["cohorts"]["all"]["uauc"]
-        points = "UAUC {:+.2f} points ({:+.2f}, {:+.2f})".format(
-            change["points"], *change["interval"]
-        )
-        rows.append([f"{data}, beside {baseline}", points])
-    for name, study in retrieval.items():
-        metric, over = _over(study, "all")
-        where = f"{_RETRIEVAL_STUDIES[name]}, next items, beside the best other row"
-        rows.append(
-            [f"{where} ({ranked_by(over['row'])})", f"{metric} {_points_over(over)}"]
-        )
-    return markdown(["where", "what LEARN changes"], rows)
-
-
-def next_items_table(studies: dict[str, dict[str, Any]]) -> str:
-    """Return the towers beside the best other row, by data and group of targets."""
-    rows = []
-    for name, study in studies.items():
-        for group, title in _GROUPS.items():
-            found = study["groups"][group]
-            whole = study["groups"]["all"]["targets"]
-            if group != "all" and not 0 < found["targets"] < whole:
-                continue
-            metric, over = _over(study, group)
-            by_row = found[_ranking(study, group)][metric.lower()]["rows"]
-            rows.append(
-                [
-                    f"{_RETRIEVAL_STUDIES[name]}, {title}",
-                    f"{found['targets']:,}",
-                    metric,
-                    f"{by_row['learn']['mean']:.4f}",
-                    f"{by_row['ids']['mean']:.4f}",
-                    f"{by_row[over['row']]['mean']:.4f} ({ranked_by(over['row'])})",
-                    _points_over(over),
-                ]
-            )
-    head = ["targets", "number", "metric", "LEARN", "ids alone", "best other", "points"]
-    return markdown(head, rows)
-
-
-def _ranking(study: dict[str, Any], group: str) -> str:
-    fixed = {"new": "filtered", "repeated": "kept"}
-    return fixed.get(group, study["history_in_use"])
-
-
-def _over(study: dict[str, Any], group: str) -> tuple[str, dict[str, Any]]:
-    """Return the metric's name, and how far LEARN is above the best other row."""
-    metric = f"r@{study['ks'][0]}"
-    return metric.upper(), study["groups"][group][_ranking(study, group)][metric][
-        "over"
-    ]
-
-
-def _points_over(over: dict[str, Any]) -> str:
-    low, high = 100 * over["low"], 100 * over["high"]
-    return f"{100 * over['difference']:+.2f} ({low:+.2f}, {high:+.2f})"
 
 
 def daily_table(results: dict[str, Any]) -> str:
@@ -275,55 +180,6 @@ def metrics_rows(results: dict[str, Any]) -> dict[str, str]:
             f"{results['topk_over_faiss']:.2f} x"
         ),
     }
-
-
-def study_table(studies: dict[str, dict[str, Any]]) -> str:
-    """Return baseline and LEARN over seeds, by data set and cohort."""
-    head = ["data, beside, cohort", "rows", "AUC", "UAUC", "UAUC, points"]
-    lines = []
-    for name, study in studies.items():
-        data, baseline = _STUDIES[name]
-        known = study["arms"]["learn"]["cohorts"]
-        for cohort in _STUDY_COHORTS:
-            row = known.get(cohort, {"rows": 0})
-            if not row["rows"] or not row["uauc"]["interval"]:
-                continue
-            title = cohort_title(cohort)
-            if cohort == "all":
-                title = f"**{data}**, beside {baseline}: all"
-            cells = [title, f"{row['rows']:,}"]
-            cells += [
-                "{other:.4f} → {arm:.4f}".format(**row[metric])
-                for metric in ("auc", "uauc")
-            ]
-            lines.append([*cells, _points(row["uauc"])])
-    return markdown(head, lines)
-
-
-def arms_table(study: dict[str, Any]) -> str:
-    """Return every arm of a study over its baseline."""
-    cohorts = ("all", "item_cold", "item_long_tail")
-    return markdown(
-        ["LEARN's part", *(f"{cohort_title(c)}: UAUC, points" for c in cohorts)],
-        [
-            [name, *(_points(arm["cohorts"][cohort]["uauc"]) for cohort in cohorts)]
-            for name, arm in study["arms"].items()
-            if name != "baseline"
-        ],
-    )
-
-
-def shuffled_table(study: dict[str, Any]) -> str:
-    """Return what LEARN changes if the items' contents are exchanged at random."""
-    cohorts = ("all", "item_cold", "item_long_tail")
-    known = study["arms"]["learn"]["cohorts"]
-    rows = [[cohort_title(c), _points(known[c]["uauc"])] for c in cohorts]
-    return markdown(["content shuffled among the items", "UAUC, points"], rows)
-
-
-def _points(value: dict[str, Any]) -> str:
-    numbers = value["points"], *value["interval"], value["seed_std"]
-    return "{:+.2f} ({:+.2f}, {:+.2f}) ± {:.2f}".format(*numbers)
 
 
 def ranker_rows(results: dict[str, Any]) -> dict[str, str]:

@@ -53,8 +53,8 @@ def rows_table(result: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
     rows = result["rows"]
     names = sorted(rows, key=lambda name: -rows[name][first]["mean"])
     has_published = any(row.get("published") for row in rows.values())
-    columns = ["row", first.upper(), "95 % interval", "points to the reference"]
-    formats = ["", ".4f", "", ""]
+    columns = ["row", first.upper(), "points to the reference"]
+    formats = ["", ".4f", ""]
     columns += [metric.upper() for metric in others]
     formats += [".4f"] * len(others)
     if has_published:
@@ -64,11 +64,11 @@ def rows_table(result: Mapping[str, Any], titles: Mapping[str, str]) -> Table:
     for name in names:
         row = rows[name]
         mark = " (reference)" if name == result["reference"] else ""
-        line = [titles[name] + mark, row[first]["mean"], _interval(row[first])]
+        line = [titles[name] + mark, row[first]["mean"]]
         line.append(_points(row[first].get("below")))
         line += [row[metric]["mean"] for metric in others]
         cells.append(line + [row.get("published")] * has_published)
-    note = "Averaged over seeds; intervals over users, points paired by user."
+    note = "Averaged over seeds; points with a 95 % interval over users, paired."
     if has_published:
         note += " The paper's values are of its own data."
     return Table(
@@ -152,12 +152,6 @@ def _subtitle(result: Mapping[str, Any]) -> str:
     if "seeds" in result:
         said.append(f"{result['seeds']} seeds")
     return ", ".join(said)
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    if row.get("low") is None:
-        return ""
-    return f"({row['low']:.4f}, {row['high']:.4f})"
 
 
 def _points(below: Mapping[str, float] | None) -> str:
