@@ -8,7 +8,8 @@ need the repository and are not installed.
 from setuptools import find_packages, setup
 
 INSIDE = ("apps", "torchx_components")
-found = find_packages(include=["learn_torchrec*", *INSIDE, "apps.checkup"])
+PARTS = ("apps.checkup", "apps.experiments")
+found = find_packages(include=["learn_torchrec*", *INSIDE, *PARTS])
 
 setup(
     packages=[

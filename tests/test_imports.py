@@ -51,7 +51,7 @@ ALLOWED = {
     "content": VOCABULARY,
     "evaluation": VOCABULARY
     | {"content.store", "datasets.adapters.csv_files", "datasets.loading"},
-    "towers": MODEL_STAGE,
+    "towers": MODEL_STAGE | {"content.backbone"},
     "ranker": MODEL_STAGE | {"content.codes"},
     "serving": MODEL_STAGE | {"content", "towers", "ranker"},
     "refresh": VOCABULARY,

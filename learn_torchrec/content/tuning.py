@@ -18,11 +18,6 @@ from learn_torchrec.content import backbone
 from learn_torchrec.content.encoder import EncoderConfig, token_budget_batches
 from learn_torchrec.errors import UserError
 from learn_torchrec.progress import progress_bar
-from learn_torchrec.training.optim import (
-    OptimizerConfig,
-    dense_optimizer,
-    warmup_decay,
-)
 
 _HELD_OUT = 0.1  # of the texts, to choose the pass
 
@@ -80,9 +75,7 @@ def tune_language_model(
             f"{len(tokens)} texts are too few to tune {encoder.model} on; at least "
             f"{round(1 / _HELD_OUT)} are needed"
         )
-    best = _train(model, tokens[held_out:], tokens[:held_out], tuning)
-    if best is not None:
-        model.load_state_dict(best)
+    model.load_state_dict(_train(model, tokens[held_out:], tokens[:held_out], tuning))
     working = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.rmtree(working, ignore_errors=True)
     saved: Any = model
@@ -113,13 +106,16 @@ def _train(
     train: Sequence[Sequence[int]],
     held_out: Sequence[Sequence[int]],
     tuning: Tuning,
-) -> dict[str, Tensor] | None:
-    """Train in place; return the weights of the best pass, None if it is the last."""
+) -> dict[str, Tensor]:
+    """Train in place; return the weights of the best pass, of none if that is best."""
+    from transformers import get_cosine_schedule_with_warmup
+
     batches = list(_batches(train, tuning))
     total = tuning.passes * len(batches)
-    settings = OptimizerConfig(learning_rate=tuning.learning_rate)
-    optimizer = dense_optimizer(model.named_parameters(), settings)
-    schedule = warmup_decay(optimizer, total, settings.warmup)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=tuning.learning_rate, weight_decay=0.0, fused=True
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, total // 10, total)
     random = np.random.default_rng(tuning.seed)
     losses = [_loss_of(model, held_out, tuning)]
     best = _copied(model)
