@@ -1,6 +1,7 @@
 """Towers start from earlier ones; ids follow their items into another catalogue."""
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -95,3 +96,34 @@ def test_what_is_held_out_now_was_held_out_then(market, store, tmp_path):
     with pytest.raises(UserError, match="events that this run holds out of another"):
         train("others", *by_time, "split.test_users=0.3", start="by_time")
     train("shrunk", *by_time, start="by_time")
+
+
+def test_another_catalogue_has_its_own_times(market, store, tmp_path):
+    content = ["--content", str(store.directory)]
+    quick = ["--set", "towers.training.epochs=1", "towers.training.batch_size=4"]
+    of_text = [*quick, "towers.model.inputs=content"]
+    options = ["--data", f"parquet:{market}", *content, *of_text]
+    train_towers.main(["--out", str(tmp_path / "first"), *options])
+    # The other log is a year older: what is tested there was in the first one's past.
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in market.iterdir():
+        table = pq.read_table(path)
+        if "timestamp" in table.column_names:
+            place = table.schema.get_field_index("timestamp")
+            earlier = pc.subtract(table["timestamp"], 365 * 86_400)
+            table = table.set_column(place, "timestamp", earlier)
+        pq.write_table(table, other / path.name)
+    start = ["--data", f"parquet:{other}", *content, "--out", str(tmp_path / "second")]
+    start += ["--warm-start", str(tmp_path / "first")]
+    with pytest.raises(UserError, match=r"leak: .*first learned from events up to"):
+        train_towers.main([*start, *of_text])
+    train_towers.main([*start, "--other-catalogue", *of_text])
+    with pytest.raises(UserError, match="ids of other items mean nothing"):
+        train_towers.main(
+            [*start, "--other-catalogue", *quick, "towers.model.inputs=content+id"]
+        )
+    with pytest.raises(UserError, match="needs --warm-start"):
+        train_towers.main(
+            ["--out", str(tmp_path / "third"), "--other-catalogue", *options]
+        )

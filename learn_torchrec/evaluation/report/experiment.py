@@ -18,7 +18,7 @@ def experiment_report(result: Mapping[str, Any]) -> Report:
     cohorts = result["reference"] is None
     sections: list[Section] = []
     if "groups" in result:
-        sections = [*tables_by_group(result, titles), how(result)]
+        sections = [*tables_by_group(result, titles), how(result, titles)]
     if "histograms" in result:
         sections.append(_histograms(result, titles))
     return Report(

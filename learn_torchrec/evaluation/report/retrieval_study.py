@@ -35,7 +35,7 @@ def retrieval_study_report(result: Mapping[str, Any]) -> Report:
         ],
         sections=[
             *tables_by_group(result, {}),
-            how(result),
+            how(result, {}),
         ],
     )
 
@@ -59,8 +59,12 @@ def tables_by_group(
             )
 
 
-def how(result: Mapping[str, Any]) -> Section:
+def how(result: Mapping[str, Any], titles: Mapping[str, str]) -> Section:
     """Return the section that says how it was measured."""
+    seconds = ", ".join(
+        f"{titles.get(name, ranked_by(name))} {sum(each) / len(each):.0f}"
+        for name, each in result.get("training_seconds", {}).items()
+    )
     return Section(
         name="how",
         title="How it was measured",
@@ -68,6 +72,7 @@ def how(result: Mapping[str, Any]) -> Section:
             f"Selection: {result['selection']}.",
             f"Ties: {result['ties']}.",
             f"Long-tail targets have at most {result['tail_events']} training events.",
+            *([f"Seconds of a training: {seconds}."] if seconds else []),
         ],
     )
 
