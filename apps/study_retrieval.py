@@ -10,18 +10,29 @@ goes on where it stopped. One process.
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from learn_torchrec.artifact import verify
 from learn_torchrec.content.store import KIND as KIND_CONTENT
+from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.recommended import recommended_scores
 from learn_torchrec.evaluation.report.render import report_files, write_report
 from learn_torchrec.evaluation.report.retrieval_study import retrieval_study_report
 from learn_torchrec.evaluation.report.terminal import to_text
+from learn_torchrec.evaluation.retrieval import ScoreBlock
 from learn_torchrec.locks import locked
 from learn_torchrec.training.distributed import process_group
 
 from . import options, program
-from .towers_arms import IDS_ALONE, SECTION, TowersArm, rank_arms, train_arms
+from .towers_arms import (
+    IDS_ALONE,
+    SECTION,
+    TowersArm,
+    divide,
+    rank_arms,
+    train_arms,
+)
 
 LEARN = "learn"
 _ARMS = {LEARN: (), "ids": IDS_ALONE}
@@ -49,6 +60,16 @@ def build_parser() -> argparse.ArgumentParser:
         "repeated",
     )
     parser.add_argument(
+        "--recommended",
+        action="append",
+        default=[],
+        type=_named_file,
+        metavar="NAME=FILE",
+        help="another model's recommendations for the test users, in the form that "
+        "`recommend --out` writes, with items of the history; may be repeated, for a "
+        "name once for each of its seeds",
+    )
+    parser.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="trainings of each arm"
     )
     return parser
@@ -63,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     program.check_output_folder(
         args.out,
         ["study.json", *(path.name for path in report_files(page))],
-        [*options.paths_read(args), *options.config_read(args)],
+        [
+            *options.paths_read(args),
+            *options.config_read(args),
+            *(("--recommended", file) for _, file in args.recommended),
+        ],
         lambda: (args.out / "towers").is_dir(),
     )
     verify(args.content, KIND_CONTENT)
@@ -74,16 +99,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     with options.choices_said_once():
         for arm in arms.values():
             arm.resolve(args)
+    further = _recommended(args, arms[LEARN])
     args.out.mkdir(parents=True, exist_ok=True)
     with locked(args.out), options.choices_said_once():
         trained = train_arms(args, arms, args.out / "towers")
         with process_group() as device:
-            result = rank_arms(args, arms, trained, LEARN, device)
+            result = rank_arms(args, arms, trained, LEARN, device, further)
         program.write_json(args.out / "study.json", result)
         report = retrieval_study_report(result)
         write_report(report, page)
     print(to_text(report.summary, _WIDTH))
     print(f"written to {args.out / 'study.json'}, {args.out / 'report.html'} (and .md)")
+
+
+def _recommended(
+    args: argparse.Namespace, learn: TowersArm
+) -> dict[str, list[ScoreBlock]]:
+    """Return the scores of other models by name, those of each seed.
+
+    Raises:
+        UserError: a file that does not fit.
+    """
+    found: dict[str, list[ScoreBlock]] = {}
+    if not args.recommended:
+        return found
+    store = ContentStore.open(args.content)
+    users = divide(args, learn.resolve(args), store).test.sequences.user_ids
+    for name, file in args.recommended:
+        found.setdefault(name, []).append(recommended_scores(file, users, store))
+    return found
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    name, separator, file = text.partition("=")
+    if not separator or not name or not file or name in _ARMS:
+        raise argparse.ArgumentTypeError(
+            f"{text}: write it as NAME=FILE, with another name than {', '.join(_ARMS)}"
+        )
+    return name, program.local_path(file)
 
 
 def arms_of(given: Sequence[str]) -> dict[str, tuple[str, ...]]:

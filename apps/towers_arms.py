@@ -109,7 +109,7 @@ def rank_arms(
     trained: Mapping[str, Sequence[Path]],
     reference: str,
     device: torch.device,
-    further: Mapping[str, ScoreBlock] = MappingProxyType({}),
+    further: Mapping[str, Sequence[ScoreBlock]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Rank the catalogue for the test users by every row; compare all rows.
 
@@ -120,7 +120,7 @@ def rank_arms(
         reference: the arm that the others are compared with. Baselines read its content
             and are evaluated by its configuration.
         device: of the towers.
-        further: scores of rows beside the arms and the baselines.
+        further: scores of rows beside the arms and the baselines, by seed.
 
     Raises:
         UserError: no test users, or stores of different items.
@@ -137,8 +137,9 @@ def rank_arms(
     data = divide(args, run, store)
     ranks = TargetRanks(data, len(store), run.retrieval)
     rows = baseline_scores(data, store, data.test, run.retrieval)
-    for name, score in {**rows, **further}.items():
-        ranks.add(name, score)
+    for name, scores in {**{n: [one] for n, one in rows.items()}, **further}.items():
+        for score in scores:
+            ranks.add(name, score)
     validation: dict[str, list[float | None]] = {}
     seconds: dict[str, list[float]] = {}
     for name, seeds in trained.items():

@@ -81,7 +81,7 @@ class RecToLlm:
             "tuned_text": tuned.scores(data.test),
             "tuned_mean": averaged_content(tuned_store, data.test),
         }
-        return _TOWERS.run(request, further)
+        return _TOWERS.run(request, {name: [one] for name, one in further.items()})
 
 
 class _HistoriesAsText:

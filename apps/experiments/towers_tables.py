@@ -73,7 +73,9 @@ class TowersTable:
             arm.resolve(request.args)
 
     def run(
-        self, request: Request, further: Mapping[str, ScoreBlock] = MappingProxyType({})
+        self,
+        request: Request,
+        further: Mapping[str, Sequence[ScoreBlock]] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """Encode, train and rank; `further` are rows that no towers rank by."""
         request = request.with_settings(self.settings)
