@@ -38,7 +38,7 @@ from .base import LLM, Goal, Request, judged
 
 PLACES = 5
 _PAPER = "ranker.learn.form=paper"
-_ARMS = {
+_PARTS = {
     "paper": (_PAPER,),
     "paper_vectors": (_PAPER, "ranker.learn.paper.inputs=vectors"),
     "paper_fusion": (_PAPER, "ranker.learn.paper.inputs=fusion"),
@@ -83,10 +83,8 @@ class RankerTable:
 
     def run(self, request: Request) -> dict[str, Any]:
         """Encode, train towers and rankers, test."""
-        vectors = _vectors(request)
-        with process_group() as device:
-            given = _divided(request, vectors, device)
-            tuned, scores = train_and_test(given, arms_of(given.run.ranker, _given()))
+        parts = [f"{name}:{';'.join(settings)}" for name, settings in _PARTS.items()]
+        given, tuned, scores = _tested(request, parts)
         users, labels = given.columns("test")
         found = user_metrics(users, labels, scores)
         return _described(given) | {
@@ -123,11 +121,8 @@ class CohortTable:
 
     def run(self, request: Request) -> dict[str, Any]:
         """Encode, train towers and rankers, test by cohort."""
-        vectors = _vectors(request)
-        with process_group() as device:
-            given = _divided(request, vectors, device)
-            _, scores = train_and_test(given, arms_of(given.run.ranker, []))
-            masks = cohorts_of(given)
+        given, _, scores = _tested(request, [])
+        masks = cohorts_of(given)
         table = given.table("test")
         has_revenue = REVENUE in table.column_names
         users, labels = given.columns("test")
@@ -226,8 +221,14 @@ def _check(request: Request) -> None:
     options.resolve(request.args, ("split", "towers", "ranker", "cohorts"))
 
 
-def _given() -> list[str]:
-    return [f"{name}:{';'.join(settings)}" for name, settings in _ARMS.items()]
+def _tested(
+    request: Request, parts: Sequence[str]
+) -> tuple[Study, dict[str, dict[str, Any]], dict[str, list[Float64Array]]]:
+    """Train towers and rankers; return what arms share, their tuning and scores."""
+    vectors = _vectors(request)
+    with process_group() as device:
+        given = _divided(request, vectors, device)
+        return given, *train_and_test(given, arms_of(given.run.ranker, parts))
 
 
 def _vectors(request: Request) -> Path:
