@@ -34,6 +34,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "table7": ranking_tables.COHORTS,
     "i2i": ITEM_PAIRS,
     "transfer": TRANSFER,
+    "curve": towers_tables.CURVE,
     "v2": towers_tables.V2,
 }
 _WIDTH = 100

@@ -23,7 +23,11 @@ from learn_torchrec.towers.artifact import (
     trained_users,
     write_trained_users,
 )
-from learn_torchrec.towers.holdout import recently_active, split_towers
+from learn_torchrec.towers.holdout import (
+    recently_active,
+    split_towers,
+    with_share_of_users,
+)
 from learn_torchrec.towers.official_checkpoint import read_official_checkpoint
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
@@ -101,6 +105,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     histories = load_histories(options.dataset(args), store, split)
     data = split_towers(histories.sequences, histories.times, split)
     training = job.run.towers.training
+    data = with_share_of_users(data, training.user_share)
     if training.active_from is not None:
         option, times = "towers.training.active_from", options.dataset(args).times
         since = moment(option, training.active_from, times)

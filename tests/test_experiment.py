@@ -66,6 +66,7 @@ def test_a_goal_is_a_ratio_of_means():
     found = judged(goals, {"all": {"a": 0.5, "b": 0.2}, "new": {"b": 0.1, "c": 0.2}})
     assert [one["is_met"] for one in found] == [True, False]
     assert [one["ratio"] for one in found] == pytest.approx([2.5, 0.5])
+    assert judged(goals[1:], {"all": {}}) == []
     nothing = judged(goals[:1], {"all": {"a": 0.0, "b": 0.0}})[0]
     assert nothing["ratio"] is None
     assert not nothing["is_met"]
@@ -123,6 +124,13 @@ def test_an_id_and_two_encoders(tables):
     assert result["settings"]["id"]["towers.loss.logit_adjustment"] == 0
     assert result["settings"]["llm"]["towers.model.inputs"] == "content"
     assert set(result["training_seconds"]) == {"id", "bert", "llm", "bert_id", "learn"}
+
+
+def test_more_users_are_more_rows(tables):
+    result = run(tables, "curve")
+    assert {"learn_0.01", "learn_1", "text_0.3"} <= set(result["rows"])
+    assert result["settings"]["learn_0.1"]["towers.training.user_share"] == 0.1
+    assert {goal["row"] for goal in result["goals"]} >= {"learn_0.01", "learn_1"}
 
 
 def test_industry_models_rank_the_last_event(tables):

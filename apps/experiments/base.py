@@ -132,7 +132,7 @@ class Experiment(Protocol):
 def judged(
     goals: Sequence[Goal], groups: Mapping[str, Mapping[str, float]]
 ) -> list[dict[str, Any]]:
-    """Return what became of each goal.
+    """Return what became of each goal; none of a group without targets.
 
     Args:
         goals: of a table.
@@ -140,6 +140,8 @@ def judged(
     """
     found = []
     for goal in goals:
+        if goal.group not in groups:
+            continue
         values = groups[goal.group]
         row, than = values[goal.row], values[goal.than]
         found.append(

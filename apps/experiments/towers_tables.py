@@ -293,6 +293,30 @@ TABLE5 = TowersTable(
     "of 7 billion.",
 )
 
+_SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
+
+CURVE = TowersTable(
+    title="How many users the towers need to be better than the content they read",
+    rows={
+        f"{part}_{share:g}": Row(
+            title=f"{title}, {share:.0%} of the users",
+            settings=(f"towers.training.user_share={share:g}", *settings),
+        )
+        for part, title, settings in (
+            (LEARN, "LEARN", ()),
+            ("text", "text alone", ("towers.model.inputs=content",)),
+        )
+        for share in _SHARES
+    },
+    reference=f"{LEARN}_1",
+    goals=tuple(
+        Goal(row=f"{LEARN}_{share:g}", than="content_mean", group=group)
+        for share in _SHARES
+        for group in ("all", "tail")
+    ),
+    note="Popularity and co-occurrence know all users.",
+)
+
 V2 = TowersTable(
     title="Alignment, and which pairs teach it (the paper's second version)",
     rows={

@@ -147,7 +147,9 @@ def _towers(draft: Draft) -> None:
     """Choose shape and length of the training by the number of users and events."""
     log = LogCounts.of(draft)
     users = int((log.known >= draft.run.split.min_events).sum())
-    users = max(1, int(users * (1 - draft.run.split.validation_users)))
+    draft.respect("towers")
+    share = draft.run.towers.training.user_share
+    users = max(1, int(users * (1 - draft.run.split.validation_users) * share))
     # More users in a batch are more negatives, too.
     size = min(users / 4, max(64, users / 64))
     batch = _batch(size, min(4, users), 1024, draft.ranks)

@@ -23,6 +23,8 @@ class TowersTrainingConfig:
         smoothing: passes over which that recall is averaged, a pass and those before.
         validated_users: of the validation users, at most so many are evaluated after
             each pass.
+        user_share: of the training users to learn from, chosen by their ids, a larger
+            share with all of a smaller one: for learning curves.
         batch_size: users in a global batch, over all ranks.
         table_learning_rate: of the ID table's row-wise Adagrad.
         active_from: the towers learn from users with an event at or after this moment,
@@ -38,6 +40,7 @@ class TowersTrainingConfig:
     patience: PositiveInt = 10
     smoothing: PositiveInt = 1
     validated_users: PositiveInt = 20_000
+    user_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     batch_size: PositiveInt = 240
     table_learning_rate: PositiveFloat = 0.05
     active_from: str | None = None

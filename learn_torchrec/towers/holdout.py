@@ -179,6 +179,23 @@ def _leave_one_out(active: SequenceSet, split: SplitConfig) -> TowersSplit:
     )
 
 
+def with_share_of_users(data: TowersSplit, share: float) -> TowersSplit:
+    """Return the training users whose ids draw the lowest numbers, at least one.
+
+    The towers know nothing of the others; who validates and tests stays the same.
+    """
+    if share == 1:
+        return data
+    draws = user_draws(data.train.user_ids)
+    wanted = max(1, round(share * len(draws)))
+    chosen = draws <= np.sort(draws)[wanted - 1]
+    return dataclasses.replace(
+        data,
+        train=data.train.select_users(chosen),
+        cuts=None if data.cuts is None else data.cuts[chosen],
+    )
+
+
 def recently_active(
     data: TowersSplit, since: int, replay: float, least: int
 ) -> TowersSplit:

@@ -6,7 +6,12 @@ from random_sequences import make_sequences, sequence_set
 from learn_torchrec.datasets.split import SplitConfig, SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.baselines import baseline_scores
-from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit, split_towers
+from learn_torchrec.towers.holdout import (
+    RetrievalTask,
+    TowersSplit,
+    split_towers,
+    with_share_of_users,
+)
 from learn_torchrec.towers.retrieval import (
     RetrievalConfig,
     evaluate_groups,
@@ -171,3 +176,15 @@ def test_groups_of_targets_by_hand(store):
         "tail": [True, False, True],
         "unseen": [True, False, False],
     }
+
+
+def test_a_share_of_the_users_grows_by_users():
+    sequences = make_sequences([12] * 200)
+    split = SplitConfig(actions=("like",), holdout="leave_one_out", min_events=4)
+    data = split_towers(sequences, split_at(0), split)
+    parts = [with_share_of_users(data, share) for share in (0.01, 0.1, 0.5, 1.0)]
+    known = [set(part.train.user_ids.to_pylist()) for part in parts]
+    assert [len(users) for users in known] == [2, 20, 100, 200]
+    assert known[0] < known[1] < known[2] < known[3]
+    assert len(parts[1].test.sequences) == len(data.test.sequences)
+    assert parts[1].train.lengths.tolist() == [10] * 20
