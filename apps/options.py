@@ -11,6 +11,7 @@ from learn_torchrec.datasets.adapters import ADAPTERS, open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.derived import run as derived_run
 from learn_torchrec.derived.run import Derived
+from learn_torchrec.digests import trust_no_record
 from learn_torchrec.errors import UserError
 
 from . import program
@@ -52,7 +53,21 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         help="rerun a saved configuration (config.json beside any artefact)",
     )
     program.add_overrides(group, "change one setting; may be repeated")
+    result.add_argument(
+        "--verify",
+        action=_Verify,
+        nargs=0,
+        help="read all inputs to compare their digests, also large files that have not "
+        "changed since they were last read; so do the programs that this one starts",
+    )
     return result
+
+
+class _Verify(argparse.Action):
+    """Lets this program and those that it starts trust no record of a digest."""
+
+    def __call__(self, *_: object) -> None:
+        trust_no_record()
 
 
 def add_data(result: argparse.ArgumentParser, default: str | None = None) -> None:
