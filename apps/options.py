@@ -27,7 +27,7 @@ _ADAPTERS = dict.fromkeys(sorted(ADAPTERS), "") | {
     "csv": "csv:DIR#user_id=COLUMN,...",
     "movielens": "movielens:auto is the wheel's MovieLens-100K",
     "parquet": "items, interactions, impressions .parquet in a folder or s3://...",
-    "prepared": "what prepare wrote",
+    "prepared": "what prepare wrote, perhaps with #impressions=ADAPTER:PATH",
 }
 DATA_HELP = "data set as ADAPTER:PATH, with one of the adapters " + ", ".join(
     f"{name} ({hint})" if hint else name for name, hint in _ADAPTERS.items()

@@ -153,7 +153,7 @@ class _Checks:
     def towers(self) -> None:
         """Check the log, its split and the towers' batch."""
         split = self._run.split
-        times = resolve_times(split, self._dataset.times)
+        times = resolve_times(split, self._dataset.moments)
         catalogue = self._catalogue or Catalogue.of(self._dataset)
         sequences = self._dataset.sequences(catalogue, split.actions)
         self._plan.counts["events"] = sequences.num_events
@@ -226,7 +226,7 @@ class _Checks:
                 )
 
     def _times(self) -> SplitTimes:
-        return resolve_times(self._run.split, self._dataset.times)
+        return resolve_times(self._run.split, self._dataset.moments)
 
     def _check_batch(self, setting: str, count: int, what: str) -> None:
         """Check that a batch has no more than there is, and divides among the ranks."""

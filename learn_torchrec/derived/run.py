@@ -306,7 +306,7 @@ def _length(draft: Draft, rows: int, reason: str) -> None:
 def _can_validate(draft: Draft) -> bool:
     """Whether both labels are among the latest training rows and among the others."""
     dataset, times = draft.dataset, draft.times()
-    cut = validation_from(dataset.impression_times, times, _VALIDATION)
+    cut = validation_from(dataset.impression_moments, times, _VALIDATION)
     known = dataset.schema(IMPRESSIONS_FILE).names
     labels = [one for one in label_columns(draft.run.ranker.tasks) if one in known]
     for first, end in ((times.towers_until, cut), (cut, times.test_from)):
