@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from learn_torchrec import spaces
-from learn_torchrec.arrays import BoolArray, Float32Array
-from learn_torchrec.artifact import Manifest, read_manifest, reading
+from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
+from learn_torchrec.artifact import Manifest, listed_files, read_manifest, reading
 from learn_torchrec.content import store as content
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.histories import load_histories
@@ -21,6 +22,7 @@ from learn_torchrec.datasets.loading.row_groups import RowSource
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import moment
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import UNKNOWN
 from learn_torchrec.ranker.learn.reduced import (
     CONTENT,
     REDUCTION_FILE,
@@ -50,6 +52,7 @@ from learn_torchrec.towers.artifact import (
     load_towers,
     tower_canaries,
 )
+from learn_torchrec.towers.earlier import EarlierVectors, taken_over
 from learn_torchrec.towers.export import (
     AS_OF_IMPRESSIONS,
     write_item_vectors,
@@ -59,6 +62,7 @@ from learn_torchrec.towers.export import (
 from learn_torchrec.towers.inference import encode_catalogue, history_vectors
 from learn_torchrec.towers.snapshots import asked_for, snapshot_events
 from learn_torchrec.training.distributed import (
+    gather_objects,
     host_group,
     is_writer,
     on_rank0,
@@ -84,7 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
         parser,
         "--earlier",
         "earlier vectors, whose space these continue: a ranker that read those can "
-        "read these",
+        "read these; of the same towers, vectors of users without new events are "
+        "taken over",
         required=False,
     )
     options.add_output(parser, "the vectors")
@@ -150,15 +155,22 @@ def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
         canaries = tower_canaries(towers, store, device)
         if canaries is not None and args.earlier is not None:
             _say_drift(args.earlier, canaries)
+        earlier = _earlier_vectors(args, job, store, items, item_vectors)
+        rows = np.full(len(events), UNKNOWN)
+        if earlier is not None:
+            rows = earlier.rows_of(sequences, events)
+        facts["taken_over"] = sum(gather_objects(int((rows != UNKNOWN).sum())))
         user_vectors = history_vectors(
             towers,
             store,
             sequences,
-            events,
+            events[rows == UNKNOWN],
             config.sampling.history_length,
             device,
             log.progress,
         )
+        if earlier is not None:
+            user_vectors = taken_over(user_vectors, rows, earlier.users)
         manifest = job.manifest(towers_manifest.cutoff, facts)
         parquet = job.run.export.parquet
         with (
@@ -206,6 +218,30 @@ def asked_impressions(dataset: Dataset, first: int) -> RowSource:
     """Return users and times of the impressions from a moment on, unix seconds."""
     names = [USER_ID, ITEM_ID, TIMESTAMP]
     return dataset.impressions_between(first, columns=names)
+
+
+def _earlier_vectors(
+    args: argparse.Namespace,
+    job: Job,
+    store: content.ContentStore,
+    items: Int64Array,
+    vectors: Tensor,
+) -> EarlierVectors | None:
+    """Return --earlier if its users' vectors can be taken over, as all ranks find.
+
+    `items` are this rank's, with their vectors as they are encoded today.
+    """
+    if args.earlier is None:
+        return None
+    manifest = read_manifest(args.earlier, KIND)
+    if manifest.inputs.get("towers") != job.inputs["towers"]:
+        return None
+    with reading(args.earlier, manifest, (), "leave out --earlier"):
+        files = listed_files(args.earlier, manifest)
+        earlier = EarlierVectors.open(args.earlier, files)
+    ids = store.item_ids.take(pa.array(items))
+    same = earlier is not None and earlier.has_items(ids, items, vectors)
+    return earlier if all(gather_objects(same)) else None
 
 
 def _reduction(

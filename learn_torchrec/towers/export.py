@@ -26,6 +26,7 @@ from learn_torchrec.schema import (
     USER_VECTORS_FILE,
     VECTOR,
 )
+from learn_torchrec.towers.earlier import KNOWN_FILE, known_events
 from learn_torchrec.vector_table import ITEMS, USERS, write_index
 
 AS_OF_IMPRESSIONS = "as-of-impressions"
@@ -121,7 +122,7 @@ def write_user_vectors(
 def write_vector_indexes(
     working_dir: Path, item_ids: pa.Array, sequences: SequenceSet, events: Int64Array
 ) -> None:
-    """Write the index of all ranks' vectors; called on one rank.
+    """Write the index of all ranks' vectors, and what users' know; on one rank.
 
     `item_ids` and `events` are those of all ranks, in the order of the shards.
     """
@@ -134,6 +135,7 @@ def write_vector_indexes(
         offsets=np.searchsorted(events, sequences.offsets),
         times=sequences.times[events].astype(np.int64),
     )
+    np.save(working_dir / USERS / KNOWN_FILE, known_events(sequences, events))
 
 
 def _write_part(
