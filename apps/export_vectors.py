@@ -10,14 +10,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from learn_torchrec import spaces
-from learn_torchrec.arrays import Float32Array
-from learn_torchrec.artifact import Manifest, read_manifest, reading
+from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
+from learn_torchrec.artifact import Manifest, listed_files, read_manifest, reading
 from learn_torchrec.content import store as content
+from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.histories import load_histories
+from learn_torchrec.datasets.loading.row_groups import RowSource
+from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import moment
 from learn_torchrec.errors import UserError
+from learn_torchrec.ids import UNKNOWN
 from learn_torchrec.ranker.learn.reduced import (
     CONTENT,
     REDUCTION_FILE,
@@ -26,7 +31,13 @@ from learn_torchrec.ranker.learn.reduced import (
     write_reduced,
 )
 from learn_torchrec.ranker.learn.vectors import KIND
-from learn_torchrec.schema import INTERACTIONS_FILE
+from learn_torchrec.schema import (
+    IMPRESSIONS_FILE,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    TIMESTAMP,
+    USER_ID,
+)
 from learn_torchrec.spaces import (
     CANARIES_FILE,
     SPACE,
@@ -41,14 +52,18 @@ from learn_torchrec.towers.artifact import (
     load_towers,
     tower_canaries,
 )
+from learn_torchrec.towers.earlier import EarlierVectors, taken_over
 from learn_torchrec.towers.export import (
-    snapshot_events,
+    AS_OF_IMPRESSIONS,
     write_item_vectors,
     write_user_vectors,
     write_vector_indexes,
 )
 from learn_torchrec.towers.inference import encode_catalogue, history_vectors
+from learn_torchrec.towers.snapshots import asked_for, snapshot_events
 from learn_torchrec.training.distributed import (
+    gather_objects,
+    host_group,
     is_writer,
     on_rank0,
     raise_on_all_ranks,
@@ -73,7 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
         parser,
         "--earlier",
         "earlier vectors, whose space these continue: a ranker that read those can "
-        "read these",
+        "read these; of the same towers, vectors of users without new events are "
+        "taken over",
         required=False,
     )
     options.add_output(parser, "the vectors")
@@ -82,14 +98,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make."""
-    inputs = {INTERACTIONS_FILE: options.dataset(args).fingerprint(INTERACTIONS_FILE)}
+    run = options.resolve(args, ("split", "export"))
+    tables = [INTERACTIONS_FILE]
+    if run.export.snapshots == AS_OF_IMPRESSIONS:
+        tables.append(IMPRESSIONS_FILE)
+    inputs = options.dataset(args).fingerprints(*tables)
     artefacts = {
         "content": (args.content, content.KIND),
         "towers": (args.towers, KIND_TOWERS),
     }
     if args.earlier is not None:
         artefacts["earlier"] = (args.earlier, KIND)
-    return describe(args, KIND, ("split", "export"), inputs, artefacts)
+    return describe(args, KIND, ("split", "export"), inputs, artefacts, run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,7 +127,11 @@ def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     if export.since is not None:
         log_times = options.dataset(args).times
         since = moment("export.since", export.since, log_times)
-    snapshots = snapshot_events(sequences, export, histories.times, since)
+    asked = None
+    if export.snapshots == AS_OF_IMPRESSIONS:
+        first = histories.times.towers_until if since is None else since
+        asked = _asked_on_all_ranks(sequences, options.dataset(args), first)
+    snapshots = snapshot_events(sequences, export, histories.times, since, asked)
     with raise_on_all_ranks():  # all have read the log
         job.refuse_changed_data()
     with RunLog(job.out) as log:
@@ -131,15 +155,22 @@ def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
         canaries = tower_canaries(towers, store, device)
         if canaries is not None and args.earlier is not None:
             _say_drift(args.earlier, canaries)
+        earlier = _earlier_vectors(args, job, store, items, item_vectors)
+        rows = np.full(len(events), UNKNOWN)
+        if earlier is not None:
+            rows = earlier.rows_of(sequences, events)
+        facts["taken_over"] = sum(gather_objects(int((rows != UNKNOWN).sum())))
         user_vectors = history_vectors(
             towers,
             store,
             sequences,
-            events,
+            events[rows == UNKNOWN],
             config.sampling.history_length,
             device,
             log.progress,
         )
+        if earlier is not None:
+            user_vectors = taken_over(user_vectors, rows, earlier.users)
         manifest = job.manifest(towers_manifest.cutoff, facts)
         parquet = job.run.export.parquet
         with (
@@ -169,6 +200,48 @@ def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
                 write_neighbours(
                     working / CONTENT, store.index, job.run.export.neighbours
                 )
+
+
+def _asked_on_all_ranks(
+    sequences: SequenceSet, dataset: Dataset, first: int
+) -> BoolArray:
+    """Return the events after which impressions look up a vector; ranks share them."""
+    with raise_on_all_ranks():
+        shown = asked_impressions(dataset, first)
+        asked = asked_for(sequences, shown, dist.get_rank(), dist.get_world_size())
+    marks = torch.from_numpy(asked.view(np.uint8))
+    dist.all_reduce(marks, dist.ReduceOp.MAX, group=host_group())
+    return asked
+
+
+def asked_impressions(dataset: Dataset, first: int) -> RowSource:
+    """Return users and times of the impressions from a moment on, unix seconds."""
+    names = [USER_ID, ITEM_ID, TIMESTAMP]
+    return dataset.impressions_between(first, columns=names)
+
+
+def _earlier_vectors(
+    args: argparse.Namespace,
+    job: Job,
+    store: content.ContentStore,
+    items: Int64Array,
+    vectors: Tensor,
+) -> EarlierVectors | None:
+    """Return --earlier if its users' vectors can be taken over, as all ranks find.
+
+    `items` are this rank's, with their vectors as they are encoded today.
+    """
+    if args.earlier is None:
+        return None
+    manifest = read_manifest(args.earlier, KIND)
+    if manifest.inputs.get("towers") != job.inputs["towers"]:
+        return None
+    with reading(args.earlier, manifest, (), "leave out --earlier"):
+        files = listed_files(args.earlier, manifest)
+        earlier = EarlierVectors.open(args.earlier, files)
+    ids = store.item_ids.take(pa.array(items))
+    same = earlier is not None and earlier.has_items(ids, items, vectors)
+    return earlier if all(gather_objects(same)) else None
 
 
 def _reduction(

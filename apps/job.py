@@ -16,13 +16,12 @@ from learn_torchrec.outputs import refuse_inputs
 from learn_torchrec.presets import Run
 from learn_torchrec.publish import is_finished, make_once
 from learn_torchrec.training.agreement import (
-    holds_other_files,
+    part_of_shared,
     refuse_different_ranks,
     refuse_unshared,
 )
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import (
-    is_writer,
     locked_on_rank0,
     on_rank0,
     process_group,
@@ -89,7 +88,7 @@ class Job:
         """
 
         def checked() -> None:
-            self._verify(self.artefacts)
+            self._verify()
             work()
 
         make_once(self.out, self.is_done, checked)
@@ -109,8 +108,9 @@ class Job:
             with locked_on_rank0(self.out):
                 if on_rank0(self.is_done):  # made before the lock was free
                     return
+                place, ranks = part_of_shared(folder for folder, _ in self.artefacts)
                 with raise_on_all_ranks():
-                    self._verify(self._mine_to_verify())
+                    self._verify(place, ranks)
                 work(device)
 
     @contextlib.contextmanager
@@ -154,15 +154,11 @@ class Job:
             **wheels,
         }
 
-    def _mine_to_verify(self) -> Artefacts:
-        """Return the inputs that this rank checks: all, or none that rank 0 does."""
-        others = holds_other_files(directory for directory, _ in self.artefacts)
-        return self.artefacts if is_writer() or others else ()
-
-    @staticmethod
-    def _verify(artefacts: Artefacts) -> None:
-        for directory, kind in artefacts:
-            verify(directory, kind)
+    def _verify(self, place: int = 0, ranks: int = 1) -> None:
+        """Check the inputs' files, of which each of `ranks` ranks takes its part."""
+        for directory, kind in self.artefacts:
+            files = read_manifest(directory, kind).files
+            verify(directory, kind, only=list(files)[place::ranks])
 
     def manifest(self, cutoff: int | None, facts: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of `publish.write_artifact` but the directory."""

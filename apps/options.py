@@ -12,6 +12,7 @@ from learn_torchrec.datasets.adapters import ADAPTERS, open_dataset
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.derived import run as derived_run
 from learn_torchrec.derived.run import Derived
+from learn_torchrec.digests import trust_no_record
 from learn_torchrec.errors import UserError
 
 from . import program
@@ -27,7 +28,7 @@ _ADAPTERS = dict.fromkeys(sorted(ADAPTERS), "") | {
     "csv": "csv:DIR#user_id=COLUMN,...",
     "movielens": "movielens:auto is the wheel's MovieLens-100K",
     "parquet": "items, interactions, impressions .parquet in a folder or s3://...",
-    "prepared": "what prepare wrote",
+    "prepared": "what prepare wrote, perhaps with #impressions=ADAPTER:PATH",
 }
 DATA_HELP = "data set as ADAPTER:PATH, with one of the adapters " + ", ".join(
     f"{name} ({hint})" if hint else name for name, hint in _ADAPTERS.items()
@@ -53,7 +54,21 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         help="rerun a saved configuration (config.json beside any artefact)",
     )
     program.add_overrides(group, "change one setting; may be repeated")
+    result.add_argument(
+        "--verify",
+        action=_Verify,
+        nargs=0,
+        help="read all inputs to compare their digests, also large files that have not "
+        "changed since they were last read; so do the programs that this one starts",
+    )
     return result
+
+
+class _Verify(argparse.Action):
+    """Lets this program and those that it starts trust no record of a digest."""
+
+    def __call__(self, *_: object) -> None:
+        trust_no_record()
 
 
 def add_data(result: argparse.ArgumentParser, default: str | None = None) -> None:

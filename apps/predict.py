@@ -188,7 +188,7 @@ def _first_to_score(dataset: Dataset, run: Run, manifest: Manifest) -> int:
     trained = manifest.config.get("split", {}).get("test_from")
     if run.split.test_from == trained and manifest.cutoff is not None:
         return manifest.cutoff
-    return moment("split.test_from", run.split.test_from, dataset.times)
+    return moment("split.test_from", run.split.test_from, dataset.moments)
 
 
 def _check_times(impressions: RowSource, test_from: int, manifest: Manifest) -> None:
@@ -257,9 +257,11 @@ def _renamed(table: pa.Table, added: Set[str]) -> pa.Table:
 
 def cohort_activity(dataset: Dataset, run: Run) -> CohortActivity:
     """Return the activity that decides the cohorts, counted as configured."""
-    return CohortActivity(
-        dataset.interactions, run.split.actions, run.cohorts.window_days
-    )
+    actions, window_days = run.split.actions, run.cohorts.window_days
+    counted = dataset.day_counts(actions)
+    if counted is not None:
+        return CohortActivity(counted.users, counted.items, window_days)
+    return CohortActivity.of_log(dataset.interactions, actions, window_days)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,13 @@ from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
 from learn_torchrec.towers.build import build_objective
 from learn_torchrec.towers.config import refuse_unfit_lengths
-from learn_torchrec.towers.export import snapshot_events
+from learn_torchrec.towers.export import AS_OF_IMPRESSIONS
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
+from learn_torchrec.towers.snapshots import asked_for, snapshot_events
 
 from .checkup.machine import available_memory
 from .estimates import Estimate
+from .export_vectors import asked_impressions
 from .train_ranker import hold_out, training_impressions
 
 _MOST_ROWS = 200_000  # of each part of the impressions, encoded as a trial
@@ -153,14 +155,18 @@ class _Checks:
     def towers(self) -> None:
         """Check the log, its split and the towers' batch."""
         split = self._run.split
-        times = resolve_times(split, self._dataset.times)
+        times = resolve_times(split, self._dataset.moments)
         catalogue = self._catalogue or Catalogue.of(self._dataset)
         sequences = self._dataset.sequences(catalogue, split.actions)
         self._plan.counts["events"] = sequences.num_events
         if sequences.num_events > _MOST_EVENTS:
             return
         data = split_towers(sequences, times, split)
-        snapshots = snapshot_events(sequences.packed(), self._run.export, times)
+        packed, asked, export = sequences.packed(), None, self._run.export
+        if export.snapshots == AS_OF_IMPRESSIONS:
+            shown = asked_impressions(self._dataset, times.towers_until)
+            asked = asked_for(packed, shown)
+        snapshots = snapshot_events(packed, export, times, asked=asked)
         self._plan.counts["snapshots"] = len(snapshots)
         self._plan.counts["training_users"] = len(data.train)
         self._plan.counts["training_events"] = data.train.num_events
@@ -226,7 +232,7 @@ class _Checks:
                 )
 
     def _times(self) -> SplitTimes:
-        return resolve_times(self._run.split, self._dataset.times)
+        return resolve_times(self._run.split, self._dataset.moments)
 
     def _check_batch(self, setting: str, count: int, what: str) -> None:
         """Check that a batch has no more than there is, and divides among the ranks."""

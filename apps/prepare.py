@@ -2,7 +2,9 @@
 
 Cleans, cuts, caps, groups and sorts the interactions out of core, with DuckDB on this
 machine or with Spark, and reports how many rows were dropped and why. The result is a
-data set too: --data prepared:DIR.
+data set too: --data prepared:DIR, and for the ranker's stages
+--data 'prepared:DIR#impressions=parquet:DATA'. Moments of the log and of the
+impressions, and events by day, are counted once for all ranks.
 """
 
 import argparse
@@ -25,7 +27,13 @@ from learn_torchrec.datasets.preparation.prepare import (
 )
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.publish import write_artifact
-from learn_torchrec.schema import INTERACTIONS_FILE, ITEM_ID, ITEMS_FILE, TIMESTAMP
+from learn_torchrec.schema import (
+    IMPRESSIONS_FILE,
+    INTERACTIONS_FILE,
+    ITEM_ID,
+    ITEMS_FILE,
+    TIMESTAMP,
+)
 
 from . import options
 from .job import Job, describe
@@ -55,8 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def plan(args: argparse.Namespace) -> Job:
     """Return what the app would make; engines differ only in the time they take."""
-    inputs = options.dataset(args).fingerprints(ITEMS_FILE, INTERACTIONS_FILE)
-    return describe(args, KIND, ("prepare",), inputs)
+    dataset = options.dataset(args)
+    tables = [ITEMS_FILE, INTERACTIONS_FILE]
+    tables += [IMPRESSIONS_FILE] if dataset.has_impressions else []
+    return describe(args, KIND, ("prepare",), dataset.fingerprints(*tables))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,7 +90,8 @@ def _prepare(args: argparse.Namespace, job: Job) -> None:
             name = dataset.name(INTERACTIONS_FILE)
             prepared = prepare(engine, job.run.prepare, time_type, name)
             _tolerate(dataset, engine, prepared)
-            facts.update(write_prepared(working, prepared, dataset.items))
+            shown = dataset.impression_moments if dataset.has_impressions else None
+            facts.update(write_prepared(working, prepared, dataset.items, shown))
             job.refuse_changed_data()
         finally:
             engine.close()

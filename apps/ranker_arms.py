@@ -206,7 +206,7 @@ def prepare(
     args: argparse.Namespace, dataset: Dataset, run: Run, device: torch.device
 ) -> Study:
     """Split the impressions by time, and say what identifies the study."""
-    times = resolve_times(run.split, dataset.times)
+    times = resolve_times(run.split, dataset.moments)
     moments = dataset.impressions[TIMESTAMP].to_numpy()
     cut = validation_from(moments, times, _HELD_OUT)
     parts = {

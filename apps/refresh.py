@@ -189,7 +189,7 @@ def _moments(
     end = int(shown.max()) + 1 if len(shown) else 0
     test_from = end - int(refresh.test_hours * 3600)
     if current is None:
-        since = resolve_times(settings.split, dataset.times).towers_until
+        since = resolve_times(settings.split, dataset.moments).towers_until
     else:
         since = runs.plan(current).test_from
     if ((shown >= since) & (shown < test_from)).any():

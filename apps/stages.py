@@ -137,6 +137,11 @@ _TABLE = (
         example="--bundle runs/bundle",
     ),
     Stage(
+        "verify",
+        "every file of artefacts, read and compared with what was written",
+        example="runs/mine",
+    ),
+    Stage(
         "evaluate-retrieval",
         "towers + content vectors -> hit rate, recall, NDCG and MRR at k",
         reads=("content", "towers"),

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     dataset = options.dataset(args)
-    times = resolve_times(job.run.split, dataset.times)
+    times = resolve_times(job.run.split, dataset.moments)
     actions = job.run.split.actions
     learn = open_learn(args, dataset, job.run.ranker, actions)
     codes = open_codes(args)
@@ -185,8 +185,8 @@ def training_impressions(
     present = [name for name in source.empty().schema.names if name != ROW_NUMBER]
     require_columns(present, labels, source.name, "to score rows without, use predict")
     if source.earliest is None:
-        shown = dataset.impression_times
-        raise nothing_between(source.name, times, shown, dataset.times)
+        shown = dataset.impression_moments
+        raise nothing_between(source.name, times, shown, dataset.moments)
     if learn and learn.vectors:
         refuse_vectors_leak(learn.vectors.manifest, source.earliest, "train on")
     lookups = open_lookups(dataset, ranker.features, ranker.tasks, actions, codes)
@@ -220,7 +220,7 @@ def hold_out(
     """
     if not ranker.validation.share:
         return None
-    cut = validation_from(dataset.impression_times, times, ranker.validation.share)
+    cut = validation_from(dataset.impression_moments, times, ranker.validation.share)
     sides = (
         SplitTimes(towers_until=times.towers_until, test_from=cut),
         SplitTimes(towers_until=cut, test_from=times.test_from),

@@ -107,7 +107,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
     training = job.run.towers.training
     data = with_share_of_users(data, training.user_share)
     if training.active_from is not None:
-        option, times = "towers.training.active_from", options.dataset(args).times
+        option, times = "towers.training.active_from", options.dataset(args).moments
         since = moment(option, training.active_from, times)
         data = recently_active(data, since, training.replay, training.batch_size)
     initial, lineage, known = None, job.recipe[:16], None

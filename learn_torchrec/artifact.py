@@ -17,6 +17,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from learn_torchrec.digests import digests
+from learn_torchrec.digests import file_digest as file_digest
 from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.manifest_form import Entries, manifest_problem
 
@@ -103,12 +105,6 @@ def recipe_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -
     """
     body = {"kind": kind, "format_version": FORMAT_VERSION}
     return _digest({**body, "config": config, "inputs": inputs})
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(directory: Path, kind: str | None = None) -> Manifest:
@@ -217,24 +213,26 @@ def damaged_file(
 ) -> str | None:
     """Return the first file that differs from the manifest's record, or None.
 
+    All sizes are looked at before a file is read; see `digests` for which files are.
     `only` are names of files to look at; None for all.
 
     Raises:
         UserError: the manifest has a path that leads out of the directory.
     """
     root = directory.resolve()
-    for name, recorded in manifest.files.items():
+    files = {n: one for n, one in manifest.files.items() if only is None or n in only}
+    for name, recorded in files.items():
         path = directory / name
-        if only is not None and name not in only:
-            continue
         if not path.resolve().is_relative_to(root):
             raise UserError(
                 f"{directory}: its manifest names a file outside of it, {name!r}; make "
                 "the artefact again"
             )
-        if not path.is_file() or recorded != describe_file(path):
+        if not path.is_file() or recorded["bytes"] != path.stat().st_size:
             return name
-    return None
+    found = digests(directory / name for name in files)
+    pairs = zip(files.items(), found, strict=True)
+    return next((n for (n, one), sha in pairs if one["sha256"] != sha), None)
 
 
 def verify(

@@ -141,7 +141,7 @@ def hash_ids(ids: pa.Array) -> UInt64Array:
     """
     if is_text(ids.type):
         return _hash_strings(ids, seed=0)
-    return _mix(ids.to_numpy().view(np.uint64))
+    return mixed(ids.to_numpy().view(np.uint64))
 
 
 class IdIndex:
@@ -281,11 +281,11 @@ def _hash_strings(values: pa.Array, seed: int) -> UInt64Array:
         column = data[starts[:active] + position].astype(np.uint64)
         running[:active] = (running[:active] ^ column) * _FNV_PRIME
     hashes[order] = running
-    return _mix(hashes)
+    return mixed(hashes)
 
 
-def _mix(keys: UInt64Array) -> UInt64Array:
-    """Spread neighbouring numbers over all 64 bits (splitmix64's finalizer)."""
+def mixed(keys: UInt64Array) -> UInt64Array:
+    """Spread neighbouring numbers over all 64 bits (splitmix64's finalizer); 0 is 0."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return keys ^ (keys >> np.uint64(31))

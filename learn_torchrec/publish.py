@@ -27,6 +27,7 @@ from learn_torchrec.artifact import (
     recipe_of,
     versions,
 )
+from learn_torchrec.digests import record
 from learn_torchrec.errors import UserError
 from learn_torchrec.locks import locked, real_place
 from learn_torchrec.outputs import refuse_inside_artifact, refuse_unwritable
@@ -175,6 +176,7 @@ def write_artifact(
         name_place(error, directory)
         shutil.rmtree(working, ignore_errors=True)
         raise
+    record({directory / n: one["sha256"] for n, one in manifest.files.items()})
 
 
 def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,9 @@
 """What `test_agreement.py` calls on each rank."""
 
+import sys
 from pathlib import Path
 
+from learn_torchrec import digests
 from learn_torchrec.apps import job, options
 from learn_torchrec.training import agreement, distributed
 
@@ -48,3 +50,20 @@ def start_job(mine: dict[str, object]) -> None:
     args = parser.parse_args(["--out", mine["out"], *settings])
     planned = job.describe(args, "ranker", ("ranker",), {"log": mine["log"]})
     planned.make_on_all_ranks(lambda device: Path(mine["out"]).mkdir())
+
+
+def verify_inputs(mine: dict[str, str]) -> None:
+    """Start a job that reads an artefact; say the names of the files that it reads."""
+    read = digests.file_digest
+
+    def said(path: Path) -> str:
+        sys.stderr.write(f"{path.name}\n")
+        return read(path)
+
+    digests.file_digest = said
+    parser = options.parser("try", "a job")
+    options.add_output(parser, "it")
+    args = parser.parse_args(["--out", mine["out"]])
+    content = {"content": (Path(mine["content"]), "content")}
+    planned = job.describe(args, "ranker", ("ranker",), {}, content)
+    planned.make_on_all_ranks(lambda device: None)

@@ -13,16 +13,17 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
-    *("array_files", "arrays", "artifact", "config", "credentials", "errors", "ids"),
-    *("jagged", "locks", "manifest_form", "matrix", "movable", "outputs"),
-    *("page_checksums", "placement", "progress", "provenance", "publish", "refusals"),
-    *("schema", "spaces", "text", "times", "vector_table"),
+    *("array_files", "arrays", "artifact", "config", "credentials", "digests"),
+    *("errors", "ids", "jagged", "locks", "manifest_form", "matrix", "movable"),
+    *("outputs", "page_checksums", "placement", "progress", "provenance", "publish"),
+    *("refusals", "schema", "spaces", "text", "times", "vector_table"),
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
 # name allows that module only.
 ALLOWED = {
     "credentials": set(),
+    "digests": set(),
     "errors": {"credentials", "text"},
     "text": set(),
     "schema": set(),

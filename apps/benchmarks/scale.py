@@ -3,6 +3,8 @@
 Every key is written as soon as it is measured, and is not measured again while it is in
 the file: a run that was stopped resumes. Generated files are kept in `--folder`.
 
+- `decode_amplification`: row groups decoded by 64 readers, and by 64 x 4, in one
+  shuffled pass, over row groups: 7,630, as 10^9 rows have with 131,072 rows each.
 - `significance_seconds_100m`: AUC, UAUC, WUAUC and the rest of two score columns and
   the intervals of their differences, over all rows and in six cohorts, from two files
   of 100 million rows and 5 million users; in a process of its own.
@@ -23,6 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig
+from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER
+from learn_torchrec.datasets.loading.time_range import Lacking
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.influence import paired_influence
 from learn_torchrec.evaluation.paired_predictions import compare_files
@@ -39,6 +44,9 @@ _ROW_GROUP = 1 << 20
 _DISK_PER_ROW = 45  # bytes, of both files
 _RESAMPLES = 4000
 _SMALL_ROWS, _SMALL_USERS = 3_000, 300
+# As many groups as 10^9 rows have, of fewer rows, and all else in proportion.
+_GROUPS, _GROUP_ROWS = 7_630, 4_096
+_BATCH_ROWS, _WINDOW_ROWS = 8_192, 8_192
 _PLANS = (  # nodes of 8 GPUs, GiB of a GPU, GiB of a host, GiB of a table
     *((1, 80, 1000, 238), (8, 80, 1000, 1200)),
     *((1, 24, 1000, gib) for gib in (100, 200, 400)),
@@ -147,7 +155,49 @@ def plans(_folder: Path, _num_rows: int) -> dict[str, Any]:
     return found
 
 
+class _CountedGroups:
+    """Row groups of which nothing but a number is read, and how many are."""
+
+    name = "counted"
+    earliest: int | None = None
+
+    def __init__(self) -> None:
+        self.lacking: Lacking = {}
+        self.sizes = np.full(_GROUPS, _GROUP_ROWS)
+        self.num_rows = _GROUPS * _GROUP_ROWS
+        self.decoded = 0
+        self._rows = pa.table({ROW_NUMBER: np.arange(_GROUP_ROWS)})
+
+    def __len__(self) -> int:
+        return _GROUPS
+
+    def empty(self) -> pa.Table:
+        return self._rows.slice(0, 0)
+
+    def only(self, columns: Sequence[str]) -> "_CountedGroups":
+        return self
+
+    def pieces(self, group: int, skip: int = 0, most: int = 0) -> Iterator[pa.Table]:
+        self.decoded += 1
+        yield self._rows.slice(skip)
+
+
+def decode_amplification(_folder: Path, _num_rows: int) -> dict[str, Any]:
+    """Return row groups decoded over row groups, by the number of readers."""
+    found = {}
+    for readers in (64, 256):
+        rows = _CountedGroups()
+        config = LoaderConfig(batch_size=_BATCH_ROWS, window_rows=_WINDOW_ROWS)
+        loader = Loader(rows, config)
+        for reader in range(readers):
+            for _ in loader.share(0, 0, reader, readers):
+                pass
+        found[f"{readers} readers"] = round(rows.decoded / len(rows), 3)
+    return found | {"row_groups": _GROUPS, "batch_size": _BATCH_ROWS}
+
+
 KEYS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+    "decode_amplification": decode_amplification,
     "plans": plans,
     "significance_seconds_100m": significance_seconds,
     "significance_width_ratio": width_ratio,

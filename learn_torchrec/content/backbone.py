@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from learn_torchrec.artifact import file_digest
 from learn_torchrec.content.minilm import MINILM, file_in_package, minilm_path
+from learn_torchrec.digests import digests
 from learn_torchrec.errors import UserError, first_line
 
 SMOLLM2 = "smollm2"
@@ -110,13 +110,13 @@ def fingerprint(model: str, revision: str | None = None) -> str:
     """Return the digest of a model's files, or its hub name and revision."""
     files = find_model(model, revision)
     if files.gguf_path is not None:
-        return file_digest(files.gguf_path)
+        return digests([files.gguf_path])[0]
     if not files.is_local:
         return f"hub:{files.name}" + (f"@{revision}" if revision else "")
+    paths = sorted(path for path in Path(files.name).iterdir() if path.is_file())
     digest = hashlib.sha256()
-    for path in sorted(Path(files.name).iterdir()):
-        if path.is_file():
-            digest.update(f"{path.name} {file_digest(path)}\n".encode())
+    for path, content in zip(paths, digests(paths), strict=True):
+        digest.update(f"{path.name} {content}\n".encode())
     return digest.hexdigest()
 
 

@@ -52,5 +52,5 @@ def load_histories(dataset: Dataset, store: ItemRows, split: SplitConfig) -> His
         UserError: bad interactions, most events without a content vector, or a split
             outside the log.
     """
-    times = resolve_times(split, dataset.times)
+    times = resolve_times(split, dataset.moments)
     return Histories(sequences=dataset.sequences(store, split.actions), times=times)

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from learn_torchrec.arrays import Float64Array, Int64Array
 from learn_torchrec.config import Share, configuration, require
+from learn_torchrec.datasets.moments import Moments
 from learn_torchrec.errors import UserError
 from learn_torchrec.schema import TIMESTAMP
 
@@ -73,24 +74,26 @@ class SplitTimes:
     test_from: int
 
 
-def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes:
+def resolve_times(
+    config: SplitConfig, log: pa.Table | Int64Array | Moments
+) -> SplitTimes:
     """Return the moments of the split in unix seconds.
 
     Args:
         config: with the moments.
-        log: the interactions, or their times, int64 [N].
+        log: the interactions, or their times, int64 [N] or counted.
 
     Raises:
         UserError: a moment that cannot be parsed, or moments in the wrong order.
     """
-    times = log[TIMESTAMP].to_numpy() if isinstance(log, pa.Table) else log
+    times = Moments.of(log[TIMESTAMP].to_numpy() if isinstance(log, pa.Table) else log)
     if config.holdout == "leave_one_out":
-        end = int(times.max()) + 1
+        end = times.last + 1
         return SplitTimes(towers_until=end, test_from=end)
     towers_until = moment("split.towers_until", config.towers_until, times)
     test_from = moment("split.test_from", config.test_from, times)
     # Impressions may be later than the log.
-    first, end = int(times.min()), int(times.max()) + 1
+    first, end = times.first, times.last + 1
     if not first < towers_until <= test_from or towers_until > end:
         raise UserError(
             f"split.towers_until={config.towers_until} and split.test_from="
@@ -100,35 +103,37 @@ def resolve_times(config: SplitConfig, log: pa.Table | Int64Array) -> SplitTimes
     return SplitTimes(towers_until=towers_until, test_from=test_from)
 
 
-def validation_from(shown: Int64Array, times: SplitTimes, share: float) -> int:
+def validation_from(
+    shown: Int64Array | Moments, times: SplitTimes, share: float
+) -> int:
     """Return the moment from which the latest share of a ranker's rows validates.
 
     Rows of one second stay together, so that the share may be a little larger.
 
     Args:
-        shown: times of all impressions, unix seconds, int64 [N].
+        shown: times of all impressions, unix seconds, int64 [N] or counted.
         times: the ranker's are those in [towers_until, test_from).
         share: of them, above 0 and below 1.
     """
-    inside = shown[(shown >= times.towers_until) & (shown < times.test_from)]
+    inside = Moments.of(shown).between(times.towers_until, times.test_from)
     if not len(inside):
         return times.test_from
-    return int(np.quantile(inside, 1 - share, method="higher"))
+    return inside.quantile(1 - share, "higher")
 
 
 def nothing_between(
-    name: str, times: SplitTimes, shown: Int64Array, log: Int64Array
+    name: str, times: SplitTimes, shown: Moments, log: Moments
 ) -> UserError:
     """Return the error that a ranker has no impression to learn from.
 
     Args:
         name: of the impressions.
         times: the moments.
-        shown: times of all impressions, unix seconds, int64 [N].
-        log: times of the interactions, unix seconds, int64 [M].
+        shown: times of all impressions.
+        log: times of the interactions.
     """
     spans = (
-        f"{_iso(one.min())} to {_iso(one.max())}" if len(one) else "no time to another"
+        f"{_iso(one.first)} to {_iso(one.last)}" if len(one) else "no time to another"
         for one in (shown, log)
     )
     return UserError(
@@ -148,20 +153,20 @@ def user_draws(user_ids: pa.Array) -> Float64Array:
     return np.asarray(buckets, np.float64) / 2**32
 
 
-def moment(option: str, text: str, times: Int64Array) -> int:
+def moment(option: str, text: str, times: Int64Array | Moments) -> int:
     """Return the unix seconds of a share of the log, an ISO date or unix seconds.
 
     Args:
         option: that has the text, for the message.
         text: such as `80%`, `2011-09-10` or `1315612800`.
-        times: of the log, int64 [N].
+        times: of the log, int64 [N] or counted.
 
     Raises:
         UserError: another text.
     """
     try:
         if text.endswith("%"):
-            return int(np.quantile(times, float(text[:-1]) / 100, method="lower"))
+            return Moments.of(times).quantile(float(text[:-1]) / 100)
         if text.lstrip("-").isdigit():
             return int(text)
         time = datetime.datetime.fromisoformat(text)

@@ -58,7 +58,7 @@ class Draft:
 
     def times(self) -> SplitTimes:
         """Return the moments of the split."""
-        return resolve_times(self.run.split, self.dataset.times)
+        return resolve_times(self.run.split, self.dataset.moments)
 
     def put(self, setting: str, value: Any, reason: str, shown: str = "") -> None:
         """Set a setting or a whole section by its dotted name."""

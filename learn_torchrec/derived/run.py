@@ -25,6 +25,7 @@ from learn_torchrec.ranker.features.derive import derive_features
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEM_TEXT_FIELDS, PRICE
 from learn_torchrec.towers.encoders.architecture import EncoderShape
+from learn_torchrec.towers.export import AS_OF_IMPRESSIONS
 from learn_torchrec.towers.sampling import SamplingConfig
 
 FEATURES = "ranker.features"
@@ -258,8 +259,9 @@ def _cut_offs(draft: Draft) -> None:
 def _export(draft: Draft) -> None:
     events = draft.sequences.num_events
     if events > _MOST_SNAPSHOTS:
+        kept = AS_OF_IMPRESSIONS if draft.dataset.has_impressions else "last"
         reason = f"a vector after each of {events:,} events would fill the disk"
-        draft.put("export.snapshots", "last", reason)
+        draft.put("export.snapshots", kept, reason)
 
 
 def _ranker(draft: Draft) -> DerivedFeatures:
@@ -308,7 +310,7 @@ def _length(draft: Draft, rows: int, reason: str) -> None:
 def _can_validate(draft: Draft) -> bool:
     """Whether both labels are among the latest training rows and among the others."""
     dataset, times = draft.dataset, draft.times()
-    cut = validation_from(dataset.impression_times, times, _VALIDATION)
+    cut = validation_from(dataset.impression_moments, times, _VALIDATION)
     known = dataset.schema(IMPRESSIONS_FILE).names
     labels = [one for one in label_columns(draft.run.ranker.tasks) if one in known]
     for first, end in ((times.towers_until, cut), (cut, times.test_from)):

@@ -4,6 +4,7 @@ E events, N rows.
 """
 
 from collections.abc import Sequence
+from typing import Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,13 @@ from learn_torchrec.schema import (
 )
 
 _SECONDS_PER_DAY = 86_400
+
+
+class DayCounter(Protocol):
+    """Counts events by id before a day."""
+
+    def before_day(self, ids: Column, times: Column, window_days: int) -> Int64Array:
+        """See `ActivityLog.before_day`."""
 
 
 class ActivityLog:
@@ -89,21 +97,24 @@ class CohortActivity:
     clicks, impressions and purchases of a user; purchases of an item).
 
     Args:
-        interactions: the behaviour log.
-        item_actions: actions that count for items.
+        users: counts the events of users.
+        items: counts those of items.
         window_days: see `CohortConfig`.
     """
 
-    def __init__(
-        self, interactions: pa.Table, item_actions: Sequence[str], window_days: int
-    ) -> None:
+    def __init__(self, users: DayCounter, items: DayCounter, window_days: int) -> None:
+        self._users, self._items, self._window_days = users, items, window_days
+
+    @classmethod
+    def of_log(
+        cls, interactions: pa.Table, item_actions: Sequence[str], window_days: int
+    ) -> Self:
+        """Sort a behaviour log, in which `item_actions` count for items."""
         counts_for_items = pc.is_in(interactions[ACTION], pa.array(item_actions))
         for_items = interactions.filter(counts_for_items)
-        self._window_days = window_days
-        self._users = ActivityLog(
-            interactions[USER_ID], interactions[TIMESTAMP], USER_ID
-        )
-        self._items = ActivityLog(for_items[ITEM_ID], for_items[TIMESTAMP], ITEM_ID)
+        users = ActivityLog(interactions[USER_ID], interactions[TIMESTAMP], USER_ID)
+        items = ActivityLog(for_items[ITEM_ID], for_items[TIMESTAMP], ITEM_ID)
+        return cls(users, items, window_days)
 
     def add_to(self, impressions: pa.Table) -> pa.Table:
         """Return the impressions with two more columns of counts.

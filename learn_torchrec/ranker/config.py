@@ -54,15 +54,17 @@ class StreamConfig:
         enabled: read row groups of `parquet:` impressions as needed, instead of all
             rows at the start.
         lanes: positions in the data that a batch is interleaved from; the largest
-            divisor of the batch size up to this number is used.
-        shuffle_rows: size of the shuffle buffer over all lanes; tables in memory are
-            shuffled as a whole.
+            divisor of the batch size up to this number is used. A multiple of all
+            ranks' workers lets each row group be decoded once. 0 chooses 8, and of many
+            row groups and large batches more, up to 256.
+        shuffle_rows: size of the shuffle buffer over all lanes, at least four batches;
+            tables in memory are shuffled as a whole.
         workers: reader processes per rank; 0 reads in threads, as for tables in memory.
         timeout: seconds after which a silent worker counts as hung.
     """
 
     enabled: bool = False
-    lanes: PositiveInt = 8
+    lanes: NonNegativeInt = 0
     shuffle_rows: PositiveInt = 262_144
     workers: Annotated[int, Field(ge=0, le=1024), OPERATIONAL] = 0
     timeout: Annotated[PositiveFloat, OPERATIONAL] = 300.0

@@ -15,7 +15,6 @@ from torch import Tensor
 from learn_torchrec.arrays import Int64Array
 from learn_torchrec.config import Width, configuration
 from learn_torchrec.datasets.sequences import SequenceSet
-from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.errors import UserError
 from learn_torchrec.matrix import create_shard, finite_rows
 from learn_torchrec.page_checksums import WRITTEN
@@ -27,8 +26,10 @@ from learn_torchrec.schema import (
     USER_VECTORS_FILE,
     VECTOR,
 )
+from learn_torchrec.towers.earlier import KNOWN_FILE, known_events
 from learn_torchrec.vector_table import ITEMS, USERS, write_index
 
+AS_OF_IMPRESSIONS = "as-of-impressions"
 _PART_ROWS = 131_072  # vectors written at a time
 
 
@@ -38,19 +39,24 @@ class ExportConfig:
 
     Attributes:
         snapshots: `event` exports a user vector after every event, of those of one
-            second after the last; `last` only after the last event before
+            second after the last; `as-of-impressions` only those of them that an
+            impression at or after split.towers_until looks up, each user's latest
+            before it; `daily` after the last event of each UTC day; `latest` after the
+            last of the log (for serving); `last` after the last event before
             split.towers_until (for training the ranker) and after the last before
             split.test_from (for testing it).
         since: a moment, as a share of the log, an ISO date or unix seconds; of the
-            events before it each user's last alone is exported: what those need who
-            train on later impressions.
+            events before it each user's last alone is exported, and of the impressions
+            none counts: what those need who train on later impressions.
         parquet: also write Parquet, for other rankers.
         content_dim: of the items' content as the ranker reads it: the first principal
             components of the standardized content.
         neighbours: nearest texts that are found for each text.
     """
 
-    snapshots: Literal["event", "last"] = "event"
+    snapshots: Literal["event", "as-of-impressions", "daily", "latest", "last"] = (
+        "event"
+    )
     since: str | None = None
     parquet: bool = True
     content_dim: Width = 64
@@ -116,7 +122,7 @@ def write_user_vectors(
 def write_vector_indexes(
     working_dir: Path, item_ids: pa.Array, sequences: SequenceSet, events: Int64Array
 ) -> None:
-    """Write the index of all ranks' vectors; called on one rank.
+    """Write the index of all ranks' vectors, and what users' know; on one rank.
 
     `item_ids` and `events` are those of all ranks, in the order of the shards.
     """
@@ -129,6 +135,7 @@ def write_vector_indexes(
         offsets=np.searchsorted(events, sequences.offsets),
         times=sequences.times[events].astype(np.int64),
     )
+    np.save(working_dir / USERS / KNOWN_FILE, known_events(sequences, events))
 
 
 def _write_part(
@@ -188,30 +195,3 @@ def _joined(parts: Iterable[Tensor], num_rows: int) -> Iterator[Tensor]:
 def _as_lists(vectors: Tensor) -> pa.FixedSizeListArray:
     flat = pa.array(vectors.numpy().astype(np.float32, copy=False).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-
-
-def snapshot_events(
-    sequences: SequenceSet,
-    config: ExportConfig,
-    times: SplitTimes,
-    since: int | None = None,
-) -> Int64Array:
-    """Return the events after which a user vector is exported, ascending int64 [n].
-
-    `sequences` are packed; `since` is the moment of `config.since`, unix seconds.
-    """
-    users = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    if config.snapshots == "event":
-        # Looked up strictly before a second, only the last vector of one is found.
-        is_later = (np.diff(users) != 0) | (np.diff(sequences.times) != 0)
-        if since is not None:
-            # An older vector is found by nobody if the next one is old, too.
-            next_is_new = np.append(sequences.times[1:] >= since, True)[: len(users)]
-            is_later &= (np.diff(users) != 0) | next_is_new[:-1]
-        return np.flatnonzero(np.append(is_later, len(users) > 0))
-    chosen = []
-    for time in (times.towers_until, times.test_from):
-        earlier = np.flatnonzero(sequences.times < time)
-        closes_user = np.r_[users[earlier][1:] != users[earlier][:-1], True]
-        chosen.append(earlier[closes_user[: len(earlier)]])
-    return np.unique(np.concatenate(chosen))

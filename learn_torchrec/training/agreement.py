@@ -103,6 +103,18 @@ def holds_other_files(places: Iterable[Path]) -> bool:
     return bool(mine != broadcast_from_rank0(mine))
 
 
+def part_of_shared(places: Iterable[Path]) -> tuple[int, int]:
+    """Return this rank's place among those that see one copy of files, and how many.
+
+    Every rank calls it. What these would do alike with the files, they can share.
+    """
+    others = gather_objects(holds_other_files(places))
+    rank = dist.get_rank()
+    if others[rank]:
+        return 0, 1
+    return others[:rank].count(False), others.count(False)
+
+
 def digests_to_compare(files: Mapping[str, Path]) -> dict[str, str]:
     """Return what `refuse_different_ranks` compares of files; every rank calls it.
 

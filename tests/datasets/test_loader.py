@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.datasets.loading.in_memory import TableRows
-from learn_torchrec.datasets.loading.interleave import cut_into_lanes
+from learn_torchrec.datasets.loading.interleave import cut_into_lanes, number_of_lanes
 from learn_torchrec.datasets.loading.loader import Loader, LoaderConfig, evaluation
 from learn_torchrec.datasets.loading.row_groups import (
     ROW_NUMBER,
@@ -66,6 +66,81 @@ def test_lanes_by_hand() -> None:
         [(2, 3, 5), (0, 0, 2)],
         [(0, 2, 4), (1, 0, 2)],
     ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batch_size", "groups", "lanes"),
+    [
+        (0, 2048, 5, 8),
+        (0, 2048, 200, 16),  # of at most 20
+        (0, 8192, 7630, 256),
+        (0, 320, 7630, 20),
+        (0, 100, 7630, 5),  # of at most 8
+        (0, 1 << 20, 1 << 20, 256),
+        (50, 24, 3, 24),
+        (3, 8192, 7630, 2),
+    ],
+)
+def test_the_number_of_lanes(wanted, batch_size, groups, lanes) -> None:
+    assert number_of_lanes(wanted, batch_size, groups) == lanes
+
+
+class CountedGroups(RowGroups):
+    """Row groups that count how many are decoded, and how many rows in pieces."""
+
+    decoded = largest = 0
+
+    def pieces(self, group, skip=0, most=65_536):
+        self.decoded += 1
+        for piece in super().pieces(group, skip, most):
+            self.largest = max(self.largest, piece.num_rows)
+            yield piece
+
+
+@pytest.mark.parametrize("readers", [1, 8, 32])
+def test_readers_decode_what_they_take(readers: int, tmp_path: Path) -> None:
+    """Of 320 row groups there are 32 lanes; two readers decode a group where they meet.
+
+    Whoever reads, the batches are those of one reader.
+    """
+    write(
+        tmp_path / "log", (6000, 6810), group=40
+    )  # 321 row groups, the last one of 10
+    rows = CountedGroups(tmp_path / "log")
+    loader = Loader(rows, LoaderConfig(batch_size=512, window_rows=1024))
+    assert loader.lanes == 32
+    steps: list[list[int]] = [[] for _ in range(loader.steps)]
+    for reader in range(readers):
+        for window in loader.share(0, 0, reader, readers):
+            for step in range(len(window.bounds) - 1):
+                taken = window.rows["value"].take(window.take(step)).to_pylist()
+                steps[window.step + step] += taken
+    assert steps == read(rows, loader.config)
+    assert all(len(step) == len(set(step)) == 512 for step in steps)
+    rows.decoded = 0
+    for reader in range(readers):
+        for _ in loader.share(1, 0, reader, readers):
+            pass
+    assert len(rows) <= rows.decoded <= len(rows) + 31
+
+
+def test_one_reader_of_many_lanes_decodes_small_pieces(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("learn_torchrec.datasets.loading.loader._HELD_ROWS", 320)
+    write(tmp_path / "log", (12_800,), group=40)
+    rows = CountedGroups(tmp_path / "log")
+    loader = Loader(rows, LoaderConfig(batch_size=512))
+    for readers, largest in ((1, 10), (2, 20), (32, 40)):
+        rows.largest = 0
+        list(loader.share(0, 0, 0, readers))
+        assert rows.largest == largest
+
+
+def test_rows_are_shuffled_across_steps_where_a_window_has_one(tmp_path: Path) -> None:
+    write(tmp_path / "log", (192,), group=192)
+    config = replace(CONFIG, lanes=1, window_rows=24)
+    steps = read(RowGroups(tmp_path / "log"), config)
+    assert sorted(itertools.chain(*steps[:4])) == list(range(96))
+    assert all(np.ptp(step) > 72 for step in steps)
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 8, 50])
@@ -208,7 +283,7 @@ def test_batches_that_cannot_be(rows: RowGroups) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("lanes", 0), ("workers", -1), ("seed", -1)]
+    ("name", "value"), [("lanes", -1), ("workers", -1), ("seed", -1)]
 )
 def test_settings_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"{name}\s+Input should be greater than"):

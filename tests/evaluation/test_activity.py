@@ -69,7 +69,7 @@ def test_users_count_all_events_and_items_those_of_some_actions() -> None:
         {"user_id": ["u", "w"], "item_id": [1, 2], "timestamp": [2 * DAY, 2 * DAY]}
     )
 
-    counted = CohortActivity(log, ["buy"], window_days=7).add_to(rows)
+    counted = CohortActivity.of_log(log, ["buy"], window_days=7).add_to(rows)
 
     assert counted["user_activity"].to_pylist() == [2, 0]
     assert counted["item_activity"].to_pylist() == [2, 0]

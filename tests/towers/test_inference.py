@@ -12,8 +12,9 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.towers import export, inference
 from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.encoders.architecture import EncoderShape
-from learn_torchrec.towers.export import ExportConfig, snapshot_events
+from learn_torchrec.towers.export import ExportConfig
 from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.snapshots import snapshot_events
 from learn_torchrec.vector_table import VectorTable
 
 CPU = torch.device("cpu")

@@ -6,12 +6,13 @@ import pytest
 
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import SplitTimes
-from learn_torchrec.towers.export import ExportConfig, snapshot_events
+from learn_torchrec.towers.export import ExportConfig
 from learn_torchrec.towers.holdout import (
     RetrievalTask,
     TowersSplit,
     recently_active,
 )
+from learn_torchrec.towers.snapshots import snapshot_events
 
 LENGTHS = np.array([3, 2, 2, 1])
 TIMES = np.array([1, 5, 9, 2, 3, 8, 12, 4])

@@ -1,9 +1,12 @@
 """Ranks that were not given the same, or do not share files: two real processes."""
 
 import json
+import shutil
 
 import pytest
 import rank_tasks
+
+from learn_torchrec.publish import write_artifact
 
 pytest_plugins = ["forked_ranks"]
 
@@ -79,3 +82,35 @@ def test_a_job_compares_inputs_and_every_setting(changed, named, run_ranks, tmp_
         assert (code, error.count("\n")) == (2, 1)
         assert named in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def content(tmp_path):
+    made = tmp_path / "content"
+    with write_artifact(made, kind="content", config={}, inputs={}) as working:
+        for name in "abcde":
+            (working / name).write_text(name)
+    return made
+
+
+def test_ranks_share_the_verification_of_shared_inputs(run_ranks, content, tmp_path):
+    mine = {"content": str(content), "out": str(tmp_path / "out")}
+    ended = run_ranks(rank_tasks.verify_inputs, mine, mine)
+    assert ended == [(0, "a\nc\ne\n"), (0, "b\nd\n")]
+
+
+def test_a_rank_with_its_own_copy_verifies_all_of_it(run_ranks, content, tmp_path):
+    copy = shutil.copytree(content, tmp_path / "copy")
+    both = [
+        {"content": str(one), "out": str(tmp_path / "out")} for one in (content, copy)
+    ]
+    whole = (0, "a\nb\nc\nd\ne\n")
+    assert run_ranks(rank_tasks.verify_inputs, *both) == [whole, whole]
+
+
+def test_what_one_rank_finds_damaged_all_refuse(run_ranks, content, tmp_path):
+    (content / "d").write_text("D")
+    mine = {"content": str(content), "out": str(tmp_path / "out")}
+    for code, error in run_ranks(rank_tasks.verify_inputs, mine, mine):
+        assert code == 2
+        assert "content/d: damaged" in error

@@ -34,6 +34,11 @@ def _parquet(path: str) -> Dataset:
     return ColumnMap(path, ".parquet") if "#" in path else Parquet(path)
 
 
+def _prepared(path: str) -> Dataset:
+    where, mark, shown = path.partition("#impressions=")
+    return Prepared(where, open_dataset(shown) if mark else None)
+
+
 ADAPTERS: dict[str, Callable[[str], Dataset]] = {
     "amazon": Amazon,
     "completejourney": CompleteJourney,
@@ -45,7 +50,7 @@ ADAPTERS: dict[str, Callable[[str], Dataset]] = {
     "movielens-1m": MovieLens1M,
     "online-retail": OnlineRetail,
     "parquet": _parquet,
-    "prepared": Prepared,
+    "prepared": _prepared,
     "recbole": RecBole,
     "recformer": RecFormer,
     "sequences": SequenceFile,

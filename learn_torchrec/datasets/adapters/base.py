@@ -44,6 +44,8 @@ from learn_torchrec.datasets.loading.row_groups import (
     open_parquet,
 )
 from learn_torchrec.datasets.loading.time_range import Interval
+from learn_torchrec.datasets.moments import Moments
+from learn_torchrec.datasets.preparation.day_counts import DayCounts
 from learn_torchrec.datasets.sequences import (
     TICK,
     ItemRows,
@@ -225,6 +227,31 @@ class Dataset(abc.ABC):
         column = self.columns(IMPRESSIONS_FILE, [TIMESTAMP])[TIMESTAMP].drop_null()
         return as_seconds(column, self.name(IMPRESSIONS_FILE))
 
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """The `times`, counted."""
+        return Moments.of(self.times)
+
+    @functools.cached_property
+    def impression_moments(self) -> Moments:
+        """The `impression_times`, counted; of Parquet a row group at a time."""
+        where, name = self.parquet(IMPRESSIONS_FILE), self.name(IMPRESSIONS_FILE)
+        if where is None or self._is_read(IMPRESSIONS_FILE):
+            return Moments.of(self.impression_times)
+        rows = RowGroups(where, [TIMESTAMP])
+        return Moments.of_parts(
+            as_seconds(piece[TIMESTAMP].drop_null(), name)
+            for group in range(len(rows))
+            for piece in rows.pieces(group)
+        )
+
+    def day_counts(self, item_actions: Sequence[str]) -> DayCounts | None:
+        """Return the log's events by user, and those of some actions by item, by day.
+
+        None if they were not counted before, and `interactions` has them.
+        """
+        return None
+
     # What stages use.
 
     def fingerprints(self, *names: str) -> dict[str, str]:
@@ -294,7 +321,7 @@ class Dataset(abc.ABC):
         if LABEL in table.column_names:
             name = self.name(IMPRESSIONS_FILE)
             table = tables.check(table, {LABEL: tables.BINARY}, name)
-        self._refuse_other_users(table.schema, self.interactions.schema)
+        self._refuse_other_users(table.schema, self.schema(INTERACTIONS_FILE))
         return table
 
     def impressions_between(

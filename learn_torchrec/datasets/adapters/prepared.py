@@ -3,6 +3,7 @@
 `preparation/prepared.py`, which writes the files, describes them.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Sequence
@@ -13,14 +14,25 @@ import pyarrow as pa
 
 from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import AnyArray, Int64Array, taken
-from learn_torchrec.artifact import Manifest, read_manifest, verify
+from learn_torchrec.artifact import Manifest, read_manifest, reading, verify
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.loading import tables
 from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.moments import Moments
+from learn_torchrec.datasets.preparation.day_counts import (
+    DayCounts,
+    UserDays,
+    open_item_days,
+)
 from learn_torchrec.datasets.preparation.prepared import (
+    IMPRESSION_MOMENTS,
+    ITEM_DAYS,
     ITEM_EVENTS,
+    ITEM_INDEX,
     KIND,
+    MOMENTS,
     USER_IDS_FILE,
+    USER_INDEX,
     file_of,
 )
 from learn_torchrec.datasets.sequences import (
@@ -29,8 +41,10 @@ from learn_torchrec.datasets.sequences import (
     refuse_unknown_actions,
 )
 from learn_torchrec.errors import UserError, first_line
+from learn_torchrec.ids import IdIndex
 from learn_torchrec.schema import (
     ACTION,
+    IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
     ITEM_ID,
     ITEMS_FILE,
@@ -42,26 +56,51 @@ logger = logging.getLogger(__name__)
 
 
 class Prepared(Dataset):
-    """Memory-mapped sequences and their items; no impressions.
+    """Memory-mapped sequences and their items, and another data set's impressions.
 
     Set `split.towers_until` to the manifest's `moment`.
+
+    Args:
+        path: of the artefact.
+        shown: the data set with the impressions, if there are some.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, shown: Dataset | None = None) -> None:
         super().__init__(path)
-        self._directory = Path(self.location.path)
+        self._directory, self._shown = Path(self.location.path), shown
         self.manifest: Manifest = read_manifest(self._directory, KIND)
 
-    def sources(self, table: str) -> list[Location]:
+    @property
+    def has_impressions(self) -> bool:
+        return self._shown is not None and self._shown.has_impressions
+
+    def sources(self, table: str) -> Sequence[Location]:
+        if self._shown is not None and table == IMPRESSIONS_FILE:
+            return self._shown.sources(table)
         if table == ITEMS_FILE:
             return [self.location / table]
         return [self.location / file_of(name) for name in ("items", "times", "actions")]
 
     def fingerprint(self, table: str) -> str:
-        """Return the digest of the artefact, or of its item table."""
+        """Return the digest of the artefact, of its item table or the impressions."""
+        if self._shown is not None and table == IMPRESSIONS_FILE:
+            self._states[table] = self._state(table)
+            return self._shown.fingerprint(table)
         if table == ITEMS_FILE:
             return super().fingerprint(table)
         return self.manifest.fingerprint
+
+    def parquet(self, table: str) -> Location | None:
+        if self._shown is not None and table == IMPRESSIONS_FILE:
+            return self._shown.parquet(table)
+        return None
+
+    def schema(self, table: str) -> pa.Schema:
+        if table != INTERACTIONS_FILE:
+            return super().schema(table)
+        ids = (self._user_ids.type, self.items.schema.field(ITEM_ID).type)
+        kinds = (*ids, pa.int64(), pa.large_string())
+        return pa.schema(zip((USER_ID, ITEM_ID, TIMESTAMP, ACTION), kinds, strict=True))
 
     @functools.cached_property
     def items(self) -> pa.Table:
@@ -72,6 +111,42 @@ class Prepared(Dataset):
     def times(self) -> Int64Array:
         """Times of all events, memory-mapped."""
         return self._map("times")
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """The events' times, counted when they were written."""
+        return self._counted(MOMENTS) or Moments.of(self.times)
+
+    @functools.cached_property
+    def impression_moments(self) -> Moments:
+        """The impressions' times, counted when the log was prepared beside them."""
+        prepared_with = self.manifest.inputs.get(IMPRESSIONS_FILE)
+        if prepared_with == self.fingerprint(IMPRESSIONS_FILE):
+            return self._counted(IMPRESSION_MOMENTS) or super().impression_moments
+        return super().impression_moments
+
+    def day_counts(self, item_actions: Sequence[str]) -> DayCounts | None:
+        """Map the events by day; None of a log that an earlier version prepared."""
+        if not self._lists(ITEM_DAYS):
+            return None
+        names = self.manifest.facts["actions"]
+        wanted = [code for code, name in enumerate(names) if name in item_actions]
+        with self._reading():
+            index = IdIndex.open(self._verified / USER_INDEX)
+            offsets, times = self._map("offsets"), self._map("times")
+            users = UserDays(index=index, offsets=offsets, times=times)
+            index = IdIndex.open(self._directory / ITEM_INDEX)
+            folder = self._directory / ITEM_DAYS
+            items = open_item_days(folder, index, wanted, len(names))
+        return DayCounts(users, items)
+
+    def read_impressions(self) -> pa.Table:
+        return self._impressions_of.read(IMPRESSIONS_FILE)
+
+    @property
+    def _impressions_of(self) -> Dataset:
+        assert self._shown is not None  # `has_impressions` says so
+        return self._shown
 
     def read_items(self) -> pa.Table:
         return tables.read_parquet(self._verified / ITEMS_FILE)
@@ -158,3 +233,16 @@ class Prepared(Dataset):
             raise UserError(
                 f"{path}: damaged ({first_line(error)}); prepare the data again"
             ) from None
+
+    def _counted(self, folder: str) -> Moments | None:
+        """Map counted times, if the log was prepared with some."""
+        if not self._lists(folder):
+            return None
+        with self._reading():
+            return Moments.open(self._verified / folder)
+
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        return reading(self._directory, self.manifest, (), "prepare the data again")
+
+    def _lists(self, folder: str) -> bool:
+        return any(name.startswith(f"{folder}/") for name in self.manifest.files)

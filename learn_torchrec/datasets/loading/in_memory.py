@@ -7,7 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from learn_torchrec.datasets.loading.row_groups import ROW_NUMBER, without_views
+from learn_torchrec.datasets.loading.row_groups import (
+    PIECE_ROWS,
+    ROW_NUMBER,
+    without_views,
+)
 from learn_torchrec.datasets.loading.tables import row_of
 from learn_torchrec.datasets.loading.time_range import Interval, Lacking, seconds
 
@@ -65,7 +69,12 @@ class TableRows:
         narrow._table = self._table.select([*columns, ROW_NUMBER])
         return narrow
 
-    def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
-        """Yield the selected rows after the first `skip`, with `ROW_NUMBER`."""
+    def pieces(
+        self, group: int, skip: int = 0, most: int = PIECE_ROWS
+    ) -> Iterator[pa.Table]:
+        """Yield the selected rows after the first `skip`, with `ROW_NUMBER`.
+
+        They are one piece, of which nothing is decoded.
+        """
         assert group == 0
         yield self._table.slice(skip)

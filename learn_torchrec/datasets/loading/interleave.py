@@ -11,7 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.arrays import Int64Array
-from learn_torchrec.datasets.loading.row_groups import RowSource
+from learn_torchrec.datasets.loading.row_groups import PIECE_ROWS, RowSource
+
+_FEW_LANES, _MOST_LANES = 8, 256
+_LEAST_ROWS, _LEAST_GROUPS = 16, 10  # of a lane, in a batch and in all
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,18 @@ def cut_into_lanes(
 
 
 class Lane:
-    """Reads a lane's rows; consecutive calls continue without seeking."""
+    """Reads a lane's rows; consecutive calls continue without seeking.
 
-    def __init__(self, rows: RowSource, segments: list[Segment]) -> None:
-        self._rows, self._segments = rows, segments
+    Args:
+        rows: of all lanes.
+        segments: of this one.
+        most: rows that are decoded at a time, and kept until they are taken.
+    """
+
+    def __init__(
+        self, rows: RowSource, segments: list[Segment], most: int = PIECE_ROWS
+    ) -> None:
+        self._rows, self._segments, self._most = rows, segments, most
         self._next_row: int | None = None
         self._pieces: Iterator[pa.Table] = iter(())
         self._rest: pa.Table | None = None  # of a partly taken piece
@@ -60,7 +71,7 @@ class Lane:
     def take(self, start: int, stop: int) -> list[pa.Table]:
         """Return the lane's rows `start` to `stop` as tables."""
         if start != self._next_row:
-            self._pieces = _read(self._rows, self._segments, start)
+            self._pieces = _read(self._rows, self._segments, start, self._most)
             self._rest = None
         self._next_row = stop
         parts = []
@@ -74,7 +85,7 @@ class Lane:
 
 
 def _read(
-    rows: RowSource, segments: Sequence[Segment], skip: int
+    rows: RowSource, segments: Sequence[Segment], skip: int, most: int
 ) -> Iterator[pa.Table]:
     """Yield a lane's rows after the first `skip`.
 
@@ -84,7 +95,7 @@ def _read(
     for segment in segments:
         size = segment.stop - segment.start
         left = size - min(skip, size)
-        pieces = rows.pieces(segment.group, segment.start + size - left)
+        pieces = rows.pieces(segment.group, segment.start + size - left, most)
         while left:
             piece = next(pieces).slice(0, left)
             left -= piece.num_rows
@@ -114,6 +125,23 @@ def share_of(
     lo, hi = (totals * part // readers for part in (reader, reader + 1))
     lefts = begins + np.clip(lo - firsts, 0, sizes)
     return lefts, begins + np.clip(hi - firsts, 0, sizes)
+
+
+def number_of_lanes(wanted: int, batch_size: int, groups: int) -> int:
+    """Return how many lanes there are: a divisor of the batch, at most `wanted`.
+
+    With `wanted` 0, as many as can occupy readers without decoding much twice: a lane
+    has rows for a batch and, beyond a few lanes, row groups of its own, as one that two
+    lanes share is decoded by both.
+
+    Args:
+        wanted: at most; 0 to choose.
+        batch_size: rows of a global batch.
+        groups: row groups.
+    """
+    fitting = min(_MOST_LANES, batch_size // _LEAST_ROWS, groups // _LEAST_GROUPS)
+    most = wanted or max(_FEW_LANES, fitting)
+    return max(n for n in range(1, most + 1) if batch_size % n == 0)
 
 
 def bounds_of(count: int, parts: int) -> list[int]:

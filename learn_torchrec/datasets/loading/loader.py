@@ -2,10 +2,12 @@
 
 The shuffled row groups of a pass are concatenated and cut into *lanes* of equal length;
 a global batch takes the same number of rows from every lane. Steps are read in
-*windows*: a lane's rows of a window are shuffled within it. The rows of a batch thus
-depend on (seed, epoch, step) alone. A reader (a worker process of a rank) reads its
-share of every batch: whole lanes if there are no more readers than lanes, so that each
-row group is decoded by one reader.
+*windows* of several: a lane's rows of a window are shuffled within it. The rows of a
+batch thus depend on (seed, epoch, step) alone. A reader (a worker process of a rank)
+reads its share of every batch: whole lanes if their number is a multiple of the
+readers', so that each row group is decoded by one reader, or two where lanes meet. Of
+many row groups and large batches there are up to 256 lanes, in smaller pieces, so that
+a single reader holds no more rows of 256 lanes than of 8.
 
 - Every rank takes the same number of steps, known before the first row is read.
 - A position is (epoch, step). Training resumes from it at any number of ranks and
@@ -38,16 +40,19 @@ from learn_torchrec.datasets.loading.interleave import (
     Segment,
     bounds_of,
     cut_into_lanes,
+    number_of_lanes,
     share_of,
 )
 from learn_torchrec.datasets.loading.prefetch import prefetch
-from learn_torchrec.datasets.loading.row_groups import RowSource
+from learn_torchrec.datasets.loading.row_groups import PIECE_ROWS, RowSource
 from learn_torchrec.datasets.loading.worker import ReaderProcess
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of
 
 Transform: TypeAlias = Callable[[pa.Table], Any]
 
+_SHUFFLED_STEPS = 4  # of a window at least, or batches would keep to their row groups
+_HELD_ROWS = 8 * PIECE_ROWS  # of a reader, decoded and not yet taken
 _ORDERED_WINDOW = 131_072  # rows; without shuffling, larger windows gain nothing
 
 logger = logging.getLogger(__name__)
@@ -63,10 +68,12 @@ class LoaderConfig:
         drop_last: drop the rows that do not fill a batch (training).
         seed: of the order.
         lanes: parts of the data that are interleaved, rounded down to a divisor of
-            `batch_size`. More lanes mix better and occupy more readers. With one lane
-            and no shuffle, batches follow the files' order.
+            `batch_size`; 0 chooses, see `number_of_lanes`. More lanes mix better and
+            occupy more readers. With one lane and no shuffle, batches follow the files'
+            order.
         window_rows: rows of all lanes that are read, shuffled and transformed
-            together. A few windows are in memory.
+            together, but at least four batches if they are shuffled. A few windows are
+            in memory.
         workers: reader processes per rank; 0 reads in a thread of the rank.
         timeout: seconds after which a silent worker counts as hung.
         section: full name of these settings, for messages.
@@ -77,7 +84,7 @@ class LoaderConfig:
     shuffle: bool = True
     drop_last: bool = True
     seed: NonNegativeInt = 0
-    lanes: PositiveInt = 8
+    lanes: NonNegativeInt = 0
     window_rows: PositiveInt = 262_144
     workers: NonNegativeInt = 0
     timeout: PositiveFloat = 300.0
@@ -161,15 +168,13 @@ class Loader:
             )
         self.rows, self.config, self.transform = rows, config, transform
         self.rank, self.ranks = rank, ranks
-        self.lanes = max(
-            n for n in range(1, config.lanes + 1) if config.batch_size % n == 0
-        )
+        self.lanes = number_of_lanes(config.lanes, config.batch_size, len(rows))
         self.lane_sizes = np.diff(bounds_of(rows.num_rows, self.lanes))
         self._per_lane = config.batch_size // self.lanes
-        window_rows = config.window_rows
+        least, window_rows = _SHUFFLED_STEPS, config.window_rows
         if not config.shuffle:
-            window_rows = min(window_rows, _ORDERED_WINDOW)
-        self._span = max(1, window_rows // config.batch_size)
+            least, window_rows = 1, min(window_rows, _ORDERED_WINDOW)
+        self._span = max(least, window_rows // config.batch_size)
         if config.drop_last:
             self.steps = int(self.lane_sizes.min()) // self._per_lane
             self.dropped_rows = rows.num_rows - self.steps * config.batch_size
@@ -239,7 +244,8 @@ class Loader:
         self, epoch: int, start: int, reader: int, readers: int
     ) -> Iterator[Window]:
         """Yield one reader's share of every window."""
-        lanes = [Lane(self.rows, lane) for lane in self._segments(epoch)]
+        piece = min(PIECE_ROWS, _HELD_ROWS * readers // self.lanes)
+        lanes = [Lane(self.rows, lane, piece) for lane in self._segments(epoch)]
         for first in self._firsts(start):
             steps = np.arange(first, min(first + self._span, self.steps))
             begins = np.minimum(steps * self._per_lane, self.lane_sizes[:, None])

@@ -5,6 +5,7 @@ fsspec. Credentials and endpoints are configured as in the file system's own lib
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from learn_torchrec import credentials
+from learn_torchrec.digests import digests
 from learn_torchrec.errors import UserError, first_line, refuse_other_text
 
 _LOCAL = pafs.LocalFileSystem()
@@ -133,23 +135,6 @@ class Location:
             inode = Path(self.path).stat().st_ino
         return info.size, info.mtime_ns, inode
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the file's bytes.
-
-        For a remote file, its size and modification time if the file system has them,
-        to save a transfer.
-        """
-        info = self._info()
-        if not self.is_local and info.mtime_ns is not None:
-            return f"{info.size} bytes, changed {info.mtime_ns}"
-        try:
-            with self.filesystem.open_input_stream(
-                self.path, compression=None
-            ) as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{self}: {_reason(error)}") from None
-
     def _contents(self) -> list[str]:
         """Return the paths of all files in the folder."""
         try:
@@ -170,6 +155,32 @@ class Location:
             return self.filesystem.get_file_info(self.path)
         except (OSError, ValueError) as error:
             raise UserError(f"{self}: {_reason(error)}") from None
+
+
+def content_digests(files: Sequence[Location]) -> list[str]:
+    """Return the SHA-256 of each file's bytes, see `digests`.
+
+    For a remote file, its size and modification time if the file system has them,
+    to save a transfer.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    try:
+        local = iter(digests(Path(file.path) for file in files if file.is_local))
+        return [next(local) if file.is_local else _remote(file) for file in files]
+    except OSError as error:
+        name = error.filename or files[0]
+        raise UserError(f"{name}: {_reason(error)}") from None
+
+
+def _remote(file: Location) -> str:
+    size, modified, _ = file.state()
+    if modified is not None:
+        return f"{size} bytes, changed {modified}"
+    stream = file.filesystem.open_input_stream(file.path, compression=None)
+    with stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _is_hidden(path: str) -> bool:

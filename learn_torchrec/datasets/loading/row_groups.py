@@ -32,7 +32,8 @@ ROW_NUMBER = "_row_number"
 SUFFIXES = (".parquet", ".parq", ".pq")
 _INTEGER = re.compile(r"0|-?[1-9]\d*")
 _NULL_KEY = "__HIVE_DEFAULT_PARTITION__"
-_PIECE_ROWS = 65_536  # decoded at a time, however large a row group is
+PIECE_ROWS = 65_536  # decoded at a time, however large a row group is
+_BUFFER = 65_536  # bytes of a column that are read ahead; pages may be larger
 
 
 class RowSource(Protocol):
@@ -58,7 +59,9 @@ class RowSource(Protocol):
         Those by which the rows are selected must be among them.
         """
 
-    def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
+    def pieces(
+        self, group: int, skip: int = 0, most: int = PIECE_ROWS
+    ) -> Iterator[pa.Table]:
         """Yield the selected rows of a group in order, with `ROW_NUMBER`."""
 
 
@@ -137,12 +140,15 @@ class RowGroups:
         narrow.schema = pa.schema([self.schema.field(name) for name in columns])
         return narrow
 
-    def pieces(self, group: int, skip: int = 0) -> Iterator[pa.Table]:
+    def pieces(
+        self, group: int, skip: int = 0, most: int = PIECE_ROWS
+    ) -> Iterator[pa.Table]:
         """Yield the selected rows of a row group in order, with `ROW_NUMBER`.
 
         Args:
             group: 0 to G - 1.
             skip: selected rows to skip at its beginning.
+            most: rows of a piece.
 
         Raises:
             UserError: it cannot be read, a value does not fit the common type, or the
@@ -151,7 +157,7 @@ class RowGroups:
         fragment, number = self._groups[group]
         row, rest = int(self._starts[group]), int(self.sizes[group])
         try:
-            for batch in self._decoded(fragment, number):
+            for batch in self._decoded(fragment, number, most):
                 numbers = np.arange(row, row + batch.num_rows)
                 row += batch.num_rows
                 piece = batch.append_column(ROW_NUMBER, pa.array(numbers))
@@ -173,19 +179,20 @@ class RowGroups:
             )
 
     def _decoded(
-        self, fragment: ds.ParquetFileFragment, number: int
+        self, fragment: ds.ParquetFileFragment, number: int, most: int
     ) -> Iterator[pa.Table]:
         keys = ds.get_partition_keys(fragment.partition_expression)
         own = fragment.physical_schema.names
         columns = [n for n in self.schema.names if n in own and n not in keys]
         remote = not isinstance(fragment.filesystem, pafs.LocalFileSystem)
+        reading = {"pre_buffer": True} if remote else {"buffer_size": _BUFFER}
         with (
             fragment.open() as source,
             pq.ParquetFile(
-                source, metadata=fragment.metadata, pre_buffer=remote, **VERIFIED
+                source, metadata=fragment.metadata, **reading, **VERIFIED
             ) as file,
         ):
-            for batch in file.iter_batches(_PIECE_ROWS, [number], columns):
+            for batch in file.iter_batches(most, [number], columns):
                 table = pa.Table.from_batches([batch])
                 for name in self.schema.names:
                     if name not in columns:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from learn_torchrec.arrays import as_arrow, as_strings, widened
-from learn_torchrec.datasets.loading.location import Location
+from learn_torchrec.datasets.loading.location import Location, content_digests
 from learn_torchrec.datasets.loading.row_groups import (
     ROW_NUMBER,
     open_parquet,
@@ -139,11 +139,12 @@ def row_of(table: pa.Table, place: int | np.integer[Any]) -> int:
 def files_fingerprint(sources: Sequence[Path | Location]) -> str:
     """Return a digest of the content of files and folders."""
     digest = hashlib.sha256()
-    for source in sources:
-        location = Location.of(source)
-        for file in location.files():
-            digest.update(file.path.removeprefix(location.path).encode())
-            digest.update(file.digest().encode())
+    folders = [Location.of(source) for source in sources]
+    files = [(folder, file) for folder in folders for file in folder.files()]
+    contents = content_digests([file for _, file in files])
+    for (folder, file), content in zip(files, contents, strict=True):
+        digest.update(file.path.removeprefix(folder.path).encode())
+        digest.update(content.encode())
     return digest.hexdigest()
 
 

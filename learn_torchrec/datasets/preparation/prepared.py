@@ -4,7 +4,9 @@ An artefact (kind "sequences") of `items.parquet`, the item table; `user_ids.arr
 sorted; `offsets.npy`, of each user's events; `items.npy` (rows of the item table),
 `times.npy` (unix seconds) and `actions.npy` (positions in the manifest's names), with a
 value per event: int32 (times beyond 2038 int64) and int16; and `item_events.npy`, the
-number of events of each item. `adapters/prepared.py` reads it.
+number of events of each item. Counted once, for all ranks of later stages: the times of
+the events and of the impressions (`moments`, `impression_moments`), the items' events
+by day (`item_days`), and the indices of both ids. `adapters/prepared.py` reads it.
 """
 
 import contextlib
@@ -16,15 +18,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import Int64Array
+from learn_torchrec.datasets.moments import Moments
+from learn_torchrec.datasets.preparation.day_counts import EventDays, write_item_days
 from learn_torchrec.datasets.preparation.prepare import PreparedLog
+from learn_torchrec.ids import IdIndex
 from learn_torchrec.jagged import offsets_of
 from learn_torchrec.page_checksums import WRITTEN
-from learn_torchrec.schema import ITEMS_FILE, USER_ID
+from learn_torchrec.schema import ITEM_ID, ITEMS_FILE, USER_ID
 
 KIND = "sequences"
 USER_IDS_FILE = "user_ids.arrow"
 ITEM_EVENTS = "item_events"
+MOMENTS, IMPRESSION_MOMENTS, ITEM_DAYS = "moments", "impression_moments", "item_days"
+USER_INDEX, ITEM_INDEX = "user_index", "item_index"
+_COUNTED = 1 << 24  # events at a time
 
 
 def file_of(name: str) -> str:
@@ -33,7 +42,10 @@ def file_of(name: str) -> str:
 
 
 def write_prepared(
-    working_dir: Path, log: PreparedLog, items: pa.Table
+    working_dir: Path,
+    log: PreparedLog,
+    items: pa.Table,
+    impressions: Moments | None = None,
 ) -> dict[str, object]:
     """Write a prepared log and its item table, in batches of events.
 
@@ -41,6 +53,7 @@ def write_prepared(
         working_dir: of the artefact.
         log: from `prepare`.
         items: the item table; events refer to its rows.
+        impressions: their times, counted, if there are some.
 
     Returns:
         Facts for the manifest.
@@ -53,6 +66,12 @@ def write_prepared(
     ids = pa.table({USER_ID: log.users[USER_ID].combine_chunks()})
     with pa.ipc.new_file(str(working_dir / USER_IDS_FILE), ids.schema) as sink:
         sink.write_table(ids)
+    for name, each in ((USER_INDEX, ids[USER_ID]), (ITEM_INDEX, items[ITEM_ID])):
+        (working_dir / name).mkdir()
+        IdIndex.build(each, name).write(working_dir / name)
+    _count(working_dir, item_events, len(log.actions))
+    if impressions is not None:
+        impressions.write(working_dir / IMPRESSION_MOMENTS)
     return {
         "events": int(offsets[-1]),
         "users": log.users.num_rows,
@@ -94,6 +113,19 @@ def _write_events(working_dir: Path, log: PreparedLog, num_items: int) -> Int64A
             done += batch.num_rows
         _write_headers(files, done)
     return item_events
+
+
+def _count(working_dir: Path, item_events: Int64Array, num_actions: int) -> None:
+    """Count the events' times and days from the files that hold them, in parts."""
+    items, times, actions = (
+        map_array(working_dir / file_of(name)) for name in ("items", "times", "actions")
+    )
+    starts = range(0, len(times), _COUNTED)
+    moments = Moments.of_parts(times[start : start + _COUNTED] for start in starts)
+    moments.write(working_dir / MOMENTS)
+    days = EventDays(times, moments)
+    folder = working_dir / ITEM_DAYS
+    write_item_days(folder, items, days, actions, item_events, num_actions)
 
 
 def _write_headers(files: Mapping[IO[bytes], np.dtype[Any]], count: int) -> None:

@@ -227,8 +227,8 @@ def derive_features(
     """
     source = dataset.impressions_between(times.towers_until, times.test_from)
     if source.earliest is None:
-        shown_times = dataset.impression_times
-        raise nothing_between(source.name, times, shown_times, dataset.times)
+        shown_at = dataset.impression_moments
+        raise nothing_between(source.name, times, shown_at, dataset.moments)
     shown = _profiles(source, IMPRESSIONS)
     items = _profiles(dataset.rows(ITEMS_FILE), CATALOGUE)
     rules = _Rules(
