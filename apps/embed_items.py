@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from learn_torchrec.arrays import Float32Array
 from learn_torchrec.errors import UserError, first_line, require_columns
 from learn_torchrec.ids import as_ids
+from learn_torchrec.outputs import replacing
 from learn_torchrec.schema import ITEM_ID, TITLE, VECTOR
 
 from . import options, program
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the vectors of some items, and say how long they took."""
     args = build_parser().parse_args(argv)
     if args.out is not None:
-        program.check_output_file(args.out, "Parquet")
+        inputs = [*options.paths_read(args), *_file_read(args)]
+        is_ours = options.parquet_of([ITEM_ID, VECTOR])
+        program.check_output_file(args.out, "Parquet", inputs, is_ours)
     items = _texts(args.text) if args.text else read_items(args.items)
     from learn_torchrec.serving.towers import ServedTowers  # takes seconds
 
@@ -69,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"ms an item, after {loaded - start:.1f} s of loading",
         file=sys.stderr,
     )
+
+
+def _file_read(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Yield the file of `--items`, if it is one."""
+    if args.items not in (None, STDIN):
+        yield "--items", Path(args.items)
 
 
 def read_items(name: str) -> pa.Table:
@@ -113,10 +122,8 @@ def _print(ids: pa.ChunkedArray, vectors: Float32Array) -> None:
 def _write(path: Path, ids: pa.ChunkedArray, vectors: Float32Array) -> None:
     flat = pa.array(vectors.reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.table({ITEM_ID: ids, VECTOR: column}), working)
-    working.replace(path)
+    with replacing(path) as working:
+        pq.write_table(pa.table({ITEM_ID: ids, VECTOR: column}), working)
 
 
 if __name__ == "__main__":

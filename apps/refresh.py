@@ -22,6 +22,7 @@ from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.refresh.runs import CURRENT, RUNS, RunPlan, Runs
+from learn_torchrec.refusals import naming
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
 from learn_torchrec.spaces import digest_of
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     _refuse_taken(args)
     args.run.mkdir(parents=True, exist_ok=True)
-    with locked(args.run), logged(args.run / LOG):
+    with naming(args.run), locked(args.run), logged(args.run / LOG):
         _refresh(args, dataset, Runs(args.run))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from learn_torchrec.artifact import CONFIG, MANIFEST
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.evaluation.cohorts import CohortConfig
+from learn_torchrec.refusals import one_line
 from learn_torchrec.text import parse_json
 
 from . import evaluate_auc, program
@@ -170,10 +171,35 @@ def _note_seconds(directory: Path, step: str, wall: float, processor: float) -> 
     program.write_json(path, known | {step: taken})
 
 
+class _LogFile(logging.FileHandler):
+    """A log of what standard error says; where it cannot be written, work goes on."""
+
+    is_refused = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, unless one was refused."""
+        if not self.is_refused:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say on standard error, once, that the system refuses the file."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.is_refused = True
+        logger.warning("no more in %s: %s", self.baseFilename, one_line(error) or error)
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # of a line that was refused
+            super().close()
+
+
 @contextlib.contextmanager
 def logged(path: Path) -> Iterator[None]:
     """Append what the block logs, and the error that ends it, to a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     root = logging.getLogger()
     formatters = [one.formatter for one in root.handlers if one.formatter]
     handler.setFormatter(formatters[0] if formatters else logging.Formatter())

@@ -62,6 +62,16 @@ class LibraryError(Exception):
             f"with strerror: No space left on device); {FREE}",
         ),
         (
+            RuntimeError(
+                "Error in faiss::FileIOWriter::FileIOWriter(const char*) at io.cpp:103:"
+                " Error: 'f' failed: could not open x for writing: Interrupted system "
+                "call"
+            ),
+            "Interrupted system call (Error in faiss::FileIOWriter::FileIOWriter(const "
+            "char*) at io.cpp:103: Error: 'f' failed: could not open x for writing: "
+            "Interrupted system call); run it again",
+        ),
+        (
             CheckpointException(
                 "x",
                 {3: (OSError(errno.ENOSPC, FULL, "/a/b"), None)},

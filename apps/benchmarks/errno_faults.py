@@ -4,10 +4,11 @@ A small library, preloaded into the process, counts the calls that write below t
 output's folder (open, write, fsync, rename, mkdir, truncate, unlink) and lets one fail.
 EIO and EINTR hit that call alone; a full or read-only disk stays so until the end.
 
-Afterwards the output must be absent, the old one or the new one, whole; the program
-must have ended well, or with exit code 2 and one line that names the place; and the
-same command, run again, must make the same artefact as an undisturbed run and leave
-nothing else behind, unless it was there already or what failed is a removal.
+Afterwards each piece of the output (the artefact; each file or artefact of a folder)
+must be absent, the old one or the new one, whole; the program must have ended well, or
+with exit code 2 and one line that names the place; and the same command, run again,
+must make the same output as an undisturbed run and leave nothing else behind, unless it
+was there already or what failed is a removal.
 """
 
 import errno
@@ -30,13 +31,17 @@ from learn_torchrec.errors import UserError
 
 from ..program import run
 from . import measure
-from .errno_stages import STEPS, ErrnoStep, content_of, make_inputs
+from .errno_outputs import hidden_in, pieces_of
+from .errno_stages import STEPS, ErrnoStep, make_inputs
 from .preloaded import Preloaded
 
 MOST = 1_100  # cases of a run: all kinds of calls, and some again
 ERRORS = ("EIO", "ENOSPC", "EROFS", "EDQUOT", "EINTR")
 _LASTING = ("ENOSPC", "EROFS", "EDQUOT")
-_VARYING = re.compile(r"\.[0-9a-z_]{8,}|[0-9a-f]{16,}|\d+")  # temporary names, numbers
+_VARYING = re.compile(
+    r"(\.|\.learn-torchrec-)[0-9a-z_]{8,}|[0-9a-f]{16,}|\d+"
+)  # temporary names, numbers
+_TRIED = [step.name for step in STEPS if step.is_tried]
 _SOURCE = Path(__file__).with_suffix(".c")
 
 
@@ -109,8 +114,10 @@ class Trials:
         place = self._prepare(step, replaces)
         if self._run(step, place):
             raise RuntimeError(f"{step.name} failed: {self._said()}")
-        if content_of(step.output(place)) != content_of(step.output(self._inputs)):
-            raise RuntimeError(f"{step.name}: another run makes something else")
+        made, expected = (pieces_of(step.output(at)) for at in (place, self._inputs))
+        if made != expected:
+            differing = sorted(n for n, _ in made.items() ^ expected.items())
+            raise RuntimeError(f"{step.name}: another run makes other {differing}")
         return [
             call.replace(str(place), "").replace(step.output(place).name, "OUT")
             for call in self._calls.read_text().splitlines()
@@ -119,20 +126,21 @@ class Trials:
     def try_case(self, case: Case) -> Outcome:
         """Let one call fail, check what is there, and run the stage again."""
         step, place = case.step, self._prepare(case.step, case.replaces)
-        new = content_of(step.output(self._inputs))
-        before = content_of(step.output(place))
+        new = pieces_of(step.output(self._inputs))
+        before = pieces_of(step.output(place))
         status = self._run(step, place, case.at, case.error)
         calls = self._calls.read_text().splitlines()
         failed = next((call[1:] for call in calls if call[0] == "!"), None)
-        said, found = self._said(), content_of(step.output(place))
+        said, found = self._said(), pieces_of(step.output(place))
         one_line = _is_one_line(said, status, place) and (status == 2 or found == new)
         again = self._run(step, place)
         left = _left_in(place, case, found == new, failed or "")
-        completes = not again and not left and content_of(step.output(place)) == new
-        state_right = found in (before, new) and completes
+        completes = not again and not left and pieces_of(step.output(place)) == new
+        is_whole = all(found.get(n) in (before.get(n), new[n]) for n in new)
+        state_right = is_whole and completes
         happened = f"{case}: {failed}: exit code {status}"
         if not (state_right and one_line):
-            output = {before: "as before", new: "new"}.get(found, "damaged")
+            output = "new" if found == new else "whole" if is_whole else "damaged"
             happened += (
                 f", {said[-1500:]!r}; the output is {output}; run again: {again}"
             )
@@ -148,9 +156,7 @@ class Trials:
         place = self._folder / "place"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        if replaces:
-            old, out = step.output(self._inputs / "old"), step.output(place)
-            (shutil.copyfile if old.is_file() else shutil.copytree)(old, out)
+        step.lay_out(self._inputs, step.output(place), replaces)
         return place
 
     def _run(
@@ -174,8 +180,9 @@ def _left_in(place: Path, case: Case, was_done: bool, failed: str) -> set[str]:
     is what failed; and if the output was published before, so may checkpoints, as the
     next run has nothing to do.
     """
-    left = {path.name for path in place.iterdir()}
-    left -= {case.step.output(place).name, "logs"}
+    output = case.step.output(place)
+    left = {path.name for path in place.iterdir()} | hidden_in(output)
+    left -= {output.name, "logs"}
     if was_done or case.error == "EROFS" or failed.startswith("unlink "):
         left = {name for name in left if not name.startswith(".")}
     return left - {"checkpoints"} if was_done else left
@@ -204,6 +211,8 @@ def sample(
     kinds: dict[tuple[str, bool, str], list[Case]] = {}
     for (step, replaces), made in calls.items():
         for at, call in enumerate(made, start=1):
+            if not re.match(step.own, call):
+                continue
             kind = step.name, replaces, _VARYING.sub("#", call)
             kinds.setdefault(kind, []).extend(
                 Case(step=step, replaces=replaces, at=at, error=error)
@@ -235,7 +244,7 @@ def inject(
         jobs: processes.
         names: of the steps; none for all.
     """
-    steps = [step for step in STEPS if not names or step.name in names]
+    steps = [step for step in STEPS if step.name in (names or _TRIED)]
     with tempfile.TemporaryDirectory(prefix="errno-") as name, ExitStack() as stack:
         folder = Path(name)
         shim, inputs = build_shim(folder), folder / "inputs"
@@ -302,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steps",
         nargs="*",
-        choices=[step.name for step in STEPS],
+        choices=_TRIED,
         default=[],
         metavar="NAME",
         help="only these outputs (default: all)",
