@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,11 +242,21 @@ STEPS = (
 )
 
 
-def make_inputs(folder: Path, run: Callable[[list[str]], None]) -> None:
-    """Make every step's output in `folder`, and its older one in `folder/old`."""
+def make_inputs(
+    folder: Path, run: Callable[[list[str]], object], names: Collection[str] = ()
+) -> None:
+    """Make every step's output in `folder`, and its older one in `folder/old`.
+
+    Args:
+        folder: of all outputs.
+        run: runs `learn-torchrec` with some arguments.
+        names: of the steps; none for all.
+    """
     _write_markets(folder)
     write_model(folder / "model")
     for step in STEPS:
+        if names and step.name not in names:
+            continue
         step.lay_out(folder, step.output(folder))
         run(step.arguments(folder, step.output(folder)))
         if step.other:
