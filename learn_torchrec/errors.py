@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from learn_torchrec.credentials import hide
-from learn_torchrec.text import printable
+from learn_torchrec.text import printable, shortened
 
 
 class UserError(ValueError):
@@ -17,14 +17,14 @@ class UserError(ValueError):
     The message is one line that names the file, column, row, item or option and
     the fix. The command line prints it and exits with code 2; a traceback is
     reserved for our own bugs. What a message quotes cannot add a line to it, command a
-    terminal or show credentials.
+    terminal, show credentials or hide the fix behind pages of text.
 
     Args:
         lines: the message; several where a list or a log's end belongs to it.
     """
 
     def __init__(self, *lines: str) -> None:
-        super().__init__(*(printable(hide(line)) for line in lines))
+        super().__init__(*(shortened(printable(hide(line))) for line in lines))
 
     def __str__(self) -> str:
         return "\n".join(self.args)

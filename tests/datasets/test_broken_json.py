@@ -34,6 +34,12 @@ HALF = "\\ud800"  # half of a surrogate pair
 BROKEN = [
     ("jsonl", "items.jsonl", ITEMS + DEEP, "line 2 is not a JSON object"),
     ("jsonl", "items.jsonl", ITEMS + "{1: 2, 'item_id': 'B1'}", "line 2 is not a JSON"),
+    (
+        "jsonl",
+        "items.jsonl",
+        ITEMS + "{[]: 2, 'item_id': 'B1'}",
+        "line 2 is not a JSON",
+    ),
     ("jsonl", "items.jsonl", ITEMS.replace('"a"', f'"{HALF}"'), "column 'title' holds"),
     ("jsonl", "items.jsonl", ITEMS.replace("title", HALF), "cannot be read"),
     ("jsonl", "items.jsonl", ITEMS.replace('"a"', "9" * 40), "column 'title' holds"),
