@@ -62,6 +62,14 @@ BROKEN = [
         PRODUCT.replace('"a"', "[" * 900 + "1" + "]" * 900),
         "nested too deeply",
     ),
+    ("sequences", "items.jsonl", ITEMS.replace('"B0"', "null"), "line 1 is not .* a t"),
+    ("sequences", "items.jsonl", ITEMS.replace('"B0"', "true"), "line 1 is not .* a t"),
+    ("sequences", "items.jsonl", ITEMS.replace('"B0"', "[1]"), "line 1 is not .* a t"),
+    ("amazon", "R.json", REVIEW.replace(": 5}", ": NaN}"), "both must be numbers"),
+    ("amazon", "R.json", REVIEW.replace("5,", "true,"), "unixReviewTime is a bool"),
+    ("amazon", "R.json", REVIEW.replace('"u"', "false"), "reviewerID is a bool"),
+    ("lcrec", "A.inter.json", '{"u": [true]}', "must be a list of items"),
+    ("recformer", "smap.json", '{"B0": true}', "item B0 has the number True"),
     ("lcrec", "A.item.json", DEEP, "not valid JSON"),
     ("lcrec", "A.item.json", '{"0": null}', "item 0 is None, must be an object"),
     ("lcrec", "A.inter.json", '{"u": null}', "user u has None, must be a list"),
@@ -118,3 +126,24 @@ def test_broken_files_are_one_line(
         json.dumps([dataset.items.num_rows, dataset.interactions.num_rows])
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+RATINGS = {
+    "recbole": ("a.inter", "user_id:token\titem_id:token\trating:float\n{}"),
+    "movielens": ("ratings.csv", "userId,movieId,rating,timestamp\n{}"),
+}
+
+
+@pytest.mark.parametrize("adapter", RATINGS)
+def test_a_rating_that_is_no_number_is_no_dislike(adapter: str, tmp_path: Path) -> None:
+    name, text = RATINGS[adapter]
+    sign, time = ("\t", "") if adapter == "recbole" else (",", ",7")
+    rows = [sign.join(("1", "1", stars)) + time for stars in ("5", "nan", "2")]
+    items = {
+        "a.item": "item_id:token\n1\n",
+        "movies.csv": "movieId,title,genres\n1,a,b\n",
+    }
+    write(tmp_path, {**items, name: text.format("\n".join(rows) + "\n")})
+    dataset = open_dataset(f"{adapter}:{tmp_path}")
+    assert dataset.interactions["action"].to_pylist() == ["like", "dislike"]
+    assert dataset.impressions["label"].to_pylist() == [1, None, 0]
