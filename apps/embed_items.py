@@ -19,7 +19,12 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from learn_torchrec.arrays import Float32Array
-from learn_torchrec.errors import UserError, first_line, require_columns
+from learn_torchrec.errors import (
+    UserError,
+    first_line,
+    refuse_special,
+    require_columns,
+)
 from learn_torchrec.ids import as_ids
 from learn_torchrec.outputs import replacing
 from learn_torchrec.schema import ITEM_ID, TITLE, VECTOR
@@ -88,6 +93,7 @@ def read_items(name: str) -> pa.Table:
     """
     path = Path(name)
     source: Any = sys.stdin.buffer if name == STDIN else path
+    refuse_special(path)
     try:
         if path.suffix == ".parquet":
             table = pq.read_table(path)

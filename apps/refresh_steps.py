@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from learn_torchrec.artifact import CONFIG, MANIFEST
-from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.errors import Stopped, UserError, refuse_special
 from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.refusals import one_line
 from learn_torchrec.text import parse_json
@@ -165,6 +165,7 @@ def _note_seconds(directory: Path, step: str, wall: float, processor: float) -> 
     known: object = {}
     if path.exists():
         with contextlib.suppress(ValueError):  # damaged: the seconds are a record only
+            refuse_special(path)
             known = parse_json(path.read_text(encoding="utf-8"))
     known = known if isinstance(known, dict) else {}
     taken = {"wall": round(wall, 2), "processor": round(processor, 2)}

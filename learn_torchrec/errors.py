@@ -51,6 +51,16 @@ def refuse_other_text(path: str) -> None:
         raise UserError(f"{path!a}: is not UTF-8; rename the file or folder") from None
 
 
+def refuse_special(path: Path) -> None:
+    """Refuse a pipe or a device as a file to read, which might never end.
+
+    Raises:
+        UserError: names it.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is no plain file; copy what it gives into one")
+
+
 def record_failure(message: str) -> None:
     """Tell torchrun why this rank fails: it and torchx show that as the root cause.
 
@@ -67,12 +77,14 @@ def record_failure(message: str) -> None:
 def require_columns(
     present: Collection[str], required: Iterable[str], source: object, fix: str = ""
 ) -> None:
-    """Check that a table has its columns.
+    """Check that a table has its columns, each once.
 
     Raises:
-        UserError: names the source and the first column that is missing.
+        UserError: names the source and the first column that is missing, or twice.
     """
     for name in required:
+        if list(present).count(name) > 1:
+            raise UserError(f"{source}: has column {name!r} twice; rename one of them")
         if name not in present:
             raise UserError(
                 f"{source}: column {name!r} is missing; it has: {', '.join(present)}"
