@@ -86,7 +86,7 @@ def _step(name: str) -> ErrnoStep:
 
 def write_inputs(folder: Path, processes: Processes) -> None:
     """Make what ranks read, and in `others` what one of them reads instead."""
-    make_inputs(folder, processes.complete, _MADE)
+    make_inputs(folder, lambda given, _: processes.complete(given), _MADE)
     (folder / "old").rename(folder / "others")
     for other, (name, column) in _TABLES.items():
         shutil.copytree(folder / "market", folder / "others" / other)

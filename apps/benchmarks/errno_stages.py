@@ -61,6 +61,7 @@ class ErrnoStep:
         start: an earlier step, whose output the command continues.
         removed: what is missing in it, as patterns.
         own: what calls to try match, with their paths.
+        ranks: that share the work.
         is_tried: whether calls are to fail, or the output only serves later steps.
     """
 
@@ -72,6 +73,7 @@ class ErrnoStep:
     start: str = ""
     removed: tuple[str, ...] = ()
     own: str = ""
+    ranks: int = 1
     is_tried: bool = True
 
     def arguments(self, inputs: Path, out: Path, other: bool = False) -> list[str]:
@@ -173,6 +175,18 @@ STEPS = (
         command="evaluate-auc --stream --predictions learn={predictions}",
         suffix=".json",
     ),
+    ErrnoStep(
+        name="joint_towers",
+        command="train-towers --data {market} --content {content}",
+        settings=(*_TOWERS, *_SAVES),
+        ranks=2,
+    ),
+    ErrnoStep(
+        name="joint_ranker",
+        command="train-ranker --data {market} --vectors {vectors}",
+        settings=(*_RANKER, *_SAVES),
+        ranks=2,
+    ),
     ErrnoStep(name="generated", command="data market --users=60 --items=40 --days=3"),
     ErrnoStep(name="drawn", command="data impressions --data {market}"),
     ErrnoStep(name="aligned", command="align-space {content} {old_content}"),
@@ -243,13 +257,13 @@ STEPS = (
 
 
 def make_inputs(
-    folder: Path, run: Callable[[list[str]], object], names: Collection[str] = ()
+    folder: Path, run: Callable[[list[str], int], object], names: Collection[str] = ()
 ) -> None:
     """Make every step's output in `folder`, and its older one in `folder/old`.
 
     Args:
         folder: of all outputs.
-        run: runs `learn-torchrec` with some arguments.
+        run: runs `learn-torchrec` with some arguments, on some ranks.
         names: of the steps; none for all.
     """
     _write_markets(folder)
@@ -258,9 +272,10 @@ def make_inputs(
         if names and step.name not in names:
             continue
         step.lay_out(folder, step.output(folder))
-        run(step.arguments(folder, step.output(folder)))
+        run(step.arguments(folder, step.output(folder)), step.ranks)
         if step.other:
-            run(step.arguments(folder, step.output(folder / "old"), other=True))
+            old = step.output(folder / "old")
+            run(step.arguments(folder, old, other=True), step.ranks)
 
 
 def _write_markets(folder: Path) -> None:

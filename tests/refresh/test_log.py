@@ -12,7 +12,9 @@ FULL = Path("/dev/full")  # refuses what is written, as a full disk does
 logger = logging.getLogger("learn_torchrec.refresh")
 
 
-def test_a_full_disk_ends_the_log_alone(capfd, caplog):
+def test_a_full_disk_ends_the_log_alone(capfd, caplog, monkeypatch):
+    # Other tests' handlers write into streams that were captured, and are closed.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
     caplog.set_level(logging.INFO, logger="learn_torchrec")
     with logged(FULL):
         for number in range(3):
