@@ -267,7 +267,7 @@ def inject(
         folder = Path(name)
         shim, inputs = build_shim(folder), folder / "inputs"
         processes = [stack.enter_context(Preloaded(shim)) for _ in range(jobs)]
-        make_inputs(inputs, functools.partial(_make, processes[0], folder))
+        make_inputs(inputs, functools.partial(_make, processes[0], folder), names)
         trials = [
             Trials(folder / str(number), inputs, process)
             for number, process in enumerate(processes)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -264,18 +265,28 @@ def make_inputs(
     Args:
         folder: of all outputs.
         run: runs `learn-torchrec` with some arguments, on some ranks.
-        names: of the steps; none for all.
+        names: of the steps, made with those that they read; none for all.
     """
     _write_markets(folder)
     write_model(folder / "model")
-    for step in STEPS:
-        if names and step.name not in names:
-            continue
+    for step in _with_read(names) if names else STEPS:
         step.lay_out(folder, step.output(folder))
         run(step.arguments(folder, step.output(folder)), step.ranks)
         if step.other:
             old = step.output(folder / "old")
             run(step.arguments(folder, old, other=True), step.ranks)
+
+
+def _with_read(names: Collection[str]) -> list[ErrnoStep]:
+    """Return steps, and before each the earlier ones whose outputs it reads."""
+    wanted = set(names)
+    for step in reversed(STEPS):
+        if step.name in wanted:
+            read = {name or "" for _, name, *_ in Formatter().parse(step.command)}
+            wanted |= {name.removeprefix("old_") for name in read} | {step.start}
+    if "inputs" in wanted:  # whatever there is
+        return [*STEPS]
+    return [step for step in STEPS if step.name in wanted]
 
 
 def _write_markets(folder: Path) -> None:
