@@ -1,6 +1,10 @@
 """What `test_agreement.py` calls on each rank."""
 
+import errno
+import os
 from pathlib import Path
+
+import torch.distributed as dist
 
 from learn_torchrec.apps import job, options
 from learn_torchrec.training import agreement, distributed
@@ -14,6 +18,16 @@ def compare(mine: dict[str, object]) -> None:
 def probe(folder: str) -> None:
     agreement._PROBE_SECONDS = 1.0
     with distributed.process_group():
+        agreement.refuse_unshared(Path(folder))
+
+
+def probe_with_a_full_disk(folder: str) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with distributed.process_group():
+        if dist.get_rank() == 1:
+            Path.write_text = refuse
         agreement.refuse_unshared(Path(folder))
 
 
