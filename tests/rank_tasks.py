@@ -22,7 +22,8 @@ def probe(folder: str) -> None:
 
 
 def probe_with_a_full_disk(folder: str) -> None:
-    def refuse(*_: object, **__: object) -> int:
+    def refuse(path: Path, *_: object, **__: object) -> int:
+        path.touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with distributed.process_group():

@@ -64,8 +64,8 @@ def refuse_unshared(directory: Path) -> None:
     with contextlib.ExitStack() as stack:
         with raise_on_all_ranks(), naming(directory):
             directory.mkdir(parents=True, exist_ok=True)
+            stack.callback(mine.unlink, missing_ok=True)  # also of half a file
             mine.write_text(token, encoding="utf-8")
-            stack.callback(mine.unlink, missing_ok=True)
         with raise_on_all_ranks():
             # Rank 0 publishes what all wrote; all write into what it makes.
             ranks = range(1, dist.get_world_size()) if is_writer() else [0]
