@@ -117,7 +117,7 @@ test-faults: dev ## inject faults into every stage (half an hour), into faults.j
 
 fuzz: dev ## input that nobody would write, TIMES as many examples as in the tests
 	@OMP_NUM_THREADS=1 LEARN_FUZZ_TIMES=$(TIMES) $(BIN)/python -m pytest -n auto \
-	  tests/test_fuzz.py tests/test_credentials.py $(ARGS)
+	  tests/test_fuzz.py tests/test_credentials.py tests/datasets/test_fuzz_adapters.py $(ARGS)
 
 soak: dev ## an hour of training on two ranks: memory and throughput, into faults.json
 	@$(BIN)/python -m apps.benchmarks.soak --json $(ARGS)

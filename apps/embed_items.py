@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,14 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from learn_torchrec.arrays import Float32Array
-from learn_torchrec.errors import UserError, first_line, require_columns
+from learn_torchrec.errors import (
+    UserError,
+    first_line,
+    refuse_special,
+    require_columns,
+)
 from learn_torchrec.ids import as_ids
+from learn_torchrec.outputs import replacing
 from learn_torchrec.schema import ITEM_ID, TITLE, VECTOR
 
 from . import options, program
@@ -50,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the vectors of some items, and say how long they took."""
     args = build_parser().parse_args(argv)
     if args.out is not None:
-        program.check_output_file(args.out, "Parquet")
+        inputs = [*options.paths_read(args), *_file_read(args)]
+        is_ours = options.parquet_of([ITEM_ID, VECTOR])
+        program.check_output_file(args.out, "Parquet", inputs, is_ours)
     items = _texts(args.text) if args.text else read_items(args.items)
     from learn_torchrec.serving.towers import ServedTowers  # takes seconds
 
@@ -71,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
+def _file_read(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    """Yield the file of `--items`, if it is one."""
+    if args.items not in (None, STDIN):
+        yield "--items", Path(args.items)
+
+
 def read_items(name: str) -> pa.Table:
     """Read items from a file, by its ending, or from standard input.
 
@@ -79,6 +93,7 @@ def read_items(name: str) -> pa.Table:
     """
     path = Path(name)
     source: Any = sys.stdin.buffer if name == STDIN else path
+    refuse_special(path)
     try:
         if path.suffix == ".parquet":
             table = pq.read_table(path)
@@ -113,10 +128,8 @@ def _print(ids: pa.ChunkedArray, vectors: Float32Array) -> None:
 def _write(path: Path, ids: pa.ChunkedArray, vectors: Float32Array) -> None:
     flat = pa.array(vectors.reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.table({ITEM_ID: ids, VECTOR: column}), working)
-    working.replace(path)
+    with replacing(path) as working:
+        pq.write_table(pa.table({ITEM_ID: ids, VECTOR: column}), working)
 
 
 if __name__ == "__main__":

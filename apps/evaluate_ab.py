@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from learn_torchrec.config import apply_overrides, configuration
-from learn_torchrec.datasets.generated.ab_replay import AbReplayConfig, write_ab_replay
+from learn_torchrec.datasets.generated.ab_replay import (
+    AbReplayConfig,
+    is_replay,
+    write_ab_replay,
+)
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.ab import METRICS, AbConfig, AbResult, analyse_ab_test
 from learn_torchrec.evaluation.ab_outcomes import read_outcomes
@@ -84,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     program.check_output_file(args.out, inputs=inputs, is_ours=is_ours)
     user_columns, item_columns = args.user_cohort_column, args.item_cohort_column
     if args.simulate:
-        if args.outcomes.exists():
+        if args.outcomes.exists() and not is_replay(args.outcomes):
             raise UserError(
                 f"--simulate: {args.outcomes} exists; name a new file for the outcomes"
             )

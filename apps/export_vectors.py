@@ -31,6 +31,7 @@ from learn_torchrec.ranker.learn.reduced import (
     write_reduced,
 )
 from learn_torchrec.ranker.learn.vectors import KIND
+from learn_torchrec.refusals import naming
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
     INTERACTIONS_FILE,
@@ -176,6 +177,7 @@ def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
         with (
             write_artifact_on_all_ranks(job.out, **manifest) as working,
             raise_on_all_ranks(),
+            naming(job.out),
         ):
             rank, dim = dist.get_rank(), facts["dim"]
             write_item_vectors(

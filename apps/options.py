@@ -3,8 +3,11 @@
 import argparse
 import contextlib
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from learn_torchrec import config, presets
 from learn_torchrec.artifact import CONFIG
@@ -126,6 +129,21 @@ def config_read(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     """Yield the file of `--config`, which an artefact may contain, but no file be."""
     if args.config is not None:
         yield "--config", args.config
+
+
+def parquet_of(names: Sequence[str]) -> Callable[[Path], bool]:
+    """Return a function that tells whether a file is Parquet of exactly these columns.
+
+    For `program.check_output_file`.
+    """
+
+    def is_ours(path: Path) -> bool:
+        try:
+            return list(pq.read_schema(path).names) == [*names]
+        except (pa.ArrowException, OSError):
+            return False
+
+    return is_ours
 
 
 def add_output(result: argparse.ArgumentParser, what: str) -> None:

@@ -40,6 +40,7 @@ from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.impressions import Impressions, Part, Parts
 from learn_torchrec.ranker.scoring import scorer
 from learn_torchrec.ranker.tasks import describe_tasks
+from learn_torchrec.refusals import naming
 from learn_torchrec.schema import (
     ITEM_ACTIVITY,
     ITEM_ID,
@@ -144,7 +145,7 @@ def _score(args: argparse.Namespace, job: Job, device: torch.device) -> None:
                 with raise_on_all_ranks():
                     part = next(remaining)
                 scores = score(part.rows, parts.padded_rows)
-                with raise_on_all_ranks():
+                with raise_on_all_ranks(), naming(job.out):
                     _refuse_non_finite(scores, part.table, args.ranker)
                     write(_with_scores(part.table, scores))
                 log.progress(done + 1, parts.count)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from learn_torchrec import config
 from learn_torchrec.artifact import CONFIG, MANIFEST
-from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.errors import Stopped, UserError, refuse_special
 from learn_torchrec.evaluation.report.files import EXAMPLE, METRICS, RANKING, RETRIEVAL
 from learn_torchrec.evaluation.report.render import report_files
 from learn_torchrec.locks import locked
@@ -283,6 +283,7 @@ class _Seconds:
 
 
 def _read(path: Path) -> dict[str, float]:
+    refuse_special(path)
     body: dict[str, float] = parse_json(path.read_text(encoding="utf-8"))
     return body
 

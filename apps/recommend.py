@@ -44,6 +44,7 @@ from learn_torchrec.serving.index import ItemIndex
 from . import options, program
 
 RANK = "rank"
+_COLUMNS = (USER_ID, RANK, ITEM_ID, SCORE)  # of the file
 
 
 class Vectors(NamedTuple):
@@ -111,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--{option} {getattr(args, option)}: use 1 or more")
     if args.out is not None:
         inputs = options.paths_read(args)
-        program.check_output_file(args.out, "Parquet", inputs, _is_ours)
+        is_ours = options.parquet_of(_COLUMNS)
+        program.check_output_file(args.out, "Parquet", inputs, is_ours)
     is_made = args.index is not None and (Path(args.index) / MANIFEST).exists()
     if args.index is not None and not is_made and args.filter_history:
         raise UserError(
@@ -279,24 +281,15 @@ def _write(path: Path, vectors: Vectors, top: TopItems) -> None:
     """Write a row for every user and rank: `user_id, rank, item_id, score`."""
     is_there = top.items != MISSING
     users, ranks = np.nonzero(is_there)
-    table = pa.table(
-        {
-            USER_ID: vectors.user_ids.take(pa.array(users)),
-            RANK: pa.array(ranks + 1, pa.int32()),
-            ITEM_ID: vectors.item_ids.take(pa.array(top.items[is_there])),
-            SCORE: top.scores[is_there],
-        }
+    columns = (
+        vectors.user_ids.take(pa.array(users)),
+        pa.array(ranks + 1, pa.int32()),
+        vectors.item_ids.take(pa.array(top.items[is_there])),
+        top.scores[is_there],
     )
+    table = pa.table(dict(zip(_COLUMNS, columns, strict=True)))
     with replacing(path) as working:
         pq.write_table(table, working, **WRITTEN)
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is what `_write` writes."""
-    try:
-        return list(pq.read_schema(path).names) == [USER_ID, RANK, ITEM_ID, SCORE]
-    except (pa.ArrowException, OSError):
-        return False
 
 
 def titles_of(dataset: Dataset) -> dict[Any, str]:

@@ -22,6 +22,7 @@ from learn_torchrec.locks import locked
 from learn_torchrec.presets import Run
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.refresh.runs import CURRENT, RUNS, RunPlan, Runs
+from learn_torchrec.refusals import naming
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
 from learn_torchrec.spaces import digest_of
 
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     _refuse_taken(args)
     args.run.mkdir(parents=True, exist_ok=True)
-    with locked(args.run), logged(args.run / LOG):
+    with naming(args.run), locked(args.run), logged(args.run / LOG):
         _refresh(args, dataset, Runs(args.run))
 
 
@@ -89,12 +90,11 @@ def _refuse_taken(args: argparse.Namespace) -> None:
 
 
 def _refresh(args: argparse.Namespace, dataset: Dataset, runs: Runs) -> None:
-    settings = _settings(args)
-    plan = _plan(runs, settings, dataset)
+    given = _given_first(args, runs)
+    settings = _settings(args, given)
+    plan = _plan(runs, settings, dataset, given)
     if plan is None:
         return
-    if not (args.run / CONFIG).exists():
-        options.write_json(args.run / CONFIG, config.to_dict(settings))
     if runs.verdict(plan.number) is None:
         _make(args, runs, plan, settings)
     verdict = runs.verdict(plan.number)
@@ -110,6 +110,8 @@ def _refresh(args: argparse.Namespace, dataset: Dataset, runs: Runs) -> None:
 def _make(args: argparse.Namespace, runs: Runs, plan: RunPlan, settings: Run) -> None:
     """Make the artefacts of a run and judge it; what is there already is kept."""
     directory = runs.begin(plan)
+    if not (args.run / CONFIG).exists():
+        options.write_json(args.run / CONFIG, config.to_dict(settings))
     base = None if plan.base is None else runs.path(plan.base)
     dataset = options.dataset(args)
     rows = dataset.impressions_between(
@@ -134,18 +136,31 @@ def _make(args: argparse.Namespace, runs: Runs, plan: RunPlan, settings: Run) ->
     runs.judge(plan.number, passed, reason)
 
 
-def _settings(args: argparse.Namespace) -> Run:
+def _given_first(args: argparse.Namespace, runs: Runs) -> tuple[str, ...]:
+    """Return the overrides that the settings of all runs were made with."""
+    numbers = runs.numbers()
+    if numbers and (args.run / CONFIG).exists():
+        return runs.plan(numbers[-1]).given
+    return tuple(args.overrides)
+
+
+def _settings(args: argparse.Namespace, given: tuple[str, ...]) -> Run:
     """Return the settings that all runs share: of the options, or those of the first.
 
-    Overrides on the command line hold for this run alone.
+    Overrides on the command line hold for this run alone. Those of the first run, given
+    again, change nothing: what was derived from the data then is part of its settings.
     """
     saved = args.run / CONFIG
     if saved.exists() and args.config is None and args.preset is None:
         args.config = saved
+        if tuple(args.overrides) == given:
+            args.overrides = []
     return options.resolve(args)
 
 
-def _plan(runs: Runs, settings: Run, dataset: Dataset) -> RunPlan | None:
+def _plan(
+    runs: Runs, settings: Run, dataset: Dataset, given: tuple[str, ...]
+) -> RunPlan | None:
     """Return the run to make, to finish or to serve; None if there is nothing new."""
     data = dataset.fingerprints(*_TABLES)
     digest = digest_of(config.deciding(settings))
@@ -174,6 +189,7 @@ def _plan(runs: Runs, settings: Run, dataset: Dataset) -> RunPlan | None:
         towers_until=towers_until,
         test_from=test_from,
         settings=digest,
+        given=given,
     )
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from learn_torchrec.artifact import CONFIG, MANIFEST
-from learn_torchrec.errors import Stopped, UserError
+from learn_torchrec.errors import Stopped, UserError, refuse_special
 from learn_torchrec.evaluation.cohorts import CohortConfig
+from learn_torchrec.refusals import one_line
 from learn_torchrec.text import parse_json
 
 from . import evaluate_auc, program
@@ -164,16 +165,42 @@ def _note_seconds(directory: Path, step: str, wall: float, processor: float) -> 
     known: object = {}
     if path.exists():
         with contextlib.suppress(ValueError):  # damaged: the seconds are a record only
+            refuse_special(path)
             known = parse_json(path.read_text(encoding="utf-8"))
     known = known if isinstance(known, dict) else {}
     taken = {"wall": round(wall, 2), "processor": round(processor, 2)}
     program.write_json(path, known | {step: taken})
 
 
+class _LogFile(logging.FileHandler):
+    """A log of what standard error says; where it cannot be written, work goes on."""
+
+    is_refused = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, unless one was refused."""
+        if not self.is_refused:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say on standard error, once, that the system refuses the file."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.is_refused = True
+        logger.warning("no more in %s: %s", self.baseFilename, one_line(error) or error)
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # of a line that was refused
+            super().close()
+
+
 @contextlib.contextmanager
 def logged(path: Path) -> Iterator[None]:
     """Append what the block logs, and the error that ends it, to a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     root = logging.getLogger()
     formatters = [one.formatter for one in root.handlers if one.formatter]
     handler.setFormatter(formatters[0] if formatters else logging.Formatter())

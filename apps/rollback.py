@@ -12,6 +12,7 @@ from learn_torchrec.artifact import verify
 from learn_torchrec.errors import UserError
 from learn_torchrec.locks import locked
 from learn_torchrec.refresh.runs import Runs
+from learn_torchrec.refusals import naming
 
 from . import program
 from .refresh_steps import LOG, SERVED, logged
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = Runs(args.run)
     if not args.run.is_dir():
         raise UserError(f"--run {args.run}: no such folder; name that of refresh")
-    with locked(args.run), logged(args.run / LOG):
+    with naming(args.run), locked(args.run), logged(args.run / LOG):
         current = runs.current()
         if current is None:
             raise UserError(f"--run {args.run}: serves no run yet; run refresh first")

@@ -32,6 +32,7 @@ from learn_torchrec.ranker.probe import write_probe
 from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.ranker.training import train_ranker
 from learn_torchrec.ranker.validation import HeldOut
+from learn_torchrec.refusals import naming
 from learn_torchrec.schema import IMPRESSIONS_FILE, SAMPLING_RATE, WEIGHT
 from learn_torchrec.spaces import SPACE, refuse_other_space, space_of
 from learn_torchrec.training.distributed import (
@@ -153,7 +154,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
             if ranker.training.save_optimizer:
                 save_optimizer(trained.optimizer, working)
             write_probe(trained.model, impressions, ranker, device, working)
-            with raise_on_all_ranks():
+            with raise_on_all_ranks(), naming(job.out):
                 if is_writer():
                     log.save(working)
         checkpoints.remove()

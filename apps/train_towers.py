@@ -13,6 +13,7 @@ from learn_torchrec.datasets.loading.tables import files_fingerprint
 from learn_torchrec.datasets.split import moment
 from learn_torchrec.errors import UserError
 from learn_torchrec.provenance import refuse_known_holdout
+from learn_torchrec.refusals import naming
 from learn_torchrec.schema import INTERACTIONS_FILE
 from learn_torchrec.spaces import SPACE, copy_canaries, refuse_other_space, space_of
 from learn_torchrec.towers.artifact import (
@@ -149,6 +150,7 @@ def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
         with (
             write_artifact_on_all_ranks(job.out, **manifest) as working,
             raise_on_all_ranks(),
+            naming(job.out),
         ):
             if is_writer():
                 trained.facts[SPACE] = towers_space(

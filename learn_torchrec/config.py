@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, refuse_special
 from learn_torchrec.text import parse_json
 
 Config = TypeVar("Config")
@@ -182,6 +182,7 @@ def load(kind: type[Config], path: Path) -> Config:
     Raises:
         UserError: no such file, not JSON, or not a valid configuration.
     """
+    refuse_special(path)
     try:
         body = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from learn_torchrec.credentials import hide
-from learn_torchrec.text import printable
+from learn_torchrec.text import printable, shortened
 
 
 class UserError(ValueError):
@@ -17,14 +17,14 @@ class UserError(ValueError):
     The message is one line that names the file, column, row, item or option and
     the fix. The command line prints it and exits with code 2; a traceback is
     reserved for our own bugs. What a message quotes cannot add a line to it, command a
-    terminal or show credentials.
+    terminal, show credentials or hide the fix behind pages of text.
 
     Args:
         lines: the message; several where a list or a log's end belongs to it.
     """
 
     def __init__(self, *lines: str) -> None:
-        super().__init__(*(printable(hide(line)) for line in lines))
+        super().__init__(*(shortened(printable(hide(line))) for line in lines))
 
     def __str__(self) -> str:
         return "\n".join(self.args)
@@ -51,6 +51,16 @@ def refuse_other_text(path: str) -> None:
         raise UserError(f"{path!a}: is not UTF-8; rename the file or folder") from None
 
 
+def refuse_special(path: Path) -> None:
+    """Refuse a pipe or a device as a file to read, which might never end.
+
+    Raises:
+        UserError: names it.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is no plain file; copy what it gives into one")
+
+
 def record_failure(message: str) -> None:
     """Tell torchrun why this rank fails: it and torchx show that as the root cause.
 
@@ -67,12 +77,14 @@ def record_failure(message: str) -> None:
 def require_columns(
     present: Collection[str], required: Iterable[str], source: object, fix: str = ""
 ) -> None:
-    """Check that a table has its columns.
+    """Check that a table has its columns, each once.
 
     Raises:
-        UserError: names the source and the first column that is missing.
+        UserError: names the source and the first column that is missing, or twice.
     """
     for name in required:
+        if list(present).count(name) > 1:
+            raise UserError(f"{source}: has column {name!r} twice; rename one of them")
         if name not in present:
             raise UserError(
                 f"{source}: column {name!r} is missing; it has: {', '.join(present)}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.refusals import name_place, naming
 
 # What flock says where the file system has none.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -76,6 +77,7 @@ def _flocked(path: Path, directory: Path) -> Iterator[None]:
                 ) from None
             if error.errno in _NO_LOCKS:
                 raise _NoLocksError from None
+            name_place(error, path)
             raise
         # The previous holder may have removed the file since it was opened here.
         with contextlib.suppress(FileNotFoundError):
@@ -83,9 +85,10 @@ def _flocked(path: Path, directory: Path) -> Iterator[None]:
                 break
         stream.close()
     with stream:
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
+        with naming(path):
+            stream.truncate(0)
+            stream.write(f"{os.getpid()}\n")
+            stream.flush()
         try:
             yield
         finally:

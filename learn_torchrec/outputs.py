@@ -31,8 +31,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with working.open("rb") as stream:
             os.fsync(stream.fileno())
         working.replace(path)
-    finally:
-        working.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            working.unlink(missing_ok=True)
+        raise
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -43,6 +43,7 @@ _NUMBERS = re.compile(
 # The words of lost connections and missing files are no refusals in a library's text.
 _SPOKEN = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO]
 _SPOKEN += [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE]
+_SPOKEN += [errno.EINTR]
 _WORDS = {os.strerror(number): number for number in _SPOKEN}
 _WORDS |= dict.fromkeys(
     # Of torch, NumPy, CUDA and Python's threads.

@@ -29,6 +29,18 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(line: str, longest: int = 1000) -> str:
+    """Return a line without its middle if it is too long to be read.
+
+    >>> shortened("data: 123456789; fix", 16)
+    'data: 12[...] fix'
+    """
+    if len(line) <= longest:
+        return line
+    end = longest // 4
+    return f"{line[: longest - 2 * end]}[...]{line[-end:]}"
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return what a JSON text says.
 

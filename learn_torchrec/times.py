@@ -39,7 +39,7 @@ def as_seconds(values: Column, name: str) -> Int64Array:
         array = as_arrow(values)
     except (TypeError, ValueError, NotImplementedError):
         raise _other_type(name, "of mixed or unknown type") from None
-    if not (is_time(array.type) or pt.is_null(array.type)) and len(array):
+    if not (is_time(array.type) or pt.is_null(array.type)):
         raise _other_type(name, str(array.type))
     ticks = as_ticks(array, name)
     if ticks.null_count:

@@ -1,7 +1,11 @@
 """What `test_agreement.py` calls on each rank."""
 
+import errno
+import os
 import sys
 from pathlib import Path
+
+import torch.distributed as dist
 
 from learn_torchrec import digests
 from learn_torchrec.apps import job, options
@@ -16,6 +20,17 @@ def compare(mine: dict[str, object]) -> None:
 def probe(folder: str) -> None:
     agreement._PROBE_SECONDS = 1.0
     with distributed.process_group():
+        agreement.refuse_unshared(Path(folder))
+
+
+def probe_with_a_full_disk(folder: str) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with distributed.process_group():
+        if dist.get_rank() == 1:
+            Path.write_text = refuse
         agreement.refuse_unshared(Path(folder))
 
 

@@ -1,5 +1,6 @@
 """A user's mistake ends in one line and exit code 2, and leaves nothing behind."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import main as command_line
+from learn_torchrec.evaluation.report.run import _log_lines
 
 
 def change(path: Path, name: str, row: int, value: object) -> None:
@@ -116,3 +118,30 @@ def test_a_column_with_the_name_of_row_numbers(capsys, market, out):
         "impressions.parquet: has a column '_row_number', a name that reading needs "
         "for itself; rename or drop it"
     )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prepare", "--data", "parquet:.", "--out", "x", "--config", "pipe"],
+        ["report", "--run", ".", "--out", "x.html"],
+        ["embed-items", "--towers", ".", "--content", ".", "--items", "pipe.csv"],
+        ["evaluate-auc", "--predictions", "a=pipe", "--out", "x.json"],
+        ["evaluate-ab", "--outcomes", "pipe.csv", "--out", "x.json"],
+    ],
+)
+def test_a_pipe_is_not_waited_for(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pipe", "pipe.csv", "metrics.json"):
+        os.mkfifo(name)
+    (tmp_path / "items.parquet").touch()
+    with pytest.raises(SystemExit) as ended:
+        command_line.main(command)
+    assert ended.value.code == 2
+    assert "is no plain file; copy what it gives into one" in capsys.readouterr().err
+
+
+def test_a_log_that_is_no_text_is_no_reason_to_have_no_report(tmp_path):
+    (tmp_path / "towers").mkdir()
+    (tmp_path / "towers" / "log.jsonl").write_bytes(b'\xff\xfe\n{"step": 1}\n')
+    assert [*_log_lines(tmp_path, "towers")] == [{"step": 1}]

@@ -4,9 +4,8 @@ import contextlib
 import copy
 import functools
 import json
-import signal
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from more_examples import tried
+from one_line import holds
 from report_run import make_predictions, retrieval_rows
 
 from learn_torchrec import config
 from learn_torchrec.apps import main as command_line
-from learn_torchrec.apps import program
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.content.store import KIND, write_content_store
 from learn_torchrec.datasets.adapters import open_dataset
 from learn_torchrec.evaluation.gate import parse_gate
 from learn_torchrec.presets import Run
 from learn_torchrec.publish import write_artifact
-
-LIMIT = 120  # seconds
-GATE_FAILED = 1
-
-
-class Hang(BaseException):
-    """A command took more than `LIMIT`."""
-
-
-@contextlib.contextmanager
-def limited() -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def holds(capfd, main: Callable[[Any], object], *arguments: object) -> None:
-    """Run a program and check how it ends."""
-    capfd.readouterr()
-    code: Any = 0
-    with limited():
-        try:
-            program.run(main, [str(one) for one in arguments])
-        except SystemExit as ended:
-            code = ended.code
-    said = capfd.readouterr().err
-    assert code in (0, GATE_FAILED, 2), said
-    assert "Traceback" not in said
-    errors = [line for line in said.splitlines() if "error: " in line]
-    assert len(errors) == (code == 2), said
-
 
 run = command_line._dispatch
 

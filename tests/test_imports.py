@@ -33,7 +33,7 @@ ALLOWED = {
     "config": VOCABULARY,
     "ids": VOCABULARY,
     "jagged": VOCABULARY,
-    "locks": {"errors"},
+    "locks": {"errors", "refusals"},
     "manifest_form": {"errors"},
     "page_checksums": set(),
     "matrix": VOCABULARY,

@@ -9,6 +9,7 @@ import pytest
 
 from learn_torchrec import locks
 from learn_torchrec.errors import UserError
+from learn_torchrec.refusals import one_line
 
 # A file system without flock, but for the folder of temporary files.
 WITHOUT_FLOCK = """
@@ -169,3 +170,18 @@ def test_a_dot_is_locked_under_the_name_of_the_folder(tmp_path, monkeypatch):
         ):
             pass
     process.communicate("")
+
+
+@pytest.mark.parametrize("call", ["flock", "write"])
+def test_a_lock_that_the_disk_refuses_is_named(tmp_path, monkeypatch, call):
+    def refused(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    place = (fcntl, "flock") if call == "flock" else (os, "getpid")
+    monkeypatch.setattr(*place, refused)
+    with (
+        pytest.raises(OSError, match="Input/output") as caught,
+        locks.locked(tmp_path / "out"),
+    ):
+        pass
+    assert one_line(caught.value).startswith(f"{tmp_path}/.out.lock: Input/output")

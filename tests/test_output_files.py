@@ -49,6 +49,9 @@ COMMANDS = {
     ],
     "evaluate-ab": ["--outcomes", "outcomes.csv"],
     "recommend": ["--data", "parquet:data", "--vectors", "made"],
+    "embed-items": [
+        *("--items", "data/items.parquet", "--towers", "made", "--content", "made")
+    ],
     "report": ["--run", "run"],
     "study": ["--data", "parquet:data", "--content", "made"],
     "study-retrieval": ["--data", "parquet:data", "--content", "made"],
@@ -83,6 +86,7 @@ def state(folder):
         ("evaluate-ab", "outcomes.csv"),
         ("recommend", "data/interactions.parquet"),
         ("recommend", "made/manifest.json"),
+        ("embed-items", "data/items.parquet"),
     ],
 )
 @pytest.mark.parametrize("link", [None, os.symlink, os.link])
@@ -158,7 +162,9 @@ def test_nothing_is_written_into_an_artefact(command, folder, capsys):
     assert state(folder) == before
 
 
-@pytest.mark.parametrize("command", ["evaluate-auc", "evaluate-ab", "report"])
+@pytest.mark.parametrize(
+    "command", ["evaluate-auc", "evaluate-ab", "report", "recommend", "embed-items"]
+)
 @pytest.mark.parametrize("name", ["thesis.html", "thesis.json"])
 def test_somebody_else_s_file_is_not_replaced(command, name, folder, capsys):
     if command == "report" and name != "thesis.html":

@@ -1,8 +1,10 @@
 """Outputs that would destroy an input are refused, under whatever name they have."""
 
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +110,17 @@ def test_a_failed_write_leaves_the_older_file(tmp_path):
         fail_half_way(path)
     assert path.read_text() == "old"
     assert [one.name for one in tmp_path.iterdir()] == ["out.json"]
+
+
+def unremovable(self, missing_ok=False):
+    raise OSError(errno.EIO, "Input/output error", str(self))
+
+
+def test_what_cannot_be_removed_hides_no_other_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", unremovable)
+    out = tmp_path / "out"
+    with outputs.replacing(out) as working:
+        working.write_text("done")
+    assert out.read_text() == "done"
+    with pytest.raises(FileNotFoundError), outputs.replacing(out):
+        (tmp_path / "absent").read_text()

@@ -62,6 +62,16 @@ class LibraryError(Exception):
             f"with strerror: No space left on device); {FREE}",
         ),
         (
+            RuntimeError(
+                "Error in faiss::FileIOWriter::FileIOWriter(const char*) at io.cpp:103:"
+                " Error: 'f' failed: could not open x for writing: Interrupted system "
+                "call"
+            ),
+            "Interrupted system call (Error in faiss::FileIOWriter::FileIOWriter(const "
+            "char*) at io.cpp:103: Error: 'f' failed: could not open x for writing: "
+            "Interrupted system call); run it again",
+        ),
+        (
             CheckpointException(
                 "x",
                 {3: (OSError(errno.ENOSPC, FULL, "/a/b"), None)},
@@ -199,3 +209,10 @@ def test_every_writing_library_is_understood(number, shim, tmp_path):
     failures = dict(line.split() for line in done.stdout.splitlines())
     assert set(failures) >= {"parquet", "safetensors", "checkpoint", "duckdb"}
     assert all(int(count) >= 2 for count in failures.values()), failures
+
+
+def test_a_page_of_text_hides_neither_the_file_nor_the_fix():
+    line = str(UserError(f"a.csv: column 'x' is missing; it has {'y' * 9000}; add it"))
+    assert line.startswith("a.csv: column 'x' is missing; it has yyy")
+    assert line.endswith("yyy; add it")
+    assert len(line) < 1100

@@ -4,10 +4,11 @@ A small library, preloaded into the process, counts the calls that write below t
 output's folder (open, write, fsync, rename, mkdir, truncate, unlink) and lets one fail.
 EIO and EINTR hit that call alone; a full or read-only disk stays so until the end.
 
-Afterwards the output must be absent, the old one or the new one, whole; the program
-must have ended well, or with exit code 2 and one line that names the place; and the
-same command, run again, must make the same artefact as an undisturbed run and leave
-nothing else behind, unless it was there already or what failed is a removal.
+Afterwards each piece of the output (the artefact; each file or artefact of a folder)
+must be absent, the old one or the new one, whole; the program must have ended well, or
+with exit code 2 and one line that names the place; and the same command, run again,
+must make the same output as an undisturbed run and leave nothing else behind, unless it
+was there already or what failed is a removal.
 """
 
 import errno
@@ -30,13 +31,17 @@ from learn_torchrec.errors import UserError
 
 from ..program import run
 from . import measure
-from .errno_stages import STEPS, ErrnoStep, content_of, make_inputs
-from .preloaded import Preloaded
+from .errno_outputs import hidden_in, pieces_of
+from .errno_stages import STEPS, ErrnoStep, make_inputs
+from .preloaded import Preloaded, of_rank
 
-MOST = 1_100  # cases of a run: all kinds of calls, and some again
+MOST = 1_600  # cases of a run: all kinds of calls, and some again
 ERRORS = ("EIO", "ENOSPC", "EROFS", "EDQUOT", "EINTR")
 _LASTING = ("ENOSPC", "EROFS", "EDQUOT")
-_VARYING = re.compile(r"\.[0-9a-z_]{8,}|[0-9a-f]{16,}|\d+")  # temporary names, numbers
+_VARYING = re.compile(
+    r"(\.|\.learn-torchrec-)[0-9a-z_]{8,}|[0-9a-f]{16,}|\d+"
+)  # temporary names, numbers
+_TRIED = [step.name for step in STEPS if step.is_tried]
 _SOURCE = Path(__file__).with_suffix(".c")
 
 
@@ -63,15 +68,18 @@ class Case:
         replaces: whether an older output is there.
         at: number of the call, from 1.
         error: name of the error.
+        rank: that makes the call.
     """
 
     step: ErrnoStep
     replaces: bool
     at: int
     error: str
+    rank: int = 0
 
     def __str__(self) -> str:
         old = " over an old one" if self.replaces else ""
+        old += f", rank {self.rank}" if self.step.ranks > 1 else ""
         return f"{self.step.name}{old}, call {self.at}, {self.error}"
 
 
@@ -100,8 +108,8 @@ class Trials:
         self._folder, self._inputs, self._process = folder, inputs, process
         self._output, self._calls = folder / "output", folder / "calls"
 
-    def calls(self, step: ErrnoStep, replaces: bool) -> list[str]:
-        """Return the calls of an undisturbed run, each with its path.
+    def calls(self, step: ErrnoStep, replaces: bool) -> list[list[str]]:
+        """Return each rank's calls in an undisturbed run, each with its path.
 
         Raises:
             RuntimeError: it failed.
@@ -109,30 +117,36 @@ class Trials:
         place = self._prepare(step, replaces)
         if self._run(step, place):
             raise RuntimeError(f"{step.name} failed: {self._said()}")
-        if content_of(step.output(place)) != content_of(step.output(self._inputs)):
-            raise RuntimeError(f"{step.name}: another run makes something else")
+        made, expected = (pieces_of(step.output(at)) for at in (place, self._inputs))
+        if made != expected:
+            differing = sorted(n for n, _ in made.items() ^ expected.items())
+            raise RuntimeError(f"{step.name}: another run makes other {differing}")
         return [
-            call.replace(str(place), "").replace(step.output(place).name, "OUT")
-            for call in self._calls.read_text().splitlines()
+            [
+                call.replace(str(place), "").replace(step.output(place).name, "OUT")
+                for call in self._made(rank)
+            ]
+            for rank in range(step.ranks)
         ]
 
     def try_case(self, case: Case) -> Outcome:
         """Let one call fail, check what is there, and run the stage again."""
         step, place = case.step, self._prepare(case.step, case.replaces)
-        new = content_of(step.output(self._inputs))
-        before = content_of(step.output(place))
-        status = self._run(step, place, case.at, case.error)
-        calls = self._calls.read_text().splitlines()
-        failed = next((call[1:] for call in calls if call[0] == "!"), None)
-        said, found = self._said(), content_of(step.output(place))
-        one_line = _is_one_line(said, status, place) and (status == 2 or found == new)
+        new = pieces_of(step.output(self._inputs))
+        before = pieces_of(step.output(place))
+        status = self._run(step, place, case.at, case.error, case.rank)
+        failed = next((c[1:] for c in self._made(case.rank) if c[0] == "!"), None)
+        said, found = self._said(step.ranks), pieces_of(step.output(place))
+        is_said = _is_one_line(said, status, place, step.ranks)
+        one_line = is_said and (status == 2 or found == new)
         again = self._run(step, place)
         left = _left_in(place, case, found == new, failed or "")
-        completes = not again and not left and content_of(step.output(place)) == new
-        state_right = found in (before, new) and completes
+        completes = not again and not left and pieces_of(step.output(place)) == new
+        is_whole = all(found.get(n) in (before.get(n), new[n]) for n in new)
+        state_right = is_whole and completes
         happened = f"{case}: {failed}: exit code {status}"
         if not (state_right and one_line):
-            output = {before: "as before", new: "new"}.get(found, "damaged")
+            output = "new" if found == new else "whole" if is_whole else "damaged"
             happened += (
                 f", {said[-1500:]!r}; the output is {output}; run again: {again}"
             )
@@ -148,23 +162,32 @@ class Trials:
         place = self._folder / "place"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        if replaces:
-            old, out = step.output(self._inputs / "old"), step.output(place)
-            (shutil.copyfile if old.is_file() else shutil.copytree)(old, out)
+        step.lay_out(self._inputs, step.output(place), replaces)
         return place
 
     def _run(
-        self, step: ErrnoStep, place: Path, at: int = 0, error: str = "EIO"
+        self,
+        step: ErrnoStep,
+        place: Path,
+        at: int = 0,
+        error: str = "EIO",
+        rank: int = 0,
     ) -> int:
         return self._process.run(
             step.arguments(self._inputs, step.output(place)),
             output=self._output,
             calls=self._calls,
             fault=(str(place), at, getattr(errno, error), error in _LASTING),
+            ranks=step.ranks,
+            hit=rank,
         )
 
-    def _said(self) -> str:
-        return self._output.read_text(errors="replace")
+    def _said(self, ranks: int = 1) -> str:
+        files = (of_rank(self._output, rank) for rank in range(ranks))
+        return "".join(file.read_text(errors="replace") for file in files)
+
+    def _made(self, rank: int) -> list[str]:
+        return of_rank(self._calls, rank).read_text().splitlines()
 
 
 def _left_in(place: Path, case: Case, was_done: bool, failed: str) -> set[str]:
@@ -174,25 +197,27 @@ def _left_in(place: Path, case: Case, was_done: bool, failed: str) -> set[str]:
     is what failed; and if the output was published before, so may checkpoints, as the
     next run has nothing to do.
     """
-    left = {path.name for path in place.iterdir()}
-    left -= {case.step.output(place).name, "logs"}
+    output = case.step.output(place)
+    left = {path.name for path in place.iterdir()} | hidden_in(output)
+    left -= {output.name, "logs"}
     if was_done or case.error == "EROFS" or failed.startswith("unlink "):
         left = {name for name in left if not name.startswith(".")}
     return left - {"checkpoints"} if was_done else left
 
 
-def _is_one_line(said: str, status: int, place: Path) -> bool:
-    """Whether a run ended well, or with one line that names a place."""
+def _is_one_line(said: str, status: int, place: Path, ranks: int) -> bool:
+    """Whether a run ended well, or with one line, on a rank, that names a place."""
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     if "Traceback" in said or "Exception ignored" in said:
         return False
     if status == 2:
-        return len(errors) == 1 and str(place) in errors[0]
+        named = all(str(place) in error for error in errors)
+        return 1 <= len(errors) <= ranks and named
     return status == 0 and not errors
 
 
 def sample(
-    calls: Mapping[tuple[ErrnoStep, bool], Sequence[str]],
+    calls: Mapping[tuple[ErrnoStep, bool, int], Sequence[str]],
     most: int,
     generator: random.Random,
 ) -> tuple[list[Case], Counts]:
@@ -201,12 +226,14 @@ def sample(
     Calls are of one kind if the same stage makes them for the same file, up to numbers
     in its name, and over the same kind of output.
     """
-    kinds: dict[tuple[str, bool, str], list[Case]] = {}
-    for (step, replaces), made in calls.items():
+    kinds: dict[tuple[str, bool, int, str], list[Case]] = {}
+    for (step, replaces, rank), made in calls.items():
         for at, call in enumerate(made, start=1):
-            kind = step.name, replaces, _VARYING.sub("#", call)
+            if not re.match(step.own, call):
+                continue
+            kind = step.name, replaces, rank, _VARYING.sub("#", call)
             kinds.setdefault(kind, []).extend(
-                Case(step=step, replaces=replaces, at=at, error=error)
+                Case(step=step, replaces=replaces, at=at, error=error, rank=rank)
                 for error in ERRORS
             )
     for cases in kinds.values():
@@ -235,21 +262,22 @@ def inject(
         jobs: processes.
         names: of the steps; none for all.
     """
-    steps = [step for step in STEPS if not names or step.name in names]
+    steps = [step for step in STEPS if step.name in (names or _TRIED)]
     with tempfile.TemporaryDirectory(prefix="errno-") as name, ExitStack() as stack:
         folder = Path(name)
         shim, inputs = build_shim(folder), folder / "inputs"
         processes = [stack.enter_context(Preloaded(shim)) for _ in range(jobs)]
-        make_inputs(inputs, functools.partial(_make, processes[0], folder))
+        make_inputs(inputs, functools.partial(_make, processes[0], folder), names)
         trials = [
             Trials(folder / str(number), inputs, process)
             for number, process in enumerate(processes)
         ]
         calls = {
-            (step, replaces): trials[0].calls(step, replaces)
+            (step, replaces, rank): made
             for step in steps
             for replaces in (False, True)
             if step.other or not replaces
+            for rank, made in enumerate(trials[0].calls(step, replaces))
         }
         cases, counts = sample(calls, most, random.Random(seed))
         print(
@@ -279,8 +307,10 @@ def is_right(results: Mapping[str, Any]) -> bool:
     return right == (results["errno_faults"],) * 2
 
 
-def _make(process: Preloaded, folder: Path, arguments: list[str]) -> None:
-    if process.run(arguments, folder / "output", folder / "calls"):
+def _make(
+    process: Preloaded, folder: Path, arguments: list[str], ranks: int = 1
+) -> None:
+    if process.run(arguments, folder / "output", folder / "calls", ranks=ranks):
         raise RuntimeError(f"{arguments}: {(folder / 'output').read_text()}")
 
 
@@ -302,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steps",
         nargs="*",
-        choices=[step.name for step in STEPS],
+        choices=_TRIED,
         default=[],
         metavar="NAME",
         help="only these outputs (default: all)",

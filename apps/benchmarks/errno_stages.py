@@ -1,19 +1,26 @@
 """The stages on a tiny market, for injected system errors: see `errno_faults`."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from learn_torchrec.artifact import MANIFEST, file_digest, verify
 from learn_torchrec.datasets.generated.market import MarketConfig, write_market
+from learn_torchrec.schema import (
+    IMPRESSIONS_FILE,
+    INTERACTIONS_FILE,
+    ITEMS_FILE,
+    TIMESTAMP,
+)
 
-from .stages import content_of as files_of
-
-MARKET = MarketConfig(users=60, items=40, days=12, impressions=3000)
+MARKET = MarketConfig(users=60, items=60, days=12, impressions=3000)
 _CONTENT = (
     *("content.encoder.model={model}", "content.encoder.layers=1"),
     *("content.encoder.tokens_per_batch=512", "content.encoder.dtype=float32"),
@@ -34,6 +41,13 @@ _RANKER = (
 )
 
 
+_EVERY_STAGE = (*_CONTENT, *_TOWERS, *_RANKER[len(_SPLIT) :])
+_STUDIED = (*_RANKER, "ranker.training.epochs=1")
+# What a refresh and a quickstart write themselves, beside the artefacts of their
+# stages, each of which is a step of its own.
+_OWN = r"(?!.*/\.?(content|towers|vectors|ranker|predictions)\w*(/|\.|$))"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ErrnoStep:
     """A command under fault injection.
@@ -41,10 +55,15 @@ class ErrnoStep:
     Attributes:
         name: of its output.
         command: words of the command line, with `{market}` and, for the outputs of
-            earlier steps, `{content}` and the like.
+            earlier steps, `{content}` and the like; `{out}` if it is not `--out`.
         settings: of `--set`.
         other: settings of an older output that the command replaces; none for none.
-        suffix: of the output; "" for an artefact's directory.
+        suffix: of the output; "" for a directory.
+        start: an earlier step, whose output the command continues.
+        removed: what is missing in it, as patterns.
+        own: what calls to try match, with their paths.
+        ranks: that share the work.
+        is_tried: whether calls are to fail, or the output only serves later steps.
     """
 
     name: str
@@ -52,24 +71,48 @@ class ErrnoStep:
     settings: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
     suffix: str = ""
+    start: str = ""
+    removed: tuple[str, ...] = ()
+    own: str = ""
+    ranks: int = 1
+    is_tried: bool = True
 
     def arguments(self, inputs: Path, out: Path, other: bool = False) -> list[str]:
         """Return the arguments of `learn-torchrec` that make `out`."""
-        places = {"market": f"parquet:{inputs / 'market'}"}
-        places |= {"model": str(inputs / "model")}
-        places |= {step.name: str(step.output(inputs)) for step in STEPS}
+        places = {
+            "inputs": str(inputs),
+            "out": str(out),
+            "model": str(inputs / "model"),
+        }
+        for name in ("market", "early"):
+            places[name] = f"parquet:{inputs / name}"
+        for step in STEPS:
+            places[step.name] = str(step.output(inputs))
+            places[f"old_{step.name}"] = str(step.output(inputs / "old"))
         settings = [*self.settings, *(self.other if other else ())]
         settings = [text.replace("{model}", places["model"]) for text in settings]
+        is_artefact = not self.suffix and "{out}" not in self.command
         return [
             *(word.format(**places) for word in self.command.split()),
-            *("--out", str(out)),
+            *([] if "{out}" in self.command else ["--out", str(out)]),
             *(["--set", *settings] if settings else []),
-            *([] if self.suffix else ["--overwrite"]),
+            *(["--overwrite"] if is_artefact else []),
         ]
 
     def output(self, folder: Path) -> Path:
         """Return where the output lies in a folder."""
         return folder / f"{self.name}{self.suffix}"
+
+    def lay_out(self, inputs: Path, out: Path, other: bool = False) -> None:
+        """Put what is there before the command where it writes."""
+        if other:
+            old = self.output(inputs / "old")
+            (shutil.copyfile if old.is_file() else shutil.copytree)(old, out)
+        if self.start:
+            shutil.copytree(inputs / self.start, out, symlinks=True)
+        for pattern in self.removed:
+            for path in [*out.glob(pattern)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 STEPS = (
@@ -128,19 +171,137 @@ STEPS = (
         command="recommend --data {market} --vectors {vectors}",
         suffix=".parquet",
     ),
+    ErrnoStep(
+        name="streamed",
+        command="evaluate-auc --stream --predictions learn={predictions}",
+        suffix=".json",
+    ),
+    ErrnoStep(
+        name="joint_towers",
+        command="train-towers --data {market} --content {content}",
+        settings=(*_TOWERS, *_SAVES),
+        ranks=2,
+    ),
+    ErrnoStep(
+        name="joint_ranker",
+        command="train-ranker --data {market} --vectors {vectors}",
+        settings=(*_RANKER, *_SAVES),
+        ranks=2,
+    ),
+    ErrnoStep(name="generated", command="data market --users=60 --items=40 --days=3"),
+    ErrnoStep(name="drawn", command="data impressions --data {market}"),
+    ErrnoStep(name="aligned", command="align-space {content} {old_content}"),
+    ErrnoStep(name="index", command="build-index --data {market} --vectors {vectors}"),
+    ErrnoStep(
+        name="bundle",
+        command="export-bundle --data {market} --ranker {ranker} --vectors {vectors}",
+    ),
+    ErrnoStep(
+        name="embedded",
+        command="embed-items --towers {towers} --content {content} --text mug",
+        suffix=".parquet",
+    ),
+    ErrnoStep(
+        name="tested",
+        command="evaluate-ab --simulate --outcomes {out}/outcomes.parquet "
+        "--out {out}/ab.json",
+        settings=("replay.users=500",),
+    ),
+    ErrnoStep(name="reported", command="report --run {inputs} --out {out}/report.html"),
+    ErrnoStep(
+        name="studied",
+        command="study --data {market} --vectors {vectors} --trials 1 --seeds 1 "
+        "--out {out}",
+        settings=_STUDIED,
+    ),
+    ErrnoStep(
+        name="found",
+        command="study-retrieval --data {market} --content {content} --seeds 1 "
+        "--out {out}",
+        settings=_TOWERS,
+    ),
+    ErrnoStep(
+        name="first",
+        command="refresh --data {early} --run {out}",
+        settings=_EVERY_STAGE,
+        own=_OWN,
+    ),
+    ErrnoStep(
+        name="refreshed",
+        command="refresh --data {market} --run {out}",
+        start="first",
+        own=_OWN,
+    ),
+    ErrnoStep(
+        name="rolled_back", command="rollback --to 1 --run {out}", start="refreshed"
+    ),
+    ErrnoStep(
+        name="judged",
+        command="refresh --data {market} --run {out}",
+        start="rolled_back",
+        removed=("runs/002/verdict.json", "runs/002/gate.json"),
+    ),
+    ErrnoStep(
+        name="started",
+        command="quickstart --data {market} --ranks 1 --out {out}",
+        settings=_EVERY_STAGE,
+        is_tried=False,
+    ),
+    ErrnoStep(
+        name="ended",
+        command="quickstart --data {market} --ranks 1 --out {out}",
+        settings=_EVERY_STAGE,
+        start="started",
+        removed=("*.json", "report.*"),
+    ),
 )
 
 
-def make_inputs(folder: Path, run: Callable[[list[str]], None]) -> None:
-    """Make every step's output in `folder`, and its older one in `folder/old`."""
-    (folder / "market").mkdir(parents=True)
-    for _ in write_market(MARKET, folder / "market"):
-        pass
+def make_inputs(
+    folder: Path, run: Callable[[list[str], int], object], names: Collection[str] = ()
+) -> None:
+    """Make every step's output in `folder`, and its older one in `folder/old`.
+
+    Args:
+        folder: of all outputs.
+        run: runs `learn-torchrec` with some arguments, on some ranks.
+        names: of the steps, made with those that they read; none for all.
+    """
+    _write_markets(folder)
     write_model(folder / "model")
-    for step in STEPS:
-        run(step.arguments(folder, step.output(folder)))
+    for step in _with_read(names) if names else STEPS:
+        step.lay_out(folder, step.output(folder))
+        run(step.arguments(folder, step.output(folder)), step.ranks)
         if step.other:
-            run(step.arguments(folder, step.output(folder / "old"), other=True))
+            old = step.output(folder / "old")
+            run(step.arguments(folder, old, other=True), step.ranks)
+
+
+def _with_read(names: Collection[str]) -> list[ErrnoStep]:
+    """Return steps, and before each the earlier ones whose outputs it reads."""
+    wanted = set(names)
+    for step in reversed(STEPS):
+        if step.name in wanted:
+            read = {name or "" for _, name, *_ in Formatter().parse(step.command)}
+            wanted |= {name.removeprefix("old_") for name in read} | {step.start}
+    if "inputs" in wanted:  # whatever there is
+        return [*STEPS]
+    return [step for step in STEPS if step.name in wanted]
+
+
+def _write_markets(folder: Path) -> None:
+    """Write a market, and what it was on an earlier day."""
+    whole, early = folder / "market", folder / "early"
+    for place in (whole, early):
+        place.mkdir(parents=True)
+    for _ in write_market(MARKET, whole):
+        pass
+    shutil.copyfile(whole / ITEMS_FILE, early / ITEMS_FILE)
+    last = pc.max(pq.read_table(whole / IMPRESSIONS_FILE)[TIMESTAMP]).as_py()
+    for name in (INTERACTIONS_FILE, IMPRESSIONS_FILE):
+        table = pq.read_table(whole / name)
+        known = table.filter(pc.less(table[TIMESTAMP], last - 86_400))
+        pq.write_table(known, early / name)
 
 
 def write_model(folder: Path) -> None:
@@ -166,19 +327,3 @@ def write_model(folder: Path) -> None:
         max_position_embeddings=512,
     )
     LlamaModel(shape).save_pretrained(folder)
-
-
-def content_of(output: Path) -> str | None:
-    """Return a digest of an output that is whole; None if there is none.
-
-    Of an artefact it is the listed files', each compared with its record.
-    """
-    if not output.exists():
-        return None
-    if output.is_dir():
-        if not (output / MANIFEST).exists():
-            return "no manifest"
-        kind = json.loads((output / MANIFEST).read_text())["kind"]
-        verify(output, kind)
-        return json.dumps(files_of(output))
-    return file_digest(output)

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -43,19 +44,23 @@ class Preloaded:
         output: Path,
         calls: Path,
         fault: tuple[str, int, int, bool] = ("/", 0, 0, False),
+        ranks: int = 1,
+        hit: int = 0,
     ) -> int:
         """Run `learn-torchrec ARGUMENTS` in a fork; return its exit code.
 
         Args:
             arguments: of the command line.
-            output: file for what it prints and logs.
+            output: file for what it prints and logs; see `of_rank`.
             calls: file for the calls that write; one that fails starts with a `!`.
             fault: folder whose calls are counted; number of the call that fails, 0 for
                 none; its error; whether all later ones fail, too.
+            ranks: forks that share the work; the largest exit code is returned.
+            hit: the rank whose call fails.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = [arguments, str(output), str(calls), fault]
+        order = [ranks, hit, arguments, str(output), str(calls), fault]
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
@@ -71,11 +76,34 @@ def serve(library: str) -> None:
     """Fork for each order on standard input; answer with the exit code."""
     _import_all()
     for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            _obey(library, *json.loads(line))
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        ranks, hit, *order = json.loads(line)
+        port, children = _free_port(), []
+        for rank in range(ranks):
+            children.append(os.fork())
+            if not children[-1]:
+                if ranks > 1:
+                    _join(rank, ranks, port)
+                _obey(library, rank, rank == hit, *order)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children]
+        print(max(codes, key=abs), flush=True)
+
+
+def of_rank(file: Path, rank: int) -> Path:
+    """Return the file of a rank."""
+    return file.with_name(f"{file.name}{rank or ''}")
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _join(rank: int, ranks: int, port: int) -> None:
+    """Let this process be a rank, as torchrun does."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = str(port)
 
 
 def _import_all() -> None:
@@ -89,13 +117,21 @@ def _import_all() -> None:
 
 
 def _obey(
-    library: str, arguments: list[str], output: str, calls: str, fault: list[Any]
+    library: str,
+    rank: int,
+    is_hit: bool,
+    arguments: list[str],
+    output: str,
+    calls: str,
+    fault: list[Any],
 ) -> NoReturn:
     signal.alarm(round(LIMIT))  # a hung command ends with -SIGALRM
-    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    new = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    os.dup2(os.open(of_rank(Path(output), rank), new), 1)
     os.dup2(1, 2)
-    log = os.open(calls, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(of_rank(Path(calls), rank), new)
     folder, at, error, lasts = fault
+    at *= is_hit
     ctypes.CDLL(library).errno_faults_arm(
         os.fsencode(folder), ctypes.c_long(at), error, int(lasts), log
     )

@@ -3,36 +3,26 @@
 - Two processes make one output at random offsets, with the same settings or with
   others: afterwards it must be whole, what one that ended well made, and nothing else
   may lie beside it; who is refused says so in one line.
-- Two ranks get other data, labels, seeds or learning rates: both must refuse, in one
-  line with exit code 2, before they work.
-
-Processes are forked from one that has torch loaded, so that they meet at their work and
-not at their imports.
+- Two ranks get other data, artefacts or settings: see `disagreements`.
 """
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from learn_torchrec.datasets.generated.market import MarketConfig, write_market
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
-    INTERACTIONS_FILE,
     ITEM_ID,
     LABEL,
     SCORE,
@@ -40,12 +30,12 @@ from learn_torchrec.schema import (
     USER_ID,
 )
 
-from .. import main as command_line
 from ..program import run
 from . import measure
-from .stages import LIMIT, content_of
+from .disagreements import refusals
+from .processes import Processes, ended
+from .stages import content_of
 
-_APPS = ("data", "prepare", "evaluate_auc", "report", "train_ranker", "job")
 _MARKET = MarketConfig(users=60, items=40, days=6, impressions=600)
 _ARTEFACTS = ("market", "prepared", "impressions")
 
@@ -69,61 +59,6 @@ class Race:
         """Name of the file or directory."""
         suffix = {"report": ".html", "ranking": ".json"}
         return self.name + suffix.get(self.name, "")
-
-
-def command(argv: list[str], log: Path, environment: dict[str, str]) -> None:
-    """Run `learn-torchrec` in this process, its errors into a file."""
-    os.environ |= environment
-    with log.open("w") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-    command_line.main(argv)
-
-
-class Processes:
-    """Starts commands in processes that have everything loaded."""
-
-    def __init__(self, logs: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        package = __package__.rpartition(".")[0]
-        context.set_forkserver_preload([f"{package}.{app}" for app in _APPS])
-        self._context: ForkServerContext = context
-        self._logs, self._count = logs, 0
-
-    def start(
-        self, argv: Sequence[object], **environment: str
-    ) -> tuple[ForkServerProcess, Path]:
-        """Start a command; return its process and its log."""
-        self._count += 1
-        log = self._logs / str(self._count)
-        arguments = [str(one) for one in argv], log, environment
-        process = self._context.Process(target=command, args=arguments)
-        process.start()
-        return process, log
-
-    def complete(self, argv: Sequence[object]) -> float:
-        """Run a command to its end; return the seconds it took.
-
-        Raises:
-            RuntimeError: it failed; with its log.
-        """
-        began = time.monotonic()
-        process, log = self.start(argv)
-        process.join(LIMIT)
-        if process.exitcode:
-            raise RuntimeError(f"{argv} failed: {log.read_text()[-2000:]}")
-        return time.monotonic() - began
-
-
-def ended(process: ForkServerProcess, log: Path) -> tuple[int | None, list[str]]:
-    """Wait for a process; return its exit code, None if it hung, and error lines."""
-    process.join(LIMIT)
-    code = process.exitcode
-    process.kill()
-    text = log.read_text()
-    lines = [line for line in text.splitlines() if line.startswith("error: ")]
-    return code, lines if "Traceback" not in text else [text]
 
 
 def write_inputs(folder: Path) -> None:
@@ -225,10 +160,10 @@ def _problem(
     return f"left {beside}" if beside else None
 
 
-def races(folder: Path, count: int, generator: random.Random) -> dict[str, Any]:
+def races(
+    folder: Path, count: int, generator: random.Random, processes: Processes
+) -> dict[str, Any]:
     """Race `count` times; count the races after which the output was not right."""
-    (folder / "logs").mkdir(exist_ok=True)
-    processes = Processes(folder / "logs")
     write_inputs(folder)
     alone = [*next(iter(_of(folder, "ranking"))).commands[0]]
     processes.complete([*alone, "--out", folder / "run" / "ranking.json"])
@@ -248,68 +183,12 @@ def _of(folder: Path, name: str) -> Iterator[Race]:
     return (race for race in races_of(folder) if race.name == name)
 
 
-def flip(column: str, path: Path) -> None:
-    """Change one value of a column of integers."""
-    table = pq.read_table(path)
-    values = table[column].to_pylist()
-    values[0] = 1 - values[0] if column == LABEL else values[0] + 1
-    place = table.column_names.index(column)
-    changed = pa.array(values, table.schema.field(column).type)
-    pq.write_table(table.set_column(place, column, changed), path)
-
-
-def disagreements(folder: Path, count: int) -> dict[str, int]:
-    """Give two ranks different things; count how often both refuse in one line."""
-    (folder / "logs").mkdir(exist_ok=True)
-    processes = Processes(folder / "logs")
-    if not (folder / "data").exists():
-        write_inputs(folder)
-    for name, column in ((INTERACTIONS_FILE, TIMESTAMP), (IMPRESSIONS_FILE, LABEL)):
-        other = folder / f"other-{column}"
-        shutil.copytree(folder / "data", other)
-        part = min(other.glob(f"{name}/*.parquet"), default=other / name)
-        flip(column, part)
-    kinds: tuple[tuple[str, list[str]], ...] = (
-        ("data", [f"--data=parquet:{folder / f'other-{TIMESTAMP}'}"]),
-        ("labels", [f"--data=parquet:{folder / f'other-{LABEL}'}"]),
-        ("seed", ["--set=ranker.training.seed=1"]),
-        ("learning rate", ["--set=ranker.optimizer.learning_rate=0.02"]),
-    )
-    refused = 0
-    for number in range(count):
-        name, changed = kinds[number % len(kinds)]
-        ends = _two_ranks(processes, folder, changed)
-        clean = all(code == 2 and len(lines) == 1 for code, lines in ends)
-        clean &= not (folder / "ranks").exists()
-        refused += clean
-        if not clean:
-            print(f"{name}: {ends}", flush=True)
-    return {"ranks_disagree": count, "ranks_refused": refused}
-
-
-def _two_ranks(
-    processes: Processes, folder: Path, changed: list[str]
-) -> list[tuple[int | None, list[str]]]:
-    base = ["train-ranker", f"--data=parquet:{folder / 'data'}"]
-    base += ["--set=ranker.training.batch_size=64"]
-    base += ["--set=split.actions=click,buy", "--out", str(folder / "ranks")]
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = str(one.getsockname()[1])
-    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    runs = [
-        processes.start([*base, *more], RANK=str(rank), LOCAL_RANK=str(rank), **job)
-        for rank, more in enumerate(([], changed))
-    ]
-    return [ended(*one) for one in runs]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Race, print the counts, and add them to those of the fault suite where asked."""
     parser = measure.parser("races", __doc__, "faults.json")
     parser.add_argument("--races", type=int, default=200, metavar="N", help="of two")
     parser.add_argument(
-        "--disagreements", type=int, default=20, metavar="N", help="of two ranks"
+        "--disagreements", type=int, default=44, metavar="N", help="of two ranks"
     )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of the offsets (default: the time)"
@@ -318,8 +197,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     measure.require_machine(2)
     seed = int(time.time()) if args.seed is None else args.seed
     with tempfile.TemporaryDirectory(prefix="races-") as name:
-        results: dict[str, Any] = races(Path(name), args.races, random.Random(seed))
-        results |= disagreements(Path(name), args.disagreements)
+        folder = Path(name)
+        (folder / "logs").mkdir()
+        processes = Processes(folder / "logs")
+        results = races(folder, args.races, random.Random(seed), processes)
+        results |= refusals(folder, args.disagreements, processes)
     measure.publish(results | {"races_seed": seed}, args.json, merge=True)
     is_lost = results["races_lost"]
     sys.exit(is_lost or results["ranks_refused"] < args.disagreements)

@@ -282,7 +282,7 @@ def faults_rows(results: dict[str, Any]) -> dict[str, str]:
             f"{results['errno_state_right']:,}; {results['errno_one_line']:,}"
         ),
         "races of two processes for one output, an output lost; ranks given different "
-        "data, labels, seeds or learning rates, refused": (
+        "data, artefacts or settings, refused": (
             f"{results['races_lost']} of {results['races']}; "
             f"{results['ranks_refused']} of {results['ranks_disagree']}"
         ),

@@ -40,6 +40,7 @@ class RunPlan:
         towers_until: the towers learn from events before it, unix seconds.
         test_from: the ranker learns from impressions in [towers_until, test_from).
         settings: fingerprint of the settings.
+        given: what `--set` gave when the settings that all runs share were made.
     """
 
     number: int
@@ -49,6 +50,7 @@ class RunPlan:
     towers_until: int
     test_from: int
     settings: str
+    given: tuple[str, ...] = ()
 
 
 class Runs:

@@ -7,7 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learn_torchrec.arrays import BoolArray
-from learn_torchrec.errors import UserError, first_line, require_columns
+from learn_torchrec.errors import (
+    UserError,
+    first_line,
+    refuse_special,
+    require_columns,
+)
 from learn_torchrec.ids import UNKNOWN, IdIndex, as_ids, is_text, refuse_other_type
 from learn_torchrec.page_checksums import VERIFIED
 from learn_torchrec.schema import ITEM_ID
@@ -22,6 +27,7 @@ def read_available(path: Path, index: IdIndex) -> BoolArray:
         UserError: the file cannot be read, has ids of another type, or names no item of
             the index.
     """
+    refuse_special(path)
     try:
         is_parquet = path.suffix == ".parquet"
         ids = _of_parquet(path) if is_parquet else _of_text(path, index)

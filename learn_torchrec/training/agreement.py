@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from learn_torchrec.artifact import file_digest
 from learn_torchrec.errors import UserError
+from learn_torchrec.refusals import naming
 from learn_torchrec.training.distributed import (
     broadcast_from_rank0,
     gather_objects,
@@ -61,10 +62,10 @@ def refuse_unshared(directory: Path) -> None:
     token = broadcast_from_rank0(uuid.uuid4().hex)
     mine = _probe(directory, token, dist.get_rank())
     with contextlib.ExitStack() as stack:
-        with raise_on_all_ranks():
+        with raise_on_all_ranks(), naming(directory):
             directory.mkdir(parents=True, exist_ok=True)
+            stack.callback(mine.unlink, missing_ok=True)  # also of half a file
             mine.write_text(token, encoding="utf-8")
-            stack.callback(mine.unlink, missing_ok=True)
         with raise_on_all_ranks():
             # Rank 0 publishes what all wrote; all write into what it makes.
             ranks = range(1, dist.get_world_size()) if is_writer() else [0]

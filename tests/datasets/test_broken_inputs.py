@@ -134,6 +134,28 @@ def test_tables(small: Path, case: str) -> None:
     refused(lambda: getattr(open_dataset(f"parquet:{small}"), name), message, path)
 
 
+TIMES: dict[str, tuple[Table, str]] = {
+    "none": (without("timestamp"), "'timestamp' is missing"),
+    "nulls of lists": (
+        column("timestamp", [None] * COUNT, pa.list_(pa.int64())),
+        "'timestamp': times are list<.*>; use int64",
+    ),
+    "times of day": (
+        column("timestamp", [None] * COUNT, pa.time32("s")),
+        "'timestamp': times are time32.*; use int64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_times_of_impressions_that_are_read_alone(small: Path, case: str) -> None:
+    change, message = TIMES[case]
+    path = small / "impressions.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+    dataset = open_dataset(f"parquet:{small}")
+    refused(lambda: dataset.impression_times, message, path)
+
+
 def cut(path: Path, share: float) -> None:
     body = path.read_bytes()
     path.write_bytes(body[: int(len(body) * share)])

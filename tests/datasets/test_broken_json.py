@@ -4,36 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+from adapter_files import GOOD, ITEMS, LOG, PRODUCT, REVIEW
 
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 
-ITEMS = '{"item_id": "B0", "title": "a"}\n'
-LOG = '{"user_id": "u", "item_id": "B0", "timestamp": 5, "action": "buy"}\n'
-REVIEW = '{"reviewerID": "u", "asin": "B0", "unixReviewTime": 5, "overall": 5}\n'
-PRODUCT = '{"asin": "B0", "title": "a"}\n'
-GOOD = {
-    "jsonl": {"items.jsonl": ITEMS, "interactions.jsonl": LOG},
-    "sequences": {"items.jsonl": ITEMS, "sequences.txt": "u B0\n"},
-    "amazon": {"R.json": REVIEW, "meta_R.json": PRODUCT},
-    "lcrec": {"A.item.json": '{"0": {"title": "a"}}', "A.inter.json": '{"u": [0, 0]}'},
-    "recformer": {
-        "smap.json": '{"B0": 0}',
-        "meta_data.json": '{"B0": {"title": "a"}}',
-        "train.json": '{"0": [0]}',
-        "val.json": '{"0": [0]}',
-        "test.json": '{"0": [0]}',
-    },
-    "recbole": {
-        "a.item": "item_id:token\ttitle:token\nB0\ta\n",
-        "a.inter": "user_id:token\titem_id:token\ttimestamp:float\nu\tB0\t5\n",
-    },
-}
 DEEP = "[" * 100_000
 HALF = "\\ud800"  # half of a surrogate pair
 BROKEN = [
     ("jsonl", "items.jsonl", ITEMS + DEEP, "line 2 is not a JSON object"),
     ("jsonl", "items.jsonl", ITEMS + "{1: 2, 'item_id': 'B1'}", "line 2 is not a JSON"),
+    (
+        "jsonl",
+        "items.jsonl",
+        ITEMS + "{[]: 2, 'item_id': 'B1'}",
+        "line 2 is not a JSON",
+    ),
     ("jsonl", "items.jsonl", ITEMS.replace('"a"', f'"{HALF}"'), "column 'title' holds"),
     ("jsonl", "items.jsonl", ITEMS.replace("title", HALF), "cannot be read"),
     ("jsonl", "items.jsonl", ITEMS.replace('"a"', "9" * 40), "column 'title' holds"),
@@ -56,6 +42,14 @@ BROKEN = [
         PRODUCT.replace('"a"', "[" * 900 + "1" + "]" * 900),
         "nested too deeply",
     ),
+    ("sequences", "items.jsonl", ITEMS.replace('"B0"', "null"), "line 1 is not .* a t"),
+    ("sequences", "items.jsonl", ITEMS.replace('"B0"', "true"), "line 1 is not .* a t"),
+    ("sequences", "items.jsonl", ITEMS.replace('"B0"', "[1]"), "line 1 is not .* a t"),
+    ("amazon", "R.json", REVIEW.replace(": 5}", ": NaN}"), "both must be numbers"),
+    ("amazon", "R.json", REVIEW.replace("5,", "true,"), "unixReviewTime is a bool"),
+    ("amazon", "R.json", REVIEW.replace('"u"', "false"), "reviewerID is a bool"),
+    ("lcrec", "A.inter.json", '{"u": [true]}', "must be a list of items"),
+    ("recformer", "smap.json", '{"B0": true}', "item B0 has the number True"),
     ("lcrec", "A.item.json", DEEP, "not valid JSON"),
     ("lcrec", "A.item.json", '{"0": null}', "item 0 is None, must be an object"),
     ("lcrec", "A.inter.json", '{"u": null}', "user u has None, must be a list"),
@@ -97,7 +91,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
 @pytest.mark.parametrize("adapter", GOOD)
 def test_good_files_are_read(adapter: str, tmp_path: Path) -> None:
     write(tmp_path, GOOD[adapter])
-    dataset = open_dataset(f"{adapter}:{tmp_path}")
+    dataset = open_dataset(f"{adapter.partition(' ')[0]}:{tmp_path}")
     assert dataset.items.num_rows == 1
     assert dataset.interactions.num_rows >= 1
 
@@ -112,3 +106,24 @@ def test_broken_files_are_one_line(
         json.dumps([dataset.items.num_rows, dataset.interactions.num_rows])
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+RATINGS = {
+    "recbole": ("a.inter", "user_id:token\titem_id:token\trating:float\n{}"),
+    "movielens": ("ratings.csv", "userId,movieId,rating,timestamp\n{}"),
+}
+
+
+@pytest.mark.parametrize("adapter", RATINGS)
+def test_a_rating_that_is_no_number_is_no_dislike(adapter: str, tmp_path: Path) -> None:
+    name, text = RATINGS[adapter]
+    sign, time = ("\t", "") if adapter == "recbole" else (",", ",7")
+    rows = [sign.join(("1", "1", stars)) + time for stars in ("5", "nan", "2")]
+    items = {
+        "a.item": "item_id:token\n1\n",
+        "movies.csv": "movieId,title,genres\n1,a,b\n",
+    }
+    write(tmp_path, {**items, name: text.format("\n".join(rows) + "\n")})
+    dataset = open_dataset(f"{adapter}:{tmp_path}")
+    assert dataset.interactions["action"].to_pylist() == ["like", "dislike"]
+    assert dataset.impressions["label"].to_pylist() == [1, None, 0]

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -77,3 +78,13 @@ def test_no_secret_reaches_a_message():
     assert str(Location.of("s3://bucket/log?region=eu") / "x.parquet") == (
         "s3://bucket/log/x.parquet?region=eu"
     )
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_would_not_end_is_refused(tmp_path: Path, make) -> None:
+    """Reading a pipe waits for its writer; a device may give bytes without end."""
+    make(tmp_path / "items.jsonl")
+    place = Location.of(tmp_path / "items.jsonl")
+    for read in (place.open, place.digest, place.files, place.exists, place.state):
+        with pytest.raises(UserError, match=r"items\.jsonl: is no plain file; copy"):
+            read()

@@ -117,6 +117,26 @@ def test_without_anything_to_learn_it_says_so(run, days, tmp_path):
         )
 
 
+def test_the_same_command_every_day_keeps_what_was_derived(days, tmp_path, monkeypatch):
+    until, settings = days
+    runs = Runs(tmp_path / "daily")
+    features = 'ranker.features.sparse=[{"column": "item_id"}]'  # of a derived size
+    command = ["--run", str(runs.directory), "--set", *settings, features]
+    with monkeypatch.context() as patch:
+        patch.setattr("learn_torchrec.refresh.runs.Runs.serve", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            refresh.main(["--data", until(55), *command])
+    for _ in range(2):  # what was made is served, and then nothing is new
+        refresh.main(["--data", until(55), *command])
+        assert (runs.current(), runs.numbers()) == (1, [1])
+    refresh.main(["--data", until(57), *command])
+    first, second = (
+        json.loads((runs.path(number) / "config.json").read_text())["ranker"]
+        for number in (1, 2)
+    )
+    assert first["features"] == second["features"]
+
+
 def test_an_interrupted_refresh_goes_on(run, monkeypatch):
     refreshed, runs = run
     refreshed(55)

@@ -271,6 +271,7 @@ def test_embed_items_from_texts_and_files(
         ("items.jsonl", "{", "cannot be read"),
         ("items.csv", "title\ncup\n", "item_id.* is missing"),
         ("items.csv", "item_id,title\n", "has no items"),
+        ("items.csv", "item_id,item_id\n1,2\n", "has column 'item_id' twice"),
         ("items.parquet", "PAR1", "cannot be read"),
     ],
 )

@@ -46,6 +46,16 @@ def test_ranks_with_a_folder_each_are_refused(run_ranks, tmp_path):
         assert error.count("\n") == 1
 
 
+def test_what_the_disk_refuses_one_rank_names_the_place_on_all(run_ranks, tmp_path):
+    out = str(tmp_path / "new")
+    line = f"{out}: No space left on device; free space there, or choose another place"
+    assert run_ranks(rank_tasks.probe_with_a_full_disk, out, out) == [
+        (2, f"error: rank 1 failed: {line}\n"),
+        (2, f"error: {line}\n"),
+    ]
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_every_shard_is_in_the_manifest(run_ranks, tmp_path):
     out = str(tmp_path / "out")
     assert run_ranks(rank_tasks.write, out, out) == [(0, ""), (0, "")]

@@ -11,6 +11,7 @@ same time are kept. Data: research use.
 | 2023 | user_id | parent_asin | timestamp, milliseconds | parent_asin, store, ... |
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,12 +72,14 @@ def _review(
     time = _value(row, ("timestamp", "unixReviewTime"), number, source)
     stars = _value(row, ("rating", "overall"), number, source)
     try:
-        seconds = int(time)
+        seconds, rating = int(time), float(stars)
+        if not math.isfinite(rating):
+            raise ValueError
         return (
             str(user),
             str(product),
             seconds // 1000 if seconds > _MILLISECONDS else seconds,
-            action_of(float(stars)),
+            action_of(rating),
         )
     except (TypeError, ValueError, OverflowError):
         raise UserError(
@@ -90,7 +93,7 @@ def _value(
 ) -> Any:
     for name in names:
         value = row.get(name)
-        if isinstance(value, list | dict):
+        if isinstance(value, list | dict | bool):
             raise UserError(
                 f"{source}: line {number}: {name} is a {type(value).__name__}, must be "
                 "a text or a number"

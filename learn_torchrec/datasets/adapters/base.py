@@ -53,7 +53,7 @@ from learn_torchrec.datasets.sequences import (
     build_sequences,
 )
 from learn_torchrec.datasets.tolerance import Tolerance
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.ids import normal_type, refuse_other_types
 from learn_torchrec.schema import (
     IMPRESSIONS_FILE,
@@ -224,8 +224,13 @@ class Dataset(abc.ABC):
     @property
     def impression_times(self) -> Int64Array:
         """Times of all impressions that have one, unix seconds, int64 [N]."""
-        column = self.columns(IMPRESSIONS_FILE, [TIMESTAMP])[TIMESTAMP].drop_null()
-        return as_seconds(column, self.name(IMPRESSIONS_FILE))
+        table, name = (
+            self.columns(IMPRESSIONS_FILE, [TIMESTAMP]),
+            self.name(IMPRESSIONS_FILE),
+        )
+        require_columns(table.column_names, [TIMESTAMP], name)
+        times = table[TIMESTAMP].drop_null()
+        return as_seconds(times, f"{name}: column {TIMESTAMP!r}")
 
     @functools.cached_property
     def moments(self) -> Moments:

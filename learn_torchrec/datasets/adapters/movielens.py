@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pv
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, likes
 from learn_torchrec.datasets.adapters.text_files import UTF_8
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError, first_line
@@ -82,12 +82,12 @@ class MovieLens(Dataset):
         return [self.location / name]
 
     def read_interactions(self) -> pa.Table:
-        events, likes = self._read_ratings()
-        return events.append_column(ACTION, pc.if_else(likes, LIKE, DISLIKE))
+        events, liked = self._read_ratings()
+        return events.append_column(ACTION, pc.if_else(liked, LIKE, DISLIKE))
 
     def read_impressions(self) -> pa.Table:
-        events, likes = self._read_ratings()
-        return events.append_column(LABEL, likes.cast(pa.int64()))
+        events, liked = self._read_ratings()
+        return events.append_column(LABEL, liked.cast(pa.int64()))
 
     def _read_ratings(self) -> tuple[pa.Table, pa.ChunkedArray]:
         """Return the events in time order, and which of them are likes."""
@@ -98,8 +98,7 @@ class MovieLens(Dataset):
             self.location / layout.ratings, layout, dict(zip(names, kinds, strict=True))
         )
         table = table.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
-        likes = pc.greater_equal(table[_RATING], POSITIVE_RATING)
-        return table.drop_columns([_RATING]), likes
+        return table.drop_columns([_RATING]), likes(table[_RATING])
 
     def read_items(self) -> pa.Table:
         layout = self._layout

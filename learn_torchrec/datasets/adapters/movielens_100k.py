@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, likes
 from learn_torchrec.datasets.adapters.recbole import read_atomic
 from learn_torchrec.datasets.loading.location import Location
 from learn_torchrec.errors import UserError, first_line, require_columns
@@ -110,9 +110,8 @@ class MovieLens100K(Dataset):
     @functools.cached_property
     def _ratings(self) -> pa.Table:
         ratings = self._columns("inter", _RATINGS)
-        likes = pc.greater_equal(ratings["rating"], POSITIVE_RATING)
-        ratings = ratings.drop_columns(["rating"])
-        ratings = ratings.append_column(LABEL, likes.cast(pa.int64()))
+        labels = likes(ratings["rating"]).cast(pa.int64())
+        ratings = ratings.drop_columns(["rating"]).append_column(LABEL, labels)
         return ratings.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")])
 
     def read_interactions(self) -> pa.Table:

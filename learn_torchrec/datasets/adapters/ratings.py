@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from learn_torchrec.schema import ACTION, ITEM_ID, TIMESTAMP, USER_ID
 
@@ -16,6 +17,13 @@ _CHUNK = 1 << 16
 def action_of(rating: float) -> str:
     """Return the action of a rating from 1 to 5."""
     return LIKE if rating >= POSITIVE_RATING else DISLIKE
+
+
+def likes(ratings: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return whether each rating is a like; null for null and NaN."""
+    ratings = ratings.cast(pa.float64())
+    known = pc.if_else(pc.is_nan(ratings), None, ratings)
+    return pc.greater_equal(known, POSITIVE_RATING)
 
 
 def events(rows: Iterable[tuple[Any, Any, int, str]]) -> pa.Table:

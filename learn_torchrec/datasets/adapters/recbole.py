@@ -12,7 +12,7 @@ import pyarrow.csv as pv
 import pyarrow.types as pt
 
 from learn_torchrec.datasets.adapters.base import Dataset
-from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, POSITIVE_RATING
+from learn_torchrec.datasets.adapters.ratings import DISLIKE, LIKE, likes
 from learn_torchrec.datasets.adapters.sequence_file import INTERACTION
 from learn_torchrec.datasets.adapters.text_files import text_lines
 from learn_torchrec.datasets.loading.location import Location
@@ -67,8 +67,7 @@ class RecBole(Dataset):
         table = read_atomic(source)
         action = pa.array([INTERACTION] * table.num_rows)
         if _RATING in table.column_names:
-            likes = _likes(table)
-            action = pc.if_else(likes, LIKE, DISLIKE)
+            action = pc.if_else(likes(table[_RATING]), LIKE, DISLIKE)
         return _events(table, source).append_column(ACTION, action)
 
     def read_impressions(self) -> pa.Table:
@@ -77,12 +76,8 @@ class RecBole(Dataset):
         if LABEL in table.column_names:
             label = table[LABEL].cast(pa.float64())
         else:
-            label = _likes(table)
+            label = likes(table[_RATING])
         return _events(table, source).append_column(LABEL, label.cast(pa.float32()))
-
-
-def _likes(table: pa.Table) -> pa.ChunkedArray:
-    return pc.greater_equal(table[_RATING].cast(pa.float64()), POSITIVE_RATING)
 
 
 def _as_items(table: pa.Table) -> pa.Table:

@@ -48,7 +48,7 @@ class RecFormer(Dataset):
         parts = [_read_lists(source) for source in sources]
         ids: dict[int, str] = {}
         for id_, number in read_json(smap).items():
-            if not isinstance(number, int):
+            if not isinstance(number, int) or isinstance(number, bool):
                 raise UserError(
                     f"{smap}: item {id_} has the number {number!r:.40}, must be an "
                     "integer"
@@ -100,6 +100,10 @@ def _item(id_: str, texts: Any, source: Location) -> dict[str, Any]:
     return item(id_, texts)
 
 
+def _is_number_or_text(value: object) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
 def _read_lists(source: Location) -> dict[str, list[int | str]]:
     """Return the items of each user.
 
@@ -108,9 +112,7 @@ def _read_lists(source: Location) -> dict[str, list[int | str]]:
     """
     body = read_json(source)
     for user, items in body.items():
-        if not isinstance(items, list) or not all(
-            isinstance(one, int | str) for one in items
-        ):
+        if not isinstance(items, list) or not all(map(_is_number_or_text, items)):
             raise UserError(
                 f"{source}: user {user} has {items!r:.40}, must be a list of items"
             )

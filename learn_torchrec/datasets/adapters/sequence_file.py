@@ -7,6 +7,7 @@ kept: a template may name them.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -40,11 +41,11 @@ class SequenceFile(Dataset):
         for number, line in enumerate(text_lines(source), 1):
             try:
                 row = parse_json(line)
-                row[ITEM_ID] = str(row[ITEM_ID])
+                row[ITEM_ID] = _as_id(row[ITEM_ID])
             except (ValueError, TypeError, KeyError):
                 raise UserError(
-                    f"{source}: line {number} is not a JSON object with {ITEM_ID}; "
-                    "write one item per line"
+                    f"{source}: line {number} is not a JSON object with {ITEM_ID}, a "
+                    "text or an integer; write one item per line"
                 ) from None
             rows.append({_RENAMED.get(name, name): row[name] for name in row})
         return table_of(rows, source)
@@ -52,6 +53,17 @@ class SequenceFile(Dataset):
     def read_interactions(self) -> pa.Table:
         (source,) = self.sources(INTERACTIONS_FILE)
         return events(_events(source))
+
+
+def _as_id(value: Any) -> str:
+    """Return an item's id of JSON as a text.
+
+    Raises:
+        ValueError: it is neither a text nor an integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{value!r:.40} is no id")
+    return str(value)
 
 
 def _events(path: Location) -> Iterator[tuple[str, str, int, str]]:

@@ -101,7 +101,7 @@ def _object(line: str, number: int, location: Location) -> dict[str, Any]:
     except ValueError:
         try:
             body = ast.literal_eval(line.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             body = None
     if not isinstance(body, dict) or not all(isinstance(name, str) for name in body):
         raise UserError(

@@ -75,6 +75,15 @@ class AbReplayConfig:
         )
 
 
+def is_replay(path: Path) -> bool:
+    """Whether a file is one that `write_ab_replay` wrote, which may be replaced."""
+    try:
+        metadata = pq.read_schema(path).metadata if path.is_file() else None
+    except (pa.ArrowException, OSError):
+        return False
+    return (metadata or {}).get(SIMULATED) == b"true"
+
+
 def write_ab_replay(path: Path, config: AbReplayConfig) -> int:
     """Simulate a test and write its outcomes; return the number of rows.
 

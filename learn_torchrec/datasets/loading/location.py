@@ -117,8 +117,10 @@ class Location:
         """Return a binary stream, decompressed by suffix (`.gz`, `.bz2`).
 
         Raises:
-            UserError: no such file, or no permission to read it.
+            UserError: no such file, no plain file, or no permission to read it.
         """
+        if self.is_local:
+            self._info()  # opening a pipe would wait for its writer
         try:
             return self.filesystem.open_input_stream(self.path, compression="detect")
         except OSError as error:
@@ -152,9 +154,12 @@ class Location:
 
     def _info(self) -> pafs.FileInfo:
         try:
-            return self.filesystem.get_file_info(self.path)
+            info = self.filesystem.get_file_info(self.path)
         except (OSError, ValueError) as error:
             raise UserError(f"{self}: {_reason(error)}") from None
+        if info.type == pafs.FileType.Unknown and self.is_local:
+            raise UserError(f"{self}: is no plain file; copy what it gives into one")
+        return info
 
 
 def content_digests(files: Sequence[Location]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from learn_torchrec.artifact import CONFIG, MANIFEST
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, refuse_special
 from learn_torchrec.evaluation.report.shapes import (
     EXAMPLE_SHAPE,
     METRICS_SHAPE,
@@ -108,6 +108,7 @@ def read_json(path: Path, required: bool = False) -> dict[str, Any]:
     """
     if not path.exists() and not required:
         return {}
+    refuse_special(path)
     try:
         body = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -16,7 +16,7 @@ import numpy as np
 
 from learn_torchrec.artifact import CONFIG, MANIFEST, verify
 from learn_torchrec.content.store import KIND as KIND_CONTENT
-from learn_torchrec.errors import UserError
+from learn_torchrec.errors import UserError, refuse_special
 from learn_torchrec.evaluation.ab import AbResult
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.calibration import calibration
@@ -167,7 +167,9 @@ def _log_lines(directory: Path, stage: str) -> Iterator[dict[str, Any]]:
         directory / "logs" / f"{stage}.jsonl",
     ):
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            refuse_special(path)
+            text = path.read_text(encoding="utf-8", errors="replace")
+            for line in text.splitlines():
                 try:
                     body = parse_json(line)
                 except ValueError:  # the last line of a run that was killed
