@@ -37,6 +37,7 @@ from ..ranker_arms import (
 from .base import LLM, Goal, Request, judged
 
 PLACES = 5
+_SHOWN = ("uauc", "auc", "revenue")
 _PAPER = "ranker.learn.form=paper"
 _PARTS = {
     "paper": (_PAPER,),
@@ -75,7 +76,7 @@ _REPLAY = (
 class RankerTable:
     """Rankers with LEARN, in parts, beside a baseline tuned alike."""
 
-    title: str = "The ranker without and with LEARN, and what each part gives"
+    title: str = "The ranker with and without LEARN, and with parts of it"
 
     def check(self, request: Request) -> None:
         """Look for impressions and the encoder."""
@@ -143,7 +144,7 @@ class CohortTable:
         return _described(given) | {
             "rows": rows,
             "reference": None,
-            "metrics": [name for name in rows[ALL] if name not in ("title", "share")],
+            "metrics": [name for name in _SHOWN if name in rows[ALL]],
             "goals": [],
             "goal_metric": "uauc",
             "notes": [_TUNING, *([_REPLAY] if has_revenue else [])],

@@ -7,7 +7,7 @@ from typing import Any
 from learn_torchrec.evaluation.report import figures
 from learn_torchrec.evaluation.report.parts import Report, Section, Table
 from learn_torchrec.evaluation.report.retrieval_study import how, tables_by_group
-from learn_torchrec.evaluation.words import TARGETS, ranked_by
+from learn_torchrec.evaluation.words import TARGETS, Gain, ranked_by, signed
 
 _GROUPS = {name.removesuffix("_targets"): title for name, title in TARGETS.items()}
 
@@ -158,10 +158,10 @@ def _points(below: Mapping[str, float] | None) -> str:
     """Return how far a row is above the reference."""
     if below is None:
         return ""
-    points = f"{-100 * below['difference']:+.2f}"
-    if below["low"] is None:
-        return points
-    return f"{points} ({-100 * below['high']:+.2f}, {-100 * below['low']:+.2f})"
+    ends = (below["high"], below["low"])
+    low, high = (None if end is None else -100 * end for end in ends)
+    gain = Gain(-100 * below["difference"], low, high)
+    return f"{signed(-100 * below['difference'])} {gain.interval}".strip()
 
 
 def _change(row: Mapping[str, Any]) -> str:
