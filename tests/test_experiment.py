@@ -63,13 +63,30 @@ def check_row(row: dict, metric: str, seeds: int) -> None:
 
 def test_a_goal_is_a_ratio_of_means():
     goals = [Goal(row="a", than="b", times=2), Goal(row="b", than="c", group="new")]
-    found = judged(goals, {"all": {"a": 0.5, "b": 0.2}, "new": {"b": 0.1, "c": 0.2}})
+    everyone, new = (
+        {name: {"mean": mean} for name, mean in means.items()}
+        for means in ({"a": 0.5, "b": 0.2}, {"b": 0.1, "c": 0.2})
+    )
+    found = judged(goals, {"all": everyone, "new": new})
     assert [one["is_met"] for one in found] == [True, False]
     assert [one["ratio"] for one in found] == pytest.approx([2.5, 0.5])
     assert judged(goals[1:], {"all": {}}) == []
-    nothing = judged(goals[:1], {"all": {"a": 0.0, "b": 0.0}})[0]
+    assert [one["is_clear"] for one in found] == [None, None]
+    nothing = judged(goals[:1], {"all": {"a": {"mean": 0.0}, "b": {"mean": 0.0}}})[0]
     assert nothing["ratio"] is None
     assert not nothing["is_met"]
+
+
+def test_a_difference_from_the_reference_is_clear_or_not():
+    random = np.random.default_rng(0)
+    base = random.random(200)
+    rows = {"a": [base + 0.1], "b": [base], "c": [base + random.normal(0, 0.2, 200)]}
+    found = {"all": compare_rows(rows, "a")["rows"]}
+    pairs = (("a", "b"), ("b", "a"), ("b", "c"))
+    goals = [Goal(row=row, than=than) for row, than in pairs]
+    assert [one["is_clear"] for one in judged(goals, found)] == [True, True, None]
+    alike = {"all": compare_rows({"b": rows["b"], "c": rows["c"]}, "b")["rows"]}
+    assert judged([Goal(row="c", than="b")], alike)[0]["is_clear"] is False
 
 
 def test_rows_are_weighted_and_compared_with_the_reference():

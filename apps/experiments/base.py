@@ -130,20 +130,20 @@ class Experiment(Protocol):
 
 
 def judged(
-    goals: Sequence[Goal], groups: Mapping[str, Mapping[str, float]]
+    goals: Sequence[Goal], groups: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
     """Return what became of each goal; none of a group without targets.
 
     Args:
         goals: of a table.
-        groups: a metric of each row, by group of targets.
+        groups: a metric of each row, by group of targets, see `compare_rows`.
     """
     found = []
     for goal in goals:
         if goal.group not in groups:
             continue
-        values = groups[goal.group]
-        row, than = values[goal.row], values[goal.than]
+        rows = groups[goal.group]
+        row, than = rows[goal.row]["mean"], rows[goal.than]["mean"]
         found.append(
             {
                 "row": goal.row,
@@ -152,6 +152,19 @@ def judged(
                 "wanted": goal.times,
                 "ratio": row / than if than else None,
                 "is_met": row > 0 and row >= goal.times * than,
+                "is_clear": _is_clear(rows[goal.row], rows[goal.than]),
             }
         )
     return found
+
+
+def _is_clear(row: Mapping[str, Any], than: Mapping[str, Any]) -> bool | None:
+    """Whether two rows differ by more than chance; None where neither is compared."""
+    if "below" not in row and "below" not in than:
+        return None
+    if "below" in row and "below" in than:  # neither is the reference
+        return None
+    below = row.get("below") or than["below"]
+    if below["low"] is None:
+        return None
+    return bool(below["low"] > 0 or below["high"] < 0)

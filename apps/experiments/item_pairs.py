@@ -103,7 +103,7 @@ def _summary(cosines: Mapping[str, Sequence[PairCosines]]) -> dict[str, Any]:
         "reference": ALIGNED,
         "metrics": ["auc"],
         "goal_metric": "auc",
-        "goals": judged(_GOALS, {"all": {n: one["mean"] for n, one in found.items()}}),
+        "goals": judged(_GOALS, {"all": found}),
         "notes": [
             "Cosines of items that held-out events follow one another with, against as "
             "many random pairs of the same items; raw vectors but where standardized "

@@ -103,7 +103,7 @@ class RankerTable:
             "goal_metric": "uauc",
             "goals": judged(
                 (Goal(row=LEARN, than=BASELINE), Goal(row="paper", than=BASELINE)),
-                {"all": {n: row["mean"] for n, row in found["uauc"].items()}},
+                {"all": found["uauc"]},
             ),
             "notes": [_TUNING],
             "tuned": tuned,

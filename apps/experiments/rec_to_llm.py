@@ -57,7 +57,7 @@ _TOWERS = TowersTable(
 class RecToLlm:
     """LEARN beside a language model that reads the history as text."""
 
-    title: str = "Histories read as text by the LLM, or its vectors aligned to histories"
+    title: str = "The LLM reads histories as text, or its vectors are aligned to them"
 
     def check(self, request: Request) -> None:
         """Check the towers and the encoder."""

@@ -154,8 +154,8 @@ def summary(
     by_metric, first = found["groups"]["all"][ranking], f"r@{ks[0]}"
     titles = {**titles, **{name: row.title for name, row in rows.items()}}
     printed = {**published, **{name: row.published for name, row in rows.items()}}
-    means = {
-        group: {row: one["mean"] for row, one in ranked[ranking][first]["rows"].items()}
+    compared = {
+        group: ranked[ranking][first]["rows"]
         for group, ranked in found["groups"].items()
         if ranking in ranked
     }
@@ -172,7 +172,7 @@ def summary(
         "metrics": [f"{metric}@{k}" for k in ks for metric in shown],
         "published_metric": "h@100",
         "goal_metric": first,
-        "goals": judged(goals, means),
+        "goals": judged(goals, compared),
         "notes": [*notes],
     }
 

@@ -114,6 +114,8 @@ def goal_sentence(
     on = "" if goal["group"] == "all" else f" on {_GROUPS[goal['group']]}"
     ratio = "" if goal["ratio"] is None else f", {goal['ratio']:.2f} x"
     verdict = "as expected" if goal["is_met"] else "not found here"
+    if goal["wanted"] == 1 and goal["is_clear"] is False:
+        verdict = "no clear difference here"
     claim = f"“{row}” at least {wanted}as good as “{than}”{on}"
     return f"{claim}: {verdict}{ratio} in {result['goal_metric'].upper()}."
 
