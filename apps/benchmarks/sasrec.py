@@ -77,6 +77,7 @@ def build_model(num_items: int, dropout: float) -> Any:
     """Return RecBole's SASRec for a catalogue."""
     from recbole.model.sequential_recommender import SASRec
 
+    torch.autograd.set_detect_anomaly(False)  # importing RecBole's models turns it on
     settings = _SHAPE | {
         "hidden_dropout_prob": dropout,
         "attn_dropout_prob": dropout,
@@ -199,6 +200,7 @@ def recommendations(
 def main(argv: Sequence[str] | None = None) -> None:
     """Tune, train, write recommendations and what was found."""
     parser = options.parser("sasrec", __doc__)
+    parser.prog = f"python -m apps.benchmarks.{parser.prog.split()[-1]}"
     options.add_data(parser)
     options.add_input(parser, "--content", "content store: the catalogue")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")

@@ -172,11 +172,21 @@ def content_digests(files: Sequence[Location]) -> list[str]:
         UserError: a file that cannot be read.
     """
     try:
-        local = iter(digests(Path(file.path) for file in files if file.is_local))
+        local = iter(digests(_plain(file) for file in files if file.is_local))
         return [next(local) if file.is_local else _remote(file) for file in files]
     except OSError as error:
         name = error.filename or files[0]
         raise UserError(f"{name}: {_reason(error)}") from None
+
+
+def _plain(file: Location) -> Path:
+    """Return the path of a local file; a pipe or device, which may never end, is none.
+
+    Raises:
+        UserError: it is one.
+    """
+    file.size()
+    return Path(file.path)
 
 
 def _remote(file: Location) -> str:
