@@ -49,18 +49,18 @@ class TargetStatistics(nn.Module):
         ages = history.padded(history.ages, 0.0)
         is_self = items == history.candidates.unsqueeze(1)
         # Events of each item: all, and without the candidate's own.
-        events = torch.stack([counts, torch.where(is_self, 0.0, counts)], dim=1)
+        events = torch.stack([counts, torch.where(is_self, 0.0, counts)])
         recency = torch.exp(ages / -self.config.recency_days)
-        number, others = events.sum(2).unbind(1)
+        number, others = events.sum(2)
         parts = [number.log1p(), (number - others).log1p()]
         for space in self.config.spaces:
             cosines = history.cosines(space, _LEAST)
             sums = [
-                (events * weights.unsqueeze(1)).sum(2).log1p()
+                (events * weights).sum(2).log1p()
                 for weights in self._weights(cosines, recency)
             ]
             for place, nearest in enumerate(self._nearest(cosines, is_self, ages)):
-                parts += [*nearest, *(each[:, place] for each in sums)]
+                parts += [*nearest, *(each[place] for each in sums)]
         return torch.stack(parts, dim=1)
 
     def _weights(self, cosines: Tensor, recency: Tensor) -> Iterator[Tensor]:
