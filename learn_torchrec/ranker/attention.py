@@ -6,6 +6,8 @@ Dimension letters: B rows, V history entries of all rows, Q and K dims, H hidden
 import torch
 from torch import Tensor, nn
 
+from learn_torchrec.ranker.blocked_attention import Scoring, pooled
+
 
 class TargetAttention(nn.Module):
     """The weighted sum of a row's history, as in DIN (Zhou et al., KDD 2018).
@@ -56,13 +58,18 @@ class TargetAttention(nn.Module):
             float [B, K]; zeros for an empty history.
         """
         query = self.query(query)
-        queries = spread(query, keys, lengths)
         # The linear layer of all four, without storing them and once per query.
         of_key, of_query, of_difference, of_product = self.hidden.weight.chunk(4, dim=1)
+        of_key = of_key + of_difference
         hidden = query @ (of_query - of_difference).T + self.hidden.bias
+        if torch.is_grad_enabled() and not keys.is_cuda:
+            scoring = Scoring(
+                of_key, of_product, self.score.weight.squeeze(0), self.score.bias
+            )
+            return pooled(keys, query, hidden, lengths, scoring)
         hidden = spread(hidden, keys, lengths)
-        hidden = torch.addmm(hidden, keys, (of_key + of_difference).T)
-        hidden = torch.addmm(hidden, keys * queries, of_product.T)
+        hidden = torch.addmm(hidden, keys, of_key.T)
+        hidden = torch.addmm(hidden, keys * spread(query, keys, lengths), of_product.T)
         weights = self.score(self.activation(hidden))
         return segment_sum(weights * keys, lengths)
 
