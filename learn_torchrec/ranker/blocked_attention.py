@@ -87,9 +87,7 @@ def _weigh(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return weights [v], the activated hidden layer [v, H] and key * query [v, K]."""
     products = keys * queries
-    hidden = hidden.addmm_(keys, scoring.of_key.T).addmm_(
-        products, scoring.of_product.T
-    )
+    hidden.addmm_(keys, scoring.of_key.T).addmm_(products, scoring.of_product.T)
     activated = hidden.relu_()
     return activated @ scoring.score + scoring.bias, activated, products
 
