@@ -6,6 +6,8 @@ Dimension letters: B rows, V history entries of all rows, Q and K dims, H hidden
 import torch
 from torch import Tensor, nn
 
+from learn_torchrec.ranker.blocked_attention import Scoring, pooled
+
 
 class TargetAttention(nn.Module):
     """The weighted sum of a row's history, as in DIN (Zhou et al., KDD 2018).
@@ -41,7 +43,6 @@ class TargetAttention(nn.Module):
         if query_dim != key_dim:
             self.query = nn.Linear(query_dim, key_dim, device=device)
         self.hidden = nn.Linear(4 * key_dim, hidden_dim, device=device)
-        self.activation = nn.ReLU()
         self.score = nn.Linear(hidden_dim, 1, device=device)
 
     def forward(self, query: Tensor, keys: Tensor, lengths: Tensor) -> Tensor:
@@ -56,15 +57,28 @@ class TargetAttention(nn.Module):
             float [B, K]; zeros for an empty history.
         """
         query = self.query(query)
-        queries = spread(query, keys, lengths)
         # The linear layer of all four, without storing them and once per query.
         of_key, of_query, of_difference, of_product = self.hidden.weight.chunk(4, dim=1)
+        of_key = of_key + of_difference
         hidden = query @ (of_query - of_difference).T + self.hidden.bias
-        hidden = spread(hidden, keys, lengths)
-        hidden = torch.addmm(hidden, keys, (of_key + of_difference).T)
-        hidden = torch.addmm(hidden, keys * queries, of_product.T)
-        weights = self.score(self.activation(hidden))
-        return segment_sum(weights * keys, lengths)
+        score, bias = self.score.weight.squeeze(0), self.score.bias
+        return _pooled(keys, query, hidden, lengths, of_key, of_product, score, bias)
+
+
+@torch.fx.wrap  # TorchRec's pipelines trace the model, and here its inputs decide
+def _pooled(
+    keys: Tensor, query: Tensor, hidden: Tensor, lengths: Tensor, *parts: Tensor
+) -> Tensor:
+    """Return `blocked_attention.pooled`, in blocks where they pay."""
+    scoring = Scoring(*parts)
+    if torch.is_grad_enabled() and not keys.is_cuda:
+        return pooled(keys, query, hidden, lengths, scoring)
+    hidden = spread(hidden, keys, lengths)
+    hidden = torch.addmm(hidden, keys, scoring.of_key.T)
+    products = keys * spread(query, keys, lengths)
+    hidden = torch.addmm(hidden, products, scoring.of_product.T)
+    weights = hidden.relu() @ scoring.score + scoring.bias
+    return segment_sum(weights.unsqueeze(1) * keys, lengths)
 
 
 def spread(rows: Tensor, values: Tensor, lengths: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingCollection, KeyedJaggedTensor
 from torchrec.models.dlrm import (
     DenseArch,
-    InteractionArch,
     InteractionDCNArch,
     OverArch,
 )
 from torchrec.modules.crossnet import LowRankCrossNet
 
 from learn_torchrec.ranker.batch import RankingBatch
+from learn_torchrec.ranker.interaction import DotProducts
 from learn_torchrec.ranker.learn.auxiliary import weighted_bce
 from learn_torchrec.ranker.learn.batch import LearnBatch
 from learn_torchrec.ranker.learn.paper import LearnFeatures
@@ -188,7 +188,7 @@ def _interaction(
     """Return the interaction arch of S features, and the width of its output."""
     if dcn is None:
         pairs = num_features * (num_features + 1) // 2
-        return InteractionArch(num_features), dim + pairs
+        return DotProducts(num_features), dim + pairs
     width = (num_features + 1) * dim
     return InteractionDCNArch(num_features, LowRankCrossNet(width, *dcn)), width
 

@@ -78,10 +78,12 @@ class SharedHistory:
             values = values.new_full((1,), padding)
         return values.expand(len(self.candidates), len(values))
 
-    def cosines(self, space: str, items: Tensor) -> Tensor:
+    def cosines(self, space: str, padding: float) -> Tensor:
         """Return the cosines of candidates and history items, float32 [N, L]."""
+        if not len(self.items):
+            return self.padded(self.ages, padding)
         vectors = self.vectors[space]
-        met = vectors.index_select(0, items[0])
+        met = vectors.index_select(0, self.items)
         wanted = vectors.index_select(0, self.candidates)
         return (wanted @ met.T).float()
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from learn_torchrec.ranker import blocked_attention
 from learn_torchrec.ranker.attention import TargetAttention, segment_sum
 
 LENGTHS = torch.tensor([2, 0, 3, 1])
@@ -22,7 +23,7 @@ def naive(attention, queries, keys):
         for _ in range(length):
             key = next(keys)
             together = torch.cat([key, query, key - query, key * query])
-            hidden = attention.activation(attention.hidden(together))
+            hidden = attention.hidden(together).relu()
             total = total + attention.score(hidden) * key
         pooled.append(total)
     return torch.stack(pooled)
@@ -47,7 +48,9 @@ def test_by_hand():
 
 @pytest.mark.parametrize("query_dim", [4, 6])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-def test_it_is_dins_formula(query_dim, dtype):
+@pytest.mark.parametrize("block_entries", [1, 4, 5_000])
+def test_it_is_dins_formula(query_dim, dtype, block_entries, monkeypatch):
+    monkeypatch.setattr(blocked_attention, "_BLOCK_ENTRIES", block_entries)
     torch.manual_seed(1)
     attention = TargetAttention(query_dim, key_dim=4, hidden_dim=5)
     queries, keys = histories(query_dim)
@@ -70,6 +73,35 @@ def test_queries_and_keys_get_gradients():
     attention(queries, keys, LENGTHS).square().sum().backward()
     assert (keys.grad != 0).any(dim=1).all()
     assert (queries.grad != 0).any(dim=1).tolist() == (LENGTHS > 0).tolist()
+
+
+@pytest.mark.parametrize("block_entries", [1, 4, 5_000])
+def test_blocks_and_the_plain_form_are_the_same(block_entries, monkeypatch):
+    monkeypatch.setattr(blocked_attention, "_BLOCK_ENTRIES", block_entries)
+    attention = TargetAttention(query_dim=6, key_dim=4)
+    queries, keys = histories(query_dim=6)
+    with torch.no_grad():
+        plain = attention(queries, keys, LENGTHS)
+    torch.testing.assert_close(attention(queries, keys, LENGTHS), plain)
+
+
+def test_gradients_of_blocks_are_those_of_numbers(monkeypatch):
+    monkeypatch.setattr(blocked_attention, "_BLOCK_ENTRIES", 2)
+    random = torch.Generator().manual_seed(2)
+
+    def numbers(*shape):
+        return torch.randn(
+            *shape, generator=random, dtype=torch.double
+        ).requires_grad_()
+
+    keys, query, hidden = numbers(6, 3), numbers(4, 3), numbers(4, 5)
+    parts = numbers(5, 3), numbers(5, 3), numbers(5), numbers(1)
+
+    def pooled(keys, query, hidden, *parts):
+        scoring = blocked_attention.Scoring(*parts)
+        return blocked_attention.pooled(keys, query, hidden, LENGTHS, scoring)
+
+    assert torch.autograd.gradcheck(pooled, (keys, query, hidden, *parts))
 
 
 def test_order_within_a_history_and_other_rows_change_nothing():

@@ -65,7 +65,7 @@ class ContentAttention(nn.Module):
             query = query + _first_or_zeros(ids["candidate"])
             keys = keys + ids["history"].values()
         met = torch.stack([history.ages, history.counts], dim=1)
-        keys = keys + self.recency(torch.log1p(met))
+        keys = torch.addmm(keys, torch.log1p(met), self.recency.weight.T)
         found = self.attention(query, keys, history.lengths)
         return torch.cat([found, (found * query).sum(1, keepdim=True)], dim=1)
 

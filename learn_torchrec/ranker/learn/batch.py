@@ -5,10 +5,12 @@ batch, D vector dim, R reduced content dim.
 """
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
 
+import fbgemm_gpu  # noqa: F401  # the operators
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from learn_torchrec.arrays import Float16Array, Float32Array, Int64Array
 from learn_torchrec.movable import Movable
+
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +82,8 @@ class Meeting(Protocol):
     def padded(self, values: Tensor, padding: float) -> Tensor:
         """Return values of the history items for each row, padded."""
 
-    def cosines(self, space: str, items: Tensor) -> Tensor:
-        """Return the cosines of candidates and padded history items."""
+    def cosines(self, space: str, padding: float) -> Tensor:
+        """Return the cosines of candidates and history items for each row, padded."""
 
 
 @dataclass
@@ -176,22 +180,51 @@ class HistoryBatch(Movable):
 
     def padded(self, values: Tensor, padding: float) -> Tensor:
         """Return values [V] of the history items as [B, longest]."""
-        offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(self.lengths)
         result: Tensor = torch.ops.fbgemm.jagged_to_padded_dense(
-            values.unsqueeze(1), [offsets], [self.longest], padding
+            values.unsqueeze(1), [self._offsets], [self.longest], padding
         )
         return result.squeeze(2)
 
-    def cosines(self, space: str, items: Tensor) -> Tensor:
+    def cosines(self, space: str, padding: float) -> Tensor:
         """Return the cosines of candidates and history items, float32 [B, L].
 
-        `items` are int64 [B, L], padded rows of the space's vectors.
+        They are rounded to half precision, as are the vectors: twins stay equal on any
+        device.
         """
         vectors = self.vectors[space]
+        wanted = vectors.index_select(0, self.candidates)
+        compare = self._batched if vectors.is_cuda else self._sampled
+        return compare(wanted, vectors, padding)
+
+    def _batched(self, wanted: Tensor, vectors: Tensor, padding: float) -> Tensor:
+        """Return the padded products of `wanted` [B, R] and the vectors they meet."""
+        items = self.padded(self.items, 0)
         met = vectors.index_select(0, items.flatten()).unflatten(0, items.shape)
-        wanted = vectors.index_select(0, self.candidates).unsqueeze(1)
-        # In this order it takes half the time on a CPU.
-        return torch.bmm(wanted, met.transpose(1, 2)).squeeze(1).float()
+        found = torch.bmm(met, wanted.unsqueeze(2)).squeeze(2).float()
+        places = torch.arange(self.longest, device=vectors.device)
+        return torch.where(places < self.lengths.unsqueeze(1), found, padding)
+
+    def _sampled(self, wanted: Tensor, vectors: Tensor, padding: float) -> Tensor:
+        """Return the same, reading the vectors where they are.
+
+        A CPU spends most of a batched product's time on copying and in half precision.
+        """
+        met = torch.sparse_csr_tensor(
+            self._offsets,
+            self.items,
+            torch.zeros(len(self.items)),
+            (len(wanted), len(vectors)),
+            check_invariants=False,
+        )
+        found = torch.sparse.sampled_addmm(
+            met, wanted.float(), vectors.float().T, beta=0.0
+        )
+        return self.padded(found.values().half().float(), padding)
+
+    @functools.cached_property
+    def _offsets(self) -> Tensor:
+        offsets: Tensor = torch.ops.fbgemm.asynchronous_complete_cumsum(self.lengths)
+        return offsets
 
 
 @dataclass

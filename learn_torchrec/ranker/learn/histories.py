@@ -131,16 +131,16 @@ class Histories:
         """
         ends = bounds[:, 1]
         starts = np.maximum(bounds[:, 0], ends - _MOST_EVENTS)
-        events, _ = spread(starts, ends - starts)
-        owners = np.repeat(np.arange(len(bounds)), ends - starts)
+        lengths = ends - starts
+        events, offsets = spread(starts, lengths)
         # The last event of an item before the row: the next one is not before it.
-        is_last = self.next_of_item[events] >= ends[owners]
-        events, owners = events[is_last], owners[is_last]
-        lengths = np.bincount(owners, minlength=len(bounds))
-        from_end = lengths[owners] - positions_in(lengths)
-        if len(lengths) and lengths.max() > length:
-            kept = from_end <= length
-            events, lengths = events[kept], np.minimum(lengths, length)
+        is_last = self.next_of_item[events] >= np.repeat(ends, lengths)
+        if not is_last.all():
+            lengths = np.diff(np.r_[0, np.cumsum(is_last)][offsets])
+            events = events[is_last]
+        if lengths.max(initial=0) > length:
+            from_end = np.repeat(lengths, lengths) - positions_in(lengths)
+            events, lengths = events[from_end <= length], np.minimum(lengths, length)
         return JaggedHistory(
             items=self.items[events].astype(np.int64),
             offsets=offsets_of(lengths),

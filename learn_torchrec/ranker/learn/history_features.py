@@ -7,13 +7,13 @@ as an id does, which ID tables already do, and be learned by heart.
 Letters: B rows, D vector dim, R reduced content dim, P projected dim.
 """
 
+import itertools
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec import JaggedTensor
-from torchrec.models.dlrm import InteractionArch
 
 from learn_torchrec.ranker.learn.attention import ContentAttention
 from learn_torchrec.ranker.learn.batch import HistoryBatch, LearnBatch
@@ -47,14 +47,13 @@ class Products(nn.Module):
                 for name, dim in dims.items()
             }
         )
-        self.products = InteractionArch(len(dims) - 1)
         self.out_features = len(dims) * (len(dims) - 1) // 2
 
     def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Return the products of each pair of `vectors` [B, dim], [B, out_features]."""
         parts = [layer(vectors[name]) for name, layer in self.projections.items()]
-        first, others = parts[0], torch.stack(parts[1:], dim=1)
-        return self.products(first, others)[:, first.shape[1] :]
+        pairs = itertools.combinations(parts, 2)
+        return torch.stack([(one * other).sum(1) for one, other in pairs], dim=1)
 
 
 class HistoryFeatures(nn.Module):

@@ -8,6 +8,7 @@ Letters: B rows, L the longest history, V history items, S spaces.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -43,46 +44,60 @@ class TargetStatistics(nn.Module):
 
     def forward(self, history: Meeting) -> Tensor:
         """Return the statistics, float32 [B, out_features]."""
-        items = history.padded(history.items, 0)  # [B, L]
+        items = history.padded(history.items, -1)  # [B, L]
         counts = history.padded(history.counts, 0.0)
         ages = history.padded(history.ages, 0.0)
-        is_item = counts > 0
-        is_self = is_item & (items == history.candidates.unsqueeze(1))
+        is_self = items == history.candidates.unsqueeze(1)
         # Events of each item: all, and without the candidate's own.
-        events = torch.stack([counts, counts * ~is_self], dim=1)  # [B, 2, L]
-        recency = torch.exp(-ages / self.config.recency_days)
-        parts = [counts.sum(1).log1p(), (counts * is_self).sum(1).log1p()]
+        events = torch.stack([counts, torch.where(is_self, 0.0, counts)])
+        recency = torch.exp(ages / -self.config.recency_days)
+        number, others = events.sum(2)
+        parts = [number.log1p(), (number - others).log1p()]
         for space in self.config.spaces:
-            cosines = history.cosines(space, items)
-            sums = torch.bmm(events, self._weights(cosines, recency)).log1p()
-            for place, seen in enumerate((is_item, is_item & ~is_self)):
-                parts += self._nearest(cosines, seen, ages)
-                parts += sums[:, place].unbind(1)
+            cosines = history.cosines(space, _LEAST)
+            sums = [
+                (events * weights).sum(2).log1p()
+                for weights in self._weights(cosines, recency)
+            ]
+            for place, nearest in enumerate(self._nearest(cosines, is_self, ages)):
+                parts += [*nearest, *(each[place] for each in sums)]
         return torch.stack(parts, dim=1)
 
-    def _weights(self, cosines: Tensor, recency: Tensor) -> Tensor:
-        """Return the events' weights in the sums of one space, [B, L, sums]."""
-        weights = []
+    def _weights(self, cosines: Tensor, recency: Tensor) -> Iterator[Tensor]:
+        """Yield the events' weights [B, L] in each sum of one space."""
         for temperature in self.config.temperatures:
             kernel = torch.exp((cosines - 1) / temperature)
-            weights += [kernel, kernel * recency]
-        weights += [(cosines > t).float() for t in self.config.thresholds]
-        if not weights:
-            return cosines.new_zeros(*cosines.shape, 0)
-        return torch.stack(weights, dim=2)
+            yield kernel
+            yield kernel * recency
+        for threshold in self.config.thresholds:
+            yield cosines.clone().gt_(threshold)  # in place: numbers, not booleans
 
-    def _nearest(self, cosines: Tensor, seen: Tensor, ages: Tensor) -> list[Tensor]:
-        """Return statistics [B] of the most similar items among those `seen`."""
-        any_seen = seen.any(1)
-        cosines = cosines.masked_fill(~seen, _LEAST)
-        top = cosines.topk(min(self.config.top, cosines.shape[1]), dim=1)
-        present = top.values > _LEAST
-        mean = (top.values * present).sum(1) / present.sum(1).clamp(min=1)
-        best = top.values[:, 0]
-        # Twins are equally similar: the latest counts.
-        age = ages.masked_fill(cosines < best.unsqueeze(1), math.inf).amin(1)
-        age = age.masked_fill(~any_seen, 0.0)
-        return [best * any_seen, mean, torch.log1p(age)]
+    def _nearest(
+        self, cosines: Tensor, is_self: Tensor, ages: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return statistics [B] of the most similar items: of all, and of others."""
+        # The candidate is there at most once, so one more has the others' top, too.
+        top, longest = self.config.top, cosines.shape[1]
+        found = cosines.topk(min(top + 1, longest), dim=1)
+        is_own = is_self.gather(1, found.indices)
+        rest = torch.where(is_own, _LEAST, found.values)
+        rest = rest.topk(min(top, longest), dim=1).values
+        others = torch.where(is_self, _LEAST, cosines)
+        return (
+            _of_the_top(found.values[:, :top], cosines, ages),
+            _of_the_top(rest, others, ages),
+        )
+
+
+def _of_the_top(top: Tensor, cosines: Tensor, ages: Tensor) -> list[Tensor]:
+    """Return the best, the mean and the age of the best of the `top` cosines."""
+    present = top > _LEAST
+    mean = (top * present).sum(1) / present.sum(1).clamp(min=1)
+    best, is_there = top[:, 0], present[:, 0]
+    # Twins are equally similar: the latest counts.
+    age = torch.where(cosines < best.unsqueeze(1), math.inf, ages).amin(1)
+    age = torch.where(is_there, age, 0.0)
+    return [best * is_there, mean, torch.log1p(age)]
 
 
 def mean_of_history(history: Meeting) -> Tensor:

@@ -130,3 +130,24 @@ def test_the_mean_of_a_history_weighs_events():
     batch = history([[(1, 3, 0.0), (2, 4, 0.0)], []], vectors, [1, 2])
     found = mean_of_history(batch)
     assert found.tolist() == [pytest.approx([0.6, 0.8], abs=EXACT), [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cosines_of_a_sparse_and_of_a_batched_product_are_the_same(seed):
+    _, vectors, candidates, batch = random_history(seed, padding=2)
+    table = vectors.half()
+    pair = table[candidates], table
+    sampled, batched = (f(*pair, -2.0) for f in (batch._sampled, batch._batched))
+    torch.testing.assert_close(sampled, batched, atol=EXACT, rtol=0)
+    assert (sampled == -2).sum(1).tolist() == (batch.longest - batch.lengths).tolist()
+
+
+def test_twins_are_equal_in_half_precision_and_the_latest_counts():
+    twins = torch.tensor([[0.0, 0.0], [0.6, 0.8], [0.6, 0.8], [1.0, 0.0]])
+    batch = history([[(1, 1, 50.0), (2, 1, 20.0), (3, 1, 5.0)]], twins, [1])
+    found = TargetStatistics(StatisticsConfig(temperatures=(), thresholds=()))(batch)
+    whole, without = found[0, 2:].view(2, 3)
+    assert whole[[0, 2]].tolist() == pytest.approx([1, math.log1p(20)], abs=EXACT)
+    assert without[[0, 2]].tolist() == pytest.approx([1, math.log1p(20)], abs=EXACT)
+    assert whole[1] == pytest.approx((1 + 1 + 0.6) / 3, abs=EXACT)
+    assert without[1] == pytest.approx((1 + 0.6) / 2, abs=EXACT)
