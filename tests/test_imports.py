@@ -13,8 +13,17 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
-    *("array_files", "arrays", "artifact", "config", "credentials", "errors", "ids"),
-    *("jagged", "locks", "manifest_form", "matrix", "movable", "outputs"),
+    *("array_files", "arrays", "artifact", "config", "credentials", "errors"),
+    *(
+        "host_memory",
+        "ids",
+        "jagged",
+        "locks",
+        "manifest_form",
+        "matrix",
+        "movable",
+        "outputs",
+    ),
     *("page_checksums", "placement", "progress", "provenance", "publish", "refusals"),
     *("schema", "spaces", "text", "times", "vector_table"),
 }
@@ -30,6 +39,7 @@ ALLOWED = {
     "arrays": VOCABULARY,
     "artifact": VOCABULARY,
     "config": VOCABULARY,
+    "host_memory": set(),
     "ids": VOCABULARY,
     "jagged": VOCABULARY,
     "locks": {"errors"},

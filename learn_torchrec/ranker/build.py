@@ -145,13 +145,22 @@ def build_ranker(
     Raises:
         UserError: tables, or their optimizer, that the backend cannot run.
     """
-    for feature in config.features.sparse:
-        feature.check(config.tables, device)
+    check_features(config, device)
     task = build_task(config, learn, device, offsets)
     kinds = sharding_kinds(config.features, config.sharding)
     model = shard_tables(task, device, config.tables, kinds, on_plan, workload)
     init_tables(model, config.training.seed)
     return model
+
+
+def check_features(config: RankerConfig, device: torch.device) -> None:
+    """Refuse features that this device or number of ranks cannot train.
+
+    Raises:
+        UserError: names the feature and the fix.
+    """
+    for feature in config.features.sparse:
+        feature.check(config.tables, device)
 
 
 def ranker_optimizer(

@@ -4,10 +4,8 @@ Bytes are binary: 1 GiB is 2 ** 30.
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -41,6 +39,7 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.host_memory import host_memory
 from learn_torchrec.placement import ShardingKind
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
@@ -65,7 +64,6 @@ _MOST_PROPOSALS = 1_000  # of the grid search, which else takes minutes
 # a share for activations and fragments.
 _CONTEXT_BYTES, _DENSE_COPIES, _ACTIVATIONS = GIB, 6, 0.15
 _HOST_SHARE = 0.8  # of a host's memory that tables may take
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +111,8 @@ def this_cluster(device: torch.device, ranks: int, ranks_per_node: int) -> Clust
         ranks_per_node=ranks_per_node,
         device="cuda" if device.type == "cuda" else "cpu",
         hbm_bytes=hbm_bytes,
-        host_bytes=_host_memory(),
+        host_bytes=host_memory(),
     )
-
-
-def _host_memory() -> int:
-    """Return this host's memory in bytes, at most the container's limit."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
-    return memory if limit == "max" else min(memory, int(limit))
 
 
 @dataclass(frozen=True, kw_only=True)
