@@ -14,18 +14,9 @@ LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
     *("array_files", "arrays", "artifact", "config", "credentials", "errors"),
-    *(
-        "host_memory",
-        "ids",
-        "jagged",
-        "locks",
-        "manifest_form",
-        "matrix",
-        "movable",
-        "outputs",
-    ),
-    *("page_checksums", "placement", "progress", "provenance", "publish", "refusals"),
-    *("schema", "spaces", "text", "times", "vector_table"),
+    *("host_memory", "ids", "jagged", "locks", "manifest_form", "matrix", "movable"),
+    *("outputs", "page_checksums", "placement", "progress", "provenance", "publish"),
+    *("refusals", "schema", "spaces", "text", "times", "vector_table"),
 }
 MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
 # What each folder or file may import from the library, besides itself. A dotted
