@@ -24,6 +24,7 @@ from learn_torchrec.datasets.histories import Catalogue
 from learn_torchrec.datasets.loading.row_groups import RowSource
 from learn_torchrec.datasets.split import SplitTimes, resolve_times
 from learn_torchrec.errors import UserError
+from learn_torchrec.host_memory import available_memory
 from learn_torchrec.ids import IdIndex
 from learn_torchrec.outputs import refuse_unwritable
 from learn_torchrec.presets import Run
@@ -37,7 +38,6 @@ from learn_torchrec.towers.export import AS_OF_IMPRESSIONS
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
 from learn_torchrec.towers.snapshots import asked_for, snapshot_events
 
-from .checkup.machine import available_memory
 from .estimates import Estimate
 from .export_vectors import asked_impressions
 from .train_ranker import hold_out, training_impressions

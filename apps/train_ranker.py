@@ -19,7 +19,7 @@ from learn_torchrec.datasets.split import (
 from learn_torchrec.errors import UserError, require_columns
 from learn_torchrec.presets import Run
 from learn_torchrec.provenance import refuse_vectors_leak
-from learn_torchrec.ranker.build import KIND_RANKER, save_ranker
+from learn_torchrec.ranker.build import KIND_RANKER, check_features, save_ranker
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.ranker.encode import columns_of
 from learn_torchrec.ranker.features.codes import CodeColumns
@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(args: argparse.Namespace, job: Job, device: torch.device) -> None:
+    check_features(job.run.ranker, device)  # before anything is read
     dataset = options.dataset(args)
     times = resolve_times(job.run.split, dataset.moments)
     actions = job.run.split.actions

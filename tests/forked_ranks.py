@@ -41,16 +41,17 @@ def run_ranks(tmp_path_factory) -> Iterator[Callable[..., list[tuple[int, str]]]
         job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         job |= {"WORLD_SIZE": str(len(given)), "OMP_NUM_THREADS": "1"}
         folder = tmp_path_factory.mktemp("logs")
-        for rank, mine in enumerate(given):
+        for rank, argument in enumerate(given):
             env = job | {"RANK": str(rank)}
-            arguments = function, mine, env, folder / str(rank)
+            arguments = function, argument, env, folder / str(rank)
             started.append(context.Process(target=_rank, args=arguments))
             started[-1].start()
-        for process in started:
+        mine = started[-len(given) :]
+        for process in mine:
             process.join(_SECONDS)
         logs = [(folder / str(rank)).read_text() for rank in range(len(given))]
         return [
-            (process.exitcode, log) for process, log in zip(started, logs, strict=True)
+            (process.exitcode, log) for process, log in zip(mine, logs, strict=True)
         ]
 
     yield run

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from learn_torchrec import host_memory
 from learn_torchrec.apps import doctor
 from learn_torchrec.apps.checkup import (
     Check,
@@ -306,13 +307,13 @@ def test_memory_within_a_containers_limit(
     meminfo.write_text("MemTotal: 8388608 kB\nMemAvailable:    4194304 kB\n")
     limit.write_text("max\n")
     used.write_text(f"{GIB}\n")
-    monkeypatch.setattr(machine, "_MEMINFO", meminfo)
-    monkeypatch.setattr(machine, "_CGROUP_LIMIT", limit)
-    monkeypatch.setattr(machine, "_CGROUP_USED", used)
+    monkeypatch.setattr(host_memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(host_memory, "_CGROUP_LIMIT", limit)
+    monkeypatch.setattr(host_memory, "_CGROUP_USED", used)
 
-    assert machine.available_memory() == 4 * GIB
+    assert host_memory.available_memory() == 4 * GIB
     limit.write_text(f"{3 * GIB}\n")
-    assert machine.available_memory() == 2 * GIB
+    assert host_memory.available_memory() == 2 * GIB
 
 
 # --- torch at work ----------------------------------------------------------------

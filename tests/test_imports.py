@@ -14,7 +14,8 @@ LIBRARY = ROOT / "learn_torchrec"
 
 VOCABULARY = {
     *("array_files", "arrays", "artifact", "config", "credentials", "digests"),
-    *("errors", "ids", "jagged", "locks", "manifest_form", "matrix", "movable"),
+    *("errors", "host_memory", "ids", "jagged", "locks", "manifest_form", "matrix"),
+    *("movable",),
     *("outputs", "page_checksums", "placement", "progress", "provenance", "publish"),
     *("refusals", "schema", "spaces", "text", "times", "vector_table"),
 }
@@ -31,6 +32,7 @@ ALLOWED = {
     "arrays": VOCABULARY,
     "artifact": VOCABULARY,
     "config": VOCABULARY,
+    "host_memory": set(),
     "ids": VOCABULARY,
     "jagged": VOCABULARY,
     "locks": {"errors", "refusals"},

@@ -4,15 +4,14 @@ import os
 import shutil
 from pathlib import Path
 
+from learn_torchrec.host_memory import available_memory
+
 from . import Check, good, problem
 
 GIB = 1 << 30
 LEAST_SHARED = GIB // 4  # containers start with 64 MiB, too little for loader workers
 LEAST_DISK = 2 * GIB
 LEAST_MEMORY = 2 * GIB
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
-_MEMINFO = Path("/proc/meminfo")
 
 
 def check_shared_memory(place: Path = Path("/dev/shm")) -> Check:
@@ -54,20 +53,6 @@ def check_memory(available: int | None = None) -> Check:
             f"stop other programs or raise the limit to {LEAST_MEMORY // GIB} GiB",
         )
     return good("memory", found)
-
-
-def available_memory() -> int:
-    """Return the bytes available to a new process, within the container's limit."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if _MEMINFO.exists():
-        fields = dict(
-            line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if line
-        )
-        available = int(fields["MemAvailable"].split()[0]) * 1024  # given in kB
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
-    if limit != "max":
-        available = min(available, int(limit) - int(_CGROUP_USED.read_text()))
-    return available
 
 
 def processors() -> int:

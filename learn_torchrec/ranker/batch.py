@@ -74,11 +74,16 @@ def evaluation_batches(
 
 
 def _keyed_jagged(features: Mapping[str, IdBags]) -> KeyedJaggedTensor:
+    """Return the features' bags; what TorchRec asks of lengths is computed here.
+
+    Otherwise each step would wait for a GPU to add them up.
+    """
     bags = list(features.values())
     values, weights = joined_ids(bags)
+    lengths = np.concatenate([ids.lengths for ids in bags])
     return KeyedJaggedTensor(
         keys=list(features),
         values=torch.from_numpy(values),
-        lengths=torch.from_numpy(np.concatenate([ids.lengths for ids in bags])),
+        lengths=torch.from_numpy(lengths.astype(np.int32)),
         weights=None if weights is None else torch.from_numpy(weights),
-    )
+    ).sync()

@@ -25,6 +25,7 @@ from learn_torchrec.ranker.tables import (
 )
 from learn_torchrec.training.optim import dense_optimizer
 from learn_torchrec.training.planning import Workload
+from learn_torchrec.training.precision import DTYPES
 from learn_torchrec.training.sharding import (
     init_tables,
     load_state,
@@ -74,6 +75,7 @@ def build_task(
         dcn=(shape.dcn_layers, shape.dcn_rank) if shape.interaction == "dcn" else None,
     )
     ranker.history_ids = _history_ids(config, learn)
+    ranker.precision = DTYPES[config.training.precision]
     return LearnRankerTrain(ranker, config.tasks, offsets)
 
 
@@ -145,13 +147,25 @@ def build_ranker(
     Raises:
         UserError: tables, or their optimizer, that the backend cannot run.
     """
-    for feature in config.features.sparse:
-        feature.check(config.tables, device)
+    check_features(config, device)
     task = build_task(config, learn, device, offsets)
     kinds = sharding_kinds(config.features, config.sharding)
-    model = shard_tables(task, device, config.tables, kinds, on_plan, workload)
+    model = shard_tables(
+        *(task, device, config.tables, kinds, on_plan, workload),
+        config.training.communication,
+    )
     init_tables(model, config.training.seed)
     return model
+
+
+def check_features(config: RankerConfig, device: torch.device) -> None:
+    """Refuse features that this device or number of ranks cannot train.
+
+    Raises:
+        UserError: names the feature and the fix.
+    """
+    for feature in config.features.sparse:
+        feature.check(config.tables, device)
 
 
 def ranker_optimizer(

@@ -17,6 +17,7 @@ from learn_torchrec.ranker.tasks import (
 )
 from learn_torchrec.schema import SCORE
 from learn_torchrec.training.optim import Decay, OptimizerConfig
+from learn_torchrec.training.precision import Communication, Precision
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 
@@ -82,6 +83,12 @@ class RankerTrainingConfig:
         eviction_interval: steps between evictions of rare ids from
             `managed_collision` tables.
         stream: how rows are read.
+        precision: of the baseline's matrix products while training: "tf32" and
+            "bfloat16" are faster on GPUs. Weights, embeddings, LEARN's residual, the
+            loss and what scores rows are float32.
+        communication: precision in which ranks send each other embeddings and, in
+            training, their gradients: half of float32's bytes; gloo cannot send
+            bfloat16.
         seed: of weights and order.
         save_optimizer: keep the optimizer's state in the artefact, for a warm start
             that goes on instead of starting anew: with row-wise Adagrad 4 bytes a
@@ -93,6 +100,8 @@ class RankerTrainingConfig:
     decay: Decay = "cosine"
     eviction_interval: PositiveInt = 100
     stream: StreamConfig = field(default_factory=StreamConfig)
+    precision: Precision = "float32"
+    communication: Communication = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     save_optimizer: Annotated[bool, OPERATIONAL] = True
 

@@ -24,6 +24,7 @@ from learn_torchrec.ranker.learn.paper import LearnFeatures
 from learn_torchrec.ranker.learn.residual import LearnResidual
 from learn_torchrec.ranker.sparse import SparseArch
 from learn_torchrec.ranker.tasks import TaskConfig, joint_logits
+from learn_torchrec.training.precision import autocast
 
 
 class RankerLogits(NamedTuple):
@@ -64,6 +65,9 @@ class LearnRanker(nn.Module):
 
     Attributes:
         history_ids: the table of a residual whose attention reads ids, else None.
+        precision: of the matrix products while training, float32 or bfloat16
+            (autocast), but for a residual's. Weights and logits are float32, and so is
+            everything in evaluation: in bfloat16 different scores would tie.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -87,6 +91,9 @@ class LearnRanker(nn.Module):
         self.learn: LearnFeatures | None = None
         self.residual: LearnResidual | None = None
         self.history_ids: EmbeddingCollection | None = None
+        self.precision = torch.float32
+        # Where the pipeline traces the model, its tensors have no device.
+        self._device_type = (device or torch.device("cpu")).type
         self.alone = False
         self.auxiliary_tasks: tuple[str, ...] = ()  # those with an auxiliary head
         if isinstance(learn, LearnResidual):
@@ -129,6 +136,38 @@ class LearnRanker(nn.Module):
             managed_features: KJT over B rows, see `SparseArch`.
             sequence_features: KJT over B rows, likewise.
         """
+        dtype = self.precision if self.training else torch.float32
+        with autocast(dtype, self._device_type):
+            logits, auxiliary_logits, embedded_dense = self._baseline(
+                dense_features,
+                sparse_features,
+                learn,
+                managed_features,
+                sequence_features,
+            )
+        if self.residual is None:
+            return RankerLogits(logits, auxiliary_logits)
+        ids = None
+        if self.history_ids is not None:
+            assert learn is not None
+            ids = self.history_ids(learn.item_ids)
+        added = self.residual(learn, embedded_dense.float(), ids)
+        kept = {task: value.detach() for task, value in logits.items()}
+        total = {
+            task: (kept if self.alone else logits)[task] + added[task]
+            for task in self.tasks
+        }
+        return RankerLogits(total, auxiliary_logits, logits if self.alone else None)
+
+    def _baseline(
+        self,
+        dense_features: Tensor,
+        sparse_features: KeyedJaggedTensor,
+        learn: LearnBatch | None,
+        managed_features: KeyedJaggedTensor | None,
+        sequence_features: KeyedJaggedTensor | None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return the logits, the auxiliary ones and the embedded dense features."""
         auxiliary_logits: dict[str, Tensor] = {}
         if self.learn is not None:
             assert learn is not None
@@ -136,7 +175,8 @@ class LearnRanker(nn.Module):
                 learn.user_vectors, learn.item_vectors, learn.has_vectors
             )
             for task in self.auxiliary_tasks:
-                auxiliary_logits[task] = heads[task] if self._heads_named else heads
+                head = heads[task] if self._heads_named else heads
+                auxiliary_logits[task] = head.float()
             dense_features = torch.cat([dense_features, features], dim=1)
         if not self.has_dense:
             dense_features = dense_features.new_ones(dense_features.shape[0], 1)
@@ -146,21 +186,10 @@ class LearnRanker(nn.Module):
         )
         interactions = self.inter_arch(embedded_dense, embedded_sparse)
         logits = {
-            task: arch(interactions).squeeze(-1) for task, arch in self._over_archs()
+            task: arch(interactions).squeeze(-1).float()
+            for task, arch in self._over_archs()
         }
-        if self.residual is None:
-            return RankerLogits(logits, auxiliary_logits)
-        ids = None
-        if self.history_ids is not None:
-            assert learn is not None
-            ids = self.history_ids(learn.item_ids)
-        added = self.residual(learn, embedded_dense, ids)
-        kept = {task: value.detach() for task, value in logits.items()}
-        total = {
-            task: (kept if self.alone else logits)[task] + added[task]
-            for task in self.tasks
-        }
-        return RankerLogits(total, auxiliary_logits, logits if self.alone else None)
+        return logits, auxiliary_logits, embedded_dense
 
     def _over_archs(self) -> Iterable[tuple[str, nn.Module]]:
         if isinstance(self.over_arch, nn.ModuleDict):

@@ -14,6 +14,7 @@ from learn_torchrec.ranker.batch import RankingBatch, evaluation_batches
 from learn_torchrec.ranker.impressions import Impressions
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.ranker.tasks import scores
+from learn_torchrec.training.batch import pinned
 
 Scorer: TypeAlias = Callable[[RankingRows, int], dict[str, Float32Array]]
 
@@ -40,7 +41,9 @@ def scorer(
     @torch.no_grad()
     def score_rows(rows: RankingRows, padded_rows: int) -> dict[str, Float32Array]:
         pipeline.reset()
-        batches = evaluation_batches(rows, impressions.learn, padded_rows, batch_size)
+        batches = pinned(
+            evaluation_batches(rows, impressions.learn, padded_rows, batch_size), device
+        )
         parts: list[dict[str, Float32Array]] = []
         while True:
             try:

@@ -36,6 +36,7 @@ from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.optim import warmup_decay
 from learn_torchrec.training.planning import Workload
+from learn_torchrec.training.precision import tf32
 from learn_torchrec.training.run_log import RunLog
 from learn_torchrec.training.sharding import has_cache
 from learn_torchrec.training.train_state import TrainState
@@ -213,7 +214,8 @@ class _Training:
                 if self._is_done():
                     break
                 batches = self._impressions.batches(epoch, taken, self._job.device)
-                with contextlib.closing(batches):
+                precision = self._job.config.training.precision
+                with contextlib.closing(batches), tf32(precision):
                     for part in self._until_due(batches):
                         train_epoch(
                             *(self._pipeline, part, self._schedule, on_step),

@@ -32,6 +32,7 @@ from learn_torchrec.towers.config import TowersConfig
 from learn_torchrec.towers.ids import ITEM_TABLE
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.warm_start import InitialTowers
+from learn_torchrec.training.precision import DTYPES
 
 KIND_TOWERS = "towers"
 CATALOGUE_FILE = "items.parquet"
@@ -66,6 +67,8 @@ def load_towers(
 ) -> tuple[TwinTower, TowersConfig, Manifest]:
     """Load trained towers in evaluation mode, with their settings and manifest.
 
+    They encode in the precision of their training.
+
     Args:
         directory: a towers artefact.
         device: of the towers.
@@ -91,6 +94,7 @@ def load_towers(
             config.model, state["encoder.mean"], state["encoder.std"], counts
         )
         towers.load_state_dict(state)
+    towers.encoder.precision = DTYPES[config.training.precision]
     return towers.to(device).eval(), config, manifest
 
 

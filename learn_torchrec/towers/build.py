@@ -35,10 +35,10 @@ from learn_torchrec.towers.warm_start import (
     load_optimizer_state,
 )
 from learn_torchrec.training.optim import dense_optimizer, warmup_decay
+from learn_torchrec.training.precision import DTYPES
 from learn_torchrec.training.sharding import init_tables, shard_tables
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _OBJECTIVES: dict[str, Callable[[LossConfig, SamplingConfig, Tensor], Objective]] = {
     "dense_all_action": DenseAllAction,
     "next_item": NextItem,

@@ -1,7 +1,7 @@
 """Settings of the towers: model, sampling, loss, optimizer and training."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -11,6 +11,7 @@ from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.training.optim import OptimizerConfig
+from learn_torchrec.training.precision import Precision
 
 
 @configuration
@@ -30,7 +31,9 @@ class TowersTrainingConfig:
         active_from: the towers learn from users with an event at or after this moment,
             a share of the log, an ISO date or unix seconds; from all users without it.
         replay: share of the other users that they learn from as well.
-        precision: of the matrix products; vectors and loss are float32.
+        precision: of the matrix products over items and tokens; weights, vectors and
+            loss are float32. Trained towers encode in bfloat16, too; TF32 is only for
+            training.
         seed: of initial weights, sampling and order.
         save_optimizer: keep the optimizer's state in the artefact, for a warm start
             that goes on instead of starting anew: twice the weights, 4 bytes an ID.
@@ -45,7 +48,7 @@ class TowersTrainingConfig:
     table_learning_rate: PositiveFloat = 0.05
     active_from: str | None = None
     replay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     save_optimizer: Annotated[bool, OPERATIONAL] = True
 

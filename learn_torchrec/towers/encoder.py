@@ -18,6 +18,7 @@ from learn_torchrec.towers.encoders.architecture import (
 )
 from learn_torchrec.towers.encoders.language_model import LanguageModel
 from learn_torchrec.towers.packing import Packing
+from learn_torchrec.training.precision import autocast
 
 _INIT_STD = 0.02  # BERT's
 
@@ -109,16 +110,25 @@ class PreferenceEncoder(nn.Module):
             times = torch.zeros_like(items)
         if actions is None:
             actions = torch.full_like(items, NO_ACTION, dtype=torch.int16)
-        # Autocast to float32 would only warn.
-        is_mixed = self.precision != torch.float32
-        dtype = self.precision if is_mixed else None
-        with torch.autocast(items.device.type, dtype=dtype, enabled=is_mixed):
+        with autocast(self.precision, items.device.type):
             tokens = self.embed(content, id_vectors)[items[packing.order]]
             tokens = self.sequence_encoder(
                 tokens, packing, times[packing.order], actions[packing.order]
             )
         index = packing.inverse if read is None else packing.inverse[read]
         return self.project(tokens[index].float())
+
+    def encode_alone(
+        self, content: Tensor, items: Tensor, id_vectors: Tensor | None = None
+    ) -> Tensor:
+        """Project items without the sequence encoder, float32 [N, D], unit vectors.
+
+        `items` are int64 [N], indices into `content`.
+        """
+        # Where TorchRec's pipelines trace this, `items` has no device.
+        with autocast(self.precision, self.mean.device.type):
+            embedded = self.embed(content, id_vectors)[items]
+        return self.project(embedded.float())
 
     def embed(self, content: Tensor, id_vectors: Tensor | None = None) -> Tensor:
         """Return the sequence encoder's input for distinct items, [U, W]."""

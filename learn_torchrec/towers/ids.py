@@ -58,5 +58,9 @@ class ItemIds(nn.Module):
 def as_kjt(rows: Tensor) -> KeyedJaggedTensor:
     """Store rows, int64 [U], as a KJT of one id per item."""
     return KeyedJaggedTensor(
-        keys=[_FEATURE], values=rows, lengths=torch.ones_like(rows, dtype=torch.int32)
+        keys=[_FEATURE],
+        values=rows,
+        lengths=torch.ones_like(rows, dtype=torch.int32),
+        length_per_key=[len(rows)],  # so that no device is asked for it
+        offset_per_key=[0, len(rows)],
     )

@@ -16,6 +16,7 @@ from learn_torchrec.jagged import spread
 from learn_torchrec.towers.ids import as_kjt
 from learn_torchrec.towers.model import TwinTower
 from learn_torchrec.towers.repeat import RepeatedItems
+from learn_torchrec.training.batch import to_device
 
 _TOKENS_PER_BATCH = 16_384
 
@@ -97,12 +98,12 @@ def history_vectors(
         content, id_vectors = _inputs(towers, store, rows, device)
         vectors = towers.encoder(
             content,
-            torch.from_numpy(items).to(device),
-            torch.from_numpy(ends - starts).to(device),
-            read=torch.from_numpy(read).to(device),
+            to_device(items, device),
+            to_device(ends - starts, device),
+            read=to_device(read, device),
             id_vectors=id_vectors,
-            times=torch.from_numpy(sequences.times[tokens].astype(np.int64)).to(device),
-            actions=torch.from_numpy(sequences.actions[tokens]).to(device),
+            times=to_device(sequences.times[tokens].astype(np.int64), device),
+            actions=to_device(sequences.actions[tokens], device),
         )
         done += len(reads)
         if on_progress is not None:
@@ -129,9 +130,9 @@ def repeat_scores(
     tokens, first = _tokens(starts, ends)
     device = towers.repeat.weight.device
     return towers.repeat(
-        torch.from_numpy(sequences.items[tokens].astype(np.int64)).to(device),
-        torch.from_numpy(lengths).to(device),
-        torch.from_numpy(first + lengths - 1).to(device).unsqueeze(1),
+        to_device(sequences.items[tokens].astype(np.int64), device),
+        to_device(lengths, device),
+        to_device(first + lengths - 1, device).unsqueeze(1),
     )
 
 
@@ -150,8 +151,8 @@ def _inputs(
     towers: TwinTower, store: ContentStore, rows: Int64Array, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """Return the towers' input for items: content [U, C], ID vectors [U, W] or None."""
-    content = torch.from_numpy(store.gather(rows)).to(device)
-    return content, towers.id_vectors(as_kjt(torch.from_numpy(rows).to(device)))
+    content = to_device(store.gather(rows), device)
+    return content, towers.id_vectors(as_kjt(to_device(rows, device)))
 
 
 def _batches(

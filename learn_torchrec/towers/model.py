@@ -156,7 +156,7 @@ class TwinTower(nn.Module):
         if self.item_tower == "content":
             return F.normalize(self.encoder.standardized(content)[items], dim=-1)
         if self.item_tower == "projection":
-            return self.encoder.project(self.encoder.embed(content, id_vectors)[items])
+            return self.encoder.encode_alone(content, items, id_vectors)
         alone = torch.ones_like(items)
         return self.encoder(content, items, alone, id_vectors=id_vectors)
 

@@ -65,14 +65,14 @@ class Packing:
         ordered, sequences = lengths.sort(stable=True)
         starts = ordered.cumsum(0) - ordered
         packed_starts = lengths.cumsum(0) - lengths
+        sizes = ordered.tolist()  # the only question to the device
         sequence = torch.arange(len(lengths), device=lengths.device)
-        sequence = sequence.repeat_interleave(ordered)
+        sequence = sequence.repeat_interleave(ordered, output_size=sum(sizes))
         index = torch.arange(sequence.shape[0], device=lengths.device)
         self.positions = index - starts[sequence]
         self.order = packed_starts[sequences][sequence] + self.positions
         self.inverse = torch.empty_like(self.order)
         self.inverse[self.order] = index
-        sizes = ordered.tolist()
         self.longest: int = sizes[-1]
         self.groups = [
             self._group(sizes[first:stop], sum(sizes[:first]), sequence - first)

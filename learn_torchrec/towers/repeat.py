@@ -56,11 +56,12 @@ class RepeatConsumption(nn.Module):
         # Every pair of an anchor and a token up to it, sorted by anchor and item.
         count = token - start + 1
         first = count.cumsum(0) - count
-        within = torch.arange(int(count.sum()), device=flat.device)
-        within = within - first.repeat_interleave(count)
-        tokens = start.repeat_interleave(count) + within
-        owner = torch.arange(len(count), device=flat.device).repeat_interleave(count)
-        num_items = int(history.max()) + 1
+        total = int(count.sum())
+        owner = torch.arange(len(count), device=flat.device)
+        owner = owner.repeat_interleave(count, output_size=total)
+        within = torch.arange(total, device=flat.device) - first[owner]
+        tokens = start[owner] + within
+        num_items = history.max() + 1
         keys, order = (owner * num_items + history[tokens]).sort(stable=True)
         pairs, counts = keys.unique_consecutive(return_counts=True)
         last = order[counts.cumsum(0) - 1]  # stable: the latest token of the item

@@ -21,7 +21,7 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
 from learn_torchrec.progress import progress_bar
 from learn_torchrec.towers.batch import TowerBatch, attach_content
-from learn_torchrec.towers.build import DTYPES, Trainer, build_task, build_trainer
+from learn_torchrec.towers.build import Trainer, build_task, build_trainer
 from learn_torchrec.towers.config import TowersConfig, refuse_unfit_lengths
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
@@ -31,6 +31,7 @@ from learn_torchrec.training.batch import pinned
 from learn_torchrec.training.checkpoint import Checkpoints
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.loop import train_epoch
+from learn_torchrec.training.precision import DTYPES, tf32
 from learn_torchrec.training.run_log import RunLog
 from learn_torchrec.training.throughput import Throughput, gemm_flops_per_second
 from learn_torchrec.training.train_state import EarlyStopping, TrainState
@@ -114,7 +115,8 @@ def train_towers(
             start=taken,
         )
         batches = attach_content(batches, store, with_ids=task.towers.ids is not None)
-        with contextlib.closing(_read_ahead(batches, device)) as ready:
+        reading = contextlib.closing(_read_ahead(batches, device))
+        with reading as ready, tf32(training.precision):
             _train_epoch(
                 trainer,
                 state,

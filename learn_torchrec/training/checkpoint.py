@@ -33,6 +33,7 @@ from learn_torchrec.config import configuration
 from learn_torchrec.errors import Stopped, UserError, first_line
 from learn_torchrec.refusals import one_line
 from learn_torchrec.text import parse_json
+from learn_torchrec.training.column_states import column_states
 from learn_torchrec.training.distributed import (
     is_writer,
     new_host_group,
@@ -40,9 +41,10 @@ from learn_torchrec.training.distributed import (
     raise_on_all_ranks,
     write_artifact_on_all_ranks,
 )
+from learn_torchrec.training.host_copies import HostCopies
 from learn_torchrec.training.optimizer_state import create_state
 from learn_torchrec.training.sharding import load_state
-from learn_torchrec.training.tensors import HostCopies, load_tensors, save_tensors
+from learn_torchrec.training.tensors import load_tensors, save_tensors
 from learn_torchrec.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ class CheckpointConfig:
         every_steps: steps between two checkpoints; 0 saves only on SIGTERM.
         keep: number of checkpoints to keep.
         asynchronous: write in a second thread while training continues, from a copy of
-            each rank's state in host memory.
+            each rank's state in host memory; where a host has no room for its ranks'
+            copies, training waits instead.
         hang_seconds: a rank whose step takes longer prints its stack and exits; keep it
             below the process group's ten minutes. 0 waits forever.
     """
@@ -103,7 +106,12 @@ class SavedCheckpoint:
         """
         create_state(optimizer)  # missing state would silently not be loaded
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        load_tensors(state, self.directory / _TENSORS)
+        tensors = self.directory / _TENSORS
+        others = column_states(state["model"], state["optimizer"], tensors)
+        load_tensors(state, tensors, left_out=[one.name for one in others])
+        with raise_on_all_ranks():
+            for one in others:
+                one.load(tensors)
         load_state(model, state["model"])
         optimizer.load_state_dict(state["optimizer"])
 
@@ -187,13 +195,15 @@ class Checkpoints:
             self._finish_pending()
             if pin:
                 self.pinned = step
-            if not (must_stop or pin) and self._settings.asynchronous:
-                copy = self._copies.of(state())
+            tensors = state()
+            may_copy = self._settings.asynchronous and not (must_stop or pin)
+            if may_copy and self._copies.fit(tensors):
+                copy = self._copies.of(tensors)
                 self._pending = self._thread.submit(
                     self._save, step, copy, progress(), write
                 )
                 return
-            problem = self._save(step, state(), progress(), write)
+            problem = self._save(step, tensors, progress(), write)
         if problem and (must_stop or pin):
             raise UserError(problem)
         if must_stop:

@@ -4,20 +4,13 @@ Bytes are binary: 1 GiB is 2 ** 30.
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.mc_embeddingbag import (
-    ManagedCollisionEmbeddingBagCollectionSharder,
-)
 from torchrec.distributed.planner import (
     EmbeddingShardingPlanner,
     ParameterConstraints,
@@ -41,7 +34,9 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 
 from learn_torchrec.errors import UserError
+from learn_torchrec.host_memory import host_memory
 from learn_torchrec.placement import ShardingKind
+from learn_torchrec.training.sharders import sharders
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
 GIB = 1 << 30
@@ -56,8 +51,6 @@ _KERNELS = (*_KERNELS_ON_CUDA, "dense")
 CACHED_KERNEL = "fused_uvm_caching"
 _CACHED_SHARE = 0.2  # of a table's rows, in GPU memory
 _REPLICATED_BYTES = 1 << 20  # of a table that the planner may replicate
-# Sharding types that work on the CPU, although TorchRec's sharder omits them there.
-_HIDDEN_ON_CPU = ("row_wise", "table_row_wise", "grid_shard")
 _COLUMN_MULTIPLE = 4  # fbgemm reads rows in fours of float32
 _MOST_PROPOSALS = 1_000  # of the grid search, which else takes minutes
 # GPU memory that tables do not get: the CUDA context and NCCL's buffers; of the other
@@ -65,7 +58,6 @@ _MOST_PROPOSALS = 1_000  # of the grid search, which else takes minutes
 # a share for activations and fragments.
 _CONTEXT_BYTES, _DENSE_COPIES, _ACTIVATIONS = GIB, 6, 0.15
 _HOST_SHARE = 0.8  # of a host's memory that tables may take
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +105,8 @@ def this_cluster(device: torch.device, ranks: int, ranks_per_node: int) -> Clust
         ranks_per_node=ranks_per_node,
         device="cuda" if device.type == "cuda" else "cpu",
         hbm_bytes=hbm_bytes,
-        host_bytes=_host_memory(),
+        host_bytes=host_memory(),
     )
-
-
-def _host_memory() -> int:
-    """Return this host's memory in bytes, at most the container's limit."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
-    return memory if limit == "max" else min(memory, int(limit))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +142,7 @@ def plan_tables(
     cluster: Cluster,
     workload: Workload,
     optimizer: TableOptimizerConfig,
+    sent_as: dict[str, Any] | None = None,
 ) -> Planned:
     """Plan the tables of an unsharded model, whose optimizer is set already.
 
@@ -166,6 +152,7 @@ def plan_tables(
         cluster: that holds them.
         workload: of a step.
         optimizer: of the tables.
+        sent_as: the `sharders.codecs` of embeddings; None for float32.
 
     Raises:
         UserError: tables that do not fit, or settings that leave no choice; with the
@@ -195,7 +182,7 @@ def plan_tables(
     root = logging.getLogger()
     root.addFilter(_is_of_use)
     try:
-        plan = planner.plan(model, sharders())
+        plan = planner.plan(model, sharders(sent_as))
     except (PlannerError, RuntimeError, IndexError, ValueError) as error:
         raise UserError(_refusal(error, tables, kinds, cluster, optimizer)) from None
     finally:
@@ -205,23 +192,6 @@ def plan_tables(
             if spec.compute_kernel == CACHED_KERNEL:
                 spec.cache_params.prefetch_pipeline = True
     return Planned(plan, estimates.tables)
-
-
-def sharders() -> list[ModuleSharder[nn.Module]]:
-    """Return the sharders of every kind of table collection."""
-    return [
-        _BagSharder(),
-        EmbeddingCollectionSharder(),
-        ManagedCollisionEmbeddingBagCollectionSharder(ebc_sharder=_BagSharder()),
-    ]
-
-
-class _BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, plus the sharding types it omits on the CPU."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        types: list[str] = super().sharding_types(compute_device_type)
-        return types + [kind for kind in _HIDDEN_ON_CPU if kind not in types]
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:

@@ -24,9 +24,10 @@ from learn_torchrec.training.planning import (
     Workload,
     named_tables,
     plan_tables,
-    sharders,
     this_cluster,
 )
+from learn_torchrec.training.precision import Communication
+from learn_torchrec.training.sharders import codecs, sharders
 from learn_torchrec.training.table_optimizer import (
     TableOptimizerConfig,
     refuse_unsupported,
@@ -43,6 +44,7 @@ def shard_tables(
     kinds: Mapping[str, ShardingKind] | None = None,
     on_plan: Callable[[str], None] | None = None,
     workload: Callable[[], Workload] | None = None,
+    communication: Communication = "float32",
 ) -> DistributedModelParallel:
     """Shard every table of `model` and replicate the rest.
 
@@ -57,24 +59,26 @@ def shard_tables(
             `EmbeddingCollection` must not be data-parallel.
         on_plan: called with the plan as text.
         workload: returns what a step looks up; called on rank 0, which plans.
+        communication: precision in which ranks send embeddings and their gradients.
 
     Raises:
         UserError: an optimizer or a plan that the backend cannot run, with the reason.
     """
     refuse_unsupported(optimizer, device)
+    sent_as = codecs(communication, device)
     tables = dict(named_tables(model))
     step_in_backward(tables.values(), optimizer)
     cluster = this_cluster(device, dist.get_world_size(), local_world_size())
 
     def make_plan() -> ShardingPlan:
         load = workload() if workload is not None else Workload()
-        return plan_tables(model, kinds or {}, cluster, load, optimizer).plan
+        return plan_tables(model, kinds or {}, cluster, load, optimizer, sent_as).plan
 
     plan = on_rank0(make_plan)
     if on_plan is not None:
         on_plan(describe(plan, tables))
     return DistributedModelParallel(
-        model, device=device, plan=plan, sharders=sharders()
+        model, device=device, plan=plan, sharders=sharders(sent_as)
     )
 
 

@@ -5,10 +5,9 @@ any code when it is read. This module's unpickler accepts only the index's own c
 the tensors are read with `weights_only`.
 """
 
-import copy
 import io
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,13 +16,18 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
-from torch.distributed.checkpoint.planner_helpers import _create_read_items
-from torch.distributed.remote_device import _remote_device
+from torch.distributed.checkpoint.planner_helpers import (
+    _create_read_items,
+    create_read_items_for_chunk_list,
+)
 
 from learn_torchrec.errors import UserError, first_line
 from learn_torchrec.training.distributed import gather_objects
@@ -132,67 +136,6 @@ def _check_index(metadata: Metadata) -> None:
             raise ValueError(f"{info.relative_path} has no such place")
 
 
-class HostCopies:
-    """Copies of tensors in host memory, in buffers that are reused.
-
-    A second thread writes the copies while training modifies the originals. Reused
-    buffers cause no page faults.
-
-    PyTorch's own stagers do not fit: `DefaultStager` refuses a `ShardedTensor`;
-    `BlockingAsyncStager` copies it, but reuses only pinned memory, which needs CUDA.
-    `dcp.async_save` does not fit either: the thread also writes the manifest together
-    with the other ranks, over its own communicator with a timeout of hours.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-
-    def of(self, state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        """Copy nested dictionaries of tensors; sharded ones keep their shards."""
-        return {
-            name: self._copy(value, f"{prefix}{name}") for name, value in state.items()
-        }
-
-    def _copy(self, value: Any, name: str) -> Any:
-        if isinstance(value, Mapping):
-            return self.of(value, f"{name}.")
-        if isinstance(value, ShardedTensor):
-            shards = [
-                Shard(self._copy(shard.tensor, f"{name}.{n}"), _on_host(shard.metadata))
-                for n, shard in enumerate(value.local_shards())
-            ]
-            metadata = copy.deepcopy(value.metadata())
-            metadata.shards_metadata = list(map(_on_host, metadata.shards_metadata))
-            metadata.tensor_properties.pin_memory = any(
-                shard.tensor.is_pinned() for shard in shards
-            )
-            return ShardedTensor._init_from_local_shards_and_global_metadata(
-                shards,
-                sharded_tensor_metadata=metadata,
-                process_group=value._process_group,
-            )
-        if not isinstance(value, Tensor):
-            return value
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
-            buffer = torch.empty(
-                value.shape, dtype=value.dtype, pin_memory=value.is_cuda
-            )
-            self._buffers[name] = buffer
-        return buffer.copy_(value.detach())
-
-
-def _on_host(metadata: ShardMetadata) -> ShardMetadata:
-    """Return a shard's metadata with its placement moved to the CPU."""
-    placement = metadata.placement
-    assert isinstance(placement, _remote_device)
-    return ShardMetadata(
-        shard_offsets=list(metadata.shard_offsets),
-        shard_sizes=list(metadata.shard_sizes),
-        placement=_remote_device(f"rank:{placement.rank()}/cpu"),
-    )
-
-
 def save_tensors(
     state: Mapping[str, Any], directory: Path, group: dist.ProcessGroup | None = None
 ) -> None:
@@ -207,17 +150,21 @@ def save_tensors(
         raise OSError(_reason(error)) from None
 
 
-def load_tensors(state: Mapping[str, Any], directory: Path) -> None:
-    """Fill the tensors of `state` in place; every rank takes part.
+def load_tensors(
+    state: Mapping[str, Any], directory: Path, left_out: Collection[str] = ()
+) -> None:
+    """Fill the tensors of `state` in place, all but those `left_out`.
 
-    They may have been written by any number of ranks, under another sharding plan.
+    Every rank takes part. They may have been written by any number of ranks, under
+    another sharding plan.
 
     Raises:
         UserError: unreadable, or the stored names and those of `state` differ; names
             a missing or an extra tensor.
     """
     stored = set(read_index(directory).state_dict_metadata)
-    wanted = set().union(*gather_objects(set(_names(state))))
+    tensors = dict(_named(state))
+    wanted = set().union(*gather_objects(set(tensors)))
     for names, problem in (
         (wanted - stored, "is missing"),
         (stored - wanted, "is unknown to this run"),
@@ -227,8 +174,19 @@ def load_tensors(state: Mapping[str, Any], directory: Path) -> None:
                 f"{directory}: {min(names)} {problem} ({len(names)} in all); use the "
                 "tables, optimizers and sharding that it was saved with"
             )
+    for name in left_out:
+        del tensors[name]
     # With flattening, a rank without a shard of a table expects an older format.
-    _load(state, directory, dcp.DefaultLoadPlanner(flatten_sharded_tensors=False))
+    _load(tensors, directory, dcp.DefaultLoadPlanner(flatten_sharded_tensors=False))
+
+
+def load_range(values: Tensor, name: str, first: int, directory: Path) -> None:
+    """Fill `values` [n] with those of a stored tensor from `first` on, on this rank.
+
+    Raises:
+        UserError: unreadable.
+    """
+    _load({name: values}, directory, _Range(first), on_all_ranks=False)
 
 
 def load_common_rows(state: Mapping[str, Any], directory: Path) -> None:
@@ -268,24 +226,51 @@ class _CommonRows(dcp.DefaultLoadPlanner):
         return LoadPlan(items)
 
 
+class _Range(dcp.DefaultLoadPlanner):
+    """Reads a range of the only tensor, which starts at `first` of the stored one."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self._first = torch.Size([first])
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        ((name, values),) = self.state_dict.items()
+        stored = self.metadata.state_dict_metadata[name]
+        assert isinstance(stored, TensorStorageMetadata)
+        chunk = ChunkStorageMetadata(offsets=self._first, sizes=values.size())
+        return LoadPlan(create_read_items_for_chunk_list(name, stored, [chunk]))
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        values: Tensor = self.state_dict[index.fqn]
+        return values
+
+
 def _load(
-    state: Mapping[str, Any], directory: Path, planner: dcp.DefaultLoadPlanner
+    state: Mapping[str, Any],
+    directory: Path,
+    planner: dcp.DefaultLoadPlanner,
+    on_all_ranks: bool = True,
 ) -> None:
     try:
         dcp.load(
-            dict(state), storage_reader=_SafeReader(str(directory)), planner=planner
+            dict(state),
+            storage_reader=_SafeReader(str(directory)),
+            planner=planner,
+            no_dist=not on_all_ranks,
         )
     except (CheckpointException, OSError) as error:
         problem = f"cannot be read ({_reason(error)}); restore it, or train again"
         raise UserError(f"{directory}: {problem}") from None
 
 
-def _names(state: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _named(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what nested dictionaries hold, by the names in an index."""
     for name, value in state.items():
         if isinstance(value, Mapping):
-            yield from _names(value, f"{prefix}{name}.")
+            yield from _named(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", value
 
 
 def _reason(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from learn_torchrec.apps import train_ranker, train_towers
 from learn_torchrec.errors import Stopped, UserError
 from learn_torchrec.locks import locked
 from learn_torchrec.ranker.model import LearnRankerTrain
-from learn_torchrec.training import checkpoint, run_log, tensors
+from learn_torchrec.training import checkpoint, host_copies, run_log
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.tensors import load_tensors, save_tensors
 
@@ -164,7 +164,7 @@ def test_on_cuda_an_interrupted_training_resumes(
 
 def test_a_shard_of_a_gpu_is_copied_to_its_ranks_memory():
     there = ShardMetadata([4, 0], [2, 8], _remote_device("rank:1/cuda:1"))
-    here = tensors._on_host(there)
+    here = host_copies._on_host(there)
     assert here.placement == _remote_device("rank:1/cpu")
     assert (here.shard_offsets, here.shard_sizes) == ([4, 0], [2, 8])
     assert Shard(torch.zeros(2, 8), here).tensor.shape == (2, 8)
@@ -266,6 +266,40 @@ def test_synchronous_saving_gives_the_same(options, tmp_path, monkeypatch):
     resumed_equals_uninterrupted(
         train_ranker.main, options, tmp_path, monkeypatch, (5,)
     )
+
+
+def test_without_room_for_copies_training_waits(options, tmp_path, monkeypatch, caplog):
+    copied = []
+    monkeypatch.setattr(host_copies.HostCopies, "of", lambda *_: copied.append(1))
+    monkeypatch.setattr(host_copies, "available_memory", lambda: 10_000)
+    resumed_equals_uninterrupted(
+        train_ranker.main, options, tmp_path, monkeypatch, (5,)
+    )
+    assert not copied
+    # Once in each of three runs, not at each checkpoint.
+    assert caplog.text.count("training waits for each checkpoint") == 3
+
+
+def test_copies_count_what_the_ranks_of_a_host_hold(monkeypatch, one_rank):
+    state = {"model": {"weight": torch.zeros(100)}, "local": {"ids": torch.arange(50)}}
+    monkeypatch.setattr(host_copies, "local_world_size", lambda: 4)
+    for available, fits in ((4_000, False), (4_001, True)):  # 4 x 800 bytes of 80 %
+        monkeypatch.setattr(host_copies, "available_memory", lambda a=available: a)
+        copies = host_copies.HostCopies()
+        assert copies.fit(state) is fits
+        monkeypatch.setattr(host_copies, "available_memory", lambda: 0)
+        assert copies.fit(state) is fits  # decided once
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_copies_of_a_gpu_lock_no_memory():
+    there = torch.arange(6.0, device="cuda").view(2, 3)
+    copies = host_copies.HostCopies()
+    (here,) = copies.of({"weight": there}).values()
+    assert (here.device.type, here.is_pinned()) == ("cpu", False)
+    there.zero_()
+    assert here.flatten().tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_checkpoints_of_other_settings_are_refused(options, tmp_path, monkeypatch):

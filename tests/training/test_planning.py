@@ -13,6 +13,7 @@ from torchrec import (
 )
 from torchrec.modules.embedding_configs import DataType
 
+from learn_torchrec import host_memory
 from learn_torchrec.apps import plan as app
 from learn_torchrec.errors import UserError
 from learn_torchrec.training import planning
@@ -198,19 +199,19 @@ def test_a_job_is_planned_for_the_memory_of_its_machine(
         return shard_tables(model, one_rank, TableOptimizerConfig())
 
     assert not has_cache(shard())
-    monkeypatch.setattr(planning, "_host_memory", lambda: 200_000)
+    monkeypatch.setattr(planning, "host_memory", lambda: 200_000)
     with pytest.raises(UserError, match=r"have 0\.0 GiB of host"):
         shard()
 
 
 def test_a_container_s_limit_is_the_machine_s_memory(monkeypatch, tmp_path) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(planning, "_CGROUP_LIMIT", limit)
-    whole = planning._host_memory()
+    monkeypatch.setattr(host_memory, "_CGROUP_LIMIT", limit)
+    whole = host_memory.host_memory()
     limit.write_text("1000000\n")
-    assert planning._host_memory() == 1_000_000
+    assert host_memory.host_memory() == 1_000_000
     limit.write_text("max\n")
-    assert planning._host_memory() == whole > 1_000_000
+    assert host_memory.host_memory() == whole > 1_000_000
 
 
 def command(*options: str) -> list[str]:

@@ -78,12 +78,6 @@ class ManagedCollisionFeature(SizedFeature):
                 f"(managed_collision) has {_BUCKETS} parts, which they cannot share "
                 f"evenly; use a number of ranks that divides {_BUCKETS}, or ids=hash"
             )
-        if ranks > 1 and dist.get_rank() == 0:
-            logger.info(
-                "feature %s (managed_collision): %d ranks assign its rows otherwise "
-                "than another number would; compare runs of equally many ranks",
-                *(self.name, ranks),
-            )
         if device.type == "cpu" and optimizer.optimizer == "rowwise_adagrad":
             raise UserError(
                 "ranker.tables.optimizer=rowwise_adagrad: fbgemm cannot reset its "
@@ -99,11 +93,19 @@ class ManagedCollisionFeature(SizedFeature):
         `MCHManagedCollisionModule` trains on the CPU and on CUDA; its faster
         successor, `HashZchManagedCollisionModule`, trains on CUDA only.
         """
-        from torchrec.modules.mc_modules import (  # serving has no TorchRec
+        import torch.distributed as dist  # serving has no TorchRec
+        from torchrec.modules.mc_modules import (
             DistanceLFU_EvictionPolicy,
             MCHManagedCollisionModule,
         )
 
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if ranks > 1 and dist.get_rank() == 0:
+            logger.info(
+                "feature %s (managed_collision): %d ranks assign its rows otherwise "
+                "than another number would; compare runs of equally many ranks",
+                *(self.name, ranks),
+            )
         return MCHManagedCollisionModule(
             zch_size=self.table_rows,
             device=device,

@@ -362,7 +362,7 @@ def attention_ids(found: JaggedHistory, candidates: Int64Array, keyed: KeyedIds)
 def _keyed_jagged(names: list[str], values: Tensor, lengths: Tensor) -> Any:
     from torchrec import KeyedJaggedTensor  # serving has no TorchRec
 
-    return KeyedJaggedTensor(keys=names, values=values, lengths=lengths)
+    return KeyedJaggedTensor(keys=names, values=values, lengths=lengths.int()).sync()
 
 
 def item_rows(index: IdIndex, ids: Column, source: str) -> Int64Array:

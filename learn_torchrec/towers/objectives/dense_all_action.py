@@ -36,6 +36,8 @@ from learn_torchrec.towers.objectives.shared import (
     columns_of,
     item_log_q,
     repeat_logits,
+    repeats_by_chunk,
+    slices_of_chunks,
     sum_over_ranks,
     world_size,
 )
@@ -129,7 +131,7 @@ class DenseAllAction(nn.Module):
             items,
             temperature=temperature,
             offsets=offsets,
-            targets=(_users_of(batch.target_lengths), token_items),
+            targets=(_users_of(batch.target_lengths, batch.target), token_items),
             repeated=towers.repeated_items(batch.item_rows[batch.history], batch),
         )
 
@@ -213,10 +215,16 @@ def dense_all_action_loss(
         user, position = torch.nonzero(items >= 0, as_tuple=True)
         targets = user, items[user, position]
     hits = _accidental_hits(*targets, candidates)
-    repeats = repeat_logits(repeated, candidates.items, temperature)
+    repeats = repeats_by_chunk(
+        repeat_logits(repeated, candidates.items, temperature),
+        anchor_mask.numel(),
+        _USERS_IN_CHUNK * anchor_mask.shape[1],
+    )
+    in_chunks = slices_of_chunks(hits[0], len(anchors), _USERS_IN_CHUNK)
     pairs = (anchor_mask.sum(1) * (items >= 0).sum(1)).sum()
     total = anchors.new_zeros(())
-    for start in range(0, anchors.shape[0], _USERS_IN_CHUNK):
+    for chunk, own_hits in enumerate(in_chunks):
+        start = chunk * _USERS_IN_CHUNK
         users = slice(start, start + _USERS_IN_CHUNK)
         total = total + checkpoint(
             _chunk_loss,
@@ -224,8 +232,8 @@ def dense_all_action_loss(
             anchor_mask[users, :, None] & (items[users, None, :] >= 0),
             start,
             candidates,
-            hits,
-            repeats,
+            hits[:, own_hits],
+            repeats[chunk],
             use_reentrant=False,
         )
     return total * world_size() / sum_over_ranks(pairs)
@@ -239,10 +247,13 @@ def _chunk_loss(
     hits: Tensor,
     repeats: RepeatLogits | None,
 ) -> Tensor:
-    """Sum the losses of a chunk of b users, the first with index `start`."""
+    """Sum the losses of a chunk of b users, the first with index `start`.
+
+    `hits` and `repeats` are the chunk's.
+    """
     count, num_anchors = anchors.shape[:2]
     rows = anchors.flatten(0, 1) @ candidates.vectors.T + candidates.offsets
-    rows = add_repeat_logits(rows, start * num_anchors, repeats)
+    rows = add_repeat_logits(rows, repeats)
     logits = rows.unflatten(0, (count, num_anchors))  # [b, N_h, G * N_t]
     own = _own_columns(start, count, pair_mask.shape[2], candidates)  # [b, N_t]
     scores = logits.gather(2, own[:, None].expand(-1, num_anchors, -1))
@@ -266,10 +277,7 @@ def _excluded(start: int, own: Tensor, candidates: Candidates, hits: Tensor) -> 
     """Mark the candidates that are no negatives of a chunk's users: [b, G * N_t]."""
     excluded = (candidates.items < 0).repeat(len(own), 1)
     excluded.scatter_(1, own, True)
-    bounds = torch.tensor([start, start + len(own)], device=hits.device)
-    first, last = torch.searchsorted(hits[0], bounds)
-    inside = hits[:, first:last]
-    excluded[inside[0] - start, inside[1]] = True
+    excluded[hits[0] - start, hits[1]] = True
     return excluded
 
 
@@ -286,10 +294,10 @@ def _accidental_hits(user: Tensor, item: Tensor, candidates: Candidates) -> Tens
     return torch.stack([user[by_user][query], columns])
 
 
-def _users_of(lengths: Tensor) -> Tensor:
-    """Return the index within the batch of each token's user, int64 [S]."""
+def _users_of(lengths: Tensor, tokens: Tensor) -> Tensor:
+    """Return the index within the batch of the user of each of S tokens, int64 [S]."""
     users = torch.arange(lengths.shape[0], device=lengths.device)
-    return users.repeat_interleave(lengths)
+    return users.repeat_interleave(lengths, output_size=len(tokens))
 
 
 def _all_gather(values: Tensor) -> Tensor:

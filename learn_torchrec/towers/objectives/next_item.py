@@ -27,6 +27,7 @@ from learn_torchrec.towers.objectives.shared import (
     add_repeat_logits,
     item_log_q,
     repeat_logits,
+    repeats_by_chunk,
     sum_over_ranks,
     world_size,
 )
@@ -154,8 +155,9 @@ def next_item_loss(
         Scalar: W times this rank's sum over anchors, divided by the anchors of all W
         ranks.
     """
-    users = anchors[anchor_mask] / temperature  # [P, D]
-    own = positives[anchor_mask]
+    valid = anchor_mask.flatten().nonzero().squeeze(1)
+    users = anchors.flatten(0, 1)[valid] / temperature  # [P, D]
+    own = positives.flatten()[valid]
     if offsets is None:
         offsets = vectors.new_zeros(len(vectors))
     own_offsets = offsets[own]
@@ -165,12 +167,14 @@ def next_item_loss(
         is_own = (repeated.item == own[repeated.anchor]).nonzero().squeeze(1)
         score = repeated.score[is_own] / temperature
         own_offsets = own_offsets.index_add(0, repeated.anchor[is_own], score)
-    repeats = repeat_logits(repeated, candidates, temperature)
     gallery = _Gallery(candidates, vectors[candidates], offsets[candidates])
     in_chunk = min(_ANCHORS_IN_CHUNK, max(1, _LOGITS_IN_CHUNK // len(candidates)))
+    repeats = repeats_by_chunk(
+        repeat_logits(repeated, candidates, temperature), len(users), in_chunk
+    )
     total = anchors.new_zeros(())
-    for start in range(0, len(users), in_chunk):
-        chunk = slice(start, start + in_chunk)
+    for place, own_repeats in enumerate(repeats):
+        chunk = slice(place * in_chunk, (place + 1) * in_chunk)
         total = total + checkpoint(
             _next_item_chunk,
             users[chunk],
@@ -178,8 +182,7 @@ def next_item_loss(
             vectors[own[chunk]],
             own_offsets[chunk],
             gallery,
-            start,
-            repeats,
+            own_repeats,
             use_reentrant=False,
         )
     return total * world_size() / sum_over_ranks(anchor_mask.sum())
@@ -199,12 +202,11 @@ def _next_item_chunk(
     own_vectors: Tensor,
     own_offsets: Tensor,
     gallery: _Gallery,
-    start: int,
     repeats: RepeatLogits | None,
 ) -> Tensor:
-    """Sum the losses of a chunk of anchors, the first with index `start`."""
+    """Sum the losses of a chunk of anchors."""
     logits = users @ gallery.vectors.T + gallery.offsets
-    logits = add_repeat_logits(logits, start, repeats)
+    logits = add_repeat_logits(logits, repeats)
     # Compared here, since checkpoint() keeps its arguments until the backward pass.
     is_own = own[:, None] == gallery.items
     others = logits.masked_fill(is_own, -torch.inf).logsumexp(-1)

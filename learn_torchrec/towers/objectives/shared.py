@@ -1,5 +1,6 @@
 """Helpers that the objectives share: log q, repeat logits, sums over ranks."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -37,17 +38,34 @@ def repeat_logits(
     return RepeatLogits(repeated.anchor[query], column, value)
 
 
-def add_repeat_logits(
-    logits: Tensor, start: int, repeats: RepeatLogits | None
-) -> Tensor:
-    """Add to logits [n, K] those of rows `start` to `start + n`."""
+def repeats_by_chunk(
+    repeats: RepeatLogits | None, rows: int, size: int
+) -> list[RepeatLogits | None]:
+    """Divide them among chunks of `size` of the `rows`, numbered anew in each."""
+    if repeats is None:
+        return [None] * -(-rows // size)
+    return [
+        RepeatLogits(repeats.row[part] - chunk * size, *(x[part] for x in repeats[1:]))
+        for chunk, part in enumerate(slices_of_chunks(repeats.row, rows, size))
+    ]
+
+
+def slices_of_chunks(ascending: Tensor, rows: int, size: int) -> list[slice]:
+    """Return where each chunk of `size` of the `rows` lies in `ascending` row numbers.
+
+    The device is asked once for all chunks.
+    """
+    firsts = torch.arange(0, rows + size, size, device=ascending.device)
+    bounds = torch.searchsorted(ascending, firsts).tolist()
+    return [slice(first, last) for first, last in pairwise(bounds)]
+
+
+def add_repeat_logits(logits: Tensor, repeats: RepeatLogits | None) -> Tensor:
+    """Add to a chunk's logits [n, K] its own."""
     if repeats is None:
         return logits
-    bounds = torch.tensor([start, start + len(logits)], device=logits.device)
-    first, last = torch.searchsorted(repeats.row, bounds)
-    rows = repeats.row[first:last] - start
-    index = (rows, repeats.column[first:last])
-    return logits.index_put(index, repeats.value[first:last], accumulate=True)
+    index = repeats.row, repeats.column
+    return logits.index_put(index, repeats.value, accumulate=True)
 
 
 def columns_of(item: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,10 +82,10 @@ def columns_of(item: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     counts = torch.searchsorted(ordered, item, right=True) - first
     starts = counts.cumsum(0) - counts
     total = int(counts.sum())
-    within = torch.arange(total, device=item.device) - starts.repeat_interleave(counts)
-    columns = order[first.repeat_interleave(counts) + within]
     numbers = torch.arange(len(item), device=item.device)
-    return numbers.repeat_interleave(counts), columns
+    query = numbers.repeat_interleave(counts, output_size=total)
+    within = torch.arange(total, device=item.device) - starts[query]
+    return query, order[first[query] + within]
 
 
 def world_size() -> int:
