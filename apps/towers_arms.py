@@ -30,13 +30,10 @@ from learn_torchrec.training.run_log import RUN_LOG
 
 from . import options, train_towers
 
+FULL_SOFTMAX = ("towers.loss.logit_adjustment=0", "towers.loss.unseen_weight=1")
 # Ids alone are at their best as in SASRec with full softmax: room for rare items, whom
 # ids do not know, only costs them recall.
-IDS_ALONE = (
-    "towers.model.inputs=id",
-    "towers.loss.logit_adjustment=0",
-    "towers.loss.unseen_weight=1",
-)
+IDS_ALONE = ("towers.model.inputs=id", *FULL_SOFTMAX)
 SECTION = "towers."
 
 

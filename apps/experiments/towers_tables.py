@@ -10,7 +10,7 @@ from learn_torchrec.evaluation.retrieval import ScoreBlock
 from learn_torchrec.presets import Run
 from learn_torchrec.training.distributed import process_group
 
-from ..towers_arms import IDS_ALONE, TowersArm, rank_arms, train_arms
+from ..towers_arms import FULL_SOFTMAX, IDS_ALONE, TowersArm, rank_arms, train_arms
 from .base import BERT, LLM, Goal, Request, judged
 
 LEARN = "learn"
@@ -213,6 +213,7 @@ TABLE3 = TowersTable(
             settings=(*IDS_ALONE, "towers.model.encoder.architecture=hstu"),
         ),
         LEARN: Row(title="LEARN, derived settings"),
+        "learn_plain": Row(title="LEARN, full softmax", settings=FULL_SOFTMAX),
         "learn_hstu": Row(
             title="LEARN with HSTU's encoder",
             settings=("towers.model.encoder.architecture=hstu",),
@@ -225,6 +226,7 @@ TABLE3 = TowersTable(
     ),
     goals=(Goal(row=LEARN, than="sasrec"), Goal(row=LEARN, than="hstu")),
     note="SASRec and HSTU are this project's towers on ids alone with those encoders. "
+    "Full softmax: without the room that LEARN's derived settings leave rare items. "
     "With one target a user, R is the hit rate.",
     shown=("r", "n"),
 )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learn_torchrec.content import backbone
-from learn_torchrec.content.encoder import EncoderConfig, token_budget_batches
+from learn_torchrec.content.encoder import EncoderConfig, dtype_of, token_budget_batches
 from learn_torchrec.errors import UserError
 from learn_torchrec.progress import progress_bar
 
@@ -159,8 +159,10 @@ def _batches(
 
 
 def _autocast(model: nn.Module) -> torch.autocast:
-    """Multiply in bfloat16; the weights and their updates stay float32."""
-    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
+    """Multiply in bfloat16 where the hardware does; weights and updates are float32."""
+    device = next(model.parameters()).device.type
+    is_fast = dtype_of(EncoderConfig(device=device)) == "bfloat16"
+    return torch.autocast(device, torch.bfloat16, enabled=is_fast)
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
