@@ -111,7 +111,7 @@ test-slow: dev ## the tests that take minutes
 test-data: dev $(SHOP_STAMP) ## the tests on public data, from the folder LEARN_TEST_DATA
 	@$(BIN)/python -m pytest -m data $(ARGS)
 
-test-faults: dev ## inject faults into every stage (half an hour), into faults.json
+test-faults: dev ## inject faults into every stage (an hour or two), into faults.json
 	@$(BIN)/python -m apps.benchmarks.races --json
 	@$(BIN)/python -m apps.benchmarks.faults --json $(ARGS)
 
