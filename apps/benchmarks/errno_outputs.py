@@ -13,7 +13,7 @@ from .stages import content_of
 
 # Files that say when and how fast something ran, and names of such parts of JSON.
 _RECORDS = ("logs", "refresh.log", "seconds.json")
-_SECONDS = ("seconds",)
+_SECONDS = ("seconds", "training_seconds")
 _NUMBER = re.compile(rb"\d+(\.\d+)?")
 
 
