@@ -301,6 +301,7 @@ def read_all(spec: str, strict: bool) -> None:
     _ = dataset.fingerprints("items.parquet", "interactions.parquet")
     if dataset.has_impressions:
         _ = dataset.impressions, dataset.impression_times
+        _ = open_dataset(spec, strict).impression_moments  # without the others
         source = dataset.impressions_between(0, 2**40)
         for group in range(len(source)):
             list(source.pieces(group))

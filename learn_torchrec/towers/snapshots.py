@@ -69,14 +69,16 @@ def asked_for(
     """
     index = IdIndex.build(sequences.user_ids, USER_ID)
     asked = np.zeros(len(sequences.times), bool)
-    name = f"{shown.name}: column {USER_ID!r}"
+    of_users, of_times = (
+        f"{shown.name}: column {column!r}" for column in (USER_ID, TIMESTAMP)
+    )
     for group in range(rank, len(shown), ranks):
         for piece in shown.pieces(group):
-            wanted = as_ids(piece[USER_ID], name)
-            refuse_other_type(wanted, index.type, name, "the log")
+            wanted = as_ids(piece[USER_ID], of_users)
+            refuse_other_type(wanted, index.type, of_users, "the log")
             users = index.rows_of(wanted)
             known = users != UNKNOWN
-            users, times = users[known], as_seconds(piece[TIMESTAMP], name)[known]
+            users, times = users[known], as_seconds(piece[TIMESTAMP], of_times)[known]
             first, end = sequences.starts[users], sequences.ends[users]
             after = first_at_or_after(sequences.times, first, end, times)
             asked[after[after > first] - 1] = True

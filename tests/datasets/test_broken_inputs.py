@@ -147,13 +147,16 @@ TIMES: dict[str, tuple[Table, str]] = {
 }
 
 
+@pytest.mark.parametrize("read", ["impression_times", "impression_moments"])
 @pytest.mark.parametrize("case", TIMES)
-def test_times_of_impressions_that_are_read_alone(small: Path, case: str) -> None:
+def test_times_of_impressions_that_are_read_alone(
+    small: Path, case: str, read: str
+) -> None:
     change, message = TIMES[case]
     path = small / "impressions.parquet"
     pq.write_table(change(pq.read_table(path)), path)
     dataset = open_dataset(f"parquet:{small}")
-    refused(lambda: dataset.impression_times, message, path)
+    refused(lambda: getattr(dataset, read), message, path)
 
 
 def cut(path: Path, share: float) -> None:

@@ -61,6 +61,7 @@ def read_all(spec: str, strict: bool) -> None:
     _ = dataset.items, dataset.interactions, dataset.times
     if dataset.has_impressions:
         _ = dataset.impressions, dataset.impression_times
+        _ = open_dataset(spec, strict).impression_moments  # without the others
 
 
 @pytest.mark.parametrize("adapter", GOOD)

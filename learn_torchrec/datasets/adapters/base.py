@@ -224,13 +224,10 @@ class Dataset(abc.ABC):
     @property
     def impression_times(self) -> Int64Array:
         """Times of all impressions that have one, unix seconds, int64 [N]."""
-        table, name = (
-            self.columns(IMPRESSIONS_FILE, [TIMESTAMP]),
-            self.name(IMPRESSIONS_FILE),
-        )
+        table = self.columns(IMPRESSIONS_FILE, [TIMESTAMP])
+        name = self.name(IMPRESSIONS_FILE)
         require_columns(table.column_names, [TIMESTAMP], name)
-        times = table[TIMESTAMP].drop_null()
-        return as_seconds(times, f"{name}: column {TIMESTAMP!r}")
+        return _seconds_of(table, name)
 
     @functools.cached_property
     def moments(self) -> Moments:
@@ -245,7 +242,7 @@ class Dataset(abc.ABC):
             return Moments.of(self.impression_times)
         rows = RowGroups(where, [TIMESTAMP])
         return Moments.of_parts(
-            as_seconds(piece[TIMESTAMP].drop_null(), name)
+            _seconds_of(piece, name)
             for group in range(len(rows))
             for piece in rows.pieces(group)
         )
@@ -453,6 +450,12 @@ class Dataset(abc.ABC):
                 + fix
             )
         return found[0]
+
+
+def _seconds_of(table: pa.Table, name: str) -> Int64Array:
+    """Return the times that there are; `name` is the table's."""
+    times = table[TIMESTAMP].drop_null()
+    return as_seconds(times, f"{name}: column {TIMESTAMP!r}")
 
 
 def _with_ticks(table: pa.Table, read: pa.Table) -> pa.Table:
