@@ -7,9 +7,11 @@ What is finished stays in --out: the same command goes on where it stopped.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from learn_torchrec.datasets.adapters import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.experiment import experiment_report
 from learn_torchrec.evaluation.report.render import report_files, write_report
@@ -82,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a table, print it; write its JSON and report.html into --out."""
+    """Run a table, print it; write TABLE.json and report-TABLE.html into --out."""
     args = build_parser().parse_args(argv)
     for name in ("seeds", "trials"):
         if getattr(args, name) < 1:
@@ -92,7 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     program.check_output_folder(
         args.out,
         [result_file.name, *(path.name for path in report_files(page))],
-        [*options.paths_read(args), *options.config_read(args)],
+        [
+            *options.paths_read(args),
+            *options.config_read(args),
+            *(("--source", path) for path in _source_files(args)),
+        ],
         lambda: (args.out / "content").is_dir(),
     )
     experiment = EXPERIMENTS[args.table]
@@ -112,6 +118,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_report(report, page)
     print(to_text(report.summary, _WIDTH))
     print(f"written to {result_file}, {page} (and .md)")
+
+
+def _source_files(args: argparse.Namespace) -> Iterator[Path]:
+    if args.source is not None:
+        yield from open_dataset(args.source, args.strict).local_files()
 
 
 def rounded(value: Any) -> Any:

@@ -34,6 +34,7 @@ from learn_torchrec.ranker.tasks import label_columns
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, ITEMS_FILE
 from learn_torchrec.towers.build import build_objective
 from learn_torchrec.towers.config import refuse_unfit_lengths
+from learn_torchrec.towers.encoders.architecture import refuse_absent_encoder
 from learn_torchrec.towers.export import AS_OF_IMPRESSIONS
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
 from learn_torchrec.towers.snapshots import asked_for, snapshot_events
@@ -175,6 +176,7 @@ class _Checks:
         towers = self._run.towers
         item_counts = data.train.item_counts(len(catalogue))
         refuse_unfit_lengths(towers)
+        refuse_absent_encoder(towers.model.encoder)
         objective = build_objective(towers, torch.from_numpy(item_counts))
         objective.check(towers.model, data)
 

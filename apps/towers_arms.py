@@ -159,6 +159,7 @@ def rank_arms(
             "test": len(data.test.sequences),
         },
         "items": len(store),
+        "split": configuration.to_dict(run.split),
         "seeds": args.seeds,
         "ks": list(run.retrieval.ks),
         "tail_events": run.retrieval.tail_events,

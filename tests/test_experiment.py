@@ -1,6 +1,8 @@
 """The paper's tables: small parts by hand, and every table on a small market."""
 
+import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_market import write_small_market
 
-from learn_torchrec.apps import experiment, train_towers
+from learn_torchrec.apps import encode_content, experiment, train_towers
 from learn_torchrec.apps import main as command_line
 from learn_torchrec.apps.experiments.base import Goal, judged
 from learn_torchrec.errors import UserError
@@ -116,6 +118,9 @@ def test_towers_are_rows_and_resume(tables, capsys, monkeypatch):
     result = run(tables, "table4")
     shown = capsys.readouterr().out
     assert "item alone" in shown
+    page = (tables / "out" / "report-table4.md").read_text()
+    for said in ("Split: ", "holdout=", "Ties: ", "Repeats: ", "Loss: "):
+        assert said in page
     assert set(result["rows"]) >= {"content", "self", "causal", "projection", "learn"}
     assert result["rows"]["causal"]["published"] == 0.0701
     for name, row in result["rows"].items():
@@ -212,8 +217,7 @@ def test_rankers_and_cohorts(tables):
 def test_towers_of_another_catalogue(tables):
     other = tables / "other"
     write_small_market(other)
-    items = pq.read_table(tables / "market" / "items.parquet")
-    pq.write_table(items.slice(0, 40), other / "items.parquet")
+    shutil.copyfile(tables / "market" / "items.parquet", other / "items.parquet")
     result = run(tables, "transfer", "--source", f"parquet:{other}")
     rows = result["rows"]
     for name in ("zero_shot", "fine_tuned", "scratch"):
@@ -227,7 +231,9 @@ def test_towers_of_another_catalogue(tables):
 
 
 def test_mistakes_are_said_before_work(tables, capsys):
+    source = ["--source", f"parquet:{tables / 'out'}"]
     for message, table, more in (
+        ("no such file", "transfer", source),
         ("name one of llm, bert", "table1", ["--encoder", "gpt:content.seed=x"]),
         ("--seeds 0: must be", "table1", ["--seeds", "0"]),
         ("no such file", "table1", ["--encoder", "llm:content.encoder.model=/no/m"]),
@@ -239,3 +245,11 @@ def test_mistakes_are_said_before_work(tables, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="only content"):
         experiment.encoders_of(["llm:towers.model.inputs=id"])
+
+
+def test_a_missing_package_is_said_before_work(tables, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(encode_content, "main", None)
+    with pytest.raises(SystemExit):
+        run(tables, "table5")
+    assert "needs peft" in capsys.readouterr().err

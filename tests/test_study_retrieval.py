@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import main as command_line
@@ -122,3 +124,31 @@ def test_the_command_studies_and_resumes(market, store, tmp_path, capsys, monkey
     command_line.main(command)
     assert not seen
     assert json.loads((out / "study.json").read_text()) == result
+
+
+def test_another_model_is_a_row(market, store, tmp_path, capsys):
+    log = pq.read_table(market / "interactions.parquet")
+    users, items = log["user_id"].unique().to_pylist(), store.item_ids.to_pylist()
+    command = ["study-retrieval", "--data", f"parquet:{market}", "--seeds", "1"]
+    command += ["--content", str(store.directory), "--out", str(tmp_path / "study")]
+    for seed in range(2):
+        order = np.random.default_rng(seed).permutation(items).tolist()
+        table = pa.table(
+            {
+                "user_id": np.repeat(users, len(items)),
+                "item_id": order * len(users),
+                "rank": list(range(1, len(items) + 1)) * len(users),
+            }
+        )
+        pq.write_table(table, tmp_path / f"{seed}.parquet")
+        command += ["--recommended", f"mine={tmp_path / f'{seed}.parquet'}"]
+    command_line.main(
+        [*command, "--set", "towers.training.epochs=1", "retrieval.ks=5,10"]
+    )
+    result = json.loads((tmp_path / "study" / "study.json").read_text())
+    row = result["groups"]["all"]["kept"]["r@10"]["rows"]["mine"]
+    assert len(row["seeds"]) == 2
+    assert row["mean"] == pytest.approx(10 / 40, abs=0.1)  # by chance
+    with pytest.raises(SystemExit):
+        command_line.main([*command, "--recommended", "learn=x"])
+    assert "write it as NAME=FILE, with another name" in capsys.readouterr().err

@@ -159,12 +159,11 @@ def judged(
 
 
 def _is_clear(row: Mapping[str, Any], than: Mapping[str, Any]) -> bool | None:
-    """Whether two rows differ by more than chance; None where neither is compared."""
-    if "below" not in row and "below" not in than:
+    """Whether the interval of two rows' difference excludes 0.
+
+    None without one: only a difference from the reference has an interval.
+    """
+    known = [one["below"] for one in (row, than) if "below" in one]
+    if len(known) != 1 or known[0]["low"] is None:
         return None
-    if "below" in row and "below" in than:  # neither is the reference
-        return None
-    below = row.get("below") or than["below"]
-    if below["low"] is None:
-        return None
-    return bool(below["low"] > 0 or below["high"] < 0)
+    return bool(known[0]["low"] > 0 or known[0]["high"] < 0)

@@ -31,7 +31,6 @@ _TITLES = {
     "content_mean": "v1: averaged vectors of the frozen LLM",
 }
 _TOWERS = TowersTable(
-    title="",
     rows={
         "causal": Row(
             title="LEARN, the paper's form", settings=CAUSAL, published=0.0701

@@ -8,6 +8,7 @@ from typing import Any
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.evaluation.retrieval import ScoreBlock
 from learn_torchrec.presets import Run
+from learn_torchrec.towers.encoders.architecture import refuse_absent_encoder
 from learn_torchrec.training.distributed import process_group
 
 from ..towers_arms import FULL_SOFTMAX, IDS_ALONE, TowersArm, rank_arms, train_arms
@@ -44,8 +45,8 @@ class TowersTable:
     """Towers beside each other, and beside what needs no training.
 
     Attributes:
-        title: what it asks.
         rows: by name; one of them is the reference.
+        title: what it asks.
         reference: the row that the others are compared with.
         settings: of all rows, unless the user sets them.
         goals: what the paper finds.
@@ -55,8 +56,8 @@ class TowersTable:
         titles: of rows that are not towers, where they are not the usual ones.
     """
 
-    title: str
     rows: Mapping[str, Row]
+    title: str = ""
     reference: str = LEARN
     settings: tuple[str, ...] = ()
     goals: tuple[Goal, ...] = ()
@@ -70,7 +71,7 @@ class TowersTable:
         request.refuse_absent(self._encoders())
         request = request.with_settings(self.settings)
         for arm in self._arms(request).values():
-            arm.resolve(request.args)
+            refuse_absent_encoder(arm.resolve(request.args).towers.model.encoder)
 
     def run(
         self,

@@ -52,7 +52,7 @@ def tune_language_model(
 
     Args:
         encoder: names the model; texts are truncated to its `max_tokens`.
-        texts: of training users, in an order that says nothing.
+        texts: of training users, in random order.
         tuning: how.
         folder: to make the model's directory in, named after all that decides it.
 

@@ -69,12 +69,42 @@ def how(result: Mapping[str, Any], titles: Mapping[str, str]) -> Section:
         name="how",
         title="How it was measured",
         text=[
+            *([f"Split: {_listed(result['split'])}."] if "split" in result else []),
+            f"First table: {_RANKINGS[result['history_in_use']]}.",
+            f"Repeats: {_repeats(result['groups'])}.",
+            f"Loss: {_losses(result['settings'], titles)}.",
             f"Selection: {result['selection']}.",
             f"Ties: {result['ties']}.",
             f"Long-tail targets have at most {result['tail_events']} training events.",
             *([f"Seconds of a training: {seconds}."] if seconds else []),
         ],
     )
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    parts = {
+        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+        for name, value in settings.items()
+    }
+    return ", ".join(f"{name}={value}" for name, value in parts.items())
+
+
+def _repeats(groups: Mapping[str, Any]) -> str:
+    repeated, whole = (groups[name]["targets"] for name in ("repeated", "all"))
+    return f"{repeated:,} of {whole:,} targets are in their user's history"
+
+
+def _losses(
+    settings: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]
+) -> str:
+    rows: dict[str, list[str]] = {}
+    for name, one in settings.items():
+        loss = (
+            f"{one['towers.loss.objective']} (logit_adjustment "
+            f"{one['towers.loss.logit_adjustment']:g})"
+        )
+        rows.setdefault(loss, []).append(titles.get(name, ranked_by(name)))
+    return "; ".join(f"{loss} of {', '.join(names)}" for loss, names in rows.items())
 
 
 def _sentence(result: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from learn_torchrec.config import Depth, Width, configuration, require
 from learn_torchrec.content.backbone import SMOLLM2
 from learn_torchrec.towers.encoders.hstu import HSTU
-from learn_torchrec.towers.encoders.language_model import LanguageModel
+from learn_torchrec.towers.encoders.language_model import LanguageModel, refuse_absent
 from learn_torchrec.towers.encoders.transformer import Transformer
 from learn_torchrec.towers.packing import Packing
 
@@ -91,3 +91,13 @@ def build_sequence_encoder(shape: EncoderShape) -> SequenceEncoder:
     if shape.architecture == "hstu":
         return HSTU(*size, *rest)
     return Transformer(*size, shape.feed_forward_dim, *rest)
+
+
+def refuse_absent_encoder(shape: EncoderShape) -> None:
+    """Check, without building it, that an encoder's model and packages are here.
+
+    Raises:
+        UserError: they are not.
+    """
+    if shape.architecture == "language_model":
+        refuse_absent(shape.language_model)

@@ -33,14 +33,9 @@ class LanguageModel(nn.Module):
 
     def __init__(self, model: str, width: int, rank: int, dropout: float) -> None:
         super().__init__()
-        if importlib.util.find_spec("peft") is None:
-            raise UserError(
-                "towers.model.encoder.architecture=language_model: needs peft; run "
-                "pip install peft"
-            )
+        files = refuse_absent(model)
         from peft import LoraConfig, get_peft_model
 
-        files = backbone.find_model(model)
         _, body = backbone.load(files, torch.float32, torch.device("cpu"), False)
         config: Any = body.config
         hidden = int(config.hidden_size)
@@ -67,3 +62,17 @@ class LanguageModel(nn.Module):
             encoded = self.body(inputs_embeds=group.pad(part)).last_hidden_state
             parts.append(group.unpad(encoded.to(tokens.dtype)))
         return torch.cat(parts)
+
+
+def refuse_absent(model: str) -> backbone.ModelFiles:
+    """Return the files of a language model to be tuned by LoRA.
+
+    Raises:
+        UserError: peft or the model is missing.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UserError(
+            "towers.model.encoder.architecture=language_model: needs peft; run pip "
+            "install peft"
+        )
+    return backbone.find_model(model)
