@@ -103,9 +103,9 @@ def change(column: str, place: Path) -> None:
     first = f"{first}." if isinstance(first, str) else first + 1
     if column == LABEL:
         first %= 2
-    place = table.column_names.index(column)
     changed = pa.array([first, *others], table.schema.field(column).type)
-    pq.write_table(table.set_column(place, column, changed), path)
+    number = table.column_names.index(column)
+    pq.write_table(table.set_column(number, column, changed), path)
 
 
 def refusals(folder: Path, count: int, processes: Processes) -> dict[str, int]:
