@@ -174,34 +174,31 @@ def _export(args: argparse.Namespace, job: Job, device: torch.device) -> None:
             user_vectors = taken_over(user_vectors, rows, earlier.users)
         manifest = job.manifest(towers_manifest.cutoff, facts)
         parquet = job.run.export.parquet
-        with (
-            write_artifact_on_all_ranks(job.out, **manifest) as working,
-            raise_on_all_ranks(),
-            naming(job.out),
-        ):
+        with write_artifact_on_all_ranks(job.out, **manifest) as working:
             rank, dim = dist.get_rank(), facts["dim"]
-            write_item_vectors(
-                working,
-                rank,
-                store.item_ids.take(pa.array(items)),
-                [item_vectors],
-                (len(items), dim),
-                parquet,
-            )
-            write_user_vectors(
-                working, rank, sequences, events, user_vectors, dim, parquet
-            )
-            write_reduced(working / CONTENT, rank, store, reduction, items)
-            if is_writer():
-                write_vector_indexes(working, store.item_ids, sequences, snapshots)
-                reduction.write(working / CONTENT)
-                if canaries is not None:
-                    np.save(working / CANARIES_FILE, canaries)
-            dist.barrier()
-            if is_writer():
-                write_neighbours(
-                    working / CONTENT, store.index, job.run.export.neighbours
+            with raise_on_all_ranks(), naming(job.out):
+                write_item_vectors(
+                    working,
+                    rank,
+                    store.item_ids.take(pa.array(items)),
+                    [item_vectors],
+                    (len(items), dim),
+                    parquet,
                 )
+                write_user_vectors(
+                    working, rank, sequences, events, user_vectors, dim, parquet
+                )
+                write_reduced(working / CONTENT, rank, store, reduction, items)
+                if is_writer():
+                    write_vector_indexes(working, store.item_ids, sequences, snapshots)
+                    reduction.write(working / CONTENT)
+                    if canaries is not None:
+                        np.save(working / CANARIES_FILE, canaries)
+            with raise_on_all_ranks(), naming(job.out):  # all have written
+                if is_writer():
+                    write_neighbours(
+                        working / CONTENT, store.index, job.run.export.neighbours
+                    )
 
 
 def _asked_on_all_ranks(

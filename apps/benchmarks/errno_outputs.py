@@ -22,8 +22,8 @@ def pieces_of(output: Path) -> dict[str, str]:
 
     A file is one, an artefact as well (of its listed files, each compared with its
     record), and a link; another folder has those in it. Hidden names are no pieces, nor
-    are records of how a run went. Pages are compared without their numbers, which are
-    in the JSON beside them.
+    are records of how a run went. Reports are compared without their numbers, which
+    are in other JSON.
     """
     return dict(_pieces(output, ""))
 
@@ -61,9 +61,9 @@ def _artefact(directory: Path) -> str:
 
 
 def _file(path: Path) -> str:
-    if path.suffix == ".json":
+    if path.suffix == ".json" and not path.name.startswith("report"):
         return json.dumps(_without_seconds(json.loads(path.read_text())))
-    if path.suffix in (".html", ".md"):
+    if path.suffix in (".html", ".json", ".md"):
         return hashlib.sha256(_NUMBER.sub(b"#", path.read_bytes())).hexdigest()
     return file_digest(path)
 

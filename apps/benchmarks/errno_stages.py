@@ -43,6 +43,10 @@ _RANKER = (
 
 _EVERY_STAGE = (*_CONTENT, *_TOWERS, *_RANKER[len(_SPLIT) :])
 _STUDIED = (*_RANKER, "ranker.training.epochs=1")
+_EXPERIMENT = (
+    "experiment table4 --data {market} --seeds 1 --encoder "
+    "llm:content.encoder.model={model};content.encoder.layers=1 --out {out}"
+)
 # What a refresh and a quickstart write themselves, beside the artefacts of their
 # stages, each of which is a step of its own.
 _OWN = r"(?!.*/\.?(content|towers|vectors|ranker|predictions)\w*(/|\.|$))"
@@ -188,6 +192,22 @@ STEPS = (
         settings=(*_RANKER, *_SAVES),
         ranks=2,
     ),
+    ErrnoStep(
+        name="joint_content",
+        command="encode-content --data {market}",
+        settings=_CONTENT,
+        ranks=2,
+    ),
+    ErrnoStep(
+        name="joint_vectors",
+        command="export-vectors --data {market} --content {content} --towers {towers}",
+        ranks=2,
+    ),
+    ErrnoStep(
+        name="joint_predictions",
+        command="predict --data {market} --ranker {ranker} --vectors {vectors}",
+        ranks=2,
+    ),
     ErrnoStep(name="generated", command="data market --users=60 --items=40 --days=3"),
     ErrnoStep(name="drawn", command="data impressions --data {market}"),
     ErrnoStep(name="aligned", command="align-space {content} {old_content}"),
@@ -219,6 +239,15 @@ STEPS = (
         command="study-retrieval --data {market} --content {content} --seeds 1 "
         "--out {out}",
         settings=_TOWERS,
+    ),
+    ErrnoStep(name="asked", command=_EXPERIMENT, settings=_EVERY_STAGE, is_tried=False),
+    ErrnoStep(
+        name="tabled",
+        command=_EXPERIMENT,
+        settings=_EVERY_STAGE,
+        start="asked",
+        removed=("*.json", "report*"),
+        own=_OWN,
     ),
     ErrnoStep(
         name="first",
@@ -253,6 +282,14 @@ STEPS = (
         settings=_EVERY_STAGE,
         start="started",
         removed=("*.json", "report.*"),
+    ),
+    ErrnoStep(
+        name="launched",
+        command="quickstart --data {market} --ranks 1 --out {out}",
+        settings=_EVERY_STAGE,
+        start="started",
+        removed=("predictions_learn", "logs/predictions_learn.log"),
+        own=r".*/logs/",
     ),
 )
 
