@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from learn_torchrec import digests
-from learn_torchrec.apps import job, options
+from learn_torchrec.apps import export_vectors, job, options
 from learn_torchrec.training import agreement, distributed
 
 
@@ -32,6 +32,16 @@ def probe_with_a_full_disk(folder: str) -> None:
         if dist.get_rank() == 1:
             Path.write_text = refuse
         agreement.refuse_unshared(Path(folder))
+
+
+def export_on_a_full_disk(arguments: list[str]) -> None:
+    """Export vectors; rank 0's disk is full when it writes the index files."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    export_vectors.write_vector_indexes = refuse
+    export_vectors.main(arguments)
 
 
 def write(out: str, has_all: bool = True) -> None:

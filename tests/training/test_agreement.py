@@ -6,6 +6,7 @@ import shutil
 import pytest
 import rank_tasks
 
+from learn_torchrec.apps import train_towers
 from learn_torchrec.publish import write_artifact
 
 pytest_plugins = ["forked_ranks"]
@@ -54,6 +55,21 @@ def test_what_the_disk_refuses_one_rank_names_the_place_on_all(run_ranks, tmp_pa
         (2, f"error: {line}\n"),
     ]
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_no_rank_waits_for_one_whose_disk_is_full(run_ranks, store, market, tmp_path):
+    """Every rank has its share written before one adds to it, or all of them end."""
+    common = ["--data", f"parquet:{market}", "--content", str(store.directory)]
+    towers, out = tmp_path / "towers", tmp_path / "vectors"
+    settings = ["--set", "towers.training.epochs=1", "towers.model.encoder.width=16"]
+    train_towers.main([*common, "--out", str(towers), *settings])
+    arguments = [*common, "--towers", str(towers), "--out", str(out)]
+    line = f"{out}: No space left on device; free space there, or choose another place"
+    assert run_ranks(rank_tasks.export_on_a_full_disk, arguments, arguments) == [
+        (2, f"error: {line}\n"),
+        (2, f"error: rank 0 failed: {line}\n"),
+    ]
+    assert not out.exists()
 
 
 def test_every_shard_is_in_the_manifest(run_ranks, tmp_path):
