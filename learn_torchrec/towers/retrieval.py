@@ -9,7 +9,7 @@ import torch.distributed as dist
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from learn_torchrec.arrays import BoolArray
+from learn_torchrec.arrays import BoolArray, Int64Array
 from learn_torchrec.config import configuration
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
@@ -155,15 +155,19 @@ def target_groups(
     `all`; `new` and `repeated`, outside and in the user's history; `tail`, of at most
     `tail_events` events of `train`, and `unseen`, of none.
     """
-    counts = train.item_counts(num_items)[task.targets.values]
     repeated = _in_history(task, num_items)
+    rare = rare_items(train.item_counts(num_items), tail_events)
     return {
-        "all": np.ones(len(counts), bool),
+        "all": np.ones(len(repeated), bool),
         "new": ~repeated,
         "repeated": repeated,
-        "tail": counts <= tail_events,
-        "unseen": counts == 0,
+        **{name: is_rare[task.targets.values] for name, is_rare in rare.items()},
     }
+
+
+def rare_items(counts: Int64Array, tail_events: int) -> dict[str, BoolArray]:
+    """Return which items are rare, bool [N], by their training events, int64 [N]."""
+    return {"tail": counts <= tail_events, "unseen": counts == 0}
 
 
 def _in_history(task: RetrievalTask, num_items: int) -> BoolArray:

@@ -1,9 +1,14 @@
-"""Ranks of held-out targets by several rows, compared by group of targets."""
+"""Ranks of held-out targets by several rows, compared by group of targets.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+Rare items are ranked among themselves, too. In a ranking of all items a row that knows
+nothing of popularity, as chance does, fills its first places with rare items and so
+finds some of them; among themselves every row shows as many.
+"""
+
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 
 from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array
 from learn_torchrec.evaluation.retrieval import (
@@ -15,10 +20,49 @@ from learn_torchrec.evaluation.retrieval import (
 from learn_torchrec.evaluation.retrieval_study import compare_rows
 from learn_torchrec.jagged import Jagged
 from learn_torchrec.towers.holdout import TowersSplit
-from learn_torchrec.towers.retrieval import RetrievalConfig, target_groups
+from learn_torchrec.towers.retrieval import (
+    RetrievalConfig,
+    rare_items,
+    target_groups,
+)
 
 # Whether the items of the history leave the ranking.
 RANKINGS = {"kept": False, "filtered": True}
+AMONG = "among"  # the ranking of a group's items alone
+
+_Ranks = dict[str, list[Float64Array]]  # by row and seed
+
+
+class _RareItems(NamedTuple):
+    """The items of a group, and its targets among them.
+
+    Attributes:
+        items: int64 [n], catalogue rows.
+        targets: of all users, as indices into `items`.
+        owners: int64 [pairs], the user of each distinct pair.
+    """
+
+    items: Int64Array
+    targets: Jagged
+    owners: Int64Array
+
+    @classmethod
+    def of(cls, is_rare: BoolArray, targets: Jagged) -> Self:
+        """Return those of a catalogue, bool [N], and what is among them of targets."""
+        items = np.flatnonzero(is_rare)
+        place = np.cumsum(is_rare) - 1
+        chosen = targets.filter(is_rare[targets.values])
+        chosen = Jagged(place[chosen.values], chosen.offsets)
+        return cls(items, chosen, distinct_pairs(chosen, len(items))[0])
+
+    def ranks(self, score: ScoreBlock) -> Float64Array:
+        """Return the targets' ranks among the items, by a score of the catalogue."""
+        columns = torch.from_numpy(self.items)
+        return target_ranks(
+            lambda start, stop: score(start, stop)[:, columns],
+            len(self.items),
+            self.targets,
+        )
 
 
 class TargetRanks:
@@ -42,9 +86,13 @@ class TargetRanks:
             )
             for name, mask in masks.items()
         }
-        self._by_ranking: dict[str, dict[str, list[Float64Array]]] = {
-            name: {} for name in RANKINGS
+        rare = rare_items(data.train.item_counts(num_items), config.tail_events)
+        self._rare = {
+            name: _RareItems.of(is_rare, data.test.targets)
+            for name, is_rare in rare.items()
         }
+        self._by_ranking: dict[str, _Ranks] = {name: {} for name in RANKINGS}
+        self._among: dict[str, _Ranks] = {name: {} for name in rare}
 
     def add(self, name: str, score: ScoreBlock) -> None:
         """Rank by a row; by each seed, if it has several."""
@@ -53,6 +101,8 @@ class TargetRanks:
             history = task.history if is_filtered else None
             ranks = target_ranks(score, self._items, task.targets, history)
             self._by_ranking[ranking].setdefault(name, []).append(ranks)
+        for group, rare in self._rare.items():
+            self._among[group].setdefault(name, []).append(rare.ranks(score))
 
     def compared(self, reference: str) -> dict[str, Any]:
         """Return all rows beside a reference row, by group, ranking and metric.
@@ -62,35 +112,51 @@ class TargetRanks:
         """
         return {
             group: {"targets": int(mask.sum()), "users": self._users(mask)}
-            | {
-                ranking: self._metrics(mask, rows, reference)
-                for ranking, rows in self._by_ranking.items()
-                # Repeated targets are not in a ranking without the history.
-                if mask.any() and not (group == "repeated" and RANKINGS[ranking])
-            }
+            | self._all_ranked(group, mask, reference)
+            | self._rare_ranked(group, mask, reference)
             for group, mask in self._groups.items()
         }
+
+    def _all_ranked(
+        self, group: str, mask: BoolArray, reference: str
+    ) -> dict[str, Any]:
+        return {
+            ranking: self._metrics(
+                self._owners[mask],
+                {name: [r[mask] for r in seeds] for name, seeds in rows.items()},
+                reference,
+            )
+            for ranking, rows in self._by_ranking.items()
+            # Repeated targets are not in a ranking without the history.
+            if mask.any() and not (group == "repeated" and RANKINGS[ranking])
+        }
+
+    def _rare_ranked(
+        self, group: str, mask: BoolArray, reference: str
+    ) -> dict[str, Any]:
+        if group not in self._rare:
+            return {}
+        rare = self._rare[group]
+        found: dict[str, Any] = {"items": len(rare.items)}
+        if mask.any():
+            found[AMONG] = self._metrics(rare.owners, self._among[group], reference)
+        return found
 
     def _users(self, mask: BoolArray) -> int:
         return len(np.unique(self._owners[mask]))
 
     def _metrics(
-        self,
-        mask: BoolArray,
-        rows: Mapping[str, Sequence[Float64Array]],
-        reference: str,
+        self, owners: Int64Array, rows: _Ranks, reference: str
     ) -> dict[str, Any]:
-        owners, targets = np.unique(
-            self._owners[mask], return_inverse=True, return_counts=True
-        )[1:]
+        """Compare ranks of the same pairs, whose users are int64 [pairs]."""
+        user, targets = np.unique(owners, return_inverse=True, return_counts=True)[1:]
         found: dict[str, Any] = {}
         for k in self._ks:
             recalls: dict[str, list[Float64Array]] = {}
             gains: dict[str, list[Float64Array]] = {}
             for name, seeds in rows.items():
                 by_seed = (
-                    user_metrics(ranks[mask], owners, len(targets), k)
-                    for ranks in seeds
+                    user_metrics(ranks, user, len(targets), k) for ranks in seeds
                 )
                 recalls[name], gains[name] = map(list, zip(*by_seed, strict=True))
             found[f"r@{k}"] = compare_rows(recalls, reference)

@@ -11,6 +11,7 @@ _TITLES |= {"all": TARGETS["retrieval"], "unseen": "targets without a training e
 _RANKINGS = {
     "kept": "the history's items ranked too",
     "filtered": "without the history's items",
+    "among": "among the {items:,} such items alone",
 }
 
 
@@ -75,7 +76,9 @@ def how(result: Mapping[str, Any], titles: Mapping[str, str]) -> Section:
             f"Loss: {_losses(result['settings'], titles)}.",
             f"Selection: {result['selection']}.",
             f"Ties: {result['ties']}.",
-            f"Long-tail targets have at most {result['tail_events']} training events.",
+            f"Long-tail targets have at most {result['tail_events']} training events. "
+            "Among themselves all rows show equally many of them: in a ranking of all "
+            "items, one that knows no popularity, as chance, shows the most.",
             *([f"Seconds of a training: {seconds}."] if seconds else []),
         ],
     )
@@ -142,7 +145,7 @@ def _table(
     return Table(
         name=f"{group}-{ranking}",
         title=f"{found['targets']:,} targets of {found['users']:,} users, "
-        f"{_RANKINGS[ranking]}",
+        f"{_RANKINGS[ranking].format_map(found)}",
         columns=columns,
         rows=[
             [titles.get(name, ranked_by(name)), *_cells(shown, name, metrics)]
