@@ -7,6 +7,7 @@ as of the end of the log.
 
 import argparse
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,10 @@ def _export(args: argparse.Namespace, job: Job) -> None:
             weights.write_tables(working, args.precision)
             rows = surroundings.fixed_rows(args.rows)
             program = weights.export(surroundings, served, rows)
-            torch.export.save(program, working / PROGRAM_FILE)
+            # Given a path, PyTorch's writer aborts the process on a full disk.
+            whole = io.BytesIO()
+            torch.export.save(program, whole)
+            (working / PROGRAM_FILE).write_bytes(whole.getbuffer())
             exported = Exported(surroundings, model, device, weights, program.module())
             runner = Runner.open(working, manifest, torch.device("cpu"))
             found = certificate(args, exported, runner, rows, working, job.inputs)
