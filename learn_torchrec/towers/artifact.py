@@ -40,6 +40,7 @@ WEIGHTS_FILE, OPTIMIZER_FILE = "towers.safetensors", "optimizer.safetensors"
 TRAINED_FILE = "trained_users.npy"
 _AGAIN = "train the towers again"
 _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
+_BY_ITEM = (_IDS, "ids.trust", "repeat.log_odds")
 
 
 def save_towers(
@@ -50,10 +51,10 @@ def save_towers(
 ) -> None:
     """Write the weights into an artefact's working directory.
 
-    `item_ids` are the catalogue's, in the row order of the item-ID table; `optimizer`
-    is what else a warm start goes on from.
+    `item_ids` are the catalogue's, in the row order of what the towers hold by item;
+    `optimizer` is what else a warm start goes on from.
     """
-    if "ids.trust" in state:
+    if not state.keys().isdisjoint(_BY_ITEM):
         table = pa.table({ITEM_ID: item_ids})
         pq.write_table(table, directory / CATALOGUE_FILE, **WRITTEN)
     for name, tensors in ((WEIGHTS_FILE, state), (OPTIMIZER_FILE, optimizer)):
@@ -86,10 +87,10 @@ def load_towers(
         state = load_file(directory / WEIGHTS_FILE)
         if CATALOGUE_FILE in manifest.files:
             rows = _id_rows(directory, manifest, store)
-            for name in (_IDS, "ids.trust"):
+            for name in state.keys() & set(_BY_ITEM):
                 state[name] = _at_rows(state[name], rows)
-        # It holds the shrinkage factors, so the counts only set their number.
-        counts = torch.ones_like(state.get("ids.trust", torch.empty(0)))
+        # It holds what follows from the counts, which only set the number of items.
+        counts = torch.ones(len(store))
         towers = build_towers(
             config.model, state["encoder.mean"], state["encoder.std"], counts
         )

@@ -20,12 +20,32 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.errors import UserError
 from learn_torchrec.jagged import offsets_of
+from learn_torchrec.movable import Movable
 from learn_torchrec.towers.ids import as_kjt
 from learn_torchrec.towers.sampling import UserSample
 from learn_torchrec.training.batch import PipelineableBatch
 from learn_torchrec.training.distributed import rank_share
 
 PADDING = -1
+
+
+@dataclass
+class Past(Movable):
+    """What users took up to their anchors, also before the history that is encoded.
+
+    P past tokens of all users together.
+
+    Attributes:
+        items: int64 [P], indices into the batch's `item_rows`, user after user.
+        times: int64 [P], unix seconds.
+        lengths: int64 [B].
+        anchors: int64 [B, N_h], the batch's anchors as token indices into `items`.
+    """
+
+    items: Tensor
+    times: Tensor
+    lengths: Tensor
+    anchors: Tensor
 
 
 @dataclass
@@ -47,6 +67,7 @@ class TowerBatch(PipelineableBatch):
         users: int64 [B], indices into the sequence set.
         candidates: int64 [K], indices into `item_rows` of the candidate items; None
             where the positives of the batch are the candidates.
+        past: None for towers without a repeat score.
         content: float16 [U, C], content vectors of the distinct items; None until
             `attach_content`.
         item_ids: `item_rows` as a KJT; None until `attach_content`, and for towers
@@ -66,6 +87,7 @@ class TowerBatch(PipelineableBatch):
     positives: Tensor
     users: Tensor
     candidates: Tensor | None = None
+    past: Past | None = None
     content: Tensor | None = None
     item_ids: KeyedJaggedTensor | None = None
 
@@ -93,12 +115,14 @@ def collate(
     num_anchors: int,
     num_positives: int,
     candidates: Int64Array | None = None,
+    past_length: int = 0,
 ) -> TowerBatch:
     """Pack the samples of users, int64 [B], into a batch.
 
     `candidates`, int64 [K], are store rows; None for the batch's own positives. N_h and
-    N_t are `num_anchors` and `num_positives`. Users beyond the samples only fill the
-    batch: they have no anchor and no positive.
+    N_t are `num_anchors` and `num_positives`. Every anchor has a past of up to
+    `past_length` events; 0 for none. Users beyond the samples only fill the batch:
+    they have no anchor and no positive.
     """
     fill = UserSample(
         **dict.fromkeys(("history", "target"), np.zeros(1, np.int64)),
@@ -109,12 +133,14 @@ def collate(
     history, history_lengths = _events(first, [s.history for s in samples])
     target, target_lengths = _events(first, [s.target for s in samples])
     others = np.zeros(0, np.int64) if candidates is None else candidates
+    pasts = [_past(sample, past_length) for sample in samples]
+    past, past_lengths = _events(first, pasts)
     rows, index = np.unique(
-        np.r_[sequences.items[history], sequences.items[target], others],
+        np.r_[*(sequences.items[part] for part in (history, target, past)), others],
         return_inverse=True,
     )
-    in_history, in_target, in_candidates = np.split(
-        index, np.cumsum([len(history), len(target)])
+    in_history, in_target, in_past, in_candidates = np.split(
+        index, np.cumsum([len(history), len(target), len(past)])
     )
     anchors = _token_index([s.anchors for s in samples], history_lengths, num_anchors)
     positives = _token_index(
@@ -134,7 +160,30 @@ def collate(
         positives=positives,
         users=torch.from_numpy(np.asarray(users, np.int64)),
         candidates=None if candidates is None else torch.from_numpy(in_candidates),
+        past=Past(
+            torch.from_numpy(in_past),
+            torch.from_numpy(sequences.times[past].astype(np.int64)),
+            torch.from_numpy(past_lengths),
+            _token_index(
+                [
+                    s.history[s.anchors] - p[0]
+                    for s, p in zip(samples, pasts, strict=True)
+                ],
+                past_lengths,
+                num_anchors,
+            ),
+        )
+        if past_length
+        else None,
     )
+
+
+def _past(sample: UserSample, length: int) -> Int64Array:
+    """Return the user's events up to the last anchor, `length` of them to the first."""
+    if not length:
+        return np.zeros(0, np.int64)
+    read = sample.history[sample.anchors] if len(sample.anchors) else sample.history
+    return np.arange(max(0, read[0] + 1 - length), read[-1] + 1)
 
 
 class RankUsers(NamedTuple):

@@ -33,13 +33,16 @@ from learn_torchrec.towers.warm_start import (
     load_encoder,
     load_ids,
     load_optimizer_state,
+    load_repeat,
 )
 from learn_torchrec.training.optim import dense_optimizer, warmup_decay
 from learn_torchrec.training.precision import DTYPES
 from learn_torchrec.training.sharding import init_tables, shard_tables
 from learn_torchrec.training.table_optimizer import TableOptimizerConfig
 
-_OBJECTIVES: dict[str, Callable[[LossConfig, SamplingConfig, Tensor], Objective]] = {
+_OBJECTIVES: dict[
+    str, Callable[[LossConfig, SamplingConfig, Tensor, int], Objective]
+] = {
     "dense_all_action": DenseAllAction,
     "next_item": NextItem,
 }
@@ -51,6 +54,7 @@ def build_towers(
     std: Tensor,
     event_counts: Tensor,
     device: torch.device | None = None,
+    repeat_log_odds: Tensor | None = None,
 ) -> TwinTower:
     """Return freshly initialized towers.
 
@@ -60,20 +64,26 @@ def build_towers(
         std: float32 [C], divides them.
         event_counts: int64 [N], training events of each catalogue item.
         device: of the item-ID table; "meta" where TorchRec shards and fills it.
+        repeat_log_odds: float32 [N], see `towers.repeat`; None for zeros.
     """
     shape = config.encoder
     ids = None
     if config.inputs != "content":
         ids = ItemIds(event_counts, shape.width, config.id_shrinkage, device)
     encoder = PreferenceEncoder(mean, std, shape, reads_content=config.inputs != "id")
-    repeat = RepeatConsumption() if config.repeat else None
+    repeat = None
+    if config.repeat:
+        if repeat_log_odds is None:
+            repeat_log_odds = torch.zeros(len(event_counts))
+        repeat = RepeatConsumption(repeat_log_odds, config.repeat_length)
     return TwinTower(encoder, config.item_tower, ids, repeat)
 
 
 def build_objective(config: TowersConfig, event_counts: Tensor) -> Objective:
     """Return the configured objective; event_counts is int64 [N], by item."""
     make = _OBJECTIVES[config.loss.objective]
-    return make(config.loss, config.sampling, event_counts)
+    past_length = config.model.repeat_length if config.model.repeat else 0
+    return make(config.loss, config.sampling, event_counts, past_length)
 
 
 def build_task(
@@ -82,6 +92,7 @@ def build_task(
     std: Tensor,
     event_counts: Tensor,
     initial: InitialTowers | None = None,
+    repeat_log_odds: Tensor | None = None,
 ) -> TwinTowerTrain:
     """Return a fresh training task; its ID table, if any, is on "meta".
 
@@ -94,11 +105,13 @@ def build_task(
     torch.manual_seed(config.training.seed)
     if not config.model.standardize:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    towers = build_towers(config.model, mean, std, event_counts, torch.device("meta"))
+    towers = build_towers(
+        *(config.model, mean, std, event_counts, torch.device("meta"), repeat_log_odds)
+    )
     if initial is not None:
         load_encoder(towers.encoder, initial.encoder)
         if towers.repeat is not None and initial.repeat is not None:
-            towers.repeat.load_state_dict(dict(initial.repeat))
+            load_repeat(towers.repeat, initial.repeat)
     towers.encoder.precision = DTYPES[config.training.precision]
     task = TwinTowerTrain(towers, build_objective(config, event_counts), config.loss)
     if initial is not None and config.loss.learn_temperature:

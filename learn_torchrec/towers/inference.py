@@ -113,11 +113,11 @@ def history_vectors(
 
 @torch.no_grad()
 def repeat_scores(
-    towers: TwinTower, sequences: SequenceSet, events: Int64Array, history_length: int
+    towers: TwinTower, sequences: SequenceSet, events: Int64Array
 ) -> RepeatedItems | None:
-    """Score history items after one event of each user, see `RepeatConsumption`.
+    """Score past items after one event of each user, see `RepeatConsumption`.
 
-    `events` are int64 [n], each the last of a window of up to `history_length`.
+    `events` are int64 [n], ascending.
 
     Returns:
         Anchors index `events`, items are store rows, on the towers' device; None where
@@ -125,12 +125,15 @@ def repeat_scores(
     """
     if towers.repeat is None or len(events) == 0:
         return None
-    starts, ends = history_windows(sequences, events, history_length)
+    starts, ends = history_windows(sequences, events, towers.repeat.length)
     lengths = ends - starts
     tokens, first = _tokens(starts, ends)
     device = towers.repeat.weight.device
+    rows = to_device(sequences.items[tokens].astype(np.int64), device)
     return towers.repeat(
-        to_device(sequences.items[tokens].astype(np.int64), device),
+        rows,
+        rows,
+        to_device(sequences.times[tokens].astype(np.int64), device),
         to_device(lengths, device),
         to_device(first + lengths - 1, device).unsqueeze(1),
     )

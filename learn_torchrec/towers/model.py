@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torchrec import KeyedJaggedTensor
 
@@ -47,6 +47,7 @@ class TowersModelConfig:
         repeat: learn a score for repeat consumption (not in the paper), see
             `RepeatConsumption`. Retrieval adds it to the similarity of history items;
             exported vectors do not contain it.
+        repeat_length: latest events of a user that this score reads.
         standardize: standardize every content dimension over the catalogue. Raw
             language-model vectors lie in a narrow cone, which towers learn little
             from; the authors' public code does not standardize.
@@ -57,6 +58,7 @@ class TowersModelConfig:
     id_shrinkage: NonNegativeFloat = 0.0
     item_tower: ItemTower = "causal"
     repeat: bool = False
+    repeat_length: PositiveInt = 400
     standardize: bool = True
 
     def __post_init__(self) -> None:
@@ -161,15 +163,20 @@ class TwinTower(nn.Module):
         return self.encoder(content, items, alone, id_vectors=id_vectors)
 
     def repeated_items(
-        self, history: Tensor, batch: TowerBatch
+        self, batch: TowerBatch, as_rows: bool = False
     ) -> RepeatedItems | None:
-        """Score the items in the anchors' histories; None without a repeat score.
+        """Score the items in the anchors' past; None without a repeat score.
 
-        `history`, int64 [S], is the batch's in the item numbering of the caller.
+        Items are numbered as in the batch, or `as_rows` of the catalogue.
         """
         if self.repeat is None:
             return None
-        return self.repeat(history, batch.history_lengths, batch.anchors)
+        past = batch.past
+        if past is None:
+            raise ValueError("the batch has no past; see collate")
+        rows = batch.item_rows[past.items]
+        items = rows if as_rows else past.items
+        return self.repeat(items, rows, past.times, past.lengths, past.anchors)
 
 
 def arange_like(rows: Tensor) -> Tensor:

@@ -1,24 +1,32 @@
 """Repeat consumption: how likely a user is to take a history item again.
 
 Vectors alone cannot tell: a user vector is close to the history's items whether people
-buy them again, as in a shop, or do not, as in a cinema. Three learned weights can.
+buy them again, as in a shop, or do not, as in a cinema. A few learned weights can.
 
-Letters: B users, S history tokens of all users, N anchors per user, E pairs of an
-anchor and a distinct item of its history.
+Letters: N items, B users, P past tokens of all users, M anchors per user, E pairs of an
+anchor and a distinct item of its past.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from learn_torchrec.arrays import Float32Array
+from learn_torchrec.datasets.sequences import SequenceSet
+
+_DAY = 86_400
+_MOST_EVENTS = 20_000_000  # that are counted; of more, those of some users
+_PRIOR_EVENTS = 10.0  # with which an item's share of repeats is smoothed
+
 
 class RepeatedItems(NamedTuple):
-    """The items in each anchor's history and the score each adds to its similarity.
+    """The items in each anchor's past and the score each adds to its similarity.
 
     Attributes:
-        anchor: int64 [E], index among the B x N anchors, ascending.
-        item: int64 [E], in the numbering of the given history.
+        anchor: int64 [E], index among the B x M anchors, ascending.
+        item: int64 [E], in the numbering of the caller.
         score: float32 [E].
     """
 
@@ -28,25 +36,42 @@ class RepeatedItems(NamedTuple):
 
 
 class RepeatConsumption(nn.Module):
-    """Score a history item by w0 + w1 log n + w2 log(1 + gap).
+    """Score an item of the past by w . (1, log n, log(1 + gap), log(1 + days), r).
 
-    n counts the item in the history up to the anchor; gap is the number of events since
-    its last occurrence. Other items score 0. Weights start at zero.
+    n counts the item among the user's latest events up to the anchor, gap is the number
+    of events and days the time since its last occurrence; r tells how often people
+    take the item again, see `repeat_log_odds`. Other items score 0. Weights start at
+    zero.
+
+    Args:
+        log_odds: float32 [N], r of every item.
+        length: latest events that are read.
     """
 
-    def __init__(self) -> None:
+    log_odds: Tensor
+
+    def __init__(self, log_odds: Tensor, length: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(3))
+        self.length = length
+        self.weight = nn.Parameter(torch.zeros(5))
+        self.register_buffer("log_odds", log_odds)
 
     def forward(
-        self, history: Tensor, lengths: Tensor, anchors: Tensor
+        self,
+        items: Tensor,
+        rows: Tensor,
+        times: Tensor,
+        lengths: Tensor,
+        anchors: Tensor,
     ) -> RepeatedItems:
-        """Score the items in each anchor's history, its own event included.
+        """Score the items in each anchor's past, its own event included.
 
         Args:
-            history: int64 [S], items, user after user, oldest first.
+            items: int64 [P], in any numbering, user after user, oldest first.
+            rows: int64 [P], the same as catalogue rows.
+            times: int64 [P], unix seconds.
             lengths: int64 [B].
-            anchors: int64 [B, N], token indices into `history`, -1 in padding.
+            anchors: int64 [B, M], token indices into `items`, -1 in padding.
         """
         starts = lengths.cumsum(0) - lengths
         flat = anchors.flatten()
@@ -54,20 +79,47 @@ class RepeatConsumption(nn.Module):
         token = flat[number]
         start = starts[number // anchors.shape[1]]
         # Every pair of an anchor and a token up to it, sorted by anchor and item.
-        count = token - start + 1
+        count = (token - start + 1).clamp(max=self.length)
         first = count.cumsum(0) - count
         total = int(count.sum())
         owner = torch.arange(len(count), device=flat.device)
         owner = owner.repeat_interleave(count, output_size=total)
         within = torch.arange(total, device=flat.device) - first[owner]
-        tokens = start[owner] + within
-        num_items = history.max() + 1
-        keys, order = (owner * num_items + history[tokens]).sort(stable=True)
+        tokens = (token + 1 - count)[owner] + within
+        num_items = items.max() + 1
+        keys, order = (owner * num_items + items[tokens]).sort(stable=True)
         pairs, counts = keys.unique_consecutive(return_counts=True)
-        last = order[counts.cumsum(0) - 1]  # stable: the latest token of the item
+        last = tokens[order[counts.cumsum(0) - 1]]  # stable: the item's latest token
         owner, item = pairs // num_items, pairs % num_items
-        gap = token[owner] - tokens[last]
-        features = torch.stack(
-            [torch.ones_like(gap).float(), counts.float().log(), gap.float().log1p()], 1
-        )
-        return RepeatedItems(number[owner], item, features @ self.weight)
+        anchor = token[owner]
+        days = (times[anchor] - times[last]).float() / _DAY
+        features = [
+            torch.ones_like(days),
+            counts.float().log(),
+            (anchor - last).float().log1p(),
+            days.clamp(min=0).log1p(),
+            self.log_odds[rows[last]],
+        ]
+        score = torch.stack(features, 1) @ self.weight
+        return RepeatedItems(number[owner], item, score)
+
+
+def repeat_log_odds(sequences: SequenceSet, num_items: int) -> Float32Array:
+    """Return how often people take each item again, float32 [N].
+
+    The log odds that an event of the item repeats an earlier one of its user, above
+    those of all items together; smoothed, so that it is 0 for an item without events.
+    """
+    step = -(-sequences.num_events // _MOST_EVENTS)
+    if step > 1:
+        sequences = sequences.select_users(np.arange(len(sequences)) % step == 0)
+    sequences = sequences.packed()
+    owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
+    keys = owners * np.int64(num_items) + sequences.items
+    events = np.bincount(sequences.items, minlength=num_items)
+    takers = np.bincount(np.unique(keys) % num_items, minlength=num_items)
+    # A prior also for the whole: a log without a repeat has odds as well.
+    share = (events.sum() - takers.sum() + 1) / (events.sum() + 2)
+    repeats = (events - takers + _PRIOR_EVENTS * share) / (events + _PRIOR_EVENTS)
+    odds = np.log(repeats / (1 - repeats)) - np.log(share / (1 - share))
+    return odds.astype(np.float32)

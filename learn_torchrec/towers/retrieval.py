@@ -84,7 +84,7 @@ def evaluate_towers(
     rows = np.minimum(mine.start + np.arange(most), len(store) - 1)
     items = encode_catalogue(towers, store, rows, device)[: mine.stop - mine.start]
     users = _user_vectors(towers, store, task, history_length, device)
-    repeated = repeat_scores(towers, task.sequences, task.last_history, history_length)
+    repeated = repeat_scores(towers, task.sequences, task.last_history)
     towers.train(was_training)
     with raise_on_all_ranks():
         refuse_non_finite(items, "item vectors", mine.start)

@@ -34,7 +34,7 @@ def towers_scores(
     vectors = encode_histories(
         towers, store, task.sequences, events, history_length, device
     ).to(device)
-    repeated = repeat_scores(towers, task.sequences, events, history_length)
+    repeated = repeat_scores(towers, task.sequences, events)
     towers.train(was_training)
 
     def score(start: int, stop: int) -> Tensor:

@@ -25,6 +25,7 @@ from learn_torchrec.towers.build import Trainer, build_task, build_trainer
 from learn_torchrec.towers.config import TowersConfig, refuse_unfit_lengths
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.repeat import repeat_log_odds
 from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_towers
 from learn_torchrec.towers.warm_start import TEMPERATURE, InitialTowers
 from learn_torchrec.training.batch import pinned
@@ -173,7 +174,10 @@ def _prepare(
     _refuse_unfit_shape(config, store)
     counts = torch.from_numpy(data.counted.item_counts(len(store)))
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    task = build_task(config, mean, std, counts, initial)
+    log_odds = None
+    if config.model.repeat:
+        log_odds = torch.from_numpy(repeat_log_odds(data.counted, len(store)))
+    task = build_task(config, mean, std, counts, initial, log_odds)
     task.objective.check(config.model, data)
     steps = config.training.epochs * (len(data.train) // config.training.batch_size)
     return build_trainer(task, config, steps, device, initial)

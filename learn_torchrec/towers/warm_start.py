@@ -13,6 +13,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.encoder import PreferenceEncoder
+from learn_torchrec.towers.repeat import RepeatConsumption
 from learn_torchrec.training.distributed import is_writer
 from learn_torchrec.training.optimizer_state import (
     create_state,
@@ -63,6 +64,23 @@ def load_encoder(encoder: PreferenceEncoder, state: Mapping[str, Tensor]) -> Non
                 f"has {_shape(ours)}; set towers.model.encoder to their shape"
             )
     encoder.load_state_dict(dict(state))
+
+
+def load_repeat(repeat: RepeatConsumption, state: Mapping[str, Tensor]) -> None:
+    """Load the initial weights of a repeat score; the items' odds stay this log's.
+
+    Raises:
+        UserError: the weights belong to another score.
+    """
+    theirs, ours = state["weight"], repeat.weight
+    if theirs.shape != ours.shape:
+        raise UserError(
+            f"initial weights: repeat.weight is {_shape(theirs.shape)}, these towers "
+            f"have {_shape(ours.shape)}, as another version learned it; train the "
+            "earlier towers again, or start without them"
+        )
+    with torch.no_grad():
+        ours.copy_(theirs)
 
 
 @torch.no_grad()

@@ -8,21 +8,30 @@ import torch
 import torch.nn.functional as F
 from random_sequences import sequence_set
 
+from learn_torchrec.towers.batch import collate
 from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit
-from learn_torchrec.towers.inference import encode_catalogue, encode_histories
+from learn_torchrec.towers.inference import (
+    encode_catalogue,
+    encode_histories,
+    repeat_scores,
+)
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.dense_all_action import dense_all_action_loss
-from learn_torchrec.towers.repeat import RepeatConsumption, RepeatedItems
+from learn_torchrec.towers.repeat import (
+    RepeatConsumption,
+    RepeatedItems,
+    repeat_log_odds,
+)
 from learn_torchrec.towers.retrieval import (
     RetrievalConfig,
     evaluate_groups,
     evaluate_towers,
 )
-from learn_torchrec.towers.sampling import SamplingConfig
+from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
 from learn_torchrec.towers.scores import towers_scores
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.distributed import process_group
@@ -32,32 +41,105 @@ from learn_torchrec.training.run_log import RunLog
 CPU = torch.device("cpu")
 
 
-def test_by_hand():
-    repeat = RepeatConsumption()
-    with torch.no_grad():
-        repeat.weight.copy_(torch.tensor([10.0, 1.0, -2.0]))
-    # User 0 met 7 4 7 5, user 1 met 4.
-    history, lengths = torch.tensor([7, 4, 7, 5, 4]), torch.tensor([4, 1])
-    anchors = torch.tensor([[2, 0], [4, -1]])
-    seen = repeat(history, lengths, anchors)
-    found = {
-        (anchor, item): score
-        for anchor, item, score in zip(*(x.tolist() for x in seen), strict=True)
-    }
-    assert found == {
-        (0, 4): pytest.approx(10 - 2 * math.log(2)),  # once, one event ago
-        (0, 7): pytest.approx(10 + math.log(2)),  # twice, this very event
-        (1, 7): pytest.approx(10),
-        (2, 4): pytest.approx(10),
-    }
+DAY = 86_400
+
+
+def scored(repeat, items, times, lengths, anchors):
+    rows = torch.tensor(items)
+    seen = repeat(
+        rows, rows, torch.tensor(times), torch.tensor(lengths), torch.tensor(anchors)
+    )
     assert seen.anchor.tolist() == sorted(seen.anchor.tolist())
+    columns = (x.tolist() for x in seen)
+    return {(anchor, item): z for anchor, item, z in zip(*columns, strict=True)}
+
+
+def test_by_hand():
+    repeat = RepeatConsumption(torch.arange(8) / 10, length=3)
+    with torch.no_grad():
+        repeat.weight.copy_(torch.tensor([10.0, 1.0, -2.0, -4.0, 1.0]))
+    # User 0 met 7 4 7 5 7, a day after another; user 1 met 4.
+    times = [0, DAY, 2 * DAY, 3 * DAY, 4 * DAY, 9 * DAY]
+    found = scored(repeat, [7, 4, 7, 5, 7, 4], times, [5, 1], [[2, 4], [0 + 5, -1]])
+    once, twice = 10.0, 10 + math.log(2)
+    ago = -6 * math.log(2)  # one event and one day ago
+    assert found == {
+        (0, 4): pytest.approx(once + ago + 0.4),
+        (0, 7): pytest.approx(twice + 0.7),  # this very event
+        (1, 5): pytest.approx(once + ago + 0.5),
+        (1, 7): pytest.approx(twice + 0.7),  # the first is beyond the latest three
+        (2, 4): pytest.approx(once + 0.4),
+    }
 
 
 def test_the_initial_score_is_zero():
-    seen = RepeatConsumption()(
-        torch.tensor([1, 2]), torch.tensor([2]), torch.tensor([[1]])
+    repeat = RepeatConsumption(torch.ones(3), length=9)
+    found = scored(repeat, [1, 2], [0, 9], [2], [[1]])
+    assert list(found.values()) == [0, 0]
+
+
+def test_how_often_items_are_repeated_by_hand():
+    # Item 0 is taken by two users, three times each; item 1 by three, once each.
+    sequences = sequence_set(
+        user_ids=pa.array(range(3)),
+        offsets=np.array([0, 4, 8, 9]),
+        items=np.array([0, 1, 0, 0, 0, 0, 1, 0, 1]),
+        times=np.arange(9),
     )
-    assert seen.score.tolist() == [0, 0]
+    share = (9 - 5 + 1) / (9 + 2)
+
+    def above(repeats, events):
+        smoothed = (repeats + 10 * share) / (events + 10)
+        return math.log(smoothed / (1 - smoothed)) - math.log(share / (1 - share))
+
+    found = repeat_log_odds(sequences, 3)
+    assert found.tolist() == pytest.approx([above(4, 6), above(0, 3), 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("items", [[0, 1, 2], [0, 0, 0]])
+def test_odds_are_finite_where_nothing_or_all_is_repeated(items):
+    sequences = sequence_set(
+        user_ids=pa.array([1]),
+        offsets=np.array([0, 3]),
+        items=np.array(items),
+        times=np.arange(3),
+    )
+    assert np.isfinite(repeat_log_odds(sequences, 4)).all()
+
+
+@pytest.mark.parametrize("length", [1, 4, 100])
+def test_batches_hold_the_past_of_every_anchor(length):
+    """As training scores the past, so does inference after the same events."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(2, 30, 20)
+    sequences = sequence_set(
+        user_ids=pa.array(range(20)),
+        offsets=np.r_[0, np.cumsum(lengths)],
+        items=random.integers(0, 6, lengths.sum()),
+        times=np.concatenate([np.cumsum(random.integers(0, DAY, n)) for n in lengths]),
+    )
+    config = dataclasses.replace(towers_config().model, repeat_length=length)
+    towers = build_towers(
+        config,
+        torch.zeros(4),
+        torch.ones(4),
+        torch.ones(6),
+        repeat_log_odds=torch.randn(6),
+    )
+    torch.nn.init.normal_(towers.repeat.weight)
+    users = np.arange(20)
+    samples = [next_item_sample(lengths[u], 8, 0, 0, u) for u in users]
+    batch = collate(sequences, users, samples, 8, 8, np.arange(6), length)
+    seen = towers.repeated_items(batch, as_rows=True)
+    starts = np.cumsum(lengths) - lengths
+    for user, sample in enumerate(samples):
+        for place, event in enumerate(sample.history[sample.anchors]):
+            mine = seen.anchor == user * 8 + place
+            expected = repeat_scores(
+                towers, sequences, np.array([starts[user] + event])
+            )
+            assert seen.item[mine].tolist() == expected.item.tolist()
+            torch.testing.assert_close(seen.score[mine], expected.score)
 
 
 def test_the_dense_loss_equals_the_naive_formula():
@@ -170,13 +252,13 @@ def test_it_learns_whether_things_are_bought_again(
     assert weights[1] < -0.02
 
 
-def test_retrieval_adds_it_to_the_window(store):
+def test_retrieval_adds_it_to_the_whole_past(store):
     data = users_who(repeat=False)
-    config = towers_config().model
+    config = dataclasses.replace(towers_config().model, repeat_length=5)
     mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
     towers = build_towers(config, mean, std, torch.ones(len(store))).eval()
     with torch.no_grad():
-        towers.repeat.weight.copy_(torch.tensor([5.0, 0.0, -1.0]))
+        towers.repeat.weight.copy_(torch.tensor([5.0, 0.0, -1.0, 0.0, 0.0]))
     window = 3
     scores = towers_scores(towers, store, data.test, window, CPU)(10, 20)
     items = encode_catalogue(towers, store, np.arange(len(store)), CPU)
@@ -185,16 +267,16 @@ def test_retrieval_adds_it_to_the_window(store):
     )
     expected = users[10:20] @ items.T
     for row, user in enumerate(range(10, 20)):
-        met = data.test.sequences.of(user)[:6][-window:]
+        met = data.test.sequences.of(user)[:6][-5:]
         for gap, item in enumerate(reversed(met)):
             expected[row, item] += 5.0 - math.log(1 + gap)
     torch.testing.assert_close(scores, expected)
     # With such a score the history comes first, so that no new target is found.
     rows = {"learn": towers_scores(towers, store, data.test, window, CPU)}
     groups = evaluate_groups(
-        rows, data.train, len(store), data.test, RetrievalConfig(ks=(window,))
+        rows, data.train, len(store), data.test, RetrievalConfig(ks=(5,))
     )
-    assert groups["all"]["learn"][f"h@{window}"] == 0.0
+    assert groups["all"]["learn"]["h@5"] == 0.0
 
 
 @pytest.mark.parametrize("filter_history", [False, True])
@@ -206,7 +288,7 @@ def test_validation_ranks_as_the_evaluation_does(store, inputs, filter_history):
     torch.manual_seed(0)
     towers = build_towers(config, mean, std, torch.ones(len(store)))
     with torch.no_grad():
-        towers.repeat.weight.copy_(torch.tensor([0.1, 0.0, -0.02]))
+        towers.repeat.weight.copy_(torch.tensor([0.1, 0.0, -0.02, 0.0, 0.0]))
     retrieval = RetrievalConfig(ks=(5, 10), filter_history=filter_history)
     rows = {"learn": towers_scores(towers, store, task, 3, CPU)}
     groups = evaluate_groups(rows, data.train, len(store), task, retrieval)

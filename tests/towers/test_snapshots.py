@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from random_sequences import sequence_set
 
 from learn_torchrec.apps import main as command_line
@@ -154,13 +155,14 @@ def test_impressions_find_what_they_would_find_among_all(market, store, tmp_path
     rows = pa.concat_tables([p for n in range(len(shown)) for p in shown.pieces(n)])
     columns = rows["user_id"], rows["item_id"], rows["timestamp"]
     (before, _, there), (found, _, too) = every.lookup(*columns), asked.lookup(*columns)
-    assert before.equal(found)
+    # Histories in other batches are summed in another order.
+    torch.testing.assert_close(before, found, atol=1e-3, rtol=0)
     assert there.equal(too)
     assert there[:, 0].sum() > 100
     assert len(asked.users.vectors) < len(every.users.vectors)
     assert len(latest.users.vectors) == len(latest.users.index)
     now, _, _ = latest.lookup(*columns[:2])
-    assert now.equal(every.lookup(*columns[:2])[0])
+    torch.testing.assert_close(now, every.lookup(*columns[:2])[0], atol=1e-3, rtol=0)
 
 
 def test_other_impressions_are_other_vectors(market, store, tmp_path):

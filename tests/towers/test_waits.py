@@ -73,7 +73,9 @@ def task_and_batch(store, objective, repeat):
     samples = [sample_user(sequences.lengths[u], SAMPLING, 0, 0, u) for u in users]
     candidates = np.arange(20) if objective == "next_item" else None
     width = 3 if candidates is not None else 2
-    made = collate(sequences, users, samples, 3, width, candidates)
+    made = collate(
+        *(sequences, users, samples, 3, width, candidates, 20 if repeat else 0)
+    )
     return task, next(attach_content([made], store))
 
 

@@ -54,16 +54,21 @@ for _function in ("dense_all_action_loss", "_users_of"):
 class DenseAllAction(nn.Module):
     """Every sampled history event against every sampled target of its user.
 
-    `item_counts` are int64 [N], training events of each catalogue item.
+    `item_counts` are int64 [N], training events of each catalogue item; `past_length`
+    is that of the batches, see `collate`.
     """
 
     item_log_q: Tensor | None
 
     def __init__(
-        self, loss: LossConfig, sampling: SamplingConfig, item_counts: Tensor
+        self,
+        loss: LossConfig,
+        sampling: SamplingConfig,
+        item_counts: Tensor,
+        past_length: int = 0,
     ) -> None:
         super().__init__()
-        self.sampling = sampling
+        self.sampling, self.past_length = sampling, past_length
         log_q = item_log_q(item_counts) if loss.sampling_correction else None
         self.register_buffer("item_log_q", log_q, persistent=False)
 
@@ -105,6 +110,7 @@ class DenseAllAction(nn.Module):
                 samples,
                 sampling.num_history_samples,
                 sampling.num_target_samples,
+                past_length=self.past_length,
             )
 
     def cuts(self, data: TowersSplit) -> Int64Array:
@@ -132,7 +138,7 @@ class DenseAllAction(nn.Module):
             temperature=temperature,
             offsets=offsets,
             targets=(_users_of(batch.target_lengths, batch.target), token_items),
-            repeated=towers.repeated_items(batch.item_rows[batch.history], batch),
+            repeated=towers.repeated_items(batch, as_rows=True),
         )
 
 

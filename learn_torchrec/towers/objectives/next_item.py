@@ -46,15 +46,21 @@ class NextItem(nn.Module):
     """Each event against the next one, among the catalogue.
 
     Of `sampling` only the `history_length` matters: so many pairs of a user in a row.
-    `item_counts` are int64 [N], training events of each catalogue item.
+    `item_counts` are int64 [N], training events of each catalogue item; `past_length`
+    is that of the batches, see `collate`.
     """
 
     adjustment: Tensor | None
 
     def __init__(
-        self, loss: LossConfig, sampling: SamplingConfig, item_counts: Tensor
+        self,
+        loss: LossConfig,
+        sampling: SamplingConfig,
+        item_counts: Tensor,
+        past_length: int = 0,
     ) -> None:
         super().__init__()
+        self.past_length = past_length
         self.history_length = sampling.history_length
         self.num_items = len(item_counts)
         self.num_candidates = loss.candidates or self.num_items
@@ -98,7 +104,15 @@ class NextItem(nn.Module):
                 next_item_sample(lengths[user], length, seed, epoch, user)
                 for user in users.mine
             ]
-            yield collate(train, users.users, samples, length, length, candidates)
+            yield collate(
+                train,
+                users.users,
+                samples,
+                length,
+                length,
+                candidates,
+                self.past_length,
+            )
 
     def loss(self, towers: TwinTower, batch: TowerBatch, temperature: Tensor) -> Tensor:
         """Return this rank's loss; see `next_item_loss`."""
@@ -119,7 +133,7 @@ class NextItem(nn.Module):
             batch.candidates,
             temperature=temperature,
             offsets=offsets,
-            repeated=towers.repeated_items(batch.history, batch),
+            repeated=towers.repeated_items(batch),
         )
 
 
