@@ -21,6 +21,7 @@ from learn_torchrec.errors import Stopped, UserError, refuse_special
 from learn_torchrec.evaluation.report.files import EXAMPLE, METRICS, RANKING, RETRIEVAL
 from learn_torchrec.evaluation.report.render import report_files
 from learn_torchrec.locks import locked
+from learn_torchrec.outputs import UnwritableError
 from learn_torchrec.presets import Run
 from learn_torchrec.progress import move_to, progress_bar
 from learn_torchrec.text import parse_json
@@ -259,6 +260,8 @@ def _evaluate(
         try:
             app.main([*command, "--out", str(out / file)])
             metrics |= _read(out / file)
+        except UnwritableError:
+            raise  # nothing about the data
         except UserError as error:
             left_out[name] = str(error)
     return metrics

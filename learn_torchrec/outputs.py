@@ -37,11 +37,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+class UnwritableError(UserError):
+    """The system refuses an output, whatever the data."""
+
+
 def refuse_unwritable(path: Path) -> None:
     """Check that an output can be written: the place, by a try, and its name's length.
 
     Raises:
-        UserError: names the place and the reason.
+        UserError: names the place and the reason; an `UnwritableError` where the
+            system refuses it.
     """
     if not path.name:
         raise UserError(f"--out {path}: cannot be made; name a place in it")
@@ -56,7 +61,7 @@ def refuse_unwritable(path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".learn-torchrec-"):
             pass
     except OSError as error:
-        raise UserError(
+        raise UnwritableError(
             f"--out {path}: cannot be written ({error.strerror}); choose another --out"
         ) from None
 

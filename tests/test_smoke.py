@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from learn_torchrec.apps import evaluate_retrieval, quickstart
 from learn_torchrec.apps import main as command_line
-from learn_torchrec.apps import quickstart
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.errors import UserError
+from learn_torchrec.outputs import UnwritableError
 
 RUN = "it's $$ a ${app_id}"  # for which neither a shell nor torchx has a value
 FEATURES = json.dumps(
@@ -65,7 +67,7 @@ def run_quickstart(arguments, capsys) -> str:
     return capsys.readouterr().out
 
 
-def test_the_whole_job_on_two_ranks(arguments, market, tmp_path, capsys):
+def test_the_whole_job_on_two_ranks(arguments, market, tmp_path, capsys, monkeypatch):
     """What cannot work is said first, what is done is reused, the rest is made.
 
     The baseline is made here, on one rank: it needs no launcher to be the same job.
@@ -98,6 +100,12 @@ def test_the_whole_job_on_two_ranks(arguments, market, tmp_path, capsys):
     again = json.loads((out / "metrics.json").read_text())
     assert again["ranking"] == metrics["ranking"]
     check_other_number_of_ranks(out, arguments, tmp_path)
+
+    # An evaluation is left out for what the data are, not for what a disk refuses.
+    refused = UnwritableError("--out retrieval.json: cannot be written")
+    monkeypatch.setattr(evaluate_retrieval, "main", Mock(side_effect=refused))
+    with pytest.raises(UnwritableError):
+        run_quickstart(arguments, capsys)
 
 
 def make_baseline(out: Path, arguments: list[str]) -> None:
