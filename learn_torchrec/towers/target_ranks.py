@@ -1,14 +1,17 @@
 """Ranks of held-out targets by several rows, compared by group of targets.
 
-Rare items are ranked among themselves, too. In a ranking of all items a row that knows
-nothing of popularity, as chance does, fills its first places with rare items and so
-finds some of them; among themselves every row shows as many.
+Rare items are ranked among themselves, too, and repeated ones among their user's
+history. In a ranking of all items a row that knows nothing of popularity, as chance
+does, fills its first places with rare items and so finds some of them, and one that
+shows the history first finds what is repeated; among themselves every row shows as
+many.
 """
 
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from learn_torchrec.arrays import BoolArray, Float64Array, Int64Array
 from learn_torchrec.evaluation.retrieval import (
@@ -39,21 +42,18 @@ class _RareItems(NamedTuple):
     Attributes:
         items: int64 [n], catalogue rows.
         targets: of all users, as indices into `items`.
-        owners: int64 [pairs], the user of each distinct pair.
     """
 
     items: Int64Array
     targets: Jagged
-    owners: Int64Array
 
     @classmethod
     def of(cls, is_rare: BoolArray, targets: Jagged) -> Self:
         """Return those of a catalogue, bool [N], and what is among them of targets."""
-        items = np.flatnonzero(is_rare)
         place = np.cumsum(is_rare) - 1
         chosen = targets.filter(is_rare[targets.values])
         chosen = Jagged(place[chosen.values], chosen.offsets)
-        return cls(items, chosen, distinct_pairs(chosen, len(items))[0])
+        return cls(np.flatnonzero(is_rare), chosen)
 
     def ranks(self, score: ScoreBlock) -> Float64Array:
         """Return the targets' ranks among the items, by a score of the catalogue."""
@@ -63,6 +63,48 @@ class _RareItems(NamedTuple):
             len(self.items),
             self.targets,
         )
+
+    @property
+    def size(self) -> int:
+        """How many items compete."""
+        return len(self.items)
+
+
+class _Histories(NamedTuple):
+    """The users' histories, and the targets in them.
+
+    Attributes:
+        num_items: of the catalogue.
+        owners: int64 [pairs], user of each distinct item of a history, ascending.
+        items: int64 [pairs].
+        targets: of all users.
+    """
+
+    num_items: int
+    owners: Int64Array
+    items: Int64Array
+    targets: Jagged
+
+    def ranks(self, score: ScoreBlock) -> Float64Array:
+        """Return the targets' ranks among the items of their user's history."""
+
+        def of_history(start: int, stop: int) -> Tensor:
+            scores = score(start, stop).double()
+            own = slice(*np.searchsorted(self.owners, (start, stop)))
+            index = (
+                torch.from_numpy(self.owners[own] - start).to(scores.device),
+                torch.from_numpy(self.items[own]).to(scores.device),
+            )
+            below = torch.full_like(scores, torch.finfo(torch.float64).min)
+            return below.index_put_(index, scores[index])
+
+        return target_ranks(of_history, self.num_items, self.targets)
+
+    @property
+    def size(self) -> float:
+        """How many items compete, in the mean over users with targets."""
+        counts = np.bincount(self.owners, minlength=len(self.targets))
+        return float(counts[self.targets.lengths > 0].mean())
 
 
 class TargetRanks:
@@ -87,12 +129,17 @@ class TargetRanks:
             for name, mask in masks.items()
         }
         rare = rare_items(data.train.item_counts(num_items), config.tail_events)
-        self._rare = {
+        self._few: dict[str, _RareItems | _Histories] = {
             name: _RareItems.of(is_rare, data.test.targets)
             for name, is_rare in rare.items()
         }
+        self._few["repeated"] = _Histories(
+            num_items,
+            *distinct_pairs(data.test.history, num_items),
+            data.test.targets.filter(masks["repeated"]),
+        )
         self._by_ranking: dict[str, _Ranks] = {name: {} for name in RANKINGS}
-        self._among: dict[str, _Ranks] = {name: {} for name in rare}
+        self._among: dict[str, _Ranks] = {name: {} for name in self._few}
 
     def add(self, name: str, score: ScoreBlock) -> None:
         """Rank by a row; by each seed, if it has several."""
@@ -101,8 +148,8 @@ class TargetRanks:
             history = task.history if is_filtered else None
             ranks = target_ranks(score, self._items, task.targets, history)
             self._by_ranking[ranking].setdefault(name, []).append(ranks)
-        for group, rare in self._rare.items():
-            self._among[group].setdefault(name, []).append(rare.ranks(score))
+        for group, few in self._few.items():
+            self._among[group].setdefault(name, []).append(few.ranks(score))
 
     def compared(self, reference: str) -> dict[str, Any]:
         """Return all rows beside a reference row, by group, ranking and metric.
@@ -113,7 +160,7 @@ class TargetRanks:
         return {
             group: {"targets": int(mask.sum()), "users": self._users(mask)}
             | self._all_ranked(group, mask, reference)
-            | self._rare_ranked(group, mask, reference)
+            | self._few_ranked(group, mask, reference)
             for group, mask in self._groups.items()
         }
 
@@ -131,16 +178,14 @@ class TargetRanks:
             if mask.any() and not (group == "repeated" and RANKINGS[ranking])
         }
 
-    def _rare_ranked(
+    def _few_ranked(
         self, group: str, mask: BoolArray, reference: str
     ) -> dict[str, Any]:
-        if group not in self._rare:
+        if group not in self._few or not mask.any():
             return {}
-        rare = self._rare[group]
-        found: dict[str, Any] = {"items": len(rare.items)}
-        if mask.any():
-            found[AMONG] = self._metrics(rare.owners, self._among[group], reference)
-        return found
+        # In the order of the targets' ranks: by user.
+        compared = self._metrics(self._owners[mask], self._among[group], reference)
+        return {"items": self._few[group].size, AMONG: compared}
 
     def _users(self, mask: BoolArray) -> int:
         return len(np.unique(self._owners[mask]))

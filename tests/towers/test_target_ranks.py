@@ -27,14 +27,16 @@ def data():
         times=np.arange(len(events)),
     )
     lists = [random.choice(ITEMS, n, replace=False) for n in (9, 0, 12, 1, 20, 3, 8)]
-    none = Jagged.from_lists([[]] * USERS)
-    none = Jagged(none.values.astype(np.int64), none.offsets)
-    test = SimpleNamespace(targets=Jagged.from_lists(lists), history=none)
-    return SimpleNamespace(train=train, test=test), lists
+    # Half of the targets are in the histories, with others.
+    met = [np.r_[one[::2], random.choice(ITEMS, 4)] for one in lists]
+    test = SimpleNamespace(
+        targets=Jagged.from_lists(lists), history=Jagged.from_lists(met)
+    )
+    return SimpleNamespace(train=train, test=test), lists, met
 
 
 def test_rare_items_are_ranked_among_themselves(data):
-    split, lists = data
+    split, lists, met = data
     scores = torch.randn(USERS, ITEMS, generator=torch.Generator().manual_seed(1))
     popular = scores + 100 * (torch.arange(ITEMS) >= 20)  # in front of all rare ones
     config = RetrievalConfig(ks=(3,), tail_events=5)
@@ -42,18 +44,24 @@ def test_rare_items_are_ranked_among_themselves(data):
     for name, row in {"plain": scores, "popular": popular}.items():
         ranks.add(name, lambda start, stop, row=row: row[start:stop])
     found = ranks.compared("plain")
-    for group, rare in {"tail": range(20), "unseen": range(10)}.items():
-        assert found[group]["items"] == len(rare)
-        recalls = []
-        for row, targets in zip(scores.tolist(), lists, strict=True):
-            wanted = set(targets.tolist()) & set(rare)
-            first = sorted(rare, key=lambda item: -row[item])[:3]
+    groups = {"tail": [range(20)] * USERS, "unseen": [range(10)] * USERS}
+    groups["repeated"] = [sorted(set(one.tolist())) for one in met]
+    for group, competing in groups.items():
+        recalls, sizes = [], []
+        rows = zip(scores.tolist(), lists, competing, strict=True)
+        for row, targets, few in rows:
+            wanted = set(targets.tolist()) & set(few)
+            first = sorted(few, key=lambda item: -row[item])[:3]
+            sizes += [len(few)] if wanted else []
             if wanted:
                 recalls.append(len(wanted & set(first)) / len(wanted))
+        assert found[group]["items"] == pytest.approx(np.mean(sizes))
         among = found[group]["among"]["r@3"]["rows"]
-        # What pushes all rare items back changes nothing among them ...
-        for name in ("plain", "popular"):
-            assert among[name]["mean"] == pytest.approx(np.mean(recalls))
-        # ... and hides them in the ranking of all items.
+        assert among["plain"]["mean"] == pytest.approx(np.mean(recalls))
+        if group == "repeated":
+            continue
+        # What pushes all rare items back changes nothing among them,
+        # and hides them in the ranking of all items.
+        assert among["popular"]["mean"] == pytest.approx(np.mean(recalls))
         assert found[group]["kept"]["r@3"]["rows"]["popular"]["mean"] == 0
     assert "among" not in found["all"]

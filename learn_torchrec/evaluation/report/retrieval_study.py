@@ -11,7 +11,7 @@ _TITLES |= {"all": TARGETS["retrieval"], "unseen": "targets without a training e
 _RANKINGS = {
     "kept": "the history's items ranked too",
     "filtered": "without the history's items",
-    "among": "among the {items:,} such items alone",
+    "among": "among such items alone",
 }
 
 
@@ -78,7 +78,8 @@ def how(result: Mapping[str, Any], titles: Mapping[str, str]) -> Section:
             f"Ties: {result['ties']}.",
             f"Long-tail targets have at most {result['tail_events']} training events. "
             "Among themselves all rows show equally many of them: in a ranking of all "
-            "items, one that knows no popularity, as chance, shows the most.",
+            "items, one that knows no popularity, as chance, shows the most. Repeated "
+            "targets are ranked among their user's history, too, for the same reason.",
             *([f"Seconds of a training: {seconds}."] if seconds else []),
         ],
     )
@@ -145,7 +146,7 @@ def _table(
     return Table(
         name=f"{group}-{ranking}",
         title=f"{found['targets']:,} targets of {found['users']:,} users, "
-        f"{_RANKINGS[ranking].format_map(found)}",
+        f"{_among(group, found) if ranking == 'among' else _RANKINGS[ranking]}",
         columns=columns,
         rows=[
             [titles.get(name, ranked_by(name)), *_cells(shown, name, metrics)]
@@ -154,6 +155,12 @@ def _table(
         formats=formats,
         note="Averaged over seeds; intervals are over users.",
     )
+
+
+def _among(group: str, found: Mapping[str, Any]) -> str:
+    if group == "repeated":
+        return f"among the history alone, {found['items']:,.0f} items in the mean"
+    return f"among the {found['items']:,.0f} such items alone"
 
 
 def _cells(shown: Mapping[str, Any], name: str, metrics: list[str]) -> list[Any]:
