@@ -3,6 +3,7 @@
 from typing import Any
 
 from learn_torchrec.evaluation.words import cohort_title, ranked_by
+from learn_torchrec.towers.target_ranks import AMONG
 
 from .markdown import markdown
 
@@ -37,6 +38,7 @@ _GROUPS = {
     "tail": "long-tail",
     "unseen": "never seen",
 }
+_AMONG = {"repeated": "the user's history"}
 _STUDY_COHORTS = (
     *("all", "user_cold", "user_long_tail"),
     *("item_cold", "item_long_tail", "item_others"),
@@ -56,10 +58,14 @@ def gains_table(
         )
         rows.append([f"{data}, beside {baseline}", points])
     for name, study in retrieval.items():
-        metric, over = _over(study, "all")
+        metric = f"r@{study['ks'][0]}"
+        over = study["groups"]["all"][study["history_in_use"]][metric]["over"]
         where = f"{RETRIEVAL_STUDIES[name]}, next items, beside the best other row"
         rows.append(
-            [f"{where} ({ranked_by(over['row'])})", f"{metric} {_points_over(over)}"]
+            [
+                f"{where} ({ranked_by(over['row'])})",
+                f"{metric.upper()} {_points_over(over)}",
+            ]
         )
     return markdown(["where", "what LEARN changes"], rows)
 
@@ -68,26 +74,35 @@ def next_items_table(studies: dict[str, dict[str, Any]]) -> str:
     """Return the towers beside the best other row, by data and group of targets."""
     rows = []
     for name, study in studies.items():
+        whole = study["groups"]["all"]["targets"]
         for group, title in _GROUPS.items():
             found = study["groups"][group]
-            whole = study["groups"]["all"]["targets"]
             if group != "all" and not 0 < found["targets"] < whole:
                 continue
-            metric, over = _over(study, group)
-            by_row = found[_ranking(study, group)][metric.lower()]["rows"]
-            rows.append(
-                [
-                    f"{RETRIEVAL_STUDIES[name]}, {title}",
-                    f"{found['targets']:,}",
-                    metric,
-                    f"{by_row['learn']['mean']:.4f}",
-                    f"{by_row['ids']['mean']:.4f}",
-                    f"{by_row[over['row']]['mean']:.4f} ({ranked_by(over['row'])})",
-                    _points_over(over),
-                ]
-            )
+            place = f"{RETRIEVAL_STUDIES[name]}, {title}"
+            rows.append(_next_items(place, study, group, _ranking(study, group)))
+            if AMONG in found:
+                place += f", among {_AMONG.get(group, 'such items')} alone"
+                rows.append(_next_items(place, study, group, AMONG))
     head = ["targets", "number", "metric", "LEARN", "ids alone", "best other", "points"]
     return markdown(head, rows)
+
+
+def _next_items(
+    place: str, study: dict[str, Any], group: str, ranking: str
+) -> list[str]:
+    found = study["groups"][group]
+    metric = f"r@{study['ks'][0]}"
+    by_row, over = found[ranking][metric]["rows"], found[ranking][metric]["over"]
+    return [
+        place,
+        f"{found['targets']:,}",
+        metric.upper(),
+        f"{by_row['learn']['mean']:.4f}",
+        f"{by_row['ids']['mean']:.4f}",
+        f"{by_row[over['row']]['mean']:.4f} ({ranked_by(over['row'])})",
+        _points_over(over),
+    ]
 
 
 def study_table(studies: dict[str, dict[str, Any]]) -> str:
@@ -137,14 +152,6 @@ def shuffled_table(study: dict[str, Any]) -> str:
 def _ranking(study: dict[str, Any], group: str) -> str:
     fixed = {"new": "filtered", "repeated": "kept"}
     return fixed.get(group, study["history_in_use"])
-
-
-def _over(study: dict[str, Any], group: str) -> tuple[str, dict[str, Any]]:
-    """Return the metric's name, and how far LEARN is above the best other row."""
-    metric = f"r@{study['ks'][0]}"
-    return metric.upper(), study["groups"][group][_ranking(study, group)][metric][
-        "over"
-    ]
 
 
 def _points_over(over: dict[str, Any]) -> str:
