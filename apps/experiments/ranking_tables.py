@@ -1,5 +1,6 @@
 """Tables 6 and 7: the ranker with LEARN, overall, by part and by cohort."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.evaluation.cohorts import ALL
 from learn_torchrec.evaluation.conventions import PAPER
+from learn_torchrec.evaluation.paired_seeds import auc_difference
 from learn_torchrec.evaluation.retrieval_study import compare_rows
 from learn_torchrec.evaluation.revenue_replay import in_first_places, visits_of
 from learn_torchrec.evaluation.rows import prepare_rows
@@ -156,7 +158,7 @@ def user_metrics(
 ) -> dict[str, dict[str, Any]]:
     """Return UAUC, WUAUC and AUC of every arm beside the baseline, by arm.
 
-    UAUC and WUAUC have intervals over users, `below` as `compare_rows` defines it.
+    `below` is as `compare_rows` defines it; of AUC only the difference has an interval.
     """
     counted = {
         name: [
@@ -171,13 +173,28 @@ def user_metrics(
     if len(weights):
         found["uauc"] = compare_rows(values, BASELINE)["rows"]
         found["wuauc"] = compare_rows(values, BASELINE, weights)["rows"]
-    seeds = {
-        name: [evaluate_auc(users, labels, one)["auc"] for one in made]
+    found["auc"] = {
+        name: _auc(users, labels, made, scores[BASELINE])
         for name, made in scores.items()
     }
-    best = float(np.mean(seeds[BASELINE]))
-    found["auc"] = {name: _without_interval(one, best) for name, one in seeds.items()}
     return found
+
+
+def _auc(
+    users: pa.Array,
+    labels: pa.Array,
+    scores: Sequence[Float64Array],
+    baseline: Sequence[Float64Array],
+) -> dict[str, Any]:
+    seeds = [evaluate_auc(users, labels, one)["auc"] for one in scores]
+    gain = auc_difference(users, labels, scores, baseline)
+    below: dict[str, Any] = {"difference": -gain.difference, "low": None, "high": None}
+    if not math.isnan(gain.low):
+        below |= {"low": -gain.high, "high": -gain.low}
+    return {
+        "mean": float(np.mean(seeds)),
+        **{"low": None, "high": None, "seeds": seeds, "below": below},
+    }
 
 
 def _revenue(
@@ -203,12 +220,6 @@ def _revenue(
 def _gain(rows: Mapping[str, Any]) -> dict[str, Any]:
     """Return LEARN's row, and the baseline's mean."""
     return {**rows[LEARN], BASELINE: rows[BASELINE]["mean"]}
-
-
-def _without_interval(seeds: Sequence[float], baseline: float) -> dict[str, Any]:
-    mean = float(np.mean(seeds))
-    below = {"difference": baseline - mean, "low": None, "high": None}
-    return {"mean": mean, "low": None, "high": None, "seeds": seeds, "below": below}
 
 
 def _check(request: Request) -> None:

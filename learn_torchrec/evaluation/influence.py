@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from learn_torchrec.arrays import Column, Float64Array
 from learn_torchrec.evaluation.auc import (
     DEFAULT_METRICS,
@@ -87,6 +89,39 @@ def paired_influence(  # noqa: PLR0913  the arguments of `evaluate_auc` and one 
     )
     moments = moments_of(before, after, metrics)
     return summarise(values_before, values_after, moments, metrics)
+
+
+def mean_difference(
+    pairs: Sequence[tuple[PreparedRows, PreparedRows]], metric: Metric
+) -> PairedDifference:
+    """Compare two models of several seeds by a metric, averaged over the seeds.
+
+    A user's influence is averaged over the seeds as the difference is: the interval is
+    over users, for the seeds at hand.
+
+    Args:
+        pairs: baseline and candidate of each seed, of the same rows.
+        metric: that has `paired_sums`.
+    """
+    sums = metric.paired_sums
+    if sums is None:
+        raise ValueError(f"{metric.name} is no function of sums over users")
+    observed, influences = [], []
+    for before, after in pairs:
+        convention = before.convention
+        values = (
+            metrics_of(totals_of(side.rows, convention, [metric]), convention, [metric])
+            for side in (before, after)
+        )
+        first, second = (one[metric.name] for one in values)
+        observed.append(second - first)
+        vectors = sums.vectors(before, after)
+        influences.append(sums.gradient(vectors.sum(axis=1)) @ vectors)
+    influence = np.mean(influences, axis=0)
+    users, deviation = len(influence), math.nan
+    if users > 1:
+        deviation = math.sqrt(float(influence @ influence) * users / (users - 1))
+    return _difference(float(np.mean(observed)), deviation)
 
 
 def moments_of(

@@ -1,8 +1,10 @@
 """Two arms of a study, each trained with several seeds, compared user by user.
 
-A user's gain is averaged over the seeds; its interval comes from resampling users.
+A user's gain is averaged over the seeds; its interval comes from resampling users, that
+of the AUC from the users' influence on it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,11 @@ import pyarrow as pa
 from learn_torchrec.arrays import BoolArray, Float64Array
 from learn_torchrec.evaluation.auc import evaluate_auc
 from learn_torchrec.evaluation.conventions import PAPER
+from learn_torchrec.evaluation.influence import mean_difference
+from learn_torchrec.evaluation.metric import PreparedRows
+from learn_torchrec.evaluation.pooled_auc import PooledAuc
 from learn_torchrec.evaluation.rows import prepare_rows
+from learn_torchrec.evaluation.significance import PairedDifference
 from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 
 METRICS = ("auc", "uauc", "wuauc", "ne")
@@ -73,7 +79,24 @@ def _compare(
         }
     for name, interval in bootstrap(*_gains(users, labels, arm, other)).items():
         result[name]["interval"] = interval
+    gain = auc_difference(users, labels, arm, other)
+    interval = None if math.isnan(gain.low) else [100 * gain.low, 100 * gain.high]
+    result["auc"]["interval"] = interval
     return result
+
+
+def auc_difference(
+    users: pa.Array,
+    labels: pa.Array,
+    arm: Sequence[Float64Array],
+    other: Sequence[Float64Array],
+) -> PairedDifference:
+    """Return what an arm gains in AUC, averaged over seeds, with a 95 % interval."""
+    sides = [
+        [PreparedRows(prepare_rows(users, labels, one), PAPER) for one in seeds]
+        for seeds in (other, arm)
+    ]
+    return mean_difference(list(zip(*sides, strict=True)), PooledAuc())
 
 
 def _gains(

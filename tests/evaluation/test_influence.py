@@ -14,6 +14,7 @@ from learn_torchrec.evaluation.auc import METRICS as KNOWN
 from learn_torchrec.evaluation.auc import evaluate_auc, named_metrics
 from learn_torchrec.evaluation.conventions import Convention
 from learn_torchrec.evaluation.influence import paired_influence
+from learn_torchrec.evaluation.paired_seeds import auc_difference
 from learn_torchrec.evaluation.paired_stream import PairedStream
 from learn_torchrec.evaluation.significance import paired_bootstrap
 
@@ -259,3 +260,32 @@ def test_docstring_example() -> None:
     result = doctest.testmod(paired_stream)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_seeds_are_averaged_before_users_vary():
+    """As wide as the bootstrap of the mean over seeds, which none of them is."""
+    random = np.random.default_rng(0)
+    users = np.repeat(np.arange(200), 10)
+    labels = (random.random(2000) < 0.3).astype(float)
+    base = labels + random.normal(size=(3, 2000)) * 2
+    better = labels + random.normal(size=(3, 2000)) * 1.8
+    found = auc_difference(users, labels, [*better], [*base])
+    by_seed = [
+        paired_influence(users, labels, old, new)["auc"]
+        for old, new in zip(base, better, strict=True)
+    ]
+    assert found.difference == pytest.approx(np.mean([x.difference for x in by_seed]))
+    rows = np.arange(2000).reshape(200, 10)
+    gains = []
+    for _ in range(400):
+        drawn = rows[random.integers(200, size=200)].ravel()
+        aucs = [
+            [evaluate_auc(users[drawn], labels[drawn], s[drawn])["auc"] for s in side]
+            for side in (base, better)
+        ]
+        gains.append(np.mean(aucs[1]) - np.mean(aucs[0]))
+    low, high = np.percentile(gains, (2.5, 97.5))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.15)
+    assert all(x.high - x.low > 1.3 * (found.high - found.low) for x in by_seed)
+    one = auc_difference(users, labels, better[:1], base[:1])
+    assert tuple(one)[:4] == pytest.approx(tuple(by_seed[0])[:4], rel=1e-9)

@@ -7,7 +7,8 @@ from learn_torchrec.evaluation.cohorts import ALL
 from learn_torchrec.evaluation.report.parts import Report, Section, Table
 from learn_torchrec.evaluation.words import cohort_title
 
-_COLUMNS = ["UAUC", "points", "95 % interval", "WUAUC, points", "AUC, points"]
+_INTERVAL = "95 % interval"
+_COLUMNS = ["UAUC", "points", _INTERVAL, "WUAUC, points", "AUC, points", _INTERVAL]
 
 
 def study_report(result: Mapping[str, Any]) -> Report:
@@ -19,7 +20,7 @@ def study_report(result: Mapping[str, Any]) -> Report:
         title="All test impressions, over the baseline",
         columns=["arm", *_COLUMNS],
         rows=[[name, *_cells(arm["cohorts"][ALL])] for name, arm in arms.items()],
-        formats=["", ".4f", "+.2f", "", "+.2f", "+.2f"],
+        formats=["", ".4f", "+.2f", "", "+.2f", "+.2f", ""],
     )
     learn = arms["learn"]["cohorts"]
     return Report(
@@ -85,18 +86,23 @@ def _by_cohort(name: str, cohorts: Mapping[str, Any]) -> Table:
             ]
             for cohort, found in known.items()
         ],
-        formats=["", ",d", ".4f", ".4f", "+.2f", "", "+.2f", "+.2f"],
+        formats=["", ",d", ".4f", ".4f", "+.2f", "", "+.2f", "+.2f", ""],
         note="Gains are averaged over seeds; intervals are over users, and one in "
         "twenty excludes 0 by chance.",
     )
 
 
 def _cells(found: Mapping[str, Any]) -> Sequence[Any]:
-    interval = found["uauc"]["interval"]
-    shown = "({:+.2f}, {:+.2f})".format(*interval) if interval else ""
-    uauc = found["uauc"]
-    others = (found[name]["points"] for name in ("wuauc", "auc"))
-    return [uauc["arm"], uauc["points"], shown, *others]
+    uauc, wuauc, auc = (found[name] for name in ("uauc", "wuauc", "auc"))
+    return [
+        *(uauc["arm"], uauc["points"], _interval(uauc)),
+        *(wuauc["points"], auc["points"], _interval(auc)),
+    ]
+
+
+def _interval(gain: Mapping[str, Any]) -> str:
+    interval = gain["interval"]
+    return "({:+.2f}, {:+.2f})".format(*interval) if interval else ""
 
 
 def _described(settings: Mapping[str, Any]) -> str:
