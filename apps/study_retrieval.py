@@ -148,12 +148,14 @@ def arms_of(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the settings of the arms by name.
 
     Raises:
-        UserError: an arm that is not NAME:SETTING=VALUE, a name twice, or a setting
-            that is not the towers'.
+        UserError: an arm that is not NAME:SETTING=VALUE, a name twice or of no folder,
+            or a setting that is not the towers'.
     """
     arms: dict[str, tuple[str, ...]] = dict(_ARMS)
     for text in given:
         name, parts = options.named_settings(text, SECTION, (*arms, *BASELINES))
+        if Path(name).name != name or "\0" in name:
+            raise UserError(f"--arm {text}: its towers' folder cannot have this name")
         arms[name] = parts
     return arms
 

@@ -57,6 +57,9 @@ def test_arms_change_towers_only():
     ):
         with pytest.raises(UserError, match="write it as NAME"):
             study_retrieval.arms_of([wrong])
+    for outside in ("../x", "/x", "a/b", "a/", ".", "a\0"):
+        with pytest.raises(UserError, match="folder cannot have this name"):
+            study_retrieval.arms_of([f"{outside}:towers.training.epochs=3"])
     with pytest.raises(UserError, match=r"only towers\.\* may differ"):
         study_retrieval.arms_of(["x:split.min_events=9"])
 
