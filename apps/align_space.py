@@ -172,7 +172,8 @@ def _costs(
     others = standardized(old, old.gather(shared.old[: shared.fitted]))
     groups = _cohorts(args, cohorts, old, old_rows)
     costs: dict[str, Any] = alignment_costs(own, mapped, others, groups)
-    before, now = read_canaries(args.old), read_canaries(args.new)
+    before = read_canaries(args.old, old.dim)
+    now = read_canaries(args.new, new.dim)
     if before is not None and now is not None:
         costs["canaries"] = round(
             float(cosines(before, alignment.apply(now)).mean()), 4

@@ -19,6 +19,8 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
 from learn_torchrec.arrays import Float32Array
+from learn_torchrec.artifact import verify
+from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.errors import (
     UserError,
     first_line,
@@ -27,6 +29,7 @@ from learn_torchrec.errors import (
 )
 from learn_torchrec.ids import as_ids
 from learn_torchrec.outputs import replacing
+from learn_torchrec.page_checksums import VERIFIED, WRITTEN
 from learn_torchrec.schema import ITEM_ID, TITLE, VECTOR
 
 from . import options, program
@@ -61,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         program.check_output_file(args.out, "Parquet", inputs, is_ours)
     items = _texts(args.text) if args.text else read_items(args.items)
     from learn_torchrec.serving.towers import ServedTowers  # takes seconds
+    from learn_torchrec.towers.artifact import KIND_TOWERS
 
+    verify(args.towers, KIND_TOWERS)
+    verify(args.content, KIND_CONTENT)
     start = time.monotonic()
     towers = ServedTowers.open(args.towers, args.content)
     towers.warm_up()
@@ -96,7 +102,7 @@ def read_items(name: str) -> pa.Table:
     refuse_special(path)
     try:
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
+            table = pq.read_table(path, **VERIFIED)
         elif path.suffix == ".csv":
             table = pacsv.read_csv(path)
         elif name == STDIN or path.suffix in (".jsonl", ".json"):
@@ -129,7 +135,8 @@ def _write(path: Path, ids: pa.ChunkedArray, vectors: Float32Array) -> None:
     flat = pa.array(vectors.reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     with replacing(path) as working:
-        pq.write_table(pa.table({ITEM_ID: ids, VECTOR: column}), working)
+        table = pa.table({ITEM_ID: ids, VECTOR: column})
+        pq.write_table(table, working, **WRITTEN)
 
 
 if __name__ == "__main__":

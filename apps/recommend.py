@@ -39,7 +39,7 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.serving.availability import read_available
 from learn_torchrec.serving.index import KIND as KIND_INDEX
-from learn_torchrec.serving.index import ItemIndex
+from learn_torchrec.serving.index import ItemIndex, refuse_other_vectors
 
 from . import options, program
 
@@ -256,6 +256,8 @@ def _search_made(
     """Return what the index of `build-index` finds, and its items' ids."""
     verify(Path(args.index), KIND_INDEX)
     index = ItemIndex.open(Path(args.index))
+    learn = LearnVectors.open(args.vectors)
+    refuse_other_vectors(index, learn, f"--vectors {args.vectors}")
     vectors = vectors._replace(item_ids=index.items.index.ids)
     if args.available is not None:
         index = index.restricted(read_available(args.available, index.items.index))

@@ -22,6 +22,7 @@ from learn_torchrec.evaluation.report.retrieval_study import retrieval_study_rep
 from learn_torchrec.evaluation.report.terminal import to_text
 from learn_torchrec.evaluation.retrieval import ScoreBlock
 from learn_torchrec.locks import locked
+from learn_torchrec.towers.baselines import BASELINES
 from learn_torchrec.training.distributed import process_group
 
 from . import options, program
@@ -36,6 +37,7 @@ from .towers_arms import (
 
 LEARN = "learn"
 _ARMS = {LEARN: (), "ids": IDS_ALONE}
+_TAKEN = (*_ARMS, *BASELINES)
 _WIDTH = 100
 
 
@@ -96,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         name: TowersArm(args.content, settings)
         for name, settings in arms_of(args.arm).items()
     }
+    for name, file in args.recommended:
+        if name in arms:
+            raise UserError(f"--recommended {name}={file}: is an --arm; rename one")
     with options.choices_said_once():
         for arm in arms.values():
             arm.resolve(args)
@@ -132,9 +137,9 @@ def _recommended(
 
 def _named_file(text: str) -> tuple[str, Path]:
     name, separator, file = text.partition("=")
-    if not separator or not name or not file or name in _ARMS:
+    if not separator or not name or not file or name in _TAKEN:
         raise argparse.ArgumentTypeError(
-            f"{text}: write it as NAME=FILE, with another name than {', '.join(_ARMS)}"
+            f"{text}: write it as NAME=FILE, with another name than {', '.join(_TAKEN)}"
         )
     return name, program.local_path(file)
 
@@ -143,12 +148,14 @@ def arms_of(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the settings of the arms by name.
 
     Raises:
-        UserError: an arm that is not NAME:SETTING=VALUE, a name twice, or a setting
-            that is not the towers'.
+        UserError: an arm that is not NAME:SETTING=VALUE, a name twice or of no folder,
+            or a setting that is not the towers'.
     """
     arms: dict[str, tuple[str, ...]] = dict(_ARMS)
     for text in given:
-        name, parts = options.named_settings(text, SECTION, arms)
+        name, parts = options.named_settings(text, SECTION, (*arms, *BASELINES))
+        if Path(name).name != name or "\0" in name:
+            raise UserError(f"--arm {text}: its towers' folder cannot have this name")
         arms[name] = parts
     return arms
 

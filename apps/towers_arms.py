@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from learn_torchrec import config as configuration
-from learn_torchrec.artifact import read_manifest, versions
+from learn_torchrec.artifact import read_manifest, verify, versions
+from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.errors import UserError
@@ -74,13 +75,20 @@ class TowersArm:
 def train_arms(
     args: argparse.Namespace, arms: Mapping[str, TowersArm], folder: Path
 ) -> dict[str, list[Path]]:
-    """Train every arm with every seed, in a folder; return the towers by arm."""
+    """Train every arm with every seed, in a folder; return the towers by arm.
+
+    Raises:
+        UserError: content, or towers of an earlier run, are damaged.
+    """
+    for content in {arm.content for arm in arms.values()}:
+        verify(content, KIND_CONTENT)
     folder.mkdir(parents=True, exist_ok=True)
     trained: dict[str, list[Path]] = {}
     for name, arm in arms.items():
         trained[name] = [folder / f"{name}-{seed}" for seed in range(args.seeds)]
         for seed, out in enumerate(trained[name]):
             arm.train(args, out, seed)
+            verify(out, KIND_TOWERS)
     return trained
 
 

@@ -61,8 +61,17 @@ def _artefacts(place: Path) -> list[Path]:
 
 
 def _inside(place: Path) -> Iterator[Path]:
-    """Yield the published artefacts in a folder; a hidden one is being made."""
-    for folder, folders, files in os.walk(place):
+    """Yield the published artefacts in a folder; a hidden one is being made.
+
+    Links are followed, but into no folder twice.
+    """
+    seen = set()
+    for folder, folders, files in os.walk(place, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         if MANIFEST in files:
             folders.clear()

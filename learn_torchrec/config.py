@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic.fields import FieldInfo
 
+from learn_torchrec.credentials import holds_credentials, without_credentials
 from learn_torchrec.errors import UserError, refuse_special
 from learn_torchrec.text import parse_json
 
@@ -199,7 +200,8 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
     a comma-separated list for tuples. Rules between fields apply to the final values.
 
     Raises:
-        UserError: a malformed assignment, an unknown name or an invalid value.
+        UserError: a malformed assignment, an unknown name, an invalid value, or a URI
+            with credentials, which would be saved with what is made.
     """
     body = to_dict(config)
     overrides = list(overrides)
@@ -208,7 +210,22 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
         if not separator or not name:
             raise UserError(f"--set {override}: write it as section.field=value")
         _assign(type(config), body, name.split("."), text, override)
+    _refuse_credentials(body)
     return from_dict(type(config), body, f"--set {' '.join(overrides)}")
+
+
+def _refuse_credentials(value: object, name: str = "") -> None:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _refuse_credentials(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _refuse_credentials(part, name)
+    elif isinstance(value, str) and holds_credentials(value):
+        raise UserError(
+            f"{name}={without_credentials(value)}: has credentials, and settings are "
+            "saved with every artefact; leave them out"
+        )
 
 
 def _assign(

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from learn_torchrec.array_files import read_array
-from learn_torchrec.arrays import AnyArray, Float16Array
+from learn_torchrec.arrays import AnyArray
 from learn_torchrec.artifact import Manifest
 from learn_torchrec.errors import UserError, first_line
 
@@ -117,8 +117,10 @@ def cosines(one: AnyArray, other: AnyArray) -> AnyArray:
     return (one * other).sum(axis=1) / np.maximum(norms, 1e-12)
 
 
-def read_canaries(directory: Path) -> Float16Array | None:
-    """Return the canaries' vectors beside an artefact's, float16 [K, C], if any.
+def read_canaries(directory: Path, dim: int | None = None) -> AnyArray | None:
+    """Return the canaries' vectors beside an artefact's, floating [K, C], if any.
+
+    `dim` is C, of the artefact's vectors; None for any.
 
     Raises:
         UserError: damaged.
@@ -127,7 +129,14 @@ def read_canaries(directory: Path) -> Float16Array | None:
     if not path.exists():
         return None
     try:
-        return read_array(path)
+        vectors = read_array(path)
+        if vectors.ndim != 2 or vectors.dtype.kind != "f":
+            raise ValueError(f"{vectors.dtype} of shape {vectors.shape}")
+        if vectors.shape != (len(CANARY_TEXTS), dim or vectors.shape[1]):
+            raise ValueError(f"shape {vectors.shape}, not of {dim} columns")
+        if not np.isfinite(vectors).all():
+            raise ValueError("not finite")
+        return vectors
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: damaged ({first_line(error)}); make the artefact again"

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from more_examples import tried
 from vault import SECRET
 
-from learn_torchrec import LearnInputs
+from learn_torchrec import LearnInputs, config, presets
 from learn_torchrec.apps import main as command_line
 from learn_torchrec.apps import program
 from learn_torchrec.apps.stages import STAGES
@@ -95,6 +96,33 @@ PLACES = [
         for data in DATA
     ),
     *(
+        [*command, "--data", "parquet:.", "--out", "x"]
+        for command in (
+            ["experiment", "transfer", "--source", "parquet:{}"],
+            ["experiment", "transfer", "--source", "{}"],
+            ["experiment", "table4", "--encoder", "llm:content.encoder.model={}"],
+            ["experiment", "table4", "--encoder", "{}"],
+            ["study-retrieval", "--content", "x", "--recommended", "a={}"],
+            ["study-retrieval", "--content", "x", "--recommended", "{}"],
+            ["study-retrieval", "--content", "x", "--arm", "a:towers.x={}"],
+            ["study", "--vectors", "x", "--arm", "{}:ranker.x=1"],
+            ["build-index", "--vectors", "x", "--from", "{}"],
+            ["recommend", "--vectors", "x", "--index", "{}"],
+        )
+    ),
+    *(
+        ["verify", "{}"],
+        ["verify", "x", "{}"],
+        ["rollback", "--to", "1", "--run", "{}"],
+    ),
+    *(["refresh", "--data", "parquet:{}", "--run", "x"], ["align-space", "{}", "x"]),
+    ["serve", "--bundle", "x", "--events", "{}"],
+    ["serve", "--bundle", "x", "--data", "parquet:{}"],
+    ["serve", "--run", "x", "--data", "parquet:{}"],
+    ["embed-items", "--towers", "x", "--content", "x", "--items", "{}"],
+    ["embed-items", "--towers", "x", "--content", "x", "--items", "{}.parquet"],
+    ["recommend", "--data", "parquet:{}", "--vectors", "x", "--user", "{}"],
+    *(
         [command, f"--{option}", "{}", "--data", "parquet:.", "--out", "x"]
         for command in STAGES
         for option in (*STAGES[command].reads, "out", "vectors", "content", "user")
@@ -130,6 +158,31 @@ def test_no_command_shows_a_secret(capfd, tmp_path, monkeypatch, made, place):
     said = ends(capfd, *(part.replace("{}", uri) for part in place))
     assert leaked(secret, said) == [], (uri, place)
     assert leaked(secret, str(list(tmp_path.rglob("*")))) == []
+
+
+TEXTS = [
+    *("content.encoder.revision", "content.prompt.currency"),
+    *("content.prompt.template", "towers.model.encoder.language_model"),
+    *("split.actions", "export.since", "refresh.gate"),
+]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_setting_that_is_saved_takes_a_secret(name, tmp_path, capfd):
+    secret = "hpRp8Jkzw3/t+Lm9qXw2a"
+    uri = f"s3://KEY:{secret}@bucket/log"
+    with pytest.raises(UserError, match=f"{name}=.*has credentials") as caught:
+        config.apply_overrides(presets.Run(), [f"{name}={uri}"])
+    assert leaked(secret, str(caught.value)) == []
+    listed = f'ranker.features.dense=[{{"column": "{uri}"}}]'
+    with pytest.raises(UserError, match=r"ranker\.features\.dense.*has credentials"):
+        config.apply_overrides(presets.Run(), [listed])
+    body = json.dumps(config.to_dict(presets.Run()))
+    saved = tmp_path / "config.json"
+    saved.write_text(body.replace('"currency": ""', f'"currency": "{uri}"'))
+    given = config.load(presets.Run, saved)
+    with pytest.raises(UserError, match=r"content\.prompt\.currency=.*has credentials"):
+        config.apply_overrides(given, [])
 
 
 # --- data that a secret opens ------------------------------------------------------

@@ -221,6 +221,18 @@ def test_rot_is_found_by_reading_all(tmp_path, reads, capsys):
     assert "two: content, 2 files, 2,000 bytes, as written" in capsys.readouterr().out
 
 
+def test_linked_artefacts_are_read_once(tmp_path, capsys):
+    made, run = make(tmp_path / "elsewhere"), tmp_path / "run"
+    run.mkdir()
+    for name, place in (("content", made), ("again", made), ("loop", run)):
+        (run / name).symlink_to(place)
+    verify.main([str(run)])
+    assert capsys.readouterr().out.count("as written") == 1
+    rot(made / "b")
+    with pytest.raises(UserError, match="b: damaged"):
+        verify.main([str(run)])
+
+
 def test_an_option_reads_all(tmp_path, reads):
     made = make(tmp_path / "out")
     rot(made / "a")

@@ -139,6 +139,15 @@ def test_towers_are_rows_and_resume(tables, capsys, monkeypatch):
     monkeypatch.setattr(train_towers, "train_towers", refuse)
     assert run(tables, "table4") == result
 
+    vectors = tables / "out" / "content" / "llm" / "vectors-00000.npy"
+    whole = vectors.read_bytes()
+    vectors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(tables, "table4")
+    assert f"error: {vectors}: damaged" in capsys.readouterr().err
+    vectors.write_bytes(whole)
+
 
 def test_an_id_and_two_encoders(tables):
     result = run(tables, "table1")

@@ -1,10 +1,8 @@
 """Artefacts that somebody forged, with a right checksum in the manifest: one line."""
 
 import io
-import json
 import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forging import forge, listed_anew
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.metadata import Metadata
 
-from learn_torchrec.artifact import Manifest, describe_file, read_manifest, verify
+from learn_torchrec.artifact import read_manifest, verify
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.predictions import read_predictions
@@ -25,25 +24,6 @@ from learn_torchrec.publish import write_artifact
 from learn_torchrec.towers.artifact import load_towers
 from learn_torchrec.towers.official_checkpoint import read_official_checkpoint
 from learn_torchrec.training.tensors import read_index
-
-Body = dict[str, Any]
-
-
-def forge(directory: Path, change: Callable[[Body], object]) -> None:
-    """Change a manifest, and write the checksum of what results."""
-    path = directory / "manifest.json"
-    body = json.loads(path.read_text())
-    change(body)
-    digest = Manifest(**(body | {"checksum": ""})).digest()
-    path.write_text(json.dumps(body | {"checksum": digest}))
-
-
-def listed_anew(directory: Path) -> None:
-    """Let a manifest list the files that are there, as they are."""
-    names = [str(p.relative_to(directory)) for p in directory.rglob("*")]
-    names.remove("manifest.json")
-    found = {name: describe_file(directory / name) for name in names}
-    forge(directory, lambda body: body.update(files=found))
 
 
 def nested(depth: int) -> Any:

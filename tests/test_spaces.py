@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forging import listed_anew
 
 from learn_torchrec import spaces
 from learn_torchrec.apps import (
@@ -144,6 +145,26 @@ def test_a_model_that_changed_under_its_name_is_noticed(data, tmp_path):
         encode(data, tmp_path / "second", "--reuse", str(changed))
     assert not (tmp_path / "second").exists()
     encode(data, tmp_path / "second", "--reuse", str(first))
+
+
+@pytest.mark.parametrize(
+    "canaries",
+    [
+        np.full((len(spaces.CANARY_TEXTS), 16), np.nan, np.float16),
+        np.ones((9, 16), np.float16),
+        np.ones((len(spaces.CANARY_TEXTS), 5), np.float16),
+        np.ones((2, 2, 2), np.float16),
+        np.ones((len(spaces.CANARY_TEXTS), 16), np.int64),
+    ],
+    ids=["no numbers", "more", "shorter", "three dimensions", "integers"],
+)
+def test_forged_canaries_are_refused(canaries, data, tmp_path):
+    first = encode(data, tmp_path / "first")
+    np.save(first / spaces.CANARIES_FILE, canaries)
+    listed_anew(first)
+    add_items(data[0], ["green plate"])
+    with pytest.raises(UserError, match=r"canaries\.npy: damaged"):
+        encode(data, tmp_path / "second", "--reuse", str(first))
 
 
 @pytest.mark.parametrize("inputs", ["content", "content+id"])

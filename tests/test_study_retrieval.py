@@ -10,6 +10,7 @@ import pytest
 from learn_torchrec.apps import main as command_line
 from learn_torchrec.apps import study_retrieval, train_towers
 from learn_torchrec.errors import UserError
+from learn_torchrec.evaluation.recommended import recommended_scores
 from learn_torchrec.evaluation.retrieval import user_metrics
 from learn_torchrec.evaluation.retrieval_study import compare_rows
 
@@ -48,9 +49,17 @@ def test_arms_change_towers_only():
     )
     assert arms["x"] == ("towers.training.epochs=3", "towers.loss.temperature=1")
     assert list(arms) == ["learn", "ids", "x"]
-    for wrong in ("ids:towers.training.epochs=3", "towers.training.epochs=3", ":a=1"):
+    for wrong in (
+        "ids:towers.training.epochs=3",
+        "popularity:towers.x=1",
+        "towers.training.epochs=3",
+        ":a=1",
+    ):
         with pytest.raises(UserError, match="write it as NAME"):
             study_retrieval.arms_of([wrong])
+    for outside in ("../x", "/x", "a/b", "a/", ".", "a\0"):
+        with pytest.raises(UserError, match="folder cannot have this name"):
+            study_retrieval.arms_of([f"{outside}:towers.training.epochs=3"])
     with pytest.raises(UserError, match=r"only towers\.\* may differ"):
         study_retrieval.arms_of(["x:split.min_events=9"])
 
@@ -125,6 +134,16 @@ def test_the_command_studies_and_resumes(market, store, tmp_path, capsys, monkey
     assert not seen
     assert json.loads((out / "study.json").read_text()) == result
 
+    weights = out / "towers" / "learn-1" / "towers.safetensors"
+    body = bytearray(weights.read_bytes())
+    body[-1] ^= 64
+    weights.write_bytes(body)
+    with pytest.raises(SystemExit) as ended:
+        command_line.main(command)
+    assert ended.value.code == 2
+    assert f"error: {weights}: damaged" in capsys.readouterr().err
+    assert json.loads((out / "study.json").read_text()) == result
+
 
 def test_another_model_is_a_row(market, store, tmp_path, capsys):
     log = pq.read_table(market / "interactions.parquet")
@@ -149,6 +168,22 @@ def test_another_model_is_a_row(market, store, tmp_path, capsys):
     row = result["groups"]["all"]["kept"]["r@10"]["rows"]["mine"]
     assert len(row["seeds"]) == 2
     assert row["mean"] == pytest.approx(10 / 40, abs=0.1)  # by chance
+    for taken in ("learn", "popularity", "co_occurrence"):
+        with pytest.raises(SystemExit):
+            command_line.main([*command, "--recommended", f"{taken}=x"])
+        assert "write it as NAME=FILE, with another name" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        command_line.main([*command, "--recommended", "learn=x"])
-    assert "write it as NAME=FILE, with another name" in capsys.readouterr().err
+        command_line.main([*command, "--arm", "mine:towers.training.epochs=1"])
+    assert "--recommended mine=" in capsys.readouterr().err
+
+
+def test_ranks_order_a_user_s_items_whatever_their_size(store, tmp_path):
+    items, path = store.item_ids.to_pylist()[:3], tmp_path / "r.parquet"
+    columns = {"user_id": [7, 7, 7], "item_id": items}
+    huge = [2**62 + 1, 2**62, 2**62 + 2]  # whose reciprocals are equal
+    pq.write_table(pa.table({**columns, "rank": huge}), path)
+    scores = recommended_scores(path, pa.array([7]), store)(0, 1)
+    assert scores[0, :4].tolist() == [1 / 2, 1, 1 / 3, 0]
+    pq.write_table(pa.table({**columns, "rank": [1, 2, 2]}), path)
+    with pytest.raises(UserError, match="column rank: 2 is there twice for user_id 7"):
+        recommended_scores(path, pa.array([7]), store)

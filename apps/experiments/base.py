@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from learn_torchrec.artifact import verify
 from learn_torchrec.content.backbone import SMOLLM2, refuse_absent
 from learn_torchrec.content.minilm import MINILM
+from learn_torchrec.content.store import KIND
 from learn_torchrec.presets import Run
 
 from .. import encode_content, options
@@ -92,12 +94,17 @@ class Request:
             refuse_absent(config.model, config.revision)
 
     def encode(self, encoder: str) -> Path:
-        """Encode the items with an encoder, unless that was done; return the store."""
+        """Encode the items with an encoder, unless that was done; return the store.
+
+        Raises:
+            UserError: the store of an earlier run is damaged.
+        """
         out = self.content(encoder)
         out.parent.mkdir(parents=True, exist_ok=True)
         given = ["--data", self.args.data, "--out", str(out), "--overwrite"]
         given += self.shared
         encode_content.main([*given, "--set", *self._settings(encoder)])
+        verify(out, KIND)
         return out
 
     def _settings(self, encoder: str) -> list[str]:

@@ -85,7 +85,7 @@ class SpaceKeeper:
             return
         if self._earlier is not None:
             self._space = spaces.space_of(self._earlier.manifest) or None
-            self._canaries = spaces.read_canaries(self._earlier.directory)
+            self._canaries = _canaries_of(self._earlier)
 
     def _refuse_other_vectors(self) -> None:
         if self._earlier is None or self._space is None or self._canaries is None:
@@ -96,7 +96,7 @@ class SpaceKeeper:
         # Another prompt is no other space of the encoder: texts have their own hashes.
         before.pop("prompt", None)
         spaces.refuse_other_space(before, self._space, where, fix)
-        known = spaces.read_canaries(self._earlier.directory)
+        known = _canaries_of(self._earlier)
         if known is None:
             return
         least = float(spaces.cosines(known, self._canaries).min())
@@ -105,3 +105,7 @@ class SpaceKeeper:
                 f"{where} are not what the model gives today (cosine {least:.3f} for "
                 f"the same text, although its name is the same); {fix}"
             )
+
+
+def _canaries_of(store: ContentStore) -> Float16Array | None:
+    return spaces.read_canaries(store.directory, store.dim)

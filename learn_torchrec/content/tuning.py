@@ -2,10 +2,8 @@
 
 import hashlib
 import logging
-import os
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learn_torchrec.artifact import verify
 from learn_torchrec.content import backbone
 from learn_torchrec.content.encoder import EncoderConfig, dtype_of, token_budget_batches
 from learn_torchrec.errors import UserError
 from learn_torchrec.progress import progress_bar
+from learn_torchrec.publish import is_finished, make_once, write_artifact
 
+KIND = "language_model"
 _HELD_OUT = 0.1  # of the texts, to choose the pass
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,27 @@ def tune_language_model(
         A directory that `EncoderConfig.model` can name.
 
     Raises:
-        UserError: the model is no causal language model, or there is too little text.
+        UserError: the model is no causal language model, there is too little text, or
+            a model that was tuned before is damaged.
     """
-    out = folder / f"tuned-{_recipe(encoder, texts, tuning)}"
-    if out.is_dir():
-        return out
+    recipe = _recipe(encoder, texts, tuning)
+    out = folder / f"tuned-{recipe}"
+    make_once(
+        out,
+        lambda: is_finished(out, KIND, recipe),
+        lambda: _tune(encoder, texts, tuning, out, recipe),
+    )
+    verify(out, KIND)
+    return out
+
+
+def _tune(
+    encoder: EncoderConfig,
+    texts: Sequence[str],
+    tuning: Tuning,
+    out: Path,
+    recipe: str,
+) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files = backbone.find_model(encoder.model, encoder.revision)
     tokenizer, model = backbone.load_causal(files, device, encoder.trust_remote_code)
@@ -76,14 +93,11 @@ def tune_language_model(
             f"{round(1 / _HELD_OUT)} are needed"
         )
     model.load_state_dict(_train(model, tokens[held_out:], tokens[:held_out], tuning))
-    working = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(working, ignore_errors=True)
     saved: Any = model
-    with backbone.quiet():
+    made: dict[str, Any] = {"kind": KIND, "config": asdict(tuning), "inputs": {}}
+    with write_artifact(out, **made, recipe=recipe) as working, backbone.quiet():
         saved.save_pretrained(working)
         tokenizer.save_pretrained(working)
-    working.rename(out)
-    return out
 
 
 def next_token_loss(model: nn.Module, batch: Sequence[Sequence[int]]) -> Tensor:

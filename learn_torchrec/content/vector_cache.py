@@ -93,7 +93,7 @@ class VectorCache:
         """Add the blocks that were written since the last call.
 
         Raises:
-            UserError: one is damaged.
+            UserError: one is damaged, or has vectors of another length.
         """
         for path in sorted(self.directory.glob(f"*{_HASHES}")):
             if path.name not in self._blocks:
@@ -104,6 +104,11 @@ class VectorCache:
                         f"{path}: damaged ({error}); run the same command again, which "
                         "encodes its texts again"
                     ) from None
+                if shard.shape[1] != (self.dim or shard.shape[1]):
+                    raise UserError(
+                        f"{path}: vectors of length {shard.shape[1]}, others have "
+                        f"{self.dim}; remove {self.directory}"
+                    )
                 self._blocks.add(path.name)
                 self._hashes.append(hashes)
                 self._shards.append(shard)
@@ -142,6 +147,7 @@ def _intact_rows(path: Path) -> int | None:
         return None
     fits = hashes.ndim == vectors.ndim == 2 and len(hashes) == len(vectors) > 0
     fits = fits and hashes.dtype == np.uint64 and vectors.dtype == np.float16
+    fits = fits and hashes.shape[1] == 2 and vectors.shape[1] > 0
     return len(hashes) if fits and finite_rows(vectors).all() else None
 
 

@@ -118,6 +118,8 @@ class PastTotals:
         Raises:
             OSError: a file is missing; ValueError, ArrowInvalid: damaged.
         """
-        counts = map_array(directory / _COUNTS_FILE)
-        total = int(np.load(directory / _TOTAL_FILE))
-        return cls(IdIndex.open(directory), counts, total, name)
+        index = IdIndex.open(directory)
+        counts = map_array(directory / _COUNTS_FILE, np.int64, 1)
+        if len(counts) != len(index):
+            raise ValueError(f"{_COUNTS_FILE}: of other ids")
+        return cls(index, counts, int(map_array(directory / _TOTAL_FILE)), name)

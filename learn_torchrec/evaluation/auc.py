@@ -69,7 +69,8 @@ def evaluate_auc(
     Raises:
         UserError: columns of different lengths, ids neither int64 nor string, labels
             other than 0 and 1, non-finite scores, negative or non-finite weights,
-            rates outside (0, 1], or no clicks where the convention needs them.
+            rates outside (0, 1], no clicks where the convention needs them, or weights,
+            clicks or rates outside 1e-100 to 1e100.
 
     Example:
         >>> metrics = evaluate_auc([1, 1, 2, 2], [1, 0, 1, 0], [0.9, 0.2, 0.5, 0.5])

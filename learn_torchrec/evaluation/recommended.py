@@ -17,6 +17,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.parquet import ParquetParts
 from learn_torchrec.evaluation.retrieval import ScoreBlock
 from learn_torchrec.ids import IdIndex, as_ids, refuse_other_type
+from learn_torchrec.jagged import positions_in
 from learn_torchrec.schema import ITEM_ID, USER_ID
 
 RANK = "rank"
@@ -28,8 +29,8 @@ logger = logging.getLogger(__name__)
 def recommended_scores(path: Path, users: pa.Array, store: ContentStore) -> ScoreBlock:
     """Return scores in the order of a file of recommendations.
 
-    An item of rank r scores 1 / r, one that is not listed 0: it ties with all others
-    below the list.
+    The n-th of a user's items of the catalogue scores 1 / n, one that is not listed 0:
+    it ties with all others below the list.
 
     Args:
         path: a Parquet or CSV file with a row for each recommended item, as
@@ -39,7 +40,7 @@ def recommended_scores(path: Path, users: pa.Array, store: ContentStore) -> Scor
 
     Raises:
         UserError: a missing or unreadable file, a missing column, a rank below 1, an
-            item twice for a user, or a user without recommendations.
+            item or a rank twice for a user, or a user without recommendations.
     """
     parts = ParquetParts(path, "a file of recommendations")
     parts.require([USER_ID, ITEM_ID, RANK], f"recommendations have {_FORM}")
@@ -65,8 +66,15 @@ def recommended_scores(path: Path, users: pa.Array, store: ContentStore) -> Scor
         raise UserError(
             f"{path}: an item is there twice for a user; keep its best rank"
         )
+    is_again = (np.diff(owners) == 0) & (np.diff(ranks) == 0)
+    if is_again.any():
+        place = int(np.argmax(is_again))
+        raise UserError(
+            f"{path}: column {RANK}: {ranks[place]} is there twice for {USER_ID} "
+            f"{users[int(owners[place])].as_py()!r}; give each item its own"
+        )
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    scores = torch.from_numpy(1 / ranks)
+    scores = torch.from_numpy(1 / (positions_in(counts) + 1))
 
     def score(start: int, stop: int) -> Tensor:
         rows = slice(offsets[start], offsets[stop])

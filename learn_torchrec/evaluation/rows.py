@@ -20,6 +20,10 @@ from learn_torchrec.evaluation.pairs import Scores
 from learn_torchrec.ids import encode_ids
 from learn_torchrec.schema import CLICK, LABEL, SAMPLING_RATE, SCORE, USER_ID, WEIGHT
 
+# A pair counts a product of weights, which must neither vanish nor be infinite.
+_LEAST, _MOST = 1e-100, 1e100
+_EXTREME = f"not between {_LEAST:g} and {_MOST:g}"
+
 
 class Columns(NamedTuple):
     """Checked columns of the rows of positive weight.
@@ -132,6 +136,7 @@ def check_columns(
             f"{WEIGHT}: negative or not finite",
             "weights must be 0 (ignore the row) or more",
         )
+        refuse(_is_extreme(weight_values), f"{WEIGHT}: {_EXTREME}", "scale all weights")
         if not weight_values.all():
             kept = weight_values > 0
     is_used = np.True_ if kept is None else kept
@@ -152,6 +157,9 @@ def check_columns(
             f"{CLICK}: negative or not a number",
             "clicks must be 0 or more",
         )
+        refuse(
+            is_used & _is_extreme(click_values), f"{CLICK}: {_EXTREME}", "count clicks"
+        )
     sampled: Float64Array | None = None
     if sampling_rates is not None:
         rates = _as_float(sampling_rates, SAMPLING_RATE, length).astype(np.float64)
@@ -160,11 +168,22 @@ def check_columns(
             f"{SAMPLING_RATE}: not above 0 and at most 1",
             "write the chance that the row was kept",
         )
+        refuse(
+            is_used & _is_extreme(rates),
+            f"{SAMPLING_RATE}: {_EXTREME}",
+            "write the chance that the row was kept",
+        )
         sampled = population_weights(label_values == 1, weight_values, rates)
     columns = (label_values == 1, score_values, weight_values, click_values, sampled)
     if kept is None:
         return Columns._make([*columns, None])
     return Columns._make([*(c if c is None else c[kept] for c in columns), kept])
+
+
+def _is_extreme(values: Float64Array) -> BoolArray:
+    """Return which positive values have products that float64 may not hold [N]."""
+    is_extreme: BoolArray = ((values > 0) & (values < _LEAST)) | (values > _MOST)
+    return is_extreme
 
 
 def population_weights(

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from learn_torchrec.arrays import Float32Array
+from learn_torchrec.artifact import reading
 from learn_torchrec.errors import UserError
 from learn_torchrec.serving.fixed_rows import ROWS_FILE, requests_of
 from learn_torchrec.serving.runner import Runner
@@ -50,11 +51,20 @@ def check_bundle(directory: Path, runner: Runner) -> dict[str, Any]:
         the trained ranker, and what is allowed.
 
     Raises:
-        UserError: a difference beyond the certificate's tolerances.
+        UserError: a difference beyond the certificate's tolerances, or a certificate or
+            rows that are none.
     """
+    files = (CERTIFICATE_FILE, ROWS_FILE)
+    with reading(directory, runner.manifest, files, "export the bundle again"):
+        return _compared(directory, runner)
+
+
+def _compared(directory: Path, runner: Runner) -> dict[str, Any]:
     text = (directory / CERTIFICATE_FILE).read_text(encoding="utf-8")
     tolerances = json.loads(text)["tolerances"]
     rows = pq.read_table(directory / ROWS_FILE)
+    if not rows.num_rows:
+        raise ValueError(f"{ROWS_FILE}: no rows")
     found = score_rows(runner, rows)
     result: dict[str, Any] = {"rows": rows.num_rows, "tolerances": tolerances}
     rounded = runner.served.precision != "float"

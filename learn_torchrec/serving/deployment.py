@@ -11,18 +11,24 @@ import numpy as np
 import pyarrow as pa
 
 from learn_torchrec.arrays import Float32Array, Int64Array
-from learn_torchrec.artifact import MANIFEST
+from learn_torchrec.artifact import MANIFEST, verify
+from learn_torchrec.content.store import KIND as KIND_CONTENT
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN, IdIndex, is_text
+from learn_torchrec.ranker.learn.vectors import KIND as KIND_VECTORS
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.serving.availability import read_available
 from learn_torchrec.serving.check import check_bundle
 from learn_torchrec.serving.events import Id
-from learn_torchrec.serving.index import ItemIndex
+from learn_torchrec.serving.index import KIND as KIND_INDEX
+from learn_torchrec.serving.index import ItemIndex, refuse_other_vectors
 from learn_torchrec.serving.request import RankRequest
 from learn_torchrec.serving.runner import Runner
+from learn_torchrec.serving.served import KIND as KIND_BUNDLE
 from learn_torchrec.serving.towers import ServedTowers
 from learn_torchrec.spaces import refuse_other_space, space_of
-from learn_torchrec.vector_table import USERS, VectorTable
+from learn_torchrec.towers.artifact import KIND_TOWERS
+from learn_torchrec.vector_table import VectorTable
 
 MAIN = "main"
 
@@ -102,6 +108,21 @@ class Places:
                 ) from None
         return digest.hexdigest()[:12]
 
+    def verify(self) -> None:
+        """Check the files of all places but the bundles.
+
+        Raises:
+            UserError: names the first that is missing or damaged.
+        """
+        for place, kind in (
+            (self.index, KIND_INDEX),
+            (self.vectors, KIND_VECTORS),
+            (self.towers, KIND_TOWERS),
+            (self.content, KIND_CONTENT),
+        ):
+            if place is not None:
+                verify(place.resolve(), kind)
+
     def _all(self) -> Iterable[Path]:
         places = (self.index, self.towers, self.content, self.vectors, self.available)
         yield from self.bundles.values()
@@ -177,6 +198,7 @@ def load(
         UserError: an artefact is missing, damaged or does not fit the others.
     """
     version = places.version()
+    places.verify()
     index = users = towers = None
     if places.index is not None:
         index = ItemIndex.open(places.index.resolve())
@@ -184,7 +206,10 @@ def load(
             allowed = read_available(places.available, index.items.index)
             index = index.restricted(allowed)
     if places.vectors is not None:
-        users = VectorTable.open(places.vectors.resolve() / USERS)
+        vectors = LearnVectors.open(places.vectors.resolve())
+        users = vectors.users
+        if index is not None:
+            refuse_other_vectors(index, vectors, f"--vectors {places.vectors}")
     if places.towers is not None and places.content is not None:
         towers = ServedTowers.open(places.towers.resolve(), places.content.resolve())
     if index is not None and towers is not None:
@@ -213,7 +238,8 @@ def load(
 
 
 def _load_runner(path: Path) -> Ranker:
-    """Load a bundle and score its fixed rows as its certificate says."""
+    """Verify and load a bundle; score its fixed rows as its certificate says."""
+    verify(path, KIND_BUNDLE)
     runner = Runner.load(path)
     check_bundle(path, runner)
     return runner

@@ -29,7 +29,9 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.topk import TopItems
 from learn_torchrec.ids import UNKNOWN
 from learn_torchrec.page_checksums import VERIFIED
+from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import TITLE
+from learn_torchrec.spaces import refuse_other_space, space_of
 from learn_torchrec.vector_table import ITEMS, VectorTable
 
 KIND = "index"
@@ -99,7 +101,7 @@ class ItemIndex:
             if TITLES_FILE in manifest.files:
                 table = pq.read_table(directory / TITLES_FILE, **VERIFIED)
                 titles = table[TITLE].combine_chunks()
-            return cls(
+            found = cls(
                 manifest=manifest,
                 items=VectorTable.open(
                     directory / ITEMS, listed_files(directory, manifest)
@@ -111,6 +113,28 @@ class ItemIndex:
                 popular=read_array(directory / POPULAR_FILE),
                 titles=titles,
             )
+            found._check()
+            return found
+
+    def _check(self) -> None:
+        """Check that the parts are of one index.
+
+        Raises:
+            ValueError: names what is of another.
+        """
+        for name, rows, least in (
+            (POSITIONS_FILE, self.positions, UNKNOWN),
+            (POPULAR_FILE, self.popular, 0),
+        ):
+            is_list = rows.ndim == 1 and rows.dtype == np.int64
+            if not (is_list and ((rows >= least) & (rows < len(self))).all()):
+                raise ValueError(f"{name}: no rows of the items")
+        if (self.faiss.ntotal, self.faiss.d) != (len(self.positions), self.dim):
+            raise ValueError(f"{FAISS_FILE}: of other vectors")
+        if self.titles is not None and len(self.titles) != len(self):
+            raise ValueError(f"{TITLES_FILE}: of other items")
+        if self.kind not in (FLAT, HNSW, IVFPQ) or type(self.effort) is not int:
+            raise ValueError(f"{self.kind!r} with effort {self.effort!r} is no index")
 
     def __len__(self) -> int:
         return len(self.items.index)
@@ -216,6 +240,20 @@ class ItemIndex:
             rows = rows[self.allowed]
         wanted = k + max((len(each) for each in excluded), default=0)
         return _kept(*exact_top(self.items, queries, wanted, rows), excluded, k)
+
+
+def refuse_other_vectors(index: ItemIndex, vectors: LearnVectors, name: str) -> None:
+    """Refuse users' vectors of another space than the index's, for any dot product.
+
+    Raises:
+        UserError: names the vectors as `name`, and what differs.
+    """
+    refuse_other_space(
+        space_of(index.manifest),
+        space_of(vectors.manifest),
+        f"{name}: they, and the items of the index,",
+        "build the index of these vectors",
+    )
 
 
 def exact_top(

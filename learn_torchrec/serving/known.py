@@ -82,7 +82,11 @@ class Known:
         if CONTENT in served.parts:
             content = _open_content(folder / CONTENT)
         inputs = LearnInputs(vectors, content, served.learn)
-        rates = map_array(folder / RATES_FILE) if RATES in served.parts else None
+        rates = None
+        if RATES in served.parts:
+            rates = map_array(folder / RATES_FILE, np.float32, 2)
+            if len(rates) != len(inputs.index):
+                raise ValueError(f"{RATES_FILE}: of other items")
         events = None
         if EVENTS in served.parts:
             events = KnownEvents.open(folder / EVENTS)

@@ -103,11 +103,18 @@ class KnownEvents:
     @classmethod
     def open(cls, directory: Path) -> Self:
         """Map the files of `write`; raises as `open_past`."""
-        arrays = {
-            name: map_array(directory / f"{name}.npy")
-            for name in ("offsets", "items", "times")
-        }
-        return cls(index=IdIndex.open(directory), **arrays)
+        found = cls(
+            index=IdIndex.open(directory),
+            offsets=map_array(directory / "offsets.npy", np.int64, 1),
+            items=map_array(directory / "items.npy", np.int32, 1),
+            times=map_array(directory / "times.npy", np.int64, 1),
+        )
+        events = len(found.times)
+        if len(found.offsets) != len(found.index) + 1 or len(found.items) != events:
+            raise ValueError(f"{directory.name}: users, items and times do not match")
+        if found.offsets[0] != 0 or found.offsets[-1] != events:
+            raise ValueError(f"{directory.name}: offsets of other events")
+        return found
 
     def of(self, user: int) -> tuple[Int64Array, Int64Array]:
         """Return items and times of the user in a row; none for -1."""

@@ -226,7 +226,7 @@ def tower_canaries(
 
     None where the store has none, or the towers read ids alone.
     """
-    content = read_canaries(store.directory)
+    content = read_canaries(store.directory, store.dim)
     if content is None or towers.encoder.content_projection is None:
         return None
     rows = torch.arange(len(content), device=device)

@@ -12,13 +12,14 @@ from learn_torchrec.towers.co_occurrence import CoOccurrence
 from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit
 from learn_torchrec.towers.retrieval import RetrievalConfig
 
+BASELINES = ("popularity", "content_mean", "already_bought", "co_occurrence")
 _MOST_COUNTED = 20_000_000  # events, whose pairs fit into memory
 
 
 def baseline_scores(
     data: TowersSplit, store: ContentStore, task: RetrievalTask, config: RetrievalConfig
 ) -> dict[str, ScoreBlock]:
-    """Return the scores of the baselines.
+    """Return the scores of the `BASELINES`, by name.
 
     - `popularity` ranks by the training users' event counts.
     - `content_mean` is the paper's Baseline-v1: a user is the mean of the history's

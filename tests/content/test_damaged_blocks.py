@@ -94,6 +94,8 @@ DAMAGE = {
     "renamed": lambda v, h: v[0].replace(v[1]),
     "other shape": lambda v, h: write_checked(v[0], np.ones((1, 16), np.float16)),
     "other type": lambda v, h: write_checked(v[0], np.ones((8, 16))),
+    "no columns": lambda v, h: write_checked(v[0], np.ones((12, 0), np.float16)),
+    "other hashes": lambda v, h: write_checked(h[0], np.ones((12, 3), np.uint64)),
     "a pipe": lambda v, h: pipe(v[0]),
     "nothing": lambda v, h: None,
 }
@@ -117,6 +119,17 @@ def test_a_damaged_block_is_encoded_again(
     blocks = {"nothing": 3, "renamed": 1, "swapped vectors": 1}
     kept = {DAMAGE[name]: count for name, count in blocks.items()}.get(damage, 2)
     assert facts["encoded"] == 40 - 12 * kept
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_vectors_of_another_length_are_one_line(
+    count, interrupted, market, model_dir, tmp_path
+):
+    for path in sorted(interrupted.glob("*.vectors.npy"))[:count]:
+        write_checked(path, np.ones((12, 7), np.float16))
+    with pytest.raises(UserError, match=rf"of length \d+, others .* {interrupted}"):
+        run(market, tmp_path / "out" / "content", model_dir)
+    assert not (tmp_path / "out" / "content").exists()
 
 
 @pytest.mark.parametrize("how", ["reuse", "overwrite"])

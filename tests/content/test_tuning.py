@@ -47,6 +47,11 @@ def test_tuning_learns_and_is_done_once(model, tmp_path, capsys, monkeypatch):
     assert tune_language_model(encoder, TEXTS, settings, tmp_path) == tuned
     with pytest.raises(TypeError):  # other texts are another tuning
         tune_language_model(encoder, TEXTS[1:], settings, tmp_path)
+    weights = tuned / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        tune_language_model(encoder, TEXTS, settings, tmp_path)
 
 
 def test_a_pass_that_makes_it_worse_is_not_kept(model, tmp_path):

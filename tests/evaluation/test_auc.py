@@ -115,6 +115,26 @@ def test_a_sampled_negative_counts_for_those_left_out(weights) -> None:
         assert found[name] == plain[name]
 
 
+@pytest.mark.parametrize("scale", [1e-99, 1e-30, 1e30, 1e98])
+def test_weights_of_any_allowed_size_give_the_same(scale: float) -> None:
+    users, labels, scores, weights = random_rows(0)
+    expected = evaluate_auc(users, labels, scores, weights)
+    found = evaluate_auc(users, labels, scores, np.asarray(weights) * scale)
+    for name in ("auc", "uauc", "wuauc", "users_kept", "log_loss"):
+        assert found[name] == pytest.approx(expected[name])
+
+
+@pytest.mark.parametrize("value", [5e-324, 1e-170, 1e200])
+@pytest.mark.parametrize("column", ["weights", "clicks", "sampling_rates"])
+def test_numbers_whose_products_vanish_are_refused(column: str, value: float) -> None:
+    given = {column: [1.0, value]}
+    fault = "not between 1e-100" if column != "sampling_rates" else "sampling_rate: not"
+    with pytest.raises(UserError, match=rf"{fault} .*in row 1"):
+        evaluate_auc([1, 1], [1, 0], [0.5, 0.1], **given)
+    with pytest.raises(UserError, match="click: not between"):
+        evaluate_auc([1, 1], [1, 0], [0.5, 0.1], clicks=[1, math.inf])
+
+
 @pytest.mark.parametrize("rate", [0.0, 1.2, math.nan])
 def test_a_rate_that_is_no_chance_is_refused(rate) -> None:
     with pytest.raises(UserError, match=r"sampling_rate: not above 0 .* row 1"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from forging import forge
 
 from learn_torchrec.apps import build_index, recommend
 from learn_torchrec.errors import UserError
@@ -128,3 +129,14 @@ def test_unfit_arguments_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         recommend.main([*shop, *arguments])
+
+
+def test_an_index_of_other_towers_is_refused(shop: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="needs faiss-cpu")
+    index, vectors = tmp_path / "index", Path(shop[shop.index("--vectors") + 1])
+    build_index.main([*shop, "--out", str(index)])
+    for place, towers in ((index, "a"), (vectors, "b")):
+        space = {"towers": towers}
+        forge(place, lambda body, space=space: body["facts"].update(space=space))
+    with pytest.raises(UserError, match=r"of another space .other towers.*build the"):
+        recommend.main([*shop, "--user=1", "--index", str(index)])

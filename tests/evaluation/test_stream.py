@@ -177,6 +177,8 @@ def test_files_are_streamed_and_shared_by_ranks(tmp_path: Path) -> None:
         ("label", pa.nulls(2, pa.int8()), "2 of 2 rows have no label .*nulls alone"),
         ("score", ["a", "b"], "score: string; a number is needed"),
         ("weight", [1, -1], "weight: negative or not finite in row 1"),
+        ("weight", [1, 1e-170], "weight: not between 1e-100 and 1e.100 in row 1"),
+        ("weight", [1e200, 0], "weight: not between 1e-100 and 1e.100 in row 0"),
         ("user_id", [0.5, 1.5], "ids are double; use int64 or string"),
     ],
 )

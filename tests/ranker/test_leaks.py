@@ -67,6 +67,47 @@ def test_a_copy_of_the_label_is_refused(column, sparse):
         refuse_label_copies(impressions(pa.array(column), sparse))
 
 
+SOLD = LABELS == 1
+PRESENT = {
+    "prices": np.where(SOLD, np.arange(ROWS), np.nan),
+    "orders": pa.array([f"o{n}" if sold else None for n, sold in enumerate(SOLD)]),
+    "unsold": pa.array([None if sold else n for n, sold in enumerate(SOLD)]),
+    "times": pa.array([n if sold else None for n, sold in enumerate(SOLD)]).cast(
+        pa.timestamp("s")
+    ),
+    "lists": pa.array([[n, 2] if sold else [] for n, sold in enumerate(SOLD)]),
+    "coded": pa.array([str(n) if s else None for n, s in enumerate(SOLD)]).cast(
+        pa.dictionary(pa.int32(), pa.string())
+    ),
+}
+
+
+@pytest.mark.parametrize("column", PRESENT.values(), ids=PRESENT)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_column_of_one_label_s_rows_is_a_copy(column, sparse):
+    with pytest.raises(UserError, match=r"column 'x' is (there|missing) .*the label"):
+        refuse_label_copies(impressions(column, sparse))
+
+
+CODES = np.arange(ROWS) // 10 % 5
+TELLING = {
+    "words": [
+        f"{'won' if sold else 'lost'} {code}"
+        for code, sold in zip(CODES, SOLD, strict=True)
+    ],
+    "numbers": CODES * 2 + LABELS,
+    "booleans": np.r_[~SOLD[:1], SOLD[1:]],
+    "lists": [[int(code), int(sold)] for code, sold in zip(CODES, SOLD, strict=True)],
+}
+
+
+@pytest.mark.parametrize("column", TELLING.values(), ids=TELLING)
+def test_values_that_know_the_label_are_warned_of(column, caplog):
+    with caplog.at_level(logging.WARNING):
+        refuse_label_copies(impressions(pa.array(column), sparse=True))
+    assert "column 'x' alone ranks 'label' with AUC" in caplog.text
+
+
 def test_one_row_that_differs_is_no_copy_but_suspicious(caplog):
     column = LABELS.astype(float)
     column[3] = 1 - column[3]
@@ -90,4 +131,8 @@ def test_honest_columns_and_few_rows_are_left_alone(sparse, caplog):
         refuse_label_copies(impressions(random.integers(0, 9, ROWS), sparse))
         rare = (np.arange(ROWS) < 40).astype(np.int64)
         refuse_label_copies(impressions(rare, sparse, labels=rare))
+        refuse_label_copies(impressions(np.full(ROWS, np.nan), sparse))
+        refuse_label_copies(impressions([f"user {n}" for n in range(ROWS)], sparse))
+        gaps = [None if random.random() < 0.3 else n % 9 for n in range(ROWS)]
+        refuse_label_copies(impressions(pa.array(gaps), sparse))
     assert not caplog.records

@@ -1,5 +1,6 @@
 """The index of items: what it finds beside plain sorting, its kinds and its changes."""
 
+import shutil
 from pathlib import Path
 
 import clustered
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forging import listed_anew
 
 from learn_torchrec.apps import build_index
 from learn_torchrec.artifact import read_manifest
@@ -208,4 +210,27 @@ def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"damaged .*index.faiss.*build the index again"
     ):
+        ItemIndex.open(out)
+
+
+@pytest.mark.parametrize("name", ["positions.npy", "popular.npy"])
+@pytest.mark.parametrize(
+    "rows",
+    [np.full(3000, 3000), np.full(3000, -2), np.zeros((2, 2), np.int64), np.ones(3)],
+    ids=["beyond", "below", "a matrix", "fractions"],
+)
+def test_forged_rows_are_refused(tmp_path: Path, name: str, rows) -> None:
+    out = build(tmp_path)
+    np.save(out / name, rows)
+    listed_anew(out)
+    with pytest.raises(UserError, match=f"damaged .{name}: no rows of the items"):
+        ItemIndex.open(out)
+
+
+def test_parts_of_another_index_are_refused(tmp_path: Path) -> None:
+    out = build(tmp_path)
+    other = build(tmp_path, items=ITEMS[:5], ids=IDS[:5], name="other")
+    shutil.copy(other / "index.faiss", out / "index.faiss")
+    listed_anew(out)
+    with pytest.raises(UserError, match=r"damaged .index\.faiss: of other vectors"):
         ItemIndex.open(out)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from exported import Exported
+from forging import listed_anew
 from safetensors.torch import load_file, save_file
 
 from learn_torchrec.apps import check_bundle, export_bundle
@@ -134,3 +136,54 @@ def test_other_weights_than_training_left_are_refused(exported: Exported, tmp_pa
     command = [*exported.inputs, "--ranker", str(other)]
     with pytest.raises(UserError, match="trained: scores differ by"):
         export_bundle.main([*command, "--out", str(tmp_path / "bundle")])
+
+
+def without(columns: str):
+    def change(path: Path) -> None:
+        table = pq.read_table(path / "parity.parquet")
+        gone = [name for name in table.column_names if name.startswith(columns)]
+        pq.write_table(table.drop_columns(gone), path / "parity.parquet")
+
+    return change
+
+
+def written(name: str, body: bytes):
+    return lambda path: (path / name).write_bytes(body)
+
+
+def saved(name: str, array):
+    return lambda path: np.save(path / "learn" / name, array)
+
+
+FORGED = {
+    "no JSON": written("parity.json", b"{"),
+    "no tolerances": written("parity.json", b"{}"),
+    "a list": written("parity.json", b"[]"),
+    "no UTF-8": written("parity.json", b"\xff{}"),
+    "tolerances as text": written(
+        "parity.json", b'{"tolerances": {"exact": "1", "rounded": "1"}}'
+    ),
+    "deep": written("parity.json", b"[" * 100_000),
+    "no Parquet": written("parity.parquet", b"PAR1"),
+    "no users": without("user_id"),
+    "no scores": without("served_"),
+    "no row": lambda path: pq.write_table(
+        pq.read_table(path / "parity.parquet")[:0], path / "parity.parquet"
+    ),
+    "rates of other items": saved("rates.npy", np.zeros((3, 2), np.float32)),
+    "rates as a list": saved("rates.npy", np.zeros(40, np.float32)),
+    "items as a matrix": saved("events/items.npy", np.zeros((3, 3), np.int32)),
+    "no times": saved("events/times.npy", np.zeros(0, np.int64)),
+    "no offsets": saved("events/offsets.npy", np.zeros(0, np.int64)),
+    "other offsets": saved("events/offsets.npy", np.zeros(61, np.int64)),
+}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_a_forged_bundle_is_one_line(exported: Exported, tmp_path, change):
+    forged = tmp_path / "bundle"
+    shutil.copytree(exported.bundle, forged)
+    change(forged)
+    listed_anew(forged)
+    with pytest.raises(UserError, match=r"bundle: damaged .*export the bundle again"):
+        check_bundle.main(["--bundle", str(forged)])

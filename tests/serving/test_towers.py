@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import clustered
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forging import forge
 from random_sequences import make_sequences
 from shop import AS_OF, RuleRanker
 
@@ -232,6 +234,58 @@ def test_towers_of_another_index_are_refused(made, service, tmp_path: Path) -> N
     )
     with pytest.raises(UserError, match="vectors of 16 columns, but the index has 8"):
         load(places)
+
+
+@pytest.fixture
+def places(made, tmp_path: Path) -> dict[str, Path]:
+    """Towers, their content, and an index of some vectors."""
+    from learn_torchrec.apps import build_index
+
+    vectors = np.eye(5, 16, dtype=np.float16)
+    clustered.write_vectors(tmp_path / "vectors", [1, 2, 3, 4, 5], vectors, vectors)
+    found = {"index": tmp_path / "index", "vectors": tmp_path / "vectors"}
+    build_index.main(["--vectors", str(found["vectors"]), "--out", str(found["index"])])
+    for name, place in zip(("towers", "content"), made, strict=True):
+        found[name] = shutil.copytree(place, tmp_path / name)
+    return found
+
+
+PARTS = {
+    "index": "index.faiss",
+    "vectors": "users/vectors-00000.npy",
+    "towers": "towers.safetensors",
+    "content": "vectors-00000.npy",
+}
+
+
+@pytest.mark.parametrize(("role", "name"), PARTS.items())
+def test_damaged_places_are_refused(places, role: str, name: str) -> None:
+    load(Places(bundles={}, **places))
+    path = places[role] / name
+    body = path.read_bytes()
+    path.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
+    with pytest.raises(UserError, match=rf"{role}/{name}: damaged"):
+        load(Places(bundles={}, **places))
+    if role in ("towers", "content"):
+        inputs = [f"--{one}={places[one]}" for one in ("towers", "content")]
+        with pytest.raises(UserError, match=rf"{role}/{name}: damaged"):
+            embed_items.main([*inputs, "--text", "cup"])
+
+
+def test_files_that_no_manifest_lists_are_refused(places) -> None:
+    users = places["vectors"] / "users"
+    shutil.copy(users / "vectors-00000.npy", users / "vectors-00001.npy")
+    with pytest.raises(UserError, match=r"vectors-00001\.npy: not a file of this"):
+        load(Places(bundles={}, index=places["index"], vectors=places["vectors"]))
+
+
+def test_vectors_of_another_space_than_the_index_are_refused(places) -> None:
+    for role, towers in (("index", "a"), ("vectors", "b")):
+        space = {"towers": towers}
+        forge(places[role], lambda body, space=space: body["facts"].update(space=space))
+    given = {role: places[role] for role in ("index", "vectors")}
+    with pytest.raises(UserError, match=r"--vectors .* another space .other towers"):
+        load(Places(bundles={}, **given))
 
 
 def command(made) -> list[str]:
