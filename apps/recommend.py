@@ -266,8 +266,7 @@ def _search_made(
         met = _history_rows(vectors, events)
         history = np.split(met.values, met.offsets[1:-1])
     k = min(args.k, index.num_allowed)
-    facts = index.manifest.facts
-    print(f"{args.index}: {facts['kind']}, recall@100 {facts['recall_at_100']:.4f}")
+    print(f"{args.index}: {index.kind}, recall@100 {index.recall:.4f}")
     return vectors, index.search(vectors.users.numpy(), k, history)
 
 

@@ -69,6 +69,7 @@ class ItemIndex:
         effort: how much of the index a search reads: `efSearch` or `nprobe`.
         positions: int64 [P].
         popular: int64, rows for an unknown user, best first.
+        recall: share of the exact first 100 that a search finds, when it was built.
         titles: string [I], null for an unknown title; None if none are known.
         allowed: bool [I], the items that may be found; None for all.
     """
@@ -80,6 +81,7 @@ class ItemIndex:
     effort: int
     positions: Int64Array
     popular: Int64Array
+    recall: float
     titles: pa.Array | None = None
     allowed: BoolArray | None = None
 
@@ -111,6 +113,7 @@ class ItemIndex:
                 effort=manifest.facts["effort"],
                 positions=read_array(directory / POSITIONS_FILE),
                 popular=read_array(directory / POPULAR_FILE),
+                recall=float(manifest.facts["recall_at_100"]),
                 titles=titles,
             )
             found._check()

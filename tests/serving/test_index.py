@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forging import listed_anew
+from forging import forge, listed_anew
 
 from learn_torchrec.apps import build_index
 from learn_torchrec.artifact import read_manifest
@@ -233,4 +233,11 @@ def test_parts_of_another_index_are_refused(tmp_path: Path) -> None:
     shutil.copy(other / "index.faiss", out / "index.faiss")
     listed_anew(out)
     with pytest.raises(UserError, match=r"damaged .index\.faiss: of other vectors"):
+        ItemIndex.open(out)
+
+
+def test_forged_facts_are_refused(tmp_path: Path) -> None:
+    out = build(tmp_path)
+    forge(out, lambda body: body["facts"].update(recall_at_100="perfect"))
+    with pytest.raises(UserError, match="damaged .*perfect"):
         ItemIndex.open(out)
