@@ -239,5 +239,5 @@ def test_parts_of_another_index_are_refused(tmp_path: Path) -> None:
 def test_forged_facts_are_refused(tmp_path: Path) -> None:
     out = build(tmp_path)
     forge(out, lambda body: body["facts"].update(recall_at_100="perfect"))
-    with pytest.raises(UserError, match="damaged .*perfect"):
+    with pytest.raises(UserError, match=r"damaged .*perfect"):
         ItemIndex.open(out)
