@@ -8,7 +8,8 @@ need the repository and are not installed.
 from setuptools import find_packages, setup
 
 INSIDE = ("apps", "torchx_components")
-PARTS = ("apps.checkup", "apps.experiments")
+FOLDERS = ("checkup", "common", "evaluating", "experiments", "planning", "refreshing")
+PARTS = tuple(f"apps.{name}" for name in FOLDERS)
 found = find_packages(include=["learn_torchrec*", *INSIDE, *PARTS])
 
 setup(

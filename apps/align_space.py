@@ -42,8 +42,8 @@ from learn_torchrec.spaces import (
     space_of,
 )
 
-from . import options, program
-from .job import Job, describe
+from .common import options, program
+from .common.job import Job, describe
 
 _MEASURED = 2_000  # items at most
 

@@ -30,7 +30,7 @@ from learn_torchrec.serving.index import KIND, ItemIndex
 from learn_torchrec.spaces import SPACE, space_of
 from learn_torchrec.vector_table import VectorTable
 
-from . import options, program
+from .common import options, program
 
 AUTO = "auto"
 

@@ -12,7 +12,7 @@ from learn_torchrec.serving.check import check_bundle
 from learn_torchrec.serving.runner import Runner
 from learn_torchrec.serving.served import KIND
 
-from . import options, program
+from .common import options, program
 
 
 def build_parser() -> argparse.ArgumentParser:

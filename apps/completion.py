@@ -9,8 +9,8 @@ from learn_torchrec.config import to_dict
 from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run
 
-from . import program
 from .checkup.installation import PIP
+from .common import program
 from .stages import STAGES
 
 SHELLS = ("bash", "fish", "tcsh", "zsh")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = tuple(setting_names(to_dict(Run())))
     paths = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}
     for stage in STAGES.values():
-        app = importlib.import_module(f"{__package__}.{stage.app}")
+        app = importlib.import_module(stage.module)
         parser = commands.add_parser(
             stage.command, parents=[app.build_parser()], add_help=False, help=stage.does
         )

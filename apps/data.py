@@ -33,7 +33,7 @@ from learn_torchrec.schema import (
     TIMESTAMP,
 )
 
-from . import options, program
+from .common import options, program
 
 _MARKET = """Write a shop with users, items, interactions and impressions, day by day.
 

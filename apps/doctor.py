@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import program
 from .checkup import Check, installation, machine, runtime
+from .common import program
 
 
 def build_parser() -> argparse.ArgumentParser:

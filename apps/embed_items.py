@@ -32,7 +32,7 @@ from learn_torchrec.outputs import replacing
 from learn_torchrec.page_checksums import VERIFIED, WRITTEN
 from learn_torchrec.schema import ITEM_ID, TITLE, VECTOR
 
-from . import options, program
+from .common import options, program
 
 STDIN = "-"
 

@@ -27,8 +27,8 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.presets import Run
 from learn_torchrec.publish import write_artifact
 
-from . import options
-from .job import Job, describe
+from .common import options
+from .common.job import Job, describe
 
 
 def build_parser() -> argparse.ArgumentParser:

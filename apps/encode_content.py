@@ -40,8 +40,8 @@ from learn_torchrec.training.distributed import (
     write_artifact_on_all_ranks,
 )
 
-from . import options, program
-from .job import Job, describe
+from .common import options, program
+from .common.job import Job, describe
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from learn_torchrec.evaluation.ranking import to_json
 from learn_torchrec.evaluation.report.terminal import align
 from learn_torchrec.outputs import refuse_unwritable
 
-from . import program
+from .common import program
 
 logger = logging.getLogger(__name__)
 

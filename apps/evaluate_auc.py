@@ -43,8 +43,9 @@ from learn_torchrec.evaluation.tasks import (
 from learn_torchrec.schema import LABEL, SCORE
 from learn_torchrec.text import printable
 
-from . import evaluate_stream, program
-from .ranking_tables import (
+from .common import program
+from .evaluating import stream as evaluate_stream
+from .evaluating.tables import (
     Differences,
     all_differences_table,
     conventions_table,

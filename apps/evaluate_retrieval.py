@@ -35,7 +35,7 @@ from learn_torchrec.towers.retrieval import PROTOCOLS, RetrievalConfig, evaluate
 from learn_torchrec.towers.scores import towers_scores
 from learn_torchrec.training.distributed import process_group
 
-from . import options, program
+from .common import options, program
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from learn_torchrec.evaluation.report.render import report_files, write_report
 from learn_torchrec.evaluation.report.terminal import to_text
 from learn_torchrec.locks import locked
 
-from . import options, program
+from .common import options, program
+from .common.hardware import describe_machine
 from .experiments import ranking_tables, towers_tables
 from .experiments.base import ENCODERS, Experiment, Request
 from .experiments.item_pairs import ITEM_PAIRS
 from .experiments.rec_to_llm import REC_TO_LLM
 from .experiments.transfer import TRANSFER
-from .machine import describe_machine
 
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": towers_tables.TABLE1,

@@ -47,9 +47,9 @@ from learn_torchrec.serving.served import (
 from learn_torchrec.spaces import SPACE, refuse_other_space, space_of
 from learn_torchrec.training.distributed import process_group
 
-from . import options
-from .job import Job, describe
-from .learn_inputs import (
+from .common import options
+from .common.job import Job, describe
+from .common.learn_inputs import (
     add_scoring_inputs,
     codebook_input,
     codes_artefact,

@@ -73,8 +73,8 @@ from learn_torchrec.training.distributed import (
 )
 from learn_torchrec.training.run_log import RunLog
 
-from . import options
-from .job import Job, describe
+from .common import options
+from .common.job import Job, describe
 
 logger = logging.getLogger(__name__)
 

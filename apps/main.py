@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from learn_torchrec.errors import UserError, first_line
 
-from . import program
+from .common import program
 from .stages import STAGES
 
 _OWN_PACKAGES = ("learn_torchrec", "apps")  # apps: run from a checkout
@@ -65,7 +65,7 @@ def _app_main(command: str) -> Callable[[Sequence[str]], None]:
         hint = f"did you mean {near[0]}?" if near else "learn-torchrec --help lists all"
         raise UserError(f"unknown command {command!r}; {hint}")
     try:
-        app = importlib.import_module(f"{__package__}.{STAGES[name].app}")
+        app = importlib.import_module(STAGES[name].module)
     except (ImportError, OSError) as error:  # OSError: a wheel's library cannot load
         if _is_ours(error):
             raise

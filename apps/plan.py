@@ -28,8 +28,8 @@ from learn_torchrec.training.planning import (
 )
 from learn_torchrec.training.table_optimizer import step_in_backward
 
-from . import options, program
-from .plan_tables import plan_facts, plan_text
+from .common import options, program
+from .planning.plan_tables import plan_facts, plan_text
 
 _TABLE = re.compile(r"(?P<name>[^=]+)=(?P<rows>\d+)x(?P<dim>\d+)")
 _CONTENT_DIM = 64  # of the reduced content, whose width moves no table

@@ -56,9 +56,9 @@ from learn_torchrec.training.distributed import (
 )
 from learn_torchrec.training.run_log import RunLog
 
-from . import options
-from .job import Job, describe
-from .learn_inputs import (
+from .common import options
+from .common.job import Job, describe
+from .common.learn_inputs import (
     add_scoring_inputs,
     codebook_input,
     codes_artefact,

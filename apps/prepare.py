@@ -35,8 +35,8 @@ from learn_torchrec.schema import (
     TIMESTAMP,
 )
 
-from . import options
-from .job import Job, describe
+from .common import options
+from .common.job import Job, describe
 
 logger = logging.getLogger(__name__)
 

@@ -28,10 +28,13 @@ from learn_torchrec.text import parse_json
 from learn_torchrec.training.distributed import ranks_on_this_host
 from learn_torchrec.training.run_log import live_log_path
 
-from . import evaluate_auc, evaluate_retrieval, options, preflight, program, summary
-from .estimates import estimate
-from .preflight import Plan
-from .preflight_tables import choices_table, estimates_table
+from . import evaluate_auc, evaluate_retrieval
+from .common import options, program
+from .evaluating import summary
+from .planning import preflight
+from .planning.estimates import estimate
+from .planning.preflight import Plan
+from .planning.preflight_tables import choices_table, estimates_table
 from .stages import Step, input_options
 
 _POLL_SECONDS = 0.5
@@ -143,7 +146,7 @@ def _run(args: argparse.Namespace, run: Run, planned: Plan) -> None:
     for number, step in enumerate(steps, start=1):
         title = f"[{number}/{len(steps) + 1}] {step.name}"
         command = _command(step, args)
-        app = importlib.import_module(f"{__package__}.{step.stage.app}")
+        app = importlib.import_module(step.stage.module)
         if app.plan(app.build_parser().parse_args(command)).is_done():
             print(f"{title}: done before", flush=True)
             continue

@@ -41,7 +41,7 @@ from learn_torchrec.serving.availability import read_available
 from learn_torchrec.serving.index import KIND as KIND_INDEX
 from learn_torchrec.serving.index import ItemIndex, refuse_other_vectors
 
-from . import options, program
+from .common import options, program
 
 RANK = "rank"
 _COLUMNS = (USER_ID, RANK, ITEM_ID, SCORE)  # of the file

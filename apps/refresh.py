@@ -26,9 +26,9 @@ from learn_torchrec.refusals import naming
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
 from learn_torchrec.spaces import digest_of
 
-from . import options, program
-from .refresh_settings import run_of
-from .refresh_steps import LOG, SERVED, Maker, logged, passes_gate, steps
+from .common import options, program
+from .refreshing.settings import run_of
+from .refreshing.steps import LOG, SERVED, Maker, logged, passes_gate, steps
 
 _TABLES = (ITEMS_FILE, INTERACTIONS_FILE, IMPRESSIONS_FILE)
 _MOST_RANKS = 1024  # on this machine

@@ -13,7 +13,7 @@ from learn_torchrec.evaluation.report.render import (
 )
 from learn_torchrec.evaluation.report.run import read_run
 
-from . import program
+from .common import program
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -14,8 +14,8 @@ from learn_torchrec.locks import locked
 from learn_torchrec.refresh.runs import Runs
 from learn_torchrec.refusals import naming
 
-from . import program
-from .refresh_steps import LOG, SERVED, logged
+from .common import program
+from .refreshing.steps import LOG, SERVED, logged
 
 logger = logging.getLogger(__name__)
 

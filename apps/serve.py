@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from learn_torchrec.datasets.adapters import open_dataset
 from learn_torchrec.errors import UserError, first_line
 
-from . import options, program, served_run
+from .common import options, program
+from .refreshing import served_run
 
 if TYPE_CHECKING:
     from learn_torchrec.serving.deployment import Places

@@ -35,6 +35,11 @@ class Stage:
         """Name of the module in this package."""
         return self.command.replace("-", "_")
 
+    @property
+    def module(self) -> str:
+        """Full name of that module."""
+        return f"{__package__}.{self.app}"
+
 
 _TABLE = (
     Stage(

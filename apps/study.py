@@ -25,11 +25,9 @@ from learn_torchrec.locks import locked
 from learn_torchrec.ranker.config import RankerConfig
 from learn_torchrec.training.distributed import process_group
 
-from . import options, program
-from .learn_inputs import (
-    add_codes,
-)
-from .ranker_arms import (
+from .common import options, program
+from .common.learn_inputs import add_codes
+from .experiments.ranker_arms import (
     BASELINE,
     LEARN,
     Arm,

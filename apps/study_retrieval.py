@@ -25,8 +25,8 @@ from learn_torchrec.locks import locked
 from learn_torchrec.towers.baselines import BASELINES
 from learn_torchrec.training.distributed import process_group
 
-from . import options, program
-from .towers_arms import (
+from .common import options, program
+from .experiments.towers_arms import (
     IDS_ALONE,
     SECTION,
     TowersArm,

@@ -42,9 +42,9 @@ from learn_torchrec.training.distributed import (
 )
 from learn_torchrec.training.optimizer_state import save_optimizer
 
-from . import options
-from .job import Job, describe
-from .learn_inputs import (
+from .common import options
+from .common.job import Job, describe
+from .common.learn_inputs import (
     CATALOGUE,
     add_codes,
     codebook_input,
@@ -57,7 +57,7 @@ from .learn_inputs import (
     towers_input,
     vector_artefacts,
 )
-from .warm_start import (
+from .common.warm_start import (
     add_map,
     add_warm_start,
     earlier_ranker,

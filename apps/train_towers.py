@@ -38,9 +38,9 @@ from learn_torchrec.training.distributed import (
     write_artifact_on_all_ranks,
 )
 
-from . import options, program
-from .job import Job, describe
-from .warm_start import (
+from .common import options, program
+from .common.job import Job, describe
+from .common.warm_start import (
     add_warm_start,
     refuse_newer,
     warm_start_artefacts,

@@ -14,7 +14,7 @@ from learn_torchrec.artifact import MANIFEST, read_manifest, verify
 from learn_torchrec.digests import trust_no_record
 from learn_torchrec.errors import UserError
 
-from . import options, program
+from .common import options, program
 
 
 def build_parser() -> argparse.ArgumentParser:

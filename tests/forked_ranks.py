@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-_PRELOADED = ["learn_torchrec.apps.job", "learn_torchrec.apps.options"]
+_PRELOADED = ["learn_torchrec.apps.common.job", "learn_torchrec.apps.common.options"]
 _SECONDS = 100
 
 
 def _rank(function: Callable[[Any], None], given: Any, env: dict[str, str], log: Path):
-    from learn_torchrec.apps import program
+    from learn_torchrec.apps.common import program
 
     os.environ |= env
     with log.open("w") as stream:

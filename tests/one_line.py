@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from learn_torchrec.apps import program
+from learn_torchrec.apps.common import program
 
 LIMIT = 120  # seconds
 GATE_FAILED = 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from learn_torchrec import digests
-from learn_torchrec.apps import export_vectors, job, options
+from learn_torchrec.apps import export_vectors
+from learn_torchrec.apps.common import job, options
 from learn_torchrec.training import agreement, distributed
 
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from learn_torchrec.apps import job, prepare
+from learn_torchrec.apps import prepare
+from learn_torchrec.apps.common import job
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 

@@ -20,7 +20,7 @@ from vault import SECRET
 
 from learn_torchrec import LearnInputs, config, presets
 from learn_torchrec.apps import main as command_line
-from learn_torchrec.apps import program
+from learn_torchrec.apps.common import program
 from learn_torchrec.apps.stages import STAGES
 from learn_torchrec.credentials import hide, remember, without_credentials
 from learn_torchrec.datasets.adapters import ADAPTERS, open_dataset

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from learn_torchrec import artifact, digests, publish
-from learn_torchrec.apps import options, verify
+from learn_torchrec.apps import verify
+from learn_torchrec.apps.common import options
 from learn_torchrec.datasets.loading.tables import files_fingerprint
 from learn_torchrec.errors import UserError
 

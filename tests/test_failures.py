@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import (
     ProcessFailure,
 )
 
-from learn_torchrec.apps import program
+from learn_torchrec.apps.common import program
 from learn_torchrec.errors import UserError
 
 SECONDS = 60
@@ -50,7 +50,7 @@ def test_torchrun_shows_why_a_rank_failed(error, shown, tmp_path, monkeypatch) -
 
 
 SLEEPER = """
-import os, sys, time; from learn_torchrec.apps import program
+import os, sys, time; from learn_torchrec.apps.common import program
 program.run(lambda argv: (print(os.getpid(), flush=True), time.sleep(600)), [])
 """
 PARENT = """

@@ -3,7 +3,7 @@
 import json
 
 from learn_torchrec import config, presets
-from learn_torchrec.apps import job, options
+from learn_torchrec.apps.common import job, options
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.publish import write_artifact
 

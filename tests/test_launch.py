@@ -12,7 +12,8 @@ from torchx.components.component_test_base import ComponentTestCase
 from torchx.runner import get_runner
 from torchx.specs.builders import materialize_appdef
 
-from learn_torchrec.apps import main, program
+from learn_torchrec.apps import main
+from learn_torchrec.apps.common import program
 from learn_torchrec.apps.stages import STAGES, Stage
 from learn_torchrec.errors import UserError
 from learn_torchrec.torchx_components import learn
@@ -154,7 +155,7 @@ def test_only_our_own_progress_is_logged_and_by_the_first_rank(
     rank: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (
-        "import logging; from learn_torchrec.apps import program\n"
+        "import logging; from learn_torchrec.apps.common import program\n"
         "def main(argv):\n"
         "    logging.getLogger('learn_torchrec.towers').info('ours')\n"
         "    logging.info('somebody else')\n"

@@ -219,7 +219,7 @@ def test_a_command_that_cannot_share_its_work_refuses_ranks(
 
 
 WORK = """
-import sys; from pathlib import Path; from learn_torchrec.apps import program
+import sys; from pathlib import Path; from learn_torchrec.apps.common import program
 def main(argv):
     for _ in range(100_000):
         print("still here")

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec import config
-from learn_torchrec.apps import preflight, quickstart
-from learn_torchrec.apps.estimates import Estimate
+from learn_torchrec.apps import quickstart
+from learn_torchrec.apps.planning import preflight
+from learn_torchrec.apps.planning.estimates import Estimate
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.derived.run import derive
 from learn_torchrec.errors import UserError

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from learn_torchrec.apps import main, program
+from learn_torchrec.apps import main
 from learn_torchrec.apps.benchmarks import measure
+from learn_torchrec.apps.common import program
 from learn_torchrec.artifact import recipe_of
 from learn_torchrec.errors import UserError
 from learn_torchrec.publish import is_finished, write_artifact
@@ -51,7 +52,10 @@ def test_an_error_that_names_no_file_names_the_output(argv, capsys):
 
 
 def test_a_full_standard_output_is_one_line():
-    code = "from learn_torchrec.apps import program; program.run(lambda _: print('x'))"
+    code = (
+        "from learn_torchrec.apps.common import program; "
+        "program.run(lambda _: print('x'))"
+    )
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -126,7 +130,7 @@ def unread(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_output_that_nobody_reads_ends_the_program_quietly(lines):
     code = (
-        "import sys; from learn_torchrec.apps import program\n"
+        "import sys; from learn_torchrec.apps.common import program\n"
         "program.run(lambda argv: print('x\\n' * int(sys.argv[1])))\n"
     )
     done = unread("-c", code, str(lines))
@@ -291,7 +295,7 @@ def test_a_finished_artefact_is_reused_where_nothing_can_be_written(
 @pytest.mark.parametrize("locale", ["C", "en_US.ISO-8859-1"])
 def test_titles_can_be_printed_in_every_locale(locale):
     code = (
-        "from learn_torchrec.apps import program\n"
+        "from learn_torchrec.apps.common import program\n"
         "program.run(lambda _: print('a cup \\u2615'), [])"
     )
     done = subprocess.run(

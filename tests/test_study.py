@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import main as command_line
-from learn_torchrec.apps import ranker_arms, study
+from learn_torchrec.apps import study
+from learn_torchrec.apps.experiments import ranker_arms
 from learn_torchrec.datasets.loading.in_memory import TableRows
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.paired_seeds import bootstrap, compare_cohorts

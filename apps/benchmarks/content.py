@@ -21,8 +21,8 @@ from learn_torchrec.content.minilm import MINILM
 from learn_torchrec.content.prompt import PromptConfig, render
 from learn_torchrec.datasets import open_dataset
 
-from ..machine import describe_machine
-from ..program import run
+from ..common.hardware import describe_machine
+from ..common.program import run
 from . import measure
 from .measure import bare_products, interleaved_medians
 

@@ -32,8 +32,8 @@ from learn_torchrec.datasets.preparation.prepare import PrepareConfig, prepare
 from learn_torchrec.datasets.preparation.prepared import KIND, write_prepared
 from learn_torchrec.publish import write_artifact
 
-from ..machine import describe_machine
-from ..program import run
+from ..common.hardware import describe_machine
+from ..common.program import run
 from . import measure
 
 _ROW_GROUP, _FILE_ROWS = 131_072, 5_000_000

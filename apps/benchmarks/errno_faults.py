@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from learn_torchrec.errors import UserError
 
-from ..program import run
+from ..common.program import run
 from . import measure
 from .errno_outputs import hidden_in, pieces_of
 from .errno_stages import STEPS, ErrnoStep, make_inputs

@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..machine import describe_machine
-from ..program import run
+from ..common.hardware import describe_machine
+from ..common.program import run
 from . import errno_faults, measure, save_cost
 from .damage import corruptions, damaged_checkpoints
 from .forged import forgeries

@@ -30,7 +30,7 @@ from learn_torchrec.publish import write_artifact
 from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 
 from .. import main as command_line
-from ..program import run
+from ..common.program import run
 from . import measure
 from .stages import STEPS, FaultStep
 

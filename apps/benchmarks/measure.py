@@ -23,7 +23,7 @@ from learn_torchrec.errors import UserError
 
 from ..checkup import machine as machine_checks
 from ..checkup.installation import PIP
-from ..program import HelpFormatter, write_json
+from ..common.program import HelpFormatter, write_json
 
 RESULTS = Path(__file__).with_name("results")
 

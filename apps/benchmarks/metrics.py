@@ -25,8 +25,8 @@ from learn_torchrec.evaluation.stream import MetricsStream
 from learn_torchrec.evaluation.topk import top_items
 from learn_torchrec.evaluation.user_auc import count_users, users_that_count
 
-from .. import program
-from ..machine import describe_machine
+from ..common import program
+from ..common.hardware import describe_machine
 from . import measure
 
 _DISK_PER_ROW = 14  # bytes: an int64, an int8 and a float32, and their pages

@@ -113,7 +113,7 @@ def _import_all() -> None:
     for name in modules:
         importlib.import_module(name)
     for stage in STAGES.values():
-        importlib.import_module(f"..{stage.app}", __package__)
+        importlib.import_module(stage.module)
 
 
 def _obey(

@@ -30,7 +30,7 @@ from learn_torchrec.schema import (
     USER_ID,
 )
 
-from ..program import run
+from ..common.program import run
 from . import measure
 from .disagreements import refusals
 from .processes import Processes, ended

@@ -57,8 +57,8 @@ from learn_torchrec.training.loop import train_epoch
 from learn_torchrec.training.sharding import init_tables, shard_tables
 from learn_torchrec.vector_table import VectorTable
 
-from .. import options
-from ..machine import describe_machine
+from ..common import options
+from ..common.hardware import describe_machine
 from . import measure
 
 ROWS_PER_RANK = 2048

@@ -42,9 +42,9 @@ from learn_torchrec.schema import (
 )
 
 from .. import evaluate_auc, predict, refresh
-from ..machine import describe_machine
-from ..program import write_json
-from ..refresh_steps import SECONDS
+from ..common.hardware import describe_machine
+from ..common.program import write_json
+from ..refreshing.steps import SECONDS
 from .measure import parser, publish
 
 FIRST_DAYS = 10  # of the first run

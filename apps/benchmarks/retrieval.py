@@ -14,7 +14,8 @@ from typing import Any
 
 from learn_torchrec.presets import PRESETS
 
-from .. import evaluate_retrieval, options, program, train_towers
+from .. import evaluate_retrieval, train_towers
+from ..common import options, program
 from . import measure
 
 GROUPS = ("retrieval", "new_targets", "tail_targets")

@@ -28,9 +28,9 @@ from learn_torchrec.evaluation.retrieval import evaluate_scores
 from learn_torchrec.schema import ITEM_ID, USER_ID
 from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit
 
-from .. import options, program
-from ..machine import describe_machine
-from ..towers_arms import TowersArm, divide
+from ..common import options, program
+from ..common.hardware import describe_machine
+from ..experiments.towers_arms import TowersArm, divide
 from . import measure
 
 LENGTH, BATCH, EPOCHS, PATIENCE = 50, 2048, 100, 5

@@ -35,8 +35,9 @@ from learn_torchrec.evaluation.significance import paired_bootstrap
 from learn_torchrec.evaluation.tasks import ONLY_TASK
 from learn_torchrec.training.planning import GIB
 
-from .. import plan, program
-from ..machine import describe_machine
+from .. import plan
+from ..common import program
+from ..common.hardware import describe_machine
 from . import measure
 
 _ROWS_PER_USER = 20

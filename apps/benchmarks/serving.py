@@ -30,7 +30,9 @@ from learn_torchrec.serving.fixed_rows import ROWS_FILE, requests_of
 from learn_torchrec.serving.runner import Runner
 from learn_torchrec.vector_table import ITEMS, USERS, write_index
 
-from .. import build_index, options, served_run
+from .. import build_index
+from ..common import options
+from ..refreshing import served_run
 from . import measure
 from .load import Answers, Client, drive
 

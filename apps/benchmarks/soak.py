@@ -20,8 +20,8 @@ import psutil
 
 from learn_torchrec.datasets.generated.market import MarketConfig, write_market
 
-from ..machine import describe_machine
-from ..program import run
+from ..common.hardware import describe_machine
+from ..common.program import run
 from . import measure
 from .stages import STEPS, FaultStep, complete, start
 

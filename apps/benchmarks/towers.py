@@ -39,8 +39,8 @@ from learn_torchrec.towers.sampling import SamplingConfig, UserSample
 from learn_torchrec.towers.task import TwinTowerTrain
 from learn_torchrec.training.optim import OptimizerConfig, dense_optimizer
 
-from .. import options
-from ..machine import describe_machine
+from ..common import options
+from ..common.hardware import describe_machine
 from . import measure
 
 TOLERANCE = 1e-5

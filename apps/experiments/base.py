@@ -12,7 +12,8 @@ from learn_torchrec.content.minilm import MINILM
 from learn_torchrec.content.store import KIND
 from learn_torchrec.presets import Run
 
-from .. import encode_content, options
+from .. import encode_content
+from ..common import options
 
 LLM, BERT = "llm", "bert"
 # A small causal language model, and a BERT that was trained to compare sentences.

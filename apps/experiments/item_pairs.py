@@ -20,8 +20,8 @@ from learn_torchrec.towers.inference import encode_catalogue
 from learn_torchrec.towers.item_pairs import ItemPairs, PairCosines
 from learn_torchrec.training.distributed import process_group
 
-from ..towers_arms import TowersArm, divide, train_arms
 from .base import BERT, LLM, Goal, Request, judged
+from .towers_arms import TowersArm, divide, train_arms
 
 ALIGNED, LAYERS = "aligned", "llm_layers"
 _MOST_PAIRS = 1_000_000

@@ -26,8 +26,10 @@ from learn_torchrec.evaluation.words import cohort_title
 from learn_torchrec.schema import USER_ID
 from learn_torchrec.training.distributed import process_group
 
-from .. import export_vectors, options, study, train_towers
-from ..ranker_arms import (
+from .. import export_vectors, study, train_towers
+from ..common import options
+from .base import LLM, Goal, Request, judged
+from .ranker_arms import (
     BASELINE,
     LEARN,
     Study,
@@ -36,7 +38,6 @@ from ..ranker_arms import (
     prepare,
     train_and_test,
 )
-from .base import LLM, Goal, Request, judged
 
 PLACES = 5
 _SHOWN = ("uauc", "auc", "revenue")

@@ -17,9 +17,9 @@ from learn_torchrec.schema import ITEM_ID, ITEMS_FILE
 from learn_torchrec.towers.baselines import averaged_content, content_similarity
 from learn_torchrec.towers.holdout import RetrievalTask
 
-from .. import options
-from ..towers_arms import divide
+from ..common import options
 from .base import LLM, Goal, Request
+from .towers_arms import divide
 from .towers_tables import CAUSAL, DERIVED, LEARN, Row, TowersTable
 
 TUNED = "tuned"

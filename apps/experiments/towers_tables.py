@@ -11,8 +11,8 @@ from learn_torchrec.presets import Run
 from learn_torchrec.towers.encoders.architecture import refuse_absent_encoder
 from learn_torchrec.training.distributed import process_group
 
-from ..towers_arms import FULL_SOFTMAX, IDS_ALONE, TowersArm, rank_arms, train_arms
 from .base import BERT, LLM, Goal, Request, judged
+from .towers_arms import FULL_SOFTMAX, IDS_ALONE, TowersArm, rank_arms, train_arms
 
 LEARN = "learn"
 _PAPERS = ("towers.loss.objective=dense_all_action", "towers.model.inputs=content")

@@ -9,9 +9,9 @@ from learn_torchrec import config as configuration
 from learn_torchrec.errors import UserError
 from learn_torchrec.training.distributed import process_group
 
-from .. import options
-from ..towers_arms import TowersArm, rank_arms, train_arms
+from ..common import options
 from .base import LLM, Goal, Request
+from .towers_arms import TowersArm, rank_arms, train_arms
 from .towers_tables import Row, summary
 
 ZERO_SHOT, FINE_TUNED, SCRATCH = "zero_shot", "fine_tuned", "scratch"

@@ -7,7 +7,8 @@ import os
 import sys
 import time
 
-from learn_torchrec.apps import encode_content, options
+from learn_torchrec.apps import encode_content
+from learn_torchrec.apps.common import options
 from learn_torchrec.content import extract
 from learn_torchrec.content.encoder import ContentEncoder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from learn_torchrec.apps import summary as app
+from learn_torchrec.apps.evaluating import summary as app
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.errors import UserError
 from learn_torchrec.evaluation.report.files import Metrics

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from learn_torchrec.apps import main as command_line
-from learn_torchrec.apps.warm_start import refuse_other_codebook
+from learn_torchrec.apps.common.warm_start import refuse_other_codebook
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.content.codes import ContentCodes, codebook_fingerprint
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store

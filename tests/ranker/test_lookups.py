@@ -11,7 +11,7 @@ import pytest
 
 from learn_torchrec.apps import main as command_line
 from learn_torchrec.apps import train_ranker
-from learn_torchrec.apps.learn_inputs import ranker_tables
+from learn_torchrec.apps.common.learn_inputs import ranker_tables
 from learn_torchrec.artifact import read_manifest
 from learn_torchrec.datasets import open_dataset
 from learn_torchrec.datasets.split import SplitTimes

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from learn_torchrec.apps import main
-from learn_torchrec.apps.refresh_steps import logged
+from learn_torchrec.apps.refreshing.steps import logged
 
 FULL = Path("/dev/full")  # refuses what is written, as a full disk does
 logger = logging.getLogger("learn_torchrec.refresh")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from learn_torchrec.apps.refresh_settings import batch_that_fits, run_of
+from learn_torchrec.apps.refreshing.settings import batch_that_fits, run_of
 from learn_torchrec.config import apply_overrides
 from learn_torchrec.presets import Run
 from learn_torchrec.refresh.runs import RunPlan

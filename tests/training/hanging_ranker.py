@@ -3,7 +3,8 @@
 import os
 import time
 
-from learn_torchrec.apps import options, train_ranker
+from learn_torchrec.apps import train_ranker
+from learn_torchrec.apps.common import options
 from learn_torchrec.ranker import build
 
 

@@ -69,7 +69,7 @@ def test_malformed_variables_are_refused(change, message):
 
 
 JOIN = """
-from learn_torchrec.apps import program
+from learn_torchrec.apps.common import program
 from learn_torchrec.training.distributed import process_group
 def main(argv):
     with process_group():

@@ -46,15 +46,15 @@ from learn_torchrec.schema import (
 )
 from learn_torchrec.training.run_log import RunLog
 
-from . import options
-from .learn_inputs import (
+from ..common import options
+from ..common.learn_inputs import (
     codes_artefact,
     open_codes,
     open_learn,
     ranker_tables,
     vector_artefacts,
 )
-from .predict import cohort_activity
+from ..predict import cohort_activity
 
 BASELINE, LEARN = "baseline", "learn"
 _OFF = "ranker.learn.form=off"

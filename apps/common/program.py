@@ -39,7 +39,7 @@ from learn_torchrec.outputs import (
 from learn_torchrec.refusals import naming, one_line
 from learn_torchrec.text import printable
 
-from .stages import STAGES
+from ..stages import STAGES
 from .standard_output import keep_writing
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h

@@ -19,7 +19,7 @@ from learn_torchrec.evaluation.paired_predictions import compare_files
 from learn_torchrec.evaluation.predictions import open_predictions
 from learn_torchrec.evaluation.tasks import Task
 
-from .ranking_tables import Differences
+from .tables import Differences
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ from learn_torchrec.evaluation.report.terminal import to_text
 from learn_torchrec.ranker.learn.vectors import MISSING, LearnVectors
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID
 
-from . import program, recommend
+from .. import recommend
+from ..common import program
 
 REPORT = "report.html"
 _ITEMS, _EVENTS = 10, 5  # of the example

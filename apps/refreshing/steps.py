@@ -18,8 +18,9 @@ from learn_torchrec.evaluation.cohorts import CohortConfig
 from learn_torchrec.refusals import one_line
 from learn_torchrec.text import parse_json
 
-from . import evaluate_auc, program
-from .stages import STAGES
+from .. import evaluate_auc
+from ..common import program
+from ..stages import STAGES
 
 LOG = "refresh.log"
 SERVED = ("content", "towers", "vectors", "ranker")  # kinds, and directories
@@ -102,7 +103,7 @@ class Maker:
         given = self.options_of(step)
         start = time.monotonic(), time.process_time()
         name = f"{self._directory.name}/{step.name}"
-        app = importlib.import_module(f"{__package__}.{STAGES[step.command].app}")
+        app = importlib.import_module(STAGES[step.command].module)
         if app.plan(app.build_parser().parse_args(given)).is_done():
             logger.info("%s: done before", name)
             return
@@ -121,7 +122,7 @@ class Maker:
         """Run a stage on several ranks of this machine."""
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc-per-node={self._args.ranks}", "-m"]
-        command += [f"{__package__}.{STAGES[step.command].app}", *given]
+        command += [STAGES[step.command].module, *given]
         log = self._args.run / LOG
         with log.open("a", encoding="utf-8") as stream:
             done = subprocess.run(

@@ -29,7 +29,8 @@ from learn_torchrec.towers.scores import towers_scores
 from learn_torchrec.towers.target_ranks import TargetRanks
 from learn_torchrec.training.run_log import RUN_LOG
 
-from . import options, train_towers
+from .. import train_towers
+from ..common import options
 
 FULL_SOFTMAX = ("towers.loss.logit_adjustment=0", "towers.loss.unseen_weight=1")
 # Ids alone are at their best as in SASRec with full softmax: room for rare items, whom

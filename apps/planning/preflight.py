@@ -39,9 +39,9 @@ from learn_torchrec.towers.export import AS_OF_IMPRESSIONS
 from learn_torchrec.towers.holdout import TowersSplit, split_towers
 from learn_torchrec.towers.snapshots import asked_for, snapshot_events
 
+from ..export_vectors import asked_impressions
+from ..train_ranker import hold_out, training_impressions
 from .estimates import Estimate
-from .export_vectors import asked_impressions
-from .train_ranker import hold_out, training_impressions
 
 _MOST_ROWS = 200_000  # of each part of the impressions, encoded as a trial
 _MOST_TEXTS = 100_000  # that are composed as a trial

@@ -6,7 +6,7 @@ from pathlib import Path
 from learn_torchrec.artifact import MANIFEST
 from learn_torchrec.errors import UserError
 
-from . import build_index, export_bundle
+from .. import build_index, export_bundle
 
 EVENTS_FILE = "events.sqlite"
 _RANKERS = {"bundle_learn": "ranker_learn", "bundle_baseline": "ranker_baseline"}

@@ -1,0 +1,1 @@
+"""What evaluations print: tables, streams and the end of a quickstart."""

@@ -1,0 +1,1 @@
+"""What is known before work starts: checks, estimates and sharding plans."""

@@ -1,0 +1,1 @@
+"""The steps of a refresh, and the run that is served."""
