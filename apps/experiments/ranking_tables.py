@@ -50,6 +50,12 @@ _PARTS = {
     "no_statistics": ("ranker.learn.statistics.spaces=[]",),
     "no_neighbours": ("ranker.learn.neighbours=0",),
     "no_products": ("ranker.learn.interactions=false",),
+    "din": (
+        "ranker.learn.attention=id",
+        "ranker.learn.statistics.spaces=[]",
+        "ranker.learn.neighbours=0",
+        "ranker.learn.interactions=false",
+    ),
 }
 _TITLES = {
     BASELINE: "baseline",
@@ -61,6 +67,7 @@ _TITLES = {
     "no_statistics": "LEARN without similarity statistics",
     "no_neighbours": "LEARN without neighbours' rates",
     "no_products": "LEARN without products of vectors",
+    "din": "DIN: attention to the history's ids, no content",
 }
 _PUBLISHED = {BASELINE: 0.6885, "paper": 0.6969}  # UAUC, on the paper's data
 _TUNING = (

@@ -85,7 +85,7 @@ def _history_ids(
     """Return the table of candidates and histories, on "meta", if attention has one."""
     if learn is None or not config.learn.is_residual or not learn.content_dim:
         return None
-    if config.learn.attention != "content+id":
+    if not config.learn.attends_to_ids:
         return None
     table = EmbeddingConfig(
         name=HISTORY_TABLE,

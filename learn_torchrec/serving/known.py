@@ -153,7 +153,7 @@ class Known:
             times = asked.each[TIMESTAMP].to_numpy()
             where = LearnRows(item_rows=rows, user_rows=None, times=times)
             batch.history = inputs.history(each, where)
-            if inputs.config.attention == "content+id":
+            if inputs.config.attends_to_ids:
                 batch.item_ids = attention_ids(
                     each, np.where(rows < len(inputs.index), rows, UNKNOWN), item_ids
                 )

@@ -14,13 +14,13 @@ from learn_torchrec.ranker.attention import TargetAttention
 from learn_torchrec.ranker.learn.batch import HistoryBatch
 
 
-class ContentAttention(nn.Module):
-    """Target attention (DIN) over projected content, and over ids where they are given.
+class HistoryAttention(nn.Module):
+    """Target attention (DIN) over projected content, over ids, or over both.
 
     An item of the history also says how often and how long ago it was met.
 
     Args:
-        content_dim: R.
+        content_dim: R; 0 for ids alone.
         projected_dim: P.
         with_ids: whether embeddings of ids are given, too.
         device: of the parameters.
@@ -39,7 +39,9 @@ class ContentAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.with_ids = with_ids
-        self.projection = nn.Linear(content_dim, projected_dim, device=device)
+        self.projection: nn.Linear | None = None
+        if content_dim:
+            self.projection = nn.Linear(content_dim, projected_dim, device=device)
         self.recency = nn.Linear(2, projected_dim, bias=False, device=device)
         self.attention = TargetAttention(projected_dim, projected_dim, device=device)
         self.out_features = projected_dim + 1
@@ -56,14 +58,17 @@ class ContentAttention(nn.Module):
             ValueError: no `ids` although it was made for them.
         """
         if self.with_ids and ids is None:
-            raise ValueError('attention="content+id" needs the embeddings of the ids')
-        # Each distinct item is projected once.
-        projected = self.projection(history.vectors["content"].float())
-        query = projected.index_select(0, history.candidates)
-        keys = projected.index_select(0, history.items)
+            raise ValueError("attention needs the embeddings of the ids")
+        queries, keyed = [], []
+        if self.projection is not None:
+            # Each distinct item is projected once.
+            projected = self.projection(history.vectors["content"].float())
+            queries.append(projected.index_select(0, history.candidates))
+            keyed.append(projected.index_select(0, history.items))
         if ids is not None:
-            query = query + _first_or_zeros(ids["candidate"])
-            keys = keys + ids["history"].values()
+            queries.append(_first_or_zeros(ids["candidate"]))
+            keyed.append(ids["history"].values())
+        query, keys = sum(queries[1:], queries[0]), sum(keyed[1:], keyed[0])
         met = torch.stack([history.ages, history.counts], dim=1)
         keys = torch.addmm(keys, torch.log1p(met), self.recency.weight.T)
         found = self.attention(query, keys, history.lengths)

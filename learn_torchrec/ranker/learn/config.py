@@ -67,7 +67,8 @@ class LearnConfig:
             are inputs.
         attention: whether the candidate attends to its user's history (DIN): "content"
             compares learned projections of the content, "content+id" adds embeddings of
-            the items' ids, of candidates and histories in one sharded table.
+            the items' ids, of candidates and histories in one sharded table, and "id"
+            compares these alone: the rival that knows no content.
         hidden_layers: of the residual's MLP.
         projected_dim: of vectors before they are multiplied, and of attention; a
             multiple of 4.
@@ -82,7 +83,7 @@ class LearnConfig:
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     neighbours: NonNegativeInt = 20
     interactions: bool = True
-    attention: Literal["off", "content", "content+id"] = "off"
+    attention: Literal["off", "content", "content+id", "id"] = "off"
     hidden_layers: tuple[Width, ...] = (64, 32)
     projected_dim: Annotated[Width, Field(multiple_of=4)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -99,6 +100,11 @@ class LearnConfig:
             neighbours=self.neighbours if has_content else 0,
             attention=self.attention if has_content else "off",
         )
+
+    @property
+    def attends_to_ids(self) -> bool:
+        """Whether attention reads embeddings of the items' ids."""
+        return self.attention in ("content+id", "id")
 
     @property
     def is_residual(self) -> bool:

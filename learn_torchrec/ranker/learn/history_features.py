@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec import JaggedTensor
 
-from learn_torchrec.ranker.learn.attention import ContentAttention
+from learn_torchrec.ranker.learn.attention import HistoryAttention
 from learn_torchrec.ranker.learn.batch import HistoryBatch, LearnBatch
 from learn_torchrec.ranker.learn.config import LearnConfig
 from learn_torchrec.ranker.learn.shape import LearnShape
@@ -104,12 +104,12 @@ class HistoryFeatures(nn.Module):
         if dims:
             self.products = Products(dims, config.projected_dim, device)
             self.out_features += self.products.out_features + len(dims) // 2
-        self.attention: ContentAttention | None = None
+        self.attention: HistoryAttention | None = None
         if config.attention != "off":
-            self.attention = ContentAttention(
-                shape.content_dim,
+            self.attention = HistoryAttention(
+                0 if config.attention == "id" else shape.content_dim,
                 config.projected_dim,
-                config.attention == "content+id",
+                config.attends_to_ids,
                 device,
             )
             self.out_features += self.attention.out_features

@@ -276,7 +276,7 @@ class LearnInputs:
         if self.histories is not None and rows.history is not None:
             found = self.histories.gather(rows.history, self.config.history_length)
             history = self.history(found, rows)
-            if self.config.attention == "content+id":
+            if self.config.attends_to_ids:
                 ids = attention_ids(found, rows.item_rows, keyed or _keyed_jagged)
         if self.content is not None and self.config.is_residual:
             candidates = torch.from_numpy(self.content.unit_vectors(rows.item_rows))

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from test_residual import EVERYTHING, inputs, table
 from torch import nn
+from torchrec import JaggedTensor
 from vectors_artefact import write_vectors
 
 from learn_torchrec import (
@@ -24,6 +25,7 @@ from learn_torchrec import (
 )
 from learn_torchrec.config import replace
 from learn_torchrec.ranker.learn import batch, history_features, residual
+from learn_torchrec.ranker.learn.attention import HistoryAttention
 
 ITEMS = 6
 DAY = 86_400
@@ -258,3 +260,20 @@ def test_attention_over_ids_does_not_go_without_them():
     assert attending(history).shape == (1, attending.out_features)
     with pytest.raises(ValueError, match="embeddings of the ids"):
         HistoryFeatures(shape, LearnConfig(attention="content+id"))(history)
+
+
+def test_attention_to_ids_alone_reads_no_content():
+    attention = HistoryAttention(0, projected_dim=4, with_ids=True)
+    ids = {
+        "candidate": JaggedTensor(torch.randn(1, 4), lengths=torch.tensor([1])),
+        "history": JaggedTensor(torch.randn(2, 4), lengths=torch.tensor([2])),
+    }
+    found = [
+        attention(HistoryBatch.of([0], [1, 0], [2], [2.0, 1.0], content), ids)
+        for content in (torch.randn(2, 5), torch.randn(2, 5))
+    ]
+    assert found[0].shape == (1, attention.out_features)
+    assert torch.equal(*found)
+    ids["history"] = JaggedTensor(torch.randn(2, 4), lengths=torch.tensor([2]))
+    history = HistoryBatch.of([0], [1, 0], [2], [2.0, 1.0], torch.randn(2, 5))
+    assert not torch.equal(attention(history, ids), found[0])

@@ -147,7 +147,7 @@ def materialized(settings, shape):
 
 
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("attention", ["off", "content", "content+id"])
+@pytest.mark.parametrize("attention", ["off", "content", "content+id", "id"])
 @pytest.mark.parametrize("alone", [False, True])
 def test_at_step_0_on_is_off_to_the_bit(alone, attention):
     settings = config(replace(EVERYTHING, alone=alone, attention=attention))
@@ -166,7 +166,7 @@ def test_at_step_0_on_is_off_to_the_bit(alone, attention):
 
 
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("attention", ["off", "content", "content+id"])
+@pytest.mark.parametrize("attention", ["off", "content", "content+id", "id"])
 def test_gradients_reach_all_of_the_residual_and_no_vector(attention):
     settings = config(replace(EVERYTHING, attention=attention))
     given = inputs(settings.learn)
@@ -212,7 +212,7 @@ def test_a_baseline_trained_alone_is_the_one_without_learn(one_rank):
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("attention", ["off", "content+id"])
+@pytest.mark.parametrize("attention", ["off", "content+id", "id"])
 def test_scores_of_one_row_do_not_depend_on_the_batch(attention, one_rank):
     settings = config(replace(EVERYTHING, attention=attention), epochs=2)
     given = inputs(settings.learn)
