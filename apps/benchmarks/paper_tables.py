@@ -15,7 +15,7 @@ from .markdown import markdown
 
 _TABLES = (
     *("table1", "table2", "table3", "table4", "table5", "table6", "table7"),
-    *("i2i", "v2", "transfer"),
+    *("i2i", "v2", "transfer", "curve"),
 )
 _DATA = {
     "movielens_100k": "MovieLens-100K",
