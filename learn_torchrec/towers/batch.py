@@ -33,10 +33,10 @@ PADDING = -1
 class Past(Movable):
     """What users took up to their anchors, also before the history that is encoded.
 
-    P past tokens of all users together.
+    P past tokens of all users together; their content is not read.
 
     Attributes:
-        items: int64 [P], indices into the batch's `item_rows`, user after user.
+        items: int64 [P], catalogue rows, user after user.
         times: int64 [P], unix seconds.
         lengths: int64 [B].
         anchors: int64 [B, N_h], the batch's anchors as token indices into `items`.
@@ -133,14 +133,12 @@ def collate(
     history, history_lengths = _events(first, [s.history for s in samples])
     target, target_lengths = _events(first, [s.target for s in samples])
     others = np.zeros(0, np.int64) if candidates is None else candidates
-    pasts = [_past(sample, past_length) for sample in samples]
-    past, past_lengths = _events(first, pasts)
     rows, index = np.unique(
-        np.r_[*(sequences.items[part] for part in (history, target, past)), others],
+        np.r_[sequences.items[history], sequences.items[target], others],
         return_inverse=True,
     )
-    in_history, in_target, in_past, in_candidates = np.split(
-        index, np.cumsum([len(history), len(target), len(past)])
+    in_history, in_target, in_candidates = np.split(
+        index, np.cumsum([len(history), len(target)])
     )
     anchors = _token_index([s.anchors for s in samples], history_lengths, num_anchors)
     positives = _token_index(
@@ -160,30 +158,36 @@ def collate(
         positives=positives,
         users=torch.from_numpy(np.asarray(users, np.int64)),
         candidates=None if candidates is None else torch.from_numpy(in_candidates),
-        past=Past(
-            torch.from_numpy(in_past),
-            torch.from_numpy(sequences.times[past].astype(np.int64)),
-            torch.from_numpy(past_lengths),
-            _token_index(
-                [
-                    s.history[s.anchors] - p[0]
-                    for s, p in zip(samples, pasts, strict=True)
-                ],
-                past_lengths,
-                num_anchors,
-            ),
-        )
-        if past_length
-        else None,
+        past=_past(sequences, first, samples, num_anchors, past_length),
     )
 
 
-def _past(sample: UserSample, length: int) -> Int64Array:
-    """Return the user's events up to the last anchor, `length` of them to the first."""
+def _past(
+    sequences: SequenceSet,
+    first: Int64Array,
+    samples: list[UserSample],
+    num_anchors: int,
+    length: int,
+) -> Past | None:
+    """Return the users' events up to the last anchor, `length` of them to the first.
+
+    `first`, int64 [B], are the users' first events; None for a `length` of 0.
+    """
     if not length:
-        return np.zeros(0, np.int64)
-    read = sample.history[sample.anchors] if len(sample.anchors) else sample.history
-    return np.arange(max(0, read[0] + 1 - length), read[-1] + 1)
+        return None
+    events, anchors = [], []
+    for sample in samples:
+        read = sample.history[sample.anchors]
+        ends = read if len(read) else sample.history  # of a user that fills the batch
+        events.append(np.arange(max(0, ends[0] + 1 - length), ends[-1] + 1))
+        anchors.append(read - events[-1][0])
+    past, lengths = _events(first, events)
+    return Past(
+        items=torch.from_numpy(sequences.items[past].astype(np.int64)),
+        times=torch.from_numpy(sequences.times[past].astype(np.int64)),
+        lengths=torch.from_numpy(lengths),
+        anchors=_token_index(anchors, lengths, num_anchors),
+    )
 
 
 class RankUsers(NamedTuple):

@@ -129,10 +129,8 @@ def repeat_scores(
     lengths = ends - starts
     tokens, first = _tokens(starts, ends)
     device = towers.repeat.weight.device
-    rows = to_device(sequences.items[tokens].astype(np.int64), device)
     return towers.repeat(
-        rows,
-        rows,
+        to_device(sequences.items[tokens].astype(np.int64), device),
         to_device(sequences.times[tokens].astype(np.int64), device),
         to_device(lengths, device),
         to_device(first + lengths - 1, device).unsqueeze(1),

@@ -162,21 +162,14 @@ class TwinTower(nn.Module):
         alone = torch.ones_like(items)
         return self.encoder(content, items, alone, id_vectors=id_vectors)
 
-    def repeated_items(
-        self, batch: TowerBatch, as_rows: bool = False
-    ) -> RepeatedItems | None:
-        """Score the items in the anchors' past; None without a repeat score.
-
-        Items are numbered as in the batch, or `as_rows` of the catalogue.
-        """
+    def repeated_items(self, batch: TowerBatch) -> RepeatedItems | None:
+        """Score the items in the anchors' past; None without a repeat score."""
         if self.repeat is None:
             return None
         past = batch.past
         if past is None:
             raise ValueError("the batch has no past; see collate")
-        rows = batch.item_rows[past.items]
-        items = rows if as_rows else past.items
-        return self.repeat(items, rows, past.times, past.lengths, past.anchors)
+        return self.repeat(past.items, past.times, past.lengths, past.anchors)
 
 
 def arange_like(rows: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class RepeatedItems(NamedTuple):
 
     Attributes:
         anchor: int64 [E], index among the B x M anchors, ascending.
-        item: int64 [E], in the numbering of the caller.
+        item: int64 [E], catalogue rows.
         score: float32 [E].
     """
 
@@ -59,7 +59,6 @@ class RepeatConsumption(nn.Module):
     def forward(
         self,
         items: Tensor,
-        rows: Tensor,
         times: Tensor,
         lengths: Tensor,
         anchors: Tensor,
@@ -67,8 +66,7 @@ class RepeatConsumption(nn.Module):
         """Score the items in each anchor's past, its own event included.
 
         Args:
-            items: int64 [P], in any numbering, user after user, oldest first.
-            rows: int64 [P], the same as catalogue rows.
+            items: int64 [P], catalogue rows, user after user, oldest first.
             times: int64 [P], unix seconds.
             lengths: int64 [B].
             anchors: int64 [B, M], token indices into `items`, -1 in padding.
@@ -86,7 +84,7 @@ class RepeatConsumption(nn.Module):
         owner = owner.repeat_interleave(count, output_size=total)
         within = torch.arange(total, device=flat.device) - first[owner]
         tokens = (token + 1 - count)[owner] + within
-        num_items = items.max() + 1
+        num_items = len(self.log_odds)
         keys, order = (owner * num_items + items[tokens]).sort(stable=True)
         pairs, counts = keys.unique_consecutive(return_counts=True)
         last = tokens[order[counts.cumsum(0) - 1]]  # stable: the item's latest token
@@ -98,7 +96,7 @@ class RepeatConsumption(nn.Module):
             counts.float().log(),
             (anchor - last).float().log1p(),
             days.clamp(min=0).log1p(),
-            self.log_odds[rows[last]],
+            self.log_odds[item],
         ]
         score = torch.stack(features, 1) @ self.weight
         return RepeatedItems(number[owner], item, score)

@@ -21,6 +21,7 @@ from learn_torchrec.towers.inference import (
 from learn_torchrec.towers.model import TowersModelConfig
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.dense_all_action import dense_all_action_loss
+from learn_torchrec.towers.objectives.next_item import in_batch
 from learn_torchrec.towers.repeat import (
     RepeatConsumption,
     RepeatedItems,
@@ -45,10 +46,7 @@ DAY = 86_400
 
 
 def scored(repeat, items, times, lengths, anchors):
-    rows = torch.tensor(items)
-    seen = repeat(
-        rows, rows, torch.tensor(times), torch.tensor(lengths), torch.tensor(anchors)
-    )
+    seen = repeat(*(torch.tensor(x) for x in (items, times, lengths, anchors)))
     assert seen.anchor.tolist() == sorted(seen.anchor.tolist())
     columns = (x.tolist() for x in seen)
     return {(anchor, item): z for anchor, item, z in zip(*columns, strict=True)}
@@ -107,6 +105,13 @@ def test_odds_are_finite_where_nothing_or_all_is_repeated(items):
     assert np.isfinite(repeat_log_odds(sequences, 4)).all()
 
 
+def test_items_are_numbered_as_in_the_batch():
+    seen = RepeatedItems(torch.arange(4), torch.tensor([9, 3, 4, 12]), torch.ones(4))
+    found = in_batch(seen, torch.tensor([3, 5, 9]))
+    assert found.item.tolist() == [2, 0, -1, -1]
+    assert in_batch(None, torch.tensor([3])) is None
+
+
 @pytest.mark.parametrize("length", [1, 4, 100])
 def test_batches_hold_the_past_of_every_anchor(length):
     """As training scores the past, so does inference after the same events."""
@@ -130,7 +135,7 @@ def test_batches_hold_the_past_of_every_anchor(length):
     users = np.arange(20)
     samples = [next_item_sample(lengths[u], 8, 0, 0, u) for u in users]
     batch = collate(sequences, users, samples, 8, 8, np.arange(6), length)
-    seen = towers.repeated_items(batch, as_rows=True)
+    seen = towers.repeated_items(batch)
     starts = np.cumsum(lengths) - lengths
     for user, sample in enumerate(samples):
         for place, event in enumerate(sample.history[sample.anchors]):

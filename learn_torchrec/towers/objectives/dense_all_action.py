@@ -138,7 +138,7 @@ class DenseAllAction(nn.Module):
             temperature=temperature,
             offsets=offsets,
             targets=(_users_of(batch.target_lengths, batch.target), token_items),
-            repeated=towers.repeated_items(batch, as_rows=True),
+            repeated=towers.repeated_items(batch),
         )
 
 

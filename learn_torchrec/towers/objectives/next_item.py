@@ -38,7 +38,7 @@ _ANCHORS_IN_CHUNK = 4096
 _LOGITS_IN_CHUNK = 1 << 26  # 256 MiB; limits the anchors if candidates are many
 
 # TorchRec's pipelines trace the loss up to the sharded table; these stay opaque.
-for _function in ("next_item_loss", "arange_like"):
+for _function in ("next_item_loss", "arange_like", "in_batch"):
     torch.fx.wrap(_function)
 
 
@@ -133,8 +133,17 @@ class NextItem(nn.Module):
             batch.candidates,
             temperature=temperature,
             offsets=offsets,
-            repeated=towers.repeated_items(batch),
+            repeated=in_batch(towers.repeated_items(batch), batch.item_rows),
         )
+
+
+def in_batch(repeated: RepeatedItems | None, rows: Tensor) -> RepeatedItems | None:
+    """Number items by their place in a batch's `rows`, int64 [U], -1 outside."""
+    if repeated is None:
+        return None
+    place = torch.searchsorted(rows, repeated.item).clamp(max=len(rows) - 1)
+    is_there = rows[place] == repeated.item
+    return repeated._replace(item=place.where(is_there, -1))
 
 
 def next_item_loss(
@@ -162,8 +171,8 @@ def next_item_loss(
         candidates: int64 [K], indices into `vectors`, the same items on every rank.
         temperature: divides the cosines.
         offsets: float [U], added to the logits, for logit adjustment.
-        repeated: score of history items, as indices into `vectors`, added to the
-            cosines.
+        repeated: score of past items, as indices into `vectors`, -1 outside, added to
+            the cosines.
 
     Returns:
         Scalar: W times this rank's sum over anchors, divided by the anchors of all W
