@@ -43,6 +43,7 @@ _RANKER = (
 
 _EVERY_STAGE = (*_CONTENT, *_TOWERS, *_RANKER[len(_SPLIT) :])
 _STUDIED = (*_RANKER, "ranker.training.epochs=1")
+_QUICKSTART = "quickstart --data {market} --ranks 1 --out {out}"
 _EXPERIMENT = (
     "experiment table4 --data {market} --seeds 1 --encoder "
     "llm:content.encoder.model={model};content.encoder.layers=1 --out {out}"
@@ -272,20 +273,20 @@ STEPS = (
     ),
     ErrnoStep(
         name="started",
-        command="quickstart --data {market} --ranks 1 --out {out}",
+        command=_QUICKSTART,
         settings=_EVERY_STAGE,
         is_tried=False,
     ),
     ErrnoStep(
         name="ended",
-        command="quickstart --data {market} --ranks 1 --out {out}",
+        command=_QUICKSTART,
         settings=_EVERY_STAGE,
         start="started",
         removed=("*.json", "report.*"),
     ),
     ErrnoStep(
         name="launched",
-        command="quickstart --data {market} --ranks 1 --out {out}",
+        command=_QUICKSTART,
         settings=_EVERY_STAGE,
         start="started",
         removed=("predictions_learn", "logs/predictions_learn.log"),

@@ -60,7 +60,7 @@ def gains_table(
     for name, study in retrieval.items():
         metric = f"r@{study['ks'][0]}"
         over = study["groups"]["all"][study["history_in_use"]][metric]["over"]
-        where = f"{RETRIEVAL_STUDIES[name]}, next items, beside the best other row"
+        where = f"{_retrieval(name, study)}, next items, beside the best other row"
         rows.append(
             [
                 f"{where} ({ranked_by(over['row'])})",
@@ -68,6 +68,11 @@ def gains_table(
             ]
         )
     return markdown(["where", "what LEARN changes"], rows)
+
+
+def _retrieval(name: str, study: dict[str, Any]) -> str:
+    """Return the data of a study, with a word where no seeds were averaged."""
+    return RETRIEVAL_STUDIES[name] + (" (one seed)" if study["seeds"] == 1 else "")
 
 
 def next_items_table(studies: dict[str, dict[str, Any]]) -> str:
@@ -79,7 +84,7 @@ def next_items_table(studies: dict[str, dict[str, Any]]) -> str:
             found = study["groups"][group]
             if group != "all" and not 0 < found["targets"] < whole:
                 continue
-            place = f"{RETRIEVAL_STUDIES[name]}, {title}"
+            place = f"{_retrieval(name, study)}, {title}"
             rows.append(_next_items(place, study, group, _ranking(study, group)))
             if AMONG in found:
                 place += f", among {_AMONG.get(group, 'such items')} alone"
