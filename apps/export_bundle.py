@@ -17,6 +17,7 @@ import torch
 
 from learn_torchrec.artifact import read_manifest, versions
 from learn_torchrec.config import to_dict
+from learn_torchrec.content.reduction import REDUCTION_FILE, Reduction
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.provenance import refuse_other_inputs
@@ -24,7 +25,7 @@ from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.build import KIND_RANKER, build_ranker, load_ranker
 from learn_torchrec.ranker.features.lookups import open_lookups
 from learn_torchrec.ranker.learn.inputs import LearnInputs
-from learn_torchrec.ranker.learn.reduced import CONTENT, REDUCTION_FILE, Reduction
+from learn_torchrec.ranker.learn.reduced import CONTENT
 from learn_torchrec.ranker.probe import PROBE_FILE, read_probe
 from learn_torchrec.schema import IMPRESSIONS_FILE, INTERACTIONS_FILE, ITEMS_FILE
 from learn_torchrec.serving.bundle import Surroundings, Weights

@@ -16,6 +16,7 @@ from learn_torchrec import spaces
 from learn_torchrec.arrays import BoolArray, Float32Array, Int64Array
 from learn_torchrec.artifact import Manifest, listed_files, read_manifest, reading
 from learn_torchrec.content import store as content
+from learn_torchrec.content.reduction import REDUCTION_FILE, Reduction
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.histories import load_histories
 from learn_torchrec.datasets.loading.row_groups import RowSource
@@ -23,13 +24,7 @@ from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.datasets.split import moment
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN
-from learn_torchrec.ranker.learn.reduced import (
-    CONTENT,
-    REDUCTION_FILE,
-    Reduction,
-    write_neighbours,
-    write_reduced,
-)
+from learn_torchrec.ranker.learn.reduced import CONTENT, write_neighbours, write_reduced
 from learn_torchrec.ranker.learn.vectors import KIND
 from learn_torchrec.refusals import naming
 from learn_torchrec.schema import (

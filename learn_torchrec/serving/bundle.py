@@ -15,6 +15,7 @@ from torchrec.distributed import DistributedModelParallel
 
 from learn_torchrec.arrays import decoded
 from learn_torchrec.config import replace
+from learn_torchrec.content.reduction import Reduction
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.ids import normal_type
 from learn_torchrec.ranker.build import build_task
@@ -29,7 +30,7 @@ from learn_torchrec.ranker.features.lookups import (
 from learn_torchrec.ranker.features.past import PastPairs, PastValues
 from learn_torchrec.ranker.learn.batch import LearnBatch
 from learn_torchrec.ranker.learn.inputs import LearnInputs
-from learn_torchrec.ranker.learn.reduced import CONTENT, Reduction
+from learn_torchrec.ranker.learn.reduced import CONTENT
 from learn_torchrec.ranker.model import LearnRanker
 from learn_torchrec.ranker.rows import RankingRows
 from learn_torchrec.schema import IMPRESSIONS_FILE, ITEM_ID, TIMESTAMP, USER_ID

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from learn_torchrec.arrays import AnyArray, Float16Array, Int64Array
+from learn_torchrec.content.reduction import Reduction
 from learn_torchrec.errors import UserError
 from learn_torchrec.ids import UNKNOWN
 from learn_torchrec.ranker.learn.inputs import LearnInputs
-from learn_torchrec.ranker.learn.reduced import ReducedContent, Reduction
+from learn_torchrec.ranker.learn.reduced import ReducedContent
 from learn_torchrec.serving.request import RankRequest
 from learn_torchrec.vector_table import VectorTable
 

@@ -17,6 +17,7 @@ import torch
 from learn_torchrec.array_files import map_array
 from learn_torchrec.arrays import Float32Array, Int64Array
 from learn_torchrec.artifact import Manifest
+from learn_torchrec.content.reduction import REDUCTION_FILE, Reduction
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ids import UNKNOWN, IdIndex
 from learn_torchrec.jagged import first_at_or_after, offsets_of, take_index
@@ -24,12 +25,7 @@ from learn_torchrec.matrix import SHARDS, ShardedMatrix
 from learn_torchrec.ranker.learn.batch import LearnBatch, LearnRows
 from learn_torchrec.ranker.learn.histories import Histories, JaggedHistory
 from learn_torchrec.ranker.learn.inputs import LearnInputs, attention_ids
-from learn_torchrec.ranker.learn.reduced import (
-    CONTENT,
-    REDUCTION_FILE,
-    ReducedContent,
-    Reduction,
-)
+from learn_torchrec.ranker.learn.reduced import CONTENT, ReducedContent
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import ITEM_ID, TIMESTAMP, USER_ID
 from learn_torchrec.serving.extras import with_extras

@@ -6,11 +6,12 @@ import numpy as np
 
 from learn_torchrec.arrays import BoolArray, Float16Array
 from learn_torchrec.artifact import read_manifest
+from learn_torchrec.content.reduction import Reduction
 from learn_torchrec.content.store import KIND, ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.ids import IdIndex
 from learn_torchrec.matrix import blocks
-from learn_torchrec.ranker.learn.reduced import ReducedContent, Reduction
+from learn_torchrec.ranker.learn.reduced import ReducedContent
 from learn_torchrec.ranker.learn.vectors import LearnVectors
 from learn_torchrec.schema import USER_ID
 from learn_torchrec.vector_table import VectorTable
