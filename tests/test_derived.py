@@ -106,6 +106,13 @@ def test_the_objective_follows_the_catalogue_and_the_users_wishes(
     assert towers("towers.sampling.history_length=9").loss.objective == "next_item"
     assert towers("towers.model.item_tower=self").loss.objective == "next_item"
     assert towers("towers.model.inputs=content").model.inputs == "content"
+    assert usual.model.residual
+    assert not towers("towers.model.residual=false").model.residual
+    for wish in ("inputs=id", "item_tower=content", "standardize=false"):
+        assert not towers(f"towers.model.{wish}").model.residual
+    with monkeypatch.context() as many:
+        many.setattr(run, "_FEW_USERS", 100)
+        assert not towers().model.residual
     monkeypatch.setattr(run, "_MOST_CANDIDATES", 15)  # of 20 items
     assert towers().loss.candidates == 15
     monkeypatch.setattr(run, "_MANY_ITEMS", 19)

@@ -31,6 +31,7 @@ from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.config import TowersConfig
 from learn_torchrec.towers.ids import ITEM_TABLE
 from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.statistics import TowerStatistics
 from learn_torchrec.towers.warm_start import InitialTowers
 from learn_torchrec.training.precision import DTYPES
 
@@ -89,11 +90,14 @@ def load_towers(
             rows = _id_rows(directory, manifest, store)
             for name in state.keys() & set(_BY_ITEM):
                 state[name] = _at_rows(state[name], rows)
-        # It holds what follows from the counts, which only set the number of items.
-        counts = torch.ones(len(store))
-        towers = build_towers(
-            config.model, state["encoder.mean"], state["encoder.std"], counts
+        statistics = TowerStatistics(
+            mean=state["encoder.mean"],
+            std=state["encoder.std"],
+            # The state holds what follows from them; they set the number of items.
+            event_counts=torch.ones(len(store)),
+            components=state.get("encoder.components"),
         )
+        towers = build_towers(config.model, statistics)
         towers.load_state_dict(state)
     towers.encoder.precision = DTYPES[config.training.precision]
     return towers.to(device).eval(), config, manifest

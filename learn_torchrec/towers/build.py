@@ -26,6 +26,7 @@ from learn_torchrec.towers.objectives.dense_all_action import DenseAllAction
 from learn_torchrec.towers.objectives.next_item import NextItem
 from learn_torchrec.towers.repeat import RepeatConsumption
 from learn_torchrec.towers.sampling import SamplingConfig
+from learn_torchrec.towers.statistics import TowerStatistics
 from learn_torchrec.towers.task import Objective, TwinTowerTrain
 from learn_torchrec.towers.warm_start import (
     TEMPERATURE,
@@ -50,32 +51,33 @@ _OBJECTIVES: dict[
 
 def build_towers(
     config: TowersModelConfig,
-    mean: Tensor,
-    std: Tensor,
-    event_counts: Tensor,
+    statistics: TowerStatistics,
     device: torch.device | None = None,
-    repeat_log_odds: Tensor | None = None,
 ) -> TwinTower:
     """Return freshly initialized towers.
 
     Args:
         config: of the model.
-        mean: float32 [C], subtracted from the content vectors.
-        std: float32 [C], divides them.
-        event_counts: int64 [N], training events of each catalogue item.
+        statistics: of the catalogue and the log.
         device: of the item-ID table; "meta" where TorchRec shards and fills it.
-        repeat_log_odds: float32 [N], see `towers.repeat`; None for zeros.
     """
-    shape = config.encoder
+    shape, counts = config.encoder, statistics.event_counts
     ids = None
     if config.inputs != "content":
-        ids = ItemIds(event_counts, shape.width, config.id_shrinkage, device)
-    encoder = PreferenceEncoder(mean, std, shape, reads_content=config.inputs != "id")
+        ids = ItemIds(counts, shape.width, config.id_shrinkage, device)
+    encoder = PreferenceEncoder(
+        statistics.mean,
+        statistics.std,
+        shape,
+        reads_content=config.inputs != "id",
+        components=statistics.components,
+    )
     repeat = None
     if config.repeat:
-        if repeat_log_odds is None:
-            repeat_log_odds = torch.zeros(len(event_counts))
-        repeat = RepeatConsumption(repeat_log_odds, config.repeat_length)
+        log_odds = statistics.repeat_log_odds
+        if log_odds is None:
+            log_odds = torch.zeros(len(counts))
+        repeat = RepeatConsumption(log_odds, config.repeat_length)
     return TwinTower(encoder, config.item_tower, ids, repeat)
 
 
@@ -88,32 +90,25 @@ def build_objective(config: TowersConfig, event_counts: Tensor) -> Objective:
 
 def build_task(
     config: TowersConfig,
-    mean: Tensor,
-    std: Tensor,
-    event_counts: Tensor,
+    statistics: TowerStatistics,
     initial: InitialTowers | None = None,
-    repeat_log_odds: Tensor | None = None,
 ) -> TwinTowerTrain:
     """Return a fresh training task; its ID table, if any, is on "meta".
 
-    See `build_towers` for the arguments. `initial` replaces the initial weights of
-    everything but the ID table.
+    `initial` replaces the initial weights of everything but the ID table.
 
     Raises:
         UserError: the initial weights have another shape.
     """
     torch.manual_seed(config.training.seed)
-    if not config.model.standardize:
-        mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    towers = build_towers(
-        *(config.model, mean, std, event_counts, torch.device("meta"), repeat_log_odds)
-    )
+    towers = build_towers(config.model, statistics, torch.device("meta"))
     if initial is not None:
         load_encoder(towers.encoder, initial.encoder)
         if towers.repeat is not None and initial.repeat is not None:
             load_repeat(towers.repeat, initial.repeat)
     towers.encoder.precision = DTYPES[config.training.precision]
-    task = TwinTowerTrain(towers, build_objective(config, event_counts), config.loss)
+    objective = build_objective(config, statistics.event_counts)
+    task = TwinTowerTrain(towers, objective, config.loss)
     if initial is not None and config.loss.learn_temperature:
         learned = initial.optimizer.get(TEMPERATURE, task.log_temperature)
         task.log_temperature.data.copy_(learned)

@@ -33,6 +33,10 @@ class PreferenceEncoder(nn.Module):
         std: float32 [C], positive.
         shape: see `EncoderShape`.
         reads_content: false for the paper's ID row: an item is its id alone.
+        components: float32 [C, D], principal components of the standardized content;
+            given, vectors are a residual on them (not in the paper): before training,
+            an item's vector is its reduced content, a history's is the direction of
+            the mean of its items', and their dot product the content similarity.
 
     Attributes:
         precision: of the matrix products over tokens, float32 or bfloat16 (autocast);
@@ -54,6 +58,7 @@ class PreferenceEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    components: Tensor | None
 
     def __init__(
         self,
@@ -61,11 +66,13 @@ class PreferenceEncoder(nn.Module):
         std: Tensor,
         shape: EncoderShape,
         reads_content: bool = True,
+        components: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.precision = torch.float32
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
+        self.register_buffer("components", components)
         self.content_projection = None
         if reads_content:
             self.content_projection = nn.Linear(mean.shape[0], shape.width)
@@ -75,6 +82,8 @@ class PreferenceEncoder(nn.Module):
         for child in self.children():
             if not (pretrained and child is self.sequence_encoder):
                 child.apply(_init_like_bert)
+        if components is not None:
+            nn.init.zeros_(self.vector_projection.weight)
 
     def forward(
         self,
@@ -116,7 +125,10 @@ class PreferenceEncoder(nn.Module):
                 tokens, packing, times[packing.order], actions[packing.order]
             )
         index = packing.inverse if read is None else packing.inverse[read]
-        return self.project(tokens[index].float())
+        known = self.reduced(content)
+        if known is not None:
+            known = _running_means(known[items[packing.order]], packing)[index]
+        return self.project(tokens[index].float(), known)
 
     def encode_alone(
         self, content: Tensor, items: Tensor, id_vectors: Tensor | None = None
@@ -128,7 +140,10 @@ class PreferenceEncoder(nn.Module):
         # Where TorchRec's pipelines trace this, `items` has no device.
         with autocast(self.precision, self.mean.device.type):
             embedded = self.embed(content, id_vectors)[items]
-        return self.project(embedded.float())
+        known = self.reduced(content)
+        if known is not None:
+            known = known[items]
+        return self.project(embedded.float(), known)
 
     def embed(self, content: Tensor, id_vectors: Tensor | None = None) -> Tensor:
         """Return the sequence encoder's input for distinct items, [U, W]."""
@@ -139,13 +154,39 @@ class PreferenceEncoder(nn.Module):
         projected = self.content_projection(self.standardized(content))
         return projected if id_vectors is None else projected + id_vectors
 
-    def project(self, embedded: Tensor) -> Tensor:
-        """Project item embeddings or encoded tokens, [..., W], to unit vectors."""
-        return F.normalize(self.vector_projection(embedded).float(), dim=-1)
+    def project(self, embedded: Tensor, known: Tensor | None = None) -> Tensor:
+        """Project item embeddings or encoded tokens, [..., W], to unit vectors.
+
+        They are added to `known`, float32 [..., D], the direction of reduced content.
+        """
+        vectors = self.vector_projection(embedded).float()
+        if known is not None:
+            vectors = known + vectors
+        return F.normalize(vectors, dim=-1)
+
+    def reduced(self, content: Tensor) -> Tensor | None:
+        """Reduce content [U, C] to the components, float32 [U, D], unit vectors.
+
+        None where vectors are no residual on it.
+        """
+        if self.components is None:
+            return None
+        return F.normalize(self.standardized(content) @ self.components, dim=-1)
 
     def standardized(self, content: Tensor) -> Tensor:
         """Standardize content [U, C] by the catalogue's statistics, as float32."""
         return (content.float() - self.mean) / self.std
+
+
+def _running_means(tokens: Tensor, packing: Packing) -> Tensor:
+    """Return the direction of the mean of each token and those before it, [S, D].
+
+    `tokens` are in the packing's order.
+    """
+    sums = [
+        group.unpad(group.pad(part).cumsum(1)) for group, part in packing.split(tokens)
+    ]
+    return F.normalize(torch.cat(sums), dim=-1)
 
 
 def _init_like_bert(module: nn.Module) -> None:

@@ -51,6 +51,10 @@ class TowersModelConfig:
         standardize: standardize every content dimension over the catalogue. Raw
             language-model vectors lie in a narrow cone, which towers learn little
             from; the authors' public code does not standardize.
+        residual: learn what to add to the content's principal components instead of a
+            vector of its own (not in the paper), so that the similarity starts as the
+            content's: see `PreferenceEncoder`. A few dozen users teach too little to
+            rank rare items from nothing.
     """
 
     encoder: EncoderShape = field(default_factory=EncoderShape)
@@ -60,6 +64,7 @@ class TowersModelConfig:
     repeat: bool = False
     repeat_length: PositiveInt = 400
     standardize: bool = True
+    residual: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -67,6 +72,18 @@ class TowersModelConfig:
             "item_tower: content cannot use ids; set towers.model.inputs=content or "
             "another item_tower",
         )
+        require(
+            not self.residual or self.reads_standardized_content,
+            "residual: learns on top of standardized content; set "
+            "towers.model.residual=false, or leave inputs=id, item_tower=content and "
+            "standardize=false out",
+        )
+
+    @property
+    def reads_standardized_content(self) -> bool:
+        """Whether both towers learn from standardized content, as a residual must."""
+        reads = self.inputs != "id" and self.item_tower != "content"
+        return reads and self.standardize
 
 
 class TwinTower(nn.Module):

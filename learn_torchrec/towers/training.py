@@ -25,8 +25,8 @@ from learn_torchrec.towers.build import Trainer, build_task, build_trainer
 from learn_torchrec.towers.config import TowersConfig, refuse_unfit_lengths
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.repeat import repeat_log_odds
 from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_towers
+from learn_torchrec.towers.statistics import TowerStatistics
 from learn_torchrec.towers.warm_start import TEMPERATURE, InitialTowers
 from learn_torchrec.training.batch import pinned
 from learn_torchrec.training.checkpoint import Checkpoints
@@ -172,12 +172,8 @@ def _prepare(
 ) -> Trainer:
     """Check settings against the data and return a fresh trainer."""
     _refuse_unfit_shape(config, store)
-    counts = torch.from_numpy(data.counted.item_counts(len(store)))
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    log_odds = None
-    if config.model.repeat:
-        log_odds = torch.from_numpy(repeat_log_odds(data.counted, len(store)))
-    task = build_task(config, mean, std, counts, initial, log_odds)
+    statistics = TowerStatistics.measure(config.model, store, data.counted)
+    task = build_task(config, statistics, initial)
     task.objective.check(config.model, data)
     steps = config.training.epochs * (len(data.train) // config.training.batch_size)
     return build_trainer(task, config, steps, device, initial)

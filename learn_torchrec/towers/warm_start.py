@@ -59,9 +59,10 @@ def load_encoder(encoder: PreferenceEncoder, state: Mapping[str, Tensor]) -> Non
         theirs = state[name].shape if name in state else None
         ours = own[name].shape if name in own else None
         if theirs != ours:
+            setting = "residual" if name == "components" else "encoder"
             raise UserError(
                 f"initial weights: {name} is {_shape(theirs)}, the configured encoder "
-                f"has {_shape(ours)}; set towers.model.encoder to their shape"
+                f"has {_shape(ours)}; set towers.model.{setting} to theirs"
             )
     encoder.load_state_dict(dict(state))
 

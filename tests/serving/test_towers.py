@@ -14,6 +14,7 @@ import torch
 from forging import forge
 from random_sequences import make_sequences
 from shop import AS_OF, RuleRanker
+from untrained_towers import statistics_of
 
 from learn_torchrec import config as configs
 from learn_torchrec.apps import embed_items
@@ -65,9 +66,7 @@ def made(request, tmp_path_factory, model_dir: Path) -> tuple[Path, Path]:
     )
     model = TowersModelConfig(encoder=shape, inputs=request.param)
     config = TowersConfig(model=model, sampling=SamplingConfig(history_length=LENGTH))
-    counts = torch.ones(len(store))
-    moments = (torch.from_numpy(each).float() for each in (store.mean, store.std))
-    towers = build_towers(model, *moments, counts)
+    towers = build_towers(model, statistics_of(store))
     split = SplitConfig(actions=("like",))
     with write_artifact(
         folder / "towers",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from random_sequences import make_sequences
 from torch import nn
+from untrained_towers import statistics_of
 
 from learn_torchrec.towers.batch import attach_content
 from learn_torchrec.towers.build import build_task
@@ -147,8 +148,7 @@ def test_every_parameter_learns(store, one_rank, objective, item_tower):
         loss=LossConfig(objective=objective),
         sampling=SamplingConfig(history_length=8, target_length=4),
     )
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    task = build_task(config, mean, std, torch.ones(len(store)))
+    task = build_task(config, statistics_of(store))
     data = TowersSplit(
         train=sequences, cuts=None, validation=None, test=None, known_until=0
     )
@@ -166,8 +166,7 @@ def test_every_parameter_learns(store, one_rank, objective, item_tower):
 def test_exported_vectors_know_the_times(store, one_rank):
     del one_rank
     config = TowersConfig(model=TowersModelConfig(encoder=SHAPE))
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    towers = build_task(config, mean, std, torch.ones(len(store))).towers.eval()
+    towers = build_task(config, statistics_of(store)).towers.eval()
     for parameter in towers.parameters():
         nn.init.normal_(parameter, std=0.5)
     sequences = make_sequences([5, 3])

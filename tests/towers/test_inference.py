@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from random_sequences import make_sequences
+from untrained_towers import statistics_of
 
 from learn_torchrec.datasets.split import SplitTimes
 from learn_torchrec.errors import UserError
@@ -25,13 +26,7 @@ def make_towers(store):
     shape = EncoderShape(
         width=8, num_layers=1, num_heads=2, feed_forward_dim=16, vector_dim=4
     )
-    mean, std = (
-        torch.from_numpy(store.mean).float(),
-        torch.from_numpy(store.std).float(),
-    )
-    return build_towers(
-        TowersModelConfig(encoder=shape), mean, std, torch.ones(len(store))
-    ).eval()
+    return build_towers(TowersModelConfig(encoder=shape), statistics_of(store)).eval()
 
 
 @pytest.mark.parametrize("tokens_per_batch", [7, 10_000])

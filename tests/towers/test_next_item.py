@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_sequences import sequence_set
+from untrained_towers import statistics_of
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers import task as task_module
@@ -57,8 +58,7 @@ def make_towers(store, inputs="content+id", item_tower="projection", shrinkage=0
         encoder=SHAPE, inputs=inputs, item_tower=item_tower, id_shrinkage=shrinkage
     )
     counts = torch.arange(len(store))  # item 0 was never seen
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    return build_towers(config, mean, std, counts)
+    return build_towers(config, statistics_of(store, counts))
 
 
 def config_of(**changes):

@@ -10,6 +10,7 @@ from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.inference import encode_catalogue
 from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.statistics import TowerStatistics
 
 CPU = torch.device("cpu")
 
@@ -43,7 +44,8 @@ def test_loaded_towers_encode_as_they_were_trained(
 def test_items_that_are_only_projected_do_so_in_bfloat16():
     shape = EncoderShape(width=16, num_layers=1, num_heads=2, feed_forward_dim=16)
     config = TowersModelConfig(encoder=shape, item_tower="projection")
-    towers = build_towers(config, torch.zeros(6), torch.ones(6), torch.ones(5)).eval()
+    made = TowerStatistics(torch.zeros(6), torch.ones(6), torch.ones(5))
+    towers = build_towers(config, made).eval()
     content, items = torch.randn(5, 6), torch.tensor([3, 0, 3])
     exact, seen = towers.encode_items(content, items), []
     towers.encoder.content_projection.register_forward_hook(

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_sequences import sequence_set
+from untrained_towers import statistics_of
 
 from learn_torchrec.towers.batch import collate
 from learn_torchrec.towers.build import build_towers
@@ -34,6 +35,7 @@ from learn_torchrec.towers.retrieval import (
 )
 from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
 from learn_torchrec.towers.scores import towers_scores
+from learn_torchrec.towers.statistics import TowerStatistics
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.optim import OptimizerConfig
@@ -126,10 +128,7 @@ def test_batches_hold_the_past_of_every_anchor(length):
     config = dataclasses.replace(towers_config().model, repeat_length=length)
     towers = build_towers(
         config,
-        torch.zeros(4),
-        torch.ones(4),
-        torch.ones(6),
-        repeat_log_odds=torch.randn(6),
+        TowerStatistics(torch.zeros(4), torch.ones(4), torch.ones(6), torch.randn(6)),
     )
     torch.nn.init.normal_(towers.repeat.weight)
     users = np.arange(20)
@@ -260,8 +259,7 @@ def test_it_learns_whether_things_are_bought_again(
 def test_retrieval_adds_it_to_the_whole_past(store):
     data = users_who(repeat=False)
     config = dataclasses.replace(towers_config().model, repeat_length=5)
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    towers = build_towers(config, mean, std, torch.ones(len(store))).eval()
+    towers = build_towers(config, statistics_of(store)).eval()
     with torch.no_grad():
         towers.repeat.weight.copy_(torch.tensor([5.0, 0.0, -1.0, 0.0, 0.0]))
     window = 3
@@ -289,9 +287,8 @@ def test_retrieval_adds_it_to_the_whole_past(store):
 def test_validation_ranks_as_the_evaluation_does(store, inputs, filter_history):
     data, task = users_who(repeat=False), users_who(repeat=False).test
     config = dataclasses.replace(towers_config().model, inputs=inputs)
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
     torch.manual_seed(0)
-    towers = build_towers(config, mean, std, torch.ones(len(store)))
+    towers = build_towers(config, statistics_of(store))
     with torch.no_grad():
         towers.repeat.weight.copy_(torch.tensor([0.1, 0.0, -0.02, 0.0, 0.0]))
     retrieval = RetrievalConfig(ks=(5, 10), filter_history=filter_history)

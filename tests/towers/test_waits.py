@@ -9,6 +9,7 @@ import pytest
 import torch
 from random_sequences import make_sequences
 from torch.utils._python_dispatch import TorchDispatchMode
+from untrained_towers import statistics_of
 
 from learn_torchrec.towers.batch import attach_content, collate
 from learn_torchrec.towers.build import build_objective, build_towers
@@ -64,10 +65,11 @@ def task_and_batch(store, objective, repeat):
         loss=LossConfig(objective=objective, candidates=20),
         sampling=SAMPLING,
     )
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    counts = torch.ones(len(store))
-    towers = build_towers(config.model, mean, std, counts)
-    task = TwinTowerTrain(towers, build_objective(config, counts), config.loss)
+    statistics = statistics_of(store)
+    towers = build_towers(config.model, statistics)
+    task = TwinTowerTrain(
+        towers, build_objective(config, statistics.event_counts), config.loss
+    )
     sequences = make_sequences([6 + user % 9 for user in range(150)])
     users = np.arange(150)
     samples = [sample_user(sequences.lengths[u], SAMPLING, 0, 0, u) for u in users]

@@ -13,6 +13,7 @@ from learn_torchrec.towers.artifact import CATALOGUE_FILE, earlier_towers, save_
 from learn_torchrec.towers.build import build_towers
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.model import TowersModelConfig
+from learn_torchrec.towers.statistics import TowerStatistics
 from learn_torchrec.towers.warm_start import load_ids
 from learn_torchrec.training.distributed import process_group
 from learn_torchrec.training.sharding import full_state_dict, init_tables, shard_tables
@@ -24,8 +25,8 @@ IDS = "ids.table.embeddings.t_item_id.weight"
 
 def towers_of(items, dim, device=None):
     config = TowersModelConfig(encoder=SHAPE, inputs="content+id")
-    mean, std = torch.zeros(dim), torch.ones(dim)
-    return build_towers(config, mean, std, torch.ones(items), device)
+    made = TowerStatistics(torch.zeros(dim), torch.ones(dim), torch.ones(items))
+    return build_towers(config, made, device)
 
 
 def test_ids_follow_their_items(store, tmp_path):

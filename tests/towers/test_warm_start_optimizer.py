@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 import torch
+from untrained_towers import statistics_of
 
 from learn_torchrec.apps import train_towers
 from learn_torchrec.content.store import KIND, ContentStore, write_content_store
@@ -46,9 +47,7 @@ def config_of(inputs, seed=0):
 
 
 def trainer_of(config, store, device, initial=None):
-    counts = torch.ones(len(store), dtype=torch.int64)
-    mean, std = (torch.from_numpy(x).float() for x in (store.mean, store.std))
-    task = build_task(config, mean, std, counts, initial)
+    task = build_task(config, statistics_of(store), initial)
     return build_trainer(task, config, _STEPS, device, initial)
 
 
