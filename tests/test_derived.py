@@ -146,6 +146,29 @@ def test_holdout_without_new_users_and_without_dates(tmp_path):
     assert run.split.holdout == "leave_one_out"
 
 
+def test_impressions_matter_to_the_split_only_where_a_ranker_follows(tmp_path):
+    log = [row for row in visits() if row[0] < 180]  # nobody is new
+    dataset = write(tmp_path, log, shown_between(60, 99))
+    ranked, alone = (derive(dataset, for_ranker=each) for each in (True, False))
+    assert ranked.run.split.holdout == "new_users"
+    assert "impressions" in settings(ranked)["split.towers_until"].reason
+    assert (alone.run.split.holdout, alone.run.split.towers_until) == ("time", "80%")
+    chosen = derive(dataset, ["split.holdout=new_users"], for_ranker=False).run.split
+    assert (chosen.holdout, chosen.towers_until) == ("new_users", "50%")
+
+
+def test_only_the_largest_towers_learn_at_the_papers_rate(tmp_path, monkeypatch):
+    """Small towers learn little in a small log's passes at that rate."""
+    dataset = write(tmp_path, visits())
+    rate = 1e-3
+    for medium, large, width in ((10**7, 10**8, 128), (10, 10**8, 256), (1, 10, 768)):
+        monkeypatch.setattr(run, "_MEDIUM_LOG", medium)
+        monkeypatch.setattr(run, "_LARGE_LOG", large)
+        towers = derive(dataset).run.towers
+        assert towers.model.encoder.width == width
+        assert (towers.optimizer.learning_rate == rate) == (width < 768)
+
+
 def shown_between(first, last, count=600):
     days = np.linspace(first, last, count)
     return [(n % 200, 10 + n % 97, day, n % 3 == 0) for n, day in enumerate(days)]
@@ -235,7 +258,7 @@ def test_the_latest_rows_of_a_small_log_say_how_long_a_ranker_trains(
 
 
 def test_a_large_log_is_learned_from_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_SMALL_LOG", 1000)
+    monkeypatch.setattr(run, "_SMALL_TRAINING", 1000)
     dataset = write(tmp_path, visits(), shown_between(0, 100, 5000))
     ranker = derive(dataset).run.ranker
     assert (ranker.validation.share, ranker.training.epochs) == (0.0, 1)

@@ -251,8 +251,14 @@ def derive(args: argparse.Namespace, sections: Sequence[str] = ()) -> Derived:
     """
     earlier = _saved(args, "vectors") if args.preset is None else None
     split = None if earlier is None else earlier.split
-    ranks = getattr(args, "ranks", 1)
-    return derived_run.derive(dataset(args), args.overrides, split, sections, ranks)
+    return derived_run.derive(
+        dataset(args),
+        args.overrides,
+        split,
+        sections,
+        ranks=getattr(args, "ranks", 1),
+        for_ranker=getattr(args, "for_ranker", True),
+    )
 
 
 def _saved(args: argparse.Namespace, *inputs: str) -> presets.Run | None:

@@ -55,8 +55,11 @@ class TowersArm:
     starts: tuple[Path, ...] = ()
 
     def resolve(self, args: argparse.Namespace) -> Run:
-        """Return the configuration: that of the options, with this arm's settings."""
-        changed = argparse.Namespace(**vars(args))
+        """Return the configuration: that of the options, with this arm's settings.
+
+        No ranker follows: users who were seen before can test the towers, too.
+        """
+        changed = argparse.Namespace(**vars(args), for_ranker=False)
         changed.overrides = [*args.overrides, *self.settings]
         return options.resolve(changed, ("split", "towers", "retrieval"))
 
@@ -69,7 +72,15 @@ class TowersArm:
         given += ["--config", str(args.config)] if args.config else []
         if self.starts:
             given += ["--warm-start", str(self.starts[seed]), "--other-catalogue"]
-        changes = [*args.overrides, *self.settings, f"towers.training.seed={seed}"]
+        split = self.resolve(args).split
+        changes = [
+            f"split.holdout={split.holdout}",
+            f"split.towers_until={split.towers_until}",
+            f"split.test_from={split.test_from}",
+            *args.overrides,
+            *self.settings,
+            f"towers.training.seed={seed}",
+        ]
         train_towers.main([*given, "--set", *changes])
 
 

@@ -31,7 +31,7 @@ from learn_torchrec.towers.sampling import SamplingConfig
 FEATURES = "ranker.features"
 
 _SAMPLED_USERS = 100_000  # of a large log, to count repeated items
-_SMALL_LOG, _LARGE_LOG = 1_000_000, 100_000_000  # events
+_MEDIUM_LOG, _LARGE_LOG = 10_000_000, 100_000_000  # events
 _MOST_CANDIDATES, _MANY_ITEMS = 8_192, 1_000_000  # items
 # Settings of the pairs that only dense all-action draws.
 _PAIRS = tuple(
@@ -46,6 +46,7 @@ _MANY_VALIDATED = 1_000  # users whose recall tells epochs apart
 _MOST_SNAPSHOTS = 5_000_000  # user vectors, one for each event
 _VALIDATED_ROWS = 10_000  # training rows of which a tenth tells passes apart
 _VALIDATION = 0.1  # share of the training rows
+_SMALL_TRAINING = 1_000_000  # training rows
 _STREAMED_ROWS = 20_000_000  # impressions that are not held in memory
 
 
@@ -71,6 +72,7 @@ def derive(
     split: SplitConfig | None = None,
     sections: Sequence[str] = (),
     ranks: int = 1,
+    for_ranker: bool = True,
 ) -> Derived:
     """Derive a run's settings from its data; the same on every rank and in every run.
 
@@ -81,6 +83,8 @@ def derive(
         split: to use instead of a derived one.
         sections: to derive; the others keep their defaults. All by default.
         ranks: that share a batch.
+        for_ranker: whether a ranker is to read the towers' vectors, as it can where the
+            data have impressions; otherwise the split serves retrieval alone.
 
     Raises:
         UserError: data that a section is derived from are missing or wrong, or an
@@ -93,14 +97,15 @@ def derive(
     if split is not None:
         draft.put("split", split, "that of the vectors")
     elif wanted - {"content", "prepare", "cohorts"}:
-        derive_split(draft)
+        derive_split(draft, for_ranker and dataset.has_impressions)
     draft.respect("split")
     if wanted & {"towers", "retrieval", "export"}:
         _towers(draft)
         _repeats(draft)
         _cut_offs(draft)
         _export(draft)
-    is_ranked = dataset.has_impressions and draft.run.split.holdout != "leave_one_out"
+    is_ranked = for_ranker and dataset.has_impressions
+    is_ranked &= draft.run.split.holdout != "leave_one_out"
     if "ranker" not in wanted or not is_ranked:
         run = config.apply_overrides(draft.run, overrides)
         return Derived(run, draft.final_choices())
@@ -167,8 +172,8 @@ def _towers(draft: Draft) -> None:
     if users < _FEW_USERS and draft.run.towers.model.reads_standardized_content:
         reason = f"{users:,} users teach little of rare items: start at the content"
         draft.put("towers.model.residual", True, reason)
-    if log.events < _SMALL_LOG:
-        reason = f"{log.events:,} events"
+    if log.events < _LARGE_LOG:
+        reason = f"{log.events:,} events teach small towers"
         draft.put("towers.optimizer.learning_rate", 1e-3, reason)
         draft.put("towers.optimizer.weight_decay", 0.1, reason)
 
@@ -227,7 +232,7 @@ def _epochs(draft: Draft, most: int, patience: int, users: int) -> None:
 
 def _encoder(events: int) -> tuple[EncoderShape, str, str]:
     """Return the shape for a log of so many events, the reason and a description."""
-    if events < _SMALL_LOG:
+    if events < _MEDIUM_LOG:
         shape = small_encoder(DROPOUT)
     elif events < _LARGE_LOG:
         shape = EncoderShape(
@@ -282,7 +287,7 @@ def _ranker(draft: Draft) -> DerivedFeatures:
     size = max(rows / 2000, min(rows / 50, 512))
     batch = _batch(size, min(16, rows), 8192, draft.ranks)
     draft.put("ranker.training.batch_size", batch, reason)
-    if rows < _SMALL_LOG:
+    if rows < _SMALL_TRAINING:
         draft.put("ranker.model.embedding_dim", 16, reason)
         draft.put("ranker.tables.learning_rate", 0.003, reason)
         draft.put("ranker.optimizer.weight_decay", 0.01, reason)
@@ -297,7 +302,7 @@ def _length(draft: Draft, rows: int, reason: str) -> None:
 
     A ranker of a large log learns from each row once.
     """
-    if rows >= _SMALL_LOG:
+    if rows >= _SMALL_TRAINING:
         draft.put("ranker.training.epochs", 1, reason)
         return
     if rows >= _VALIDATED_ROWS and _can_validate(draft):

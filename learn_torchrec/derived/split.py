@@ -25,13 +25,17 @@ _FEW_NEW_USERS = 50  # fewer test users say little
 _FEW_USERS = 200  # of more, chance holds some out
 
 
-def derive_split(draft: Draft) -> None:
-    """Derive the split from the actions and times of log and impressions."""
+def derive_split(draft: Draft, for_ranker: bool) -> None:
+    """Derive the split from the actions and times of log and impressions.
+
+    `for_ranker`: whether a ranker learns after the towers, from the impressions.
+    """
     _actions(draft)
     draft.respect("split")
-    _moments(draft)
-    draft.respect("split")
-    _holdout(draft)
+    if for_ranker:
+        _moments(draft)
+    else:
+        _holdout(draft)
     draft.respect("split")
     _users(draft)
 
@@ -57,11 +61,6 @@ def _moments(draft: Draft) -> None:
     """Choose the moments so that towers, ranker and test each get a part."""
     dataset = draft.dataset
     times = dataset.times
-    if not dataset.has_impressions:
-        if times.max() < _EARLIEST_DATE:
-            reason = "times are positions, not dates: a user's last event is the test"
-            draft.put("split.holdout", "leave_one_out", reason)
-        return
     shown = np.sort(dataset.impression_times)
     if not len(shown):
         return
@@ -94,7 +93,11 @@ def _moments(draft: Draft) -> None:
 
 def _holdout(draft: Draft) -> None:
     """Without a ranker, users who were seen before can test the towers, too."""
-    if draft.run.split.holdout != "new_users" or draft.dataset.has_impressions:
+    if draft.is_set("split.holdout"):
+        return
+    if draft.dataset.times.max() < _EARLIEST_DATE:
+        reason = "times are positions, not dates: a user's last event is the test"
+        draft.put("split.holdout", "leave_one_out", reason)
         return
     log = LogCounts.of(draft)
     fewest = draft.run.towers.sampling.min_history + 1

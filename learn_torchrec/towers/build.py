@@ -74,9 +74,8 @@ def build_towers(
     )
     repeat = None
     if config.repeat:
-        log_odds = statistics.repeat_log_odds
-        if log_odds is None:
-            log_odds = torch.zeros(len(counts))
+        known = statistics.repeat
+        log_odds = torch.zeros(len(counts)) if known is None else known.log_odds
         repeat = RepeatConsumption(log_odds, config.repeat_length)
     return TwinTower(encoder, config.item_tower, ids, repeat)
 
@@ -102,6 +101,8 @@ def build_task(
     """
     torch.manual_seed(config.training.seed)
     towers = build_towers(config.model, statistics, torch.device("meta"))
+    if towers.repeat is not None and statistics.repeat is not None:
+        towers.repeat.start(statistics.repeat.prior, config.loss.temperature)
     if initial is not None:
         load_encoder(towers.encoder, initial.encoder)
         if towers.repeat is not None and initial.repeat is not None:

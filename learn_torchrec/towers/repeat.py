@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learn_torchrec.arrays import Float32Array
 from learn_torchrec.datasets.sequences import SequenceSet
 
 _DAY = 86_400
@@ -40,8 +39,8 @@ class RepeatConsumption(nn.Module):
 
     n counts the item among the user's latest events up to the anchor, gap is the number
     of events and days the time since its last occurrence; r tells how often people
-    take the item again, see `repeat_log_odds`. Other items score 0. Weights start at
-    zero.
+    take the item again, see `RepeatStatistics`. Other items score 0. Weights start at
+    zero, or at what the log's counts tell: see `start`.
 
     Args:
         log_odds: float32 [N], r of every item.
@@ -55,6 +54,15 @@ class RepeatConsumption(nn.Module):
         self.length = length
         self.weight = nn.Parameter(torch.zeros(5))
         self.register_buffer("log_odds", log_odds)
+
+    @torch.no_grad()
+    def start(self, prior: float, temperature: float) -> None:
+        """Start with items of the past above others, by how often they were taken.
+
+        As likely as the log's `prior` says, and in proportion to their number of
+        events: a small log's few steps do not get there from zero.
+        """
+        self.weight[:2] = temperature * torch.tensor([prior, 1.0])
 
     def forward(
         self,
@@ -102,22 +110,36 @@ class RepeatConsumption(nn.Module):
         return RepeatedItems(number[owner], item, score)
 
 
-def repeat_log_odds(sequences: SequenceSet, num_items: int) -> Float32Array:
-    """Return how often people take each item again, float32 [N].
+class RepeatStatistics(NamedTuple):
+    """How often people take items again.
 
-    The log odds that an event of the item repeats an earlier one of its user, above
-    those of all items together; smoothed, so that it is 0 for an item without events.
+    Attributes:
+        log_odds: float32 [N], that an event of the item repeats an earlier one of its
+            user, above those of all items together; 0 for an item without events.
+        prior: log odds that the next event takes one given item of the past, above
+            those of one given other item.
     """
-    step = -(-sequences.num_events // _MOST_EVENTS)
-    if step > 1:
-        sequences = sequences.select_users(np.arange(len(sequences)) % step == 0)
-    sequences = sequences.packed()
-    owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
-    keys = owners * np.int64(num_items) + sequences.items
-    events = np.bincount(sequences.items, minlength=num_items)
-    takers = np.bincount(np.unique(keys) % num_items, minlength=num_items)
-    # A prior also for the whole: a log without a repeat has odds as well.
-    share = (events.sum() - takers.sum() + 1) / (events.sum() + 2)
-    repeats = (events - takers + _PRIOR_EVENTS * share) / (events + _PRIOR_EVENTS)
-    odds = np.log(repeats / (1 - repeats)) - np.log(share / (1 - share))
-    return odds.astype(np.float32)
+
+    log_odds: Tensor
+    prior: float
+
+    @classmethod
+    def of(cls, sequences: SequenceSet, num_items: int) -> "RepeatStatistics":
+        """Count a log's repeats; those of an item are smoothed."""
+        step = -(-sequences.num_events // _MOST_EVENTS)
+        if step > 1:
+            sequences = sequences.select_users(np.arange(len(sequences)) % step == 0)
+        sequences = sequences.packed()
+        owners = np.repeat(np.arange(len(sequences)), sequences.lengths)
+        pairs = np.unique(owners * np.int64(num_items) + sequences.items)
+        events = np.bincount(sequences.items, minlength=num_items)
+        takers = np.bincount(pairs % num_items, minlength=num_items)
+        # A prior also for the whole: a log without a repeat has odds as well.
+        share = (events.sum() - takers.sum() + 1) / (events.sum() + 2)
+        repeats = (events - takers + _PRIOR_EVENTS * share) / (events + _PRIOR_EVENTS)
+        odds = np.log(repeats / (1 - repeats)) - np.log(share / (1 - share))
+        # Half of a user's items lie in the past on average.
+        past = max(1.0, len(pairs) / max(1, len(sequences)) / 2)
+        others = max(1.0, num_items - past)
+        prior = np.log(share / past) - np.log((1 - share) / others)
+        return cls(torch.from_numpy(odds.astype(np.float32)), float(prior))

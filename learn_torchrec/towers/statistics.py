@@ -14,7 +14,7 @@ from learn_torchrec.content.reduction import Reduction
 from learn_torchrec.content.store import ContentStore
 from learn_torchrec.datasets.sequences import SequenceSet
 from learn_torchrec.towers.model import TowersModelConfig
-from learn_torchrec.towers.repeat import repeat_log_odds
+from learn_torchrec.towers.repeat import RepeatStatistics
 from learn_torchrec.training.distributed import on_rank0
 
 
@@ -26,7 +26,7 @@ class TowerStatistics:
         mean: float32 [C], subtracted from the content vectors.
         std: float32 [C], divides them.
         event_counts: int64 [N], training events of each catalogue item.
-        repeat_log_odds: float32 [N], see `towers.repeat`; None for zeros.
+        repeat: of the log; None where no score of repeats learns from them.
         components: float32 [C, D], principal components of the standardized content,
             on which vectors are a residual; None where they are not.
     """
@@ -34,7 +34,7 @@ class TowerStatistics:
     mean: Tensor
     std: Tensor
     event_counts: Tensor
-    repeat_log_odds: Tensor | None = None
+    repeat: RepeatStatistics | None = None
     components: Tensor | None = None
 
     @classmethod
@@ -46,9 +46,9 @@ class TowerStatistics:
         `log` has the events that may be counted.
         """
         mean, std = (torch.from_numpy(each).float() for each in (store.mean, store.std))
-        log_odds = components = None
+        repeat = components = None
         if model.repeat:
-            log_odds = torch.from_numpy(repeat_log_odds(log, len(store)))
+            repeat = RepeatStatistics.of(log, len(store))
         if model.residual:
             # Of one rank: another machine's linear algebra rounds in its own way.
             dim = model.encoder.vector_dim
@@ -58,4 +58,4 @@ class TowerStatistics:
         if not model.standardize:
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         counts = torch.from_numpy(log.item_counts(len(store)))
-        return cls(mean, std, counts, log_odds, components)
+        return cls(mean, std, counts, repeat, components)

@@ -10,7 +10,7 @@ from random_sequences import sequence_set
 from untrained_towers import statistics_of
 
 from learn_torchrec.towers.batch import collate
-from learn_torchrec.towers.build import build_towers
+from learn_torchrec.towers.build import build_task, build_towers
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit
@@ -26,7 +26,7 @@ from learn_torchrec.towers.objectives.next_item import in_batch
 from learn_torchrec.towers.repeat import (
     RepeatConsumption,
     RepeatedItems,
-    repeat_log_odds,
+    RepeatStatistics,
 )
 from learn_torchrec.towers.retrieval import (
     RetrievalConfig,
@@ -92,8 +92,27 @@ def test_how_often_items_are_repeated_by_hand():
         smoothed = (repeats + 10 * share) / (events + 10)
         return math.log(smoothed / (1 - smoothed)) - math.log(share / (1 - share))
 
-    found = repeat_log_odds(sequences, 3)
+    found = RepeatStatistics.of(sequences, 3).log_odds.numpy()
     assert found.tolist() == pytest.approx([above(4, 6), above(0, 3), 0], abs=1e-6)
+
+
+def test_training_starts_with_the_past_by_counts_as_likely_as_the_log_repeats():
+    """Two users take 4 and 2 distinct items of 9 in 10 events: 4 repeats."""
+    sequences = sequence_set(
+        user_ids=pa.array([1, 2]),
+        offsets=np.array([0, 6, 10]),
+        items=np.array([0, 1, 2, 3, 0, 0, 5, 6, 5, 6]),
+        times=np.arange(10),
+    )
+    statistics = TowerStatistics(
+        *(torch.zeros(4), torch.ones(4), torch.ones(9)),
+        RepeatStatistics.of(sequences, 9),
+    )
+    share, past = 5 / 12, (4 + 2) / 2 / 2
+    prior = math.log(share / past) - math.log((1 - share) / (9 - past))
+    assert statistics.repeat.prior == pytest.approx(prior)
+    repeat = build_task(towers_config(), statistics).towers.repeat  # temperature 0.2
+    assert repeat.weight.tolist() == pytest.approx([0.2 * prior, 0.2, 0, 0, 0])
 
 
 @pytest.mark.parametrize("items", [[0, 1, 2], [0, 0, 0]])
@@ -104,7 +123,9 @@ def test_odds_are_finite_where_nothing_or_all_is_repeated(items):
         items=np.array(items),
         times=np.arange(3),
     )
-    assert np.isfinite(repeat_log_odds(sequences, 4)).all()
+    found = RepeatStatistics.of(sequences, 4)
+    assert torch.isfinite(found.log_odds).all()
+    assert np.isfinite(found.prior)
 
 
 def test_items_are_numbered_as_in_the_batch():
@@ -128,7 +149,10 @@ def test_batches_hold_the_past_of_every_anchor(length):
     config = dataclasses.replace(towers_config().model, repeat_length=length)
     towers = build_towers(
         config,
-        TowerStatistics(torch.zeros(4), torch.ones(4), torch.ones(6), torch.randn(6)),
+        TowerStatistics(
+            *(torch.zeros(4), torch.ones(4), torch.ones(6)),
+            RepeatStatistics(torch.randn(6), 0.0),
+        ),
     )
     torch.nn.init.normal_(towers.repeat.weight)
     users = np.arange(20)
