@@ -42,6 +42,7 @@ _PAIRS = tuple(
 # Below, a residual on the content finds more: measured up to 1,000 users; at 3,400, and
 # at 400 that liked films, it made no difference.
 _FEW_USERS = 2_000
+_BASKETS = 0.6  # share of the events that share a moment with the one before
 _MANY_VALIDATED = 1_000  # users whose recall tells epochs apart
 _MOST_SNAPSHOTS = 5_000_000  # user vectors, one for each event
 _VALIDATED_ROWS = 10_000  # training rows of which a tenth tells passes apart
@@ -101,7 +102,7 @@ def derive(
     draft.respect("split")
     if wanted & {"towers", "retrieval", "export"}:
         _towers(draft)
-        _repeats(draft)
+        _habits(draft)
         _cut_offs(draft)
         _export(draft)
     is_ranked = for_ranker and dataset.has_impressions
@@ -244,8 +245,11 @@ def _encoder(events: int) -> tuple[EncoderShape, str, str]:
     return shape, f"{events:,} events", shown
 
 
-def _repeats(draft: Draft) -> None:
-    """Filter histories only where people do not come back to an item."""
+def _habits(draft: Draft) -> None:
+    """Learn repeats where people come back to an item, and baskets where they shop.
+
+    Histories are filtered only where nobody comes back.
+    """
     sequences = draft.sequences
     users = len(sequences)
     if users > _SAMPLED_USERS:
@@ -258,6 +262,12 @@ def _repeats(draft: Draft) -> None:
     reason = f"{share:.1%} of the events repeat an earlier item of their user"
     draft.put("towers.model.repeat", share >= 0.05, reason)
     draft.put("retrieval.filter_history", share < 0.01, reason)
+    if draft.run.towers.loss.objective == "next_item":
+        follows = owners[1:] == owners[:-1]
+        together = follows & (sequences.times[1:] == sequences.times[:-1])
+        share = together.sum() / max(1, follows.sum())
+        reason = f"{share:.0%} of the events share the moment of the one before"
+        draft.put("towers.loss.baskets", share >= _BASKETS, reason)
 
 
 def _cut_offs(draft: Draft) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PositiveInt
 
-from learn_torchrec.arrays import Float64Array, Int64Array
+from learn_torchrec.arrays import Float64Array, Int64Array, IntArray
 from learn_torchrec.config import configuration, require
 
 
@@ -122,21 +122,40 @@ def sample_user(
 
 
 def next_item_sample(
-    num_events: int, history_length: int, seed: int, epoch: int, user: int
+    times: IntArray,
+    history_length: int,
+    seed: int,
+    epoch: int,
+    user: int,
+    baskets: bool = False,
 ) -> UserSample:
     """Make each event an anchor whose positive is the next event.
 
     At most `history_length` consecutive pairs: of a user with more, every epoch draws
-    where they begin. `num_events` is at least 2.
+    where they begin.
+
+    Args:
+        times: of the user's events, ascending, at least 2.
+        history_length: most pairs.
+        seed: with the next two what the draw depends on.
+        epoch: of the training.
+        user: its index.
+        baskets: an event's anchor is the last event of an earlier moment instead;
+            events of the first moment are no positives, unless there is no other.
     """
-    first = 0
+    first, num_events = 0, len(times)
     if num_events > history_length + 1:
         random = np.random.default_rng([seed, epoch, user])
         first = int(random.integers(num_events - history_length))
     events = np.arange(first, min(num_events, first + history_length + 1))
-    positions = np.arange(len(events) - 1)
+    anchors = positives = np.arange(len(events) - 1)
+    if baskets:
+        moments = np.asarray(times[events[0] : events[-1] + 1])
+        before = np.searchsorted(moments, moments[1:]) - 1
+        if (before >= 0).any():
+            anchors, positives = before[before >= 0], positives[before >= 0]
     return UserSample(
-        history=events[:-1], target=events[1:], anchors=positions, positives=positions
+        history=events[:-1], target=events[1:], anchors=anchors, positives=positives
     )
 
 

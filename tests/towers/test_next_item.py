@@ -87,7 +87,7 @@ def data_of(sequences, leave_out=1):
 
 
 def test_each_event_is_paired_with_the_next():
-    sample = next_item_sample(3, 2, seed=0, epoch=0, user=0)
+    sample = next_item_sample(np.arange(3), 2, seed=0, epoch=0, user=0)
     assert sample.history.tolist() == [0, 1]
     assert sample.target.tolist() == [1, 2]
     assert sample.anchors.tolist() == sample.positives.tolist() == [0, 1]
@@ -97,8 +97,8 @@ def test_of_a_long_history_every_part_is_drawn_as_often():
     """The same part for the same seed, epoch and user."""
     starts = []
     for epoch in range(600):
-        sample = next_item_sample(7, 4, seed=1, epoch=epoch, user=5)
-        again = next_item_sample(7, 4, seed=1, epoch=epoch, user=5)
+        sample = next_item_sample(np.arange(7), 4, seed=1, epoch=epoch, user=5)
+        again = next_item_sample(np.arange(7), 4, seed=1, epoch=epoch, user=5)
         first = int(sample.history[0])
         assert sample.history.tolist() == list(range(first, first + 4))
         assert sample.target.tolist() == list(range(first + 1, first + 5))
@@ -106,6 +106,33 @@ def test_of_a_long_history_every_part_is_drawn_as_often():
         starts.append(first)
     assert np.bincount(starts, minlength=3).min() > 150
     assert max(starts) == 2  # the latest event is the last target
+
+
+def test_of_a_basket_nothing_is_predicted_from_itself():
+    """Moments 1 1 1 2 3 3: nothing is before the first, the last two are of one.
+
+    Of users with one moment alone, events within it are better than none.
+    """
+    times = np.array([1, 1, 1, 2, 3, 3])
+    sample = next_item_sample(times, 9, seed=0, epoch=0, user=0, baskets=True)
+    pairs = zip(
+        sample.history[sample.anchors], sample.target[sample.positives], strict=True
+    )
+    assert list(pairs) == [(2, 3), (3, 4), (3, 5)]
+    alone = next_item_sample(times[:3], 9, seed=0, epoch=0, user=0, baskets=True)
+    assert alone.anchors.tolist() == alone.positives.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_baskets_leave_moments_apart_in_every_window(length):
+    times = np.sort(np.random.default_rng(0).integers(0, 30, 100))
+    for epoch in range(20):
+        sample = next_item_sample(times, length, 3, epoch, 0, baskets=True)
+        before = times[sample.history[sample.anchors]]
+        after = times[sample.target[sample.positives]]
+        if (before < after).any():
+            assert (before < after).all()
+        assert len(sample.anchors) == len(sample.positives) > 0
 
 
 @pytest.mark.parametrize("num_candidates", [0, 12])
@@ -146,8 +173,9 @@ def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
 @pytest.mark.parametrize(("anchors", "logits"), [(2, 99), (4096, 1), (4096, 1 << 20)])
 @pytest.mark.parametrize("num_candidates", [11, 5])
 @pytest.mark.parametrize("with_offsets_and_repeats", [False, True])
+@pytest.mark.parametrize("num_items", [None, 50])
 def test_the_loss_equals_the_naive_formula(
-    anchors, logits, num_candidates, with_offsets_and_repeats, monkeypatch
+    anchors, logits, num_candidates, with_offsets_and_repeats, num_items, monkeypatch
 ):
     monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", anchors)
     monkeypatch.setattr(losses, "_LOGITS_IN_CHUNK", logits)
@@ -177,6 +205,8 @@ def test_the_loss_equals_the_naive_formula(
         logits = (similarity + met[user * 3 + position, items]) / 0.1
         if offsets is not None:
             logits = logits + offsets[items]
+        if num_items is not None:  # each drawn item stands for several
+            logits[1:] += math.log((num_items - 1) / (len(items) - 1))
         terms.append(-logits.log_softmax(0)[0])
     expected = torch.stack(terms).mean()
     gradients = torch.autograd.grad(expected, (users, vectors))
@@ -184,12 +214,12 @@ def test_the_loss_equals_the_naive_formula(
     inputs = [x.detach().clone().requires_grad_() for x in (users, vectors)]
     loss = next_item_loss(
         *inputs,
-        mask,
-        positives,
+        positives.where(mask, -1),
         candidates,
         temperature=0.1,
         offsets=offsets,
         repeated=repeated,
+        num_items=num_items,
     )
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
@@ -202,10 +232,7 @@ def test_over_the_whole_catalogue_it_is_cross_entropy():
     users = torch.randn(6, 1, 4)
     vectors = torch.randn(9, 4)
     positives = torch.randint(0, 9, (6, 1))
-    mask = torch.ones(6, 1, dtype=torch.bool)
-    loss = next_item_loss(
-        users, vectors, mask, positives, torch.arange(9), temperature=0.5
-    )
+    loss = next_item_loss(users, vectors, positives, torch.arange(9), temperature=0.5)
     expected = F.cross_entropy(users[:, 0] @ vectors.T / 0.5, positives[:, 0])
     torch.testing.assert_close(loss, expected)
 
@@ -219,7 +246,7 @@ def test_a_chunk_of_the_loss_is_bounded(candidates, largest, monkeypatch):
     def watched(users, *rest):
         seen.append(len(users))
         # A checkpoint keeps what it is given until the backward pass.
-        for kept in (users, *rest[:3], *rest[3]):
+        for kept in (users, *rest[:3], *rest[3][:3]):
             assert kept.numel() <= max(users.numel(), rest[3].vectors.numel())
         return one_chunk(users, *rest)
 
@@ -227,7 +254,6 @@ def test_a_chunk_of_the_loss_is_bounded(candidates, largest, monkeypatch):
     next_item_loss(
         torch.randn(4, 3, 1),
         torch.randn(90, 1),
-        torch.ones(4, 3, dtype=torch.bool),
         torch.randint(0, 90, (4, 3)),
         torch.arange(candidates),
         temperature=0.5,
@@ -301,8 +327,7 @@ def test_offsets_are_log_shares_of_events_and_weights_of_the_unseen(
     expected = next_item_loss(
         towers.encode_anchors(batch, None),
         towers.encode_items(batch.content, torch.arange(len(batch.item_rows))),
-        batch.anchors >= 0,
-        batch.target[batch.positives.clamp(min=0)],
+        batch.target[batch.positives.clamp(min=0)].where(batch.anchors >= 0, -1),
         batch.candidates,
         temperature=0.1,
         offsets=adjustment * share.log().float() + unseen * math.log(weight),

@@ -26,6 +26,9 @@ class LossConfig:
         unseen_weight: of `next_item`, what a candidate without a training event counts
             as a negative. It may not have existed yet: at 1, towers learn that nobody
             takes new items, whatever their content.
+        baskets: of `next_item`, predict events of one moment, as a shop's receipts
+            have them, from those before it alone: what is taken next is not what
+            completes the basket. Not in the paper.
         temperature: divides the cosine; the authors' public code uses 1/20.
         learn_temperature: learn it from this initial value, as CLIP does, with a lower
             bound of 0.01.
@@ -38,6 +41,7 @@ class LossConfig:
     candidates: NonNegativeInt = 0
     logit_adjustment: NonNegativeFloat = 0.0
     unseen_weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    baskets: bool = False
     temperature: PositiveFloat = 0.05
     learn_temperature: bool = False
     sampling_correction: bool = False

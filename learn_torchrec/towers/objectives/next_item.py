@@ -61,6 +61,7 @@ class NextItem(nn.Module):
     ) -> None:
         super().__init__()
         self.past_length = past_length
+        self.baskets = loss.baskets
         self.history_length = sampling.history_length
         self.num_items = len(item_counts)
         self.num_candidates = loss.candidates or self.num_items
@@ -90,7 +91,6 @@ class NextItem(nn.Module):
         A step's candidates depend only on (seed, epoch, step): every rank has the same.
         """
         train, length = data.train, self.history_length
-        lengths = train.lengths
         for step, users in epoch_users(
             train, batch_size=batch_size, seed=seed, epoch=epoch, start=start
         ):
@@ -101,7 +101,14 @@ class NextItem(nn.Module):
                     self.num_items, self.num_candidates, replace=False, shuffle=False
                 )
             samples = [
-                next_item_sample(lengths[user], length, seed, epoch, user)
+                next_item_sample(
+                    train.times[train.starts[user] : train.ends[user]],
+                    length,
+                    seed,
+                    epoch,
+                    user,
+                    self.baskets,
+                )
                 for user in users.mine
             ]
             yield collate(
@@ -128,12 +135,12 @@ class NextItem(nn.Module):
         return next_item_loss(
             towers.encode_anchors(batch, id_vectors),
             vectors,
-            batch.anchors >= 0,
-            batch.target[batch.positives.clamp(min=0)],
+            batch.target[batch.positives.clamp(min=0)].where(batch.anchors >= 0, -1),
             batch.candidates,
             temperature=temperature,
             offsets=offsets,
             repeated=in_batch(towers.repeated_items(batch), batch.item_rows),
+            num_items=self.num_items,
         )
 
 
@@ -149,13 +156,13 @@ def in_batch(repeated: RepeatedItems | None, rows: Tensor) -> RepeatedItems | No
 def next_item_loss(
     anchors: Tensor,
     vectors: Tensor,
-    anchor_mask: Tensor,
     positives: Tensor,
     candidates: Tensor,
     *,
     temperature: float | Tensor,
     offsets: Tensor | None = None,
     repeated: RepeatedItems | None = None,
+    num_items: int | None = None,
 ) -> Tensor:
     """Return this rank's loss; its mean over ranks is the global loss.
 
@@ -166,31 +173,35 @@ def next_item_loss(
     Args:
         anchors: float [B, N, D], unit user vectors.
         vectors: float [U, D], unit vectors of the batch's distinct items.
-        anchor_mask: bool [B, N], false in padding.
-        positives: int64 [B, N], index into `vectors` of each anchor's next item.
+        positives: int64 [B, N], index into `vectors` of each anchor's next item, -1 in
+            padding.
         candidates: int64 [K], indices into `vectors`, the same items on every rank.
         temperature: divides the cosines.
         offsets: float [U], added to the logits, for logit adjustment.
         repeated: score of past items, as indices into `vectors`, -1 outside, added to
             the cosines.
+        num_items: N of the catalogue that the candidates are drawn from, each with the
+            same chance: their sum of exponentials is scaled to that of all, so that the
+            loss estimates the one with every item. None: they are the catalogue.
 
     Returns:
         Scalar: W times this rank's sum over anchors, divided by the anchors of all W
         ranks.
     """
-    valid = anchor_mask.flatten().nonzero().squeeze(1)
+    is_anchor = positives.flatten() >= 0
+    valid = is_anchor.nonzero().squeeze(1)
     users = anchors.flatten(0, 1)[valid] / temperature  # [P, D]
     own = positives.flatten()[valid]
     if offsets is None:
         offsets = vectors.new_zeros(len(vectors))
     own_offsets = offsets[own]
     if repeated is not None:
-        number = anchor_mask.flatten().cumsum(0) - 1
+        number = is_anchor.cumsum(0) - 1
         repeated = RepeatedItems(number[repeated.anchor], repeated.item, repeated.score)
         is_own = (repeated.item == own[repeated.anchor]).nonzero().squeeze(1)
         score = repeated.score[is_own] / temperature
         own_offsets = own_offsets.index_add(0, repeated.anchor[is_own], score)
-    gallery = _Gallery(candidates, vectors[candidates], offsets[candidates])
+    gallery = _Gallery(candidates, vectors[candidates], offsets[candidates], num_items)
     in_chunk = min(_ANCHORS_IN_CHUNK, max(1, _LOGITS_IN_CHUNK // len(candidates)))
     repeats = repeats_by_chunk(
         repeat_logits(repeated, candidates, temperature), len(users), in_chunk
@@ -208,15 +219,19 @@ def next_item_loss(
             own_repeats,
             use_reentrant=False,
         )
-    return total * world_size() / sum_over_ranks(anchor_mask.sum())
+    return total * world_size() / sum_over_ranks(is_anchor.sum())
 
 
 class _Gallery(NamedTuple):
-    """The candidates: K item indices, vectors [K, D], logit offsets [K]."""
+    """The candidates: K item indices, vectors [K, D], logit offsets [K].
+
+    They are drawn from `num_items`, or all there is where that is None.
+    """
 
     items: Tensor
     vectors: Tensor
     offsets: Tensor
+    num_items: int | None
 
 
 def _next_item_chunk(
@@ -233,4 +248,7 @@ def _next_item_chunk(
     # Compared here, since checkpoint() keeps its arguments until the backward pass.
     is_own = own[:, None] == gallery.items
     others = logits.masked_fill(is_own, -torch.inf).logsumexp(-1)
+    if gallery.num_items is not None:  # a sample's sum stands for the catalogue's
+        sampled = len(gallery.items) - is_own.sum(-1)
+        others = others + ((gallery.num_items - 1) / sampled).log()
     return F.softplus(others - (users * own_vectors).sum(-1) - own_offsets).sum()
