@@ -265,7 +265,7 @@ def _habits(draft: Draft) -> None:
     if draft.run.towers.loss.objective == "next_item":
         follows = owners[1:] == owners[:-1]
         together = follows & (sequences.times[1:] == sequences.times[:-1])
-        share = together.sum() / max(1, follows.sum())
+        share = float(together.sum() / max(1, follows.sum()))
         reason = f"{share:.0%} of the events share the moment of the one before"
         draft.put("towers.loss.baskets", share >= _BASKETS, reason)
 
