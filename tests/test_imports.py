@@ -19,7 +19,9 @@ VOCABULARY = {
     *("outputs", "page_checksums", "placement", "progress", "provenance", "publish"),
     *("refusals", "schema", "spaces", "text", "times", "vector_table"),
 }
-MODEL_STAGE = VOCABULARY | {"training", "datasets", "evaluation", "content.store"}
+MODEL_STAGE = VOCABULARY | {
+    *("training", "datasets", "evaluation", "content.store", "content.reduction"),
+}
 # What each folder or file may import from the library, besides itself. A dotted
 # name allows that module only.
 ALLOWED = {
