@@ -39,8 +39,8 @@ _PAIRS = tuple(
     for one in dataclasses.fields(SamplingConfig)
     if one.name != "history_length"
 )
-# Below, a residual on the content finds more: of 340 customers of a shop. Of 416 users
-# who rated films it found no more, and fewer rare ones.
+# Training users below whom towers are a residual on the content. Measured: from 34 to
+# 339 customers of a shop it finds more; from 416 raters of films fewer rare ones.
 _FEW_USERS = 400
 _BASKETS = 0.6  # share of the events that share a moment with the one before
 _MANY_VALIDATED = 1_000  # users whose recall tells epochs apart

@@ -53,7 +53,7 @@ class TowersModelConfig:
             from; the authors' public code does not standardize.
         residual: learn what to add to the content's principal components instead of a
             vector of its own (not in the paper), so that the similarity starts as the
-            content's: see `PreferenceEncoder`. A few dozen users teach too little to
+            content's: see `PreferenceEncoder`. A few hundred users teach too little to
             rank rare items from nothing.
     """
 

@@ -237,6 +237,20 @@ def test_over_the_whole_catalogue_it_is_cross_entropy():
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("num_items", [None, 1, 9])
+def test_a_positive_that_is_the_only_candidate_costs_nothing(num_items):
+    users = torch.randn(1, 2, 4, requires_grad=True)
+    positives, candidates = torch.tensor([[3, 3]]), torch.tensor([3])
+    loss = next_item_loss(
+        *(users, torch.randn(9, 4), positives, candidates),
+        temperature=0.5,
+        num_items=num_items,
+    )
+    loss.backward()
+    assert loss == 0
+    assert (users.grad == 0).all()
+
+
 @pytest.mark.parametrize(("candidates", "largest"), [(10, 5), (25, 2), (90, 1)])
 def test_a_chunk_of_the_loss_is_bounded(candidates, largest, monkeypatch):
     monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", 5)

@@ -250,5 +250,5 @@ def _next_item_chunk(
     others = logits.masked_fill(is_own, -torch.inf).logsumexp(-1)
     if gallery.num_items is not None:  # a sample's sum stands for the catalogue's
         sampled = len(gallery.items) - is_own.sum(-1)
-        others = others + ((gallery.num_items - 1) / sampled).log()
+        others = others + ((gallery.num_items - 1) / sampled.clamp(min=1)).log()
     return F.softplus(others - (users * own_vectors).sum(-1) - own_offsets).sum()
