@@ -42,18 +42,24 @@ class RepeatConsumption(nn.Module):
     take the item again, see `RepeatStatistics`. Other items score 0. Weights start at
     zero, or at what the log's counts tell: see `start`.
 
+    What makes the next event likely does not find most of all later ones: outside
+    training the score is multiplied by `scale`, which validation chooses, see
+    `validate_towers`.
+
     Args:
         log_odds: float32 [N], r of every item.
         length: latest events that are read.
     """
 
     log_odds: Tensor
+    scale: Tensor
 
     def __init__(self, log_odds: Tensor, length: int) -> None:
         super().__init__()
         self.length = length
         self.weight = nn.Parameter(torch.zeros(5))
         self.register_buffer("log_odds", log_odds)
+        self.register_buffer("scale", torch.ones(()))
 
     @torch.no_grad()
     def start(self, prior: float, temperature: float) -> None:
@@ -107,6 +113,8 @@ class RepeatConsumption(nn.Module):
             self.log_odds[item],
         ]
         score = torch.stack(features, 1) @ self.weight
+        if not self.training:
+            score = score * self.scale
         return RepeatedItems(number[owner], item, score)
 
 

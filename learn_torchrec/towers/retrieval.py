@@ -1,7 +1,8 @@
 """Retrieval metrics of held-out targets: over all of them, and by group."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Self
 
 import numpy as np
 import torch
@@ -33,12 +34,17 @@ from learn_torchrec.towers.inference import (
     repeat_scores,
 )
 from learn_torchrec.towers.model import TwinTower
+from learn_torchrec.towers.repeat import RepeatedItems
 from learn_torchrec.training.distributed import (
+    broadcast_from_rank0,
     gather_objects,
     raise_on_all_ranks,
     rank_share,
     sum_on_hosts,
 )
+
+# Of the repeat score, from the closest to 1: of equally good ones the first is taken.
+_REPEAT_SCALES = (1.0, 1.4, 0.7, 2.0, 0.5, 2.8, 4.0)
 
 
 @configuration
@@ -67,7 +73,7 @@ PROTOCOLS = {
 }
 
 
-def evaluate_towers(
+def validate_towers(
     towers: TwinTower,
     store: ContentStore,
     task: RetrievalTask,
@@ -75,29 +81,83 @@ def evaluate_towers(
     device: torch.device,
     config: RetrievalConfig,
 ) -> RetrievalMetrics:
-    """Rank the full catalogue for every user of the task; ranks share the items."""
-    was_training = towers.training
-    towers.eval()
-    mine = rank_share(len(store))
-    # Look-ups in a sharded table are collective: every rank encodes as many items.
-    most = -(-len(store) // dist.get_world_size())
-    rows = np.minimum(mine.start + np.arange(most), len(store) - 1)
-    items = encode_catalogue(towers, store, rows, device)[: mine.stop - mine.start]
-    users = _user_vectors(towers, store, task, history_length, device)
-    repeated = repeat_scores(towers, task.sequences, task.last_history)
-    towers.train(was_training)
-    with raise_on_all_ranks():
-        refuse_non_finite(items, "item vectors", mine.start)
-    ranks = shared_target_ranks(
-        users.to(device),
-        ItemShare(items.to(device), mine.start),
-        len(store),
-        task.targets,
-        _removed(task, config),
-        None if repeated is None else Added(*repeated),
-        sum_on_hosts,
-    )
-    return rank_metrics(ranks, len(store), task.targets, config.ks)
+    """Rank the full catalogue for every user of the task; ranks share the items.
+
+    Sets the scale of the repeat score that finds most, by recall at the first cut-off;
+    of equals, the closest to 1.
+    """
+    encoded = _Encoded.by(towers, store, task, history_length, device)
+    if towers.repeat is None or config.filter_history:
+        return encoded.metrics(config)
+    recall = f"r@{config.ks[0]}"
+    found = {scale: encoded.metrics(config, scale) for scale in _REPEAT_SCALES}
+    # Metrics may differ between ranks in the last digit.
+    best = broadcast_from_rank0(max(found, key=lambda scale: found[scale][recall]))
+    towers.repeat.scale.fill_(best)
+    return found[best]
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A task's users and this rank's items, encoded once for several rankings.
+
+    Attributes:
+        users: float32 [U, D], on every rank.
+        items: of this rank.
+        num_items: of all ranks.
+        task: of the users.
+        repeated: scores of the past before they are scaled, or None.
+    """
+
+    users: Tensor
+    items: ItemShare
+    num_items: int
+    task: RetrievalTask
+    repeated: RepeatedItems | None
+
+    @classmethod
+    def by(
+        cls,
+        towers: TwinTower,
+        store: ContentStore,
+        task: RetrievalTask,
+        history_length: int,
+        device: torch.device,
+    ) -> Self:
+        """Encode; the repeat score gets a scale of 1."""
+        was_training = towers.training
+        towers.eval()
+        if towers.repeat is not None:
+            towers.repeat.scale.fill_(1.0)
+        mine = rank_share(len(store))
+        # Look-ups in a sharded table are collective: every rank encodes as many items.
+        most = -(-len(store) // dist.get_world_size())
+        rows = np.minimum(mine.start + np.arange(most), len(store) - 1)
+        items = encode_catalogue(towers, store, rows, device)[: mine.stop - mine.start]
+        users = _user_vectors(towers, store, task, history_length, device)
+        repeated = repeat_scores(towers, task.sequences, task.last_history)
+        towers.train(was_training)
+        with raise_on_all_ranks():
+            refuse_non_finite(items, "item vectors", mine.start)
+        share = ItemShare(items.to(device), mine.start)
+        return cls(users.to(device), share, len(store), task, repeated)
+
+    def metrics(self, config: RetrievalConfig, scale: float = 1.0) -> RetrievalMetrics:
+        """Rank the catalogue, with a multiple of the repeat score."""
+        added = None
+        if self.repeated is not None:
+            anchor, item, score = self.repeated
+            added = Added(anchor, item, score * scale)
+        ranks = shared_target_ranks(
+            self.users,
+            self.items,
+            self.num_items,
+            self.task.targets,
+            _removed(self.task, config),
+            added,
+            sum_on_hosts,
+        )
+        return rank_metrics(ranks, self.num_items, self.task.targets, config.ks)
 
 
 def _user_vectors(

@@ -25,7 +25,7 @@ from learn_torchrec.towers.build import Trainer, build_task, build_trainer
 from learn_torchrec.towers.config import TowersConfig, refuse_unfit_lengths
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.retrieval import RetrievalConfig, evaluate_towers
+from learn_torchrec.towers.retrieval import RetrievalConfig, validate_towers
 from learn_torchrec.towers.statistics import TowerStatistics
 from learn_torchrec.towers.warm_start import TEMPERATURE, InitialTowers
 from learn_torchrec.training.batch import pinned
@@ -130,7 +130,7 @@ def train_towers(
             "temperature": task.temperature().item(),
             **speed.result(),
         }
-        metrics = evaluate_towers(
+        metrics = validate_towers(
             task.towers, store, validation, length, device, retrieval
         )
         log.write(step=epoch + 1, total=training.epochs, **line, **metrics)

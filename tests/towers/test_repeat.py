@@ -31,7 +31,7 @@ from learn_torchrec.towers.repeat import (
 from learn_torchrec.towers.retrieval import (
     RetrievalConfig,
     evaluate_groups,
-    evaluate_towers,
+    validate_towers,
 )
 from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
 from learn_torchrec.towers.scores import towers_scores
@@ -316,9 +316,50 @@ def test_validation_ranks_as_the_evaluation_does(store, inputs, filter_history):
     with torch.no_grad():
         towers.repeat.weight.copy_(torch.tensor([0.1, 0.0, -0.02, 0.0, 0.0]))
     retrieval = RetrievalConfig(ks=(5, 10), filter_history=filter_history)
+    with process_group():
+        found = validate_towers(towers, store, task, 3, CPU, retrieval)
     rows = {"learn": towers_scores(towers, store, task, 3, CPU)}
     groups = evaluate_groups(rows, data.train, len(store), task, retrieval)
-    with process_group():
-        found = evaluate_towers(towers, store, task, 3, CPU, retrieval)
     assert found == pytest.approx(groups["all"]["learn"], rel=1e-6)
     assert 0 < found["r@10"] < 1
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_validation_keeps_the_scale_that_finds_most(store, repeat):
+    data = users_who(repeat)
+    torch.manual_seed(1)
+    towers = build_towers(towers_config().model, statistics_of(store))
+    with torch.no_grad():
+        towers.repeat.weight[0] = -0.3
+    before = events_scored(towers, data)
+    retrieval = RetrievalConfig(ks=(1, 5))
+    with process_group():
+        found = validate_towers(towers.train(), store, data.test, 3, CPU, retrieval)
+    torch.testing.assert_close(events_scored(towers, data), before)  # in training
+    kept, recalls = towers.repeat.scale.item(), {}
+    for scale in (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0):
+        towers.repeat.scale.fill_(scale)
+        rows = {"learn": towers_scores(towers, store, data.test, 3, CPU)}
+        groups = evaluate_groups(rows, data.train, len(store), data.test, retrieval)
+        recalls[scale] = groups["all"]["learn"]["r@1"]
+    assert found["r@1"] == pytest.approx(max(recalls.values()))
+    assert recalls[1.0] < found["r@1"]
+    first = min((s for s in recalls if recalls[s] == max(recalls.values())), key=from_1)
+    assert kept == pytest.approx(first)
+    assert (kept < 1) == repeat
+
+
+def from_1(scale):
+    return abs(math.log(scale))
+
+
+def events_scored(towers, data):
+    """Return the score of the past of the first user's last event."""
+    sequences = data.train
+    length = int(sequences.lengths[0])
+    return towers.repeat(
+        torch.from_numpy(sequences.items[:length].astype(np.int64)),
+        torch.from_numpy(sequences.times[:length].astype(np.int64)),
+        torch.tensor([length]),
+        torch.tensor([[length - 1]]),
+    ).score
