@@ -146,6 +146,28 @@ def test_holdout_without_new_users_and_without_dates(tmp_path):
     assert run.split.holdout == "leave_one_out"
 
 
+@pytest.mark.parametrize(("users", "holdout"), [(400, "time"), (600, "new_users")])
+def test_new_users_are_the_test_if_they_are_some_and_many(tmp_path, users, holdout):
+    """Of 400 they are 40, too few; of 600 they are 60, but not if 1,000 come first."""
+    log = visits(users=users, each=5)
+    assert derive(write(tmp_path / "one", log)).run.split.holdout == holdout
+    log += [(user, 10, day, "buy") for user in range(2000, 3000) for day in (1, 99)]
+    assert derive(write(tmp_path / "two", log)).run.split.holdout == "time"
+
+
+@pytest.mark.parametrize(("lines", "baskets"), [(2, 0.0), (4, 0.5)])
+def test_receipts_of_several_lines_are_baskets(tmp_path, lines, baskets):
+    """Half of the events share the moment of the one before, or three quarters."""
+    log = [
+        (user, 10 + (7 * visit + line) % 97, day, "buy")
+        for user, _, day, _ in visits(users=100, each=5)
+        for visit, line in enumerate(range(lines))
+    ]
+    derived = derive(write(tmp_path, log))
+    assert derived.run.towers.loss.baskets == baskets
+    assert "share the moment" in settings(derived)["towers.loss.baskets"].reason
+
+
 def test_impressions_matter_to_the_split_only_where_a_ranker_follows(tmp_path):
     log = [row for row in visits() if row[0] < 180]  # nobody is new
     dataset = write(tmp_path, log, shown_between(60, 99))

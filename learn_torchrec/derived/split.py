@@ -21,7 +21,7 @@ NEGATIVE_ACTIONS = frozenset(
     }
 )
 _EARLIEST_DATE = 10_000_000  # smaller times (April 1970) are positions, not seconds
-_FEW_NEW_USERS = 50  # fewer test users say little
+_FEW_NEW_USERS, _FEW_NEW_SHARE = 50, 0.1  # fewer test users say little
 _FEW_USERS = 200  # of more, chance holds some out
 
 
@@ -102,9 +102,10 @@ def _holdout(draft: Draft) -> None:
     log = LogCounts.of(draft)
     fewest = draft.run.towers.sampling.min_history + 1
     new_users = int((log.arrived >= fewest).sum())
-    if new_users >= _FEW_NEW_USERS or not log.both:
+    users = len(log.known) + len(log.arrived)
+    if new_users >= max(_FEW_NEW_USERS, _FEW_NEW_SHARE * users) or not log.both:
         return
-    reason = f"only {new_users} users first appear after split.towers_until"
+    reason = f"only {new_users} of {users} users first appear after split.towers_until"
     draft.put("split.holdout", "time", reason)
     draft.put("split.towers_until", "80%", "the last fifth of the log are targets")
 
