@@ -42,7 +42,8 @@ _PAIRS = tuple(
 # Training users below whom towers are a residual on the content. Measured: from 34 to
 # 339 customers of a shop it finds more; from 416 raters of films fewer rare ones.
 _FEW_USERS = 400
-_BASKETS = 0.6  # share of the events that share a moment with the one before
+_SHARED_MOMENTS = 0.6  # of the events, with the one before: a shop's baskets
+_BASKETS = 0.5  # users whose baskets are predicted from those before
 _MANY_VALIDATED = 1_000  # users whose recall tells epochs apart
 _MOST_SNAPSHOTS = 5_000_000  # user vectors, one for each event
 _VALIDATED_ROWS = 10_000  # training rows of which a tenth tells passes apart
@@ -267,7 +268,8 @@ def _habits(draft: Draft) -> None:
         together = follows & (sequences.times[1:] == sequences.times[:-1])
         share = float(together.sum() / max(1, follows.sum()))
         reason = f"{share:.0%} of the events share the moment of the one before"
-        draft.put("towers.loss.baskets", share >= _BASKETS, reason)
+        baskets = _BASKETS if share >= _SHARED_MOMENTS else 0.0
+        draft.put("towers.loss.baskets", baskets, reason)
 
 
 def _cut_offs(draft: Draft) -> None:

@@ -127,7 +127,7 @@ def next_item_sample(
     seed: int,
     epoch: int,
     user: int,
-    baskets: bool = False,
+    baskets: float = 0.0,
 ) -> UserSample:
     """Make each event an anchor whose positive is the next event.
 
@@ -140,16 +140,17 @@ def next_item_sample(
         seed: with the next two what the draw depends on.
         epoch: of the training.
         user: its index.
-        baskets: an event's anchor is the last event of an earlier moment instead;
-            events of the first moment are no positives, unless there is no other.
+        baskets: probability with which an event's anchor is the last event of an
+            earlier moment instead, for all events of the user in an epoch; events of
+            the first moment are then no positives, unless there is no other.
     """
     first, num_events = 0, len(times)
+    random = np.random.default_rng([seed, epoch, user])
     if num_events > history_length + 1:
-        random = np.random.default_rng([seed, epoch, user])
         first = int(random.integers(num_events - history_length))
     events = np.arange(first, min(num_events, first + history_length + 1))
     anchors = positives = np.arange(len(events) - 1)
-    if baskets:
+    if random.random() < baskets:
         moments = np.asarray(times[events[0] : events[-1] + 1])
         before = np.searchsorted(moments, moments[1:]) - 1
         if (before >= 0).any():

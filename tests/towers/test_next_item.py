@@ -114,12 +114,12 @@ def test_of_a_basket_nothing_is_predicted_from_itself():
     Of users with one moment alone, events within it are better than none.
     """
     times = np.array([1, 1, 1, 2, 3, 3])
-    sample = next_item_sample(times, 9, seed=0, epoch=0, user=0, baskets=True)
+    sample = next_item_sample(times, 9, seed=0, epoch=0, user=0, baskets=1.0)
     pairs = zip(
         sample.history[sample.anchors], sample.target[sample.positives], strict=True
     )
     assert list(pairs) == [(2, 3), (3, 4), (3, 5)]
-    alone = next_item_sample(times[:3], 9, seed=0, epoch=0, user=0, baskets=True)
+    alone = next_item_sample(times[:3], 9, seed=0, epoch=0, user=0, baskets=1.0)
     assert alone.anchors.tolist() == alone.positives.tolist() == [0, 1]
 
 
@@ -127,12 +127,24 @@ def test_of_a_basket_nothing_is_predicted_from_itself():
 def test_baskets_leave_moments_apart_in_every_window(length):
     times = np.sort(np.random.default_rng(0).integers(0, 30, 100))
     for epoch in range(20):
-        sample = next_item_sample(times, length, 3, epoch, 0, baskets=True)
+        sample = next_item_sample(times, length, 3, epoch, 0, baskets=1.0)
         before = times[sample.history[sample.anchors]]
         after = times[sample.target[sample.positives]]
         if (before < after).any():
             assert (before < after).all()
         assert len(sample.anchors) == len(sample.positives) > 0
+
+
+def test_a_share_of_the_users_learns_what_completes_a_basket():
+    times = np.array([1, 1, 1, 2, 3, 3])
+    drawn = [
+        next_item_sample(times, 9, seed=0, epoch=epoch, user=0, baskets=0.3)
+        for epoch in range(600)
+    ]
+    within = [sample.anchors.tolist() == list(range(5)) for sample in drawn]
+    before = [sample.anchors.tolist() == [2, 3, 3] for sample in drawn]
+    assert sum(within) + sum(before) == 600
+    assert 0.25 < np.mean(before) < 0.35
 
 
 @pytest.mark.parametrize("num_candidates", [0, 12])

@@ -26,9 +26,10 @@ class LossConfig:
         unseen_weight: of `next_item`, what a candidate without a training event counts
             as a negative. It may not have existed yet: at 1, towers learn that nobody
             takes new items, whatever their content.
-        baskets: of `next_item`, predict events of one moment, as a shop's receipts
-            have them, from those before it alone: what is taken next is not what
-            completes the basket. Not in the paper.
+        baskets: of `next_item`, the probability with which a user's events of one
+            moment, as a shop's receipts have them, are predicted from those before it
+            alone, drawn for each epoch. At 0 towers learn what completes a basket, at
+            1 only what comes in the next. Not in the paper.
         temperature: divides the cosine; the authors' public code uses 1/20.
         learn_temperature: learn it from this initial value, as CLIP does, with a lower
             bound of 0.01.
@@ -41,7 +42,7 @@ class LossConfig:
     candidates: NonNegativeInt = 0
     logit_adjustment: NonNegativeFloat = 0.0
     unseen_weight: Annotated[float, Field(gt=0, le=1)] = 1.0
-    baskets: bool = False
+    baskets: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: PositiveFloat = 0.05
     learn_temperature: bool = False
     sampling_correction: bool = False
