@@ -17,6 +17,7 @@ from learn_torchrec.errors import UserError
 from learn_torchrec.towers import task as task_module
 from learn_torchrec.towers.batch import attach_content
 from learn_torchrec.towers.build import build_objective, build_towers
+from learn_torchrec.towers.candidates import CandidateSampler
 from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit
@@ -166,7 +167,8 @@ def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
         rows = batch.item_rows
         assert len(rows) == len(set(rows.tolist()))
         candidates = rows[batch.candidates]
-        assert len(set(candidates.tolist())) == (num_candidates or 40)
+        assert len(set(candidates.tolist())) == len(candidates)
+        assert 6 < len(candidates) <= 12 if num_candidates else len(candidates) == 40
         for user, anchors, positives in zip(
             batch.users, batch.anchors, batch.positives, strict=True
         ):
@@ -185,9 +187,9 @@ def test_batches_hold_the_pairs_and_the_candidates(one_rank, num_candidates):
 @pytest.mark.parametrize(("anchors", "logits"), [(2, 99), (4096, 1), (4096, 1 << 20)])
 @pytest.mark.parametrize("num_candidates", [11, 5])
 @pytest.mark.parametrize("with_offsets_and_repeats", [False, True])
-@pytest.mark.parametrize("num_items", [None, 50])
+@pytest.mark.parametrize("is_drawn", [False, True])
 def test_the_loss_equals_the_naive_formula(
-    anchors, logits, num_candidates, with_offsets_and_repeats, num_items, monkeypatch
+    anchors, logits, num_candidates, with_offsets_and_repeats, is_drawn, monkeypatch
 ):
     monkeypatch.setattr(losses, "_ANCHORS_IN_CHUNK", anchors)
     monkeypatch.setattr(losses, "_LOGITS_IN_CHUNK", logits)
@@ -199,6 +201,7 @@ def test_the_loss_equals_the_naive_formula(
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]]).bool()
     positives = torch.randint(0, 11, (4, 3), generator=random)
     candidates = torch.randperm(11, generator=random)[:num_candidates]
+    inclusion = torch.rand(11, generator=random) if is_drawn else torch.ones(11)
     offsets, repeated, met = None, None, torch.zeros(12, 11)
     if with_offsets_and_repeats:
         offsets = torch.randn(11, generator=random)
@@ -217,8 +220,7 @@ def test_the_loss_equals_the_naive_formula(
         logits = (similarity + met[user * 3 + position, items]) / 0.1
         if offsets is not None:
             logits = logits + offsets[items]
-        if num_items is not None:  # each drawn item stands for several
-            logits[1:] += math.log((num_items - 1) / (len(items) - 1))
+        logits[1:] -= inclusion[items[1:]].log()  # a drawn item stands for several
         terms.append(-logits.log_softmax(0)[0])
     expected = torch.stack(terms).mean()
     gradients = torch.autograd.grad(expected, (users, vectors))
@@ -231,7 +233,7 @@ def test_the_loss_equals_the_naive_formula(
         temperature=0.1,
         offsets=offsets,
         repeated=repeated,
-        num_items=num_items,
+        log_inclusion=inclusion.log() if is_drawn else None,
     )
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     loss.backward()
@@ -249,14 +251,14 @@ def test_over_the_whole_catalogue_it_is_cross_entropy():
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize("num_items", [None, 1, 9])
-def test_a_positive_that_is_the_only_candidate_costs_nothing(num_items):
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_a_positive_that_is_the_only_candidate_costs_nothing(is_drawn):
     users = torch.randn(1, 2, 4, requires_grad=True)
     positives, candidates = torch.tensor([[3, 3]]), torch.tensor([3])
     loss = next_item_loss(
         *(users, torch.randn(9, 4), positives, candidates),
         temperature=0.5,
-        num_items=num_items,
+        log_inclusion=torch.full((9,), 0.3).log() if is_drawn else None,
     )
     loss.backward()
     assert loss == 0
@@ -357,6 +359,29 @@ def test_offsets_are_log_shares_of_events_and_weights_of_the_unseen(
         batch.candidates,
         temperature=0.1,
         offsets=adjustment * share.log().float() + unseen * math.log(weight),
+    )
+    task = TwinTowerTrain(towers, objective, config)
+    torch.testing.assert_close(task(batch)[0], expected)
+
+
+def test_drawn_candidates_stand_for_the_catalogue(store, one_rank):
+    del one_rank
+    towers = make_towers(store, "content", "self").eval()
+    config = LossConfig(objective="next_item", temperature=0.1, candidates=9)
+    objective = NextItem(config, SamplingConfig(history_length=8), torch.arange(40))
+    data = data_of(make_sequences(), leave_out=0)
+    ids = objective.batches(data, batch_size=30, seed=0, epoch=0, start=0)
+    batch = next(attach_content(ids, store))
+    drawn = CandidateSampler(np.arange(40), 9)
+    rows = batch.item_rows[batch.candidates].tolist()
+    assert rows == drawn.draw(0, 0, 0).tolist()
+    expected = next_item_loss(
+        towers.encode_anchors(batch, None),
+        towers.encode_items(batch.content, torch.arange(len(batch.item_rows))),
+        batch.target[batch.positives.clamp(min=0)].where(batch.anchors >= 0, -1),
+        batch.candidates,
+        temperature=0.1,
+        log_inclusion=torch.from_numpy(drawn.inclusion).log()[batch.item_rows].float(),
     )
     task = TwinTowerTrain(towers, objective, config)
     torch.testing.assert_close(task(batch)[0], expected)

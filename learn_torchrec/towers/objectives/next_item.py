@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learn_torchrec.errors import UserError
 from learn_torchrec.towers.batch import TowerBatch, collate, epoch_users
+from learn_torchrec.towers.candidates import CandidateSampler
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TowersModelConfig, TwinTower, arange_like
 from learn_torchrec.towers.objectives.config import LossConfig
@@ -51,6 +52,7 @@ class NextItem(nn.Module):
     """
 
     adjustment: Tensor | None
+    log_inclusion: Tensor | None
 
     def __init__(
         self,
@@ -64,7 +66,12 @@ class NextItem(nn.Module):
         self.baskets = loss.baskets
         self.history_length = sampling.history_length
         self.num_items = len(item_counts)
-        self.num_candidates = loss.candidates or self.num_items
+        self.sampler: CandidateSampler | None = None
+        log_inclusion = None
+        if 0 < loss.candidates < self.num_items:
+            self.sampler = CandidateSampler(item_counts.numpy(), loss.candidates)
+            log_inclusion = torch.from_numpy(self.sampler.inclusion).log().float()
+        self.register_buffer("log_inclusion", log_inclusion, persistent=False)
         adjustment = None
         if loss.logit_adjustment or loss.unseen_weight < 1:
             adjustment = loss.logit_adjustment * item_log_q(item_counts)
@@ -95,11 +102,8 @@ class NextItem(nn.Module):
             train, batch_size=batch_size, seed=seed, epoch=epoch, start=start
         ):
             candidates = np.arange(self.num_items)
-            if self.num_candidates < self.num_items:
-                random = np.random.default_rng([seed, epoch, step])
-                candidates = random.choice(
-                    self.num_items, self.num_candidates, replace=False, shuffle=False
-                )
+            if self.sampler is not None:
+                candidates = self.sampler.draw(seed, epoch, step)
             samples = [
                 next_item_sample(
                     train.times[train.starts[user] : train.ends[user]],
@@ -129,9 +133,10 @@ class NextItem(nn.Module):
         vectors = towers.encode_items(
             batch.content, arange_like(batch.item_rows), id_vectors
         )
-        offsets = None
-        if self.adjustment is not None:
-            offsets = self.adjustment[batch.item_rows]
+        offsets, log_inclusion = (
+            None if of_item is None else of_item[batch.item_rows]
+            for of_item in (self.adjustment, self.log_inclusion)
+        )
         return next_item_loss(
             towers.encode_anchors(batch, id_vectors),
             vectors,
@@ -140,7 +145,7 @@ class NextItem(nn.Module):
             temperature=temperature,
             offsets=offsets,
             repeated=in_batch(towers.repeated_items(batch), batch.item_rows),
-            num_items=self.num_items,
+            log_inclusion=log_inclusion,
         )
 
 
@@ -162,7 +167,7 @@ def next_item_loss(
     temperature: float | Tensor,
     offsets: Tensor | None = None,
     repeated: RepeatedItems | None = None,
-    num_items: int | None = None,
+    log_inclusion: Tensor | None = None,
 ) -> Tensor:
     """Return this rank's loss; its mean over ranks is the global loss.
 
@@ -180,9 +185,9 @@ def next_item_loss(
         offsets: float [U], added to the logits, for logit adjustment.
         repeated: score of past items, as indices into `vectors`, -1 outside, added to
             the cosines.
-        num_items: N of the catalogue that the candidates are drawn from, each with the
-            same chance: their sum of exponentials is scaled to that of all, so that the
-            loss estimates the one with every item. None: they are the catalogue.
+        log_inclusion: float [U], log probability that an item is drawn as a candidate:
+            each stands for as many as it makes rare, so that the loss estimates the
+            one with every item. None: the candidates are the catalogue.
 
     Returns:
         Scalar: W times this rank's sum over anchors, divided by the anchors of all W
@@ -201,7 +206,9 @@ def next_item_loss(
         is_own = (repeated.item == own[repeated.anchor]).nonzero().squeeze(1)
         score = repeated.score[is_own] / temperature
         own_offsets = own_offsets.index_add(0, repeated.anchor[is_own], score)
-    gallery = _Gallery(candidates, vectors[candidates], offsets[candidates], num_items)
+    if log_inclusion is not None:
+        offsets = offsets - log_inclusion
+    gallery = _Gallery(candidates, vectors[candidates], offsets[candidates])
     in_chunk = min(_ANCHORS_IN_CHUNK, max(1, _LOGITS_IN_CHUNK // len(candidates)))
     repeats = repeats_by_chunk(
         repeat_logits(repeated, candidates, temperature), len(users), in_chunk
@@ -223,15 +230,11 @@ def next_item_loss(
 
 
 class _Gallery(NamedTuple):
-    """The candidates: K item indices, vectors [K, D], logit offsets [K].
-
-    They are drawn from `num_items`, or all there is where that is None.
-    """
+    """The candidates: K item indices, vectors [K, D], logit offsets [K]."""
 
     items: Tensor
     vectors: Tensor
     offsets: Tensor
-    num_items: int | None
 
 
 def _next_item_chunk(
@@ -248,7 +251,4 @@ def _next_item_chunk(
     # Compared here, since checkpoint() keeps its arguments until the backward pass.
     is_own = own[:, None] == gallery.items
     others = logits.masked_fill(is_own, -torch.inf).logsumexp(-1)
-    if gallery.num_items is not None:  # a sample's sum stands for the catalogue's
-        sampled = len(gallery.items) - is_own.sum(-1)
-        others = others + ((gallery.num_items - 1) / sampled.clamp(min=1)).log()
     return F.softplus(others - (users * own_vectors).sum(-1) - own_offsets).sum()
