@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from forging import listed_anew
 
 from learn_torchrec import spaces
@@ -22,6 +23,7 @@ from learn_torchrec.content.store import ContentStore
 from learn_torchrec.errors import UserError
 from learn_torchrec.publish import write_artifact
 from learn_torchrec.ranker.learn.vectors import LearnVectors
+from learn_torchrec.towers.artifact import load_towers
 
 TOWERS = ["split.min_events=4", "towers.training.epochs=1"]
 TOWERS += ["towers.training.batch_size=8", "towers.model.encoder.num_layers=1"]
@@ -183,6 +185,11 @@ def test_towers_read_new_items_of_their_space_only(data, tmp_path, inputs):
         old, new = (getattr(each, side).vectors for each in (before, after))
         assert len(new) == len(old) + 2
         assert np.array_equal(new[2:], old[np.arange(len(old))])
+    counts = [
+        load_towers(tower, torch.device("cpu"), ContentStore.open(each))[0].popularity
+        for each in (first, grown)
+    ]
+    assert counts[1].log_count.tolist() == [0, 0, *counts[0].log_count.tolist()]
     assert spaces.space_of(before.manifest) == spaces.space_of(after.manifest)
     refit = vectors(data, grown, tower, tmp_path / "refit")
     assert spaces.difference(

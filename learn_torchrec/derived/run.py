@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from learn_torchrec import config
+from learn_torchrec.arrays import Int64Array, IntArray
 from learn_torchrec.datasets.adapters.base import Dataset
 from learn_torchrec.datasets.split import SplitConfig, validation_from
 from learn_torchrec.derived.draft import DROPOUT, Choice, Draft, LogCounts, replaced
@@ -42,6 +43,7 @@ _PAIRS = tuple(
 # Training users below whom towers are a residual on the content. Measured: from 34 to
 # 339 customers of a shop it finds more; from 416 raters of films fewer rare ones.
 _FEW_USERS = 400
+_REPEAT_LENGTH = 400  # latest events at least that tell what is taken again
 _SHARED_MOMENTS = 0.6  # of the events, with the one before: a shop's baskets
 _BASKETS = 0.5  # users whose baskets are predicted from those before
 _MANY_VALIDATED = 1_000  # users whose recall tells epochs apart
@@ -263,13 +265,25 @@ def _habits(draft: Draft) -> None:
     reason = f"{share:.1%} of the events repeat an earlier item of their user"
     draft.put("towers.model.repeat", share >= 0.05, reason)
     draft.put("retrieval.filter_history", share < 0.01, reason)
+    if share >= 0.05:
+        most = int(np.quantile(sequences.lengths, 0.95))
+        length = int(np.clip(most, _REPEAT_LENGTH, 10 * _REPEAT_LENGTH))
+        reason = f"95 % of the users have {most:,} events or fewer"
+        draft.put("towers.model.repeat_length", length, reason)
+    reason = "validation says how much popular items rise"
+    draft.put("towers.model.popularity", True, reason)
     if draft.run.towers.loss.objective == "next_item":
-        follows = owners[1:] == owners[:-1]
-        together = follows & (sequences.times[1:] == sequences.times[:-1])
-        share = float(together.sum() / max(1, follows.sum()))
-        reason = f"{share:.0%} of the events share the moment of the one before"
-        baskets = _BASKETS if share >= _SHARED_MOMENTS else 0.0
-        draft.put("towers.loss.baskets", baskets, reason)
+        _baskets(draft, owners, sequences.times)
+
+
+def _baskets(draft: Draft, owners: Int64Array, times: IntArray) -> None:
+    """Learn what comes in the next basket where events come in baskets."""
+    follows = owners[1:] == owners[:-1]
+    together = follows & (times[1:] == times[:-1])
+    share = float(together.sum() / max(1, follows.sum()))
+    reason = f"{share:.0%} of the events share the moment of the one before"
+    baskets = _BASKETS if share >= _SHARED_MOMENTS else 0.0
+    draft.put("towers.loss.baskets", baskets, reason)
 
 
 def _cut_offs(draft: Draft) -> None:

@@ -41,7 +41,7 @@ WEIGHTS_FILE, OPTIMIZER_FILE = "towers.safetensors", "optimizer.safetensors"
 TRAINED_FILE = "trained_users.npy"
 _AGAIN = "train the towers again"
 _IDS = f"ids.table.embeddings.{ITEM_TABLE}.weight"
-_BY_ITEM = (_IDS, "ids.trust", "repeat.log_odds")
+_BY_ITEM = (_IDS, "ids.trust", "repeat.log_odds", "popularity.log_count")
 
 
 def save_towers(

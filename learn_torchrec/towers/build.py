@@ -24,6 +24,7 @@ from learn_torchrec.towers.model import TowersModelConfig, TwinTower
 from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.dense_all_action import DenseAllAction
 from learn_torchrec.towers.objectives.next_item import NextItem
+from learn_torchrec.towers.popularity import Popularity
 from learn_torchrec.towers.repeat import RepeatConsumption
 from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.statistics import TowerStatistics
@@ -77,7 +78,8 @@ def build_towers(
         known = statistics.repeat
         log_odds = torch.zeros(len(counts)) if known is None else known.log_odds
         repeat = RepeatConsumption(log_odds, config.repeat_length)
-    return TwinTower(encoder, config.item_tower, ids, repeat)
+    popularity = Popularity(counts) if config.popularity else None
+    return TwinTower(encoder, config.item_tower, ids, repeat, popularity)
 
 
 def build_objective(config: TowersConfig, event_counts: Tensor) -> Objective:

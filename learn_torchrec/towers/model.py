@@ -18,6 +18,7 @@ from learn_torchrec.towers.batch import TowerBatch
 from learn_torchrec.towers.encoder import PreferenceEncoder
 from learn_torchrec.towers.encoders.architecture import EncoderShape
 from learn_torchrec.towers.ids import ItemIds
+from learn_torchrec.towers.popularity import Popularity
 from learn_torchrec.towers.repeat import RepeatConsumption, RepeatedItems
 
 Inputs = Literal["content", "id", "content+id"]
@@ -48,6 +49,9 @@ class TowersModelConfig:
             `RepeatConsumption`. Retrieval adds it to the similarity of history items;
             exported vectors do not contain it.
         repeat_length: latest events of a user that this score reads.
+        popularity: let validation choose how much an item's popularity adds to its
+            score in retrieval (not in the paper), see `Popularity`; exported vectors do
+            not contain it.
         standardize: standardize every content dimension over the catalogue. Raw
             language-model vectors lie in a narrow cone, which towers learn little
             from; the authors' public code does not standardize.
@@ -63,6 +67,7 @@ class TowersModelConfig:
     item_tower: ItemTower = "causal"
     repeat: bool = False
     repeat_length: PositiveInt = 400
+    popularity: bool = False
     standardize: bool = True
     residual: bool = False
 
@@ -94,6 +99,7 @@ class TwinTower(nn.Module):
         item_tower: see `TowersModelConfig`.
         ids: trainable item vectors; None for content alone.
         repeat: score of history items; None for the similarity alone.
+        popularity: what items add by it; None for nothing.
     """
 
     def __init__(
@@ -102,12 +108,14 @@ class TwinTower(nn.Module):
         item_tower: ItemTower,
         ids: ItemIds | None = None,
         repeat: RepeatConsumption | None = None,
+        popularity: Popularity | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.item_tower = item_tower
         self.ids = ids
         self.repeat = repeat
+        self.popularity = popularity
 
     def forward(self, batch: TowerBatch) -> tuple[Tensor, Tensor]:
         """Encode histories and targets.

@@ -24,8 +24,9 @@ def towers_scores(
 ) -> ScoreBlock:
     """Return the towers' scores of the full catalogue for blocks of users.
 
-    Cosine similarities, plus the score of history items (see `RepeatConsumption`), on
-    `device`. Every rank takes part where the towers have an ID table.
+    Cosine similarities, plus the score of history items (see `RepeatConsumption`) and
+    the items' popularity (see `Popularity`), on `device`. Every rank takes part where
+    the towers have an ID table.
     """
     was_training = towers.training
     towers.eval()
@@ -35,10 +36,11 @@ def towers_scores(
         towers, store, task.sequences, events, history_length, device
     ).to(device)
     repeated = repeat_scores(towers, task.sequences, events)
+    popularity = towers.popularity() if towers.popularity is not None else 0.0
     towers.train(was_training)
 
     def score(start: int, stop: int) -> Tensor:
-        similarity = vectors[start:stop] @ items.T
+        similarity = vectors[start:stop] @ items.T + popularity
         if repeated is None:
             return similarity
         bounds = torch.tensor([start, stop], device=device)

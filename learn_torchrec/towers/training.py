@@ -25,8 +25,9 @@ from learn_torchrec.towers.build import Trainer, build_task, build_trainer
 from learn_torchrec.towers.config import TowersConfig, refuse_unfit_lengths
 from learn_torchrec.towers.holdout import TowersSplit
 from learn_torchrec.towers.model import TwinTower
-from learn_torchrec.towers.retrieval import RetrievalConfig, validate_towers
+from learn_torchrec.towers.retrieval import RetrievalConfig
 from learn_torchrec.towers.statistics import TowerStatistics
+from learn_torchrec.towers.validation import validate_towers
 from learn_torchrec.towers.warm_start import TEMPERATURE, InitialTowers
 from learn_torchrec.training.batch import pinned
 from learn_torchrec.training.checkpoint import Checkpoints

@@ -7,20 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_sequences import sequence_set
+from shoppers import towers_config, users_who
 from untrained_towers import statistics_of
 
 from learn_torchrec.towers.batch import collate
 from learn_torchrec.towers.build import build_task, build_towers
-from learn_torchrec.towers.config import TowersConfig, TowersTrainingConfig
-from learn_torchrec.towers.encoders.architecture import EncoderShape
-from learn_torchrec.towers.holdout import RetrievalTask, TowersSplit
 from learn_torchrec.towers.inference import (
     encode_catalogue,
     encode_histories,
     repeat_scores,
 )
-from learn_torchrec.towers.model import TowersModelConfig
-from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.dense_all_action import dense_all_action_loss
 from learn_torchrec.towers.objectives.next_item import in_batch
 from learn_torchrec.towers.repeat import (
@@ -31,14 +27,11 @@ from learn_torchrec.towers.repeat import (
 from learn_torchrec.towers.retrieval import (
     RetrievalConfig,
     evaluate_groups,
-    validate_towers,
 )
-from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
+from learn_torchrec.towers.sampling import next_item_sample
 from learn_torchrec.towers.scores import towers_scores
 from learn_torchrec.towers.statistics import TowerStatistics
 from learn_torchrec.towers.training import train_towers
-from learn_torchrec.training.distributed import process_group
-from learn_torchrec.training.optim import OptimizerConfig
 from learn_torchrec.training.run_log import RunLog
 
 CPU = torch.device("cpu")
@@ -221,44 +214,6 @@ def test_the_dense_loss_equals_the_naive_formula():
     torch.testing.assert_close(gradient, naive, atol=1e-5, rtol=1e-5)
 
 
-def towers_config(**loss):
-    shape = EncoderShape(
-        width=16, num_layers=1, num_heads=2, feed_forward_dim=32, dropout=0.0
-    )
-    return TowersConfig(
-        model=TowersModelConfig(encoder=shape, item_tower="self", repeat=True),
-        sampling=SamplingConfig(
-            history_length=6, target_length=6, num_history_samples=2, min_history=2
-        ),
-        loss=LossConfig(temperature=0.2, **loss),
-        optimizer=OptimizerConfig(learning_rate=2e-2),
-        training=TowersTrainingConfig(epochs=10, batch_size=20),
-    )
-
-
-def users_who(repeat: bool, users=60, length=8):
-    """Each buys one item again and again, or never the same twice."""
-    random = np.random.default_rng(0)
-    rows = [
-        np.full(length, random.integers(40))
-        if repeat
-        else random.permutation(40)[:length]
-        for _ in range(users)
-    ]
-    sequences = sequence_set(
-        user_ids=pa.array(range(users)),
-        offsets=np.arange(users + 1) * length,
-        items=np.concatenate(rows),
-        times=np.tile(np.arange(length), users),
-    )
-    task = RetrievalTask(
-        sequences=sequences, history_lengths=np.full(users, length - 2)
-    )
-    return TowersSplit(
-        train=sequences, cuts=None, validation=task, test=task, known_until=length
-    )
-
-
 @pytest.mark.parametrize("objective", ["dense_all_action", "next_item"])
 def test_it_learns_whether_things_are_bought_again(
     store, one_rank, tmp_path, objective
@@ -304,62 +259,3 @@ def test_retrieval_adds_it_to_the_whole_past(store):
         rows, data.train, len(store), data.test, RetrievalConfig(ks=(5,))
     )
     assert groups["all"]["learn"]["h@5"] == 0.0
-
-
-@pytest.mark.parametrize("filter_history", [False, True])
-@pytest.mark.parametrize("inputs", ["content", "content+id"])
-def test_validation_ranks_as_the_evaluation_does(store, inputs, filter_history):
-    data, task = users_who(repeat=False), users_who(repeat=False).test
-    config = dataclasses.replace(towers_config().model, inputs=inputs)
-    torch.manual_seed(0)
-    towers = build_towers(config, statistics_of(store))
-    with torch.no_grad():
-        towers.repeat.weight.copy_(torch.tensor([0.1, 0.0, -0.02, 0.0, 0.0]))
-    retrieval = RetrievalConfig(ks=(5, 10), filter_history=filter_history)
-    with process_group():
-        found = validate_towers(towers, store, task, 3, CPU, retrieval)
-    rows = {"learn": towers_scores(towers, store, task, 3, CPU)}
-    groups = evaluate_groups(rows, data.train, len(store), task, retrieval)
-    assert found == pytest.approx(groups["all"]["learn"], rel=1e-6)
-    assert 0 < found["r@10"] < 1
-
-
-@pytest.mark.parametrize("repeat", [True, False])
-def test_validation_keeps_the_scale_that_finds_most(store, repeat):
-    data = users_who(repeat)
-    torch.manual_seed(1)
-    towers = build_towers(towers_config().model, statistics_of(store))
-    with torch.no_grad():
-        towers.repeat.weight[0] = -0.3
-    before = events_scored(towers, data)
-    retrieval = RetrievalConfig(ks=(1, 5))
-    with process_group():
-        found = validate_towers(towers.train(), store, data.test, 3, CPU, retrieval)
-    torch.testing.assert_close(events_scored(towers, data), before)  # in training
-    kept, recalls = towers.repeat.scale.item(), {}
-    for scale in (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0):
-        towers.repeat.scale.fill_(scale)
-        rows = {"learn": towers_scores(towers, store, data.test, 3, CPU)}
-        groups = evaluate_groups(rows, data.train, len(store), data.test, retrieval)
-        recalls[scale] = groups["all"]["learn"]["r@1"]
-    assert found["r@1"] == pytest.approx(max(recalls.values()))
-    assert recalls[1.0] < found["r@1"]
-    first = min((s for s in recalls if recalls[s] == max(recalls.values())), key=from_1)
-    assert kept == pytest.approx(first)
-    assert (kept < 1) == repeat
-
-
-def from_1(scale):
-    return abs(math.log(scale))
-
-
-def events_scored(towers, data):
-    """Return the score of the past of the first user's last event."""
-    sequences = data.train
-    length = int(sequences.lengths[0])
-    return towers.repeat(
-        torch.from_numpy(sequences.items[:length].astype(np.int64)),
-        torch.from_numpy(sequences.times[:length].astype(np.int64)),
-        torch.tensor([length]),
-        torch.tensor([[length - 1]]),
-    ).score
