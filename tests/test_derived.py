@@ -59,6 +59,7 @@ def test_a_shop(tmp_path):
     assert run.split.actions == ("buy", "view")  # a refund is no sign of interest
     assert "refund" in settings(derived)["split.actions"].reason
     assert run.towers.model.repeat
+    assert run.towers.model.popularity
     assert not run.retrieval.filter_history
     assert derived.features is None
     # 180 users are known, a tenth of them validates, a quarter of the rest: a batch.
@@ -69,6 +70,7 @@ def test_a_shop(tmp_path):
 def test_where_nothing_repeats_histories_are_filtered(tmp_path):
     run = derive(write(tmp_path, visits())).run
     assert not run.towers.model.repeat
+    assert not run.towers.model.popularity
     assert run.retrieval.filter_history
 
 
@@ -153,6 +155,16 @@ def test_new_users_are_the_test_if_they_are_some_and_many(tmp_path, users, holdo
     assert derive(write(tmp_path / "one", log)).run.split.holdout == holdout
     log += [(user, 10, day, "buy") for user in range(2000, 3000) for day in (1, 99)]
     assert derive(write(tmp_path / "two", log)).run.split.holdout == "time"
+
+
+@pytest.mark.parametrize(("each", "length"), [(20, 400), (600, 600)])
+def test_repeats_are_counted_over_almost_everybodys_whole_history(
+    tmp_path, each, length
+):
+    log = visits(users=20, each=each, repeats=True)
+    log += [(99, 1, day / 100, "buy") for day in range(9_000)]
+    run = derive(write(tmp_path, log)).run
+    assert run.towers.model.repeat_length == length
 
 
 @pytest.mark.parametrize(("lines", "baskets"), [(2, 0.0), (4, 0.5)])

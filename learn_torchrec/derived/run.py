@@ -270,8 +270,9 @@ def _habits(draft: Draft) -> None:
         length = int(np.clip(most, _REPEAT_LENGTH, 10 * _REPEAT_LENGTH))
         reason = f"95 % of the users have {most:,} events or fewer"
         draft.put("towers.model.repeat_length", length, reason)
-    reason = "validation says how much popular items rise"
-    draft.put("towers.model.popularity", True, reason)
+        # Measured where nobody comes back, too: of films it finds more, but no rare ones.
+        reason = "validation says how much popular items rise"
+        draft.put("towers.model.popularity", True, reason)
     if draft.run.towers.loss.objective == "next_item":
         _baskets(draft, owners, sequences.times)
 
