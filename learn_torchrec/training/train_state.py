@@ -38,7 +38,8 @@ class EarlyStopping:
         patience: epochs without improvement before training stops.
         metric: selects the best epoch; higher is better.
         smoothing: epochs whose mean is compared: an epoch and those before it. The
-            metric of few users is noisy, and the best of many is lucky.
+            metric of few users is noisy, and the best of many is lucky. The first
+            mean of so many is better than any of fewer.
 
     Attributes:
         best_epoch: counted from 1; 0 before the first update.
@@ -71,7 +72,7 @@ class EarlyStopping:
         self._latest, smoothed = broadcast_from_rank0(
             (latest, statistics.fmean(latest))
         )
-        if smoothed > self._best:
+        if smoothed > self._best or epoch == self._smoothing:
             self.best_epoch, self.metrics = epoch, dict(metrics)
             self._best = smoothed
             self.weights = full_state_dict(model)

@@ -278,8 +278,8 @@ def test_what_managed_collision_cannot_do_is_refused(options, message):
         ManagedCollisionFeature(column="user_id", **options)
 
 
-@pytest.mark.parametrize(("asked", "rows"), [(1, 64), (64, 64), (65, 128)])
-def test_managed_tables_have_a_multiple_of_64_rows(asked, rows):
+@pytest.mark.parametrize(("asked", "rows"), [(1, 192), (192, 192), (193, 384)])
+def test_managed_tables_have_a_multiple_of_192_rows(asked, rows):
     feature = ManagedCollisionFeature(column="user_id", num_embeddings=asked)
     assert feature.table_rows == rows
 

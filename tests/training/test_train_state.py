@@ -53,6 +53,19 @@ def test_smoothing_compares_means_of_the_latest_epochs(one_rank, tmp_path):
         assert resumed.state() == whole.state()
 
 
+def test_a_mean_of_fewer_epochs_is_never_the_best_of_a_longer_training(one_rank):
+    """The first epoch is lucky; of two alone it is the best."""
+    del one_rank
+    stopping = EarlyStopping(patience=9, metric="auc", smoothing=3)
+    best = []
+    for epoch, value in enumerate((0.9, 0.1, 0.2, 0.1, 0.4), 1):
+        stopping.update(epoch, {"auc": value}, torch.nn.Linear(1, 1))
+        best.append(stopping.best_epoch)
+    assert best == [1, 1, 3, 3, 3]
+    stopping.update(6, {"auc": 0.8}, torch.nn.Linear(1, 1))
+    assert stopping.best_epoch == 6
+
+
 def test_a_metric_below_zero_can_be_the_best(one_rank):
     del one_rank
     stopping = EarlyStopping(patience=1, metric="auc")

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# TorchRec's planner splits managed-collision tables evenly over any divisor of it.
-# Trained shards can be merged but not split: see `sharding.load_state`.
-_BUCKETS = 64
+# TorchRec's planner splits managed-collision tables evenly over any divisor of it: over
+# 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48 or 64 ranks, and more. Trained shards can be merged
+# but not split: see `sharding.load_state`.
+_BUCKETS = 192
 
 
 @configuration
@@ -30,7 +31,7 @@ class ManagedCollisionFeature(SizedFeature):
     """Integers or strings; frequent ids get their own row, rare ones are evicted.
 
     One rank and several do not compute the same: each rank assigns and evicts the rows
-    of its own part of the ids. The same number of ranks, a divisor of 64, does.
+    of its own part of the ids. The same number of ranks, a divisor of 192, does.
 
     Attributes:
         ids: the kind.
@@ -60,7 +61,7 @@ class ManagedCollisionFeature(SizedFeature):
 
     @property
     def table_rows(self) -> int:
-        """Rows of its table, rounded up to a multiple of 64."""
+        """Rows of its table, rounded up to a multiple of 192."""
         return -(-super().table_rows // _BUCKETS) * _BUCKETS
 
     def rows_of(self, ids: FeatureColumn) -> Int64Array:
