@@ -20,7 +20,7 @@ from learn_torchrec.training.distributed import gather_objects, process_group
 def main() -> None:
     logging.basicConfig(level=logging.INFO, force=True)
     config, found = problem.config("row_wise/sgd", managed=True), []
-    training = replace(config.training, batch_size=60)  # two, three and five ranks divide it
+    training = replace(config.training, batch_size=60)  # of 2, 3 and 5 ranks
     config = replace(config, training=training)
     with process_group() as device:
         rows = problem.impressions(config)

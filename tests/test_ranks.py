@@ -29,7 +29,7 @@ def start(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_managed_collision_promises_equally_many_ranks(tmp_path):
-    """Two trainings are equal in all bits; of a number that divides no table, refused."""
+    """Two trainings are equal in all bits; five ranks divide no table."""
     worker, out = WORKER.with_name("managed_worker.py"), tmp_path / "out.json"
     for ranks in (2, 3):
         done = start(ranks, worker, out)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# TorchRec's planner splits managed-collision tables evenly over any divisor of it: over
-# 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48 or 64 ranks, and more. Trained shards can be merged
-# but not split: see `sharding.load_state`.
+# TorchRec's planner splits managed-collision tables evenly over any divisor of it: 1,
+# 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64 ranks and more. Trained shards can be merged but
+# not split: see `sharding.load_state`.
 _BUCKETS = 192
 
 
