@@ -118,7 +118,7 @@ def towers(content: Path, market: Path, device: torch.device) -> dict[str, objec
 
 
 def next_item(content: Path, market: Path, device: torch.device) -> dict[str, object]:
-    """The same with item ids in a sharded table and drawn candidates."""
+    """The same with ids in a sharded table, drawn candidates, and what is validated."""
     store = ContentStore.open(content)
     split = SplitConfig(holdout="leave_one_out", min_events=4)
     histories = load_histories(open_dataset(f"parquet:{market}"), store, split)
@@ -131,6 +131,8 @@ def next_item(content: Path, market: Path, device: torch.device) -> dict[str, ob
             inputs="content+id",
             item_tower="projection",
             id_shrinkage=3.0,
+            repeat=True,
+            popularity=True,
         ),
         sampling=SamplingConfig(history_length=20),
         loss=LossConfig(objective="next_item", candidates=30),
@@ -148,6 +150,9 @@ def next_item(content: Path, market: Path, device: torch.device) -> dict[str, ob
         "mrr": [line["mrr"] for line in log.lines],
         "weights": trained.state["encoder.vector_projection.weight"].tolist(),
         "table": table.tolist(),
+        "chosen": [
+            trained.state[name].item() for name in ("repeat.scale", "popularity.weight")
+        ],
         "pipelined": pipelines[0].pipelined,
     }
 

@@ -64,6 +64,7 @@ def test_several_ranks_equal_one(ranks, store, market, tmp_path):
         close("towers", name, tolerance=1e-4)
     for name in ("loss", "mrr", "weights", "table"):
         close("next_item", name, tolerance=1e-4)
+    assert several["next_item"]["chosen"] == one["next_item"]["chosen"] != [1.0, 0.0]
     for stage in ("ranker", "residual", "attention"):
         # Attention's products amplify the rounding of sums in another order.
         tolerance = 2e-3 if stage == "attention" else 1e-4
