@@ -270,7 +270,7 @@ def _habits(draft: Draft) -> None:
         length = int(np.clip(most, _REPEAT_LENGTH, 10 * _REPEAT_LENGTH))
         reason = f"95 % of the users have {most:,} events or fewer"
         draft.put("towers.model.repeat_length", length, reason)
-        # Where nobody comes back it would find more as well, but no rare films.
+        # Only here: of films, which nobody takes twice, it would lose the rare ones.
         reason = "validation says how much popular items rise"
         draft.put("towers.model.popularity", True, reason)
     if draft.run.towers.loss.objective == "next_item":

@@ -32,7 +32,7 @@ class CandidateSampler:
         self._popular = size // 2 if counts.sum() else 0
         share = counts / max(1, counts.sum())
         self._upper = share.cumsum()
-        missed = np.exp(self._popular * np.log1p(-np.minimum(share, 1 - 1e-12)))
+        missed = (1 - share) ** self._popular
         self.inclusion = 1 - (1 - self._uniform / num_items) * missed
 
     def draw(self, seed: int, epoch: int, step: int) -> Int64Array:

@@ -3,6 +3,8 @@
 N is the number of items.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -39,4 +41,4 @@ class Popularity(nn.Module):
 
     def rare(self, most: int) -> Tensor:
         """Return which items have at most so many events, bool [N]."""
-        return self.log_count.expm1().round() <= most
+        return self.log_count < math.log1p(most + 0.5)

@@ -3,7 +3,7 @@
 Letters: U users, D vector dim.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -46,8 +46,8 @@ from learn_torchrec.training.distributed import (
 _REPEAT_SCALES = (1.0, 1.4, 0.7, 2.0, 0.5, 2.8, 4.0, 8.0, 16.0)
 _POPULARITY_WEIGHTS = (0.0, 0.01, 0.02, 0.04, 0.07, 0.1)  # in units of the cosine
 _CHOOSING_USERS = 1_000
-# Of the long tail's recall beside that of all targets, which it is a part of: without
-# it popular items take the places that rare ones had.
+# The long tail counts as a part of all targets, and by so much once more: otherwise
+# popular items take the places that rare ones had.
 _TAIL_WEIGHT = 0.5
 
 
@@ -62,30 +62,28 @@ def validate_towers(
     """Rank the full catalogue for every user of the task; ranks share the items.
 
     First sets the scale of the repeat score and the weight of popularity, if the towers
-    have them: on up to 1,000 users, to the largest recall of all targets at the first
-    cut-off, to which that of the long-tail ones adds a half.
+    have them, on up to 1,000 users: to where recall at the first cut-off is largest,
+    that of all targets plus, for towers with popularity, half that of the long tail.
     """
     ranking = _Ranking.of(towers, store, task, history_length, device, config)
     few = ranking.sample(_CHOOSING_USERS)
     if towers.repeat is not None and not config.filter_history:
         scales = [replace(few, repeat_scale=scale) for scale in _REPEAT_SCALES]
-        few = _best(scales, _Ranking.worth)
+        few = _best(scales)
         towers.repeat.scale.fill_(few.repeat_scale)
     if towers.popularity is not None:
         weights = [replace(few, popularity=one) for one in _POPULARITY_WEIGHTS]
-        few = _best(weights, _Ranking.worth)
+        few = _best(weights)
         towers.popularity.weight.fill_(few.popularity)
     return replace(
         ranking, repeat_scale=few.repeat_scale, popularity=few.popularity
     ).metrics()
 
 
-def _best(
-    rankings: Sequence["_Ranking"], worth: Callable[["_Ranking"], float]
-) -> "_Ranking":
-    """Return the first of the best; metrics may differ between ranks in a digit."""
-    worths = [worth(ranking) for ranking in rankings]
-    return rankings[broadcast_from_rank0(int(np.argmax(worths)))]
+def _best(rankings: Sequence["_Ranking"]) -> "_Ranking":
+    """Return the first of the best, as rank 0 finds: sums differ in the last digit."""
+    best = int(np.argmax([ranking.worth() for ranking in rankings]))
+    return rankings[broadcast_from_rank0(best)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +187,7 @@ class _Ranking:
         return rank_metrics(self._ranks(), self.num_items, targets, ks)
 
     def worth(self) -> float:
-        """Return the recall of all targets, and half that of the long-tail ones."""
+        """Return recall of all targets plus half that of the long tail, if known."""
         ranks, k = self._ranks(), self.config.ks[0]
         users, items = distinct_pairs(self.task.targets, self.num_items)
         groups = {1.0: np.ones(len(items), bool)}

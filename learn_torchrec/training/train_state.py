@@ -38,8 +38,8 @@ class EarlyStopping:
         patience: epochs without improvement before training stops.
         metric: selects the best epoch; higher is better.
         smoothing: epochs whose mean is compared: an epoch and those before it. The
-            metric of few users is noisy, and the best of many is lucky. The first
-            mean of so many is better than any of fewer.
+            metric of few users is noisy, and the best of many is lucky. Means of
+            fewer epochs no longer count once so many have been trained.
 
     Attributes:
         best_epoch: counted from 1; 0 before the first update.

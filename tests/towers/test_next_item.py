@@ -332,6 +332,18 @@ def test_every_parameter_learns(store, one_rank, inputs, item_tower):
     assert not batch.content.requires_grad
 
 
+def loss_of(towers, batch, **options):
+    """Return the loss of a batch at a temperature of 0.1."""
+    return next_item_loss(
+        towers.encode_anchors(batch, None),
+        towers.encode_items(batch.content, torch.arange(len(batch.item_rows))),
+        batch.target[batch.positives.clamp(min=0)].where(batch.anchors >= 0, -1),
+        batch.candidates,
+        temperature=0.1,
+        **options,
+    )
+
+
 @pytest.mark.parametrize(("adjustment", "weight"), [(0.5, 1.0), (0.5, 0.25), (0, 0.25)])
 def test_offsets_are_log_shares_of_events_and_weights_of_the_unseen(
     store, one_rank, adjustment, weight
@@ -352,12 +364,9 @@ def test_offsets_are_log_shares_of_events_and_weights_of_the_unseen(
     share = torch.from_numpy(np.maximum(batch.item_rows.numpy(), 1) / 781)
     unseen = batch.item_rows == 0
     assert unseen.any()
-    expected = next_item_loss(
-        towers.encode_anchors(batch, None),
-        towers.encode_items(batch.content, torch.arange(len(batch.item_rows))),
-        batch.target[batch.positives.clamp(min=0)].where(batch.anchors >= 0, -1),
-        batch.candidates,
-        temperature=0.1,
+    expected = loss_of(
+        towers,
+        batch,
         offsets=adjustment * share.log().float() + unseen * math.log(weight),
     )
     task = TwinTowerTrain(towers, objective, config)
@@ -375,12 +384,9 @@ def test_drawn_candidates_stand_for_the_catalogue(store, one_rank):
     drawn = CandidateSampler(np.arange(40), 9)
     rows = batch.item_rows[batch.candidates].tolist()
     assert rows == drawn.draw(0, 0, 0).tolist()
-    expected = next_item_loss(
-        towers.encode_anchors(batch, None),
-        towers.encode_items(batch.content, torch.arange(len(batch.item_rows))),
-        batch.target[batch.positives.clamp(min=0)].where(batch.anchors >= 0, -1),
-        batch.candidates,
-        temperature=0.1,
+    expected = loss_of(
+        towers,
+        batch,
         log_inclusion=torch.from_numpy(drawn.inclusion).log()[batch.item_rows].float(),
     )
     task = TwinTowerTrain(towers, objective, config)

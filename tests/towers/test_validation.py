@@ -138,7 +138,11 @@ def test_popularity_by_hand():
     by_hand = [0, -0.5 * np.log(2), 0.5 * np.log(2), 0]  # log 2 and log 8
     assert popularity().tolist() == pytest.approx(by_hand)
     assert popularity.rare(1).tolist() == [True, True, False, True]
-    assert Popularity(torch.zeros(3)).requires_grad_()().tolist() == [0, 0, 0]
+    assert popularity.rare(6).tolist() == [True, True, False, True]
+    assert popularity.rare(7).all()
+    nothing = Popularity(torch.zeros(3))
+    nothing.weight.fill_(0.5)
+    assert nothing().tolist() == [0, 0, 0]
 
 
 def first_scores(towers, data):
