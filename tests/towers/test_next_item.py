@@ -29,7 +29,7 @@ from learn_torchrec.towers.objectives.config import LossConfig
 from learn_torchrec.towers.objectives.next_item import NextItem, next_item_loss
 from learn_torchrec.towers.repeat import RepeatedItems
 from learn_torchrec.towers.retrieval import RetrievalConfig
-from learn_torchrec.towers.sampling import SamplingConfig, next_item_sample
+from learn_torchrec.towers.sampling import SamplingConfig
 from learn_torchrec.towers.task import TwinTowerTrain
 from learn_torchrec.towers.training import train_towers
 from learn_torchrec.towers.warm_start import InitialTowers
@@ -85,67 +85,6 @@ def data_of(sequences, leave_out=1):
         test=task,
         known_until=9,
     )
-
-
-def test_each_event_is_paired_with_the_next():
-    sample = next_item_sample(np.arange(3), 2, seed=0, epoch=0, user=0)
-    assert sample.history.tolist() == [0, 1]
-    assert sample.target.tolist() == [1, 2]
-    assert sample.anchors.tolist() == sample.positives.tolist() == [0, 1]
-
-
-def test_of_a_long_history_every_part_is_drawn_as_often():
-    """The same part for the same seed, epoch and user."""
-    starts = []
-    for epoch in range(600):
-        sample = next_item_sample(np.arange(7), 4, seed=1, epoch=epoch, user=5)
-        again = next_item_sample(np.arange(7), 4, seed=1, epoch=epoch, user=5)
-        first = int(sample.history[0])
-        assert sample.history.tolist() == list(range(first, first + 4))
-        assert sample.target.tolist() == list(range(first + 1, first + 5))
-        assert again.history.tolist() == sample.history.tolist()
-        starts.append(first)
-    assert np.bincount(starts, minlength=3).min() > 150
-    assert max(starts) == 2  # the latest event is the last target
-
-
-def test_of_a_basket_nothing_is_predicted_from_itself():
-    """Moments 1 1 1 2 3 3: nothing is before the first, the last two are of one.
-
-    Of users with one moment alone, events within it are better than none.
-    """
-    times = np.array([1, 1, 1, 2, 3, 3])
-    sample = next_item_sample(times, 9, seed=0, epoch=0, user=0, baskets=1.0)
-    pairs = zip(
-        sample.history[sample.anchors], sample.target[sample.positives], strict=True
-    )
-    assert list(pairs) == [(2, 3), (3, 4), (3, 5)]
-    alone = next_item_sample(times[:3], 9, seed=0, epoch=0, user=0, baskets=1.0)
-    assert alone.anchors.tolist() == alone.positives.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("length", [1, 3, 40])
-def test_baskets_leave_moments_apart_in_every_window(length):
-    times = np.sort(np.random.default_rng(0).integers(0, 30, 100))
-    for epoch in range(20):
-        sample = next_item_sample(times, length, 3, epoch, 0, baskets=1.0)
-        before = times[sample.history[sample.anchors]]
-        after = times[sample.target[sample.positives]]
-        if (before < after).any():
-            assert (before < after).all()
-        assert len(sample.anchors) == len(sample.positives) > 0
-
-
-def test_a_share_of_the_users_learns_what_completes_a_basket():
-    times = np.array([1, 1, 1, 2, 3, 3])
-    drawn = [
-        next_item_sample(times, 9, seed=0, epoch=epoch, user=0, baskets=0.3)
-        for epoch in range(600)
-    ]
-    within = [sample.anchors.tolist() == list(range(5)) for sample in drawn]
-    before = [sample.anchors.tolist() == [2, 3, 3] for sample in drawn]
-    assert sum(within) + sum(before) == 600
-    assert 0.25 < np.mean(before) < 0.35
 
 
 @pytest.mark.parametrize("num_candidates", [0, 12])

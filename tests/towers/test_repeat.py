@@ -149,7 +149,8 @@ def test_batches_hold_the_past_of_every_anchor(length):
     )
     torch.nn.init.normal_(towers.repeat.weight)
     users = np.arange(20)
-    samples = [next_item_sample(sequences.of(u), 8, 0, 0, u) for u in users]
+    times = np.split(sequences.times, sequences.ends[:-1])
+    samples = [next_item_sample(times[u], 8, 0, 0, u) for u in users]
     batch = collate(sequences, users, samples, 8, 8, np.arange(6), length)
     seen = towers.repeated_items(batch)
     starts = np.cumsum(lengths) - lengths
